@@ -28,8 +28,8 @@ from ttsnap.files.writing import write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
-from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward, refuse_credentials
+from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"

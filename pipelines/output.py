@@ -23,10 +23,9 @@ from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Event, Result
 from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
-from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import score_in_parts
+from ttsnap.rewards.scoring import Shown, score_in_parts
 
 if TYPE_CHECKING:
     from ttsnap.pipelines.denoiser import PipelineDenoiser

@@ -30,8 +30,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Json
-from ttsnap.rewards.frames import Shown
-from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import adapted
+from ttsnap.rewards.scoring import Shown
 
 logger = logging.getLogger(__name__)
 HELD, BACKLOG, GRACE = 4, 512, 5
@@ -88,7 +88,7 @@ class RewardServer:
 
 def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu") -> Starlette:
     """The web application: GET describes the reward, POST scores images; every error is JSON with a sentence."""
-    Shown().check([make_reward(reward)])
+    Shown().check([adapted(reward)])
     room, turn = asyncio.Semaphore(HELD), asyncio.Lock()
 
     async def describe(request: Request) -> Response:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.rewards.registry import make_reward
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardModel, adapted
 
 
 class Staged(RewardModel):
@@ -21,7 +20,7 @@ class Staged(RewardModel):
     """
 
     def __init__(self, early: Reward, final: Reward) -> None:
-        self.early, self.final = make_reward(early), make_reward(final)
+        self.early, self.final = adapted(early), adapted(final)
         self.name = f"{self.early.name} then {self.final.name}"
         self.heavy = self.early.heavy or self.final.heavy
         self.tokens = max(self.early.tokens, self.final.tokens)

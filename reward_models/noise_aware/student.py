@@ -24,8 +24,7 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Json, check
 from ttsnap.profiling.flops import count_flops
-from ttsnap.rewards.registry import make_reward
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardModel, adapted
 
 MOST_RANK, MOST_LEVELS = 4096, 1000
 """Of files: no adapter needs more, and every level has a copy of its own."""
@@ -64,7 +63,7 @@ class NoiseAware(RewardModel):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
-        scorer = make_reward(base)
+        scorer = adapted(base)
         if not isinstance(scorer, Scorer) or not (scorer.adapted and scorer.trained and scorer.level_sites):
             raise ValueError(
                 f"reward {scorer.name!r} cannot be made noise-aware; take one whose class says "

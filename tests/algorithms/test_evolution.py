@@ -17,7 +17,7 @@ from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 

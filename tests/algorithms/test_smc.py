@@ -25,7 +25,7 @@ from ttsnap.core.plans import Plan
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.kernels import Ddim
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import noise

@@ -25,7 +25,7 @@ from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.store import Node
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import VP
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser

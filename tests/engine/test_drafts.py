@@ -31,7 +31,7 @@ from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded

@@ -19,7 +19,7 @@ from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.engine.gradients import Differentiator
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.rng import seeded
 
 from ..pipelines.tiny import FAMILIES, save_lora  # noqa: TID252

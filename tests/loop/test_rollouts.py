@@ -15,7 +15,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.looks import Estimator, Rollout
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.kernels import Ode
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.rng import seeded

@@ -20,7 +20,7 @@ from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.mixture import MixtureDenoiser

@@ -13,7 +13,7 @@ from PIL import Image
 from ttsnap import SeedPruning, search
 from ttsnap.results import outputs
 from ttsnap.results.pixels import to_uint8
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 
 SETTINGS: dict[str, Any] = {
     "ttsnap": "0.0", "model": "toy, v1", "sampler": "Ode", "kernel": "pipeline",

@@ -12,7 +12,8 @@ from PIL import Image
 from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility
 from ttsnap.reward_models.staged import Staged
 
-from ttsnap.rewards.registry import FunctionReward, make_reward
+from ttsnap.rewards.registry import make_reward
+from ttsnap.rewards.reward_model import FunctionReward
 
 
 def flat(*colour: float) -> torch.Tensor:

@@ -30,7 +30,8 @@ from ttsnap.reward_models.http import HttpReward
 
 from ttsnap.cli import main
 from ttsnap.files.settings import build
-from ttsnap.rewards.registry import FunctionReward, heavy, make_reward
+from ttsnap.rewards.registry import heavy, make_reward
+from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.rewards.scoring import score_images
 from ttsnap.service.opening import offered
 

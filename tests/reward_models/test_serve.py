@@ -33,7 +33,7 @@ from ttsnap.reward_models.request import BATCH_PIXELS, Limits, RefusedError, bat
 from ttsnap.reward_models.serve import RewardServer
 
 from ttsnap.cli import main
-from ttsnap.rewards.registry import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
 PROMPTS = ["a", "b", "c", "d", "e"]

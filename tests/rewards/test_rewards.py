@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ttsnap.core import utility
-from ttsnap.rewards.registry import REWARDS, FunctionReward, make_reward, make_rewards
-from ttsnap.rewards.reward_model import AdaptedReward, RewardModel
+from ttsnap.rewards.registry import REWARDS, make_reward, make_rewards
+from ttsnap.rewards.reward_model import FunctionReward, RewardModel
 from ttsnap.rewards.scoring import score_images
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 4).view(2, 3, 2, 2)
@@ -139,7 +139,7 @@ class Rich(Bare):
 def test_a_bare_reward_gets_the_whole_interface() -> None:
     mine = Bare()
     made = make_reward(mine)
-    assert isinstance(made, AdaptedReward)
+    assert isinstance(made, FunctionReward)
     assert made.given is mine
     assert (made.name, made.estimates, made.flops) == ("bare", "pixels", 0.0)
     assert (made.base, made.network, made.scores_estimates_apart) == (None, None, False)

@@ -18,10 +18,9 @@ from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
 from ttsnap.profiling.stopwatch import Stopwatch
-from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, ask, explained
+from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
 from ttsnap.sampling.denoiser import Can, Denoiser
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,9 @@ from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.outputs import ENLARGED
 from ttsnap.results.pixels import still
-from ttsnap.rewards.frames import Shown
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel, Sourced
-from ttsnap.rewards.scoring import score_in_parts
+from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27

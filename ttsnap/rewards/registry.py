@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import sys
 import sysconfig
@@ -14,16 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.rewards.reward_model import NEEDS, SPACES, AdaptedReward, RewardModel, needs_of, stated
+from ttsnap.rewards.reward_model import RewardModel, adapted, needs_of, stated
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     Device = torch.device | str
-Function: TypeAlias = Callable[..., Scores]
-"""Of (images, prompts) or (images, prompts, level), as FunctionReward takes them."""
-Spec = str | Reward | Function
+Spec: TypeAlias = str | Reward | Callable[..., Scores]
 """What a user may give as a reward: see make_reward."""
 
 
@@ -105,30 +101,6 @@ def place_of(error: Exception) -> str:
     return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
-class FunctionReward(RewardModel):
-    """Any function of (images, prompts) or (images, prompts, level) as a reward.
-
-    images (N, 3, H, W) float tensor in [0, 1], prompts a list of N strings; it returns N numbers, higher better. An
-    attribute `needs` of the function is as in RewardModel: one that needs a source takes it by that name.
-    """
-
-    def __init__(self, function: Function, name: str | None = None) -> None:
-        self.name = name or stated(function, "__name__", type(function).__name__)
-        self._function, self.needs = function, needs_of(function)
-        source = {"source": None} if "source" in self.needs else {}
-        try:
-            inspect.signature(function).bind(None, None, None, **source)
-            self._takes_level = True
-        except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
-            self._takes_level = False
-
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, **source: Tensor | None
-    ) -> Scores:
-        given = (images, prompts, level) if self._takes_level else (images, prompts)
-        return self._function(*given, **source)
-
-
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
     """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward.
 
@@ -137,43 +109,42 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
     published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
     that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
-    executed. A RewardModel is returned as it is, and any other Reward as the `given` of an AdaptedReward. Raises
+    executed. A RewardModel is returned as it is, and any other Reward as the `given` of a FunctionReward. Raises
     ValueError that says what was wrong.
     """
-    weights = name = asked = ""
     refuse_credentials(spec)
-    more = dict[str, Any](device=device, dtype=dtype)
-    if isinstance(spec, str) and " then " in spec:
-        early, late = (make_reward(part.strip(), device=device, dtype=dtype) for part in spec.split(" then ", 1))
+    if isinstance(spec, str) and len(stages := _stages(spec)) > 1:
+        early, late = (make_reward(stage, device=device, dtype=dtype) for stage in stages)
         staged: RewardModel = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
         return staged
-    if isinstance(spec, str) and spec.startswith(("http://", "https://")):
-        remote: RewardModel = _load("ttsnap.reward_models.http:HttpReward", spec)(spec)
+    if isinstance(spec, str) and (place := _elsewhere(spec)) is not None:
+        remote: RewardModel = _load(place, spec)(spec)
         return remote
-    if isinstance(spec, str) and spec.partition(":")[0] == JUDGE:
-        judge: RewardModel = _load("ttsnap.reward_models.judge.rewards:from_spec", spec)(spec)
-        return judge
-    if isinstance(spec, str):
-        name, _, argument = spec.partition(":")
-        known = name in REWARDS
-        if name == "noise-aware" and " on " in argument and not Path(argument).is_dir():
-            argument, _, base = argument.rpartition(" on ")
+    what, name, weights = _what(spec), "", ""
+    more: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+    if isinstance(spec, str) and spec.partition(":")[0] in REWARDS:
+        name, _, weights = spec.partition(":")
+        if name == "noise-aware" and " on " in weights and not Path(weights).is_dir():
+            weights, _, base = weights.rpartition(" on ")
             more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
-        weights, asked = (argument, spec) if known else ("", spec)
-        spec = _load(REWARDS[name], asked) if known else _load(spec, asked)
-    load: Callable[..., Reward] | None = stated(spec, "from_pretrained", None)
+    load = stated(what, "from_pretrained", None)
     if weights and load is None:
-        raise ValueError(f"reward {name!r} has no weights to choose, got {asked!r}; write {name!r} alone")
-    if isinstance(spec, type):
-        given = {k: v for k, v in more.items() if v is not None}
-        spec = spec() if load is None else load(*[weights] * bool(weights), **given)
-    made = _adapted(spec)
-    if made.estimates not in SPACES:
-        wrong = f"reward {made.name!r} reads estimates as {made.estimates!r}"
-        raise ValueError(f"{wrong}; known are {', '.join(SPACES[:-1])} and {SPACES[-1]}")
-    if unknown := sorted(made.needs - set(NEEDS)):
-        raise ValueError(f"reward {made.name!r} needs {unknown}; what a reward may need is {' and '.join(NEEDS)}")
-    return made
+        raise ValueError(f"reward {name!r} has no weights to choose, got {spec!r}; write {name!r} alone")
+    if isinstance(what, type):
+        return adapted(what() if load is None else load(*[weights] * bool(weights), **more))
+    return adapted(what)
+
+
+def make_rewards(
+    specs: Spec | list[Spec] | tuple[Spec, ...], *, device: Device | None = None, dtype: torch.dtype | None = None
+) -> tuple[RewardModel, ...]:
+    """One spec of make_reward or a list of them -> rewards with different names."""
+    many = specs if isinstance(specs, list | tuple) else [specs]
+    rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
+    names = [r.name for r in rewards]
+    if not rewards or len(set(names)) < len(names):
+        raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
+    return rewards
 
 
 def named(text: str) -> tuple[str, str]:
@@ -185,15 +156,10 @@ def named(text: str) -> tuple[str, str]:
 def check_names(specs: object) -> None:
     """ValueError where a reward that a user names, or one of a list, is surely none: an unknown name, or a function of
     a file or a module that is not there. Nothing is loaded for it, and nothing is imported."""
-    for spec in specs if isinstance(specs, list | tuple) else [specs]:
-        refuse_credentials(spec)
-        if not isinstance(spec, str) or spec.startswith(("http://", "https://")):
-            continue
-        if " then " in spec:
-            check_names([part.strip() for part in spec.split(" then ", 1)])
-            continue
-        name, colon, _ = spec.partition(":")
-        if name in _NAMES:
+    refuse_credentials(specs)
+    for spec in _stages(specs):
+        name, colon, _ = str(spec).partition(":")
+        if not isinstance(spec, str) or name in REWARDS or _elsewhere(spec) is not None:
             continue
         if not colon:
             raise ValueError(_unknown(spec))
@@ -210,54 +176,44 @@ def heavy(spec: Spec) -> bool:
     images and prompts, so that it can have one. Nothing is loaded for it; a file or module that you name is imported,
     that is, executed. ValueError for an unknown one."""
     refuse_credentials(spec)
-    if isinstance(spec, str):
-        if " then " in spec:
-            return any(heavy(part.strip()) for part in spec.split(" then ", 1))
-        name = spec.partition(":")[0]
-        if name == JUDGE or spec.startswith(("http://", "https://")):
-            return False
-        return heavy(_load(REWARDS.get(name, spec), spec))
-    return not needs_of(spec) and stated(spec, "estimates", "pixels") == "pixels" and stated(spec, "heavy", False)
+    known = [_what(stage) for stage in _stages(spec) if not isinstance(stage, str) or _elsewhere(stage) is None]
+    return any(
+        stated(what, "heavy", False) and stated(what, "estimates", "pixels") == "pixels" and not needs_of(what)
+        for what in known
+    )
 
 
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
     """Whether rewards that a user gives may score drafts that nobody asked for: none asks a
     model behind an API, where each of many drafts costs tokens. Nothing is loaded for it, as for
     `heavy`. ValueError for an unknown one."""
+    for stage in _stages(specs):
+        if not isinstance(stage, str) or _elsewhere(stage) is None:
+            paid = stated(_what(stage), "tokens", 0) > 0
+        else:
+            paid = stage.partition(":")[0] == JUDGE
+        if paid:
+            return False
+    return True
+
+
+def _stages(specs: Any) -> list[Any]:
+    """The rewards that specs name: each of a list, and both of "A then B"."""
     many = specs if isinstance(specs, list | tuple) else [specs]
-    return all(map(_suits_drafts, many))
+    parts = ([stage.strip() for stage in one.split(" then ", 1)] if isinstance(one, str) else [one] for one in many)
+    return [stage for part in parts for stage in part]
 
 
-def _suits_drafts(spec: Spec) -> bool:
-    if isinstance(spec, str):
-        if " then " in spec:
-            return all(_suits_drafts(part.strip()) for part in spec.split(" then ", 1))
-        name = spec.partition(":")[0]
-        if name == JUDGE or spec.startswith(("http://", "https://")):
-            return name != JUDGE
-        return _suits_drafts(_load(REWARDS.get(name, spec), spec))
-    return not stated(spec, "tokens", 0)
+def _elsewhere(spec: str) -> str | None:
+    """What makes a reward at an address, or one that asks a judge; None for other rewards."""
+    if spec.startswith(("http://", "https://")):
+        return "ttsnap.reward_models.http:HttpReward"
+    return "ttsnap.reward_models.judge.rewards:from_spec" if spec.partition(":")[0] == JUDGE else None
 
 
-def _adapted(given: Any) -> RewardModel:
-    """The complete interface of an object that a user gives."""
-    if isinstance(given, RewardModel):
-        return given
-    if not callable(given):
-        raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
-    return AdaptedReward(given) if isinstance(stated(given, "name", None), str) else FunctionReward(given)
-
-
-def make_rewards(
-    specs: Spec | list[Spec] | tuple[Spec, ...], *, device: Device | None = None, dtype: torch.dtype | None = None
-) -> tuple[RewardModel, ...]:
-    """One spec of make_reward or a list of them -> rewards with different names."""
-    many = specs if isinstance(specs, list | tuple) else [specs]
-    rewards = tuple(make_reward(spec, device=device, dtype=dtype) for spec in many)
-    names = [r.name for r in rewards]
-    if not rewards or len(set(names)) < len(names):
-        raise ValueError(f"need at least one reward, each with a name of its own, got {names}")
-    return rewards
+def _what(spec: Spec) -> Any:
+    """The class, function or object that a reward's name stands for, or the one that was given. Nothing is made."""
+    return _load(REWARDS.get(spec.partition(":")[0], spec), spec) if isinstance(spec, str) else spec
 
 
 def _load(path: str, asked: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -34,7 +35,7 @@ class RewardModel(ABC):
     needs: frozenset[str] = frozenset()
     """Of NEEDS, what it cannot score without. With "source" it is called as reward(images, prompts, level, source=...),
     where source (N, 3, h, w) float in [0, 1] holds the image that each row's prompt edits. With "video" its images are
-    videos (N, T, 3, H, W); other rewards see single frames of a video (frames.py)."""
+    videos (N, T, 3, H, W); other rewards see single frames of a video (scoring.Shown)."""
     estimates: str = "pixels"
     """What it reads of an unfinished x0 estimate, one of SPACES. Other than pixels, no estimate is decoded for it."""
     example: str = "a photo"
@@ -99,25 +100,33 @@ class RewardModel(ABC):
         return other
 
 
-class AdaptedReward(RewardModel):
-    """A user's reward (`given`) with the complete interface: what it has takes the place of the defaults. Its `needs`
-    may be any collection of names."""
+class FunctionReward(RewardModel):
+    """A user's function or object (`given`) with the complete interface: what it has takes the place of the defaults.
+
+    Called as given(images, prompts, level), without the level where the signature has no place for it, and with
+    `source=` where its `needs`, any collection of names, say so. name: by default its own.
+    """
 
     device: torch.device | str = "cpu"
     """Where it wants images of trial calls."""
     _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
-    def __init__(self, given: Reward) -> None:
-        self.given, self.name = given, given.name
-        own = {name: stated(given, name, _NOTHING) for name in self._OPTIONAL}
-        vars(self).update({name: value for name, value in own.items() if value is not _NOTHING})
-        self.needs = needs_of(given)
+    def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:
+        own = {name: stated(given, name, _NOTHING) for name in ("name", *self._OPTIONAL)}
+        called = stated(given, "__name__", type(given).__name__)
+        vars(self).update({"name": called} | {key: value for key, value in own.items() if value is not _NOTHING})
+        self.name, self.given, self.needs = name or self.name, given, needs_of(given)
+        try:
+            inspect.signature(given).bind(None, None, None, **dict.fromkeys(self.needs & {"source"}))
+            self._takes_level = True
+        except (TypeError, ValueError):  # takes fewer, or is a builtin without a signature
+            self._takes_level = False
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, **source: Tensor | None
     ) -> Scores:
-        return self.given(images, prompts, level, **source)
+        return self.given(images, prompts, *[level] * self._takes_level, **source)
 
     @cached_property
     def flops(self) -> float:
@@ -125,6 +134,20 @@ class AdaptedReward(RewardModel):
 
     def trial_image(self) -> Tensor:
         return _gray(self.device)
+
+
+def adapted(given: object) -> RewardModel:
+    """The complete interface of an object that a user gives. ValueError where it is no reward, or says of itself what
+    cannot be."""
+    if not callable(given):
+        raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
+    made = given if isinstance(given, RewardModel) else FunctionReward(given)
+    if made.estimates not in SPACES:
+        wrong = f"reward {made.name!r} reads estimates as {made.estimates!r}"
+        raise ValueError(f"{wrong}; known are {', '.join(SPACES[:-1])} and {SPACES[-1]}")
+    if unknown := sorted(made.needs - set(NEEDS)):
+        raise ValueError(f"reward {made.name!r} needs {unknown}; what a reward may need is {' and '.join(NEEDS)}")
+    return made
 
 
 class Sourced(RewardModel):
