@@ -18,10 +18,9 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import make
-from ttsnap.engine.ascent_stepper import AscentStepper
-from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.gradient_steppers import AscentStepper
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.prompts import EncodedPrompts
+from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
 from ttsnap.engine.store import Node
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.prompts import EncodedPrompts
+from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
 from ttsnap.engine.store import Node
 from ttsnap.sampling.rng import seeded
 

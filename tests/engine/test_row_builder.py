@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ttsnap.core.looks import ESTIMATE, Rollout
+from ttsnap.core.moves import Kind, Rows
+from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine import row_builder
-from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
-from ttsnap.engine.prompts import EncodedPrompts
-from ttsnap.engine.rows import NearNoise
+from ttsnap.engine.rows import Beginning, NearNoise, RowBuilder
+from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.sampling import rng
@@ -41,9 +42,22 @@ def parent(denoiser: MixtureDenoiser, at: int = 4) -> Node:
     return node
 
 
+KEY = (7, 9)
+"""Of a child with uid 8."""
+
+
+def begin(noise: InitialNoise, kind: Kind, *particles: Particle, start: int = 4, share: float = 1.0) -> Beginning:
+    """How a row of this kind begins, from particle 0 where there is one; a row NEAR is near particle 1."""
+    seed, store = particles[0].node.seed if particles else 5, Store({(1, i): p for i, p in enumerate(particles)})
+    one, none = np.ones(1, int), np.empty(0, int)
+    rows = Rows(kind * one, one - 1 if particles else -one, start * one, one * 8, one > 0, share * one)
+    plan = Plan(rows, one * 8, (seed * one).astype(np.uint64), one, one > 0, {}, ESTIMATE, none, none)
+    return RowBuilder(noise, store).beginning(1, plan, 0)
+
+
 def test_a_fresh_seed_is_drawn_only_when_the_network_is_to_see_it(noise: InitialNoise) -> None:
-    begun = row_builder.fresh(2, 5)
-    assert (begun.node.job, begun.node.seed, begun.node.position, begun.node.latent) == (2, 5, 0, None)
+    begun = begin(noise, Kind.FRESH)
+    assert (begun.node.job, begun.node.seed, begun.node.position, begun.node.latent) == (1, 5, 0, None)
     with pytest.raises(RuntimeError, match="noise of seed 5 was not drawn yet"):
         _ = begun.node.x
     noise.draw([begun.node])
@@ -51,42 +65,44 @@ def test_a_fresh_seed_is_drawn_only_when_the_network_is_to_see_it(noise: Initial
     assert begun.key == (5, 0)
 
 
-def test_who_goes_on_keeps_its_noise_and_a_child_gets_its_own(denoiser: MixtureDenoiser) -> None:
+def test_who_goes_on_keeps_its_noise_and_a_child_gets_its_own(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
     node, key = parent(denoiser), (7, 3)
-    on, child = row_builder.continued(Particle(node, key)), row_builder.branched(node, (7, 9))
-    near = row_builder.near_sibling(node, (7, 9), NearNoise((7, 4, 4), 0.6))
+    sibling = parent(denoiser, at=5)
+    on, child = (begin(noise, kind, Particle(node, key)) for kind in (Kind.CONTINUE, Kind.BRANCH))
+    with pytest.raises(ValueError, match="particle 1 was not made by one step from where 0 is"):
+        begin(noise, Kind.NEAR, Particle(node, key), Particle(sibling, (7, 4)), share=0.6)
+    sibling.step_noise = (7, 4, 4)
+    near = begin(noise, Kind.NEAR, Particle(node, key), Particle(sibling, (7, 4)), share=0.6)
     assert on.node is child.node is near.node is node
     assert (on.key, on.branched_at) == (key, -1)
-    assert (child.key, child.branched_at, child.near) == ((7, 9), 4, None)
-    assert (near.branched_at, near.near) == (4, NearNoise((7, 4, 4), 0.6))
+    assert (child.key, child.branched_at, child.near) == (KEY, 4, None)
+    assert (near.key, near.branched_at, near.near) == (KEY, 4, NearNoise((7, 4, 4), 0.6))
 
 
 def test_mixed_noise_is_made_of_the_parents_and_fresh_noise(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
-    first = row_builder.from_mixed_noise(parent(denoiser), (7, 9), 0.8, noise)
-    old, new = noise.of(parent(denoiser)), denoiser.init_latents([rng.generator((7, 9, 8))])[0]
-    torch.testing.assert_close(first.node.x, 0.8 * old + 0.6 * new)
-    assert (first.node.position, first.node.prediction) == (0, None)
+    first = begin(noise, Kind.MIX, Particle(parent(denoiser), (7, 3)), share=0.8).node
+    old, new = noise.of(parent(denoiser)), denoiser.init_latents([rng.generator((*KEY, 8))])[0]
+    torch.testing.assert_close(first.x, 0.8 * old + 0.6 * new)
+    assert (first.position, first.prediction) == (0, None)
     # What was mixed once is mixed again, and can be made again from seeds and keys.
-    second = row_builder.from_mixed_noise(first.node, (7, 11), 0.6, noise)
-    torch.testing.assert_close(noise.of(second.node), second.node.x)
-    torch.testing.assert_close(
-        second.node.x, 0.6 * first.node.x + 0.8 * denoiser.init_latents([rng.generator((7, 11, 8))])[0]
-    )
+    second = noise.near(first, 0.6, (7, 11, 8))
+    torch.testing.assert_close(noise.of(second), second.x)
+    torch.testing.assert_close(second.x, 0.6 * first.x + 0.8 * denoiser.init_latents([rng.generator((7, 11, 8))])[0])
 
 
 def test_a_renoised_latent_is_the_parents_with_noise_on_it(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
     node = parent(denoiser)
-    found = row_builder.renoised(node, (7, 9), 2, noise).node
+    found = begin(noise, Kind.RENOISE, Particle(node, (7, 3)), start=2).node
     t, s = float(denoiser.times[4]), float(denoiser.times[2])
     ratio = (1 - s) / (1 - t)
-    xi = rng.noise([(7, 9, 8)], node.x[None])[0]
+    xi = rng.noise([(*KEY, 8)], node.x[None])[0]
     torch.testing.assert_close(found.x, ratio * node.x + math.sqrt(s**2 - (ratio * t) ** 2) * xi)
     assert (found.position, found.prediction, found.seed) == (2, None, 7)
 
 
-def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenoiser) -> None:
+def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenoiser, noise: InitialNoise) -> None:
     node = parent(denoiser, at=8)
-    begun = row_builder.ascending(node, (7, 9), 0.9)
+    begun = begin(noise, Kind.ASCEND, Particle(node, (7, 3)), share=0.9)
     assert begun.ascends_from == (node, 0.9)
     assert (begun.node.position, begun.node.latent) == (0, None)
     with pytest.raises(RuntimeError, match="plain steps follow no gradient"):
@@ -147,7 +163,7 @@ def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(deno
 
 def test_particles_leave_the_store_when_they_are_dropped() -> None:
     store, particle = Store(), Particle(Node(0, 1, 0), (1, 0))
-    store.put(0, 5, particle)
+    store[0, 5] = particle
     store.remove(1, [5])
     assert store[0, 5] is particle
     store.remove(0, [5, 6])

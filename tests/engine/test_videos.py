@@ -13,8 +13,8 @@ from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.outcome import Here, chosen
+from ttsnap.engine.batch_sizes import fit_batches
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.trial_batches import fit_batches
 from ttsnap.loop.job import Job
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header

@@ -103,7 +103,7 @@ def test_a_request_finds_the_same_alone_and_in_company(engine: Any, asked: list[
     assert tuple(spent) == (denoiser.calls, denoiser.decodes)
     assert not live.pending()
     assert not live.executor.prompts.living
-    assert not live.store._particles
+    assert not live.store
 
 
 @relaxed
@@ -128,7 +128,7 @@ def test_requests_that_end_early_keep_the_books_and_leave_the_others_alone(
     assert spent == (denoiser.calls, denoiser.decodes)
     assert not live.pending()
     assert not live.executor.prompts.living
-    assert not live.store._particles
+    assert not live.store
     for rs, request, (how, when), (spec, prompts, _) in zip(results, requests, ends, asked, strict=False):
         assert request.done
         if not how or when >= turn:

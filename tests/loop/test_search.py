@@ -20,7 +20,6 @@ from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoi
 from ttsnap.core.needs import NOTHING, Need, Needs
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.row_builder import from_mixed_noise
 from ttsnap.engine.store import Node
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import dry_costs, fit
@@ -616,7 +615,7 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     assert len({tuple(f.tolist()) for f in fresh_part}) == 4
     big = engine()
     big.admit([Prompt("a")])
-    noise = torch.stack([from_mixed_noise(Node(0, s, 0), (s, 1), 0.5, big.noise).node.x for s in range(4000)])
+    noise = torch.stack([big.noise.near(Node(0, s, 0), 0.5, (s, 1, big.grid.nfe)).x for s in range(4000)])
     assert noise.std() == pytest.approx(1.0, abs=0.03)
     assert noise.mean() == pytest.approx(0.0, abs=0.03)
 

@@ -11,8 +11,8 @@ from ttsnap.pipelines import load, upgrade
 from ttsnap.pipelines.guidance.passes import Texts
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.engine.gradient_steppers import GuidedStepper
 from ttsnap.engine.gradients import Differentiator
-from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Can

@@ -110,8 +110,8 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
         asked.append(most)
         return (5, 2) if len(asked) == 1 else (3, 2)
 
-    monkeypatch.setattr("ttsnap.engine.trial_batches.gauge_of", lambda device: FakeGauge(1))
-    monkeypatch.setattr("ttsnap.engine.trial_batches.fit_rows", planned)
+    monkeypatch.setattr("ttsnap.engine.batch_sizes.gauge_of", lambda device: FakeGauge(1))
+    monkeypatch.setattr("ttsnap.engine.batch_sizes.fit_rows", planned)
     live = engine(rewards=[Brightness("a"), Brightness("b")], batch_size=None)
     (result,) = search(["a"], BestOfN(4), live)
     assert (live.batch_size, live.decode_batch_size) == (5, 3)

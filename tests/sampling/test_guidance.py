@@ -18,8 +18,8 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Result
+from ttsnap.engine.gradient_steppers import GuidedStepper
 from ttsnap.engine.gradients import Differentiator
-from ttsnap.engine.guided_stepper import GuidedStepper
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine

@@ -74,7 +74,7 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
     release = live.release
 
     def ending(job: int) -> None:
-        states.update({uid: live.store[job, uid].node.kernel_state for _, uid in live.store.of_job(job)})
+        states.update({uid: live.store[job, uid].node.kernel_state for of, uid in live.store if of == job})
         release(job)
 
     live.release = ending  # type: ignore[method-assign]

@@ -135,13 +135,15 @@ class EngineActor(Actor):
     def _submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
         """Queue rows that may start from copies. One that is here by itself, too, has gone on since it was copied."""
         store, particles = self.engine.store, {k: v for data in copies for k, v in self._unpacked(data).items()}
-        here = {uid: store.find(job, uid) for uid in particles}
+        here = {uid: store.get((job, uid)) for uid in particles}
         for uid, particle in particles.items():
-            store.put(job, uid, particle)
+            store[job, uid] = particle
         self.engine.submit(job, plan)
         for uid in set(particles) - set(plan.uid.tolist()):
             own = here[uid]
-            store.remove(job, [uid]) if own is None else store.put(job, uid, own)
+            store.remove(job, [uid])
+            if own is not None:
+                store[job, uid] = own
 
     def _unpacked(self, data: bytes) -> dict[int, Particle]:
         """What `packed` wrote in another actor of this cluster, on this one's device."""
@@ -162,7 +164,7 @@ class EngineActor(Actor):
             self._drain()
         for job in jobs:
             self._complete([store[job.job, uid].node for uid in job.before])
-            self._differentiated([store[job.job, uid].node for uid in job.gradients if store.find(job.job, uid)])
+            self._differentiated([store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store])
         again = []
         for job in jobs:
             if job.plan is None:
@@ -177,10 +179,10 @@ class EngineActor(Actor):
                     again.append(row)
         self._drain()
         for job in jobs:
-            mine = [uid for _, uid in store.of_job(job.job)]
+            mine = [uid for of, uid in store if of == job.job]
             store.remove(job.job, set(mine) - job.keep)
             self._complete([store[job.job, uid].node for uid in job.after])
-            self._differentiated([store[job.job, uid].node for uid in job.gradients if store.find(job.job, uid)])
+            self._differentiated([store[job.job, uid].node for uid in job.gradients if (job.job, uid) in store])
         engine.scheduler.add(again)
 
     def _drain(self) -> None:

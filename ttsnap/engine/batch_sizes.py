@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from ttsnap.core.cost import Cost, Rates
+from ttsnap.core.prompt import Prompt
+from ttsnap.engine.scoring import RowScorer
+from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
+from ttsnap.rewards.scoring import ask
+from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Denoiser, Drafts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -84,3 +95,96 @@ def bucket_of(n: int, sizes: Sequence[int]) -> int:
     if n < 1 or not fits:
         raise ValueError(f"no bucket of {tuple(sizes)} holds {n} rows")
     return min(fits)
+
+
+DEFAULT_BATCH = 16
+"""The batch size where memory cannot be measured."""
+MOST = 64
+"""The most rows of a batch: more gain no speed."""
+
+
+def sizes_for(
+    denoiser: Denoiser, scorer: RowScorer, prompts: Sequence[Prompt], denoise: int | None, decode: int | None
+) -> tuple[int, int, Cost]:
+    """The two batch sizes that fit into memory, those given staying, and what finding them took.
+
+    They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started; to
+    be encoded again afterwards, where something was spent.
+    """
+    gauge = gauge_of(denoiser.device)
+    if gauge is None:
+        denoise = denoise or DEFAULT_BATCH
+        return denoise, decode or denoise, Cost()
+    memo, key, spent = denoiser.memo(), ("batches", scorer.names, scorer.shown, denoise, decode), Cost()
+    if key not in memo:
+        denoiser.encode(prompts[:1] or [Prompt("")])
+        *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
+    denoise, decode = memo[key]
+    return denoise, decode, spent
+
+
+@torch.no_grad()
+def fit_batches(
+    denoiser: Denoiser, scorer: RowScorer, gauge: Gauge, denoise: int | None, decode: int | None
+) -> tuple[int, int, Cost]:
+    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
+    spent = Cost()
+
+    def judge(n: int) -> None:
+        images = denoiser.decode(_noise(denoiser, n))
+        sources = scorer.sources(torch.zeros(n, dtype=torch.long))
+        for _, reward in scorer.asked:
+            ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
+
+    if denoise is None:
+        denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST)
+        spent += Cost(rows)
+    if decode is None:
+        decode, rows = fit_rows(judge, gauge, denoise)
+        spent += Cost(0, rows, rows * scorer.calls_here)
+    return denoise, decode, spent
+
+
+@torch.no_grad()
+def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
+    """Seconds per unit, for budgets in seconds, and what measuring them took."""
+    denoiser.encode([Prompt("")])
+    _timed(lambda: _predict(denoiser, 1))
+    one = _timed(lambda: _predict(denoiser, 1))
+    many, n = sizes.run([0] * sizes.batch_size, lambda rows: _timed(lambda: _predict(denoiser, len(rows))))
+    nfe = max(many - one, 0.2 * many) / max(1, n - 1)
+    latent = _noise(denoiser, 1)
+    image = denoiser.decode(latent)
+    decode = _timed(lambda: denoiser.decode(latent).cpu())
+    previews = scorer.estimates == "preview"
+    preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
+    drafts = denoiser.drafts
+    draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
+    level = torch.ones(1, device=image.device)
+    sources = scorer.sources(torch.zeros(1, dtype=torch.long))
+    calls = [scorer.shown.by(reward, sources) for _, reward in scorer.asked]
+    scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
+    # In a full batch, a draft is as much cheaper than alone as an evaluation is.
+    rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
+                  call=max(0.0, one - nfe))  # fmt: skip
+    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), draft_calls=int(drafts is not None))
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _noise(denoiser: Denoiser, n: int) -> Tensor:
+    return denoiser.init_latents([rng.seeded(i) for i in range(n)])
+
+
+def _draft(denoiser: Denoiser, drafts: Drafts) -> Tensor:
+    zero = torch.zeros(1, dtype=torch.long)
+    return drafts.guess(_noise(denoiser, 1), zero, zero, 1).cpu()
+
+
+def _predict(denoiser: Denoiser, n: int) -> Tensor:
+    zeros = torch.zeros(n, dtype=torch.long)
+    return denoiser.predict(_noise(denoiser, n), zeros, zeros).x0.cpu()

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
-from ttsnap.engine.initial_noise import InitialNoise
 from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.scoring import RowScorer, ScoredRows
-from ttsnap.engine.shared_denoiser import Peer, PendingEval, SharedDenoiser
+from ttsnap.engine.shared_denoiser import InitialNoise, Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.stopwatch import Stopwatch
@@ -25,8 +24,10 @@ from ttsnap.sampling.kernels import Prediction
 
 
 class Executor:
-    """Of one engine. padded: fill batches up to a few sizes (buckets.py). `stats` counts what ran, `watch` takes the
-    time of it by phase, `prompts` are those of its jobs."""
+    """Of one engine. `stats` counts what ran, `watch` takes the time of it by phase.
+
+    padded: fill batches up to a few sizes (batch_sizes.buckets).
+    """
 
     def __init__(
         self,

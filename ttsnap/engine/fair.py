@@ -46,20 +46,39 @@ class FairShare(Generic[KeyT]):
         self._served[key] = self._waiting.pop(key)
 
 
-class WaitsInLane(Protocol):
-    """A row as fair turns see it: see scheduler.Waits."""
+NodeT_co = TypeVar("NodeT_co", covariant=True)
+"""What is evaluated: many rows may wait for one and the same."""
+
+
+class Waits(Protocol[NodeT_co]):
+    """A row as the scheduler sees it."""
 
     @property
-    def job(self) -> int: ...
+    def job(self) -> int:
+        """The prompt that it belongs to."""
 
     @property
-    def waiting(self) -> object | None: ...
+    def waiting(self) -> NodeT_co | None:
+        """The node that must be evaluated before it can go on; None where it waits for nothing."""
 
     @property
-    def lane(self) -> int: ...
+    def lane(self) -> int:
+        """What it waits for: m > 0 for m calls of the drafter, else 0. The nodes of one batch are of one lane."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the node that it waits for must get a gradient as well."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end, but for its score; true for good once it is."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it gets a score there."""
 
 
-RowT = TypeVar("RowT", bound=WaitsInLane)
+RowT = TypeVar("RowT", bound=Waits[object])
 
 
 class FairTurns:

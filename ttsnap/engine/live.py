@@ -3,7 +3,7 @@
 Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another prompt's particle
 takes it, so the batch stays full.
 
-Its parts: row_builder.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them, a stepper
+Its parts: rows.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them, a stepper
 (stepper.py) takes them from step to step, scoring.py scores them, store.py keeps particles between moves.
 """
 
@@ -21,22 +21,17 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, Reward
-from ttsnap.engine.ascent_stepper import AscentStepper
-from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.engine.batch_sizes import BatchSizes, seconds_of, sizes_for
 from ttsnap.engine.executor import Executor
 from ttsnap.engine.fair import FairTurns
-from ttsnap.engine.guided_stepper import GuidedStepper
-from ttsnap.engine.initial_noise import InitialNoise
+from ttsnap.engine.gradient_steppers import AscentStepper, GuidedStepper
 from ttsnap.engine.looks import check_drafts
-from ttsnap.engine.prompts import EncodedPrompts
-from ttsnap.engine.row_builder import RowBuilder
-from ttsnap.engine.rows import Row
+from ttsnap.engine.rows import Row, RowBuilder
 from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import RowScorer
-from ttsnap.engine.shared_denoiser import PendingEval, SharedDenoiser
+from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper, at_rest
 from ttsnap.engine.store import Node, Particle, Store
-from ttsnap.engine.trial_batches import seconds_of, sizes_for
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.rewards.registry import make_rewards
@@ -226,7 +221,7 @@ class LiveEngine(Engine):
             self.calibration_cost += self.stepper.prepare([prompt.read for prompt in prompts.values()])
 
     def release(self, job: int) -> None:
-        self.store.remove_job(job)
+        self.store.remove(job, [uid for of, uid in self.store if of == job])
         self.executor.prompts.release(job)
         if self.scheduler.turns is not None:
             self.scheduler.turns.weights.pop(job, None)
@@ -292,5 +287,5 @@ class LiveEngine(Engine):
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
         """These rows stop here; their particles keep their state, ready for another move."""
         for row in rows:
-            self.store.put(job, row.uid, Particle(row.node, row.key))
+            self.store[job, row.uid] = Particle(row.node, row.key)
         return at_rest(job, rows, self.stepper)

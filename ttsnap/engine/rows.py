@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ttsnap.core.grid import Grid
-from ttsnap.engine.looks import LookRun
-from ttsnap.engine.store import Node
+import torch
+
+from ttsnap.core.moves import Kind
+from ttsnap.core.plans import Plan
+from ttsnap.engine.looks import LookRun, look_run
+from ttsnap.engine.shared_denoiser import InitialNoise
+from ttsnap.engine.store import Node, Store
 from ttsnap.sampling import rng
+from ttsnap.sampling.interpolants import forward
 
 
 class NearNoise(NamedTuple):
@@ -20,30 +25,33 @@ class NearNoise(NamedTuple):
 
 class AscentStart(NamedTuple):
     """A row's beginning before it is computed: the initial noise of a finished particle, turned along the gradient of
-    its image's rewards. share: of the old noise that is kept."""
+    its image's rewards."""
 
     parent: Node
     share: float
+    """Of the old noise that is kept."""
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One row of a move under way.
-
-    key: (seed, branch), the particle's source of sampling noise. node: where it is now. stop: the grid step that it
-    goes to. end: the evaluations that have brought it there. last: whether that is the finished image. look: what is
-    scored there. branched_at: the evaluations at which it leaves another particle, -1 for one that goes on.
-    """
+    """One row of a move under way."""
 
     job: int
     uid: int
     key: rng.Key
+    """(seed, branch): the particle's source of sampling noise."""
     node: Node
+    """Where it is now."""
     stop: int
+    """The grid step that it goes to."""
     end: int
+    """The evaluations that have brought it there."""
     last: bool
+    """Whether `stop` is the finished image."""
     look: LookRun
+    """What is scored at `stop`."""
     branched_at: int = -1
+    """The position at which it leaves another particle; -1 for one that goes on."""
     near: NearNoise | None = None
     """Where its first step draws noise near that of another step; None for a plain row."""
     ascends_from: AscentStart | None = None
@@ -103,11 +111,84 @@ class Row:
         """Whether it gets a score at its stop."""
         return self.look.scores
 
-    @property
-    def scored_node(self) -> Node:
-        """The node whose x0 is scored."""
-        return self.look.scored(self.node)
 
-    def level(self, grid: Grid) -> float:
-        """The noise level of what is scored."""
-        return self.look.level(self.stop, grid)
+class Beginning(NamedTuple):
+    """How a row starts; the fields are those of Row."""
+
+    node: Node
+    key: rng.Key
+    branched_at: int = -1
+    near: NearNoise | None = None
+    ascends_from: AscentStart | None = None
+
+
+@dataclass(frozen=True)
+class RowBuilder:
+    """Makes rows of plans: one for each of a plan's rows, with the node that it starts from.
+
+    Nothing else in the engine reads plans.
+    """
+
+    noise: InitialNoise
+    store: Store
+
+    @torch.no_grad()
+    def rows_of(self, job: int, plan: Plan) -> list[Row]:
+        """The rows of a plan. Their particles are under way afterwards, no longer in the store."""
+        rows = [self._row(job, plan, i) for i in range(len(plan))]
+        self.store.remove(job, plan.uid.tolist())
+        return rows
+
+    def _row(self, job: int, plan: Plan, i: int) -> Row:
+        denoiser, stop, score = self.noise.denoiser, int(plan.rows.stop[i]), bool(plan.rows.score[i])
+        begun, grid = self.beginning(job, plan, i), denoiser.grid
+        node = begun.node
+        if node.prediction is None and node.step(grid)[0] == stop and not score:
+            # Siblings may use this node's evaluation in this move; this row pays for its own later (plans.py).
+            node = node.unpaid()
+        return Row(
+            job=job,
+            uid=int(plan.uid[i]),
+            key=begun.key,
+            node=node,
+            stop=stop,
+            end=int(grid.calls[stop]),
+            last=stop == grid.steps,
+            look=look_run(plan.look.at(stop), score, stop, denoiser),
+            branched_at=begun.branched_at,
+            near=begun.near,
+            ascends_from=begun.ascends_from,
+        )
+
+    def beginning(self, job: int, plan: Plan, i: int) -> Beginning:
+        """How row i of a plan starts: a case for each kind of row."""
+        kind, parent, seed = Kind(plan.rows.kind[i]), int(plan.rows.parent[i]), int(plan.seed[i])
+        if kind == Kind.FRESH:  # the noise of its seed is drawn when the network is to see it
+            return Beginning(Node(job, seed, 0), (seed, 0))
+        (node, own), share = self.store[job, parent], float(plan.rows.share[i])
+        if kind == Kind.CONTINUE:
+            return Beginning(node, own)
+        # A child draws noise of its own from here on; a particle that goes on keeps its source.
+        key = (seed, int(plan.uid[i]) + 1)
+        beyond = (*key, self.noise.denoiser.grid.nfe)  # a step at which no sampler draws
+        if kind == Kind.RENOISE:
+            return Beginning(self._renoised(node, int(plan.rows.start[i]), beyond), key)
+        if kind == Kind.MIX:
+            return Beginning(self.noise.near(node, share, beyond), key)
+        if kind == Kind.ASCEND:
+            return Beginning(Node(job, seed, 0), key, ascends_from=AscentStart(node, share))
+        if kind == Kind.BRANCH:
+            return Beginning(node, key, branched_at=node.position)
+        sibling = int(plan.near[i])
+        source = self.store[job, sibling].node.step_noise
+        if source is None:
+            raise ValueError(f"particle {sibling} was not made by one step from where {parent} is, so that no step "
+                             "noise can be near its own; name a child that took one step from there")  # fmt: skip
+        return Beginning(node, key, branched_at=node.position, near=NearNoise(source, share))
+
+    def _renoised(self, parent: Node, start: int, key: rng.Key) -> Node:
+        """The parent's latent, noised forward to the earlier step `start`: an exact draw of q(x_s | x_t)."""
+        denoiser = self.noise.denoiser
+        t, s = denoiser.times[[parent.position]], denoiser.times[[start]]
+        x = forward(denoiser.path, parent.x[None], t, s, [key])[0]
+        return self.noise.masked([Node(parent.job, parent.seed, start, x, mixed_in=parent.mixed_in)])[0]

@@ -15,8 +15,8 @@ from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome
-from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
+from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.profiling.stopwatch import Stopwatch
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
@@ -104,8 +104,8 @@ class RowScorer:
 
     def __call__(self, batch: list[Row], prompts: EncodedPrompts, watch: Stopwatch) -> ScoredRows:
         """prompts: those of all jobs."""
-        latents = torch.stack([row.scored_node.x0 for row in batch])
-        levels = [row.level(self.grid) for row in batch]
+        latents = torch.stack([row.look.scored(row.node).x0 for row in batch])
+        levels = [row.look.level(row.stop, self.grid) for row in batch]
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         with watch("decode", latents.device):

@@ -2,15 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.engine.initial_noise import InitialNoise
-from ttsnap.engine.store import Node
-from ttsnap.sampling.denoiser import Denoiser
+from ttsnap.core.prompt import Prompt
+from ttsnap.engine.store import Mixed, Node
+from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.kernels import Kernel
+
+
+class OfJob(Protocol):
+    """What belongs to a job, as a row of a move and a particle's latent do."""
+
+    @property
+    def job(self) -> int:
+        """Its number."""
+
+
+class EncodedPrompts:
+    """Of the jobs of one engine, which come and go while it runs.
+
+    A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
+    come, the denoiser is asked for the prompts of all that there are. One whose encoder pads to a fixed length keeps
+    those that it has. denoiser: encodes them. encode_all: has it do that, for the prompts here and those of other
+    engines on the same network, and calls `place` (SharedDenoiser.encode).
+    """
+
+    def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:
+        self.denoiser, self._encode_all = denoiser, encode_all
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all jobs; the next one has number 0."""
+        self._next = 0
+        self._prompts: dict[int, Prompt] = {}
+        self._rows: dict[int, int] = {}
+
+    @property
+    def living(self) -> list[Prompt]:
+        """The prompts of the jobs that there are."""
+        return list(self._prompts.values())
+
+    def admit(self, prompts: Sequence[Prompt]) -> None:
+        """A job for each of these prompts, numbered on from the last one; none where they cannot be encoded."""
+        before = self._prompts
+        self._prompts = before | {self._next + i: prompt for i, prompt in enumerate(prompts)}
+        try:
+            self.encode()
+        except Exception:
+            self._prompts = before
+            raise
+        self._next += len(prompts)
+
+    def retract(self, following: int) -> None:
+        """Forget the jobs from this number on, which is that of the next one."""
+        self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < following}
+        self._next = following
+
+    def resume(self, prompts: Mapping[int, Prompt], following: int) -> None:
+        """Jobs of these numbers and prompts, and no others; the next one has number `following`."""
+        self._prompts, self._next = dict(prompts), following
+        if prompts:
+            self.encode()
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """Have the denoiser encode all prompts that there are."""
+        self._encode_all()
+
+    def place(self, first: int) -> int:
+        """They are encoded, in rows from `first` on; returns the row after the last."""
+        self._rows = {job: row for row, job in enumerate(self._prompts, first)}
+        return first + len(self._prompts)
+
+    def release(self, job: int) -> None:
+        """Forget a job, of which nothing is under way. Its encoded prompt goes when the next jobs come."""
+        self._prompts.pop(job, None)
+
+    def texts(self, items: Iterable[OfJob]) -> list[str]:
+        """What rewards read of these rows or latents (N,)."""
+        return [self._prompts[item.job].read for item in items]
+
+    def rows(self, nodes: Sequence[Node]) -> Tensor:
+        """Under which of the encoded conditions these latents are denoised (`cond` of Denoiser): (N,), long, on the
+        CPU."""
+        prompts = torch.tensor([self._rows[node.job] for node in nodes])
+        return self.denoiser.conditions(prompts, [node.seed for node in nodes])
+
+
+class InitialNoise:
+    """Of one engine, whose jobs have these prompts. No latent is kept for it: noise is drawn again from the seeds and
+    keys that made it."""
+
+    def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: EncodedPrompts) -> None:
+        self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
+
+    def draw(self, nodes: Sequence[Node]) -> None:
+        """Give these nodes, which have no latent yet, the noise of their seeds."""
+        if not nodes:
+            return
+        generators = [rng.seeded(node.seed) for node in nodes]
+        begun = self.denoiser.begin(self.denoiser.init_latents(generators), self.prompts.rows(nodes))
+        for node, latent, generator in zip(nodes, begun, generators, strict=True):
+            node.latent, node.kernel_state = latent, self.kernel.init((node.seed, 0), generator)
+
+    def of(self, node: Node) -> Tensor:
+        """The initial noise (...) that this node came from."""
+        x = self._fresh(rng.seeded(node.seed))
+        for share, rest in node.mixed_in:
+            x = mixed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)))
+        return x
+
+    def near(self, node: Node, share: float, key: rng.Key) -> Node:
+        """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
+        branch, step)."""
+        generator = rng.generator(key)
+        x = mixed(self.of(node), share, self._fresh(generator))
+        state = self.kernel.init(key[:-1], generator)
+        return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key))))
+
+    def begun(self, node: Node) -> Node:
+        """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""
+        node.latent = self.denoiser.begin(node.x[None], self.prompts.rows([node]))[0]
+        return node
+
+    def masked(self, nodes: list[Node]) -> list[Node]:
+        """These nodes, which have just come to where they are, with what the call keeps from being changed."""
+        if Can.MASK in self.denoiser.can:
+            x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
+            for node, latent in zip(nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True):
+                node.latent = latent
+        return nodes
+
+    def _fresh(self, generator: torch.Generator) -> Tensor:
+        return self.denoiser.init_latents([generator])[0]
+
+
+def mixed(x: Tensor, share: float, other: Tensor) -> Tensor:
+    """share * x + sqrt(1 - share^2) * other: standard normal noise again, where both are."""
+    return share * x + math.sqrt(1 - share * share) * other
 
 
 class Peer:

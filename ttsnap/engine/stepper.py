@@ -15,8 +15,8 @@ import numpy as np
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Outcome
-from ttsnap.engine.prompts import EncodedPrompts
 from ttsnap.engine.rows import Row
+from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.engine.store import Node, stacked
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.kernels import Kernel

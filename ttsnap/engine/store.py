@@ -104,35 +104,10 @@ class Particle(NamedTuple):
     key: rng.Key
 
 
-class Store:
-    """The particles that wait for a move, by job and uid."""
-
-    def __init__(self) -> None:
-        self._particles: dict[tuple[int, int], Particle] = {}
-
-    def __getitem__(self, at: tuple[int, int]) -> Particle:
-        """The particle (job, uid). KeyError for one that is under way, dropped or unknown."""
-        return self._particles[at]
-
-    def find(self, job: int, uid: int) -> Particle | None:
-        """The same; None where it is not here."""
-        return self._particles.get((job, uid))
-
-    def of_job(self, job: int) -> list[tuple[int, int]]:
-        """Where the particles of a job are: (job, uid)."""
-        return [at for at in self._particles if at[0] == job]
-
-    def put(self, job: int, uid: int, particle: Particle) -> None:
-        self._particles[job, uid] = particle
+class Store(dict[tuple[int, int], Particle]):
+    """The particles that wait for a move, by (job, uid). Those under way or dropped are not here."""
 
     def remove(self, job: int, uids: Iterable[int]) -> None:
         """Forget these particles, where they are here."""
         for uid in uids:
-            self._particles.pop((job, uid), None)
-
-    def remove_job(self, job: int) -> None:
-        """Forget all particles of a job."""
-        self._particles = {at: particle for at, particle in self._particles.items() if at[0] != job}
-
-    def clear(self) -> None:
-        self._particles = {}
+            self.pop((job, uid), None)
