@@ -50,7 +50,7 @@ class Aesthetics(Scorer):
         where = str(clip or beside(path, ("config.json",), "openai/clip-vit-large-patch14"))
         tower = pretrained(CLIPVisionModelWithProjection, where, dtype=dtype)
         head = linear_stack(tower.config.projection_dim)
-        load_into(head, {k.removeprefix("layers."): v for k, v in read_state(path).items()}, path)
+        load_into(head, read_state(path, [(r"^layers\.", "")]), path)
         return cls(tower, head, **options)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

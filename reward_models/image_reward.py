@@ -1,7 +1,7 @@
 """ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv 2304.05977).
 
 The networks are transformers' BLIP classes; the published checkpoint has the names of the original BLIP code, which
-`convert` translates. Their sizes are read off the weights, all but the width of the attention heads, which the weights
+NAMES translates. Their sizes are read off the weights, all but the width of the attention heads, which the weights
 do not show; the published towers have heads 64 wide.
 """
 
@@ -24,7 +24,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 UNUSED = ("blip.vision_proj", "blip.text_proj", "blip.text_encoder.embeddings.position_ids")
-_NAMES = (
+NAMES = (
     (r"^blip\.text_encoder\.", "text."),
     (r"^blip\.visual_encoder\.", "vision."),
     (r"^mlp\.layers\.", "head."),
@@ -37,18 +37,6 @@ _NAMES = (
     (r"^vision\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
     (r"^vision\.norm\.", "vision.post_layernorm."),
 )
-
-
-def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published checkpoint's names to this network's; names that are these already stay."""
-    out = {}
-    for name, value in state.items():
-        if name.startswith(UNUSED):
-            continue
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        out[name] = value
-    return out
 
 
 class ImageReward(Scorer):
@@ -94,7 +82,7 @@ class ImageReward(Scorer):
         path = locate(source, FILES)
         words = pretrained(BertTokenizer, str(tokenizer or beside(path, ("vocab.txt",), "bert-base-uncased")))
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-        state = convert(read_state(path))
+        state = read_state(path, NAMES, UNUSED)
         vision, text = _towers(state, path, head_width)
         head = linear_stack(text.config.hidden_size)
         load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, path)

@@ -1,8 +1,13 @@
-"""Where weights come from: a local file or folder, or a hub id. safetensors, or pickles without code."""
+"""Weights of rewards: found in a local file or folder or by a hub id, read, renamed, and loaded.
+
+Formats: safetensors, or pickles without code. A published checkpoint has the names of its authors' code, which a table
+of patterns translates.
+"""
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.files.hub import require_repository
-from ttsnap.files.reading import foreign, reason
+from ttsnap.files.reading import foreign, read_object, reason
+from ttsnap.files.settings import check
 
 T = TypeVar("T")
+INDEX = "model.safetensors.index.json"
+"""Names the files of a checkpoint in several, as transformers writes it."""
 
 
 def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
@@ -76,8 +84,22 @@ def explained(load: Callable[[], T], source: str) -> T:
         ) from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for others."""
+Names = Sequence[tuple[str, str]]
+"""Patterns and replacements, each applied in turn to a tensor's name."""
+
+
+def renamed(name: str, names: Names) -> str:
+    """A tensor's name here, given its published one."""
+    for pattern, replacement in names:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for others.
+
+    names: from published names to those of the network; unused: beginnings of published names that are left out.
+    """
     from safetensors.torch import load_file
 
     state: Any
@@ -97,7 +119,54 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold tensors by name; is it a checkpoint?")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    plain = {name.removeprefix("module."): value for name, value in state.items()}
+    return {renamed(name, names): value for name, value in plain.items() if not name.startswith(unused)}
+
+
+def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in safetensors, by their published names.
+
+    name_or_path: a file, a folder or a hub id that holds one of `names`, or INDEX with the files that it lists.
+    ValueError for anything else, pickles among it.
+    """
+    path = locate(name_or_path, [*names, INDEX])
+    if path.name.endswith(".index.json"):
+        listed = read_object(path, what="index of weights").get("weight_map")
+        shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+        if not shards or any(Path(shard).name != shard for shard in shards):
+            raise ValueError(f"{path} must list the files of its tensors, beside it, in weight_map")
+        beside = path.parent if Path(name_or_path).expanduser().exists() else name_or_path
+        paths = [locate(beside, [shard]) for shard in shards]
+    else:
+        paths = [path]
+    wrong = next((path for path in paths if path.suffix != ".safetensors"), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is no safetensors file; docs/rewards.md shows how to convert a checkpoint to one")
+    return {name: value for path in paths for name, value in read_state(path).items()}
+
+
+def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights with peft's low-rank adapters added to them: W + scale * B @ A, in float32; a state without any as it is.
+
+    scale: the adapters' alpha / rank. Names lose what peft adds to them. ValueError for half an adapter, or one without
+    a weight of its shape.
+    """
+    plain = {name.removeprefix("base_model.model."): value for name, value in state.items()}
+    out = {name.replace(".base_layer.", "."): value for name, value in plain.items() if ".lora_" not in name}
+    for name, down in plain.items():
+        if ".lora_A." in name:
+            target = f"{name.partition('.lora_A.')[0]}.weight"
+            up, weight = plain.get(name.replace(".lora_A.", ".lora_B.")), out.get(target)
+            if up is None or weight is None or weight.shape != (len(up), down.shape[-1]):
+                raise ValueError(f"the adapter {name} needs a lora_B, and {target} of its shape, beside it")
+            out[target] = (weight.float() + scale * (up.float() @ down.float())).to(weight.dtype)
+    return out
+
+
+def adapter_scale(settings: Mapping[str, Any], rank: str = "r") -> float:
+    """What peft multiplies low-rank adapters with, by its settings; `rank` is the name of the rank in them."""
+    alpha, r = (check(name, settings.get(name), float) for name in ("lora_alpha", rank))
+    return alpha / (r**0.5 if settings.get("use_rslora") else r)
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:

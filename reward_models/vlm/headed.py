@@ -1,17 +1,24 @@
-"""A vision-language model with a head on its hidden states, as a reward: one loader for all that are built so."""
+"""A vision-language model with a head on its hidden states, as a reward.
+
+The head is `rm_head.` in a checkpoint, or `rm_heads.NAME.` where there are several.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import Sight
-from ttsnap.reward_models.vlm.model import AskedVLM
-from ttsnap.reward_models.vlm.weights import build_backbone, build_head, merge_adapters, read_weights, split_heads
-from ttsnap.reward_models.weights import locate, pretrained
+from ttsnap.reward_models.vlm.model import RENAMED, AskedVLM
+from ttsnap.reward_models.weights import load_into, locate, merge_adapters, pretrained, read_weights, renamed
+
+KINDS = ("qwen2_vl", "qwen2_5_vl")
+"""Model types of configurations that are read here. MiMo-VL is of the second."""
+HEADS = ("rm_heads.", "rm_head.")
+EMBEDDING = "language_model.embed_tokens.weight"
 
 
 class Headed(nn.Module):
@@ -138,3 +145,65 @@ def _beside(source: str) -> Path | str | None:
     except ValueError:
         return None
     return where
+
+
+def split_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The backbone's tensors by transformers' names, and those of each head, in the order of the heads' names.
+
+    The layer that predicts words (`lm_head`) is dropped: no head reads it.
+    """
+    backbone: dict[str, Tensor] = {}
+    heads: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith("lm_head."):
+            continue
+        head = next((start for start in HEADS if name.startswith(start)), None)
+        if head is not None:
+            rest = name.removeprefix(head)
+            one, rest = rest.split(".", 1) if head == "rm_heads." else ("", rest)
+            heads.setdefault(one, {})[rest] = value
+            continue
+        backbone[renamed(name, RENAMED)] = value
+    return backbone, [heads[name] for name in sorted(heads)]
+
+
+def build_backbone(config: object, state: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> nn.Module:
+    """transformers' model of `config` with these weights, which are not copied where they are of `dtype` already.
+
+    The number of tokens is the checkpoint's: trainers cut the table of embeddings to what their tokenizer has.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModel
+
+    kind = str(getattr(config, "model_type", ""))
+    if kind not in KINDS:
+        raise ValueError(f"the configuration beside {source} is of a {kind!r}; this reward reads {' and '.join(KINDS)}")
+    if EMBEDDING not in state:
+        raise ValueError(f"the weights in {source} are for another model: no {EMBEDDING}")
+    config.text_config.vocab_size = len(state[EMBEDDING])  # type: ignore[attr-defined]
+    with init_empty_weights():
+        network: nn.Module = AutoModel.from_config(config, dtype=dtype)
+    load_into(network, {name: value.to(dtype) for name, value in state.items()}, source, assign=True)
+    return network
+
+
+def build_head(state: Mapping[str, Tensor], width: int, source: str) -> nn.Sequential:
+    """Linear layers in float32 with a ReLU between each two, as many and as wide as the checkpoint's.
+
+    Their names are numbers, in order (a RankNet of three layers is 0, 3, 5); a single one has none. ValueError where
+    the layers do not follow each other, or the first does not read `width` features.
+    """
+    names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: (len(name), name))
+    layers: list[nn.Module] = []
+    for name in names:
+        start = f"{name}." if name else ""
+        weight = state.get(f"{start}weight")
+        if weight is None or weight.ndim != 2 or weight.shape[1] != width:
+            shape = None if weight is None else tuple(weight.shape)
+            raise ValueError(f"the head in {source} has no layer {name!r} that reads {width} features, got {shape}")
+        bias = state.get(f"{start}bias")
+        layer = nn.Linear(width, len(weight), bias=bias is not None)
+        load_into(layer, {"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}), source)
+        layers += [nn.ReLU(), layer] if layers else [layer]
+        width = len(weight)
+    return nn.Sequential(*layers)

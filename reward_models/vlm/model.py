@@ -28,6 +28,9 @@ from ttsnap.reward_models.scorer import NetworkReward
 from ttsnap.files.reading import printable
 
 PLACE = "{text_prompt}"
+RENAMED = ((r"^model\.(visual|language_model)\.", r"\1."), (r"^model\.", "language_model."))
+"""To the names of transformers' models without a head, Qwen2VLModel and Qwen2_5_VLModel. Up to transformers 4.51 the
+vision tower of a Qwen2-VL was `visual.` and the text model `model.`; later both begin with `model.`."""
 
 
 class AskedVLM(NetworkReward):

@@ -9,12 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.preprocess import to_levels
-from ttsnap.reward_models.vlm.model import AskedVLM
-from ttsnap.reward_models.vlm.weights import merge_adapters, read_weights, renamed
-from ttsnap.reward_models.weights import locate, pretrained
+from ttsnap.reward_models.vlm.model import RENAMED, AskedVLM
+from ttsnap.reward_models.weights import adapter_scale, locate, merge_adapters, pretrained, read_weights, renamed
 
 from ttsnap.files.reading import read_object
-from ttsnap.files.settings import check
 
 SEED = 42
 """Sampled answers begin with this seed, that of EditScore."""
@@ -125,9 +123,7 @@ def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
         raise ValueError(
             f"the adapters in {source} have {' and '.join(unread)}, which is not read here; merge them first"
         )
-    alpha, rank = (check(name, settings.get(name), float) for name in ("lora_alpha", "r"))
-    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-    return read_weights(source, ["adapter_model.safetensors"]), scale
+    return read_weights(source, ["adapter_model.safetensors"]), adapter_scale(settings)
 
 
 @torch.no_grad()
@@ -135,7 +131,7 @@ def _add(network: nn.Module, adapters: dict[str, Tensor], scale: float, source: 
     """Add adapters to the weights of the network that they were trained on."""
     weights = {name.removeprefix("model."): value for name, value in network.named_parameters()}
     names = {name: f"{name.partition('.lora_')[0]}.weight".removeprefix("base_model.model.") for name in adapters}
-    wanted = {target: weights.get(renamed(target)) for target in names.values()}
+    wanted = {target: weights.get(renamed(target, RENAMED)) for target in names.values()}
     absent = [name for name, target in names.items() if ".lora_" not in name or wanted[target] is None]
     if absent:
         raise ValueError(f"the adapters in {source} are for another model: it has nothing for {absent[0]}")

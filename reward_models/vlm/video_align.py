@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from ttsnap.reward_models.vlm.headed import Headed, HeadedVLM
+from ttsnap.reward_models.weights import adapter_scale
 
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import check
@@ -71,10 +72,7 @@ class VideoAlign(HeadedVLM):
     @classmethod
     def adapter_scale(cls, source: str) -> float:
         lora = _settings(source).get("peft_lora_config")
-        if not isinstance(lora, Mapping):
-            return SCALE
-        alpha, rank = (check(name, lora.get(name), float) for name in ("lora_alpha", "lora_r"))
-        return alpha / (rank**0.5 if lora.get("use_rslora") else rank)
+        return adapter_scale(lora, "lora_r") if isinstance(lora, Mapping) else SCALE
 
     def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
         """Frames of the videos, rounded to whole places as its reader of files does."""

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoProcessor
 from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.vlm import EditReward, HeadedVLM, HPSv3, VideoAlign
-from ttsnap.reward_models.vlm.weights import merge_adapters
+from ttsnap.reward_models.weights import merge_adapters
 
 from ttsnap.rewards import make_reward
 
