@@ -6,7 +6,6 @@ is the one of ttsnap.core.grid.Grid, sigma / (alpha + sigma), so what is learned
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.noise_aware.files import HEADER, base_of, fill, fingerprint, read_header, write_adapter
-from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding
-from ttsnap.reward_models.noise_aware.trained_copy import trained_copy
+from ttsnap.reward_models.noise_aware.network import Network
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
@@ -189,61 +187,6 @@ class NoiseAware(RewardModel):
         student.base_below = below
         fill(student.trainable(), path, header)
         return student
-
-
-class Network(nn.Module):
-    """All parameters of a NoiseAware: the base's network, frozen, and the trained copies.
-
-    A copy has its own module tree but shares every tensor that it does not train, so that adapters never touch the base
-    and memory holds the weights once. One copy, or one for each of `levels`. Always in evaluation mode.
-    """
-
-    def __init__(self, base: Scorer, kind: str, rank: int, levels: tuple[float, ...], level_embedding: bool) -> None:
-        super().__init__()
-        self.base = base.network
-        self.copies = nn.ModuleList([trained_copy(base, kind, rank) for _ in levels or (0.0,)])
-        self.scorers = [base.on(network) for network in self.copies]
-        self.levels = levels
-        self.embedding: LevelEmbedding | None = None
-        if level_embedding:
-            sites = {name: module for name, module in self.base.named_modules() if re.fullmatch(base.level_sites, name)}
-            if not sites:
-                raise ValueError(f"no module of {base.name} matches {base.level_sites!r}; is it another architecture?")
-            # Of a layer, and of a block that ends with one, the last parameter is as long as the output is wide.
-            channels = {name: len(list(module.parameters())[-1]) for name, module in sites.items()}
-            self.embedding = LevelEmbedding(channels).to(base.device)
-            self.embedding.attach(self.copies[0])
-        self.eval()
-
-    def train(self, mode: bool = True) -> Network:
-        return super().train(False)  # Dropout would make a new student differ from its base.
-
-    def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor, smooth: bool = False) -> Tensor:
-        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: differentiable in the images."""
-        scorers = [scorer.differentiable if smooth else scorer.score for scorer in self.scorers]
-        if self.embedding is not None:
-            with self.embedding.at(level.to(self.scorers[0].device)) as features:
-                return self.embedding.rescale(scorers[0](x, prompts), features)
-        index = torch.tensor([self.nearest(value) for value in level.tolist()])
-        groups = [(i, (index == i).nonzero()[:, 0]) for i in index.unique().tolist()]
-        parts = [scorers[i](x[rows.to(x.device)], [prompts[j] for j in rows.tolist()]) for i, rows in groups]
-        order = torch.cat([rows for _, rows in groups]).argsort()
-        return torch.cat(parts)[order.to(parts[0].device)]
-
-    def nearest(self, level: float, among: Sequence[int] | None = None) -> int:
-        """Which copy has the nearest level; of two, the cleaner one's."""
-        return min(among or range(len(self.copies)), key=lambda i: abs(self.levels[i] - level) if self.levels else 0)
-
-    @torch.no_grad()
-    def warm_start(self, level: float) -> None:
-        """Nothing is remembered, so that this may be called again: a trained level is its own nearest."""
-        tensors = [{n: p for n, p in c.named_parameters() if p.requires_grad} for c in self.copies]
-        trained = [i for i, named in enumerate(tensors) if any(p.any() for n, p in named.items() if "lora_B" in n)]
-        to = self.nearest(level)
-        if trained:
-            source = tensors[self.nearest(self.levels[to], trained)]
-            for name, parameter in tensors[to].items():
-                parameter.copy_(source[name])
 
 
 def _rows(level: Tensor | float | None, n: int) -> Tensor:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.noise_aware.files import fingerprint
-from ttsnap.reward_models.noise_aware.level_embedding import LevelEmbedding, fourier
+from ttsnap.reward_models.noise_aware.network import LevelEmbedding, ProjectedAttention, fourier, share
 from ttsnap.reward_models.noise_aware.student import NoiseAware
-from ttsnap.reward_models.noise_aware.trained_copy import ProjectedAttention, share
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.files.writing import sha256
