@@ -1,7 +1,7 @@
-"""Folders of noise-aware rewards: adapter.safetensors with what was trained, and adapter.json, which says on what.
+"""Folders of noise-aware rewards: adapter.safetensors holds what was trained, adapter.json describes it.
 
 adapter.json: format (1), kind (one of noise_aware.KINDS), base (for make_reward), fingerprint (of the base's weights),
-sha256 (of adapter.safetensors), info (whatever its trainer noted), and what the kind needs besides.
+sha256 (of adapter.safetensors), info (its trainer's notes), and student.SETTINGS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADER, TENSORS = "adapter.json", "adapter.safetensors"
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of names, shapes and values, these as bfloat16: a base in float32 and in bfloat16 has the same."""
+    """SHA-256 of names, shapes and values. Values count as bfloat16: a base in float32 and in bfloat16 has the same."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         value = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
@@ -37,8 +37,10 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def write_adapter(folder: Path, header: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> None:
-    """Both files, each whole or not at all; where they are of two writes, reading says so. ValueError where the folder
-    cannot be made, or the header does not fit into JSON."""
+    """Write both files, each whole or not at all; reading notices files of two writes.
+
+    ValueError where the folder cannot be made, or the header does not fit into JSON.
+    """
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

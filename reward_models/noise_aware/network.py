@@ -26,10 +26,10 @@ WIDTH = 128
 
 
 class Network(nn.Module):
-    """All parameters of a NoiseAware: the base's network, frozen, and the trained copies.
+    """All parameters of a NoiseAware: the base's network, frozen, and one trained copy, or one for each of `levels`.
 
-    A copy has its own module tree but shares every tensor that it does not train, so that adapters never touch the base
-    and memory holds the weights once. One copy, or one for each of `levels`. Always in evaluation mode.
+    A copy has a module tree of its own and shares every tensor that it does not train: adapters never touch the base,
+    and memory holds the weights once. Always in evaluation mode.
     """
 
     def __init__(self, base: Scorer, kind: str, rank: int, levels: tuple[float, ...], level_embedding: bool) -> None:
@@ -53,7 +53,7 @@ class Network(nn.Module):
         return super().train(False)  # Dropout would make a new student differ from its base.
 
     def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor, smooth: bool = False) -> Tensor:
-        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: differentiable in the images."""
+        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: with a graph back to the images."""
         scorers = [scorer.differentiable if smooth else scorer.score for scorer in self.scorers]
         if self.embedding is not None:
             with self.embedding.at(level.to(self.scorers[0].device)) as features:
@@ -65,12 +65,12 @@ class Network(nn.Module):
         return torch.cat(parts)[order.to(parts[0].device)]
 
     def nearest(self, level: float, among: Sequence[int] | None = None) -> int:
-        """Which copy has the nearest level; of two, the cleaner one's."""
+        """The copy with the nearest level; of two, the cleaner one."""
         return min(among or range(len(self.copies)), key=lambda i: abs(self.levels[i] - level) if self.levels else 0)
 
     @torch.no_grad()
     def warm_start(self, level: float) -> None:
-        """Nothing is remembered, so that this may be called again: a trained level is its own nearest."""
+        """Start the copy for `level` from the nearest trained one. A trained copy is its own nearest, and stays."""
         tensors = [{n: p for n, p in c.named_parameters() if p.requires_grad} for c in self.copies]
         trained = [i for i, named in enumerate(tensors) if any(p.any() for n, p in named.items() if "lora_B" in n)]
         to = self.nearest(level)
@@ -81,10 +81,9 @@ class Network(nn.Module):
 
 
 def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
-    """base.network again, with LoRA or DoRA on `base.adapted`, or (kind "full") with `base.trained` of its own.
+    """A copy of base.network with LoRA or DoRA on `base.adapted`, or (kind "full") with `base.trained` of its own.
 
-    Every other tensor is the original's, so that memory holds the weights once, and the original never changes. At
-    first both compute the same. Adapters are float32 whatever the network's dtype.
+    All other tensors are shared. Adapters are float32 whatever the network's dtype.
     """
     if kind == "full":
         network = share(base.network, base.trained)
@@ -95,7 +94,9 @@ def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
             parameter.requires_grad_(True)
         return network
     network = share(base.network)
-    open_attention(network, base.adapted)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.MultiheadAttention) and re.fullmatch(base.adapted, f"{name}.in_proj"):
+            network.set_submodule(name, ProjectedAttention(module))
     matches = [name for name, _ in network.named_modules() if re.fullmatch(base.adapted, name)]
     if not matches:
         raise ValueError(f"no module of {base.name} matches {base.adapted!r}; is it another architecture?")
@@ -110,24 +111,17 @@ def trained_copy(base: Scorer, kind: str, rank: int) -> nn.Module:
 
 
 def share(network: nn.Module, own: str = "") -> nn.Module:
-    """A copy of the module tree that holds the same tensors, but copies of the parameters whose names match `own`."""
+    """A copy of the module tree with the same tensors, except copies of parameters whose names match `own`."""
     tensors = chain(network.named_parameters(), network.named_buffers())
     memo = {id(tensor): tensor for name, tensor in tensors if not re.fullmatch(own, name)}
     return copy.deepcopy(network, memo)  # type: ignore[arg-type]
 
 
-def open_attention(network: nn.Module, adapted: str) -> None:
-    """Put a ProjectedAttention in place of every nn.MultiheadAttention whose in_proj is to be adapted."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.MultiheadAttention) and re.fullmatch(adapted, f"{name}.in_proj"):
-            network.set_submodule(name, ProjectedAttention(module))
-
-
 class ProjectedAttention(nn.Module):
-    """nn.MultiheadAttention's self-attention with projections that are modules, so that adapters can go into them.
+    """The self-attention of an nn.MultiheadAttention, on the same parameters, with projections as modules for adapters.
 
-    peft can adapt an nn.MultiheadAttention, but adds its update to the weight before every call and takes it off
-    again, which leaves a rounding error each time, and knows no DoRA there. The parameters are the given module's.
+    peft's own way with nn.MultiheadAttention adds the update to the weight before every call and subtracts it after,
+    which leaves a rounding error each time, and has no DoRA.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -142,7 +136,7 @@ class ProjectedAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """query (N, T, D), which key and value are, too; attn_mask as in scaled_dot_product_attention."""
+        """query (N, T, D), the same as key and value; attn_mask as in scaled_dot_product_attention."""
         n, t, d = query.shape
         q, k, v = self.in_proj(query).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
@@ -156,10 +150,10 @@ def fourier(level: Tensor) -> Tensor:
 
 
 class LevelEmbedding(nn.Module):
-    """Adds to the outputs of modules what depends on the noise level alone, and rescales scores by it.
+    """Adds a function of the noise level to the outputs of modules (sites), and rescales scores by the level.
 
-    channels: sites, by their names in the network that is given to `attach`, and the channels of their outputs. Its
-    own arithmetic is float32, under autocast, too: a score's shift has to be finer than half precision.
+    channels: of each site's output, by the site's name in the network of `attach`. Arithmetic is float32 under autocast
+    too: a score's shift has to be finer than half precision.
     """
 
     def __init__(self, channels: Mapping[str, int], width: int = WIDTH) -> None:
@@ -178,7 +172,7 @@ class LevelEmbedding(nn.Module):
 
     @contextmanager
     def at(self, level: Tensor) -> Iterator[Tensor]:
-        """While this is entered, the rows of every batch have these levels (N,). Gives their features (N, width)."""
+        """A context in which the rows of every batch have these levels (N,). Yields their features (N, width)."""
         with torch.autocast(level.device.type, enabled=False):
             self._features = features = self.body(fourier(level))
         try:
@@ -187,7 +181,7 @@ class LevelEmbedding(nn.Module):
             self._features = None
 
     def shift(self, site: str, output: Tensor) -> Tensor | None:
-        """output (N, C, h, w) or (N, T, C) of a site, plus its embedding; None outside `at`."""
+        """A site's output (N, C, h, w) or (N, T, C) plus its embedding; None outside `at`."""
         if self._features is None:
             return None
         with torch.autocast(output.device.type, enabled=False):
@@ -201,8 +195,10 @@ class LevelEmbedding(nn.Module):
         return output + (added[:, None] if output.ndim == 3 else added[:, :, None, None])
 
     def rescale(self, scores: Tensor, features: Tensor) -> Tensor:
-        """s (N,) -> s exp(a) + b with a and b of the level, (N,) float32. Scores of blurred estimates tell less about
-        the final one, so that they have to shrink towards its mean."""
+        """s (N,) -> s exp(a) + b, (N,) float32, with a and b of the level.
+
+        Scores of blurred estimates tell less about the final score, and have to shrink towards its mean.
+        """
         with torch.autocast(scores.device.type, enabled=False):
             both: Tensor = self.score(features)
             a, b = both.unbind(1)
@@ -215,7 +211,7 @@ def _add(embedding: LevelEmbedding, site: str, module: nn.Module, args: Any, out
 
 
 def _key(name: str) -> str:
-    """Names of an nn.ModuleDict have no dots."""
+    """A site's name without dots, as an nn.ModuleDict wants it."""
     return name.replace(".", "/")
 
 

@@ -1,7 +1,7 @@
-"""Noise-aware rewards: a frozen reward with a small trained part, which scores x0 estimates as the finished images.
+"""Noise-aware rewards: a frozen reward with a small trained part that predicts final scores from x0 estimates.
 
-Idea: TTSnap (arXiv 2511.22242). Adapters: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353), by peft. The noise level
-is the one of ttsnap.core.grid.Grid, sigma / (alpha + sigma), so what is learned does not depend on the number of steps.
+Source: TTSnap (arXiv 2511.22242). The noise level is that of ttsnap.core.grid.Grid, sigma / (alpha + sigma), so what is
+learned does not depend on the number of steps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,30 @@ from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
 from ttsnap.core.protocols import Reward
-from ttsnap.files.settings import Json, check
+from ttsnap.files.settings import Bounds, Json, Share, Size, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
-MOST_RANK, MOST_LEVELS = 4096, 1000
-"""Of files: no adapter needs more, and every level has a copy of its own."""
+SETTINGS: dict[str, object] = {
+    "rank": Annotated[int, Bounds(1, 4096)],
+    "levels": Annotated[tuple[float, ...], Size(1000)],
+    "level_embedding": bool,
+    "base_below": Share,
+}
+"""What a file may say of a student: no adapter needs more, and every level has a copy of its own."""
 
 
 class NoiseAware(RewardModel):
-    """A reward that scores finished images by `base` and estimates by a trained copy of it.
+    """Finished images are scored by `base`, estimates by a trained copy of its network. A new one scores as the base.
 
-    kind: "lora" or "dora" put low-rank adapters into the image side; "full" trains a copy of the image side, in the
-    base's dtype (give a float32 base to train); "per-level" keeps a LoRA for each of `levels` and scores an estimate by
-    the nearest, as the paper does. All but the last take the level through a LevelEmbedding, unless that is switched
-    off. spec: the base, for make_reward, written into saved folders. The base must be on its device already; it is left
-    as it is, and a new NoiseAware scores everything like it. ValueError where a setting does not fit.
+    base: on its device already, and never changed. kind: "lora" or "dora" put low-rank adapters into the image side;
+    "full" trains a copy of the image side in the base's dtype (train on a float32 base); "per-level" keeps a LoRA for
+    each of `levels` and scores an estimate by the nearest, as the paper does. The other kinds read the level through a
+    LevelEmbedding, unless level_embedding is False. spec: the base as make_reward takes it, for saved folders.
+    ValueError where a setting does not fit.
 
-    base_below: estimates at or below this level are scored by the base as well, finished images always. distill sets it
-    to where the base ranked as well on held-out prompts: nearly clean estimates need no other judge.
+    base_below: the highest level at which the base scores estimates too. distill sets it to where the base ranked
+    held-out prompts as well.
     """
 
     name = "noise-aware"
@@ -84,19 +89,17 @@ class NoiseAware(RewardModel):
         self._trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """By stable name; everything else is frozen."""
+        """The parameters to train, by stable name."""
         return {name: self.network.get_parameter(name) for name in self._trainable}
 
     def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
-        """One batch: images (N, 3, H, W) in [0, 1], N prompts, levels (N,) -> (N,) float32, differentiable in
-        `trainable()`."""
+        """One batch: images (N, 3, H, W) in [0, 1], N prompts, levels (N,) -> (N,) float32, with a graph."""
         scores: Tensor = self.network(x, list(prompts), _rows(level, len(x)))
         return scores
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,) float32.
-        Rows at level 0 are the base's."""
+        """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,)."""
         check_images(images, prompts)
         levels = _rows(level, len(images))
         scores = torch.zeros(len(images), device=self.base.device)
@@ -110,7 +113,7 @@ class NoiseAware(RewardModel):
         return scores
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
-        """As calling it, with a graph back to the images (Scorer.differentiable), in one batch."""
+        """As a call, in one batch, with a graph back to the images (NetworkReward.differentiable)."""
         check_images(images)
         levels = _rows(level, len(images))
         below = levels <= self.base_below + 1e-6
@@ -122,39 +125,29 @@ class NoiseAware(RewardModel):
         return torch.where(below.to(estimates.device), self.base.differentiable(images, prompts), estimates)
 
     def begin_stage(self, level: float) -> None:
-        """Start the level's own adapter, if it has one and that is untrained, from the nearest trained one."""
+        """Start the adapter of this level from the nearest trained one; "per-level" only."""
         if self.levels:
             self.network.warm_start(level)
 
     def without_alpha(self, images: Tensor) -> Tensor:
-        """The base's (Scorer.without_alpha)."""
         return self.base.without_alpha(images)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """The base's warnings."""
         self.base.check(prompts)
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one estimate with a prompt of its own, as a Scorer counts them."""
+        """FLOPs of one estimate with a prompt of its own."""
         return count_flops(lambda: self.predict(self.trial_image(), [self.example], torch.tensor([0.5])))
 
     def trial_image(self) -> Tensor:
         return self.base.trial_image()
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Json] | None = None) -> None:
-        """Write adapter.safetensors and adapter.json; info: whatever JSON can hold, such as how it was trained."""
-        header: dict[str, Json] = {
-            "kind": self.kind,
-            "base": self.spec,
-            "fingerprint": self._fingerprint,
-            "rank": self.rank,
-            "levels": self.levels,
-            "level_embedding": self.level_embedding,
-            "base_below": self.base_below,
-            "info": dict(info or {}),
-        }
-        write_adapter(Path(folder), header, self.trainable())
+        """Write adapter.safetensors and adapter.json (files.py). info: how it was trained, say, as JSON."""
+        header: dict[str, Json] = {"kind": self.kind, "base": self.spec, "fingerprint": self._fingerprint}
+        settings: dict[str, Json] = {name: getattr(self, name) for name in SETTINGS}
+        write_adapter(Path(folder), {**header, **settings, "info": dict(info or {})}, self.trainable())
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -170,27 +163,27 @@ class NoiseAware(RewardModel):
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> Self:
-        """What `save_pretrained` wrote, on the base that it names, or on `base` where it is already.
-        ValueError where the folder is damaged, or the base another one."""
+        """What `save_pretrained` wrote, on the base that the folder names, or on `base`.
+
+        ValueError where the folder is damaged, or was trained on another base.
+        """
         header = read_header(folder, KINDS)
-        kind, path = str(header["kind"]), Path(str(folder))
-        hints: dict[str, object] = {"rank": int, "levels": tuple[float, ...], "level_embedding": bool}
+        path = Path(str(folder))
         try:
-            settings = {name: check(name, header.get(name), hint) for name, hint in hints.items()}
-            below = check("base_below", header.get("base_below", 0.0), float)
-            if not (settings["rank"] <= MOST_RANK and len(settings["levels"]) <= MOST_LEVELS and 0 <= below <= 1):
-                raise ValueError(f"rank {settings['rank']}, {len(settings['levels'])} levels, base_below {below}")
+            known = {"base_below": 0.0, **header}
+            settings = {name: check(name, known.get(name), hint) for name, hint in SETTINGS.items()}
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
+        below = settings.pop("base_below")
         scorer = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(scorer, kind, **settings, spec=str(header["base"]), batch_size=batch_size)
+        student = cls(scorer, str(header["kind"]), **settings, spec=str(header["base"]), batch_size=batch_size)
         student.base_below = below
         fill(student.trainable(), path, header)
         return student
 
 
 def _rows(level: Tensor | float | None, n: int) -> Tensor:
-    """level (N,), one for all, or None -> (N,) float32 on the CPU. ValueError unless they are noise levels."""
+    """level (N,), one for all, or None for 0 -> (N,) float32 on the CPU. ValueError unless they are noise levels."""
     levels = torch.as_tensor(0.0 if level is None else level).detach().cpu().float()
     if levels.shape not in ((), (n,)) or not bool((levels <= 1 + 1e-5).all()):
         raise ValueError(f"level must be {n} noise levels in [0, 1], as sigma / (alpha + sigma); got {level}")
