@@ -1,17 +1,24 @@
-"""A recording that policies are compared on: its arguments, budgets, and tables of what they find."""
+"""What the studies of a recording share (simulate, tune, calibrate): its arguments, budgets, progress and tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
 from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.options.devices import WorkerOptions
 from ttsnap.options.search import SearchOptions
+
+if TYPE_CHECKING:
+    from ttsnap.loop.budget import Budget
+    from ttsnap.recordings.replay import Recording
+    from ttsnap.simulation.simulate import Curve
 
 BASE = "best-of-n"
 """With what searches are compared, and how tables and plots call it."""
@@ -19,7 +26,7 @@ MOST_BUDGETS = 1000
 
 
 def add_recording_arguments(p: Parser) -> None:
-    """The recording and which part of it; ."""
+    """The recording, which part of it, and how its rewards become one."""
     p.add_argument("recording", type=str, help="folder written by `ttsnap record`, or a published reward tensor")
     arguments.add_config(p)
     p.add_argument("--prompts", type=str, default=":", help="which prompts, as 0:20")
@@ -32,42 +39,14 @@ def add_recording_arguments(p: Parser) -> None:
     arguments.add_options(p, WorkerOptions, "workers")
 
 
-def print_curves(curves: dict[str, Any], recording: Any, utility: Any, reward: str, ledger: str = "honest") -> None:
-    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more. `reward` is
-    the utility in words."""
-    from ttsnap.simulation.simulate import compare
-
-    base = curves[BASE]
-    budgets = base.budgets
-    prompts = f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
-    print(f"{prompts} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
-    rows = [[str(b), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())] for i, b in enumerate(budgets)]
-    if len(budgets) > 2:
-        best, *versus = (compare(c, base, recording, utility) for c in (base, *_others(curves)))
-        rows += [
-            ["omega, %", "-" if math.isnan(best.omega) else "0", *(_with_error(v.omega, v.error, 1) for v in versus)],
-            ["equals N", *(_number(v.equivalent_n) for v in (best, *versus))],
-            [f"equals best-of-n at {budgets[-1]} from", "", *(_as_budget(v.matching_budget, budgets) for v in versus)],
-        ]
-    print_table(["budget", *curves], rows)
-    if len(budgets) > 2 and math.isnan(best.omega):
-        print("omega is not defined: best-of-n gains nothing from the smallest budget to the largest")
+def add_file_arguments(p: Parser, name: str) -> None:
+    """--out for the algorithm file that is fitted, and --overwrite."""
+    p.add_argument("--out", type=str, default=name, help="algorithm file to write")
+    p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
 
 
-def too_few_seeds(name: str, budget: Any, seeds: int) -> str:
-    """What to say of a method that would start more seeds under this budget than were recorded."""
-    return (
-        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so that these figures "
-        "are below what it would find live; record more seeds, or take smaller --budgets"
-    )
-
-
-def _others(curves: dict[str, Any]) -> list[Any]:
-    return [c for name, c in curves.items() if name != BASE]
-
-
-def read_recording(a: Arguments) -> Any:
-    """The recording, cut to the prompts and seeds asked for."""
+def read_recording(a: Arguments) -> Recording:
+    """The recording, cut to the prompts and seeds that are asked for."""
     from ttsnap.recordings.folder import load_recording
 
     whole = load_recording(a.recording, scores=a.scores)
@@ -87,8 +66,8 @@ def read_span(text: str) -> slice:
     return slice(start, stop)
 
 
-def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
-    """Budgets, with ranges from:to:step spelled out."""
+def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
+    """Budgets, with ranges from:to:step spelled out; by default 2 to 20 images of so many evaluations."""
     from ttsnap.loop.budget import Budget
 
     budgets, number = [], r"(\d+\.?\d*)"
@@ -107,21 +86,60 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Any]:
     return budgets
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns aligned."""
-    table = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    for first, *rest in table:
-        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
+@contextmanager
+def progress(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that calls what it is given with (done, of); SIGTERM unwinds the work."""
+    from tqdm import tqdm
+
+    with left_by_sigterm(), tqdm(total=total, unit=unit, **how) as bar:
+
+        def advance(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield advance
 
 
-def _as_budget(amount: float, budgets: Sequence[Any]) -> str:
-    """An amount in the budgets' unit, in words."""
-    from ttsnap.simulation.simulate import unit_of
+def print_curves(curves: Mapping[str, Curve], recording: Recording, given: Any, ledger: str = "honest") -> None:
+    """A table of curves by name, best-of-n among them: a row a budget, and what follows from three or more.
 
-    if amount == float("inf"):
-        return "not reached"
-    return str(dataclasses.replace(budgets[0], **{unit_of(budgets): amount}))
+    given: the utility, as --utility has it.
+    """
+    from ttsnap.core import utility
+    from ttsnap.simulation.simulate import compare
+
+    base, many = curves[BASE], f"{len(recording.prompts)} prompt{'s' if len(recording.prompts) > 1 else ''}"
+    reward = utility.described(given, recording.reward_names)
+    print(f"{many} x {recording.seeds} seeds, {ledger} ledger, the winner's score: {reward}")
+    rows = [["budget", *curves]]
+    rows += [
+        [str(budget), *(_with_error(c.mean[i], c.error[i], 4) for c in curves.values())]
+        for i, budget in enumerate(base.budgets)
+    ]
+    undefined = False
+    if len(base.budgets) > 2:
+        ordered = sorted(curves.values(), key=lambda c: c is not base)
+        best, *versus = (compare(c, base, recording, utility.make(given)) for c in ordered)
+        undefined = math.isnan(best.omega)
+        matching = [_shown(v.matching_budget, base.budgets) for v in versus]
+        rows += [
+            ["omega, %", "-" if undefined else "0", *(_with_error(v.omega, v.error, 1) for v in versus)],
+            ["equals N", *(_shown(v.equivalent_n) for v in (best, *versus))],
+            [f"equals best-of-n at {base.budgets[-1]} from", "", *matching],
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *cells]))
+    if undefined:
+        print("omega is not defined: best-of-n gains nothing from the smallest budget to the largest")
+
+
+def too_few_seeds(name: str, budget: Budget, seeds: int) -> str:
+    """What to say of a method that would start more seeds under this budget than were recorded."""
+    return (
+        f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so that these figures "
+        "are below what it would find live; record more seeds, or take smaller --budgets"
+    )
 
 
 def _with_error(value: float, error: float, digits: int) -> str:
@@ -131,5 +149,10 @@ def _with_error(value: float, error: float, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
-def _number(value: float) -> str:
-    return "not reached" if value == float("inf") else f"{value:.4g}"
+def _shown(amount: float, budgets: Sequence[Budget] = ()) -> str:
+    """A number, or the amount of a budget in the unit of these."""
+    from ttsnap.simulation.simulate import unit_of
+
+    if amount == float("inf"):
+        return "not reached"
+    return str(dataclasses.replace(budgets[0], **{unit_of(budgets): amount})) if budgets else f"{amount:.4g}"

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ttsnap.cli import arguments
-from ttsnap.cli.curves import BASE, add_recording_arguments, print_curves, read_budgets, read_recording, too_few_seeds
+from ttsnap.cli.curves import (
+    BASE,
+    add_recording_arguments,
+    print_curves,
+    progress,
+    read_budgets,
+    read_recording,
+    too_few_seeds,
+)
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
+from ttsnap.files.settings import Count
 from ttsnap.options.devices import WorkerOptions
+
+if TYPE_CHECKING:
+    from ttsnap.core.protocols import Algorithm
+    from ttsnap.recordings.replay import Recording
+    from ttsnap.simulation.simulate import Curve
 
 HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
@@ -62,11 +78,11 @@ def parser() -> Parser:
         "--budgets", type=str, nargs="+", default=[],
         help="per prompt, rising, as 100nfe 200nfe, or a range 400:4000:200tflop (default: 2 to 20 whole images)",
     )  # fmt: skip
-    p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
+    p.add_argument("--repeats", type=Count, default=20, help="searches per prompt and budget")
     p.add_argument("--shared", action="store_true", help="price-of-compute: all prompts share one budget")
     p.add_argument(
         "--ledger",
-        type=str,
+        type=Literal["honest", "published"],
         default="honest",
         help="count all that is computed (honest), or as the TTSnap notebooks (published)",
     )
@@ -84,77 +100,75 @@ def run(a: Arguments) -> int:
 
 
 def _compare(a: Arguments, out: Path | None) -> int:
-    from tqdm import tqdm
-
-    from ttsnap.algorithms import make_algorithm
     from ttsnap.algorithms.best_of_n import BestOfN
     from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
     from ttsnap.core import utility
-    from ttsnap.simulation.simulate import LEDGERS, Method, Study, best_of_n_curve, require_varied, rising, unit_of
+    from ttsnap.simulation.simulate import Method, Study, best_of_n_curve, require_varied, rising, unit_of
     from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
 
-    if a.ledger not in LEDGERS:
-        raise ValueError(f"ledger must be one of {LEDGERS}, got {a.ledger!r}")
     recording, combine = read_recording(a), utility.make(a.utility)
     require_varied(recording, combine)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    names = a.algorithms or ["seed-pruning"]
-    stems = [Path(name).stem for name in names]
-    algorithms = [
-        (name if stems.count(stem) > 1 or stem == BASE else stem, make_algorithm(name))
-        for stem, name in zip(stems, names, strict=True)
-        if name != BASE
-    ]
-    if not a.algorithms and recording.draft_calls:
-        algorithms.append(("without drafts", make_algorithm("seed-pruning", draft_share=0.0)))
+    algorithms = _algorithms(a, recording)
     if len(budgets) > 2:
         rising(budgets)
     if out is not None:
         unit_of(budgets)  # of the plot; said now, not after the searches
     base = best_of_n_curve(recording, budgets, utility=combine)
-    curves = {BASE: base}
-    priced = [isinstance(algorithm, PriceOfCompute) for _, algorithm in algorithms]
     methods = tuple(
-        Method(algorithm, a.shared and has_price, "honest" if has_price else a.ledger)
-        for (_, algorithm), has_price in zip(algorithms, priced, strict=True)
+        Method(algorithm, a.shared, "honest")
+        if isinstance(algorithm, PriceOfCompute)
+        else Method(algorithm, False, a.ledger)
+        for algorithm in algorithms.values()
     )
     study = Study(recording, methods, tuple(budgets), a.repeats, combine, a.seed)
-    with tqdm(total=len(methods) * len(budgets), unit="point", leave=False) as bar:
-
-        def progress(done: int, of: int) -> None:
-            bar.update(done - bar.n)
-
-        found = study.curves(arguments.read(WorkerOptions, a).workers, progress)
-    curves |= zip((name for name, _ in algorithms), found, strict=True)
-    reward = utility.described(a.utility, recording.reward_names)
-    print_curves(curves, recording, combine, reward, a.ledger)
-    for name, algorithm in [(BASE, BestOfN()), *algorithms]:
-        if a.ledger == "honest" and (short := short_of_budget(recording, algorithm, budgets)) is not None:
+    with progress(len(methods) * len(budgets), "point", leave=False) as advance:
+        found = study.curves(arguments.read(WorkerOptions, a).workers, advance)
+    curves = {BASE: base, **dict(zip(algorithms, found, strict=True))}
+    print_curves(curves, recording, a.utility, a.ledger)
+    for name, algorithm in {BASE: BestOfN(), **algorithms}.items() if a.ledger == "honest" else ():
+        if (short := short_of_budget(recording, algorithm, budgets)) is not None:
             print(f"up to {short} the budget does not pay for the {algorithm.n} seeds that {name} was given: here it "
                   "takes as many as are paid for, live it starts more and is cut off")  # fmt: skip
-        if a.ledger == "honest" and (short := short_of_seeds(recording, algorithm, budgets)) is not None:
+        if (short := short_of_seeds(recording, algorithm, budgets)) is not None:
             print(too_few_seeds(name, short, recording.seeds))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out, curves, reward)
+        _write(out, curves, utility.described(a.utility, recording.reward_names))
         print(f"curves.csv and curves.png in {out}")
     return 0
 
 
-def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
+def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
+    """What is compared with best-of-N, by the names that tables have: of files their stems where these differ."""
+    from ttsnap.algorithms import make_algorithm
+
+    names = a.algorithms or ["seed-pruning"]
+    stems = [Path(name).stem for name in names]
+    found = {
+        name if stems.count(stem) > 1 or stem == BASE else stem: make_algorithm(name)
+        for stem, name in zip(stems, names, strict=True)
+        if name != BASE
+    }
+    if not a.algorithms and recording.draft_calls:
+        found["without drafts"] = make_algorithm("seed-pruning", draft_share=0.0)
+    return found
+
+
+def _write(out: Path, curves: Mapping[str, Curve], reward: str) -> None:
     """curves.csv, and where matplotlib is there curves.png."""
-    with (out / "curves.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
-        for name, c in curves.items():
-            for i, budget in enumerate(c.budgets):
-                writer.writerow([name, budget, c.mean[i], c.error[i], c.spent[i], c.most[i]])
+    from ttsnap.files.writing import write_text, write_whole
+    from ttsnap.simulation.simulate import unit_of
+
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["algorithm", "budget", "reward", "standard_error", "spent_mean", "spent_most"])
+    for name, c in curves.items():
+        writer.writerows([name, *row] for row in zip(c.budgets, c.mean, c.error, c.spent, c.most, strict=True))
+    write_text(out / "curves.csv", text.getvalue())
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError(f"curves.csv is written; for the plot, {install('plot')}") from None
-    from ttsnap.simulation.simulate import unit_of
-
     unit = unit_of(next(iter(curves.values())).budgets)
     scale, label = (1e12, "TFLOPs") if unit == "flops" else (1, "denoiser evaluations" if unit == "nfe" else unit)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -179,4 +193,4 @@ def _write(out: Path, curves: dict[str, Any], reward: str) -> None:
         axes.grid(color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out / "curves.png", dpi=160)
+    write_whole(out / "curves.png", lambda file: figure.savefig(file, format="png", dpi=160))

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 from ttsnap.cli import arguments
 from ttsnap.cli.curves import (
     BASE,
+    add_file_arguments,
     add_recording_arguments,
     print_curves,
+    progress,
     read_budgets,
     read_recording,
     read_span,
     too_few_seeds,
 )
 from ttsnap.cli.parser import Arguments, Parser, new_parser
-from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.files.settings import Count
 from ttsnap.options.devices import WorkerOptions
 
 if TYPE_CHECKING:
@@ -50,37 +52,28 @@ def parser() -> Parser:
     p = new_parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
-    p.add_argument("--trials", type=int, default=400, help="schedules to try")
-    p.add_argument("--checks", type=int, default=5, help="most checks in a schedule")
+    p.add_argument("--trials", type=Count, default=400, help="schedules to try")
+    p.add_argument("--checks", type=Count, default=5, help="most checks in a schedule")
     p.add_argument("--holdout", type=float, default=0.3, help="share of the prompts to keep out of the fit")
-    p.add_argument("--out", type=str, default="tuned.json", help="algorithm file to write")
-    p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
+    add_file_arguments(p, "tuned.json")
     return p
 
 
 def run(a: Arguments) -> int:
     """Search, write the winner, say what it is worth."""
-    from tqdm import tqdm
-
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
     from ttsnap.simulation.sizing import short_of_seeds
     from ttsnap.simulation.tune import split, tune
 
-    if a.trials < 1 or a.checks < 1:
-        raise ValueError(f"--trials and --checks must be at least 1, got {a.trials} and {a.checks}")
     out = new_file(a.out, a.overwrite)
-    recording, combine = read_recording(a), utility.make(a.utility)
+    recording = read_recording(a)
     budgets = read_budgets(a.budgets, recording.grid.nfe)
-    with left_by_sigterm(), tqdm(total=a.trials, unit="schedule") as bar:
-
-        def progress(done: int, of: int) -> None:
-            bar.update(done - bar.n)
-
+    with progress(a.trials, "schedule") as advance:
         tuned = tune(
-            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=combine,
-            seed=a.seed, on_progress=progress, workers=arguments.read(WorkerOptions, a).workers,
+            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
+            seed=a.seed, on_progress=advance, workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
@@ -99,9 +92,8 @@ def run(a: Arguments) -> int:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
         worth = tuned.held_out
-        curves = dict(zip((BASE, PRUNING, name), (worth.base, worth.default, worth.schedule), strict=True))
-        reward = utility.described(a.utility, recording.reward_names)
-        print_curves({key: curve for key, curve in curves.items() if curve is not None}, rest, combine, reward)
+        default = {} if worth.default is None else {PRUNING: worth.default}
+        print_curves({BASE: worth.base, **default, name: worth.schedule}, rest, a.utility)
     print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
     if not math.isnan(tuned.fitted.omega):
         omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
