@@ -34,11 +34,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm.auto import tqdm
 from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.batches import draw, loss
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.prompts import SceneCaptions
 from ttsnap.distill.draft.student import DraftStudent, export, start_from
-from ttsnap.distill.draft.train import Batch, batch_of, factor, validate
+from ttsnap.distill.draft.train import Batch, Rows, batch_of, draw, factor, loss, validate
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
 from ttsnap.pipelines import defaults, load
@@ -58,10 +57,11 @@ Decode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Lesson:
-    """What an objective sees of a step: the student, the trajectories, the batch and its rows' guesses (N, ...)."""
+    """What an objective sees of a step: the student, the trajectories, its rows, their batch and guesses (N, ...)."""
 
     student: DraftStudent
     data: Trajectories
+    rows: Rows
     batch: Batch
     found: Tensor
     decode: Decode
@@ -88,30 +88,32 @@ def features(lesson: Lesson) -> Tensor:
 
 def reward(lesson: Lesson) -> Tensor:
     learned: Any = make_reward("scenes-learned")
-    texts = lesson.batch.texts
+    texts = [lesson.data.prompts[i] for i in lesson.rows.trajectories]
     found, end = (learned.differentiable(lesson.decode(x), texts) for x in (lesson.found, lesson.batch.end))
     return mse(lesson) + 2 * (found - end.detach()).pow(2).mean()
 
 
 def consistency(lesson: Lesson) -> Tensor:
     student, batch, states = lesson.student, lesson.batch, lesson.data.states
-    after = (batch.steps + 1).clamp(max=states.shape[1] - 1)
-    first = torch.arange(len(batch.end)) >= batch.second
-    going = first & (after > batch.steps)  # second calls, and first calls from the last state, learn the end
+    steps = torch.from_numpy(lesson.rows.steps)
+    after = (steps + 1).clamp(max=states.shape[1] - 1)
+    first = torch.arange(len(batch.end)) >= lesson.rows.second
+    going = first & (after > steps)  # second calls, and first calls from the last state, learn the end
     with torch.no_grad():
-        x = student.on_path(states[batch.trajectories, after].float(), after)
+        x = student.on_path(states[lesson.rows.trajectories, after].float(), after)
         ahead = student.estimate(x, student.times[after] * student.first_time, batch.cond).float()
     return lesson.error(torch.where(going.view(-1, 1, 1, 1), ahead, batch.end))
 
 
 def shortcut(lesson: Lesson) -> Tensor:
-    student, batch = lesson.student, lesson.batch
-    noise = (batch.steps == 0).nonzero()[:, 0]
-    rows = noise[noise >= batch.second][::2]
-    x = student.on_path(lesson.data.states[batch.trajectories[rows], 0].float(), batch.steps[rows])
+    student, batch, drawn = lesson.student, lesson.batch, lesson.rows
+    steps = torch.from_numpy(drawn.steps)
+    noise = (steps == 0).nonzero()[:, 0]
+    rows = noise[noise >= drawn.second][::2]
+    x = student.on_path(lesson.data.states[drawn.trajectories[rows], 0].float(), steps[rows])
     with torch.no_grad():
         estimate = partial(student.estimate, cond=batch.cond[rows])
-        two = guess(student.path, estimate, x, student.times[batch.steps[rows]], 2, student.first_time).float()
+        two = guess(student.path, estimate, x, student.times[steps[rows]], 2, student.first_time).float()
     return lesson.error(batch.end.index_copy(0, rows, two))
 
 
@@ -179,9 +181,10 @@ def trained(
     for step in tqdm(range(config.steps), desc=name, mininterval=10):
         optimizer.param_groups[0]["lr"] = config.lr * factor(step, config)
         optimizer.zero_grad(set_to_none=True)
-        batch = batch_of(student, rest, draw(step, len(rest), data.states.shape[1], config), config)
+        drawn = draw(step, len(rest), data.states.shape[1], config)
+        batch = batch_of(student, rest, drawn, config)
         found = student.estimate(batch.x, batch.told, batch.cond).float()
-        OBJECTIVES[name](Lesson(student, rest, batch, found, denoiser.decode)).backward()
+        OBJECTIVES[name](Lesson(student, rest, drawn, batch, found, denoiser.decode)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
         optimizer.step()
         weights.follow(min(config.ema, (1 + step) / (10 + step)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -29,20 +30,16 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
     about: what must be the same to resume from it, JSON-ready. OSError where the disk is full; what was there stays.
     """
     target = folder / f"{step:08d}"
-    temporary = part_of(target)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        _write(temporary / TENSORS, tensors)
+    with whole_folder(target) as temporary:
+        try:
+            save_file(dict(tensors), temporary / TENSORS)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
         text = json.dumps({"step": step, "sha256": sha256(temporary / TENSORS), "about": about}, indent=1)
         (temporary / ABOUT).write_text(text + "\n")
         for name in (TENSORS, ABOUT):
             with (temporary / name).open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one that was fallen back from
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -81,11 +78,18 @@ def steps_done(folder: Path) -> int:
     return int(there[-1].name) if there else 0
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write to, which takes the place of `folder` at the end; where writing fails, none does."""
+    temporary = part_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:  # how it reports a full disk
-        raise OSError(str(error)) from error
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _all(folder: Path) -> list[Path]:

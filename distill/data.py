@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,27 +40,18 @@ class Frame(NamedTuple):
     step: int
 
 
-@dataclass
-class _Places:
-    """Where the entries of one extension lie, each (P, S, K+1): which file, from which byte on, how many bytes."""
-
-    file: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, shape: tuple[int, ...]) -> _Places:
-        return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+_PLACE = np.dtype([("file", np.int32), ("offset", np.int64), ("size", np.int64)])
+"""Where an entry lies: in which file, from which byte on, and how many bytes. File -1: it was not recorded."""
 
 
 @dataclass
 class _Part:
-    """One recording: its header, its files, and where its entries lie by extension."""
+    """One recording: its header, its files, and by extension where the entries lie, (P, S, K+1)."""
 
     folder: Path
     header: Header
     shards: list[Shard]
-    places: dict[str, _Places] = field(default_factory=dict)
+    places: dict[str, NDArray[np.void]] = field(default_factory=dict)
 
 
 class Frames:
@@ -104,7 +93,8 @@ class Frames:
         self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.info = [dict(p.header.info) for p in self._parts]
         self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
-        self._left, self._cache, self._open = cache, {}, {}  # type: ignore[var-annotated]
+        self._cache: dict[tuple[Frame, str], bytes] = {}
+        self._left = cache
 
     def select(self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None) -> tuple[int, ...]:
         """The recorded steps meant by step numbers or by noise levels (all by default), rising.
@@ -135,7 +125,7 @@ class Frames:
             places = part.places.get(extension)
             if places is None:
                 raise ValueError(f"{part.folder} holds no {space}; record into another folder with --{FLAGS[space]}")
-            missing = np.argwhere(places.file[:, :, list(steps)] < 0)
+            missing = np.argwhere(places["file"][:, :, list(steps)] < 0)
             if len(missing):
                 p, s, k = missing[0]
                 raise ValueError(
@@ -150,20 +140,17 @@ class Frames:
     def read(self, entry: Frame, extension: str) -> bytes:
         """The entry's bytes, from memory or from its tar."""
         part, row = self._where[entry.prompt]
-        places = part.places[extension]
-        at = row, entry.seed, entry.step
-        file, offset, size = int(places.file[at]), int(places.offset[at]), int(places.size[at])
-        key = (part.folder, file, offset)
-        if key in self._cache:
-            return bytes(self._cache[key])
-        path = part.folder / IMAGES / part.shards[file].name
-        if path not in self._open:
-            self._open[path] = path.open("rb", buffering=0)
-        data = os.pread(self._open[path].fileno(), size, offset)  # no shared position: safe in forked workers
+        if (entry, extension) in self._cache:
+            return self._cache[entry, extension]
+        number, offset, size = part.places[extension][row, entry.seed, entry.step].tolist()
+        path = part.folder / IMAGES / part.shards[number].name
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
         if len(data) != size:
             raise ValueError(f"the images {path} were cut off while they were in use; restore the file")
         if size <= self._left:
-            self._cache[key] = data
+            self._cache[entry, extension] = data
             self._left -= size
         return data
 
@@ -174,10 +161,6 @@ class Frames:
         if len(shapes) > 1:
             raise ValueError(f"the recordings hold {space} of different shapes {sorted(shapes)}; train on one size")
         return torch.stack(rows)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Open files do not travel to spawned workers."""
-        return {**self.__dict__, "_open": {}}
 
 
 def decode(data: bytes, space: str) -> Tensor:
@@ -226,13 +209,12 @@ def _index(part: _Part) -> None:
         path = part.folder / IMAGES / shard.name
         for name, offset, size in _entries(path):
             match = NAME.fullmatch(name)
-            at = None if match is None else _position(match, header)
-            if match is None or at is None:
+            at = (int(match[1]), int(match[2]) - header.first_seed, int(match[3])) if match else (-1, -1, -1)
+            if match is None or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
                 raise ValueError(f"{path} holds {name!r}, which is no name of a recorded estimate")
             if match[4] not in part.places:
-                part.places[match[4]] = _Places.empty(shape)
-            places = part.places[match[4]]
-            places.file[at], places.offset[at], places.size[at] = number, offset, size
+                part.places[match[4]] = np.full(shape, np.array((-1, 0, 0), _PLACE))
+            part.places[match[4]][at] = number, offset, size
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -253,20 +235,3 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
                 raise ValueError(f"the images {path} are damaged: no tar entry at byte {at}") from None
             yield name, at + 512, size
             at += 512 + (size + 511) // 512 * 512
-
-
-def _position(match: re.Match[str], header: Header) -> tuple[int, int, int] | None:
-    prompt, seed, step = int(match[1]), int(match[2]) - header.first_seed, int(match[3])
-    inside = prompt < len(header.prompts) and 0 <= seed < header.seeds and step < len(header.levels)
-    return (prompt, seed, step) if inside else None
-
-
-def describe(frames: Frames) -> dict[str, Json]:
-    """What an exported reward should know of its data, JSON-ready."""
-    return {
-        "identity": frames.identity,
-        "prompts": len(frames.prompts),
-        "seeds": sorted(set(frames.seeds.tolist())),
-        "levels": list(frames.levels),
-        "info": frames.info,
-    }

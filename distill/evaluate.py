@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
-from ttsnap.files.settings import Json
+from ttsnap.files import reading as files
+from ttsnap.files.settings import Json, Settings, build
 from ttsnap.results.outputs import plain
 from ttsnap.rewards.registry import make_reward
 
@@ -57,29 +59,32 @@ def _centred(values: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Measures per level, cleanest first: rows of {"step", "level", NAME: measures}. names: the rewards compared,
-    the base first; prompts, seeds: how many were measured; held_out: whether training saw none of the prompts;
-    base_below: the level up to which an exported student leaves estimates to its base, None where that is not known."""
+class Evaluation(Settings):
+    """What was measured at each noise level."""
 
-    rows: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
+    """The rewards compared, the base first."""
     prompts: int
     seeds: int
     held_out: bool | None = None
+    """Whether training saw none of the prompts."""
     base_below: float | None = None
+    """The level up to which an exported student leaves estimates to its base, None where that is not known."""
+    rows: tuple[dict[str, Any], ...] = ()
+    """{"step", "level", NAME: measures}, cleanest first."""
 
     def to_json(self) -> dict[str, Json]:
-        """JSON-ready: nan as null."""
-        values: dict[str, Json] = {
-            "names": self.names,
-            "prompts": self.prompts,
-            "seeds": self.seeds,
-            "held_out": self.held_out,
-            "base_below": self.base_below,
-            "levels": self.rows,
-        }
-        return {key: plain(value) for key, value in values.items()}
+        """JSON-ready: nan as null, rows as "levels"."""
+        return {"levels" if key == "rows" else key: plain(value) for key, value in vars(self).items()}
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """What `to_json` gave to a file. ValueError where the file is damaged."""
+        try:
+            data = files.read_object(path, nan=True)
+            return build(cls, {"rows" if key == "levels" else key: value for key, value in data.items()})
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
 
 
 def evaluate(
@@ -114,4 +119,4 @@ def evaluate(
                 )
             for row, step_scores in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
                 row[name] = measure(step_scores, final)
-    return Evaluation(tuple(rows), tuple(rewards), len(prompts), seeds, held_out)
+    return Evaluation(tuple(rewards), len(prompts), seeds, held_out, rows=tuple(rows))

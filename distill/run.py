@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.data import Frame, Frames, describe
+from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.evaluate import Evaluation, evaluate
-from ttsnap.distill.losses import Uncertainty
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
 
-from ttsnap.files import reading as files
 from ttsnap.files.lock import locked
 from ttsnap.files.plain_yaml import load_settings, save_settings
-from ttsnap.files.settings import Json, check, to_json
+from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
@@ -64,7 +62,7 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
     with ExitStack() as held:
         member.alone(lambda: _begin(config, out, held, record))
         if (out / EVALUATION).exists():  # written last
-            return read_evaluation(out / EVALUATION)
+            return Evaluation.read(out / EVALUATION)
         with tracked(config, out) as log:
             return _distill(config, out, member, log)
 
@@ -75,7 +73,8 @@ def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder |
     check_out(config, out)  # again: another process may have begun here just before
     save_settings(config, out / CONFIG)
     if record is not None and config.record is not None:
-        record(_asked(config, config.record, out))
+        latents = {"latents": True} if config.student.space == "latents" else {}
+        record({"out": str(out / RECORDING), **config.record, "images": True, **latents})
 
 
 def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Evaluation:
@@ -110,7 +109,10 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
         batch_size=config.batch_size, member=member, held_out=bool(tested),
     )  # fmt: skip
     if uncertainty is not None:
-        _add_sigma(evaluation, uncertainty, plan.scale)
+        with torch.no_grad():
+            for row in evaluation.rows:  # the learned standard deviation of the error, in units of the reward
+                level = torch.tensor([row["level"]], device=member.device)
+                row["sigma"] = float(torch.exp(uncertainty(level) / 2)) * plan.scale
     below = 0.0
     if isinstance(student, DefersToBase) and evaluation.held_out:
         below = student.base_below = base_below(evaluation)
@@ -152,7 +154,13 @@ def export(
     """
     info: dict[str, Json] = {
         "config": to_json(config),
-        "recording": describe(frames),
+        "recording": {
+            "identity": frames.identity,
+            "prompts": len(frames.prompts),
+            "seeds": sorted(set(frames.seeds.tolist())),
+            "levels": list(frames.levels),
+            "info": frames.info,
+        },
         "versions": versions("torch", "accelerate", "peft", "transformers"),
         "target_spread": plan.scale,
         "evaluation": evaluation.to_json(),
@@ -195,42 +203,7 @@ def exported(found: Evaluation, below: float) -> Evaluation:
     return replace(found, rows=tuple(rows), base_below=below)
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation that a finished run wrote. ValueError where the file is damaged."""
-    try:
-        data = files.read_object(path, nan=True)
-        rows = data["levels"]
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("its levels are no list of rows")
-        return Evaluation(
-            tuple(row for row in rows if isinstance(row, dict)),
-            check("names", data["names"], tuple[str, ...]),
-            check("prompts", data["prompts"], int),
-            check("seeds", data["seeds"], int),
-            check("held_out", data["held_out"], bool | None),
-            check("base_below", data.get("base_below"), float | None),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it, and the run is evaluated again") from None
-
-
 def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
     """Those of `texts` that a run with this config.yaml held out, given that it was trained on these recordings."""
     config = load_settings(DistillConfig, path)
     return curriculum.held_out(texts, config.validation, config.seed)[1]
-
-
-def _asked(config: DistillConfig, section: Mapping[str, Json], out: Path) -> dict[str, Json]:
-    """Options of `ttsnap record`: the record section, into out/recording unless it says otherwise."""
-    asked = {"out": str(out / RECORDING), **section, "images": True}
-    if config.student.space == "latents":
-        asked["latents"] = True
-    return asked
-
-
-def _add_sigma(found: Evaluation, uncertainty: Uncertainty, scale: float) -> None:
-    """The learned standard deviation of the error at each level, in units of the reward."""
-    with torch.no_grad():
-        for row in found.rows:
-            level = torch.tensor([row["level"]], device=uncertainty.log_variance.device)
-            row["sigma"] = float(torch.exp(uncertainty(level) / 2)) * scale

@@ -83,15 +83,12 @@ def make_student(
     except ImportError as error:
         raise ValueError(f"cannot load student {config.kind!r}: {error}") from error
     takes = inspect.signature(made).parameters
-    offered: dict[str, object] = {"spec": spec, "seed": seed, "batch_size": batch_size}
+    offered = {"spec": spec, "seed": seed, "batch_size": batch_size, "levels": tuple(levels)}
     offered |= {"space": config.space, "channels": channels}
-    if config.kind not in KINDS:
-        offered["levels"] = tuple(levels)
-    options = {key: value for key, value in offered.items() if key in takes}
     if config.kind in KINDS:
-        options |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
-        options["levels"] = tuple(levels) if config.kind == "per-level" else ()
-    options |= config.options or {}
+        offered |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
+        offered["levels"] = tuple(levels) if config.kind == "per-level" else ()
+    options = {key: value for key, value in offered.items() if key in takes} | dict(config.options or {})
     unknown = [key for key in options if key not in takes]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(f"student {config.kind!r} takes no {', '.join(unknown)}; it takes {', '.join(takes)}")

@@ -33,7 +33,7 @@ from safetensors.numpy import save
 from ttsnap.distill import checkpoints
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frames
-from ttsnap.distill.run import read_evaluation
+from ttsnap.distill.evaluate import Evaluation
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 
@@ -360,7 +360,7 @@ READERS: dict[str, Reader] = {
                      lambda folder: NoiseAware.from_pretrained(folder)),
     "draft": Reader(DRAFT, as_json("draft.json"), read_draft),
     "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
-    "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: read_evaluation(folder / "x.json")),
+    "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: Evaluation.read(folder / "x.json")),
     "prompt set": Reader([{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts),
     "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "bytes": 3, "seed": 4, "reward": 0.5,
                          "scores": {"r": 0.5}, "metrics": {}, "spent": {"nfe": 3}, "warnings": ["w"]},

@@ -22,12 +22,7 @@ from ttsnap.version import __version__
 
 DRAFT = "draft"
 """The exported draft, a folder beside that of the evaluation."""
-LOOKS = (
-    EstimatorAt(Draft(1).name, 0),
-    EstimatorAt(Draft(2).name, 0),
-    EstimatorAt(Draft(1).name, 2),
-    EstimatorAt(Draft(1).name, 4),
-)
+LOOKS = tuple(EstimatorAt(Draft(calls).name, step) for calls, step in ((1, 0), (2, 0), (1, 2), (1, 4)))
 """Drafts that are measured: of one and of two calls from noise, and of one call from later states."""
 
 
@@ -74,6 +69,9 @@ def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float],
     data, training, measured = config.trajectories, config.training, config.evaluation
     scale = "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
     made = math.ceil(data.count / data.shard) * data.shard  # in whole files
+    skipped = len(data.skipped)
+    shortened = f"; {skipped} late steps were jumped over to save evaluations" if skipped else ""
+    started = ", from the weights of an earlier draft" if training.start else ""
     head = f"""---
 library_name: diffusers
 base_model: {purpose.model}
@@ -94,12 +92,14 @@ the sampler ends elsewhere. It is told {training.first_time:g} of the true time 
 
 ## Training
 
-- {made:,} trajectories, of which {training.validation:,} were held back{_shortened(config)}
-- {training.steps:,} steps of {training.batch} rows, rank {training.rank}, AdamW at {training.lr:g}{_started(config)}
+- {made:,} trajectories, of which {training.validation:,} were held back{shortened}
+- {training.steps:,} steps of {training.batch} rows, rank {training.rank}, AdamW at {training.lr:g}{started}
 - no reward was used: one draft serves all rewards
 """
     if validation:
-        errors = ", ".join(f"{name} {value:.3f}" for name, value in validation.items() if name not in _OTHER)
+        errors = ", ".join(
+            f"{name} {value:.3f}" for name, value in validation.items() if name not in ("step", "loss", "seconds")
+        )
         head += f"- mean squared error of the guesses on the held-back trajectories: {errors}\n"
     if looks:
         head += f"""
@@ -122,15 +122,3 @@ evaluation of the model; x0 estimates are those that the sampler makes anyway.
 - prompts far from those that it was trained on, until `ttsnap evaluate-draft` says how it ranks there
 """
     )
-
-
-_OTHER = ("step", "loss", "seconds")
-
-
-def _shortened(config: DraftConfig) -> str:
-    skipped = len(config.trajectories.skipped)
-    return f"; {skipped} late steps were jumped over to save evaluations" if skipped else ""
-
-
-def _started(config: DraftConfig) -> str:
-    return ", from the weights of an earlier draft" if config.training.start else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +61,61 @@ def distill_draft(
             f"this process of {member.count} computes on {member.device}, and the model is on {pipe.device}; use "
             f"pipe.to({str(member.device)!r}), or --device auto on the command line"
         )
-    looks = list[RankedLook]()
+    call, looks = dict(config.call or {}), list[RankedLook]()
+    denoiser = pipe.denoiser(**call)
+    purpose = TrainedFor(config.model, denoiser.grid.steps, float(denoiser.scale))
+    settings = trajectories.settings_of(config.trajectories, config.model, call, prompts, pipe.dtype)
+    folder, draft = out / TRAJECTORIES, out / DRAFT
     with ExitStack() as held:
-        run = _Run(pipe, config, prompts, out, member)
-        member.alone(lambda: run.begin(held))
-        if not (out / DRAFT / WEIGHTS).exists():
-            files = trajectories.expected(config.trajectories, out / TRAJECTORIES)
+        member.alone(lambda: _begin(config, settings, out, held))
+        if not (draft / WEIGHTS).exists():
+            files = trajectories.expected(config.trajectories, folder)
             check_training(config.training, len(files) * config.trajectories.shard, member)
-            student = run.train(run.trajectories())
-            member.alone(lambda: run.export(student))
-        member.alone(lambda: looks.extend(run.evaluate(measured) if measured is not None else ()))
+            if config.trajectories.compile and not all(path.exists() for path in files):
+                compile_denoiser(pipe)
+            trajectories.make(pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member)
+            student = _train(pipe, config, Trajectories.read(files, settings), settings, out, member)
+            told = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
+            member.alone(lambda: export(student, pipe, told, card(config, purpose, last_validation(out), []), draft))
+        if measured is not None:
+
+            def measure() -> None:
+                engine = pipe.engine(measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call)
+                found, checked = evaluate(engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown)
+                note_check(draft, checked)
+                write_text(draft / CARD, card(config, purpose, last_validation(out), found))
+                looks.extend(found)
+
+            member.alone(measure)
     return looks
+
+
+def _begin(config: DraftConfig, settings: Mapping[str, Json], out: Path, held: ExitStack) -> None:
+    """What the first process does while the others wait. It holds the folder until the run ends."""
+    check_out(config, out)
+    held.enter_context(locked(out))
+    check_out(config, out)  # again: another process may have begun here just before
+    for made in sorted((out / TRAJECTORIES).glob("*.safetensors"))[:1]:
+        trajectories.read_shard(made, settings)  # of other prompts, some may be those to measure on
+    save_settings(config, out / CONFIG)
+
+
+def _train(
+    pipe: Any, config: DraftConfig, data: Trajectories, settings: Mapping[str, Json], out: Path, member: Member
+) -> DraftStudent:
+    training = config.training
+    torch.manual_seed(training.seed)  # the LoRA's first weights
+    student = DraftStudent(
+        pipe, config.call or {}, states=config.trajectories.states, first_time=training.first_time, rank=training.rank
+    )
+    if training.start:
+        start_from(student, Path(training.start))
+    if training.checkpointing:
+        student.checkpoint()
+    if training.compile:
+        student.compile()
+    train(student, data, training, settings, out, member)
+    return student
 
 
 def check_out(config: DraftConfig, out: Path) -> None:
@@ -93,79 +137,3 @@ def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]
     if trained:
         settled |= {"trajectories.count": config.trajectories.count, "training": determining(config.training)}
     return {name: plain(value) for name, value in settled.items()}
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run in its folder; each part resumes where it stopped."""
-
-    pipe: Any
-    config: DraftConfig
-    prompts: Prompts
-    out: Path
-    member: Member
-
-    @property
-    def call(self) -> dict[str, Json]:
-        """Arguments of the pipeline's call."""
-        return dict(self.config.call or {})
-
-    def begin(self, held: ExitStack) -> None:
-        """What the first process does while the others wait. It holds the folder until the run ends."""
-        check_out(self.config, self.out)
-        held.enter_context(locked(self.out))
-        check_out(self.config, self.out)  # again: another process may have begun here just before
-        for made in sorted((self.out / TRAJECTORIES).glob("*.safetensors"))[:1]:
-            trajectories.read_shard(
-                made, self._settings
-            )  # other prompts are refused, too: held-out ones may be among those
-        save_settings(self.config, self.out / CONFIG)
-
-    def trajectories(self) -> Trajectories:
-        config, folder = self.config.trajectories, self.out / TRAJECTORIES
-        denoiser = self.pipe.denoiser(**self.call)
-        if config.compile and not all(path.exists() for path in trajectories.expected(config, folder)):
-            compile_denoiser(self.pipe)
-        made = trajectories.make(denoiser, self.prompts, config, self._settings, folder, self.member)
-        return Trajectories.read(made, self._settings)
-
-    def train(self, data: Trajectories) -> DraftStudent:
-        training, states = self.config.training, self.config.trajectories.states
-        torch.manual_seed(training.seed)  # the LoRA's first weights
-        student = DraftStudent(self.pipe, self.call, states=states, first_time=training.first_time, rank=training.rank)
-        if training.start:
-            start_from(student, Path(training.start))
-        if training.checkpointing:
-            student.checkpoint()
-        if training.compile:
-            student.compile()
-        train(student, data, training, self._settings, self.out, self.member)
-        return student
-
-    def export(self, student: DraftStudent) -> None:
-        settings = DraftSettings(first_time=self.config.training.first_time, trained_for=self._purpose)
-        export(student, self.pipe, settings, self._card([]), self.out / DRAFT)
-
-    def evaluate(self, measured: Measured) -> Sequence[RankedLook]:
-        draft, folder = self.out / DRAFT, self.out / EVALUATION
-        engine = self.pipe.engine(
-            measured.reward, draft=str(draft), batch_size=self.config.trajectories.batch, **self.call
-        )
-        looks, checked = evaluate(engine, measured.prompts, self.config, self._purpose, folder, bar=self.member.shown)
-        note_check(draft, checked)
-        write_text(draft / CARD, self._card(looks))
-        return looks
-
-    @property
-    def _settings(self) -> dict[str, Json]:
-        """What trajectories depend on."""
-        config, dtype = self.config, self.pipe.dtype
-        return trajectories.settings_of(config.trajectories, config.model, self.call, self.prompts, dtype)
-
-    @property
-    def _purpose(self) -> TrainedFor:
-        denoiser = self.pipe.denoiser(**self.call)
-        return TrainedFor(self.config.model, denoiser.grid.steps, float(denoiser.scale))
-
-    def _card(self, looks: Sequence[RankedLook]) -> str:
-        return card(self.config, self._purpose, last_validation(self.out), looks)

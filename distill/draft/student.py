@@ -6,8 +6,6 @@ It is exported as a folder that plain diffusers loads with `pipe.load_lora_weigh
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
+from ttsnap.distill.checkpoints import whole_folder
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, shared_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
@@ -24,7 +23,7 @@ from ttsnap.pipelines.latents.convert import own_path
 
 from ttsnap.files.reading import foreign
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import part_of, sha256, write_text, write_whole
+from ttsnap.files.writing import write_text, write_whole
 from ttsnap.sampling.drafts import DraftSettings, write_draft
 from ttsnap.sampling.interpolants import Interpolant, rows
 
@@ -47,20 +46,15 @@ class DraftStudent:
         """Of the states, (S,) float64, on the model's own path."""
         size = torch.hypot(alpha, sigma) / torch.hypot(self.path.alpha(self.times), self.path.sigma(self.times))
         self._scale = size.float()
-        self.settings = DraftSettings(first_time=first_time)
+        self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
         self.second_time = float(self.times[0]) / 2
         told = {*(self.times * first_time).tolist(), self.second_time}
         self._told = torch.tensor(sorted(told, reverse=True), dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
         self.parameters = add_lora(self.net, denoiser.blocks, rank)
-        use_drafter(denoiser, Drafter(self.net, self.settings))
+        use_drafter(denoiser, Drafter(self.net, DraftSettings(first_time=first_time)))
         self._denoiser: PipelineDenoiser = denoiser.drafts.twin()
         self._denoiser.convert(None, torch.cat([self._told, torch.zeros(1, dtype=torch.float64)]))
-
-    @property
-    def first_time(self) -> float:
-        """The share of the true time that is told at first calls."""
-        return self.settings.first_time
 
     def checkpoint(self) -> None:
         """Compute the blocks again in the backward pass. ValueError for a network that cannot."""
@@ -72,16 +66,6 @@ class DraftStudent:
         blocks = self._denoiser.blocks
         for part in [self.net] if blocks is None else self.net.get_submodule(blocks):
             part.compile(dynamic=False)
-
-    @property
-    def network(self) -> str:
-        """The pipeline's name for the network."""
-        return self._denoiser.network
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._denoiser.device
 
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode these prompts; `cond` below indexes them."""
@@ -141,8 +125,8 @@ def start_from(student: DraftStudent, folder: Path) -> None:
         p.copy_(value)
 
 
-def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> str:
-    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card; the weights' SHA-256.
+def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> None:
+    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card.
 
     The folder appears whole or not at all; one that is there is replaced.
     """
@@ -150,24 +134,15 @@ def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str,
 
     tensors = get_peft_model_state_dict(student.net)
     layers = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in tensors.items()}
-    temporary = part_of(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
 
     def save(named: dict[str, Tensor], path: str) -> None:
         # One key, as safetensors writes several in any order, and the file should have the same bytes every time.
         write_whole(Path(path), lambda file: file.write(serialized(named, {LORA_ADAPTER_METADATA_KEY: about(student)})))
 
-    try:
+    with whole_folder(folder) as temporary:
         type(pipe).save_lora_weights(temporary, **{f"{student.network}_lora_layers": layers}, save_function=save)
-        digest = sha256(temporary / WEIGHTS)
         write_draft(temporary, settings)
         write_text(temporary / CARD, card)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return digest
 
 
 def about(student: DraftStudent) -> str:

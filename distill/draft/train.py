@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from ttsnap.distill.draft.batches import Rows, draw, loss, second_calls
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.training import METRICS, Loop, Weights, read_metrics
 
+from ttsnap.core.arrays import IntArray
 from ttsnap.files.settings import Json, check
 from ttsnap.options.option import determining
-from ttsnap.sampling.drafts import guess
+from ttsnap.sampling.drafts import carried, guess
+from ttsnap.sampling.interpolants import Interpolant, level, rows
 
+Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x (N, ...), told times (N,), rows of prompts (N,)) -> x0 (N, ...)."""
 CALLS = (1, 2)
 """Calls from noise that are validated; states on the way are, with one call."""
 
@@ -89,31 +93,61 @@ def losses(
     student: DraftStudent, data: Trajectories, step: int, config: TrainingConfig, member: Member = ALONE
 ) -> list[Callable[[], Tensor]]:
     """What computes the losses of this process's share of an optimiser step, part after part."""
-    rows, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
-    shares = [rows.part(part * member.count + member.rank, every) for part in range(config.parts)]
+    drawn, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
+    shares = [drawn.part(part * member.count + member.rank, every) for part in range(config.parts)]
     return [partial(rows_loss, student, data, share, config) for share in shares]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """N rows as the network gets them: x (N, ...) at points of the path, told times (N,), rows of encoded prompts
-    cond (N,), and the ends (N, ...) that it is to guess; where they come from: trajectories (N,) and grid steps (N,),
-    of prompts `texts`. The first `second` of them are second calls."""
+class Rows:
+    """B rows of a batch: trajectories (B,), grid steps that they start from (B,); the first `second` of them are second
+    calls, which start from the network's own first guess."""
 
-    x: Tensor
-    told: Tensor
-    cond: Tensor
-    end: Tensor
-    trajectories: Tensor
-    steps: Tensor
-    texts: Sequence[str]
+    trajectories: IntArray
+    steps: IntArray
     second: int
 
+    def part(self, index: int, parts: int) -> Rows:
+        """Every so many rows, from row `index` on."""
+        chosen = slice(index, None, parts)
+        return Rows(self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts)))
 
-def batch_of(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Batch:
+
+def draw(step: int, count: int, states: int, config: TrainingConfig) -> Rows:
+    """The rows of optimiser step `step`, of `count` trajectories with `states` states.
+
+    Every trajectory comes once before any comes again. Rows of each kind are as many in every batch.
+    """
+    first = step * config.batch
+    at = np.arange(first, first + config.batch)
+    chosen = np.empty(config.batch, np.int64)
+    for epoch in np.unique(at // count):
+        order = np.random.default_rng((config.seed, 0, int(epoch))).permutation(count)
+        chosen[at // count == epoch] = order[at[at // count == epoch] % count]
+    second, noise = round(config.second * config.batch), round(config.from_noise * config.batch)
+    rng = np.random.default_rng((config.seed, 1, step))
+    steps = rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
+    steps[: second + noise] = 0
+    return Rows(chosen, steps, second)
+
+
+class Batch(NamedTuple):
+    """N rows as the network gets them."""
+
+    x: Tensor
+    """Points of the path, (N, ...)."""
+    told: Tensor
+    """Times told, (N,)."""
+    cond: Tensor
+    """Rows of encoded prompts, (N,)."""
+    end: Tensor
+    """Ends to guess, (N, ...)."""
+
+
+def batch_of(student: DraftStudent, data: Trajectories, drawn: Rows, config: TrainingConfig) -> Batch:
     """These rows, with the network's own first guesses where second calls begin."""
-    at, k, n = torch.from_numpy(rows.trajectories), torch.from_numpy(rows.steps), rows.second
-    texts = [data.prompts[int(i)] for i in rows.trajectories]
+    at, k, n = torch.from_numpy(drawn.trajectories), torch.from_numpy(drawn.steps), drawn.second
+    texts = [data.prompts[int(i)] for i in drawn.trajectories]
     wanted = list(dict.fromkeys(texts))
     student.encode(wanted)
     cond = torch.tensor([wanted.index(text) for text in texts])
@@ -126,12 +160,30 @@ def batch_of(student: DraftStudent, data: Trajectories, rows: Rows, config: Trai
                 student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
             )
         x, told = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), told[n:]])
-    return Batch(x, told, cond, end, at, k, texts, n)
+    return Batch(x, told, cond, end)
 
 
-def rows_loss(student: DraftStudent, data: Trajectories, rows: Rows, config: TrainingConfig) -> Tensor:
+def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float) -> Tensor:
+    """Where second calls are made, (N, ...): half of the way from x (N, ...) at time t to the network's first guess,
+    along the same noise."""
+    times = torch.full((len(x),), t, dtype=torch.float64)
+    with torch.no_grad():
+        return carried(path, x, estimate(x, times * first_time, cond), times, times / 2)
+
+
+def loss(path: Interpolant, guess: Tensor, end: Tensor, told: Tensor, floor: float) -> Tensor:
+    """Mean over rows of the mean squared error of guesses (N, ...) of ends (N, ...), in units of the noise level told.
+
+    An error of x0 is about the level times an error of the network's output; below `floor` the level no longer counts,
+    so that second calls do not outweigh first ones.
+    """
+    weight = level(path, told).clamp(min=floor)
+    return ((guess - end) / rows(weight, guess)).pow(2).flatten(1).mean(1).mean()
+
+
+def rows_loss(student: DraftStudent, data: Trajectories, drawn: Rows, config: TrainingConfig) -> Tensor:
     """The loss of these rows, with its graph."""
-    batch = batch_of(student, data, rows, config)
+    batch = batch_of(student, data, drawn, config)
     with _autocast(student, config):
         found = student.estimate(batch.x, batch.told, batch.cond)
     return loss(student.path, found.float(), batch.end, batch.told, config.floor)

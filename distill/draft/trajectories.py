@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,13 +128,9 @@ def make(
 
 
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
-    """The files of all trajectories that the settings want, in whole files."""
-    return [path_of(folder, i, config.shard) for i in range(math.ceil(config.count / config.shard))]
-
-
-def evaluated(steps: int, skipped: Sequence[int]) -> list[int]:
-    """The grid steps at which the network is evaluated, of 0..steps-1, and the end."""
-    return [step for step in range(steps + 1) if step not in skipped]
+    """The files of all trajectories that the settings want; each name has the first one's number and the last one's."""
+    firsts, size = range(0, config.count, config.shard), config.shard
+    return [folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts]
 
 
 def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> Trajectories:
@@ -162,8 +157,8 @@ def trajectories(
     seeds = range(first_seed, first_seed + len(texts))
     x, state = begin(denoiser, seeds)
     kernel, keys = denoiser.kernel, [(seed, 0, 0) for seed in seeds]
-    kept, path = [], evaluated(denoiser.grid.steps, config.skipped)
-    for now, after in pairwise(path):
+    kept, last = [], denoiser.grid.steps
+    for now, after in pairwise(step for step in range(last + 1) if step not in config.skipped):
         if now < config.states:
             kept.append(x.to("cpu", torch.float16))
         k, to = torch.full((len(texts),), now), torch.full((len(texts),), after)
@@ -190,11 +185,6 @@ def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         found = denoiser.predict(x, step, cond)
     return found._replace(out=found.out.to(torch.promote_types(x.dtype, found.out.dtype)))
-
-
-def path_of(folder: Path, number: int, size: int) -> Path:
-    """The file of a shard; its name tells which trajectories it holds, the last one included."""
-    return folder / f"trajectories-{number * size:07d}-{(number + 1) * size - 1:07d}.safetensors"
 
 
 def digest(settings: Mapping[str, Json]) -> str:

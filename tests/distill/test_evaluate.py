@@ -80,5 +80,5 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
 
 
 def test_nan_becomes_null() -> None:
-    found = Evaluation(({"step": 0, "level": 1.0, "a": {"spearman": math.nan}},), ("a",), 1, 2)
+    found = Evaluation(("a",), 1, 2, rows=({"step": 0, "level": 1.0, "a": {"spearman": math.nan}},))
     assert found.to_json()["levels"][0]["a"]["spearman"] is None

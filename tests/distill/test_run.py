@@ -13,7 +13,7 @@ import torch
 from ttsnap.distill import checkpoints, report, run
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
-from ttsnap.distill.run import base_below, distill, exported, read_evaluation
+from ttsnap.distill.run import base_below, distill, exported
 
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
@@ -42,7 +42,7 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 161))
     assert [lines[i]["level"] for i in (0, 40, 80, 120, 159)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert read_evaluation(out / "evaluation.json").to_json() == found.to_json()
+    assert Evaluation.read(out / "evaluation.json").to_json() == found.to_json()
     assert load_settings(DistillConfig, out / "config.yaml") == config
     assert (out / "spearman.png").read_bytes()[:4] == b"\x89PNG"
     # What was exported is what was evaluated, not the last weights.
@@ -76,7 +76,7 @@ def ranked(base: list[float], student: list[float], held_out: bool = True) -> Ev
         {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}, "sigma": 0.1}
         for k, v, b, s in zip((8, 6, 2), (0.2, 0.4, 0.8), base, student, strict=True)
     ]
-    return Evaluation(tuple(rows), ("base", "na"), 4, 4, held_out)
+    return Evaluation(("base", "na"), 4, 4, held_out, rows=tuple(rows))
 
 
 def test_what_is_exported_is_told_from_what_was_trained() -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from ttsnap.distill.draft import train as training
 from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.batches import draw, loss, second_calls
 from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
 from ttsnap.distill.draft.student import DraftStudent, start_from
+from ttsnap.distill.draft.train import draw, loss, second_calls
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
 from ttsnap.distill.training import Loop, Weights
