@@ -36,7 +36,7 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     from ttsnap import make_algorithm, search
     from ttsnap.cluster.devices import connect
     from ttsnap.cluster.engine import ClusterEngine
-    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, RayPool
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.model import ModelOptions
     from ttsnap.request.spec import EngineSpec
@@ -66,9 +66,9 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     timed(builder.build(), 0)
     connect(None, 2)
     for actors in (1, 2):
-        hosts = Hosts(actors, Share(gpus=0))
+        hosts = Hosts(actors, gpu=False)
         try:
-            timed(ClusterEngine(RayPool(builder, hosts)), actors)
+            timed(ClusterEngine(RayPool(builder.build, hosts)), actors)
         finally:
             hosts.close()
     for by in found.values():
@@ -90,20 +90,20 @@ class Simulated:
         self.home: dict[int, int] = {}
         self.placing = 0.0
 
-    def _later(self, seconds: float, device: int, bundle: ColocatedRows | None = None) -> None:
+    def _later(self, seconds: float, device: int, waiting: ColocatedRows | None = None) -> None:
         self.count += 1
-        heapq.heappush(self.events, (self.time + seconds, self.count, device, bundle))
+        heapq.heappush(self.events, (self.time + seconds, self.count, device, waiting))
 
     def go_on(self, new: list[ColocatedRows]) -> None:
         begin = time.perf_counter()
         moves = self.placement.add(new)
         sends, more = self.placement.next()
         self.placing += time.perf_counter() - begin
-        for bundle in [*moves, *more]:
-            bundle.home = None
-            self._later(self.copy, -1, bundle)
-        for device, bundle in sends:
-            self.rows[device] += [[uid, self.rng.randint(1, 8)] for uid in bundle.uids]
+        for waiting in [*moves, *more]:
+            waiting.home = None
+            self._later(self.copy, -1, waiting)
+        for device, waiting in sends:
+            self.rows[device] += [[uid, self.rng.randint(1, 8)] for uid in waiting.uids]
         for device, rows in enumerate(self.rows):
             if rows and not self.at_work[device]:
                 took = self.step * (0.5 + 0.5 * min(len(rows), self.batch) / self.batch)
@@ -113,9 +113,9 @@ class Simulated:
     def run(self) -> None:
         """Until nothing is left."""
         while self.events:
-            self.time, _, device, bundle = heapq.heappop(self.events)
-            if bundle is not None:
-                self.placement.arrived(bundle)
+            self.time, _, device, waiting = heapq.heappop(self.events)
+            if waiting is not None:
+                self.placement.arrived(waiting)
             else:
                 self.at_work[device] = False
                 for row in self.rows[device][: self.batch]:

@@ -33,9 +33,8 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
 
         if not alone(where, kind):
             denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
-            with clustered(
-                elsewhere(spec, pipe, kind, previews=Can.PREVIEW in denoiser.can), EngineBuilder, where
-            ) as cluster:
+            there = elsewhere(spec, pipe, kind, previews=Can.PREVIEW in denoiser.can)
+            with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:
                 yield cluster, denoiser
             return
     engine = pipe.engine_of(spec)

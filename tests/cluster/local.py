@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,27 +17,16 @@ from ttsnap import search
 from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.messages import Command, Tick, Turn
+from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
 from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import PictureLost
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 
 from ..algorithms.test_contract import moves  # noqa: TID252
-
-
-class Made:
-    """A recipe that makes what a function makes."""
-
-    def __init__(self, make: Callable[[], LiveEngine]) -> None:
-        self.make = make
-
-    def build(self) -> LiveEngine:
-        return self.make()
 
 
 @dataclass(frozen=True)
@@ -78,12 +67,12 @@ class LocalPool:
     """
 
     def __init__(
-        self, recipe: Any, engines: int, rewards: Any = None, apart: int = 0, *, seed: int = 0, kills: int = 0,
+        self, make: Any, engines: int, rewards: Any = None, apart: int = 0, *, seed: int = 0, kills: int = 0,
         often: float = 0.1,
     ) -> None:  # fmt: skip
         self.rng, self.kills, self.often = random.Random(seed), kills, often
         actors = engines + apart
-        self.makers = [*[partial(EngineActor, recipe)] * engines, *[partial(RewardActor, rewards)] * apart]
+        self.makers = [*[partial(EngineActor, make)] * engines, *[partial(RewardActor, rewards)] * apart]
         self.actors: list[Any] = [make() for make in self.makers]
         self.queues: list[list[tuple[int, bytes]]] = [[] for _ in range(actors)]
         self.answers: dict[int, Any] = {}
@@ -98,9 +87,9 @@ class LocalPool:
     def __len__(self) -> int:
         return len(self.actors)
 
-    def send(self, actor: int, commands: Sequence[Command]) -> int:
+    def send(self, actor: int, calls: Sequence[Call[Any]]) -> int:
         self.count += 1
-        self.queues[actor].append((self.count, pickle.dumps(tuple(commands))))
+        self.queues[actor].append((self.count, pickle.dumps(tuple(calls))))
         return self.count
 
     def _run(self, actor: int) -> None:
@@ -108,8 +97,8 @@ class LocalPool:
         if actor in self.dead:
             self.answers[ticket] = ActorDied("it was killed")
             return
-        commands = pickle.loads(data)
-        self.ticks += any(isinstance(command, Tick) for command in commands)
+        calls = pickle.loads(data)
+        self.ticks += any(call.name == "tick" for call in calls)
         if self.hopeless and actor == 0:
             self._kill(actor, ticket)
             return
@@ -118,7 +107,7 @@ class LocalPool:
             self._kill(actor, ticket)
             return
         try:
-            self.answers[ticket] = self._carried_out(actor, commands)
+            self.answers[ticket] = self._carried_out(actor, calls)
         except Exception as error:
             self.answers[ticket] = error
         if doomed:
@@ -126,11 +115,11 @@ class LocalPool:
         else:
             self.row[actor] = 0
 
-    def _carried_out(self, actor: int, commands: Sequence[Command]) -> bytes:
+    def _carried_out(self, actor: int, calls: Sequence[Call[Any]]) -> bytes:
         """The answer to these, whose images are on the shelf."""
         Shelf.reader = f"actor {actor}"
-        turn = self.actors[actor].turn(commands)
-        places = map(Shelf.put, put_aside(turn))
+        turn, images = put_aside(self.actors[actor].turn(calls))
+        places = map(Shelf.put, images)
         Shelf.reader = "driver"
         return pickle.dumps(located(turn, places))
 

@@ -24,11 +24,11 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, Made, same, search_again, spent, stopped
+from .local import LocalPool, same, search_again, spent, stopped
 
 
 def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
-    pool = LocalPool(Made(lambda: mixture(algorithm)), actors, **how)
+    pool = LocalPool(lambda: mixture(algorithm), actors, **how)
     return ClusterEngine(pool), pool
 
 
@@ -120,7 +120,7 @@ def fair_pool(mixture: Any, *, fair: bool = True) -> LocalPool:
         plain = mixture(build("best-of-n"))
         return LiveEngine(plain.denoiser, [Coarse()], EngineOptions(3, fair=fair), kernel=plain.kernel)
 
-    return LocalPool(Made(make), 2)
+    return LocalPool(make, 2)
 
 
 @pytest.mark.parametrize("fair", [True, False])
@@ -191,7 +191,7 @@ def test_steps_that_follow_gradients_are_the_same_on_several_engines_that_die(co
         algorithm = build(name)
         alone = search(PROMPTS, algorithm, make(), Budget(nfe=60))
         for kills in (0, 3):
-            cluster = ClusterEngine(LocalPool(Made(make), 2, kills=kills))
+            cluster = ClusterEngine(LocalPool(make, 2, kills=kills))
             together = search(PROMPTS, algorithm, cluster, Budget(nfe=60))
             same(alone, together)
             assert kills or cluster.group.ran == spent(together)
@@ -226,4 +226,4 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
 def test_engines_that_differ_are_refused(mixture: Any, counted: Any) -> None:
     made = iter([mixture(build("best-of-n")), LiveEngine(counted(5), [Coarse()], EngineOptions(3))])
     with pytest.raises(ValueError, match=r"the noise levels of actor 0 are .* those of actor 1"):
-        ClusterEngine(LocalPool(Made(lambda: next(made)), 2))
+        ClusterEngine(LocalPool(lambda: next(made), 2))

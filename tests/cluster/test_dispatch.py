@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from ttsnap.cluster.recorders import TRIES, dispatch
+from ttsnap.cluster.recorders import TRIES, WorkerPool, dispatch
 
 
-class Toy:
+class Toy(WorkerPool[int, str]):
     """Workers of whom one, at random, is the next to finish; some are lost, by chance or over the units `deadly`."""
 
     def __init__(self, seed: int, workers: int, losses: int = 0, deadly: frozenset[int] = frozenset()) -> None:

@@ -24,28 +24,28 @@ class Devices:
         self.seen: Counter[int] = Counter()
         self.moves: Counter[int] = Counter()
 
-    def submit(self, bundles: list[ColocatedRows]) -> None:
-        self.fetch(self.placement.add(bundles))
+    def submit(self, groups: list[ColocatedRows]) -> None:
+        self.fetch(self.placement.add(groups))
 
     def fetch(self, moves: list[ColocatedRows]) -> None:
-        for bundle in moves:
-            assert bundle.target != bundle.home
-            self.moves.update(bundle.uids)
-            bundle.home = None
-            self.copies.append(bundle)
+        for group in moves:
+            assert group.target != group.home
+            self.moves.update(group.uids)
+            group.home = None
+            self.copies.append(group)
 
     def go_on(self) -> None:
         sends, moves = self.placement.next()
-        for device, bundle in sends:
-            self.seen.update(bundle.uids)
-            self.running[device] += [[uid, self.rng.randint(1, 5)] for uid in bundle.uids]
+        for device, group in sends:
+            self.seen.update(group.uids)
+            self.running[device] += [[uid, self.rng.randint(1, 5)] for uid in group.uids]
         self.fetch(moves)
 
     def tick(self) -> None:
         self.go_on()
         self.check()
-        for bundle in self.copies:
-            self.placement.arrived(bundle)
+        for group in self.copies:
+            self.placement.arrived(group)
         self.copies = []
         for device, rows in enumerate(self.running):
             for row in rows[: self.placement.batches[device]]:
@@ -135,7 +135,7 @@ def sent_by_job(placement: Placement, rounds: int) -> list[Counter[int]]:
     for _ in range(rounds):
         for device in range(len(placement.batches)):
             placement.done(device, 1)
-        found.append(Counter(bundle.job for _, bundle in placement.next()[0]))
+        found.append(Counter(group.job for _, group in placement.next()[0]))
     return found
 
 

@@ -30,11 +30,11 @@ ALGORITHM = make_algorithm("seed-pruning", n=12)
 def pool(ray_session: None) -> Iterator[Any]:
     from ray import cloudpickle
 
-    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, RayPool
 
     cloudpickle.register_pickle_by_value(tiny)
-    hosts = Hosts(2, Share(gpus=0, cpus=1))
-    yield RayPool(tiny.Tiny(), hosts)
+    hosts = Hosts(2, gpu=False)
+    yield RayPool(tiny.Tiny().build, hosts)
     hosts.close()
 
 
@@ -93,14 +93,14 @@ def test_both_processes_are_killed_at_any_event_and_nothing_changes(pool: Any, n
 
 
 def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
-    from ttsnap.cluster.ray_pool import Hosts, Share
+    from ttsnap.cluster.ray_pool import Hosts
 
     with pytest.raises(ValueError, match="an empty prompt cannot be scored"):
         search(["a", ""], ALGORITHM, ClusterEngine(pool))
     with pytest.raises(ValueError, match=r"3 actors need 3 CPUs, and Ray has 2; ask for fewer"):
-        Hosts(3, Share(gpus=0, cpus=1))
+        Hosts(3, gpu=False)
     with pytest.raises(ValueError, match=r"1 actors need 1 GPUs, and Ray has 0"):
-        Hosts(1, Share())
+        Hosts(1, gpu=True)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_a_process_of_its_own_for_rewards_gets_images_from_the_other_and_either_
 ) -> None:
     from ttsnap.cluster.ray_pool import InStore, RayPool
 
-    parted = RayPool(tiny.Tiny(None), pool.hosts, tiny.TinyRewards(), 1)
+    parted = RayPool(tiny.Tiny(None).build, pool.hosts, tiny.tiny_rewards, 1)
     cluster, victims, ticks, places = ClusterEngine(parted, 1, [0]), pids(parted), 0, []
 
     def kill(event: Event) -> None:
@@ -139,14 +139,14 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         import os, signal, ray
         from tests.cluster.test_ray import pids
         from ttsnap.cluster.engine import ClusterEngine
-        from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
+        from ttsnap.cluster.ray_pool import Hosts, RayPool
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         from ttsnap.pipelines import defaults
         from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.options.model import ModelOptions
         from ttsnap.request.spec import EngineSpec
         spec = EngineSpec(ModelOptions(device="cpu", dtype="float32"), ("scenes",), call=defaults())
-        pool = RayPool(EngineBuilder(spec), Hosts(1, Share(gpus=0, cpus=1)))
+        pool = RayPool(EngineBuilder(spec).build, Hosts(1, gpu=False))
         ClusterEngine(pool)
         print(*pids(pool), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import ImageScores, ImageToScore
 from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
-from ttsnap.cluster.reward_actor import RemoteReward, parted
+from ttsnap.cluster.reward_actor import RemoteReward, split_rewards
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Here, Outcome
@@ -34,7 +34,7 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, Made, Shelf, same, search_again, spent, stopped
+from .local import LocalPool, Shelf, same, search_again, spent, stopped
 
 
 class Noted(Coarse):
@@ -45,19 +45,24 @@ class Noted(Coarse):
 
 
 class Rewards:
-    """A recipe of one reward that has actors of its own. batches: the sizes of all that it was asked."""
+    """Makes one reward that has actors of its own."""
 
     def __init__(self, reward: Any = Noted, **how: Any) -> None:
         self.reward, self.how = reward, how
 
-    def build(self) -> Any:
+    def __call__(self) -> Any:
         return make_rewards([self.reward("noted", **self.how)])
 
 
-def apart(mixture: Any, algorithm: Algorithm, engines: int, rewards: int, recipe: Any = None, **how: Any) -> Any:
+def apart(mixture: Any, algorithm: Algorithm, engines: int, rewards: int, own: Any = None, **how: Any) -> Any:
     """A cluster whose first reward is cheap and whose second one has actors of its own."""
-    made = Made(lambda: mixture(algorithm, rewards=[Coarse(), RemoteReward("two")]))
-    pool = LocalPool(made, engines, recipe or Rewards(), rewards, **how)
+    pool = LocalPool(
+        lambda: mixture(algorithm, rewards=[Coarse(), RemoteReward("two")]),
+        engines,
+        own or Rewards(),
+        rewards,
+        **how,
+    )
     return ClusterEngine(pool, rewards, [1]), pool
 
 
@@ -107,7 +112,7 @@ def test_images_that_an_actor_of_rewards_had_when_it_died_are_scored_again_and_r
         at = cluster.rewards.queue.sent[0]
         if event.kind != "move" and not killed and at:
             pool.dead.add(1)
-            killed.append(len(next(iter(at.values()))))
+            killed.append(len(at[0]))
 
     found = search(["a"], algorithm, cluster, Budget(nfe=160), on_event=kill)
     same(search(["a"], algorithm, alone(mixture, algorithm), Budget(nfe=160)), found)
@@ -147,7 +152,7 @@ def test_prices_are_those_of_all_rewards(counted: Any) -> None:
         return LiveEngine(counted(STEPS), rewards, EngineOptions(3))
 
     plain = engine(Coarse(), Dear("noted"))
-    cluster = ClusterEngine(LocalPool(Made(lambda: engine(Coarse(), RemoteReward("two"))), 2, Rewards(Dear), 2), 2, [1])
+    cluster = ClusterEngine(LocalPool(lambda: engine(Coarse(), RemoteReward("two")), 2, Rewards(Dear), 2), 2, [1])
     assert cluster.price.flops == plain.price.flops
     assert cluster.price.flops.reward_calls == 25
     assert cluster.calibrate().reward_calls == 2 * 1 + 2 * 2
@@ -178,7 +183,7 @@ def test_only_kept_images_reach_the_driver(counted: Any, rewards: int) -> None:
         denoiser = Large(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
         return LiveEngine(denoiser, [RemoteReward("two") if rewards else Coarse()], EngineOptions(3))
 
-    pool = LocalPool(Made(make), 2, Rewards(), rewards)
+    pool = LocalPool(make, 2, Rewards(), rewards)
     cluster = ClusterEngine(pool, rewards, [0] if rewards else [])
     found = search(["a"], make_algorithm("best-of-n", n=24), cluster, keep=2)
     image, small = 3 * 256 * 256 * 4, 3 * 256 * 256
@@ -193,7 +198,7 @@ def test_only_kept_images_reach_the_driver(counted: Any, rewards: int) -> None:
 def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture: Any) -> None:
     algorithm = make_algorithm("best-of-n", n=6)
     plain = search(["a"], algorithm, mixture(algorithm), keep=2)[0]
-    cluster = ClusterEngine(LocalPool(Made(lambda: mixture(algorithm)), 2))
+    cluster = ClusterEngine(LocalPool(lambda: mixture(algorithm), 2))
 
     def lose(event: Any) -> None:
         if event.kind == "score" and event.uids[0] == plain.best.uid:
@@ -225,12 +230,12 @@ def test_every_image_is_scored_once_in_batches_that_are_full_while_others_wait(
     lanes: list[deque[Any]] = [deque() for _ in range(actors)]
     sent: list[int] = []
 
-    def post(actor: int, command: Any) -> None:
-        lanes[actor].append(command)
+    def post(actor: int, images: Any) -> None:
+        lanes[actor].append(images)
         assert len(lanes[actor]) <= AHEAD
-        assert len(command.images) <= batch
-        assert len(lanes[actor]) == 1 or len(command.images) == batch, "what waits behind another is full"
-        sent.append(len(command.images))
+        assert len(images) <= batch
+        assert len(lanes[actor]) == 1 or len(images) == batch, "what waits behind another is full"
+        sent.append(len(images))
 
     queue = RewardQueue(actors, [0], post)
     queue.batch = batch
@@ -248,9 +253,8 @@ def test_every_image_is_scored_once_in_batches_that_are_full_while_others_wait(
                 lanes[actor].clear()
                 queue.died(actor)
             else:
-                command = lanes[actor].popleft()
-                scores = np.array([[image.picture.level] for image in command.images])
-                done += queue.heard(actor, {command.number: ImageScores(scores, [None] * len(scores))})
+                scores = np.array([[image.picture.level] for image in lanes[actor].popleft()])
+                done += queue.heard(actor, ImageScores(scores, [None] * len(scores)))
             queue.send()
     assert not queue.held
     assert sorted(uid for one in done for uid in one.uids) == list(range(first))
@@ -276,9 +280,9 @@ def test_which_rewards_are_worth_a_device_is_known_without_their_weights() -> No
 
 def test_a_spec_parts_from_its_heavy_rewards() -> None:
     cpu = ModelOptions(device="cpu")
-    bare, rewards = parted(EngineSpec(cpu, ("brightness", "scenes-learned")))
+    bare, rewards = split_rewards(EngineSpec(cpu, ("brightness", "scenes-learned")))
     assert [getattr(reward, "remote", reward) for reward in bare.rewards] == ["brightness", True]
     assert (rewards.rewards, rewards.columns) == (("scenes-learned",), (1,))
     assert [reward.name for reward in rewards.build()] == ["scenes-learned"]
     with pytest.raises(ValueError, match="none of these rewards has a network"):
-        parted(EngineSpec(cpu, ("brightness",)))
+        split_rewards(EngineSpec(cpu, ("brightness",)))

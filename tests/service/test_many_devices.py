@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,11 +15,12 @@ from ttsnap.pipelines import load
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
 from tests.service.test_service import PROMPT, metric, until
+from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
-from ttsnap.service.engines import ManyDevices, OneDevice, SharedBuilder
+from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
@@ -49,8 +51,8 @@ def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
 def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: Offer, client: OpenAI) -> None:
     pools: list[LocalPool] = []
 
-    def pool(builder: SharedBuilder) -> LocalPool:
-        pools.append(LocalPool(builder, 2))
+    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
+        pools.append(LocalPool(make, 2))
         return pools[-1]
 
     with serving(pipe, offer, pool) as server:
@@ -69,8 +71,8 @@ def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: 
 def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Offer) -> None:
     pools: list[LocalPool] = []
 
-    def pool(builder: SharedBuilder) -> LocalPool:
-        pools.append(LocalPool(builder, 2))
+    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
+        pools.append(LocalPool(make, 2))
         pools[-1].hopeless = len(pools) <= 2  # what is made ready, and for the first request
         return pools[-1]
 
@@ -91,15 +93,15 @@ def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Off
 def test_configurations_share_processes_that_die(ray_session: None, offer: Offer) -> None:
     import ray
 
-    from ttsnap.cluster.ray_pool import Hosts, RayPool, Share
+    from ttsnap.cluster.ray_pool import Hosts, RayPool
 
     whole = load()  # as Ray's processes load it
     with server_of(one_device(whole), offer) as server:
         expected = [asked(client_of(server)), asked(client_of(server), reward="brightness")]
-    hosts = Hosts(2, Share(gpus=0, cpus=1))
+    hosts = Hosts(2, gpu=False)
     try:
-        with serving(whole, offer, lambda recipe: RayPool(recipe, hosts)) as server:
-            mine = client_of(server)
+        with serving(whole, offer, lambda make: RayPool(make, hosts)) as server:
+            mine = client_of(server).with_options(timeout=200)  # the processes load the model first
             assert [asked(mine), asked(mine, reward="brightness")] == expected
             pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in hosts.actors])
             os.kill(pids[0], signal.SIGKILL)

@@ -1,130 +1,103 @@
-"""What runs on one device, a live engine here, and carries out the commands of a driver elsewhere. It knows no Ray."""
+"""What runs on one device, a live engine here, and carries out the calls of a driver elsewhere. It knows no Ray."""
 
 from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 import torch
 
 from ttsnap.cluster import messages as m
 from ttsnap.core.cost import NAMES, Cost
+from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
+from ttsnap.core.prompt import Prompt
+from ttsnap.core.protocols import Usage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scheduler import Batch
 from ttsnap.engine.store import Node, Particle
 from ttsnap.profiling.meter import Meter
 
 
-class Builder(Protocol):
-    """What makes an engine, in the process that it was sent to (ttsnap.pipelines.engine_factory.EngineBuilder)."""
-
-    def build(self) -> LiveEngine: ...
-
-
 class Actor(ABC):
-    """Of one device, whose memory and energy it measures."""
+    """What has a device, whose memory and energy it measures. Its public methods are what `Call` names."""
 
     def __init__(self, device: torch.device) -> None:
         self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
 
-    def turn(self, commands: Sequence[m.Command]) -> m.Turn:
+    def turn(self, calls: Sequence[m.Call[Any]]) -> m.Turn:
         """Carry these out in order. What they raise, it raises."""
-        turn = m.Turn()
-        for command in commands:
-            if isinstance(command, m.Measure):
-                self._measure(turn, end=command.end)
-            else:
-                self._do(command, turn)
-        self._tell(turn)
-        return turn
+        answer = None
+        for call in calls:
+            answer = call.on(self)
+        return self._turn(answer)
 
     @abstractmethod
-    def _do(self, command: m.Command, turn: m.Turn) -> None:
-        """Carry a command out, and put what came of it into the answer. TypeError for one that is not for it."""
+    def _turn(self, answer: object) -> m.Turn:
+        """An answer, with what was counted."""
 
     @abstractmethod
-    def _tell(self, turn: m.Turn) -> None:
-        """Put into the answer what belongs into each."""
+    def start(self) -> None:
+        """Forget all jobs, and count from 0."""
 
-    def _measure(self, turn: m.Turn, *, end: bool) -> None:
-        """Begin, or put into the answer what was used since; nothing where a predecessor of this actor began."""
+    @abstractmethod
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for prompts that the rewards cannot score."""
+
+    def begin_measuring(self) -> None:
+        """Begin to measure memory and energy."""
         self._begun.pop_all().close()
-        if not end:
-            self._begun.enter_context(self._meter)
-            self._measures = True
-        elif self._measures:
-            turn.usage, self._measures = self._meter.summary(), False
+        self._begun.enter_context(self._meter)
+        self._measures = True
+
+    def end_measuring(self) -> Usage | None:
+        """What was used since; None where a predecessor of this actor began."""
+        self._begun.pop_all().close()
+        usage = self._meter.summary() if self._measures else None
+        self._measures = False
+        return usage
 
 
 class EngineActor(Actor):
     """One engine."""
 
-    def __init__(self, recipe: Builder) -> None:
-        self.engine = recipe.build()
-        self._counted = Cost()
+    def __init__(self, make: Callable[[], LiveEngine]) -> None:
+        self.engine = make()
+        self._counted, self._following = Cost(), 0
         super().__init__(self.engine.denoiser.device)
 
-    def _tell(self, turn: m.Turn) -> None:
-        turn.ran, turn.nfe, turn.room = self._all() - self._counted, self.engine.nfe, self.engine.room
-        turn.timings = dict(self.engine.timings)
-
-    def _do(self, command: m.Command, turn: m.Turn) -> None:
+    def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
-        match command:
-            case m.Tick():
-                turn.outcomes += map(on_cpu, engine.tick())
-            case m.Submit(job, plan, copies):
-                self._submit(job, plan, copies)
-            case m.Copy(number, job, uids, drop):
-                turn.copies[number] = packed({uid: engine.store[job, uid] for uid in uids})
-                engine.drop(job, drop)
-            case m.Drop(job, uids):
-                engine.drop(job, uids)
-            case m.Cancel(job):
-                turn.cancelled.append(on_cpu(engine.cancel(job)))
-            case m.CheckPrompts(prompts):
-                engine.check(prompts)
-            case m.Admit(prompts):
-                engine.admit(prompts)
-            case m.Retract(following):
-                engine.executor.prompts.retract(following)
-            case m.Weigh(job, weight):
-                engine.weigh(job, weight)
-            case m.Release(job):
-                engine.release(job)
-            case m.Start():
-                self._start(command)
-            case m.RemakeAll(jobs):
-                self._remake(jobs)
-            case m.Calibrate():
-                turn.calibrated = engine.calibrate()
-            case m.Differentiate(gradient):
-                engine.differentiate(gradient)
-            case m.Describe():
-                turn.description = self._described()
-            case _:
-                raise TypeError(f"an actor with an engine knows no {type(command).__name__}")
-
-    def _start(self, start: m.Start) -> None:
-        self.engine.start()
-        self._counted = self._all()
-        if start.gradient is not None:
-            self.engine.differentiate(start.gradient)
-        self.engine.resume(start.prompts, start.following)
-        for job, weight in start.weights.items():
-            self.engine.weigh(job, weight)
+        return m.Turn(answer, self._all() - self._counted, engine.nfe, engine.room, dict(engine.timings))
 
     def _all(self) -> Cost:
         """All that the engine has ever counted."""
         return Cost(**{name: self.engine.stats[name] for name in NAMES})
 
-    def _described(self) -> m.Description:
+    def start(
+        self, prompts: Mapping[int, Prompt] | None = None, following: int = 0, gradient: Gradient | None = None,
+        weights: Mapping[int, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Forget all jobs, and go on with those of these prompts, by number.
+
+        following: the number of the next job. gradient: what an algorithm asked for on this cluster before. weights: of
+        the jobs that have one.
+        """
+        self.engine.start()
+        self._counted, self._following = self._all(), following
+        if gradient is not None:
+            self.engine.differentiate(gradient)
+        self.engine.resume(prompts or {}, following)
+        for job, weight in (weights or {}).items():
+            self.engine.weigh(job, weight)
+
+    def describe(self) -> m.Description:
+        """What the engine is."""
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # measured with a prompt, where that is asked
         fair = e.scheduler.turns is not None
@@ -132,8 +105,57 @@ class EngineActor(Actor):
             e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, fair, sizes
         )
 
-    def _submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
-        """Queue rows that may start from copies. One that is here by itself, too, has gone on since it was copied."""
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        self.engine.check(prompts)
+
+    def calibrate(self) -> tuple[Cost, m.Description]:
+        """Measure price.seconds; what that took, and the engine with its price."""
+        return self.engine.calibrate(), self.describe()
+
+    def differentiate(self, gradient: Gradient) -> m.Description:
+        """Get ready for rows that ASCEND."""
+        self.engine.differentiate(gradient)
+        return self.describe()
+
+    def admit(self, first: int, prompts: Sequence[Prompt]) -> m.Description:
+        """New jobs, numbered from `first` on, but for those that `start` has told of already."""
+        new = prompts[self._following - first :]
+        if new:
+            self.engine.admit(new)
+        self._following = first + len(prompts)
+        return self.describe()
+
+    def retract(self, following: int) -> None:
+        """Forget the jobs from number `following` on, which is the next one: not all actors could admit them."""
+        self._following = following
+        self.engine.executor.prompts.retract(following)
+
+    def weigh(self, job: int, weight: float) -> None:
+        """Let a job have so many turns where others have one."""
+        self.engine.weigh(job, weight)
+
+    def release(self, job: int) -> None:
+        """Forget a job."""
+        self.engine.release(job)
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        """Forget particles."""
+        self.engine.drop(job, uids)
+
+    def tick(self) -> list[Outcome]:
+        """Run one batch; the rows that are done."""
+        return list(map(on_cpu, self.engine.tick()))
+
+    def cancel(self, job: int) -> Outcome:
+        """Take a job's rows off the queue and say how far each got."""
+        return on_cpu(self.engine.cancel(job))
+
+    def submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
+        """Queue the rows of a part of a plan.
+
+        copies: particles of other actors that the rows start from, as `copy` gave them. Only those stay that a row
+        takes on. A particle that is here as well has gone on since it was copied.
+        """
         store, particles = self.engine.store, {k: v for data in copies for k, v in self._unpacked(data).items()}
         here = {uid: store.get((job, uid)) for uid in particles}
         for uid, particle in particles.items():
@@ -146,16 +168,24 @@ class EngineActor(Actor):
                 store[job, uid] = own
 
     def _unpacked(self, data: bytes) -> dict[int, Particle]:
-        """What `packed` wrote in another actor of this cluster, on this one's device."""
+        """What `copy` wrote in another actor of this cluster, on this one's device."""
         particles: dict[int, Particle] = torch.load(
             io.BytesIO(data), map_location=self.engine.denoiser.device, weights_only=False
         )
         return particles
 
+    def copy(self, job: int, uids: Sequence[int], drop: Sequence[int]) -> bytes:
+        """These particles at rest, as `submit` reads them; those to drop are forgotten here."""
+        data = io.BytesIO()
+        torch.save({uid: self.engine.store[job, uid] for uid in uids}, data)
+        self.engine.drop(job, drop)
+        return data.getvalue()
+
     # --- what a dead actor had --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _remake(self, jobs: Sequence[m.Remake]) -> None:
+    def remake(self, jobs: Sequence[m.Remake]) -> None:
+        """Make the particles of these jobs again that a dead actor had, side by side."""
         engine, store = self.engine, self.engine.store
         for at in range(max((len(job.earlier) for job in jobs), default=0)):
             for job in jobs:
@@ -201,13 +231,6 @@ class EngineActor(Actor):
         with torch.enable_grad():
             left = [node for node in nodes if node.gradient is None]
             self.engine.executor.differentiate(left, self.engine.stepper)
-
-
-def packed(particles: dict[int, Particle]) -> bytes:
-    """Particles of one job by uid, as other actors of the same cluster read them."""
-    data = io.BytesIO()
-    torch.save(particles, data)
-    return data.getvalue()
 
 
 def on_cpu(outcome: Outcome) -> Outcome:

@@ -8,37 +8,39 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
-from ttsnap.cluster.messages import Admit, Command, Start, Tick, Turn
+from ttsnap.cluster.messages import AnswerT, Call, Turn
 from ttsnap.core.cost import Cost
 from ttsnap.core.protocols import EngineLost
 
-TicketT = TypeVar("TicketT")
 AHEAD = 2
-"""Ticks that an actor is sent ahead, so that it works while the driver thinks."""
+"""Calls of `post_ahead` that an actor is sent, so that it works while the driver thinks."""
 MOST_DEATHS = 3
 """Deaths in a row, without a turn between them, that end a search."""
+Ticket: TypeAlias = Any
+"""What a pool tells the answers under way by."""
 
 
 class ActorDied(Exception):  # noqa: N818 (an event that is handled, and no error of the user)
     """The process of an actor is gone, with all that it had."""
 
 
-class Pool(Protocol, Generic[TicketT]):
+class Pool(Protocol):
     """Actors by number. An actor carries out what it is sent in order, and no two things at once."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """How many actors there are."""
 
-    def send(self, actor: int, commands: Sequence[Command]) -> TicketT:
-        """Have an actor carry these out; returns at once."""
+    def send(self, actor: int, calls: Sequence[Call[Any]]) -> Ticket:
+        """Have an actor carry out these calls; returns at once."""
 
-    def ready(self, tickets: Sequence[TicketT], seconds: float) -> list[TicketT]:
+    def ready(self, tickets: Sequence[Ticket], seconds: float) -> list[Ticket]:
         """Those of these tickets that have an answer; waits so long for one."""
 
-    def answer(self, ticket: TicketT) -> Turn:
-        """What came of it. Raises what the commands raised, and ActorDied where the actor is gone."""
+    def answer(self, ticket: Ticket) -> Turn:
+        """What came of the calls. Raises what they raised, and ActorDied where the actor is gone."""
 
     def restart(self, actor: int) -> None:
         """A new actor in place of one that died."""
@@ -48,23 +50,28 @@ class Pool(Protocol, Generic[TicketT]):
 
 
 @dataclass
-class Flight(Generic[TicketT]):
-    """Commands under way to an actor, or their answer on its way back. asked: whether somebody waits for it."""
+class Flight:
+    """A call under way to an actor, or its answer on the way back."""
 
-    ticket: TicketT
-    ticks: bool
-    asked: bool
+    ticket: Ticket
+    call: Call[Any]
+    then: Callable[[Any], None] | None
+    """Called with the answer."""
+    failed: Callable[[Exception], None] | None
+    """Called with what the call raised. None: it is raised by `listen`, and the call is not sent again."""
+    ahead: bool
 
 
-class ActorGroup(Generic[TicketT]):
-    """hear: called with each answer. revived: called with the number of an actor that was restarted, to tell it what
+class ActorGroup:
+    """The actors of a pool, by number. revived: called with the number of an actor that was restarted, to tell it what
     it must know; what was on its way to the one that died is lost."""
 
-    def __init__(self, pool: Pool[TicketT], hear: Callable[[int, Turn], None], revived: Callable[[int], None]) -> None:
-        self.pool, self.hear, self.revived = pool, hear, revived
+    def __init__(self, pool: Pool, revived: Callable[[int], None]) -> None:
+        self.pool, self.revived = pool, revived
         n = len(pool)
-        self.flights: list[deque[Flight[TicketT]]] = [deque() for _ in range(n)]
-        self.later: list[list[Command]] = [[] for _ in range(n)]
+        self.flights: list[deque[Flight]] = [deque() for _ in range(n)]
+        self.later: list[list[Call[Any]]] = [[] for _ in range(n)]
+        """Calls that go with the next one that is posted."""
         self.deaths = [0] * n
         self.died = False
         """Whether any actor has died since `reset`."""
@@ -73,9 +80,6 @@ class ActorGroup(Generic[TicketT]):
         self.gone = Cost()
         """What actors had counted that died."""
         self.gone_nfe, self.gone_room = 0, 0
-        self._asked: dict[int, tuple[Command, ...]] = {}
-        self._answers: dict[int, Turn] = {}
-        self._raised: dict[int, Exception] = {}
 
     def __len__(self) -> int:
         return len(self.flights)
@@ -85,32 +89,35 @@ class ActorGroup(Generic[TicketT]):
         for flights, later in zip(self.flights, self.later, strict=True):
             flights.clear()
             later.clear()
-        self._asked.clear()
         self.died, self.gone = False, Cost()
 
-    def post(self, actor: int, *commands: Command, asked: bool = False) -> None:
-        """Send commands now, after all that was to be sent later."""
-        ticket = self.pool.send(actor, (*self.later[actor], *commands))
+    def post(
+        self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None] | None = None, *,
+        failed: Callable[[Exception], None] | None = None, ahead: bool = False,
+    ) -> None:  # fmt: skip
+        """Send a call now, after all that was to be sent later. The keywords are those of `Flight`."""
+        ticket = self.pool.send(actor, (*self.later[actor], call))
         self.later[actor].clear()
-        self.flights[actor].append(Flight(ticket, any(isinstance(c, Tick) for c in commands), asked))
+        self.flights[actor].append(Flight(ticket, call, then, failed, ahead))
 
-    def tick(self, actor: int) -> None:
-        """Have an actor go on, unless it has enough to do already."""
-        if sum(flight.ticks for flight in self.flights[actor]) < AHEAD:
-            self.post(actor, Tick())
+    def post_ahead(self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None]) -> None:
+        """Send a call, unless the actor has enough of these to do already."""
+        if sum(flight.ahead for flight in self.flights[actor]) < AHEAD:
+            self.post(actor, call, then, ahead=True)
 
-    def ask(self, actors: Iterable[int], *commands: Command) -> list[Turn]:
-        """The answers of these actors to these commands. Where some raise, so does this, once all have answered."""
-        self._asked, self._answers, self._raised = dict.fromkeys(actors, commands), {}, {}
-        asked = list(self._asked)
+    def ask(self, actors: Iterable[int], call: Call[AnswerT]) -> list[AnswerT]:
+        """The answers of these actors. Where some raise, so does this, once all have answered."""
+        answers: dict[int, AnswerT] = {}
+        errors: dict[int, Exception] = {}
+        asked = list(actors)
         for actor in asked:
-            self.post(actor, *commands, asked=True)
-        while len(self._answers) < len(asked):
+            keep, fail = partial(answers.__setitem__, actor), partial(errors.__setitem__, actor)
+            self.post(actor, call, keep, failed=fail)
+        while len(answers) + len(errors) < len(asked):
             self.listen(1.0)
-        for actor in asked:
-            if (error := self._raised.pop(actor, None)) is not None:
-                raise error
-        return [self._answers[actor] for actor in asked]
+        if errors:
+            raise errors[min(errors)]
+        return [answers[actor] for actor in asked]
 
     @property
     def busy(self) -> bool:
@@ -136,38 +143,36 @@ class ActorGroup(Generic[TicketT]):
         try:
             turn = self.pool.answer(flight.ticket)
         except ActorDied as death:
-            self._revive(actor, death)
+            self._revive(actor, flight, death)
             return
         except Exception as error:
-            if not flight.asked:
+            if flight.failed is None:
                 raise
-            self._raised[actor], self._answers[actor] = error, Turn()
-            self._asked.pop(actor, None)
+            flight.failed(error)
             return
         self.deaths[actor] = 0
         self.last[actor] = turn
-        if flight.asked:
-            self._answers[actor] = turn
-            self._asked.pop(actor, None)
-        self.hear(actor, turn)
+        if flight.then is not None:
+            flight.then(turn.answer)
 
-    def _revive(self, actor: int, death: ActorDied) -> None:
+    def _revive(self, actor: int, flight: Flight, death: ActorDied) -> None:
         self.deaths[actor] += 1
         self.died = True
         if self.deaths[actor] >= MOST_DEATHS:
             raise EngineLost(f"actor {actor} of {len(self)} died {MOST_DEATHS} times in a row ({death}); the search "
                              "ended with what was found before") from death  # fmt: skip
+        lost = [flight, *self.flights[actor]]
+        self.flights[actor].clear()
+        self.later[actor].clear()
         self.gone += self.last[actor].ran
         self.gone_nfe += self.last[actor].nfe
         self.gone_room += self.last[actor].room
         self.last[actor] = Turn()
-        self.flights[actor].clear()
-        self.later[actor].clear()
         self.pool.restart(actor)
         self.revived(actor)
-        if actor in self._asked:
-            again = [c for c in self._asked[actor] if not isinstance(c, Admit | Start)]  # it was told at its start
-            self.post(actor, *again, asked=True)
+        for flight in lost:
+            if flight.failed is not None:  # somebody waits for the answer
+                self.post(actor, flight.call, flight.then, failed=flight.failed)
 
     @property
     def ran(self) -> Cost:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from ttsnap.cluster.actor import Builder
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.reward_actor import parted
+from ttsnap.cluster.reward_actor import split_rewards
+from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import ModelOptions
@@ -60,21 +60,20 @@ def alone(options: DeviceOptions, kind: str) -> bool:
 
 @contextmanager
 def clustered(
-    spec: EngineSpec, builder: Callable[[EngineSpec], Builder], options: DeviceOptions
+    spec: EngineSpec, builder: Callable[[EngineSpec], Callable[[], LiveEngine]], options: DeviceOptions
 ) -> Iterator[ClusterEngine]:
-    """An engine of many that ends with the block, made of a spec by the builder that is sent to them; on devices of the
-    kind that the spec names.
+    """An engine of many that ends with the block, on devices of the kind that the spec names.
 
-    ValueError without Ray, where no cluster answers, and where there are fewer devices than asked for; where devices
-    are asked for rewards and no reward is worth one.
+    builder: gives the function that makes the engine of a spec, and is sent to the devices. ValueError without Ray,
+    where no cluster answers, and where there are fewer devices than asked for; where devices are asked for rewards and
+    no reward is worth one.
     """
-    apart = options.reward_actors
-    bare, rewards = parted(spec) if apart else (spec, None)
+    bare, rewards = split_rewards(spec) if options.reward_actors else (spec, None)
     with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 
-        pool = RayPool(builder(bare), there, rewards, apart)
-        yield ClusterEngine(pool, apart, () if rewards is None else rewards.columns)
+        pool = RayPool(builder(bare), there, rewards.build if rewards else None, options.reward_actors)
+        yield ClusterEngine(pool, options.reward_actors, rewards.columns if rewards else ())
 
 
 @contextmanager
@@ -85,15 +84,13 @@ def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
     connect(options.ray_address, asked + options.reward_actors if options.devices != "all" else _here(kind))
     import ray
 
-    from ttsnap.cluster.ray_pool import Hosts, Share
+    from ttsnap.cluster.ray_pool import Hosts
 
-    there = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 0))
+    gpu = kind == "cuda"
+    there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     searching = max(1, _number(options, there - options.reward_actors, kind))
-    processes = Hosts(searching + options.reward_actors, Share(gpus=int(kind == "cuda")))
-    try:
+    with closing(Hosts(searching + options.reward_actors, gpu=gpu)) as processes:
         yield processes
-    finally:
-        processes.close()
 
 
 def _here(kind: str) -> int:

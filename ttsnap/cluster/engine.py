@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 
-from ttsnap.cluster import messages as m
-from ttsnap.cluster.actor_group import ActorGroup, Pool, TicketT
-from ttsnap.cluster.colocation import ColocatedRows, Copies, at_home, by_home, colocated, part
+from ttsnap.cluster.actor import Actor, EngineActor
+from ttsnap.cluster.actor_group import ActorGroup, Pool
+from ttsnap.cluster.colocation import ColocatedRows, Copies, Copying, at_home, by_home, colocated, split_off
 from ttsnap.cluster.journal import JobLog
 from ttsnap.cluster.merging import ClusterUsage, agreed, averaged, begun, measured, merged
+from ttsnap.cluster.messages import Call, Description
 from ttsnap.cluster.placement import Placement
 from ttsnap.cluster.remote_rewards import RemoteRewards
 from ttsnap.core.cost import Cost, Price
@@ -31,19 +33,21 @@ SOME = 16
 
 
 class ClusterEngine(Engine):
-    """The actors of a pool as one engine. apart: the last so many of them are for the rewards in these columns, which
-    the engines of the others leave out. ValueError where these engines are not alike."""
+    """The actors of a pool as one engine."""
 
-    def __init__(self, pool: Pool[TicketT], apart: int = 0, columns: Sequence[int] = ()) -> None:
-        self.group = ActorGroup(pool, self._hear, self._revived)
-        self.actors = range(len(pool) - apart)
-        self.rewards = RemoteRewards(self.group, range(len(pool) - apart, len(pool)), columns)
+    def __init__(self, pool: Pool, reward_actors: int = 0, columns: Sequence[int] = ()) -> None:
+        """reward_actors: the last so many of the pool are for the rewards in these columns, which the engines of the
+        others leave out. ValueError where these engines are not alike."""
+        self.group = ActorGroup(pool, self._revived)
+        self.everyone, self.actors = range(len(pool)), range(len(pool) - reward_actors)
+        apart = range(len(self.actors), len(pool))
+        self.rewards = RemoteRewards(self.group, apart, columns, lambda done: self._arrived.extend(done))
         self._gradient: Gradient | None = None
         self._forget()
-        for actor in range(len(pool)):  # all load side by side
-            self.group.post(actor, m.Start())
+        for actor in self.everyone:  # all load side by side
+            self.group.post(actor, Call(Actor.start))
         self.rewards.describe()
-        self._describe(self.group.ask(self.actors, m.Describe()))
+        self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
         self.grid, self.keep, self.draft_calls = self._told.grid, self._told.keep, self._told.draft_calls
         self.reward_names = self.rewards.names(self._told.reward_names)
 
@@ -52,15 +56,14 @@ class ClusterEngine(Engine):
         self._prompts: dict[int, Prompt] = {}
         self._following = 0
         self._logs: dict[int, JobLog] = {}
-        self._copies = Copies(self.group.post)
+        self._copies = Copies(self._fetch)
         self._arrived: list[Outcome] = []
         self._cancelling: dict[int, dict[int, Outcome | None]] = {}
         self._credited = Cost()
         self.placement = Placement([SOME] * len(self.actors))
         self.rewards.start()
 
-    def _describe(self, turns: Sequence[m.Turn]) -> None:
-        told = [turn.description for turn in turns if turn.description is not None]
+    def _describe(self, told: Sequence[Description]) -> None:
         self._told = agreed(told)
         self.calibration_cost = self._told.calibration_cost
         if self._told.fair and self.placement.turns is None:
@@ -112,75 +115,73 @@ class ClusterEngine(Engine):
         return measured(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.group.ask(range(len(self.group)), m.CheckPrompts(tuple(prompts)))
+        self.group.ask(self.everyone, Call(Actor.check, tuple(prompts)))
 
     def calibrate(self) -> Cost:
-        self._describe(turns := self.group.ask(self.actors, m.Calibrate(), m.Describe()))
-        return self.rewards.calibrate().plus(*(turn.calibrated for turn in turns))
+        answers = self.group.ask(self.actors, Call(EngineActor.calibrate))
+        self._describe([told for _, told in answers])
+        return self.rewards.calibrate().plus(*(cost for cost, _ in answers))
 
     def differentiate(self, gradient: Gradient) -> None:
         self._gradient = gradient
-        self._describe(self.group.ask(self.actors, m.Differentiate(gradient), m.Describe()))
+        self._describe(self.group.ask(self.actors, Call(EngineActor.differentiate, gradient)))
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._forget()
-        self.group.ask(range(len(self.group)), m.Start())
+        self.group.ask(self.everyone, Call(Actor.start))
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
-        jobs = range(self._following, self._following + len(prompts))
-        self._prompts |= dict(zip(jobs, prompts, strict=True))
+        first = self._following
+        self._prompts |= dict(enumerate(prompts, first))
         self._following += len(prompts)
         try:
-            self.rewards.check(prompts)
-            self._describe(self.group.ask(self.actors, m.Admit(tuple(prompts)), m.Describe()))
+            self.group.ask(self.rewards.actors, Call(Actor.check, tuple(prompts)))
+            self._describe(self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts))))
         except Exception:
-            self._following = jobs.start
-            self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < jobs.start}
-            self._later(m.Retract(jobs.start))  # some may have them
+            self._following = first
+            self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < first}
+            self._later(Call(EngineActor.retract, first))  # some may have them
             raise
 
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
         self._prompts.pop(job, None)
         self.placement.weights.pop(job, None)
-        self._later(m.Release(job))
+        self._later(Call(EngineActor.release, job))
 
     def weigh(self, job: int, weight: float) -> None:
         self.placement.weights[job] = weight
-        self._later(m.Weigh(job, weight))
+        self._later(Call(EngineActor.weigh, job, weight))
 
-    def _later(self, command: m.Command) -> None:
+    def _later(self, call: Call[None]) -> None:
         for actor in self.actors:
-            self.group.later[actor].append(command)
+            self.group.later[actor].append(call)
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
         log.begin(plan)
-        bundles = colocated(job, plan, log.home)
+        groups = colocated(job, plan, log.home)
+        if len(self.actors) > 1:  # rows of devices that would be too full run elsewhere, from copies
+            homed = at_home(groups, len(self.actors))
+            surplus = self.placement.surplus(homed, len(plan) - sum(homed))
+            for off in split_off(groups, plan, log.row, surplus, guided=self.price.guided is not None):
+                self._copies.ask(log, off[0].sources, off, once=True)
         waiting = []
-        for off in self._part(plan, log, bundles) if len(self.actors) > 1 else ():
-            self._copies.ask(log, off[0].sources, off, parted=True)
-        for bundle in bundles:
-            strangers = [uid for uid in bundle.sources if log.home[uid] != bundle.home]
+        for rows in groups:
+            strangers = [uid for uid in rows.sources if log.home[uid] != rows.home]
             if strangers:
-                self._copies.ask(log, strangers, [bundle])
+                self._copies.ask(log, strangers, [rows])
             else:
-                waiting.append(bundle)
+                waiting.append(rows)
         self._move(self.placement.add(waiting))
-
-    def _part(self, plan: Plan, log: JobLog, bundles: Sequence[ColocatedRows]) -> list[list[ColocatedRows]]:
-        """Rows taken off bundles of devices that would be too full, which run elsewhere from copies; by sources."""
-        homed = at_home(bundles, len(self.actors))
-        surplus = self.placement.surplus(homed, len(plan) - sum(homed))
-        return part(bundles, plan, log.row, surplus, guided=self.price.guided is not None)
 
     def drop(self, job: int, uids: Sequence[int]) -> None:
         if (log := self._logs.get(job)) is None:
             return
         for actor, mine in by_home([uid for uid in uids if uid in log.home], log.home).items():
-            self.group.later[actor].append(m.Drop(job, tuple(mine)))
+            self.group.later[actor].append(Call(EngineActor.drop, job, tuple(mine)))
         log.drop(uids)
 
     def pending(self) -> int:
@@ -209,7 +210,7 @@ class ClusterEngine(Engine):
             self._send(self.placement.recall(job))
         self._cancelling[job] = dict.fromkeys(log.sent.values())
         for actor in list(self._cancelling[job]):
-            self.group.post(actor, m.Cancel(job))
+            self._cancel(actor, job)
         while any(part is None for part in self._cancelling[job].values()):
             self.group.listen(1.0)
         # Images that were made are scored, which was paid.
@@ -219,6 +220,13 @@ class ClusterEngine(Engine):
             self.group.listen(1.0)
         return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
 
+    def _cancel(self, actor: int, job: int) -> None:
+        def cancelled(outcome: Outcome) -> None:
+            self._rest(actor, outcome, cancelled=True)
+            self._cancelling[job][actor] = outcome
+
+        self.group.post(actor, Call(EngineActor.cancel, job), cancelled)
+
     # --- rows on their way ----------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
@@ -227,41 +235,43 @@ class ClusterEngine(Engine):
         self._send(sends)
         self._move(moves)
         self.rewards.queue.send()
-        for actor, rows in enumerate(self.placement.sent):
-            if rows:
-                self.group.tick(actor)
+        for actor, sent in enumerate(self.placement.sent):
+            if sent:
+                self.group.post_ahead(actor, Call(EngineActor.tick), partial(self._completed, actor))
 
     def _send(self, sends: Sequence[tuple[int, ColocatedRows]]) -> None:
-        """Bundles to actors, those of one job in one part of its plan."""
+        """Rows to actors, those of one job in one part of its plan."""
         parts: dict[tuple[int, int], list[ColocatedRows]] = {}
-        for actor, bundle in sends:
-            parts.setdefault((actor, bundle.job), []).append(bundle)
-        for (actor, job), bundles in parts.items():
+        for actor, rows in sends:
+            parts.setdefault((actor, rows.job), []).append(rows)
+        for (actor, job), groups in parts.items():
             log = self._logs[job]
-            uids = [uid for bundle in bundles for uid in bundle.uids]
+            uids = [uid for rows in groups for uid in rows.uids]
             log.send(uids, actor)
-            rows = np.sort([log.row[uid] for uid in uids])
-            copies = {id(data): data for bundle in bundles for data in bundle.copies}
-            self.group.later[actor].append(m.Submit(job, log.plans[-1].take(rows), tuple(copies.values())))
+            part = log.plans[-1].take(np.sort([log.row[uid] for uid in uids]))
+            copies = {id(data): data for rows in groups for data in rows.copies}
+            self.group.later[actor].append(Call(EngineActor.submit, job, part, tuple(copies.values())))
 
     def _move(self, moves: Sequence[ColocatedRows]) -> None:
-        """Fetch what these bundles start from, so that they can go elsewhere."""
-        for bundle in moves:
-            bundle.home = None
-            log = self._logs[bundle.job]
-            self._copies.ask(log, [uid for uid in bundle.sources if uid in log.home], [bundle])
+        """Fetch what these rows start from, so that they can go elsewhere."""
+        for rows in moves:
+            rows.home = None
+            log = self._logs[rows.job]
+            self._copies.ask(log, [uid for uid in rows.sources if uid in log.home], [rows])
 
-    def _hear(self, actor: int, turn: m.Turn) -> None:
-        self._arrived += self.rewards.heard(actor, turn)
-        for outcome in turn.outcomes:
+    def _fetch(self, copying: Copying) -> None:
+        def heard(data: bytes) -> None:
+            for rows in self._copies.heard(copying, data):
+                self.placement.arrived(rows)
+
+        call = Call(EngineActor.copy, copying.job, copying.uids, copying.drop)
+        self.group.post(copying.actor, call, heard)
+
+    def _completed(self, actor: int, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
             self._rest(actor, outcome)
             if not self.rewards.wait(outcome, self._prompts[outcome.job].read, self.grid.steps):
                 self._arrived.append(outcome)
-        for outcome in turn.cancelled:
-            self._rest(actor, outcome, cancelled=True)
-            self._cancelling[outcome.job][actor] = outcome
-        for bundle in self._copies.heard(turn.copies, self._logs):
-            self.placement.arrived(bundle)
 
     def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
         log = self._logs[outcome.job]
@@ -277,19 +287,20 @@ class ClusterEngine(Engine):
         if actor not in self.actors:
             self.rewards.revived(actor)
             return
-        start = m.Start(dict(self._prompts), self._following, self._gradient, dict(self.placement.weights))
+        start = Call(EngineActor.start, dict(self._prompts), self._following, self._gradient,
+                     dict(self.placement.weights))  # fmt: skip
         self.group.post(actor, start)
         more: dict[int, set[int]] = {}
-        for bundle in self._copies.given_up(actor):
-            more.setdefault(bundle.job, set()).update(bundle.uids)
+        for rows in self._copies.given_up(actor):
+            more.setdefault(rows.job, set()).update(rows.uids)
         orders = [order for job, log in self._logs.items()
                   if (order := log.remake(job, actor, more.get(job, ()))) is not None]  # fmt: skip
         if orders:
-            self.group.post(actor, m.RemakeAll(tuple(orders)))
+            self.group.post(actor, Call(EngineActor.remake, orders))
         for job, uids in more.items():
             self._logs[job].send(uids, actor)
             self.placement.sent[actor] += len(uids)
         self._copies.ask_again(actor)
         for job, parts in self._cancelling.items():
             if actor in parts and parts[actor] is None:
-                self.group.post(actor, m.Cancel(job))
+                self._cancel(actor, job)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ttsnap.cluster.actor_group import ActorGroup, TicketT
-from ttsnap.cluster.messages import Description, Measure
-from ttsnap.core.cost import NAMES, Cost, Rates
+from ttsnap.cluster.actor import Actor
+from ttsnap.cluster.actor_group import ActorGroup
+from ttsnap.cluster.messages import Call, Description
+from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -91,11 +92,11 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 @contextmanager
-def measured(actors: ActorGroup[TicketT]) -> Iterator[ClusterUsage]:
+def measured(actors: ActorGroup) -> Iterator[ClusterUsage]:
     """What all these actors use inside the block."""
     everyone, found = range(len(actors)), ClusterUsage()
-    actors.ask(everyone, Measure())
+    actors.ask(everyone, Call(Actor.begin_measuring))
     yield found
     with suppress(EngineLost):
-        turns = actors.ask(everyone, Measure(end=True))
-        found.parts += [turn.usage for turn in turns if turn.usage is not None]
+        usages = actors.ask(everyone, Call(Actor.end_measuring))
+        found.parts += [usage for usage in usages if usage is not None]

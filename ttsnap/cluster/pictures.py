@@ -25,13 +25,16 @@ class WhereStored(Protocol):
 
 @dataclass(frozen=True)
 class Stored(Decoded):
-    """An image at such a place. copy: a small one as of `Decoded.small`, uint8."""
+    """An image at such a place. The place is not known while the image is in an answer on its way."""
 
-    place: WhereStored
     copy: Tensor = field(repr=False)
+    """A small one as of `Decoded.small`, uint8."""
     level: float
+    place: WhereStored | None = None
 
     def fetch(self) -> Tensor:
+        if self.place is None:
+            raise RuntimeError("nobody has told yet where this image was put")
         return self.place.fetch()
 
     def small(self) -> Tensor:
@@ -42,24 +45,16 @@ class Stored(Decoded):
         return int(self.copy.nbytes)
 
 
-class Untold(WhereStored):
-    """The place of an image in an answer on its way: whoever hears the answer knows where the images were put."""
-
-    def fetch(self) -> Tensor:
-        raise RuntimeError("nobody has told yet where this image was put")
-
-
-def put_aside(turn: Turn) -> list[Tensor]:
+def put_aside(turn: Turn) -> tuple[Turn, list[Tensor]]:
     """Take the images out of an actor's answer. `located` puts in where they are, in the same order."""
     aside: list[Tensor] = []
 
     def stored(picture: Decoded) -> Decoded:
         aside.append(picture.fetch().cpu())
         copy = thinned(aside[-1]).double().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Stored(Untold(), copy, picture.level)
+        return Stored(copy, picture.level)
 
-    turn.outcomes = [_each(outcome, stored) for outcome in turn.outcomes]
-    return aside
+    return _each(turn, stored), aside
 
 
 def located(turn: Turn, places: Iterable[WhereStored]) -> Turn:
@@ -69,11 +64,15 @@ def located(turn: Turn, places: Iterable[WhereStored]) -> Turn:
     def told(picture: Decoded) -> Decoded:
         return replace(picture, place=next(following)) if isinstance(picture, Stored) else picture
 
-    return replace(turn, outcomes=[_each(outcome, told) for outcome in turn.outcomes])
+    return _each(turn, told)
 
 
-def _each(outcome: Outcome, change: Callable[[Decoded], Decoded]) -> Outcome:
-    """The same with each of its pictures changed."""
-    if outcome.images is None:
-        return outcome
-    return replace(outcome, images=[picture and change(picture) for picture in outcome.images])
+def _each(turn: Turn, change: Callable[[Decoded], Decoded]) -> Turn:
+    """The same with each of the pictures changed, where the answer is a list of outcomes."""
+    if not isinstance(turn.answer, list):
+        return turn
+    changed: list[Outcome] = []
+    for outcome in turn.answer:
+        images = outcome.images and [picture and change(picture) for picture in outcome.images]
+        changed.append(replace(outcome, images=images))
+    return replace(turn, answer=changed)

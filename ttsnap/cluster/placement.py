@@ -1,4 +1,4 @@
-"""Which rows go to which device. It knows no torch and no plans: it sees rows as bundles that stay together.
+"""Which rows go to which device. It knows no torch and no plans: it sees groups of rows that stay together.
 
 A device is sent two batches of rows at most: one that runs, and one so that it never waits. All others wait here, where
 they can still go elsewhere. Rows that start from a particle go where that one is, unless that device is fuller than
@@ -50,77 +50,77 @@ class Placement:
         """By how many rows each device would be fuller than its share, where so many more rows came to live on each,
         and as many `more` that may go anywhere."""
         loads = [self.load(i) + homed[i] for i in range(len(homed))]
-        free = more + sum(bundle.size for bundle in self.free)
+        free = more + sum(rows.size for rows in self.free)
         room = sum(self.batches)
         share = [(sum(loads) + free) * batch / room for batch in self.batches]
         return [max(0, int(load - share[i]) - self.slack(i)) for i, load in enumerate(loads)]
 
-    def add(self, bundles: Iterable[ColocatedRows]) -> list[ColocatedRows]:
-        """Bundles of a new plan. Returns those that move: to `target`, from `home`."""
-        if not (bundles := list(bundles)):
+    def add(self, groups: Iterable[ColocatedRows]) -> list[ColocatedRows]:
+        """Rows of a new plan. Returns those that move: to `target`, from `home`."""
+        if not (groups := list(groups)):
             return []
         new: list[list[ColocatedRows]] = [[] for _ in self.batches]
-        for bundle in bundles:
-            if bundle.home is None:
-                self.free.append(bundle)
+        for rows in groups:
+            if rows.home is None:
+                self.free.append(rows)
             else:
-                self._wait(bundle.home, bundle)
-                new[bundle.home].append(bundle)
+                self._wait(rows.home, rows)
+                new[rows.home].append(rows)
         loads = [self.load(i) for i in range(len(self.batches))]
-        free, moves = sum(bundle.size for bundle in self.free), []
+        free, moves = sum(rows.size for rows in self.free), []
         while any(new):
             full = max((i for i in range(len(loads)) if new[i]), key=lambda i: loads[i])
             least = min(range(len(loads)), key=loads.__getitem__)
-            bundle, gap = new[full].pop(), loads[full] - loads[least] - free
+            rows, gap = new[full].pop(), loads[full] - loads[least] - free
             if gap <= self.slack(least):
                 break
-            if 2 * bundle.size <= gap:
-                self._move(bundle, least)
-                loads[full] -= bundle.size
-                loads[least] += bundle.size
-                moves.append(bundle)
+            if 2 * rows.size <= gap:
+                self._move(rows, least)
+                loads[full] -= rows.size
+                loads[least] += rows.size
+                moves.append(rows)
         return moves
 
-    def _move(self, bundle: ColocatedRows, to: int) -> None:
-        if bundle.home is not None:
-            self.queues[bundle.home].remove(bundle)
-            self.queued[bundle.home] -= bundle.size
-        bundle.target = to
-        self.coming[to] += bundle.size
-        self.moved += bundle.size
+    def _move(self, rows: ColocatedRows, to: int) -> None:
+        if rows.home is not None:
+            self.queues[rows.home].remove(rows)
+            self.queued[rows.home] -= rows.size
+        rows.target = to
+        self.coming[to] += rows.size
+        self.moved += rows.size
 
-    def _wait(self, device: int, bundle: ColocatedRows) -> None:
-        self.queues[device].append(bundle)
-        self.queued[device] += bundle.size
+    def _wait(self, device: int, rows: ColocatedRows) -> None:
+        self.queues[device].append(rows)
+        self.queued[device] += rows.size
 
-    def arrived(self, bundle: ColocatedRows) -> None:
+    def arrived(self, rows: ColocatedRows) -> None:
         """All that it starts from is at hand, or at its home."""
-        if bundle.target is not None:
-            self.coming[bundle.target] -= bundle.size
-            bundle.target = None
-        if bundle.home is not None:
-            self._wait(bundle.home, bundle)
+        if rows.target is not None:
+            self.coming[rows.target] -= rows.size
+            rows.target = None
+        if rows.home is not None:
+            self._wait(rows.home, rows)
         else:
-            self.free.appendleft(bundle)
+            self.free.appendleft(rows)
 
     def next(self) -> tuple[list[tuple[int, ColocatedRows]], list[ColocatedRows]]:
         """What is sent now, and where to; and what moves from a full device to one that would wait."""
         out: list[tuple[int, ColocatedRows]] = []
         if self.turns is not None:
-            self.turns.wait(sorted({bundle.job for queue in (*self.queues, self.free) for bundle in queue}))
+            self.turns.wait(sorted({rows.job for queue in (*self.queues, self.free) for rows in queue}))
         for i, queue in enumerate(self.queues):
             while queue and self.sent[i] < AHEAD * self.batches[i]:
-                bundle = self._take(queue)
-                self.queued[i] -= bundle.size
-                out.append(self._send(i, bundle))
+                rows = self._take(queue)
+                self.queued[i] -= rows.size
+                out.append(self._send(i, rows))
         loads = [self.load(i) for i in range(len(self.batches))]
         emptiest = [(loads[i] / batch, i) for i, batch in enumerate(self.batches)] if self.free else []
         heapq.heapify(emptiest)
         while self.free and emptiest[0][0] < AHEAD:
-            bundle, least = self._take(self.free), emptiest[0][1]
-            loads[least] += bundle.size
+            rows, least = self._take(self.free), emptiest[0][1]
+            loads[least] += rows.size
             heapq.heapreplace(emptiest, (loads[least] / self.batches[least], least))
-            out.append(self._send(least, bundle))
+            out.append(self._send(least, rows))
         if not any(self.queues):
             return out, []
         moves = []
@@ -136,21 +136,21 @@ class Placement:
         if self.turns is None:
             return queue.popleft()
         firsts: dict[int, ColocatedRows] = {}
-        for bundle in queue:
-            firsts.setdefault(bundle.job, bundle)
+        for rows in queue:
+            firsts.setdefault(rows.job, rows)
         job = self.turns.first(firsts)
         self.turns.serve(job, firsts[job].size / self.weights.get(job, 1.0))
         queue.remove(firsts[job])
         return firsts[job]
 
     def _last_of_longest(self) -> ColocatedRows | None:
-        """Of the bundles that wait for the device for which most do, the last one that can move."""
+        """Of the rows that wait for the device for which most do, the last ones that can move."""
         longest = max(self.queues, key=len)
         return longest[-1] if longest else None
 
-    def _send(self, device: int, bundle: ColocatedRows) -> tuple[int, ColocatedRows]:
-        self.sent[device] += bundle.size
-        return device, bundle
+    def _send(self, device: int, rows: ColocatedRows) -> tuple[int, ColocatedRows]:
+        self.sent[device] += rows.size
+        return device, rows
 
     def done(self, device: int, rows: int) -> None:
         """So many rows of a device are complete, or were taken off."""
@@ -160,11 +160,11 @@ class Placement:
         """All that waits of a job, sent at once, whether there is room or not."""
         out = []
         for i, queue in enumerate([*self.queues, self.free]):
-            mine = [bundle for bundle in queue if bundle.job == job]
-            for bundle in mine:
-                queue.remove(bundle)
+            mine = [rows for rows in queue if rows.job == job]
+            for rows in mine:
+                queue.remove(rows)
                 if i < len(self.queues):
-                    self.queued[i] -= bundle.size
+                    self.queued[i] -= rows.size
                 device = i if i < len(self.queues) else min(range(len(self.sent)), key=self.sent.__getitem__)
-                out.append(self._send(device, bundle))
+                out.append(self._send(device, rows))
         return out

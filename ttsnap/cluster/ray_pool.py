@@ -13,12 +13,14 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from ttsnap.cluster.actor import Actor, Builder, EngineActor
+from ttsnap.cluster.actor import Actor, EngineActor
 from ttsnap.cluster.actor_group import ActorDied
-from ttsnap.cluster.messages import Command, Turn
+from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.cluster.reward_actor import RewardActor, RewardBuilder
+from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.outcome import PictureLost
+from ttsnap.engine.live import LiveEngine
+from ttsnap.rewards.reward_model import RewardModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,34 +50,31 @@ class TurnTicket:
     whole: ObjectRef[Any]
 
 
-Maker = Callable[[], Actor]
-"""What makes an actor: of an engine, or of rewards."""
-
-
 class Host:
-    """The process of one device, with an actor for each maker that it was given. It makes an actor when that is first
-    told something, so that what is wrong with its recipe is told as an answer. threads: of the CPU that it may use,
-    None for all."""
+    """The process of one device, with an actor for each function that it was given to make one.
 
-    def __init__(self, threads: int | None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._makers: dict[int, Maker] = {}
+    An actor is made when it is first called, so that what is wrong is raised by that call.
+    """
+
+    def __init__(self, gpu: bool) -> None:
+        if not gpu:
+            torch.set_num_threads(1)
+        self._makers: dict[int, Callable[[], Actor]] = {}
         self._actors: dict[int, Actor] = {}
 
     @ray.method
-    def take(self, number: int, maker: Maker) -> int:
+    def take(self, number: int, make: Callable[[], Actor]) -> int:
         """Be ready for an actor, under this number, which is returned."""
-        self._makers[number] = maker
+        self._makers[number] = make
         return number
 
     @ray.method(num_returns="streaming")
-    def turn(self, number: int, commands: Sequence[Command]) -> Iterator[NDArray[Any] | Turn]:
-        """As Actor.turn: first its images one by one, then the rest."""
+    def turn(self, number: int, calls: Sequence[Call[Any]]) -> Iterator[NDArray[Any] | Turn]:
+        """As Actor.turn: first the images one by one, then the rest."""
         if number not in self._actors:
             self._actors[number] = self._makers[number]()
-        turn = self._actors[number].turn(commands)
-        for image in put_aside(turn):
+        turn, images = put_aside(self._actors[number].turn(calls))
+        for image in images:
             yield image.numpy()
         yield turn
 
@@ -86,36 +85,26 @@ class Host:
         self._actors.pop(number, None)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one actor has of a machine: whole GPUs, which are not overcommitted, or cores of the CPU."""
-
-    gpus: int = 1
-    cpus: int = 1
-
-
 class Hosts:
-    """So many processes, a device each. They end with this process, however it ends: nothing of them is detached.
+    """So many processes, on a GPU or a core of the CPU each. They end with this process, however it ends: nothing of
+    them is detached."""
 
-    ValueError where the cluster has less than they need, as Ray would wait for more without a word.
-    """
-
-    def __init__(self, actors: int, share: Share) -> None:
+    def __init__(self, actors: int, *, gpu: bool) -> None:
+        """ValueError where the cluster has fewer devices, as Ray would wait for more without a word."""
         has = ray.cluster_resources()
-        for name, each in (("GPU", share.gpus), ("CPU", share.cpus)):
-            if actors * each > has.get(name, 0):
-                raise ValueError(f"{actors} actors need {actors * each} {name}s, and Ray has {has.get(name, 0):g}; ask "
+        for name in ("GPU", "CPU") if gpu else ("CPU",):  # GPUs are not overcommitted
+            if actors > has.get(name, 0):
+                raise ValueError(f"{actors} actors need {actors} {name}s, and Ray has {has.get(name, 0):g}; ask "
                                  "for fewer devices, or add machines to the cluster")  # fmt: skip
-        threads = None if share.gpus else share.cpus
-        kind = ray.remote(Host).options(num_gpus=share.gpus, num_cpus=share.cpus, max_restarts=0)
+        kind = ray.remote(Host).options(num_gpus=int(gpu), num_cpus=1, max_restarts=0)
 
         def make() -> ActorHandle[Host]:
-            return cast("ActorHandle[Host]", kind.remote(threads))
+            return cast("ActorHandle[Host]", kind.remote(gpu))
 
         self._make = make
         self.actors = [make() for _ in range(actors)]
         self.numbers = count()
-        """Of the recipes that they are given."""
+        """Of the pools on these hosts."""
 
     def restart(self, actor: int) -> None:
         """A new process in place of one that died."""
@@ -129,16 +118,18 @@ class Hosts:
 
 
 class RayPool:
-    """The engines of one recipe, one on each of these hosts, which may have engines of other recipes beside them.
-    rewards: instead of engines, the last `apart` hosts have these rewards."""
+    """Engines, one on each of these hosts, which may have engines of other pools as well."""
 
-    def __init__(self, recipe: Builder, hosts: Hosts, rewards: RewardBuilder | None = None, apart: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[], LiveEngine], hosts: Hosts,
+        rewards: Callable[[], Sequence[RewardModel]] | None = None, reward_actors: int = 0,
+    ) -> None:  # fmt: skip
+        """make, rewards: are called on the hosts. The last `reward_actors` hosts have rewards in place of an engine."""
         self.hosts, self._number = hosts, next(hosts.numbers)
         self.actors = list(hosts.actors)
-        engines = len(self.actors) - (apart if rewards is not None else 0)
-        self._makers: list[Maker] = [partial(EngineActor, recipe)] * engines
+        self._makers: list[Callable[[], Actor]] = [partial(EngineActor, make)] * len(self.actors)
         if rewards is not None:
-            self._makers += [partial(RewardActor, rewards)] * apart
+            self._makers[-reward_actors:] = [partial(RewardActor, rewards)] * reward_actors
         self._taken = [self._take(actor) for actor in range(len(self.actors))]
 
     def _take(self, actor: int) -> ObjectRef[int]:
@@ -148,9 +139,9 @@ class RayPool:
     def __len__(self) -> int:
         return len(self.actors)
 
-    def send(self, actor: int, commands: Sequence[Command]) -> TurnTicket:
+    def send(self, actor: int, calls: Sequence[Call[Any]]) -> TurnTicket:
         # The number is what `take` returns: where that failed, so does this, and says why.
-        parts = cast("ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(commands)))
+        parts = cast("ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(calls)))
         return TurnTicket(parts, parts.completed())
 
     def ready(self, tickets: Sequence[TurnTicket], seconds: float) -> list[TurnTicket]:

@@ -7,12 +7,13 @@ the journal. The files are those that a single process writes, in which order un
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle, ActorProxy
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 Work = TypeVar("Work")
-WorkIn = TypeVar("WorkIn", contravariant=True)
 Done = TypeVar("Done")
-DoneOut = TypeVar("DoneOut", covariant=True)
 TRIES = 3
 """So many workers may be lost over one unit before it is given up: it is likely to be what ends them."""
 
@@ -51,18 +50,12 @@ class RecordingBuilder(Protocol):
     def recording(self) -> tuple[LiveEngine, dict[str, Json]]: ...
 
 
-class Workplace(NamedTuple):
-    """What a worker needs to know: what makes its engine, and the folder that file names start from."""
-
-    builder: RecordingBuilder
-    folder: Path
-
-
 class RecordingWorker:
     """A worker, in a process of its own. It loads the model at its first call, so that all workers load at once."""
 
-    def __init__(self, place: Workplace) -> None:
-        self.place = place
+    def __init__(self, builder: RecordingBuilder, folder: Path) -> None:
+        """folder: the one that file names start from."""
+        self.builder, self.folder = builder, folder
 
     @ray.method
     def ready(self) -> None:
@@ -84,13 +77,13 @@ class RecordingWorker:
     @cached_property
     def _engine(self) -> tuple[LiveEngine, dict[str, Json]]:
         """The engine, and what a recording says of it."""
-        if not self.place.folder.is_dir():
+        if not self.folder.is_dir():
             raise ValueError(
-                f"{self.place.folder} is no folder on the machine {os.uname().nodename}: work in one that all machines "
+                f"{self.folder} is no folder on the machine {os.uname().nodename}: work in one that all machines "
                 "of the cluster share"
             )
-        os.chdir(self.place.folder)
-        return self.place.builder.recording()
+        os.chdir(self.folder)
+        return self.builder.recording()
 
 
 def record(
@@ -109,7 +102,7 @@ def record(
     unit costs several workers.
     """
     folder = folder.resolve()
-    with _Recorders(Workplace(builder, Path.cwd()), workers) as group:
+    with _Recorders(builder, workers) as group:
         what = group.describe([Prompt.of(prompt) for prompt in prompts], options)
 
         def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
@@ -121,15 +114,18 @@ def record(
         return keep(what, folder, making, progress_bar=progress_bar)
 
 
-class WorkerPool(Protocol[WorkIn, DoneOut]):
+class WorkerPool(ABC, Generic[Work, Done]):
     """Workers, by number from 0."""
 
-    def begin(self, worker: int, unit: WorkIn) -> None:
+    @abstractmethod
+    def begin(self, worker: int, unit: Work) -> None:
         """Let a worker that is free do this unit; returns at once."""
 
-    def finished(self) -> tuple[int, DoneOut | None]:
+    @abstractmethod
+    def finished(self) -> tuple[int, Done | None]:
         """Wait for any of those at work: its number, and what it made, or None where it is lost."""
 
+    @abstractmethod
     def replace(self, worker: int) -> None:
         """Put a new worker in the place of one that is lost; returns at once."""
 
@@ -164,16 +160,16 @@ def dispatch(
         pool.replace(worker)
 
 
-class _Recorders(AbstractContextManager["_Recorders"]):
-    """The workers, by number, and what they are at; leaving the block ends them, whatever they are at."""
+class _Recorders(WorkerPool[Unit, Made], AbstractContextManager["_Recorders"]):
+    """The workers, and what they are at; leaving the block ends them, whatever they are at."""
 
-    def __init__(self, place: Workplace, count: int) -> None:
-        self.place, self.resources = place, resources_of((place.builder.spec.model or ModelOptions()).device, count)
+    def __init__(self, builder: RecordingBuilder, count: int) -> None:
+        self.builder, self.resources = builder, resources_of((builder.spec.model or ModelOptions()).device, count)
         self.actors = [self._new() for _ in range(count)]
         self.at_work: dict[ObjectRef[Made], int] = {}
 
     def _new(self) -> ActorProxy[RecordingWorker]:
-        actor = ray.remote(RecordingWorker).options(**self.resources).remote(self.place)
+        actor = ray.remote(RecordingWorker).options(**self.resources).remote(self.builder, Path.cwd())
         actor.ready.remote()  # is not waited for
         return actor
 

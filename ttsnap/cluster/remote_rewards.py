@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.actor_group import ActorGroup, TicketT
+from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.merging import averaged
+from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.prompt import Prompt
 from ttsnap.rewards.scoring import NOT_FINITE
 
 AHEAD = 2
@@ -37,16 +37,18 @@ Item = tuple[Waiting, int, m.ImageToScore]
 
 
 class RewardQueue:
-    """Of so many actors. columns: where their rewards are among all. post: how actor i is sent a batch, at once."""
+    """Images that wait for scores, and those that actors are at."""
 
-    def __init__(self, actors: int, columns: Sequence[int], post: Callable[[int, m.ScoreImages], None]) -> None:
+    def __init__(
+        self, actors: int, columns: Sequence[int], post: Callable[[int, tuple[m.ImageToScore, ...]], None]
+    ) -> None:
+        """columns: where the rewards of the actors are among all. post: sends actor i a batch, at once."""
         self.columns, self.post = list(columns), post
         self.batch = 1
         self.queue: deque[Item] = deque()
-        self.sent: list[dict[int, list[Item]]] = [{} for _ in range(actors)]
-        """By actor, the batches that it was sent, by number, oldest first."""
+        self.sent: list[deque[list[Item]]] = [deque() for _ in range(actors)]
+        """By actor, the batches that it was sent, oldest first."""
         self._waiting: list[Waiting] = []
-        self._number = 0
 
     @property
     def held(self) -> int:
@@ -86,62 +88,72 @@ class RewardQueue:
                 size = self.batch
             else:
                 return
-            self._number += 1
             items = [self.queue.popleft() for _ in range(size)]
-            self.sent[actor][self._number] = items
-            self.post(actor, m.ScoreImages(self._number, tuple(image for _, _, image in items)))
+            self.sent[actor].append(items)
+            self.post(actor, tuple(image for _, _, image in items))
 
-    def heard(self, actor: int, scored: Mapping[int, m.ImageScores]) -> list[Outcome]:
-        """An actor's answers; returns the outcomes that lack nothing more."""
-        done = []
-        for number, scores in scored.items():
-            for (waiting, row, _), values, error in zip(
-                self.sent[actor].pop(number), scores.scores, scores.errors, strict=True
-            ):
-                known = waiting.errors[row]
-                if known != NOT_FINITE and waiting.outcome.scores is not None:
-                    waiting.outcome.scores[row, self.columns] = values
-                    waiting.errors[row] = "; ".join(filter(None, (known, error))) or None
-                waiting.left -= 1
-                if not waiting.left:
-                    self._waiting.remove(waiting)
-                    done.append(replace(waiting.outcome, errors=waiting.errors))
+    def heard(self, actor: int, scores: m.ImageScores) -> list[Outcome]:
+        """An actor's answer to its oldest batch; returns the outcomes that lack nothing more."""
+        done, items = [], self.sent[actor].popleft()
+        for (waiting, row, _), values, error in zip(items, scores.scores, scores.errors, strict=True):
+            known = waiting.errors[row]
+            if known != NOT_FINITE and waiting.outcome.scores is not None:
+                waiting.outcome.scores[row, self.columns] = values
+                waiting.errors[row] = "; ".join(filter(None, (known, error))) or None
+            waiting.left -= 1
+            if not waiting.left:
+                self._waiting.remove(waiting)
+                done.append(replace(waiting.outcome, errors=waiting.errors))
         return done
 
     def died(self, actor: int) -> int:
-        """An actor is gone: what it was sent is asked again, of any, before all else. Returns how many images it was
-        at, which were scored in vain as far as they were."""
-        batches = list(self.sent[actor].values())
-        self.sent[actor] = {}
+        """An actor is gone: what it was sent is asked again, of any, before all else.
+
+        Returns how many images it was at, which were scored in vain as far as they were.
+        """
+        batches = list(self.sent[actor])
+        self.sent[actor].clear()
         self.queue.extendleft(item for items in reversed(batches) for item in reversed(items))
         return len(batches[0]) if batches else 0
 
 
 class RemoteRewards:
-    """actors: of the group, those for rewards, none where all rewards are where the latents are. columns: where their
-    rewards are among all."""
+    """The rewards that have actors of their own, which may be none."""
 
-    def __init__(self, group: ActorGroup[TicketT], actors: range, columns: Sequence[int]) -> None:
-        self.group, self.actors, self.columns = group, actors, tuple(columns)
-        self._told = m.RewardsDescription((), 0.0, 0.0, 1)
+    def __init__(
+        self, group: ActorGroup, actors: range, columns: Sequence[int], done: Callable[[list[Outcome]], None]
+    ) -> None:
+        """actors: of the group, those for rewards. columns: where their rewards are among all. done: called with
+        outcomes that have all their scores."""
+        self.group, self.actors, self.columns, self.done = group, actors, tuple(columns), done
+        self._told = m.RewardsDescription()
         self.start()
 
-    def describe(self, *before: m.Command) -> Cost:
-        """Ask what the rewards are, after these commands; returns what calibrating took."""
-        turns = self.group.ask(self.actors, *before, m.Describe())
-        told = [turn.rewards for turn in turns if turn.rewards is not None]
+    def describe(self) -> None:
+        """Ask what the rewards are."""
+        self._describe(self.group.ask(self.actors, m.Call(RewardActor.describe)))
+
+    def calibrate(self) -> Cost:
+        """Measure the seconds of a call of each; returns what that took."""
+        answers = self.group.ask(self.actors, m.Call(RewardActor.calibrate))
+        self._describe([told for _, told in answers])
+        return Cost().plus(*(cost for cost, _ in answers))
+
+    def _describe(self, told: Sequence[m.RewardsDescription]) -> None:
         if told:
             self._told = replace(told[0], seconds=max(one.seconds for one in told))
             self.queue.batch = self._told.batch
-        return Cost().plus(*(turn.calibrated for turn in turns))
 
     def start(self) -> None:
         """Forget what waits."""
         self.queue = RewardQueue(len(self.actors), self.columns, self._post)
         self.queue.batch = self._told.batch
 
-    def _post(self, number: int, command: m.ScoreImages) -> None:
-        self.group.post(self.actors[number], command)
+    def _post(self, number: int, images: tuple[m.ImageToScore, ...]) -> None:
+        def heard(scores: m.ImageScores) -> None:
+            self.done(self.queue.heard(number, scores))
+
+        self.group.post(self.actors[number], m.Call(RewardActor.score, images), heard)
 
     def names(self, known: Sequence[str]) -> tuple[str, ...]:
         """The names of all rewards, in the places of those that engines know. ValueError where two are alike."""
@@ -151,14 +163,6 @@ class RemoteRewards:
         if len(set(names)) < len(names):
             raise ValueError(f"each reward needs a name of its own, got {names}")
         return tuple(names)
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """ValueError for prompts that they cannot score."""
-        self.group.ask(self.actors, m.CheckPrompts(tuple(prompts)))
-
-    def calibrate(self) -> Cost:
-        """Measure the seconds of a call of each; returns what that took."""
-        return self.describe(m.Calibrate()) if self.actors else Cost()
 
     def priced(self, price: Price, rewards: int) -> Price:
         """The price of engines that leave these rewards out, with them; a reward call is one of so many, on average.
@@ -188,13 +192,9 @@ class RemoteRewards:
         self.queue.add(outcome, images)
         return True
 
-    def heard(self, actor: int, turn: m.Turn) -> list[Outcome]:
-        """The outcomes that an answer completes."""
-        return self.queue.heard(actor - self.actors.start, turn.scored) if turn.scored else []
-
     def revived(self, actor: int) -> None:
         """A new actor is in the place of one that died: what that one had is scored again."""
-        self.group.post(actor, m.Start())
+        self.group.post(actor, m.Call(RewardActor.start))
         again = self.queue.died(actor - self.actors.start)
         self.group.gone += Cost(reward_calls=again * len(self.columns))
 

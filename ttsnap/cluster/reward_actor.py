@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 from ttsnap.cluster import messages as m
 from ttsnap.cluster.actor import Actor
 from ttsnap.core.cost import Cost
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
 from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
-from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.profiling.meter import Stopwatch
 from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import heavy, make_rewards, said
 from ttsnap.rewards.reward_model import RewardModel
@@ -27,12 +27,6 @@ from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained
 
 BATCH = 16
 """Images that rewards are asked about at once; half as many from then on where memory runs out."""
-
-
-class RewardBuilder(Protocol):
-    """What loads rewards; RewardsBuilder does."""
-
-    def build(self) -> tuple[RewardModel, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class RemoteReward(RewardModel):
         raise ValueError(f"gradients of reward {self.name!r} are taken where the latents are; leave reward_actors out")
 
 
-def parted(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
+def split_rewards(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
     """The same without its heavy rewards, and those. ValueError where it has none."""
     columns = tuple(i for i, reward in enumerate(spec.rewards) if heavy(reward))
     if not columns:
@@ -82,39 +76,38 @@ def parted(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
 class RewardActor(Actor):
     """Some rewards of pixels, and no model."""
 
-    def __init__(self, recipe: RewardBuilder) -> None:
-        self.rewards = recipe.build()
+    def __init__(self, make: Callable[[], Sequence[RewardModel]]) -> None:
+        self.rewards = make()
         self.device = self.rewards[0].trial_image().device
         super().__init__(self.device)
-        self._ran, self._seconds = Cost(), [0.0] * len(self.rewards)
-        self._health, self._watch = RewardHealthCheck(self.rewards), Stopwatch(("reward",))
+        self._seconds, self._watch = [0.0] * len(self.rewards), Stopwatch(("reward",))
         self._sizes = BatchSizes(BATCH, BATCH, lambda a, b: (a or BATCH, b or BATCH), defaultdict(int))
+        self.start()
 
-    def _tell(self, turn: m.Turn) -> None:
-        turn.ran, turn.timings = self._ran, dict(self._watch.seconds)
+    def _turn(self, answer: object) -> m.Turn:
+        return m.Turn(answer, self._ran, timings=dict(self._watch.seconds))
 
-    def _do(self, command: m.Command, turn: m.Turn) -> None:
-        match command:
-            case m.ScoreImages(number, images):
-                turn.scored[number] = self._scored(images)
-            case m.CheckPrompts(prompts):
-                for reward in self.rewards:
-                    reward.check([prompt.read for prompt in prompts])
-            case m.Start():
-                self._ran, self._health = Cost(), RewardHealthCheck(self.rewards)
-                self._watch.reset()
-            case m.Calibrate():
-                self._seconds = [_seconds(reward) for reward in self.rewards]
-                turn.calibrated = Cost(reward_calls=2 * len(self.rewards))
-            case m.Describe():
-                flops = sum(reward.flops for reward in self.rewards)
-                names = tuple(reward.name for reward in self.rewards)
-                turn.rewards = m.RewardsDescription(names, flops, sum(self._seconds), self._sizes.batch_size)
-            case _:
-                raise TypeError(f"an actor of rewards knows no {type(command).__name__}")
+    def start(self) -> None:
+        self._ran, self._health = Cost(), RewardHealthCheck(self.rewards)
+        self._watch.reset()
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for reward in self.rewards:
+            reward.check([prompt.read for prompt in prompts])
+
+    def describe(self) -> m.RewardsDescription:
+        """What the rewards are."""
+        flops, names = sum(reward.flops for reward in self.rewards), tuple(reward.name for reward in self.rewards)
+        return m.RewardsDescription(names, flops, sum(self._seconds), self._sizes.batch_size)
+
+    def calibrate(self) -> tuple[Cost, m.RewardsDescription]:
+        """Measure the seconds of a call of each; what that took, and the rewards with their seconds."""
+        self._seconds = [_seconds(reward) for reward in self.rewards]
+        return Cost(reward_calls=2 * len(self.rewards)), self.describe()
 
     @torch.no_grad()
-    def _scored(self, images: Sequence[m.ImageToScore]) -> m.ImageScores:
+    def score(self, images: Sequence[m.ImageToScore]) -> m.ImageScores:
+        """The scores of these images, in as many batches as memory takes."""
         scores, errors, left = np.empty((0, len(self.rewards))), list[str | None](), images
         while left:
             part, n = self._sizes.run(left, self._batch)

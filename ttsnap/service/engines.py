@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ttsnap.cluster.actor_group import Pool, TicketT
+from ttsnap.cluster.actor_group import Pool
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
@@ -198,7 +198,7 @@ def _reward(spec: str, model: ModelOptions) -> RewardModel:
 
 class ManyDevices:
     """Engines of many actors each. model: how the actors open it; specs: of the rewards, by the names that clients use,
-    as `--reward` takes them. pool: gives the actors that a builder makes, on the same devices for all specs
+    as `--reward` takes them. pool: gives actors whose engine a function makes, on the same devices for all specs
     (RayPool)."""
 
     def __init__(
@@ -206,7 +206,7 @@ class ManyDevices:
         here: OneDevice,
         model: ModelOptions,
         specs: Mapping[str, str],
-        pool: Callable[[SharedBuilder], Pool[TicketT]],
+        pool: Callable[[Callable[[], LiveEngine]], Pool],
     ) -> None:
         self.pipe, self.rewards = here.pipe, here.rewards
         self.model, self.specs, self._pool = model, specs, pool
@@ -214,7 +214,7 @@ class ManyDevices:
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.specs[name] for name in spec.rewards)
-        pool = self._pool(SharedBuilder(replace(spec, model=self.model, rewards=rewards), spec.rewards))
+        pool = self._pool(SharedBuilder(replace(spec, model=self.model, rewards=rewards), spec.rewards).build)
         try:
             yield ClusterEngine(pool)
         finally:
