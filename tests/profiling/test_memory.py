@@ -12,10 +12,10 @@ from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
-from ttsnap.profiling.memory import fit_rows
+from ttsnap.profiling.memory import Gauge, fit_rows
 
 
-class FakeGauge:
+class FakeGauge(Gauge):
     """A device of `total` bytes; what a run holds is set by hand."""
 
     def __init__(self, total: int, taken: int = 0) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ttsnap.cluster.actor import Actor
 from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.messages import Call, Description
-from ttsnap.core.cost import NAMES, Cost
+from ttsnap.core.cost import NAMES, Cost, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan

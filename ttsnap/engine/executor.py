@@ -18,7 +18,7 @@ from ttsnap.engine.scoring import RowScorer, ScoredRows
 from ttsnap.engine.shared_denoiser import InitialNoise, Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
-from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.profiling.meter import Stopwatch
 from ttsnap.sampling.denoiser import drafts_of
 from ttsnap.sampling.kernels import Prediction
 

@@ -17,7 +17,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.rows import Row
 from ttsnap.engine.shared_denoiser import EncodedPrompts
-from ttsnap.profiling.stopwatch import Stopwatch
+from ttsnap.profiling.meter import Stopwatch
 from ttsnap.rewards.registry import said
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained

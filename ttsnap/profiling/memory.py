@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -13,42 +12,32 @@ SHARE = 0.85
 """Of what is free, the share that a batch may plan with: allocators fragment, and other processes grow."""
 
 
-class Gauge(Protocol):
-    """A device's memory, in bytes."""
-
-    def reset(self) -> int:
-        """Start a measurement; what is allocated now."""
-
-    def peak(self) -> int:
-        """The most that was allocated since."""
-
-    def free(self) -> int:
-        """What could be allocated now."""
-
-
-class CudaGauge:
-    """Of a CUDA device, as PyTorch's allocator sees it."""
+class Gauge:
+    """The memory of a CUDA device in bytes, as PyTorch's allocator sees it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def reset(self) -> int:
+        """Start a measurement; what is allocated now."""
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         return int(torch.cuda.memory_allocated(self.device))
 
     def peak(self) -> int:
+        """The most that was allocated since."""
         torch.cuda.synchronize(self.device)
         return int(torch.cuda.max_memory_allocated(self.device))
 
     def free(self) -> int:
+        """What could be allocated now."""
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0]) + cached
 
 
 def gauge_of(device: torch.device) -> Gauge | None:
     """None where PyTorch does not tell what is allocated (CPU, MPS)."""
-    return CudaGauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
+    return Gauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
 def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int, int]:

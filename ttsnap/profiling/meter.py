@@ -1,10 +1,13 @@
-"""What a run used besides evaluations: wall time, peak memory, the GPU's energy, and CO2 estimated from it."""
+"""What a run used besides evaluations: wall time, also by phase, peak memory, the GPU's energy, and CO2 estimated from
+it.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -122,3 +125,45 @@ def peak_rss() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+class Stopwatch:
+    """Adds up the seconds spent in each of some phases.
+
+    On an accelerator the device's own clock is read, once at the end: no batch waits for it.
+    """
+
+    def __init__(self, phases: Sequence[str]) -> None:
+        self._phases = tuple(phases)
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums = dict.fromkeys(self._phases, 0.0)
+        self._events: list[tuple[str, torch.Event, torch.Event]] = []
+
+    @contextmanager
+    def __call__(self, phase: str, device: torch.device | None) -> Iterator[None]:
+        """Time what runs inside on `device`."""
+        if device is None or device.type == "cpu":
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._sums[phase] += time.perf_counter() - begin
+            return
+        start, end = (torch.Event(device=device.type, enable_timing=True) for _ in range(2))
+        start.record()
+        try:
+            yield
+        finally:
+            end.record()
+            self._events.append((phase, start, end))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By phase. Waits for the device."""
+        for phase, start, end in self._events:
+            end.synchronize()
+            self._sums[phase] += start.elapsed_time(end) / 1000
+        self._events = []
+        return dict(self._sums)
