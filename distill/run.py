@@ -19,10 +19,9 @@ from ttsnap.distill.scoring import TARGETS, final_scores, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
 
-from ttsnap.files.lock import locked
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, to_json
-from ttsnap.files.writing import write_json
+from ttsnap.files.writing import locked, write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same

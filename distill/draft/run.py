@@ -21,10 +21,9 @@ from ttsnap.distill.processes import Member
 from ttsnap.distill.training import CHECKPOINTS
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
-from ttsnap.files.lock import locked
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, plain
-from ttsnap.files.writing import write_text
+from ttsnap.files.writing import locked, write_text
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same

@@ -16,8 +16,7 @@ from safetensors.numpy import save
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.core.grid import Grid
 from ttsnap.files import reading
-from ttsnap.files.lock import LOCK, locked
-from ttsnap.files.writing import part_of, write_whole
+from ttsnap.files.writing import LOCK, locked, part_of, write_whole
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording

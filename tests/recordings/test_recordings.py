@@ -25,8 +25,7 @@ from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.lock import locked
-from ttsnap.files.writing import part_of
+from ttsnap.files.writing import locked, part_of
 from ttsnap.options.option import taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings import folder as recordings

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttsnap.bench.layout import BENCH, FOUND, found_path, image_path
-from ttsnap.files.lock import locked
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Json, build, to_json
-from ttsnap.files.writing import write_json
+from ttsnap.files.writing import locked, write_json
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same, refuse_journal
 

@@ -21,10 +21,9 @@ from safetensors.numpy import save
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Price
 from ttsnap.files import reading as files
-from ttsnap.files.lock import locked
 from ttsnap.files.reading import Tensor
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import write_text, write_whole
+from ttsnap.files.writing import locked, write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from ttsnap.files.lock import LOCK, locked
-from ttsnap.files.writing import part_of
+from ttsnap.files.writing import LOCK, locked, part_of
 
 T = TypeVar("T")
 JOURNAL = "journal.bin"

@@ -15,7 +15,7 @@ from ttsnap.distill.draft.run import Measured, distill_draft
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafting import use_drafter
 
-from ttsnap.files.lock import locked
+from ttsnap.files.writing import locked
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import RankedLook
 
