@@ -1,7 +1,7 @@
 """A vision-language model behind an OpenAI-compatible API as a reward: images and prompts leave the machine.
 
-options.py says which model is asked, and how; questions.py what it is asked, and how its answers are read; client.py
-asks; cache.py remembers; rewards.py makes rewards of all that.
+options.py has the settings, questions.py the questions and how answers are read, client.py the client and its cache of
+scores, rewards.py the rewards.
 """
 
 from ttsnap.reward_models.judge.options import JudgeOptions

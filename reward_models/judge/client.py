@@ -1,21 +1,27 @@
-"""Asks an OpenAI-compatible server, by the openai package: many questions at once, within a time, each for a score."""
+"""The client of a judge: questions to an OpenAI-compatible server in parallel, and a cache of scores."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ttsnap.reward_models.http import finished, read_key, read_proxies
-from ttsnap.reward_models.judge.cache import Cache, key_of
 from ttsnap.reward_models.judge.options import BASE_URL, KEY, MODEL, OPENAI, JudgeOptions
 from ttsnap.reward_models.judge.questions import Question, parse_answer, read_reply, read_usage
 
 from ttsnap.extras import install
+from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Json
+from ttsnap.files.writing import write_json
 
 try:
     import openai
@@ -23,19 +29,19 @@ except ImportError as missing:
     raise ValueError(f"a judge needs the openai package ({missing}): {install('judge')}") from None
 
 logger = logging.getLogger(__name__)
-REPLY_BYTES = 2**20
-"""Most bytes of a reply."""
+REPLY_BYTES, ENTRY_BYTES = 2**20, 1000
+"""Most bytes of a reply, and of an entry of the cache."""
 MEANT = {
     401: f": the key is not accepted; check {KEY}",
     403: f": the key may not ask this model; check {KEY} and {MODEL}",
     404: f": there is no such model or address; check {MODEL} and {BASE_URL}",
     429: ": too many questions, or no credit left; lower concurrency, raise retries, or look at your account",
 }
-"""What a status means for a judge. A server's own words are never shown: they may repeat the key that it was sent."""
+"""What a status means for a judge. No message quotes a server: it may repeat the key that it was sent."""
 
 
 class Verdict(NamedTuple):
-    """score: nan where the question failed; tokens: that it took; error: why it failed."""
+    """The answer to one question. score: nan where it failed; tokens: that it took; error: why it failed."""
 
     score: float
     tokens: int
@@ -44,19 +50,22 @@ class Verdict(NamedTuple):
 
 @dataclass
 class Usage:
-    """What a judge took so far. answered: replies that came; known: scores from the cache; failed: without a score.
-    money: by the prices of the options, in their currency."""
+    """What a judge took so far."""
 
     answered: int = 0
+    """Replies."""
     known: int = 0
+    """Scores from the cache."""
     failed: int = 0
+    """Questions without a score."""
     question_tokens: int = 0
     answer_tokens: int = 0
     money: float = 0.0
+    """By the prices of the options, in their currency."""
 
 
 class Client:
-    """Asks the server and the model that options name, or the environment (`JudgeOptions.filled`)."""
+    """A client of the server and the model that the options name, or the environment (`JudgeOptions.filled`)."""
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options.filled()
@@ -69,28 +78,26 @@ class Client:
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
         """A verdict for each question; equal ones are asked once, and the second pays nothing."""
-        bodies = [self._body(question) for question in questions]
-        keys = [key_of(body, self.options.base_url) for body in bodies]
-        known: dict[str, Verdict] = {}
+        o = self.options
+        tokens = self._most, o.answer_tokens
+        bodies = [question.body(o.model, o.detail, o.temperature, tokens) for question in questions]
+        keys = [key_of(body, o.base_url) for body in bodies]
+        found: dict[str, Verdict] = {}
         for key, question in zip(keys, questions, strict=True):
             score = self.cache.get(key, question.answer.low, question.answer.high) if self.cache else None
             if score is not None:
-                known[key] = Verdict(score, 0)
-        self.usage.known += sum(key in known for key in keys)
+                found[key] = Verdict(score, 0)
+        self.usage.known += sum(key in found for key in keys)
         new: dict[str, int] = {}
         for at, key in enumerate(keys):
-            if key not in known:
+            if key not in found:
                 new.setdefault(key, at)
         verdicts = finished(self._all([(questions[at], bodies[at]) for at in new.values()])) if new else []
         for key, verdict in zip(new, verdicts, strict=True):
+            found[key] = verdict
             if self.cache and verdict.error is None:
                 self.cache.put(key, verdict.score)
-        found = known | dict(zip(new, verdicts, strict=True))
         return [found[key] if new.get(key, at) == at else found[key]._replace(tokens=0) for at, key in enumerate(keys)]
-
-    def _body(self, question: Question) -> dict[str, Json]:
-        o = self.options
-        return question.body(o.model, o.detail, o.temperature, (self._most, o.answer_tokens))
 
     async def _all(self, asked: Sequence[tuple[Question, dict[str, Json]]]) -> list[Verdict]:
         o = self.options
@@ -130,19 +137,17 @@ class Client:
             counted = read_usage(reply)
             self.usage.answered += 1
             if counted is not None:
-                tokens = sum(counted)
-                self._pay(*counted)
+                tokens, (question_tokens, answer_tokens) = sum(counted), counted
+                self.usage.question_tokens += question_tokens
+                self.usage.answer_tokens += answer_tokens
+                money = question_tokens * self.options.price_in + answer_tokens * self.options.price_out
+                self.usage.money += money / 1e6
             if tokens > most:
                 logger.warning("%s took %d tokens for a question, above image_tokens=%d an image; raise it",
                                self.options.model, tokens, self.options.image_tokens)  # fmt: skip
             return Verdict(read_reply(reply, question.answer), tokens)
         except ValueError as error:
             return self._failed(f"gave an answer that cannot be used: {error}", tokens)
-
-    def _pay(self, question: int, answer: int) -> None:
-        self.usage.question_tokens += question
-        self.usage.answer_tokens += answer
-        self.usage.money += (question * self.options.price_in + answer * self.options.price_out) / 1e6
 
     def _failed(self, why: str, tokens: int) -> Verdict:
         """A verdict without a score."""
@@ -160,3 +165,64 @@ async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
             if len(text) > REPLY_BYTES:
                 break
     return bytes(text)
+
+
+def key_of(asked: Mapping[str, Json], server: str) -> str:
+    """The SHA-256 of a request and its server: images, text, model and template."""
+    return hashlib.sha256(json.dumps([server, asked], sort_keys=True).encode()).hexdigest()
+
+
+class Cache:
+    """At most `most` scores in a folder, a small file for each; the oldest are removed first.
+
+    Several processes may share a folder. Entries that cannot be read or written are ignored: a cache must not cost a
+    score.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self.most = folder, most
+        self._files: int | None = None
+
+    def get(self, key: str, low: float, high: float) -> float | None:
+        """The score under a key, if there is one between `low` and `high`."""
+        with contextlib.suppress(ValueError, OSError):
+            score = read_object(self._path(key), most=ENTRY_BYTES).get("score")
+            if isinstance(score, int | float) and not isinstance(score, bool) and low <= score <= high:
+                return float(score)
+        return None
+
+    def put(self, key: str, score: float) -> None:
+        """Remember a finite score."""
+        assert math.isfinite(score)
+        path = self._path(key)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"score": score})
+            self._files = len(self._entries()) if self._files is None else self._files + 1
+            if self._files > self.most:
+                self._shorten()
+
+    def _shorten(self) -> None:
+        """Remove the oldest entries, and a tenth more, so that the next entries need no removal."""
+        entries = sorted(self._entries(), key=_written)
+        kept = self.most - self.most // 10
+        for path in entries[: len(entries) - kept]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        self._files = min(len(entries), kept)
+
+    def _entries(self) -> list[Path]:
+        """The entries alone: a folder may hold other files, and links to other places."""
+        folders = [folder for folder in self.folder.glob(2 * "[0-9a-f]") if not folder.is_symlink()]
+        paths = [path for folder in folders for path in folder.glob(f"{folder.name}{62 * '[0-9a-f]'}.json")]
+        return [path for path in paths if path.is_symlink() or path.is_file()]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 where another process has removed it since."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0

@@ -1,4 +1,4 @@
-"""Which model a judge asks, and how: settings without secrets. The key stays in the environment."""
+"""Settings of a judge, without secrets: the key stays in the environment."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from urllib.parse import urlsplit
 
 from ttsnap.reward_models.http import read_key
 
-from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Settings, build
+from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Rule, Settings, build
 
 MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
 """Variables of the environment. The last two are those of the openai package."""
 OPENAI = "https://api.openai.com/v1"
-"""Where questions go when neither an option nor the environment names a server."""
+"""The server where neither an option nor the environment names one."""
+
+
+Printable = Annotated[
+    str, Rule("a printable text of at most 300 characters", lambda text: len(text) <= 300 and text.isprintable())
+]
 
 
 @dataclass(frozen=True)
 class JudgeOptions(Settings):
-    """How a judge is asked. ValueError for values out of bounds.
+    """Which model judges, and how. ValueError for values out of bounds.
 
-    model, base_url: "" for what TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL say. concurrency: most questions under way at
-    once; timeout: seconds for a question, waiting for its turn not included, further attempts included; retries:
-    further attempts of a question, with the pauses of the openai package, where the server is full or fails. detail:
-    of images, as the API has it. temperature, answer_tokens: of answers in words (a rubric's); some models allow a
-    temperature of 1 only, and those that think first need thousands of tokens. image_tokens: most tokens of a
-    question for each image in it, with its text and its answer, which is what a budget in tokens charges beforehand.
-    cache: folder of answers that are known, "" for the user's own, "none" for none; cache_entries: most answers in it.
-    price_in, price_out: per million tokens of questions and of answers, for `usage`. rounds: comparisons for each image
-    of a tournament.
+    model, base_url: "" for TTSNAP_JUDGE_MODEL and OPENAI_BASE_URL. concurrency: most questions in parallel. timeout:
+    seconds for a question with its retries, without the wait for its turn. retries: of a question, with the pauses of
+    the openai package, where the server is full or fails. detail: of images, as the API has it. temperature,
+    answer_tokens: of answers in words (a rubric's); some models allow a temperature of 1 only, and those that think
+    first need thousands of tokens. image_tokens: most tokens of a question for each of its images, text and answer
+    included: a budget in tokens charges this much beforehand. cache: folder of known scores, "" for the user's own,
+    "none" for none; cache_entries: most scores in it. price_in, price_out: per million tokens of questions and of
+    answers, for `usage`. rounds: comparisons for each image of a tournament.
     """
 
-    model: str = ""
-    base_url: str = ""
+    model: Printable = ""
+    base_url: Printable = ""
     concurrency: Annotated[int, Bounds(1, 1000)] = 8
     timeout: Positive = 60.0
     retries: Annotated[int, Bounds(0, 100)] = 2
@@ -51,9 +55,6 @@ class JudgeOptions(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, text in (("model", self.model), ("base_url", self.base_url)):
-            if len(text) > 300 or not text.isprintable():
-                raise ValueError(f"{name} must be a printable text of at most 300 characters, got {text!r:.80}")
         if self.base_url:
             _check_address("base_url", self.base_url)
 
@@ -72,8 +73,10 @@ class JudgeOptions(Settings):
         return build(cls, values, "judge option ")
 
     def filled(self) -> JudgeOptions:
-        """With the model and the server of the environment where this names none. ValueError where no model is named,
-        a key is missing that the server asks for, or the key cannot be one."""
+        """With the environment's model and server where these options name none.
+
+        ValueError where no model is named, OpenAI's own server lacks a key, or the key cannot be one.
+        """
         model, base_url = self.model or os.environ.get(MODEL, ""), self.base_url or os.environ.get(BASE_URL, "")
         if not model:
             raise ValueError(f"a judge needs the name of a model: set {MODEL}, or write judge:yes:model=NAME")
@@ -85,7 +88,7 @@ class JudgeOptions(Settings):
 
     @property
     def cache_folder(self) -> Path | None:
-        """Where answers are kept; None for nowhere."""
+        """The folder of the cache, None without one."""
         if self.cache == "none" or not self.cache_entries:
             return None
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,10 +1,9 @@
-"""What a judge is asked, and how its answers are read. An answer is a stranger's data: it is checked, never trusted.
-
-No message quotes an answer: a server may repeat the key that it was sent, whole, in parts or encoded.
+"""Questions to a judge, and scores in its answers. An answer is untrusted data: checked, and never quoted in a message,
+since a server may repeat the key that it was sent, whole, in parts or encoded.
 
 The question of "yes" is VQAScore's (Lin et al., arXiv 2404.01291, `QUESTION` in vqa.py). VQAScore is P("Yes") over the
-whole vocabulary; an API shows the likeliest tokens only, so that here it is P(Yes) / (P(Yes) + P(No)), over all ways to
-write them. The rubric and the question about two images are ttsnap's own.
+whole vocabulary. An API shows the likeliest tokens only, so the score here is P(Yes) / (P(Yes) + P(No)), over all ways
+to write them. The rubric and the question about two images are ttsnap's own.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from ttsnap.files.reading import parse_object
 from ttsnap.files.settings import Json
 
 TOP = 20
-"""So many of the likeliest first tokens are asked for, the most that common servers tell."""
+"""Likeliest first tokens of an answer with their log-probabilities: the most that common servers give."""
 ROUNDED = 1e-3
-"""What a log-probability may exceed 0 by, as servers round."""
+"""A log-probability exceeds 0 by this at most: servers round."""
 MOST = 10
 """The best mark of a rubric; the worst is 0."""
 CRITERIA = {
@@ -30,7 +29,7 @@ CRITERIA = {
     "relations": "positions, actions and relations are those of the prompt",
     "quality": "the image is free of artefacts, broken shapes and unreadable text",
 }
-"""What the rubric marks, and how each criterion is explained to the judge."""
+"""The criteria of the rubric, and how each is explained to the judge."""
 RUBRIC = (
     "Judge how well this image fits the prompt below. Give a whole number from 0 (not at all) to {most} (perfectly) "
     "for each of these criteria, and be strict:\n{criteria}\nThe prompt: {prompt}"
@@ -42,18 +41,18 @@ PAIR = (
 
 
 class Answer(ABC):
-    """What kind of answer is asked for."""
+    """A kind of answer: the fields of the request that ask for it, and its score."""
 
     low, high = 0.0, 1.0
-    """The range of its score."""
+    """The range of the score."""
 
     @abstractmethod
-    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
-        """Most tokens of the answer, given those allowed for words, and fields of the request."""
+    def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        """Most tokens of the answer, given those allowed for words, and further fields of the request."""
 
     @abstractmethod
     def read(self, choice: Mapping[str, Json]) -> float:
-        """The score in an entry of `choices` of the reply. ValueError says what is wrong with it."""
+        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the entry."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Either(Answer):
     first: str = "yes"
     second: str = "no"
 
-    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+    def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         return 1, {"logprobs": True, "top_logprobs": TOP}
 
     def read(self, choice: Mapping[str, Json]) -> float:
@@ -86,12 +85,12 @@ class Either(Answer):
 
 @dataclass(frozen=True)
 class Marks(Answer):
-    """The mean of marks from 0 to MOST for each criterion, as a JSON object that the server is held to."""
+    """The mean of marks from 0 to MOST for each criterion, in a JSON object by a schema."""
 
     criteria: tuple[str, ...]
     high = float(MOST)
 
-    def asked(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+    def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         mark: dict[str, Json] = {"type": "integer", "enum": list(range(MOST + 1))}
         schema: dict[str, Json] = {
             "type": "object",
@@ -124,16 +123,16 @@ class Marks(Answer):
 
 @dataclass(frozen=True)
 class Question:
-    """One question about images, PNGs in base64 that it shows in this order before its text."""
+    """One question about images: PNGs in base64, in this order, before the text."""
 
     images: tuple[str, ...]
     text: str
     answer: Answer
 
     def body(self, model: str, detail: str, temperature: float, tokens: tuple[str, int]) -> dict[str, Json]:
-        """What the API is asked. tokens: what it calls the most tokens of an answer, and how many words may take."""
+        """The request's body. tokens: the API's name for the most tokens of an answer, and that number for words."""
         name, most = tokens
-        most, more = self.answer.asked(most)
+        most, more = self.answer.fields(most)
         shown: list[Json] = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}", "detail": detail}}
             for image in self.images
@@ -166,7 +165,7 @@ def read_reply(reply: Mapping[str, Json], answer: Answer) -> float:
 
 
 def read_usage(reply: Mapping[str, Json]) -> tuple[int, int] | None:
-    """Tokens of the question and of the answer, as the server counted them; None where it does not tell."""
+    """Tokens of the question and of the answer by the server's count; None where the reply has none."""
     usage = reply.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
     whole = [count for count in counts if type(count) is int and 0 <= count < 10**9]

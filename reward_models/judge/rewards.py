@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class Judge(RewardModel):
-    """Scores by a vision-language model behind an OpenAI-compatible API (questions.py says what it is asked).
+    """Scores by a vision-language model behind an OpenAI-compatible API (questions.py has the questions).
 
     kind: "yes" for the probability of Yes against No, in [0, 1]; "rubric" for the mean of marks from 0 to 10, one for
-    each of `criteria` (name -> what it means). An image whose question fails gets nan and a warning in the log; where
-    all fail, RuntimeError says why, which costs a search the scores of that batch. `usage` adds up what it took.
+    each of `criteria` (name -> meaning). An image whose question fails gets nan and a warning in the log; where all
+    fail, RuntimeError says why, and a search loses the scores of that batch. `usage` adds up tokens and money.
     ValueError where no model is named or a key is missing.
     """
 
@@ -53,8 +53,8 @@ class Judge(RewardModel):
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
         self.tokens_taken = ()
         check_images(images, prompts)
-        asked = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
-        verdicts = self.client.ask(asked)
+        questions = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        verdicts = self.client.ask(questions)
         self.tokens_taken = [verdict.tokens for verdict in verdicts]
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
         if errors and len(errors) == len(verdicts):
@@ -70,9 +70,9 @@ class Judge(RewardModel):
 
 
 class PairJudge(TournamentReward):
-    """Strengths of the images of each prompt, from a judge of two images, as TournamentReward explains.
+    """A TournamentReward whose judge is a model behind an API. Comparisons run one after the other.
 
-    The judge's answer is the probability of A against B. Comparisons are made one after the other.
+    The judge's answer is the probability of A against B.
     """
 
     def __init__(self, options: JudgeOptions | None = None) -> None:

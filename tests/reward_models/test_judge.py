@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
-from ttsnap.reward_models.judge.cache import Cache
+from ttsnap.reward_models.judge.client import Cache
 from ttsnap.reward_models.judge.questions import CRITERIA
 
 from ttsnap import make_algorithm, search
