@@ -1,9 +1,9 @@
-"""A reward in another process or on another machine: the client, and what goes over the wire.
+"""A reward in another process or on another machine: the client, and the protocol.
 
 POST URL with JSON {"prompts": [N], "levels": [N], "images": [N PNGs, base64]}; the reply is {"scores": [N]}, null where
-a score failed, or {"error": TEXT} with a status of 400 or more. GET URL replies {"name": NAME, "max_images": N}. Any
-server that speaks this will do; serve.py is one. The environment's TTSNAP_REWARD_KEY is sent along, for a server or a
-proxy that asks who calls: NAME:PASSWORD as Basic, anything else as Bearer authorization.
+a score failed, or {"error": TEXT} with a status of 400 or more. GET URL replies {"name": NAME, "max_images": N}.
+serve.py is one such server. The environment's TTSNAP_REWARD_KEY authorizes requests: NAME:PASSWORD as Basic, anything
+else as Bearer.
 """
 
 from __future__ import annotations
@@ -34,23 +34,22 @@ from ttsnap.rewards.reward_model import RewardModel
 
 T = TypeVar("T")
 PAUSES = (0.25, 1.0)
-"""Seconds before each further attempt, give or take a half, where a connection fails or a server is full."""
+"""Seconds before each retry, give or take a half, where a connection fails or a server is full."""
 REPLY_BYTES, SCORE_BYTES = 2**20, 64
-"""Most bytes of a reply, and as many more for each score in it."""
+"""Most bytes of a reply without its scores, and of each score."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 KEY = "TTSNAP_REWARD_KEY"
-"""The variable of the environment with the key of reward servers. None of their words are shown where it is set, as
-they may repeat it."""
+"""The environment's variable with the key of reward servers. Where it is set, no message quotes a server: a reply may
+repeat the key."""
 
 
 class HttpReward(RewardModel):
     """Scores by a server at `url` (http:// or https://).
 
-    timeout: seconds for each batch, from connecting to the last byte of the reply, further attempts included;
-    batch_size: most images per request (fewer where the server asks for it). Raises ValueError where no reward server
-    answers at the start; later failures raise RuntimeError, which costs a search the scores of that batch, not the
-    search. Redirects are not followed.
+    timeout: seconds for each batch, from connecting to the last byte of the reply, retries included; batch_size: most
+    images per request, or fewer by the server's max_images. ValueError where no reward server answers at the start.
+    Later failures raise RuntimeError, and a search loses the scores of that batch. Redirects are not followed.
     """
 
     def __init__(self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16) -> None:
@@ -95,7 +94,7 @@ class HttpReward(RewardModel):
         return torch.cat(scores) if scores else torch.zeros(0)
 
     def _read(self, reply: Json, n: int) -> Tensor:
-        """(n,) float32 of the scores in a reply. RuntimeError where they are anything but n finite numbers or null."""
+        """(n,) float32 of the scores in a reply. RuntimeError unless they are n finite numbers or nulls."""
         if not isinstance(reply, list) or len(reply) != n:
             raise RuntimeError(f"{self.shown} must reply {n} scores{_got(reply)}")
         for score in reply:
@@ -104,7 +103,7 @@ class HttpReward(RewardModel):
         return torch.tensor([float("nan") if score is None else score for score in reply], dtype=torch.float32)
 
     def _ask(self, body: Mapping[str, Json] | None, scores: int) -> dict[str, Json]:
-        """The JSON object that the server replies. RuntimeError says what came in its place."""
+        """The JSON object of the server's reply. RuntimeError says what came instead."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         status, text = finished(self._exchange(data, REPLY_BYTES + SCORE_BYTES * scores))
         if status != 200:
@@ -118,7 +117,7 @@ class HttpReward(RewardModel):
         return answer
 
     async def _exchange(self, data: bytes | None, most: int) -> tuple[int, bytes]:
-        """Status and body of the reply to one request, after up to three attempts within `timeout` seconds."""
+        """Status and body of the reply to one request, with retries within `timeout` seconds."""
         trouble = ""
         try:
             async with asyncio.timeout(self.timeout):
@@ -154,9 +153,9 @@ class HttpReward(RewardModel):
 
 
 def read_key(variable: str) -> str:
-    """The key in a variable of the environment, without the white space around it; "" where there is none.
+    """The key in a variable of the environment, stripped; "" without one.
 
-    ValueError, which does not show it, for one that no header of HTTP can hold: the words of a library would show it.
+    ValueError for a key that no HTTP header can hold, without the key, which a library's error would show.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -166,8 +165,10 @@ def read_key(variable: str) -> str:
 
 @contextmanager
 def read_proxies() -> Iterator[None]:
-    """Around the making of a client, which reads the environment's proxies: the words of the library may show part of a
-    password in them. ValueError that does not."""
+    """A context in which a client is made, which reads the environment's proxies.
+
+    ValueError without the proxy's password, part of which a library's error may show.
+    """
     try:
         yield
     except OSError:  # of certificates, which hold no secret
@@ -186,17 +187,17 @@ def _authorized(request: httpx.Request) -> httpx.Request:
 
 
 def _told(error: Exception) -> str:
-    """What an exception says, unless it may quote a server that was sent a key."""
+    """An exception's reason, or its type alone where it may quote a server that has the key."""
     return f": {type(error).__name__ if read_key(KEY) else reason(error)}"
 
 
 def _got(value: Json) -> str:
-    """A value of a reply, unless the server was sent a key, which it may repeat."""
+    """A value of a reply for a message; nothing where the server has the key."""
     return "" if read_key(KEY) else f", got {value!r:.80}"
 
 
 def _sentence(text: bytes) -> str:
-    """What an error reply says, in so far as it can be printed; nothing where the server was sent a key."""
+    """The printable sentence of an error reply; nothing where the server has the key."""
     if read_key(KEY):
         return ""
     try:
@@ -207,7 +208,7 @@ def _sentence(text: bytes) -> str:
 
 
 def finished(work: Coroutine[None, None, T]) -> T:
-    """What this work returns, done by the event loop of all clients; it is ended where Ctrl-C ends the wait."""
+    """The result of a coroutine on the event loop of all clients. Ctrl-C cancels it."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()
@@ -217,8 +218,11 @@ def finished(work: Coroutine[None, None, T]) -> T:
 
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all clients, in a thread of its own: there a deadline interrupts whatever is waited for, even a
-    reply that comes byte by byte, and clients work where another loop runs, as in a notebook."""
+    """The event loop of all clients, in a thread of its own.
+
+    There a deadline interrupts any wait, even for a reply that comes byte by byte, and clients work beside another
+    loop, as in a notebook.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reward clients", daemon=True).start()
     return loop
@@ -230,7 +234,7 @@ if sys.platform != "win32":
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """Made once: it takes longer than a small request."""
+    """The TLS context, made once: making one takes longer than a small request."""
     return httpx.create_ssl_context()
 
 

@@ -1,4 +1,4 @@
-"""What a request to the reward server holds: checked, decoded in batches, and scored. serve.py is the server itself."""
+"""A request to the reward server: parsed within limits, decoded in batches, and scored. serve.py is the server."""
 
 from __future__ import annotations
 
@@ -16,48 +16,44 @@ from torch import Tensor
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
-from ttsnap.files.settings import Json
+from ttsnap.files.settings import Count, Json, Positive, Settings
 from ttsnap.rewards.scoring import score_in_parts
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 BATCH_PIXELS = 4096 * 4096
-"""Most pixels that are decoded at a time, and so most of one image. A reward sees them as 12 bytes each, 201 MB."""
+"""Most pixels decoded at a time, and so most of one image. In float32 that is 201 MB."""
 PROMPT_LENGTH = 20_000
 """Most characters of a prompt."""
 TEXT_BYTES = 12 * PROMPT_LENGTH
 """Most bytes of a prompt in JSON, which may write a character as two escapes."""
 BESIDE = 1024, 256
-"""Most bytes of a request beside its texts and images, and as many more for each image that one may hold."""
+"""Most bytes of a request apart from texts and images: of any request, and more for each image of the limit."""
 STRINGS = 8, 4
-"""Most texts and images of a request, its keys among them, and as many more for each image that one may hold."""
+"""Most texts (keys included) and images of a request: of any request, and more for each image of the limit."""
 PNG = re.compile(rb'"(iVBORw0KGgo[A-Za-z0-9+/=\\]*+)"')
 TEXT = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % TEXT_BYTES, re.DOTALL)
 KNOWN = ("prompts", "levels", "images")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a server takes: of one request, and of connections at a time. ValueError for limits that are not positive.
+class Limits(Settings):
+    """What a server accepts. ValueError for limits that are not positive."""
 
-    max_pixels: of all images of a request together; one image has at most BATCH_PIXELS. seconds: for a request to
-    arrive, from its head on; and for that head, from the connection on. connections: more are answered with status 503.
-    """
-
-    max_images: int = 64
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 4 * BATCH_PIXELS
-    seconds: float = 60.0
-    connections: int = 128
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name} = {value}" for name, value in vars(self).items() if not value > 0]
-        if wrong:
-            raise ValueError(f"limits of a reward server must be positive, got {', '.join(wrong)}")
+    max_images: Count = 64
+    """Of one request."""
+    max_bytes: Count = 256 * 2**20
+    """Of one request."""
+    max_pixels: Count = 4 * BATCH_PIXELS
+    """Of all images of a request together; one image has at most BATCH_PIXELS."""
+    seconds: Positive = 60.0
+    """From the connection to the head of a request, and from there to its end."""
+    connections: Count = 128
+    """At a time; more are answered with status 503."""
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error: `status`, and why."""
+    """A request that is answered with an error: an HTTP status and a sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -75,7 +71,7 @@ class Request:
 
 
 def parse(body: bytes, limits: Limits) -> Request:
-    """The request in a body, its images not decoded yet. RefusedError where it is malformed or beyond the limits."""
+    """The request in a body, with images still encoded. RefusedError for malformed ones and ones beyond the limits."""
     rest, images = _parted(body, limits)
     try:
         asked = parse_json(rest.decode(), "the body")
@@ -105,9 +101,9 @@ def parse(body: bytes, limits: Limits) -> Request:
 
 
 def _parted(body: bytes, limits: Limits) -> tuple[bytes, list[bytes]]:
-    """A body with a short name in the place of each image, and the images. RefusedError for more than a request holds.
+    """A body with a short name in place of each image, and the images. RefusedError for too many texts or bytes.
 
-    What is left is kilobytes, so that parsing it takes little: of lists in lists, Python needs 35 times their bytes.
+    The rest is kilobytes, so parsing takes little memory: Python needs 35 times the bytes of nested lists.
     """
     parts, images, end, beside, strings = list[bytes](), list[bytes](), 0, 0, 0
     while (start := body.find(b'"', end)) >= 0:
@@ -124,7 +120,7 @@ def _parted(body: bytes, limits: Limits) -> tuple[bytes, list[bytes]]:
 
 
 def _unescaped(image: bytes) -> bytes:
-    """Base64 without the escapes of JSON, in which some languages write its / and +. RefusedError for other text."""
+    """Base64 without JSON's escapes, by which some languages write / and +. RefusedError for other text."""
     if b"\\" not in image:
         return image
     try:
@@ -134,7 +130,7 @@ def _unescaped(image: bytes) -> bytes:
 
 
 def _name(at: int) -> str:
-    """What stands for an image while the request is parsed."""
+    """The name of an image while the request is parsed."""
     return f"image {at}"
 
 
@@ -145,7 +141,7 @@ def _check(what: str, count: int, most: tuple[int, int], limits: Limits) -> None
 
 
 def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
-    """The list under `name` in a request. RefusedError unless all its items are of this kind; bool is no number."""
+    """The list under `name` in a request. RefusedError unless all items are of this kind; bool is no number."""
     values = asked.get(name)
     known = values if isinstance(values, list) else []
     items = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]
@@ -155,7 +151,7 @@ def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[
 
 
 def png_size(text: bytes) -> tuple[int, int]:
-    """Width and height that a PNG in base64 says it has: its first 24 bytes. RefusedError for anything else."""
+    """Width and height in the header of a PNG in base64. RefusedError for anything else."""
     try:
         head = base64.b64decode(text[:32], validate=True)
         magic, kind, width, height = struct.unpack(">8s4x4sII", head)
@@ -177,8 +173,10 @@ def batches(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
 
 
 def score(reward: Reward, request: Request, device: torch.device | str = "cpu") -> list[float | None]:
-    """Scores of the images, which the reward gets on this device; None where one failed. RefusedError for damaged
-    images, or where the reward fails."""
+    """Scores of the images, on this device; None where one failed.
+
+    RefusedError for damaged images, or where the reward fails.
+    """
     scores = np.full(len(request.images), np.nan)
     for rows in batches(request.sizes):
         width, height = request.sizes[rows[0]]
@@ -188,14 +186,14 @@ def score(reward: Reward, request: Request, device: torch.device | str = "cpu") 
         levels = torch.tensor([request.levels[row] for row in rows])
         images, prompts = images.to(device).div_(255), [request.prompts[row] for row in rows]
         scores[rows], reason = score_in_parts(reward, images, prompts, levels.to(device), reward.name)
-        if reason is not None:  # which may hold addresses and paths of this side
+        if reason is not None:  # it may hold addresses and paths of this machine
             logger.warning("%s", reason)
             raise RefusedError(500, "the reward failed; the server's log says why")
     return [None if np.isnan(value) else float(value) for value in scores]
 
 
 def _decode(text: bytes, width: int, height: int) -> Tensor:
-    """(3, height, width) uint8. A PNG may hold a second head: the size is held to what was counted."""
+    """(3, height, width) uint8. RefusedError for another size: a PNG may hold a second header."""
     try:
         pixels = picture_pixels(base64.b64decode(text, validate=True), "it", most=width * height)
         if pixels.shape != (height, width, 3):

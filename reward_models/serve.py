@@ -1,8 +1,8 @@
-"""A server for any reward (the protocol is http.py's): Starlette on uvicorn. It has no authentication: for trusted
-networks, though nothing that a client sends makes it grow or hang.
+"""A server for any reward, by the protocol of http.py: Starlette on uvicorn.
 
-Memory, beside the reward's own: at most HELD requests are in it at a time, none larger than Limits.max_bytes; the
-others wait unread. One of them at a time is parsed, decoded in batches of request.BATCH_PIXELS, and scored.
+It has no authentication, so it is for trusted networks. Nothing that a client sends makes it grow or hang: memory holds
+at most HELD requests of Limits.max_bytes, and the others wait unread. One request at a time is parsed, decoded in
+batches of request.BATCH_PIXELS, and scored.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ HELD, BACKLOG, GRACE = 4, 512, 5
 
 
 class RewardServer:
-    """Serves one reward at `url`; port 0 takes any free one. `run` until Ctrl-C, or in a thread as a context manager.
+    """Serves one reward at `url`: `run` until Ctrl-C, or in a thread as a context manager.
 
-    device: where the reward gets its images. OSError or OverflowError where it cannot listen.
+    port: 0 for any free one; device: of the images that the reward gets. OSError or OverflowError where it cannot
+    listen.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RewardServer:
         self._thread = threading.Thread(target=self.run, name="reward server", daemon=True)
 
     def run(self) -> None:
-        """Serve until Ctrl-C; requests under way get GRACE seconds to end. A call of the reward is waited for."""
+        """Serve until Ctrl-C. Running requests get GRACE seconds to end; a running call of the reward is awaited."""
         with suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
 
@@ -87,7 +88,7 @@ class RewardServer:
 
 
 def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu") -> Starlette:
-    """The web application: GET describes the reward, POST scores images; every error is JSON with a sentence."""
+    """The web application: GET describes the reward, POST scores images. Errors are JSON with a sentence."""
     Shown().check([adapted(reward)])
     room, turn = asyncio.Semaphore(HELD), asyncio.Lock()
 
@@ -99,11 +100,11 @@ def make_app(reward: Reward, limits: Limits, device: torch.device | str = "cpu")
             async with room:
                 body = await _body(request, limits)
                 async with turn:
-                    if await request.is_disconnected():  # It waited for longer than its client did.
+                    if await request.is_disconnected():  # its client did not wait for its turn
                         return Response()
-                    asked = await asyncio.to_thread(parse, body, limits)
+                    parsed = await asyncio.to_thread(parse, body, limits)
                     del body
-                    scores = await asyncio.to_thread(score, reward, asked, device)
+                    scores = await asyncio.to_thread(score, reward, parsed, device)
         except asyncio.CancelledError:
             return _error(503, "the server is being stopped")
         logger.info("%s: %d images scored", request.client, len(scores))
@@ -161,12 +162,15 @@ def _refused_by_starlette(request: Request, error: Exception) -> Response:
 
 
 LEAST = 2**19
-"""Bytes of a long reply that a client reads within Limits.seconds, or it is taken for gone."""
+"""Bytes of a long reply that a client must read within Limits.seconds."""
 
 
 class Guarded(H11Protocol):
-    """A connection: one of Limits.connections, and given Limits.seconds for the head of each request. It is cut where
-    the client reads too slowly what it was sent, as it would hold its place and the reply for as long as it likes."""
+    """One of Limits.connections, with Limits.seconds for the head of each request.
+
+    The connection is aborted where its client reads a reply slower than LEAST bytes in Limits.seconds: such a client
+    would hold its place and the reply for as long as it likes.
+    """
 
     limits = Limits()
     _deadline: asyncio.TimerHandle | None = None
@@ -202,11 +206,11 @@ class Guarded(H11Protocol):
         self._refuse(400, f"{msg} Content-Length must be one whole number, and lines must be as HTTP/1.1 has them.")
 
     def error_of(self, status: int, sentence: str) -> dict[str, Json]:
-        """The error as clients of this server read it."""
+        """The JSON of an error, in the shape of this server."""
         return {"error": sentence}
 
     def _expect(self, unread: int) -> None:
-        """Look again later whether less of this is unread; look no more where there is nothing."""
+        """Check later whether less than `unread` bytes are unread; 0 ends the checks."""
         if self._reading is not None:
             self._reading.cancel()
         self._reading = self.loop.call_later(self.limits.seconds, self._look, unread) if unread else None
@@ -219,7 +223,7 @@ class Guarded(H11Protocol):
             self._expect(unread)
 
     def _watch(self) -> None:
-        """Start the clock where a request's head is waited for; stop it where one is answered."""
+        """Start the deadline while a request's head is awaited, and stop it while a request is answered."""
         waiting = self.cycle is None or self.cycle.response_complete
         if not waiting and self._deadline is not None:
             self._deadline.cancel()
@@ -229,7 +233,7 @@ class Guarded(H11Protocol):
             self._deadline = self.loop.call_later(self.limits.seconds, late)
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """Answer and close the connection; only close it where an answer is under way."""
+        """Answer with an error and close the connection; only close it where an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             body = json.dumps(self.error_of(status, sentence)).encode()
             fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
