@@ -22,10 +22,9 @@ from tests.service.conftest import client_of
 from tests.service.test_service import LARGE, PROMPT
 from ttsnap.core.results import Event
 from ttsnap.request.offer import Offer
-from ttsnap.service.fields import in_our_names
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, parse, request_of
+from ttsnap.service.requests import Generation, in_our_names, parse, request_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 

@@ -256,7 +256,8 @@ def test_a_model_of_videos_is_refused() -> None:
         def sampling_denoiser(self, sampler: Any, **call: Any) -> Any:
             return Clips()
 
-    served = OneDevice(Videos(), {"mean": make_reward(Mean())})
+    videos: Any = Videos()
+    served = OneDevice(videos, {"mean": make_reward(Mean())})
     with (
         pytest.raises(ValueError, match="this model makes videos, and what is served here are images"),
         served.engine(EngineSpec(None, ("mean",))),

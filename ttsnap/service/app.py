@@ -1,4 +1,4 @@
-"""The web application: OpenAI's images API, and what operators ask. Its event loop never waits for the model."""
+"""The web application: OpenAI's images API, health and metrics. Its event loop never waits for the model."""
 
 from __future__ import annotations
 
@@ -34,16 +34,18 @@ from ttsnap.version import __version__
 
 logger = logging.getLogger(__name__)
 FILES: dict[str, Json] = {name: {"type": "string", "format": "binary"} for name in ("image", "mask")}
-"""The files of an edit, for its documentation."""
+"""Files of an edit, for its documentation."""
 
 
 def make_app(
     worker: Worker, offer: Offer, keys: Keys, limits: ServiceLimits, canonical: Callable[[str], str] = str
 ) -> FastAPI:
-    """The application over a worker that runs. canonical: puts a prompt into the model's words, ValueError for one that
-    it cannot read. Health and metrics ask for no key; all else does, where there are some, and the documentation unless
-    `keys.open_docs`."""
-    # FastAPI's own pages of documentation ask for no key.
+    """The application over a running worker. Health and metrics need no key; all else does where there are keys, and
+    the documentation unless `keys.open_docs`.
+
+    canonical: puts a prompt into the model's words; ValueError for a prompt that the model cannot read.
+    """
+    # FastAPI's own pages of documentation need no key.
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessLog)
     created, bodies = int(time.time()), Bodies(limits)
@@ -54,7 +56,7 @@ def make_app(
         request.state.caller = caller if keys.callers else None
         return caller
 
-    keyed = [Depends(HTTPBearer(auto_error=False))]  # said in the documentation; `caller_of` is what looks at keys
+    keyed = [Depends(HTTPBearer(auto_error=False))]  # for the documentation; `caller_of` checks keys
 
     @app.post("/v1/images/generations", dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
     async def generate(request: Request) -> Response:
@@ -116,13 +118,13 @@ def make_app(
 
     @app.get("/health")
     async def health() -> Response:
-        """Whether the process does its work; 503 tells a supervisor to start it again."""
+        """Whether the process works; 503 tells a supervisor to start it again."""
         alive = worker.is_alive()
         return JSONResponse({"status": "ok" if alive else "the thread of searches has ended"}, 200 if alive else 503)
 
     @app.get("/ready")
     async def ready() -> Response:
-        """Whether requests are taken, by a model that is loaded; 503 tells a balancer to send them elsewhere."""
+        """Whether a loaded model takes requests; 503 tells a balancer to send them elsewhere."""
         takes = worker.is_alive() and not worker.draining
         status = "stopping" if not takes else "ready" if worker.loaded else "loading"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
@@ -138,7 +140,7 @@ def make_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        """The schema as a page, which holds it: a browser that got here need not send a key again."""
+        """The schema inside a page, so that a browser need not send its key again."""
         keys.check_reader(request.headers.get("authorization"))
         return get_swagger_ui_html(openapi_url="", title="ttsnap", swagger_ui_parameters={"spec": app.openapi()})
 
@@ -152,8 +154,8 @@ def make_app(
     @app.exception_handler(HTTPException)
     async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
         there = "POST /v1/images/generations makes images, /v1/images/edits changes one, GET /v1/models lists models"
-        told = RequestError(error.status_code, f"{error.detail}: {there}")
-        return JSONResponse(told.body(), told.status, error.headers)
+        body = RequestError(error.status_code, f"{error.detail}: {there}").body()
+        return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -168,7 +170,7 @@ def make_app(
 
 
 def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
-    """What the documentation says of a body with the fields of this kind, and with these files."""
+    """The documentation of a body with the fields of a kind, and with files."""
     declared: Any = {}
     for option in options_of(kind):
         default = ... if option.default is MISSING else option.default
@@ -181,15 +183,15 @@ def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | 
 
 
 class Bodies:
-    """What clients send, while it is read. All of it together is bounded, however many send at once."""
+    """Bodies of requests as they arrive, bounded together however many clients send at once."""
 
     def __init__(self, limits: ServiceLimits) -> None:
         self.limits, self.held = limits, 0
 
     @asynccontextmanager
     async def of(self, request: Request, most: int) -> AsyncGenerator[bytearray, None]:
-        """The whole body of a request, of at most so many bytes, until the block ends. RequestError for a large or a
-        slow one, and where others hold too much."""
+        """The whole body of a request, of `most` bytes, until the block ends. RequestError for a large or a slow body,
+        and where others hold too much."""
         body = bytearray()
         try:
             await self._read(request, most, body)
@@ -209,25 +211,25 @@ class Bodies:
                     if self.held > self.limits.held:
                         busy = "others send too much at this moment; try again later"
                         raise RequestError(503, busy, code="busy", retry_after=5)
-        except asyncio.CancelledError:  # by uvicorn, whose time to end is up
+        except asyncio.CancelledError:  # by uvicorn at the end of its time
             raise stopping() from None
         except TimeoutError:
             raise RequestError(408, f"the request was not whole after {seconds:g} s") from None
 
 
 async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:
-    """What is told of a request, until it has ended. A client that goes away, and a consumer that ends early, cancel
-    its search. ClientDisconnect for the former."""
+    """The news of a request, until it has ended. A client that goes away (ClientDisconnect) cancels its search, and so
+    does a consumer that ends early."""
     left = asyncio.create_task(_left(request))
     news = None
     try:
         while not isinstance(news, Done | RequestError):
-            told = asyncio.create_task(ticket.news.get())
-            await asyncio.wait({told, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not told.done():
-                told.cancel()
+            following = asyncio.create_task(ticket.news.get())
+            await asyncio.wait({following, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
                 raise ClientDisconnect
-            news = told.result()
+            news = following.result()
             yield news
     finally:
         left.cancel()

@@ -102,7 +102,7 @@ def app(args: Mapping[str, object]) -> Application:
     limits = settings.limits
     keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs)  # only digests of keys travel
     searches_of(settings.searches.split())
-    offered(settings.rewards.split(), settings.model)  # what is wrong is said before any replica starts
+    offered(settings.rewards.split(), settings.model)  # errors come before any replica starts
     cuda = placement(settings.device, settings.dtype)[0].type == "cuda"
     settings = replace(settings, device="cuda" if cuda else "cpu")
     scaling = AutoscalingConfig(

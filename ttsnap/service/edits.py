@@ -1,11 +1,10 @@
-"""`POST /v1/images/edits`: a form with pictures to change, checked as a request for a generation is."""
+"""The form of `POST /v1/images/edits`: pictures to change, and fields that are checked as those of generations."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, ClassVar
 
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -16,14 +15,13 @@ from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.settings import Bounds, check
 from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError
-from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation
+from ttsnap.service.requests import Generation, validated
 
 PARTS = 40
-"""Fields of a form, and files, that are read at most."""
+"""Most fields of a form, and most files."""
 PICTURES = 16
-"""Pictures of one edit, as in OpenAI's API."""
+"""Most pictures of one edit, as in OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class Edit(Generation):
 async def form_of(
     body: bytearray, headers: Headers, limits: ServiceLimits
 ) -> tuple[Edit, dict[str, Picture | tuple[Picture, ...]]]:
-    """The fields of a form, and its pictures by argument of a pipeline's call: one, or several of which one result is
-    made. RequestError that names the parameter."""
+    """The fields of a form, and its pictures by argument of a pipeline's call. RequestError names the parameter.
+
+    Several pictures of one argument make one result together.
+    """
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield bytes(body)
@@ -49,7 +49,7 @@ async def form_of(
     kind, _, more = headers.get("content-type", "").lower().partition(";")
     if kind.strip() != "multipart/form-data":
         raise RequestError(400, f"edits come as multipart/form-data, got {kind.strip()[:60]!r}", code="invalid_form")
-    # Some take hours to decode a megabyte, as punycode.
+    # Some charsets take hours to decode a megabyte, as punycode.
     if "charset" in more.replace('"', "").replace("charset=utf-8", ""):
         raise RequestError(400, "the text of a form must be UTF-8; leave charset out", code="invalid_form")
     try:
@@ -62,11 +62,12 @@ async def form_of(
         await form.close()
     if not images:
         raise RequestError(400, "an edit needs a picture: send it as the file image", "image", "missing_parameter")
-    given: dict[str, tuple[Picture, ...]] = {}
+    pictures: dict[str, Picture | tuple[Picture, ...]] = {}
     for name, field, files in (("image", "image", images), ("mask_image", "mask", masks)):
-        read = partial(_pictures, files, field, limits)
-        given[name] = await asyncio.to_thread(read)  # decoding would hold up the event loop, and all clients
-    pictures = {name: several if len(several) > 1 else several[0] for name, several in given.items() if several}
+        # Decoding on the event loop would hold up all clients.
+        read = await asyncio.to_thread(_pictures, files, field, limits)
+        if read:
+            pictures[name] = read if len(read) > 1 else read[0]
     return validated(Edit, _fields(form), _read), pictures
 
 
@@ -76,7 +77,7 @@ def _read(name: str, value: Any, hint: Any) -> Any:
 
 
 def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tuple[Picture, ...]:
-    """RequestError for what is no picture, and for a large one, before that is decoded."""
+    """RequestError for bytes of no picture, and for a large picture, before it is decoded."""
     try:
         return tuple(limits.picture(data, field, mask=field == "mask") for data in files)
     except FieldError as error:
@@ -86,7 +87,7 @@ def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tupl
 
 
 def _fields(form: FormData) -> dict[str, Any]:
-    """The texts of a form by name; a name that ends in [] has a list."""
+    """The texts of a form by name. A name that ends in [] has a list."""
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if isinstance(value, str) and name.endswith("[]"):
@@ -97,7 +98,7 @@ def _fields(form: FormData) -> dict[str, Any]:
 
 
 async def _files(form: FormData, name: str, most: int) -> list[bytes]:
-    """The files of this name, in their order. RequestError for more than `most`."""
+    """The files of a name, in their order. RequestError for more than `most`."""
     files = [f for key in (name, f"{name}[]") for f in form.getlist(key) if isinstance(f, UploadFile)]
     if len(files) > most:
         raise RequestError(400, f"an edit has at most {most} {name}, got {len(files)}", name, "invalid_value")

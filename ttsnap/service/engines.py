@@ -1,8 +1,8 @@
-"""Engines of the service: for each spec one, on the device of this process or on many."""
+"""Engines of the service: one for each spec, on the device of this process or on many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +21,7 @@ from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.engine_factory import EngineBuilder
+from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.limits import FieldError
 from ttsnap.request.spec import EngineSpec
@@ -34,42 +35,33 @@ PARAMS = {
     **{name: (name,) for name in ("guidance_scale", "true_cfg_scale", "negative_prompt", "strength")},
     "mask": ("mask_image",),
 }
-"""Arguments of a pipeline's call by the parameters that set them."""
-
-
-class SearchPipeline(Protocol):
-    """What is asked of a search pipeline, as SearchMixin has it."""
-
-    shares_networks: bool
-
-    def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None) -> LiveEngine: ...
-
-    def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any: ...
-
-    def call_arguments(self) -> Collection[str]: ...
+"""Arguments of a pipeline's call, by the parameter of a request that sets them."""
 
 
 class Engines(Protocol):
-    """What is served. pipe: the pipeline in this process, which finishes images; rewards: by the names that clients
-    use, in this process too, where images are only reported on."""
+    """A model to serve, and rewards for it."""
 
-    pipe: SearchPipeline
+    pipe: SearchMixin
+    """The pipeline in this process, which finishes images."""
     rewards: Mapping[str, RewardModel]
+    """Rewards in this process, by the names that clients use; those of a report are called here."""
 
     def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
-        """An engine, until the block ends. ValueError where the model cannot do it."""
+        """An engine, until the block ends. ValueError for a spec that the model cannot do."""
 
 
 @torch.no_grad()
 def check_size(engines: Engines, spec: EngineSpec) -> None:
-    """FieldError for a size that the model does not draw as it was asked for, and for one that a reward cannot score.
-    Nothing where no size was asked for. Initial noise and a gray picture tell, without an evaluation."""
+    """FieldError for a size that the model cannot draw exactly, and for one that a reward cannot score.
+
+    Initial noise and a gray picture show it, without an evaluation. A spec without a size passes.
+    """
     call = dict(spec.call)
     if "width" not in call or "height" not in call:
         return
     own = {name: value for name, value in call.items() if name not in ("width", "height")}
     width, height = int(str(call["width"])), int(str(call["height"]))
-    sampler = replace(spec.sampler, draft=None)  # whose errors name the operator's files
+    sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
     denoiser = engines.pipe.sampling_denoiser(sampler, **own)
     usual = denoiser.layout
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
@@ -77,9 +69,9 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
         drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # of latents that do not fit each other
+    except RuntimeError:  # latents that do not fit each other
         drawn = 0
-    # Sides that are no multiples of what the model draws are cut, and so is the noise.
+    # The model cuts sides that are no multiples of its patches, and so the noise is smaller.
     if drawn * usual.width * usual.height != _noise(denoiser).numel() * width * height:
         raise FieldError(
             "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
@@ -92,9 +84,12 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
             raise FieldError("size", f"the reward {name} cannot score images of {width}x{height}; {instead}")
 
 
-def field_at_fault(pipe: SearchPipeline, spec: EngineSpec, usual: EngineSpec) -> str | None:
-    """The parameter that a model refuses: the one whose argument it does not take beside the usual ones and the
-    picture; the kernel where it takes all arguments and another was chosen. No engine is made to find out."""
+def field_at_fault(pipe: SearchMixin, spec: EngineSpec, usual: EngineSpec) -> str | None:
+    """The parameter that a model refuses, found without an engine.
+
+    It is the one whose argument the model does not take together with the usual ones and the picture. It is the kernel
+    where the model takes all arguments, and the kernel is not the usual one.
+    """
     call, base = dict(spec.call), dict(usual.call)
     base |= {name: value for name, value in call.items() if name == "image"}
     for param, names in PARAMS.items():
@@ -104,8 +99,8 @@ def field_at_fault(pipe: SearchPipeline, spec: EngineSpec, usual: EngineSpec) ->
     return "kernel" if spec.sampler.kernel != usual.sampler.kernel and _takes(pipe, call) else None
 
 
-def _takes(pipe: SearchPipeline, call: Mapping[str, object]) -> bool:
-    """Whether a model takes a call with its own kernel and without drafts."""
+def _takes(pipe: SearchMixin, call: Mapping[str, object]) -> bool:
+    """Whether a model takes a call, with its own kernel and without drafts."""
     try:
         pipe.sampling_denoiser(SamplerOptions(draft=None), **call)
     except (ValueError, TypeError):
@@ -114,7 +109,7 @@ def _takes(pipe: SearchPipeline, call: Mapping[str, object]) -> bool:
 
 
 def _scored(reward: RewardModel, width: int, height: int) -> bool:
-    """Whether a reward takes a gray picture of this size. One that fails otherwise may be well again soon."""
+    """Whether a reward takes a gray picture of this size. Only a ValueError says that it does not: others may pass."""
     gray = reward.trial_image()[:, :, :1, :1].expand(-1, -1, height, width).contiguous()
     _, error = ask(reward, gray, [reward.example], torch.zeros(1, device=gray.device))
     return not isinstance(error, ValueError)
@@ -127,12 +122,14 @@ def _noise(denoiser: Any) -> Tensor:
 
 
 class OneDevice:
-    """Engines of the pipeline and the rewards of this process, which share their weights. Those that differ in their
-    steps and rewards alone share the denoiser's batches as well."""
+    """Engines that share the weights of this process's pipeline and rewards.
 
-    def __init__(self, pipe: SearchPipeline, rewards: Mapping[str, RewardModel]) -> None:
+    Engines that differ in their steps and rewards alone share the denoiser's batches as well.
+    """
+
+    def __init__(self, pipe: SearchMixin, rewards: Mapping[str, RewardModel]) -> None:
         self.pipe = pipe
-        # By their own names, clients would be told what the operator's files and servers are called.
+        # Rewards' own names would tell clients of the operator's files and servers.
         self.rewards: Mapping[str, RewardModel] = {name: reward.called(name) for name, reward in rewards.items()}
         self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
@@ -151,7 +148,7 @@ class OneDevice:
             engine.leave()
 
     def _network(self, spec: EngineSpec) -> SharedDenoiser:
-        """That of all engines which agree in this but for the steps."""
+        """The network of all engines of this spec but for steps and rewards."""
         call = dict(spec.call)
         size = tuple(sorted((name, value) for name, value in call.items() if name != "num_inference_steps"))
         key = (size, spec.sampler)
@@ -163,14 +160,17 @@ class OneDevice:
 
 @dataclass(frozen=True)
 class SharedBuilder(EngineBuilder):
-    """Makes the engine of a spec from a pipeline and rewards that stay loaded for as long as the process lives, for all
-    specs of one model. The spec names its rewards, and no scheduler. names: what results call its rewards."""
+    """Makes engines in an actor, whose pipeline and rewards stay loaded for all specs of one model.
+
+    The spec names its rewards, and no scheduler.
+    """
 
     names: tuple[str, ...]
+    """Names of the rewards in results."""
 
     def build(self) -> LiveEngine:
-        """RuntimeError where the model cannot be loaded here, and RewardError where a reward cannot, which is no
-        mistake of whoever wants this engine; ValueError where something does not fit."""
+        """ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError
+        where a reward cannot: neither is the client's mistake."""
         spec, model = self.spec, self.spec.model or ModelOptions()
         try:
             pipe = _pipe(model)
@@ -197,9 +197,7 @@ def _reward(spec: str, model: ModelOptions) -> RewardModel:
 
 
 class ManyDevices:
-    """Engines of many actors each. model: how the actors open it; specs: of the rewards, by the names that clients use,
-    as `--reward` takes them. pool: gives actors whose engine a function makes, on the same devices for all specs
-    (RayPool)."""
+    """Engines of many actors each."""
 
     def __init__(
         self,
@@ -208,6 +206,8 @@ class ManyDevices:
         specs: Mapping[str, str],
         pool: Callable[[Callable[[], LiveEngine]], Pool],
     ) -> None:
+        """model: as actors open it. specs: rewards as `--reward` takes them, by the names that clients use. pool: gives
+        actors whose engine a function makes (RayPool), on the same devices for all specs."""
         self.pipe, self.rewards = here.pipe, here.rewards
         self.model, self.specs, self._pool = model, specs, pool
 

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and what share of the device each gets. They are compared in constant time, never logged."""
+"""API keys: callers, and the share of the device that each gets. Keys are compared in constant time, never logged."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ SHORTEST = 16
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a name for logs, and how many turns it gets in batches where others get one."""
+    """A client of the service."""
 
     name: str = "anybody"
+    """For logs."""
     weight: float = 1.0
+    """Its turns in batches where others get one."""
 
 
 ANYBODY = Caller()
@@ -30,17 +32,18 @@ ANYBODY = Caller()
 
 @dataclass(frozen=True)
 class Keys:
-    """The callers by the SHA-256 of their keys; without any, anybody may ask. open_docs: whether the service's
-    documentation may be read without a key."""
+    """The keys that a service knows."""
 
     callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
+    """Callers by the SHA-256 of their keys; empty: no key is needed."""
     open_docs: bool = False
+    """Whether the service's documentation can be read without a key."""
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """From a text file, one caller a line: NAME KEY, and a weight where it is not 1; # starts a comment.
+        """A text file, one caller a line: NAME KEY, and a weight where it is not 1; # starts a comment.
 
-        ValueError that names the line, never the key.
+        ValueError names the line, never the key.
         """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -57,29 +60,29 @@ class Keys:
 
     @classmethod
     def of(cls, key: str) -> Keys:
-        """One key, as from the environment."""
+        """A single key, of the environment."""
         return cls((_caller(["default", key], "the environment's key"),))
 
     @classmethod
     def chosen(cls, file: str | None) -> Keys:
-        """From the operator's file; where there is none from the environment, and none where it has none either."""
+        """Those of the operator's file; without a file the environment's key, if any."""
         if file is not None:
             return cls.read(Path(file))
         key = os.environ.get(KEY)
         return cls.of(key) if key else cls()
 
     def check_reader(self, authorization: str | None) -> None:
-        """RequestError (401) where this header may not read the documentation."""
+        """RequestError (401) for a header with which the documentation cannot be read."""
         if not self.open_docs:
             self.caller(authorization)
 
     def caller(self, authorization: str | None) -> Caller:
-        """Who sent this header. RequestError (401) for nobody known."""
+        """The sender of a header. RequestError (401) for an unknown one."""
         if not self.callers:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
         digest, found = _digest(key.strip()), None
-        for known, caller in self.callers:  # all of them, so that the time tells nothing
+        for known, caller in self.callers:  # all of them: the time taken must say nothing of a key
             if hmac.compare_digest(known, digest):
                 found = caller
         if found is None or scheme.lower() != "bearer":

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 access = logging.getLogger("ttsnap.service.access")
 
 GONE = 499
-"""The status of a request whose client went away before it was answered, as nginx has it."""
+"""The status of a request whose client went away before its answer, as of nginx."""
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Bounds of the histogram of latencies."""
 _HIDDEN = (
@@ -22,12 +22,14 @@ _HIDDEN = (
     (re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*"), r"\1..."),
     (re.compile(r"(?i)\b(bearer|basic) +\S+"), r"\1 ..."),
 )
-"""The name and the password of an address, its query, and what follows the word Bearer or Basic in a header."""
+"""Names and passwords in addresses, queries of addresses, and credentials after Bearer or Basic in headers."""
 
 
 class Discreet(logging.Formatter):
-    """Writes records and their tracebacks without credentials. A reward is the operator's code, and what it raises may
-    quote them: "cannot reach http://user:secret@10.0.0.7/score?key=1" becomes "cannot reach http://10.0.0.7/score?..."."""
+    """Writes records and their tracebacks without credentials, which errors of an operator's reward may quote.
+
+    "cannot reach http://user:secret@10.0.0.7/score?key=1" becomes "cannot reach http://10.0.0.7/score?...".
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -37,12 +39,12 @@ class Discreet(logging.Formatter):
 
 
 class AccessLog:
-    """The application, with a line in the log `access` for each request once it has been answered:
+    """The application, with a line in the log `access` for each request after its answer:
 
         POST /v1/images/generations 200 1.284 s key=alice nfe=400
 
-    key is the name beside the key that was sent, and nfe what the request's search took; - stands for none. Of the
-    address, only the path is written: a query may hold a key. 499 is the status of a request whose client went away.
+    key: the caller's name; nfe: evaluations of the request's search; - stands for none. Of the address only the path is
+    written: a query may hold a key. A request whose client went away has status 499.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -70,8 +72,7 @@ class AccessLog:
 
 
 def log_to_stderr(*, requests: bool = True) -> None:
-    """Have warnings and errors of ttsnap, and nobody else's, written to stderr in one format; requests: as well as a
-    line for each of these."""
+    """Write warnings and errors of ttsnap alone to stderr, in one format; requests: and a line for each request."""
     handler = logging.StreamHandler()
     handler.setFormatter(Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("ttsnap").addHandler(handler)
@@ -79,29 +80,26 @@ def log_to_stderr(*, requests: bool = True) -> None:
 
 
 class Metrics:
-    """Of one service, in a registry of its own. Rates, as of evaluations per second, are Prometheus' to take."""
+    """Metrics of one service, in a registry of their own. Rates, as evaluations per second, are Prometheus' to take."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "ttsnap_requests", "Requests by outcome.", ["outcome"], registry=self.registry
-        )  # done, cancelled, refused, failed
-        self.latency = Histogram(
-            "ttsnap_request_seconds", "From a request to its images.", buckets=SECONDS, registry=self.registry
-        )
-        self.nfe = Counter("ttsnap_nfe", "Denoiser evaluations.", registry=self.registry)
-        self.places = Counter(
-            "ttsnap_batch_places", "Places in the denoiser's batches, in use or not.", registry=self.registry
-        )
-        self.phases = Counter("ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=self.registry)
-        self.fill = Gauge("ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=self.registry)
-        self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=self.registry)
-        self.active = Gauge("ttsnap_active", "Searches that run.", registry=self.registry)
-        self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=self.registry)
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter("ttsnap_requests", "Requests by outcome.", ["outcome"], registry=registry)
+        """By done, cancelled, refused, failed."""
+        about = "From a request to its images."
+        self.latency = Histogram("ttsnap_request_seconds", about, buckets=SECONDS, registry=registry)
+        self.nfe = Counter("ttsnap_nfe", "Denoiser evaluations.", registry=registry)
+        about = "Places in the denoiser's batches, in use or not."
+        self.places = Counter("ttsnap_batch_places", about, registry=registry)
+        self.phases = Counter("ttsnap_phase_seconds", "Time of the device by phase.", ["phase"], registry=registry)
+        self.fill = Gauge("ttsnap_batch_fill", "Share of the denoiser's last batch in use.", registry=registry)
+        self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=registry)
+        self.active = Gauge("ttsnap_active", "Searches that run.", registry=registry)
+        self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=registry)
         if torch.cuda.is_available():
-            memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=self.registry)
+            memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry)
             memory.set_function(torch.cuda.memory_allocated)
 
     def text(self) -> bytes:
-        """All of it, as it is now."""
+        """All metrics, as they are now."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""What an operator offers, from a few words: rewards by name, a drafter, and prompts in the model's own words."""
+"""The offer of an operator, from a few words: rewards by name, a drafter, and prompts in the model's own words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ttsnap.service.engines import Engines
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
-    """The rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
+    """Rewards by the names that clients use. ValueError for none, and for a name that would tell of a place."""
     own = recommended(model).reward
     if not given and own is None:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
@@ -42,7 +42,7 @@ def offer_of(
     *,
     edits: bool = False,
 ) -> Offer:
-    """What clients choose from. name: of the model for clients, by default the last part of where it is; draft: as of
+    """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
     `with_drafts`."""
     name, known = name or model.rstrip("/").rpartition("/")[2], defaults(model)
     true_cfg = "true_cfg_scale" in engines.pipe.call_arguments()
@@ -55,7 +55,7 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     ValueError for a drafter that does not fit the model."""
     own, named = own_draft(pipe), SamplerOptions(draft=draft)
     drafter = named.drafted_by(None if own is None else own.name).draft
-    if drafter is not None:  # what is wrong with it is said at once
+    if drafter is not None:  # errors of a drafter come at once
         pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model))
     own = own if own is not None and own.name == drafter else None
     draftable = [name for name, reward in rewards.items() if suits_drafts(reward)]
@@ -63,7 +63,7 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
 
 
 def canonical_of(model: str) -> Callable[[str], str]:
-    """How a prompt is put into the model's own words, with a ValueError where it cannot be."""
+    """A function from prompts to the model's own words, with ValueError for prompts that the model cannot read."""
     if model not in PACKAGED:
         return str
     return lambda prompt: caption(parse(prompt))

@@ -1,41 +1,57 @@
-"""What a client may send: the body of a request, and the search that it asks for.
+"""The body of a request, checked, and the search that it stands for.
 
-The fields are those of OpenAI's `POST /v1/images/generations`, with ours beside them. A client names rewards and
-searches that the operator offers, and no file, model or address.
+Fields are those of OpenAI's `POST /v1/images/generations`, and ours in addition. Clients name rewards and searches that
+the operator offers, and no file, model or address. vLLM-Omni and SGLang have other names for some fields: {"width":
+512, "height": 512, "num_inference_steps": 4, "generator_device": "cuda"} is {"size": "512x512", "steps": 4}, with a
+warning that generator_device is not used.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
+from ttsnap.core.names import unknown
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Bounds, Rule, Settings, hints_of
+from ttsnap.files.settings import Bounds, Rule, check, hints_of
 from ttsnap.options.engine import EngineOptions
-from ttsnap.options.option import option, values
+from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import FieldError, SearchLimits
 from ttsnap.request.offer import CommonFields, Offer, SearchFields
 from ttsnap.request.offer import request_of as search_request_of
 from ttsnap.request.request import SearchRequest
-from ttsnap.service.fields import validated
 from ttsnap.service.limits import RequestError
 
+Body = TypeVar("Body", bound="Generation")
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
-"""The effort of qualities that go by another name."""
+"""The effort of qualities with another name."""
 FAIR = EngineOptions(fair=True)
 WIDTH_HEIGHT = r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"
+ALIASES = {"num_inference_steps": "steps"}
+"""Our names of others' fields."""
+UNUSED = {
+    *("user", "safety_identifier", "request_id"),
+    *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
+}
+"""Fields that change no image, by the caller or the place and way of computing. So are fields of cache-dit."""
+OFF = {
+    *("lora", "extra_params", "layers", "system_prompt", "bot_task", "diffusers_kwargs", "enhance_prompt", "rollout"),
+    *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
+}
+"""Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
+_NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
 
 
 @dataclass(frozen=True)
-class Generation(Settings, CommonFields):
-    """The body of a request. What OpenAI's API has and this service cannot honour is refused by name."""
+class Generation(CommonFields):
+    """The body of a request. Fields of OpenAI's API that this service cannot honour are refused by name."""
 
     kind: ClassVar[str] = "image_generation"
-    """What events of a stream are about."""
+    """The subject of a stream's events."""
 
     size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", re.compile(WIDTH_HEIGHT).search)] = option(
         "auto", "WIDTHxHEIGHT, or auto"
@@ -51,23 +67,18 @@ class Generation(Settings, CommonFields):
     stream: bool = option(False, "send events while the search runs")
     partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
     ignored: tuple[str, ...] = ()
-    """The names of what was sent besides, and is not used."""
+    """Names of other fields in the body, which change nothing."""
 
     @property
     def effort(self) -> str:
         """low, medium or high."""
         return EFFORT.get(self.quality, self.quality)
 
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """What was sent and changes nothing here, by name."""
-        return self.ignored + ("moderation",) * (self.moderation == "low")
 
-
-def parse(body: bytes) -> Generation:
-    """What a body holds. RequestError that names the parameter."""
+def parse(data: bytes) -> Generation:
+    """JSON as the body of a request. RequestError names the parameter."""
     try:
-        fields = parse_json(body, "the request")
+        fields = parse_json(data, "the request")
     except ValueError as error:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
@@ -75,27 +86,75 @@ def parse(body: bytes) -> Generation:
     return validated(Generation, fields)
 
 
+def validated(kind: type[Body], fields: Mapping[str, Any], read: Callable[[str, Any, Any], Any] = check) -> Body:
+    """Fields as a body of this kind. read: (name, value, type) -> the value, checked. RequestError names the
+    parameter."""
+    ours, called, unused = in_our_names(fields)
+    hints = {option.name: option.hint for option in options_of(kind)}
+    for field, value in ours.items():
+        name = called[field][:60]
+        if field not in hints:
+            message = unknown("parameter", name, [*hints, *ALIASES, "width", "height"])
+            raise RequestError(400, message, name, "unknown_parameter")
+        try:
+            ours[field] = read(name, value, hints[field])
+        except ValueError as error:
+            raise RequestError(400, str(error), name, "invalid_value") from None
+    if "prompt" not in ours:
+        raise RequestError(400, "prompt is missing; say what to show", "prompt", "invalid_value")
+    return kind(**ours, ignored=tuple(unused))
+
+
+def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Values by our names, the caller's names by ours, and the names of fields that change nothing.
+
+    Fields that are null are left out. RequestError for a field with two values, and for a width without a height.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    unused = [name for name in given if name in UNUSED or "cache_dit" in name]
+    off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
+    given = {name: value for name, value in given.items() if name not in (*unused, *off)}
+    for name, other in (("size", "width"), ("size", "height"), *((ours, alias) for alias, ours in ALIASES.items())):
+        if name in given and other in given:
+            raise RequestError(400, f"give {name} or {other}, not both", other, "invalid_value")
+    called = {ALIASES.get(name, name): name for name in given}
+    ours = {name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")}
+    if "width" in given or "height" in given:
+        for name in ("width", "height"):
+            if not str(given.get(name, "")).isdecimal():
+                got = f"got {str(given[name])[:60]!r}" if name in given else f"got no {name}"
+                raise RequestError(400, f"width and height are whole numbers of pixels, {got}", name, "invalid_value")
+        ours["size"], called["size"] = f"{given['width']}x{given['height']}", "width"
+    return ours, called, unused + off
+
+
+def _plain(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
 def request_of(
     wanted: Generation, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
 ) -> SearchRequest:
-    """What runs. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not offered here,
-    or more than the limits allow."""
+    """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not
+    offered here, or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
     ours = hints_of(SearchFields).keys() - {"model", "size"}
     fields: dict[str, Any] = {name: value for name, value in values(wanted).items() if name in ours}
     fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
     fields["effort"] = None if wanted.quality == "auto" else wanted.effort
+    fields |= pictures or {}
     try:
         if wanted.partial_images and not wanted.stream:
             raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
-        asked = search_request_of(SearchFields.of({**fields, **(pictures or {})}), offer, limits)
+        asked = search_request_of(SearchFields(**fields), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
-    unused = [f"not used here: {', '.join(wanted.unused)}"] if wanted.unused else []
-    return replace(asked, engine=replace(asked.engine, batch=FAIR), notes=(*unused, *asked.notes))
+    unused = [*wanted.ignored, *["moderation"] * (wanted.moderation == "low")]
+    notes = [f"not used here: {', '.join(unused)}"] if unused else []
+    return replace(asked, engine=replace(asked.engine, batch=FAIR), notes=(*notes, *asked.notes))
 
 
 def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:
-    """A request that says nothing but its prompt."""
+    """A request of a prompt alone."""
     return request_of(Generation("-"), offer, limits)

@@ -41,14 +41,14 @@ from ttsnap.service.tickets import Done, Progress, Ticket
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
-"""The weight of a batch's measurement when the next one is there; by how much finishing is thought to take longer than
-measured; how many searches are in an order when all end."""
+"""The weight of earlier batches in measurements; the factor on measured times to finish; the searches in an order when
+all end."""
 
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
 
 def taken_as(asked: SearchRequest, result: Result) -> list[str]:
-    """What a client should know of a picture that is not of the size in which images are made of it."""
+    """A warning where the images are of another size than the picture that they change."""
     picture = asked.prompt.inputs.get("image")
     first = picture[0] if isinstance(picture, tuple) else picture
     if not isinstance(first, Picture):
@@ -60,14 +60,14 @@ def taken_as(asked: SearchRequest, result: Result) -> list[str]:
 
 
 class Isolated:
-    """An algorithm whose mistakes end its own search only. error: what it raised. Options come from clients, and other
-    requests are on the same loop."""
+    """An algorithm whose mistakes end its own search only: options come from clients, and others share the loop."""
 
     lockstep: ClassVar[bool] = False
 
     def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
         self.algorithm, self.grid = algorithm, grid
         self.error: Exception | None = None
+        """Raised by the algorithm; the search has ended."""
 
     @property
     def n(self) -> int | None:
@@ -83,7 +83,7 @@ class Isolated:
     def step(
         self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
     ) -> tuple[Move | None, AlgorithmState]:
-        """As the algorithm's; nothing more is wanted once it has failed."""
+        """The algorithm's step; no more moves after a failure."""
         try:
             move, state = self.algorithm.step(state, particles, rng)
             if move is not None and len(move):
@@ -96,10 +96,11 @@ class Isolated:
 
 
 class Searches:
-    """Makes the engine of a spec (ValueError or RequestError where the model cannot do it) and runs requests
-    on it, until it is closed. usual: the spec of requests that say nothing."""
+    """Makes the engine of a spec, and runs requests on it until it is closed."""
 
     def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec) -> None:
+        """usual: the spec of a request of a prompt alone. ValueError or RequestError for a spec that the model cannot
+        do."""
         self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
         self.usual = usual
         check_size(engines, spec)
@@ -110,8 +111,8 @@ class Searches:
             if spec.sampler.draft is None:
                 raise
             with engines.engine(replace(spec, sampler=replace(spec.sampler, draft=None))):
-                pass  # what cannot be done without drafts either says so itself
-            logger.warning("drafts cannot be used", exc_info=error)  # which may name the operator's files
+                pass  # raises for what cannot be done without drafts either
+            logger.warning("drafts cannot be used", exc_info=error)  # it may name the operator's files
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, Request] = {}
@@ -120,25 +121,25 @@ class Searches:
         self._unchecked = spec.sampler.draft is not None and self._has_doubts()
 
     def _has_doubts(self) -> bool:
-        """Whether drafts were not checked for this spec. Why is not told: it names the operator's files."""
+        """Whether drafts were not checked for this spec. The reason names the operator's files, and stays here."""
         denoiser = self.pipe.sampling_denoiser(self.spec.sampler, **dict(self.spec.call))
         return denoiser.drafts is not None and denoiser.drafts.doubt(model_name(self.pipe)) is not None
 
     def close(self) -> None:
-        """Give the engine up; its searches have ended."""
+        """Let the engine go; its searches have ended."""
         self._open.close()
 
     @property
     def weight(self) -> float:
-        """The sum of its callers' weights."""
+        """The sum of callers' weights."""
         return sum(ticket.caller.weight for ticket in self.under_way)
 
     def warm_up(self, asked: SearchRequest) -> None:
-        """Have everything ready for a request like this one."""
+        """Prepare for requests like this one."""
         self._prepared(asked, self.limits.capped(asked.budget, self.engine.grid))
 
     def add(self, ticket: Ticket) -> None:
-        """Begin a search. FieldError for what the model or the budget do not allow, RequestError for a prompt that a
+        """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         asked, engine = ticket.asked, self.engine
         budget = self.limits.capped(asked.budget, engine.grid)
@@ -161,8 +162,8 @@ class Searches:
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
     def _prepared(self, asked: SearchRequest, budget: Budget) -> SearchSpec:
-        """The search, with as many seeds as its budget affords; that is found once for equal requests. FieldError for
-        one that does not fit."""
+        """The search with as many seeds as its budget affords, found once for equal requests. FieldError for a search
+        that does not fit."""
         key = (asked.search.label, budget, asked.keep)
         algorithm = self._fitted.get(key) or make_algorithm(asked.search.spec)
         spec = SearchSpec(algorithm, budget, seed=asked.seed, keep=asked.keep)
@@ -177,8 +178,8 @@ class Searches:
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
 
     def _field_at_fault(self, asked: SearchRequest, spec: SearchSpec) -> str:
-        """The parameter for which a search does not fit: the budget that affords no image, the kernel that was chosen
-        and draws no noise, the steps that were, or the search itself."""
+        """The parameter for which a search does not fit: a budget of less than an image, a chosen kernel without noise,
+        chosen steps, or the search itself."""
         try:
             check_budget(spec.budget, self.engine)
         except ValueError:
@@ -189,16 +190,18 @@ class Searches:
         return "steps" if steps != usual and not isinstance(asked.search.spec, Mapping) else "search"
 
     def measure(self, seconds: float, nfe: int, room: int) -> None:
-        """A batch took so long, of so many evaluations in so many places; the last ten or so count."""
+        """Note a batch: its time, its evaluations, and its places. The last ten or so count."""
         self._seconds = RECENT * self._seconds + seconds
         self._nfe = RECENT * self._nfe + nfe
         self._room = RECENT * self._room + room
 
     @property
     def seconds_to_end(self) -> float:
-        """How long it takes until every search has an image, by what was measured: as long as an image each, or as long
-        as their batches one after the other, whichever is more; with a reserve for decodes and rewards. 0 where every
-        search has one, or nothing ran yet."""
+        """Time until every search has an image, by measurements and with a reserve for decodes and rewards.
+
+        It is that of an image each, or of their batches one after the other, whichever is more. 0 where every search
+        has an image, or nothing ran yet.
+        """
         bare = sum(not request.jobs[0].finished for request in self.under_way.values())
         if not bare or not self._nfe or not self._room:
             return 0.0
@@ -211,25 +214,24 @@ class Searches:
         self.run.cancel(self.under_way.pop(ticket))
 
     def stop(self) -> None:
-        """End all searches with their best images, the oldest first: where time is short, some come in time, and not
-        all too late."""
+        """End all searches with their best images, the oldest first: in a short time some end, instead of none."""
         for rank, request in enumerate(self.under_way.values()):
             if not request.stopping:
                 self.engine.weigh(request.jobs[0].index, 0.5 ** min(rank, FIRST))
                 self.run.stop(request)
 
     def turn(self) -> dict[Ticket, Done | RequestError]:
-        """One batch. The requests that are done by it, and what to tell them; what fails in making it, fails alone."""
+        """One batch. Returns the requests that end with it, and their answers; an answer that fails, fails alone."""
         self.run.turn()
         ended = [ticket for ticket, request in self.under_way.items() if request.done]
-        told: dict[Ticket, Done | RequestError] = {}
+        answers: dict[Ticket, Done | RequestError] = {}
         for ticket in ended:
             try:
-                told[ticket] = self._finished(ticket, self.under_way.pop(ticket))
+                answers[ticket] = self._finished(ticket, self.under_way.pop(ticket))
             except Exception as error:
                 logger.exception("what a search found cannot be told")
-                told[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
-        return told
+                answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
+        return answers
 
     def _finished(self, ticket: Ticket, request: Request) -> Done | RequestError:
         asked, algorithm = ticket.asked, request.spec.algorithm
@@ -242,15 +244,15 @@ class Searches:
         if not result.images:
             return RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
-        told = [*asked.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
-        told += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
+        warnings = [*asked.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
+        warnings += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
         for name in asked.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
-                told.append(f"the reported reward {name} did not score every image")
-        # Where the operator keeps the drafter is no client's business, and the image is made again without it.
+                warnings.append(f"the reported reward {name} did not score every image")
+        # The drafter's name would tell of the operator's files, and the image is made again without it.
         call, sampler = dict(sorted(asked.call.items())), replace(asked.engine.sampler, draft=None)
         spec = replace(self.spec, sampler=sampler, call=call)
         settings = settings_of(self.pipe, Provenance((asked.prompt,), spec, asked.search.spec, asked.budget))
-        return Done(result, for_prompt(settings, 0), tuple(told))
+        return Done(result, for_prompt(settings, 0), tuple(warnings))

@@ -1,4 +1,4 @@
-"""The service on a socket: uvicorn, with limits on connections, and an end that lets searches finish."""
+"""The service on a socket: uvicorn with limits on connections. Searches finish before it ends."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 
 BACKLOG, GRACE, IDLE = 512, 10, 30
-"""Connections that wait to be accepted; seconds for replies to leave, after the last search has ended; seconds for
-which a connection without a request stays open. OpenAI's clients keep theirs for 5: were it as long here, they would
-now and then send a request into a connection that is being closed."""
+"""Connections that wait to be accepted; seconds for replies to leave after the last search; seconds for which a
+connection without a request stays open. OpenAI's clients keep theirs for 5: with as many here, they would now and
+then send a request into a connection that is being closed."""
 
 
 class Connection(Guarded):
-    """One connection, whose errors are in OpenAI's shape."""
+    """One connection, with errors in OpenAI's shape."""
 
     def error_of(self, status: int, sentence: str) -> dict[str, Json]:
         return RequestError(status, sentence).body()
 
 
 class Server(uvicorn.Server):
-    """Drains its worker when it is told to stop; told again, it ends searches with what they have. Every request has an
-    answer before uvicorn ends those that have none, which would be a bare status of 500, or half a stream."""
+    """Drains its worker on a signal; on a second one, searches end with what they have.
+
+    Every request is answered before uvicorn ends open ones, with a bare status of 500 or half a stream.
+    """
 
     worker: Worker
 
@@ -49,7 +51,7 @@ class Server(uvicorn.Server):
         giving_up.cancel()
 
     async def _give_up(self) -> None:
-        while (seconds := self.worker.patience) > 0:  # which is less once the server is told again
+        while (seconds := self.worker.patience) > 0:  # less after a second signal
             await asyncio.sleep(min(seconds, 0.5))
         self.worker.give_up()
 
@@ -59,9 +61,7 @@ class Server(uvicorn.Server):
 
 
 class GenerationServer:
-    """Serves a model at `url`; port 0 takes any free one. `run` until Ctrl-C or SIGTERM, or in a thread as a context
-    manager. canonical: puts a prompt into the model's words; ValueError for one that it cannot read. OSError or
-    OverflowError where it cannot listen."""
+    """Serves a model at `url`: by `run` until Ctrl-C or SIGTERM, or in a thread as a context manager."""
 
     def __init__(
         self,
@@ -72,6 +72,8 @@ class GenerationServer:
         address: tuple[str, int] = ("127.0.0.1", 8000),
         canonical: Callable[[str], str] = str,
     ) -> None:
+        """address: host and port, of which 0 takes any free one. canonical: as of `make_app`. OSError or OverflowError
+        where it cannot listen."""
         limits, (host, port) = limits or ServiceLimits(), address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -98,7 +100,7 @@ class GenerationServer:
         self._thread = threading.Thread(target=self.run, name="generation server", daemon=True)
 
     def run(self) -> None:
-        """Serve until it is told to stop, and let searches under way end (ServiceLimits.drain)."""
+        """Serve until a signal, and let running searches end (ServiceLimits.drain)."""
         self.worker.start()
         with suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])

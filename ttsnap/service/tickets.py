@@ -1,4 +1,4 @@
-"""A request on its way between the web application's loop and the thread that searches."""
+"""Requests on their way between the event loop of the web application and the thread that searches."""
 
 from __future__ import annotations
 
@@ -21,86 +21,94 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Partial:
-    """The best estimate so far, (3, H, W) in [0, 1] on the CPU; index: from 0."""
+    """The best estimate so far."""
 
     index: int
+    """From 0."""
     image: Tensor = field(repr=False)
+    """(3, H, W) in [0, 1] on the CPU."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was found, the settings that its images carry, and what the client should know of it."""
+    """A finished search."""
 
     result: Result
     settings: Mapping[str, object]
+    """For the metadata of its images."""
     warnings: tuple[str, ...] = ()
+    """For the client."""
 
 
 News: TypeAlias = Partial | Done | RequestError
 
 
 class Ticket:
-    """One request. The application waits for `news`, on its event loop; the thread tells them by `tell`, once it has
-    ended with a Done or an error. `cancelled` is set by the application, and read by the thread before each batch.
-    seconds: after which it ends with its best image; partials: images to send meanwhile; nfe: evaluations that it took
-    so far, of rows that have arrived."""
+    """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
     def __init__(
         self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, seconds: float, partials: int = 0
     ) -> None:
-        self.asked, self.caller, self.cancelled = asked, caller, False
-        self.seconds, self.partials = seconds, partials
+        self.asked, self.caller = asked, caller
+        self.seconds = seconds
+        """Time after which the search ends with its best image."""
+        self.partials = partials
+        """Partial images to send."""
         self.news: asyncio.Queue[News] = asyncio.Queue()
+        self.cancelled = False
+        """Set by the application, and read by the thread before each batch."""
         self.came = time.monotonic()
         self.nfe = 0
+        """Evaluations of rows that have arrived."""
         self._loop = loop
 
     def tell(self, news: News) -> None:
-        """From the thread. Nobody hears it where the application has ended."""
+        """Called in the thread. Nothing happens where the application has ended."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.news.put_nowait, news)
 
 
 class Progress:
-    """Listens to a search: counts its ticket's evaluations, and tells it of the best estimate so far, at most as often
-    as was asked for. The first comes as soon as there is one, the others evenly over the search: of three at most one
-    in each third, and of what one batch brought only the best.
+    """Listens to a search: counts its ticket's evaluations, and sends partial images.
 
-    allowance: evaluations that the budget affords. A move's evaluations count as its rows arrive: they are charged all
-    at once, before any of them runs.
+    The first partial image is sent as soon as there is one, the others evenly over the search: of three at most one in
+    each third. Of one batch only the best is sent. A move's evaluations count as its rows arrive, since all of them are
+    charged before any of them runs.
     """
 
     def __init__(self, ticket: Ticket, allowance: float) -> None:
-        self.ticket, self.most, self.allowance = ticket, ticket.partials, allowance
-        self.told = 0
+        self.ticket = ticket
+        self.allowance = allowance
+        """Evaluations that the budget affords."""
+        self.sent = 0
         self.due = 0.0
-        """From which share of the search on the next one is told."""
+        """The share of the search from which on the next one is sent."""
         self.arrived = 0.0
         self.best = -math.inf
         self.picture: Decoded | None = None
-        """The best estimate, where it was not told yet."""
+        """The best estimate, until it is sent."""
         self._under_way: dict[int, float] = {}
         """Evaluations of the rows that are under way, by their particles."""
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "move":  # the one before has arrived, also its rows that nothing scored
+        if event.kind == "move":  # the move before has arrived, and so have its rows without scores
             self._arrive(list(self._under_way))
             self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
         elif event.kind == "score":
             self._arrive(event.uids)
             value = sum(event.scores) / len(event.scores)
-            if self.most and event.picture is not None and math.isfinite(value) and value > self.best:
+            if self.ticket.partials and event.picture is not None and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture
-        elif event.kind == "tick" and self.picture is not None:  # all that the batch before brought is known
-            self._tell(self.picture, event.seconds)
+        elif event.kind == "tick" and self.picture is not None:  # all scores of the batch are there
+            self._send(self.picture, event.seconds)
 
     def _arrive(self, uids: Sequence[int]) -> None:
         self.arrived += sum(self._under_way.pop(uid, 0.0) for uid in uids)
         self.ticket.nfe = round(self.arrived)
 
-    def _tell(self, picture: Decoded, seconds: float) -> None:
+    def _send(self, picture: Decoded, seconds: float) -> None:
         share = max(self.arrived / self.allowance, seconds / self.ticket.seconds)
-        if self.told < self.most and share >= self.due:
-            self.ticket.tell(Partial(self.told, picture.fetch().detach().float().cpu()))
-            self.told, self.picture = self.told + 1, None
-            self.due = (math.floor(share * self.most) + 1) / self.most
+        if self.sent < self.ticket.partials and share >= self.due:
+            self.ticket.tell(Partial(self.sent, picture.fetch().detach().float().cpu()))
+            self.sent, self.picture = self.sent + 1, None
+            self.due = (math.floor(share * self.ticket.partials) + 1) / self.ticket.partials

@@ -1,4 +1,4 @@
-"""The thread that searches. Everything of the model happens in it; the web application only leaves tickets."""
+"""The thread that searches. It alone uses the model; the web application only leaves tickets."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)
 LATE = 5.0
-"""Seconds after the time to end by, after which nothing is waited for."""
+"""Seconds after the deadline, after which nothing is waited for."""
 
 
 class Worker(threading.Thread):
-    """Runs the requests that are submitted, all at once, on one model.
+    """Runs all submitted requests at once, on one model.
 
-    Those of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns as
-    well, in seconds of the device, by the weight of their callers; what room a batch of one has left, others fill
-    that differ in their steps and rewards alone (engine/shared_denoiser.py). An engine without work is kept for a
-    while, as it costs little: all of them share the pipeline's weights. One that is lost, as its devices keep failing,
-    is made anew for the next request. first: what is made ready before any request comes, as loading may take minutes.
+    Requests of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns in seconds of the
+    device, by the weight of their callers. Free places of a batch are filled from specs that differ in their steps and
+    rewards alone (engine/shared_denoiser.py). An idle engine is kept for a while, as all share the pipeline's weights.
+    An engine whose devices keep failing is made anew for the next request.
     """
 
     def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: SearchRequest) -> None:
+        """first: a request to prepare for before any comes, as loading may take minutes."""
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self.draining = self.loaded = False
@@ -45,7 +45,7 @@ class Worker(threading.Thread):
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._open: set[Ticket] = set()
-        """All that were submitted and have not ended."""
+        """Submitted, and not ended."""
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
@@ -56,8 +56,8 @@ class Worker(threading.Thread):
     def submit(
         self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, partials: int = 0
     ) -> Ticket:
-        """Queue a request. partials: images to send while it runs. RequestError (429, 503) where there is no room, or
-        the service is being stopped."""
+        """Queue a request. partials: images to send while it runs. RequestError (429, 503) where the queue is full, and
+        where the service ends."""
         seconds = self.limits.seconds_of(asked.budget)
         ticket = Ticket(replace(asked, budget=replace(asked.budget, seconds=None)), caller, loop, seconds, partials)
         with self._wake:
@@ -75,25 +75,24 @@ class Worker(threading.Thread):
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Nobody waits for this request any more; it ends before the next batch. Nothing where it has ended."""
+        """End a request before the next batch, as its client has gone. Nothing where it has ended."""
         with self._wake:
             ticket.cancelled = True
             self._wake.notify()
 
     def drain(self, *, now: bool = False) -> None:
-        """Take no more requests: those that wait are refused. Those that run end with their best images, early enough
-        for each to have one within `drain` seconds, or at once. The thread ends with the last one. Callable from a
-        signal's handler."""
+        """Refuse new and waiting requests, and let running ones end with an image each, within `drain` seconds or at
+        once. The thread ends with the last one. Callable from a signal's handler."""
         self._deadline = min(self._deadline, time.monotonic() + (0 if now else self.limits.drain))
-        self.draining = True  # seen within a batch, or a second
+        self.draining = True  # the thread sees it within a batch, or a second
 
     @property
     def patience(self) -> float:
-        """Seconds for which to wait for searches still, once they were told to end."""
+        """Seconds left to wait for searches that are to end."""
         return self._deadline + LATE - time.monotonic()
 
     def give_up(self) -> None:
-        """Refuse all requests that have no answer yet, whatever the thread is doing."""
+        """Refuse all requests without an answer, whatever the thread is doing."""
         with self._wake:
             for ticket in self._open:
                 ticket.tell(stopping())
@@ -103,10 +102,10 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             self._searches_of(self._first.engine).warm_up(self._first)
-        except ValueError:  # of a model for edits, that there is no picture
+        except ValueError:  # a model for edits lacks a picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
-        except Exception:  # the next request tries anew, and is told
+        except Exception:  # the next request tries anew, and gets the error
             logger.exception("what requests get that say nothing could not be made ready")
         while True:
             with self._wake:
@@ -116,7 +115,7 @@ class Worker(threading.Thread):
                     return
             try:
                 self._turn()
-            except Exception:  # a mistake of ours: nobody is left without an answer
+            except Exception:  # a mistake of ours: every client gets an answer
                 logger.exception("the thread of searches failed")
                 for ticket in list(self._active):
                     self._end(ticket, "failed", RequestError(500, "the service failed"))
@@ -124,7 +123,7 @@ class Worker(threading.Thread):
                     self._searches.popitem()[1].close()
 
     def _turn(self) -> None:
-        """Take up and let go what came in; then one batch of the spec whose turn it is."""
+        """Begin and cancel requests, then run one batch of the spec whose turn it is."""
         for ticket in [ticket for ticket in self._active if ticket.cancelled]:
             self._active[ticket].cancel(ticket)
             self._end(ticket, "cancelled")
@@ -144,7 +143,7 @@ class Worker(threading.Thread):
         self.metrics.engines.set(len(self._searches))
 
     def _taken(self) -> list[Ticket]:
-        """The requests that begin now. Those that wait and nobody waits for, or that come too late, are ended."""
+        """The requests that begin now. Cancelled ones end here, and so do all that wait while the service drains."""
         with self._wake:
             gone = [ticket for ticket in self._waiting if ticket.cancelled or self.draining]
             stay = [ticket for ticket in self._waiting if not (ticket.cancelled or self.draining)]
@@ -162,28 +161,25 @@ class Worker(threading.Thread):
             self._end(ticket, "refused", refused)
         except FieldError as error:
             self._end(ticket, "refused", RequestError.of(error))
-        except (ValueError, TypeError) as error:  # composed by the model, of what the client asked for
+        except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
                 logger.warning("a model refused its arguments", exc_info=error)
                 said = "this model does not take these settings; leave some out"
             param = field_at_fault(self.engines.pipe, spec, self._usual)
             self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
-        except RewardError as error:
-            logger.error("a reward cannot be loaded", exc_info=error)
-            self._end(ticket, "failed", failure(error, spec))
         except EngineLost as lost:
             logger.error("the devices keep failing", exc_info=lost)
             self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
         except Exception as error:
             logger.error("a search could not begin", exc_info=error)
-            self._end(ticket, "failed", RequestError(500, f"the search could not begin: {type(error).__name__}"))
+            self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
             self._active[ticket] = self._searches[spec]
             self._searches.move_to_end(spec)
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
-        """Those on the engine of this spec, which is made where there is none."""
+        """The searches on the engine of a spec, which is made where there is none."""
         if spec not in self._searches:
             self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
             self.loaded = True
@@ -210,16 +206,16 @@ class Worker(threading.Thread):
             self.metrics.fill.set(made / (engine.room - rooms))
         for phase, seconds in engine.timings.items():
             self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
-        for ticket, told in ended.items():
-            ticket.tell(told)
-            self._end(ticket, "done" if isinstance(told, Done) else "failed")
+        for ticket, answer in ended.items():
+            ticket.tell(answer)
+            self._end(ticket, "done" if isinstance(answer, Done) else "failed")
 
     def _nfe(self) -> int:
-        """Of all engines: a batch of one may take rows of others along."""
+        """Evaluations of all engines: a batch of one may hold rows of others."""
         return sum(searches.engine.nfe for searches in self._searches.values())
 
     def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
-        """A request is over. error: what it is told, where it was not told already."""
+        """Close a request. error: its answer, where it has none yet."""
         self._active.pop(ticket, None)
         with self._wake:
             self._open.discard(ticket)
@@ -230,7 +226,7 @@ class Worker(threading.Thread):
             self.metrics.latency.observe(time.monotonic() - ticket.came)
 
     def _forget(self) -> None:
-        """Drop the engines that are lost, and those that had no work for the longest time, but for a few."""
+        """Drop lost engines, and all but a few of the idle ones, longest idle first."""
         idle = [key for key, searches in self._searches.items() if not searches.under_way]
         lost = [key for key in idle if self._searches[key].run.lost]
         for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
@@ -238,14 +234,14 @@ class Worker(threading.Thread):
 
 
 def stopping() -> RequestError:
-    """What is told while the service ends."""
+    """The answer while the service ends."""
     return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
 
 
-def failure(error: Exception, spec: EngineSpec) -> RequestError:
-    """What is told where all searches of a spec fail. What a reward raised is for the log alone."""
+def failure(error: Exception, spec: EngineSpec, what: str = "the search failed") -> RequestError:
+    """The answer where all searches of a spec fail. Errors of a reward are for the log alone."""
     if not isinstance(error, RewardError):
-        return RequestError(500, f"the search failed: {type(error).__name__}")
+        return RequestError(500, f"{what}: {type(error).__name__}")
     names = " or ".join(spec.rewards)
     said = f"the reward {names} scored none of the first images; ask for another reward, or again later"
     return RequestError(503, said, "reward", "reward_failed", retry_after=30)
