@@ -82,7 +82,7 @@ def run(a: Arguments) -> int:
     offer, limits = offered(a), limited(a)
     common.check_here(common.placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors left is deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the files of visitors are deleted then, too
     try:
         page, listeners = page_of(a, offer, limits, root)
         from ttsnap.demo.app import serve
@@ -99,7 +99,7 @@ def page_of(a: Arguments, offer: Any, limits: Any, root: Path) -> Any:
     """The page and its listeners, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
-    # Read by gradio when it is imported: all that visitors upload and download stays in this folder.
+    # gradio reads it at import: uploads and downloads stay in this folder.
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
@@ -119,11 +119,9 @@ def page_of(a: Arguments, offer: Any, limits: Any, root: Path) -> Any:
 
 
 def judged(prompt: str, name: str) -> Any:
-    """Says whether an image (3, H, W) is strictly right: known in the embedded world only, at its own size."""
-    from ttsnap.demo.worker import nobody_knows
-
+    """The judge of images (3, H, W): only those of the embedded world, at its own size, can be right or wrong."""
     if name not in PACKAGED:
-        return nobody_knows(prompt, name)
+        return lambda image: None
     from ttsnap.scenes import IMAGE_SIZE, check, parse
 
     spec = parse(prompt)
@@ -137,7 +135,7 @@ def judged(prompt: str, name: str) -> Any:
 
 
 def offered(a: Arguments) -> Any:
-    """What visitors may choose: the operator's word, and less where strangers can reach the page."""
+    """The choices of visitors: fewer where strangers can reach the page."""
     from ttsnap.pipelines import defaults, recommended
     from ttsnap.request.offer import Offer
 

@@ -17,7 +17,7 @@ from ttsnap.options.devices import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import AUTO
 
-if TYPE_CHECKING:  # these rooms are loaded once the arguments are known to be right
+if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.request.offer import Offer
     from ttsnap.service.engines import Engines
     from ttsnap.service.keys import Keys
@@ -27,7 +27,7 @@ HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 
 The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what
-it spent; search, reward, budget, seed, steps and others go beside them (docs/howto/service.md). Requests of all callers
+it spent; search, reward, budget, seed, steps and others are our fields (docs/howto/service.md). Requests of all callers
 share the model's batches, and a large one does not keep small ones waiting. Clients choose among the rewards that are
 named here, the first being preset; they name no file and no address. With --devices, the candidates of every request
 are spread over several devices, which have a model each.
@@ -86,11 +86,11 @@ def parser() -> Parser:
     p.add_argument("--max-seconds", type=float, default=300.0, help=Common("most seconds for one search"))
     p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
     p.add_argument("--active", type=int, default=32, help="searches at a time; more need more memory")
-    p.add_argument("--queue-size", type=int, default=64, help="requests that wait beside them; others get status 429")
+    p.add_argument("--queue-size", type=int, default=64, help="requests that wait; others get status 429")
     p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
     p.add_argument("--drain", type=float, default=30.0, help="seconds within which searches end on SIGTERM")
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
-    arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay beside the engines
+    arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay with the engines
     return p
 
 
@@ -133,7 +133,7 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
     """Until SIGTERM or Ctrl-C."""
     known = f"{len(keys.callers)} API keys" if keys.callers else "no API keys: anybody who reaches it may ask"
     print(f"serving {offer.model} at {server.url}/v1, {known} (Ctrl-C ends)", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it is done
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again at its end
     try:
         server.run()
     finally:
@@ -142,14 +142,14 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
 
 @contextmanager
 def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
-    """What is served, on the device of this process or on several; specs: of the rewards, by the names of clients."""
+    """Engines on the device of this process or on several. specs: of the rewards, by the names of clients."""
     from ttsnap.cluster.devices import alone, hosts
     from ttsnap.pipelines.opening import settled
     from ttsnap.service.engines import ManyDevices, OneDevice
 
     place, _ = common.placement(a.device, a.dtype)
     spread = not alone(devices, place.type)
-    # Where other processes search, this one keeps off the devices.
+    # Where other processes search, the devices are theirs.
     device = "cpu" if spread else a.device
     where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)

@@ -21,18 +21,18 @@ from ttsnap.request.offer import Offer
 CSS = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 MARK = Path(__file__).with_name("mark.svg")
-"""The project's one logo, also in the documentation: two candidates that were dropped, and one that went on."""
+"""The project's one logo, also of the documentation: two dropped candidates, and one that went on."""
 HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
 <p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
 <div class="tt-model">{{model}}</div></header>"""
 QUOTA = 512 * 2**20
-"""Bytes of uploads and downloads that are kept at a time."""
+"""Bytes of uploads and downloads in the cache."""
 AT_ONCE = 4
-"""One upload may bring as many files of the largest size."""
+"""Files of the largest size in one upload."""
 
 
 def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> tuple[gr.Blocks, Listeners]:
-    """The page, and who listens to it. `root` is this server's own folder, emptied by whoever made it."""
+    """The page and its listeners. root: a folder of this server's own, which the caller deletes."""
     handlers = Handlers(offer, limits, models, root)
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
     with page:
@@ -52,7 +52,7 @@ def serve(
     page: gr.Blocks, listeners: Listeners, limits: DemoLimits, root: Path, *, host: str, port: int | None, share: bool,
     browser: bool = False, wait: bool = True,
 ) -> Any:  # fmt: skip
-    """Start the server; with `wait` until it is interrupted. Returns what gradio's launch returns."""
+    """Start the server, and wait until it is interrupted. Returns the values of gradio's launch."""
     from starlette.middleware import Middleware
 
     most = AT_ONCE * limits.upload

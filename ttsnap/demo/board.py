@@ -1,4 +1,4 @@
-"""What people see of one search, made from its events or from its trace: candidates, scores, spending, progress."""
+"""The state of one search for people, from its events or its trace: candidates, scores, spending, progress."""
 
 from __future__ import annotations
 
@@ -15,68 +15,76 @@ MOST_LANES, MOST_OF_DEEP = 18, 28
 
 
 class Mark(NamedTuple):
-    """A score on the chart: evaluations spent when it came, its value, whether it is of a finished image, and whether
-    that image was strictly right (None where nobody can tell)."""
+    """A score on the chart."""
 
     nfe: int
+    """Evaluations spent until then."""
     score: float
     finished: bool = False
+    """Whether it is of a finished image."""
     right: bool | None = None
+    """Whether that image is strictly right; None where nobody can tell."""
 
 
 @dataclass
 class Lane:
-    """One candidate: a column of the board. `born` is the step where it left its parent (-1: none), `aim` where it is
-    going; `scores` and `pictures` (data URIs) by step; `state` is going, waiting, dropped or finished; `right` says
-    whether the finished image is strictly right, where that is known."""
+    """One candidate: a column of the board."""
 
     uid: int
     seed: int
     parent: int
+    """Its parent's uid, -1 for none."""
     born: int
+    """The step where it left its parent."""
     aim: int
+    """The step that it goes to."""
     state: str = "going"
+    """going, waiting, dropped or finished."""
     scores: dict[int, float] = field(default_factory=dict)
+    """By step."""
     pictures: dict[int, str] = field(default_factory=dict)
+    """Data URIs by step."""
     right: bool | None = None
+    """Whether the finished image is strictly right; None where nobody can tell."""
 
     @property
     def name(self) -> str:
-        """What it is called on the page: its seed, and its number where it is a branch, since branches share seeds."""
+        """Its name on the page: its seed, and the uid of a branch, since branches share seeds."""
         return f"{self.seed}" if self.parent < 0 else f"{self.seed} ↳{self.uid}"
 
     @property
     def reached(self) -> int:
-        """The last step at which it was looked at, -1 before the first."""
+        """The last step with a score, -1 before the first."""
         return max(self.scores, default=-1)
 
     @property
     def value(self) -> float:
-        """Its last score, -inf where there is none or it failed."""
+        """The last score, -inf where there is none or it failed."""
         last = self.scores.get(self.reached, math.nan)
         return -math.inf if math.isnan(last) else last
 
 
 @dataclass
 class Board:
-    """The state of one search.
-
-    `levels` are the noise levels of steps 0..K; `marks` holds every score; `curve` the best so far, of estimates until
-    an image is finished and of finished images from then on, which its `finished` says; `picture` is the best finished
-    image, large; `best` the finished candidate with the highest score, the first of equals; `spent`, `seconds` so far;
-    `looks` how those who stop at a step are scored there ("draft", "estimate").
-    """
+    """The state of one search."""
 
     levels: Sequence[float]
+    """Noise levels of steps 0..K."""
     lanes: dict[int, Lane] = field(default_factory=dict)
+    """Candidates by uid."""
     spent: Cost = field(default_factory=Cost)
     seconds: float = 0.0
     curve: list[Mark] = field(default_factory=list)
+    """The best so far: of estimates until an image is finished, then of finished images."""
     best: Lane | None = None
+    """The finished candidate with the highest score, the first of equals."""
     marks: list[Mark] = field(default_factory=list)
+    """Every score."""
     picture: str = ""
+    """The best finished image, large, as a data URI."""
     over: bool = False
     looks: dict[int, set[str]] = field(default_factory=dict)
+    """By step, the estimators that score candidates which stop there ("draft", "estimate")."""
 
     @property
     def steps(self) -> int:
@@ -85,18 +93,18 @@ class Board:
 
     @property
     def hope(self) -> Lane | None:
-        """The candidate with the highest last score that has a picture; None where there is none."""
+        """The candidate with the highest last score among those with a picture there."""
         seen = [lane for lane in self.lanes.values() if lane.reached in lane.pictures]
         return max(seen, key=lambda lane: (lane.value, -lane.uid), default=None)
 
     @property
     def rows(self) -> list[int]:
-        """The steps at which candidates were scored, or are about to be."""
+        """Steps with scores, and those that candidates go to."""
         scored = {step for lane in self.lanes.values() for step in lane.scores}
         return sorted(scored | {lane.aim for lane in self.lanes.values() if lane.state == "going"})
 
     def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
-        """Take in one event of the search; `picture` and `large` are its image as data URIs, `right` as in `Lane`."""
+        """Apply an event of the search. picture, large: its image as data URIs. right: as in `Lane`."""
         self.seconds = max(self.seconds, event.seconds)
         if event.move is not None:
             self.move(event.move)
@@ -113,7 +121,7 @@ class Board:
             self.end()
 
     def move(self, move: Mapping[str, Any]) -> None:
-        """Take in the rows of a move, an entry of a trace."""
+        """Apply the rows of a move, an entry of a trace."""
         look = str(move.get("look", ESTIMATE.name)).partition(":")[0]
         for stop in move["stop"]:
             self.looks.setdefault(stop, set()).add(look)
@@ -127,7 +135,7 @@ class Board:
         self.drop(move["drop"])
 
     def score(self, uid: int, step: int, scores: Sequence[float], picture: str = "", right: bool | None = None) -> None:
-        """A candidate was looked at. Several rewards are shown by their mean."""
+        """Note the scores of a candidate, by their mean."""
         lane = self.lanes.get(uid)
         if lane is None:
             return
@@ -147,19 +155,19 @@ class Board:
             self._draw(Mark(self.spent.nfe, lane.value))
 
     def _draw(self, mark: Mark) -> None:
-        """Go on with the curve; what came with the same batch is one point of it."""
+        """Continue the curve. Scores of one batch are one point."""
         if self.curve and self.curve[-1].nfe == mark.nfe:
             self.curve.pop()
         self.curve.append(mark)
 
     def drop(self, uids: Sequence[int]) -> None:
-        """These are given up."""
+        """Candidates are given up."""
         for uid in uids:
             if uid in self.lanes and self.lanes[uid].state != "finished":
                 self.lanes[uid].state = "dropped"
 
     def forks(self) -> dict[int, int]:
-        """The last step from which each candidate that has children was branched."""
+        """The last step from which each parent was branched."""
         last_steps: dict[int, int] = {}
         for lane in self.lanes.values():
             if lane.parent >= 0:
@@ -167,14 +175,14 @@ class Board:
         return last_steps
 
     def end(self) -> None:
-        """Nothing more will happen: what is not finished is given up."""
+        """The search is over: candidates that are not finished are given up."""
         self.over = True
         self.drop(list(self.lanes))
         if self.curve:
             self.curve.append(self.curve[-1]._replace(nfe=max(self.spent.nfe, self.curve[-1].nfe)))
 
     def lineage(self, uid: int, known: Collection[int] = (), most: int = 10_000) -> list[int]:
-        """A candidate and its ancestors, itself first, up to one that is `known`, and `most` of them."""
+        """A candidate and its ancestors, itself first, up to a `known` one, and `most` of them."""
         ancestry: list[int] = []
         while uid in self.lanes and uid not in known and len(ancestry) < most:
             ancestry.append(uid)
@@ -182,12 +190,11 @@ class Board:
         return ancestry
 
     def shown(self, most: int | None = None) -> list[Lane]:
-        """The candidates that got furthest with their ancestors, at most `most`; each family side by side. Where those
-        that were finished would take all room, a quarter of it shows some that were pruned.
+        """The candidates that got furthest, and their ancestors, families side by side.
 
-        By default as many as the page has room for, and a few more beside a deep lineage. While the search goes on they
-        stand in the order in which they were started; once it is over, the winner comes first, then what it came of,
-        and what did worse.
+        most: by default as many as the page has room for, and a few more with a deep lineage. Where finished ones would
+        take all room, a quarter of it is for pruned ones. The order is that of starting while the search runs. Once it
+        is over, the winner comes first, then its ancestors, then worse ones.
         """
         ranked = sorted(self.lanes.values(), key=lambda lane: (-lane.reached, -lane.value, lane.uid))
         if most is None:
@@ -201,7 +208,7 @@ class Board:
             if len(chosen) == most:
                 break
         own = {lane.uid: place for place, lane in enumerate(ranked)} if self.over else {}
-        rank = dict(own)  # of a candidate or the best of those that came of it
+        rank = dict(own)  # of a candidate, or of the best of its descendants
         for uid in sorted(chosen if own else (), reverse=True):  # children come after their parents
             if (parent := self.lanes[uid].parent) in chosen:
                 rank[parent] = min(rank[parent], rank[uid])
@@ -211,7 +218,7 @@ class Board:
             children.setdefault(parent if parent in chosen else -1, []).append(uid)
 
         def family(uid: int) -> list[int]:
-            """The candidate, with what did better than it before it, and what did worse after it."""
+            """A candidate, its better descendants before it, and its worse ones after it."""
             parts = children.get(uid, [])
             better = [each for child in parts if own and rank[child] < own[uid] for each in family(child)]
             worse = [each for child in parts if not own or rank[child] > own[uid] for each in family(child)]
@@ -222,8 +229,8 @@ class Board:
 
 
 def _mixed(ranked: Sequence[Lane], most: int) -> list[Lane]:
-    """Candidates in the order in which they get room: where most of it would go to finished ones, some that were
-    dropped come before the last of these, from all over their ranking."""
+    """Candidates in the order in which they get room. Where finished ones would take most of it, some dropped ones from
+    all over the ranking come before the last of these."""
     finished = [lane for lane in ranked if lane.state == "finished"]
     dropped = [lane for lane in ranked if lane.state == "dropped" and lane.scores]
     some = most // 4

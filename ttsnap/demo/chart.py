@@ -12,12 +12,12 @@ from ttsnap.demo.html import short, verdict
 MOST_MARKS = 600
 LEGEND_RIGHT = '<i class="tt-full"></i>strictly right <i class="tt-hollow"></i>wrong <i class="tt-faint"></i>unfinished'
 LEGEND_PLAIN = '<i class="tt-full"></i>finished <i class="tt-faint"></i>unfinished'
-STROKES = {"faint": (False, None), "full": (True, True), "hollow": (True, False), "plain": (True, None)}
-"""How scores are drawn: the class of their dots, and whether they are of finished images and strictly right."""
+STROKES = {(False, None): "faint", (True, True): "full", (True, False): "hollow", (True, None): "plain"}
+"""Classes of dots, by whether they are of finished images and whether these are strictly right; later ones on top."""
 
 
 def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
-    """One line for each search (its title and board), on axes from 0 to what they spent or may spend."""
+    """One line for each search, of a title and a board. allowed: evaluations, to which the axis goes at least."""
     marks = [mark for _, board in boards for mark in (*board.curve, *board.marks[-MOST_MARKS:])]
     xs = ticks(0, max([float(mark.nfe) for mark in marks] + [float(allowed), 1.0]), 6)
     values = [mark.score for mark in marks if math.isfinite(mark.score)]
@@ -27,10 +27,9 @@ def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
     ends: list[str] = []
     for i, (_, board) in enumerate(boards):
         kind = i if len(boards) > 1 else 1
-        paths += [_dots(board.marks[-MOST_MARKS:], kind, scale)]
+        paths.append(_dots(board.marks[-MOST_MARKS:], kind, scale))
         if board.curve:
-            ends += [_line(board.curve, kind, scale)]
-            ends += [_end(board.curve[-1], kind, scale)]
+            ends += [_line(board.curve, kind, scale), _end(board.curve[-1], kind, scale)]
     grid = "".join(f'<path class="tt-rule" d="M0 {scale.y(y):.2f}H100"/>' for y in ys)
     labels = "".join(f'<span class="tt-ytick" style="top:{scale.y(y):.2f}%">{tick(y)}</span>' for y in ys)
     labels += "".join(f'<span class="tt-xtick" style="left:{scale.x(x):.2f}%">{x:,.0f}</span>' for x in xs)
@@ -46,26 +45,25 @@ def render_chart(boards: Sequence[tuple[str, Board]], allowed: int) -> str:
 
 
 class Scale:
-    """Values to percent of the plot: x from 0, y from the bottom tick to the top one, with room for dots at edges."""
+    """Values to percent of the plot, with room for dots at its edges: x from 0, y from the bottom tick to the top."""
 
     def __init__(self, right: float, low: float, high: float) -> None:
         self.right, self.low, self.high = right, low, high
 
     def x(self, value: float) -> float:
-        """From the left."""
+        """Percent from the left."""
         return 1.5 + 97 * value / self.right
 
     def y(self, value: float) -> float:
-        """From the top."""
+        """Percent from the top."""
         return 4 + 92 * (self.high - value) / (self.high - self.low)
 
     def at(self, mark: Mark) -> tuple[float, float]:
-        """Both of a mark."""
         return self.x(mark.nfe), self.y(mark.score)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers at equal distances, 2 to about `most` of them, from at or below `low` to at or above `high`."""
+    """Round numbers at equal distances that enclose `low` and `high`: 2 to about `most` of them."""
     span = high - low if high > low else abs(high) or 1.0
     raw = span / most
     unit = 10.0 ** math.floor(math.log10(raw))
@@ -84,29 +82,22 @@ def _dots(marks: Sequence[Mark], kind: int, scale: Scale) -> str:
     for mark in marks:
         if math.isfinite(mark.score):
             x, y = scale.at(mark)
-            parts.setdefault(_stroke(mark), []).append(f"M{x:.2f} {y:.2f}h0")
-    drawn = [(name, "".join(parts[name])) for name in STROKES if name in parts]
+            parts.setdefault(STROKES[mark.finished, mark.right], []).append(f"M{x:.2f} {y:.2f}h0")
+    drawn = [(name, "".join(parts[name])) for name in STROKES.values() if name in parts]
     holes = "".join(f'<path class="tt-hole" d="{path}"/>' for name, path in drawn if name == "hollow")
     return "".join(f'<path class="tt-{name} tt-c{kind}" d="{path}"/>' for name, path in drawn) + holes
 
 
-def _stroke(mark: Mark) -> str:
-    """The class of a mark's dot."""
-    return next(
-        name for name, (finished, right) in STROKES.items() if finished == mark.finished and right is mark.right
-    )
-
-
 def _end(mark: Mark, kind: int, scale: Scale) -> str:
-    """The dot at the end of a line, larger than the others and of their meaning: full only where the image is right."""
-    x, y = scale.at(mark)
-    dot = f'<path class="tt-end tt-{_stroke(mark)} tt-c{kind}" d="M{x:.2f} {y:.2f}h0"/>'
-    hole = f'<path class="tt-hole tt-large" d="M{x:.2f} {y:.2f}h0"/>' if _stroke(mark) == "hollow" else ""
+    """The dot at the end of a line: larger than others, with the same meaning."""
+    (x, y), stroke = scale.at(mark), STROKES[mark.finished, mark.right]
+    dot = f'<path class="tt-end tt-{stroke} tt-c{kind}" d="M{x:.2f} {y:.2f}h0"/>'
+    hole = f'<path class="tt-hole tt-large" d="M{x:.2f} {y:.2f}h0"/>' if stroke == "hollow" else ""
     return dot + hole
 
 
 def _line(curve: Sequence[Mark], kind: int, scale: Scale) -> str:
-    """The step line: dashed while only estimates are known, then whole."""
+    """The step line: dashed while there are only estimates."""
     first = next((i for i, mark in enumerate(curve) if mark.finished), len(curve) - 1)
     markup = ""
     for name, part in (("tt-hope", curve[: first + 1]), ("tt-step", curve[first:] if curve[first].finished else ())):

@@ -1,6 +1,6 @@
-"""What visitors upload to look at a search that is over: its folder as a zip, or single files of it.
+"""Uploads of a finished search: its folder as a zip, or single files of it.
 
-Files are told apart by their content, never by their names, and read into memory only: nothing is unpacked to disk.
+Files are told apart by content, never by name, and read into memory only: nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ IGNORED = {"max_sequence_length"}
 
 @dataclass(frozen=True)
 class UploadedPicture:
-    """A PNG as a data URI, and the settings that it carries: checked; None for a contact sheet or a foreign picture.
-
-    looks: the pictures on a contact sheet, by candidate and step.
-    """
+    """A PNG."""
 
     name: str
     uri: str
+    """Its pixels as a data URI."""
     settings: Mapping[str, Any] | None
+    """Its payload, checked; None for a contact sheet or a foreign picture."""
     looks: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """The pictures on a contact sheet as data URIs, by candidate and step."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What was uploaded: a trace where there is one, and pictures by file name."""
+    """The files of an upload."""
 
     trace: Trace | None
     pictures: Mapping[str, UploadedPicture]
+    """By file name."""
 
     def kept(self, search: TracedSearch) -> dict[int, UploadedPicture]:
-        """The pictures of the images that a search returned, by uid, best first; those that were not uploaded lack."""
+        """The uploaded pictures of the images that a search returned, by uid, best first."""
         return {uid: self.pictures[name] for uid, name in search.images.items() if name in self.pictures}
 
     def sheet(self, which: int) -> UploadedPicture | None:
-        """The contact sheet of the prompt of this number; None where it was not uploaded."""
+        """The contact sheet of the prompt of this number, where it was uploaded."""
         many = self.trace is not None and len(self.trace.results) > 1
         sheets = [p for p in self.pictures.values() if p.settings is None and p.name.endswith("sheet.png")]
         return next((p for p in sheets if not many or p.name.startswith(f"{which:03d}-")), None)
@@ -69,9 +70,9 @@ class Folder:
 
 
 def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
-    """Read uploads: (name, path) of each. ValueError that says what is wrong with one, or that nothing is there.
+    """Read uploads, each a name and a path. ValueError says what is wrong with one, or that nothing is there.
 
-    most_bytes: of one upload. What a zip holds may be MOST_UNPACKED bytes, a picture MOST_PIXELS pixels.
+    most_bytes: of one upload. A zip holds at most MOST_UNPACKED bytes, a picture MOST_PIXELS pixels.
     """
     if len(uploads) > MOST_FILES:
         raise ValueError(f"{len(uploads)} files at once; at most {MOST_FILES} are read here")
@@ -94,7 +95,7 @@ def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
 
 
 def picture_settings(data: bytes, name: str) -> dict[str, Any]:
-    """The settings that a PNG of ttsnap carries, checked. ValueError where it carries none, or others than allowed."""
+    """The payload of a PNG of ttsnap, checked. ValueError where it has none, or other settings than allowed."""
     text = texts_in(data, name).get("ttsnap")
     if text is None:
         raise ValueError(f"{name} carries no settings of ttsnap; only PNGs that ttsnap wrote do")
@@ -110,7 +111,7 @@ def _picture(name: str, data: bytes) -> UploadedPicture:
 
 
 def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, int], str]:
-    """The pictures on a contact sheet, as data URIs. ValueError where its text does not fit it."""
+    """The pictures on a contact sheet, as data URIs. ValueError for a text that does not fit the sheet."""
     data = files.parse_json(text, f"the text of {name}")
     side, rows = (data.get("side"), data.get("looks")) if isinstance(data, dict) else (None, None)
     wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
@@ -132,7 +133,7 @@ def _wanted(name: str) -> bool:
 
 
 def render_settings(payload: Mapping[str, Any]) -> str:
-    """A table of the settings of a picture, whose payload `checked` let pass. All text in it is escaped."""
+    """A table of a picture's settings, from its checked payload. All text is escaped."""
     call, search = payload["call"], payload["search"]
     known = ALGORITHMS.get(str(search["algorithm"]))
     rows: list[tuple[str, Any]] = [("Prompt", payload["prompt"])]

@@ -1,4 +1,4 @@
-"""The page's form: what visitors fill in as the search that they ask for, and settings of pictures as its values."""
+"""The page's form: its fields as a search request, and settings of pictures as its values."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ NOISE = "Adds noise at every step, so that branches of one candidate differ."
 
 @dataclass(frozen=True)
 class DemoLimits(SearchLimits):
-    """What one visitor may ask for."""
+    """Limits of one visitor's search."""
 
     nfe: Count = 2000
     seconds: Positive = 120.0
     images: Count = 8
     prompt: Count = 400
     guidance: Positive = 30.0
-    """The largest scale."""
+    """The largest guidance scale."""
     upload: Count = 8 * 2**20
-    """Bytes of a file."""
+    """Bytes of an uploaded file."""
 
     def budget_of(self, text: object, steps: int) -> Budget:
         budget = super().budget_of(text, steps)
@@ -50,10 +50,10 @@ class DemoLimits(SearchLimits):
 
 
 def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchRequest:
-    """The search that the form's fields ask for (prompt, model, algorithm, rewards, budget, steps, seed, keep, size,
-    negative, guidance, draft; and picture, the bytes of a file or None, with strength, how much of it is redrawn).
+    """The search request of the form's fields. FieldError says what is wrong with a field.
 
-    size and guidance may be None: the model's own. FieldError that says what was wrong with a field.
+    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft, picture and
+    strength. size and guidance are the model's own where they are None; picture is the bytes of a file, or None.
     """
     algorithm, guidance, negative, data = (fields.get(n) for n in ("algorithm", "guidance", "negative", "picture"))
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
@@ -86,12 +86,12 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
 
 
 def title_of(asked: SearchRequest) -> str:
-    """A short name of a search for people."""
+    """The name of a search for people."""
     return ALGORITHMS[asked.search.label].title
 
 
 def baseline(asked: SearchRequest) -> SearchRequest:
-    """Best-of-N at the same budget, on the same seeds and sampler. It looks at no drafts."""
+    """Best-of-N at the same budget, on the same seeds and sampler, without drafts."""
     return replace(
         asked,
         search=OfferedSearch(BASELINE, BASELINE),
@@ -100,23 +100,23 @@ def baseline(asked: SearchRequest) -> SearchRequest:
 
 
 def picture_of(asked: SearchRequest) -> Picture | None:
-    """The picture that a search redraws; None without one."""
+    """The picture that a search redraws, if any."""
     picture = asked.prompt.inputs.get("image")
     return picture if isinstance(picture, Picture) else None
 
 
 def task_of(asked: SearchRequest) -> str | None:
-    """What is done with the picture; None without one."""
+    """The task of a search with a picture; None without one."""
     return None if picture_of(asked) is None else REDRAW
 
 
 def drafts(algorithm: str) -> bool:
-    """Whether this algorithm looks at drafts where there is a drafter."""
+    """Whether an algorithm uses drafts where there is a drafter."""
     return any(option.name == "draft_share" for option in options_of(algorithm))
 
 
 def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
-    """What a budget comes to, for the line below its field; what is wrong with it where it cannot be read."""
+    """A sentence on what a budget affords, or on what is wrong with it."""
     try:
         steps = whole("steps", steps, LEAST_STEPS, limits.steps)
         budget = limits.budget_of(text, steps)
@@ -135,8 +135,10 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
 
 
 def read_wish(verb: str, candidate: Any, number: Any, limits: DemoLimits) -> Wish:
-    """A wish by hand: a candidate as the board names it, `12` by its seed or `12 ↳40` by its number, or how many to
-    finish. FieldError for anything else."""
+    """A wish by hand, with a candidate or a number of candidates to finish. FieldError for anything else.
+
+    A candidate has its name on the board: `12` by its seed, `12 ↳40` by its uid.
+    """
     if verb == BEST:
         return Wish(BEST, number=whole("images to finish", number, 1, limits.images))
     match = re.fullmatch(r"\s*(\d{1,20})(?:\s*↳\s*(\d{1,9}))?\s*", candidate if isinstance(candidate, str) else "")
@@ -146,10 +148,10 @@ def read_wish(verb: str, candidate: Any, number: Any, limits: DemoLimits) -> Wis
 
 
 def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tuple[dict[str, Any], list[str]]:
-    """Values for the form from a picture's payload (checked, ttsnap.results.payload), and what could not be taken over.
+    """Values for the form from a picture's checked payload (ttsnap.results.payload), and the fields left as they are.
 
-    Every value passes the same checks as a visitor's own; the others stay as they are on the page, and are named. The
-    first seed becomes the image's own, so that a search meets it at once.
+    Every value passes the checks of a visitor's own. The first seed becomes the image's own, so that a search begins
+    with it.
     """
     call, search = payload["call"], payload["search"]
     wanted: dict[str, Any] = {
@@ -185,12 +187,12 @@ def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tu
 
 
 def algorithm_choices() -> list[tuple[str, str]]:
-    """(what it is called and does, its name) of each, group by group."""
+    """A label and the name of each algorithm, group by group."""
     return [(f"{ALGORITHMS[name].title}: {ALGORITHMS[name].summary}", name) for name in OFFERED]
 
 
 def group_css() -> str:
-    """Rules that put the name of each group above its first algorithm in the open list."""
+    """CSS rules for the name of each group above its first algorithm in the open list."""
     groups = [ALGORITHMS[name].group for name in OFFERED]
     firsts = {group: groups.index(group) for group in dict.fromkeys(groups)}
     return "".join(
@@ -200,7 +202,7 @@ def group_css() -> str:
 
 
 def hint(algorithm: str) -> str:
-    """What a visitor should know about an algorithm beside its line."""
+    """A visitor's hint on an algorithm, in addition to its label."""
     entry = ALGORITHMS[algorithm]
     words = [f"{entry.summary[0].upper()}{entry.summary[1:]}."]
     words += [NOISE] if kernel_for(algorithm) == "sde" else []
@@ -209,5 +211,5 @@ def hint(algorithm: str) -> str:
 
 
 def hints() -> dict[str, str]:
-    """The hints of all, for the page's script."""
+    """All hints, for the page's script."""
     return {name: hint(name) for name in OFFERED}

@@ -1,6 +1,6 @@
 """Refuses requests that the page never makes, huge and endless ones, files of other servers, uploads to a full cache.
 
-It also notes who listens to which search, for the watch that ends those that nobody listens to.
+It also notes connections that listen to searches, so that searches without listeners end.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ttsnap.demo.listeners import Listeners
 
 FORM = 256 * 2**10
-"""Bytes of a form, which holds no more than a prompt and a few settings."""
+"""Bytes of a form: a prompt and a few settings."""
 SECONDS = 120.0
-"""In which a request must have been received whole."""
+"""Time for a request to arrive whole."""
 
 CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitoring", "process_recording", "profiling",
           "run-history", "undo-vibe", "vibe")  # fmt: skip
-"""Addresses of gradio's that this page has no use for; some of them write files or run programs."""
+"""Addresses of gradio that this page does not use; some of them write files or run programs."""
 
 
 class RefusedError(Exception):
@@ -33,21 +33,19 @@ class RefusedError(Exception):
 
 
 class RequestGuard:
-    """ASGI middleware.
-
-    cache: where uploads land; it never holds more than `quota` bytes, which is checked while an upload comes in, and
-    one request may bring `most` bytes. listeners: told about every connection that waits for results.
-    """
+    """ASGI middleware around the page."""
 
     def __init__(self, app: ASGIApp, cache: Path, quota: int, most: int, listeners: Listeners) -> None:
+        """cache: the folder of uploads. quota: bytes of the cache, checked while uploads come in. most: bytes of one
+        upload. listeners: hears of every connection that waits for results."""
         self.app, self.cache, self.quota, self.most, self.listeners = app, cache, quota, most, listeners
         self.uploads = 0
         self.settled = 0
         """Bytes of whole files, as last measured, and of what came in since."""
         self.coming = 0
-        """Bytes of uploads that are coming in, whether they are written yet or not."""
+        """Bytes of uploads that are coming in, written or not."""
         self.broken = 0
-        """Bytes of uploads that failed, whose files may lie there until they are swept."""
+        """Bytes of failed uploads, whose files may lie there until they are swept."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +76,7 @@ class RequestGuard:
             await self.app(scope, receive, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an upload on while it fits: into the quota, with all others that are coming in, and into one request."""
+        """Pass an upload on while it fits into one request, and with all other uploads into the quota."""
         timed, taken = _timed(receive), 0
 
         async def counted() -> Message:
@@ -107,18 +105,18 @@ class RequestGuard:
             self.uploads -= 1
 
     def _check(self) -> None:
-        """RefusedError where all that was let in does not fit into the quota."""
+        """RefusedError where all uploads together do not fit into the quota."""
         if self.settled + self.coming + self.broken > self.quota:
             self.settled = self._whole()
         if self.settled + self.coming + self.broken > self.quota:
             raise RefusedError("the demo holds too many files just now; try again later", 507)
 
     def _whole(self) -> int:
-        """Bytes of the files in the cache that are not being written: gradio moves what is whole into folders."""
+        """Bytes of whole files in the cache: gradio moves them into folders."""
         return held(self.cache) - sum(_size(path) for path in self.cache.glob("tmp*") if path.is_file())
 
     def _sweep(self, before: float) -> None:
-        """Delete what uploads that were broken off left."""
+        """Delete files of uploads that were broken off."""
         for path in self.cache.glob("tmp*"):
             with suppress(OSError):  # moved or deleted meanwhile
                 if path.is_file() and path.stat().st_mtime <= before:
@@ -126,7 +124,7 @@ class RequestGuard:
 
 
 def held(folder: Path) -> int:
-    """Bytes of the files in a folder, those below included."""
+    """Bytes of the files in a folder and below."""
     return sum(_size(Path(where, name)) for where, _, names in os.walk(folder) for name in names)
 
 
@@ -138,9 +136,9 @@ def _size(path: Path) -> int:
 
 
 def uploaded(payload: Any, cache: Path) -> Path | None:
-    """The file that a visitor uploaded, from what the page sent; None where there is none.
+    """The file of a visitor's upload, from the page's message; None where there is none.
 
-    ValueError for anything that is not a file in the cache: other paths of this machine, and addresses.
+    ValueError for anything but a file in the cache: other paths of this machine, and addresses.
     """
     if payload is None:
         return None
@@ -154,7 +152,7 @@ def uploaded(payload: Any, cache: Path) -> Path | None:
 
 
 def _listener(place: str, scope: Scope) -> str:
-    """What a connection waits for the results of: a session of the page, or one call's id; "" where it does not."""
+    """The session of the page, or the id of one call, whose results a connection waits for; "" for neither."""
     if place == "queue/data":
         return QueryParams(scope.get("query_string", b"")).get("session_hash", "")
     parts = place.split("/")
@@ -162,7 +160,7 @@ def _listener(place: str, scope: Scope) -> str:
 
 
 def _timed(receive: Receive) -> Receive:
-    """A receive under which all of a request must have come within SECONDS."""
+    """A receive that refuses requests which are not whole within SECONDS."""
     end = time.monotonic() + SECONDS
 
     async def timed() -> Message:
@@ -187,7 +185,7 @@ async def _body(receive: Receive, most: int) -> bytes:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body that was read, and then whatever follows."""
+    """A receive that gives a body that was read, and then whatever follows."""
     given = False
 
     async def again() -> Message:

@@ -1,4 +1,4 @@
-"""What happens when a visitor presses something on the search tab: fields are checked, searches streamed."""
+"""Functions of the search tab: fields are checked, searches streamed."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ FIELDS: dict[str, Any] = {
     "picture": None,
     "strength": 0.7,
 }
-"""The form's fields in the order of the API's arguments, with what stands for those that a caller leaves out."""
+"""Defaults of the form's fields, in the order of the API's arguments."""
 RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
-"""The fields that a picture's settings fill in."""
+"""Fields that a picture's settings fill in."""
 PROMPTS = (
     "a photo of a red bicycle leaning on a blue door",
     "three ceramic cups on a wooden shelf, soft morning light",
@@ -59,7 +59,7 @@ UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
 
 def _of_the_form(run: Handler) -> Handler:
-    """A handler of the form's values under their names: gradio makes those of the API's arguments of the signature."""
+    """Gives a handler a signature with the form's fields, of which gradio makes the API's arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = [inspect.Parameter(name, kind, default=default) for name, default in FIELDS.items()]
     handler, request, *_ = inspect.signature(run).parameters.values()
@@ -69,22 +69,23 @@ def _of_the_form(run: Handler) -> Handler:
 
 @dataclass
 class Handlers:
-    """The page's functions. `root` holds this server's files: uploads and downloads in `cache`, runs beside it.
-
-    listeners: who listens to whose results; None where that need not be known.
-    """
+    """The tab's functions, and the running searches of each session."""
 
     offer: Offer
     limits: form.DemoLimits
     models: Models
     root: Path
+    """The folder of this server's files: the cache, and one folder for each running search."""
     stops: dict[str, set[threading.Event]] = field(default_factory=dict)
+    """Events that end searches, by session."""
     wishes: dict[str, list[Wish]] = field(default_factory=dict)
+    """Wishes for the running search, by session."""
     listeners: Listeners | None = None
+    """None: searches begin without a listener."""
 
     @property
     def cache(self) -> Path:
-        """Where gradio keeps uploads and what visitors may download."""
+        """The folder of uploads and downloads."""
         return self.root / "cache"
 
     # --- searching ------------------------------------------------------------------------------------------------
@@ -96,11 +97,11 @@ class Handlers:
 
     @_of_the_form
     def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Best-of-N beside the chosen algorithm, on the same budget and seeds, evaluation by evaluation."""
+        """Best-of-N and the chosen algorithm on the same budget and seeds, evaluation by evaluation."""
         yield from self._run(request, values, compare=True)
 
     def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """The comparison from 20 first seeds drawn at random, and who won; streams the tally and a line."""
+        """The comparison from 20 random first seeds; streams the tally and a line."""
         draw = random.SystemRandom()
         with self._stoppable(request) as stop:
             try:
@@ -120,7 +121,7 @@ class Handlers:
             try:
                 wanted = self._read(request, values)
                 wishes: list[Wish] = []
-                if not compare:  # a comparison, which is one of algorithms, takes none
+                if not compare:  # a comparison of algorithms takes none
                     self.wishes[str(request.session_hash)] = wishes
                 for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare, wishes=wishes):
                     yield _shown(frame)
@@ -129,10 +130,10 @@ class Handlers:
                 yield stage, line("word", ""), *_NOTHING, gr.update(interactive=False)
                 raise raised from None
             finally:
-                shutil.rmtree(folder, ignore_errors=True)  # what visitors may download has been copied to the cache
+                shutil.rmtree(folder, ignore_errors=True)  # downloads were copied to the cache
 
     def _read(self, request: gr.Request, values: tuple[Any, ...]) -> SearchRequest:
-        """What was asked for. ValueError for what is not allowed, and where nobody listens any more."""
+        """The search request. ValueError for fields that are not allowed, and where nobody listens any more."""
         if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
             raise ValueError(UNHEARD)
         fields = dict(zip(FIELDS, values, strict=True))
@@ -143,7 +144,7 @@ class Handlers:
 
     @contextmanager
     def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
-        """An event that this visitor's button sets, and the end of this call."""
+        """An event that the visitor's button sets, and the end of the block."""
         session, stop = str(request.session_hash), threading.Event()
         self.stops.setdefault(session, set()).add(stop)
         try:
@@ -187,7 +188,7 @@ class Handlers:
             wishes.append(wish)
 
     def surprise(self) -> tuple[str, int]:
-        """A prompt and a seed that nobody chose."""
+        """A random prompt and a random seed."""
         draw = random.SystemRandom()
         if self.offer.model not in PACKAGED:
             return draw.choice(PROMPTS), draw.randrange(100_000)
@@ -201,7 +202,7 @@ class Handlers:
         return line("hint", form.budget_words(text, steps, self.limits)[:300])
 
     def restore(self, payload: Any) -> tuple[Any, ...]:
-        """A picture was dropped on the page: its settings as values of RESTORED, and a line on what was taken over."""
+        """The settings of a picture that was dropped on the page: values of RESTORED, and a line on them."""
         with refusals("No settings to restore"):
             path = uploaded(payload, self.cache)
             if path is None:
@@ -227,13 +228,13 @@ def refusals(title: str) -> Iterator[None]:
 
 
 def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
-    """What gradio raises. The text is escaped: it may quote what the visitor wrote."""
+    """An error as gradio takes it. Its text is escaped: it may quote the visitor."""
     text = escape(text[:1500]).replace("\n", "<br>")
     return gr.Error(text, duration=20, visible=visible, title=title, print_exception=False)
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:
-    """A frame as values of stage, status, winner, files, Python, command line, and the button that stops."""
+    """A frame as values of stage, status, winner, files, Python, command line, and the stop button."""
     status = line("word", frame.status)
     if frame.files:
         paths = [str(path) for path in frame.files]
@@ -245,8 +246,8 @@ def _shown(frame: Frame) -> tuple[Any, ...]:
 
 
 def _failed(error: Exception) -> tuple[str, gr.Error]:
-    """The stage that says what was wrong, and the error for callers of the API. A failure inside is logged, and only
-    its kind is said: its text may tell too much."""
+    """A stage of the error, and the error for callers of the API. Of a failure inside only the kind is said, as its
+    text may tell too much; it is logged."""
     title, text = "That cannot be searched", str(error)[:1500]
     if not isinstance(error, ValueError):
         logger.error("a search failed", exc_info=error)

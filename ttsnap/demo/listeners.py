@@ -1,7 +1,7 @@
-"""Who listens to which search. What nobody listens to is taken out of the queue, and stopped where it runs.
+"""Listeners of searches. A search without a listener is taken out of the queue, and stopped where it runs.
 
-gradio takes a call with one request and gives its results over another, so that calls whose results nobody fetches
-would run to their end, with other visitors waiting behind them.
+gradio takes a call with one request and gives its results over another. Calls whose results nobody fetches would run to
+their end, with other visitors waiting.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GRACE = 5.0
-"""Seconds that a visitor has to start listening, or to come back after a broken connection."""
+"""Seconds for a visitor to start listening, and to come back after a broken connection."""
 PERIOD = 0.5
 
 
 @dataclass
 class Listeners:
-    """Connections that wait for results, by session (of the page, or of one call made without it).
-
-    queue: gradio's queue of calls. stop: called with the session of a call that nobody has listened to for `grace`
-    seconds.
-    """
+    """Connections that wait for results."""
 
     queue: Any
+    """gradio's queue of calls."""
     stop: Callable[[str], None]
+    """Ends the searches of a session, one of whose calls had no listener for `grace` seconds."""
     grace: float = GRACE
     open: Counter[str] = field(default_factory=Counter)
+    """Connections by session of the page, or by id of a call made without the page."""
     _silent: dict[str, float] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
 
     @contextmanager
     def listening(self, key: str) -> Iterator[None]:
-        """While a connection is open that waits for the results of this session or call."""
+        """A connection waits for the results of a session or a call, until the block ends."""
         self.open[key] += 1
         try:
             yield
@@ -46,19 +45,19 @@ class Listeners:
                 del self.open[key]
 
     def heard(self, session: str) -> bool:
-        """Whether anyone listens to a session, or to one of its calls."""
+        """Whether a session, or one of its calls, has a listener."""
         calls = self.queue.pending_event_ids_session.get(session, ())
         return self.open[session] > 0 or any(self.open[call] > 0 for call in list(calls))
 
     def arrived(self, session: str) -> bool:
-        """Whether anyone listens, given the time to start listening; blocks for `grace` seconds at most."""
+        """Whether a session gets a listener within `grace` seconds; blocks until then."""
         end = time.monotonic() + self.grace
         while not (heard := self.heard(session)) and time.monotonic() < end:
             time.sleep(0.05)
         return heard
 
     def watch(self) -> None:
-        """Look after the queue until it is empty. To be called from the server's event loop, after each new call."""
+        """Watch the queue until it is empty. Called on the server's event loop, after each new call."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -75,7 +74,7 @@ class Listeners:
             await asyncio.sleep(PERIOD)
 
     def _calls(self) -> dict[str, str]:
-        """The session of each call that waits or runs, by the call's id."""
+        """The sessions of waiting and running calls, by the call's id."""
         waiting = [call for calls in self.queue.event_queue_per_concurrency_id.values() for call in calls.queue]
         running = [call for job in self.queue.active_jobs if job for call in job]
         return {call._id: call.session_hash for call in (*waiting, *running)}

@@ -1,4 +1,4 @@
-"""Searches as one watches them: beside each other, each on a board, with wishes of the visitor's in between."""
+"""Searches side by side, each on a board, with a visitor's wishes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ttsnap.loop.search import search as search_dry
 from ttsnap.request.request import SearchRequest
 
 LOOKS, MOST_ROWS = 40, 16
-"""On a CPU, where larger batches gain little, a search is cut into about so many, so that one sees it go on."""
+"""Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show less."""
 UNSPENT = 0.1
-"""Less than this share of a budget left over needs no explanation."""
+"""The share of a budget that may be left over without an explanation."""
 
 
 class Turns:
-    """Lets one of several threads run at a time: that whose search spent the fewest evaluations, the first of equals.
+    """Lets one of several threads run at a time: that of the fewest evaluations so far, the first of equals.
 
-    At every moment of a comparison both searches have then spent about the same.
+    Both searches of a comparison have then spent about the same at every moment.
     """
 
     def __init__(self, searches: int) -> None:
@@ -41,7 +41,7 @@ class Turns:
         self._changed = threading.Condition()
         self._begun = [time.monotonic()] * searches
         self.seconds = [0.0] * searches
-        """That each search ran."""
+        """Time of each search's turns."""
 
     def begin(self, place: int) -> None:
         """Wait for the first turn."""
@@ -57,7 +57,7 @@ class Turns:
             self._wait(place)
 
     def leave(self, place: int) -> None:
-        """This search is over: the others go on without it."""
+        """A search is over: the others go on."""
         with self._changed:
             self.seconds[place] += time.monotonic() - self._begun[place]
             del self._spent[place]
@@ -69,10 +69,7 @@ class Turns:
 
 
 class LiveSearches(SearchThread):
-    """Runs searches beside each other; `searches` are there before any of them begins.
-
-    wishes: those of the visitor so far, which may grow meanwhile; None where the searches take none.
-    """
+    """Runs searches side by side."""
 
     def __init__(
         self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
@@ -80,7 +77,9 @@ class LiveSearches(SearchThread):
     ) -> None:  # fmt: skip
         super().__init__(asked, models, limits, stop)
         self.wishes = wishes
+        """Of the visitor, a list that may grow meanwhile; None where the searches take none."""
         self.searches: list[RunningSearch] = []
+        """In the order of the requests, from before any of them begins."""
 
     def work(self) -> None:
         searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
@@ -130,11 +129,11 @@ class LiveSearches(SearchThread):
         self.news.put(partial(self._end, search, result))
 
     def _end(self, search: RunningSearch, result: Result) -> None:
-        """The ledger has the last word on what was spent, and the result on who won."""
+        """Show the result: the ledger has the last word on spending, the result on the winner."""
         search.result = result
         spent, view = result.spent, search.view
         board = view.board
-        # Drafts are evaluations in part, as they were while the search ran.
+        # Drafts count as parts of evaluations, as they did while the search ran.
         board.spent = replace(spent.cost, nfe=round(spent.price.evaluations(spent.cost)))
         board.seconds = float(spent.seconds)
         board.end()
@@ -153,21 +152,21 @@ class LiveSearches(SearchThread):
 
 
 def _rows(pipe: Any, budget: Budget) -> int | None:
-    """The most candidates per batch; None for as many as fit. What a search finds does not depend on it."""
+    """The most candidates per batch; None for as many as fit. Results do not depend on it."""
     if pipe._execution_device.type != "cpu" or budget.nfe is None:
         return None
     return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
 
 
 def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
-    """What was done as the visitor wished, with the turns."""
+    """The wishes that were carried out, with their turns."""
     return result.state.taken if isinstance(result.state, State) else ()
 
 
 def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
-    """A sentence on what a search left of its evaluations; "" where that is next to nothing, or they were not limited.
+    """A sentence on the evaluations that a search left over; "" where they are few, or were not limited.
 
-    asked: the search, its budget in evaluations.
+    asked: with a budget in evaluations.
     """
     allowed, taken = asked.budget.nfe, spent.price.evaluations(spent.cost)
     if not allowed or allowed - taken < UNSPENT * allowed:
@@ -179,7 +178,7 @@ def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
     made: Any = make_algorithm(asked.search.label)
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
-    calls = spent.cost.draft_calls // max(1, spent.seeds)  # of each seed's draft
+    calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed
     engine = DryEngine(grid, asked.engine.rewards, price=spent.price, draft_calls=calls)
     sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
     (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)

@@ -1,4 +1,4 @@
-"""What stands around the board, as HTML: best image, meters, kept images, and what stands there without a search."""
+"""The stage as HTML: best image, meters, kept images, chart and boards; and a stage without a search."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ METERS = {
 
 @dataclass
 class View:
-    """One search on the page: its name, its board, and what it may spend.
-
-    source: the picture that is changed, as a data URI. Once it is over: the winner's uid, warnings, and the other kept
-    images (data URI, what it is), best first.
-    """
+    """One search on the page. Fields from `winner` to `kept` come at its end."""
 
     title: str
     board: Board
     allowed: Budget
     seconds: float
+    """Time that the search may take."""
     winner: int | None = None
+    """The uid of the winner."""
     note: str = ""
+    """Warnings."""
     kept: tuple[tuple[str, str], ...] = ()
+    """The other kept images, best first: a data URI and a caption each."""
     source: str = ""
+    """The picture that the search changes, as a data URI."""
 
 
 def intro() -> str:
-    """What stands on the stage before the first search."""
+    """The stage before the first search."""
     fates = [3, 1, 2, 1, 3, 1, 1, 2, 1, 3]
     ghosts = "".join(f"<span>{'<i></i>' * fate}</span>" for fate in fates)
     return INTRO.format(ghosts=ghosts)
 
 
 def render_plain(head: str, text: str, *, error: bool = False) -> str:
-    """A stage that holds nothing but words. All text in it is escaped."""
+    """A stage of words. All text is escaped."""
     lines = escape(text).replace("\n", "<br>")
     return PLAIN.format(kind=" tt-error" if error else "", head=escape(head), text=lines)
 
 
 def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
-    """The whole stage. All text in it is escaped."""
+    """The whole stage. All text is escaped."""
     many = len(views) > 1
     best = _wipe(views[0].source, views) + "".join(_best(view, many) for view in views)
     meters = "".join(_meters(view, i if many else None) for i, view in enumerate(views))
@@ -76,7 +77,7 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
 
 
 def _wipe(source: str, views: Sequence[View]) -> str:
-    """The picture that is changed; over it, once there is one, the best image of the last view, with a wipe between."""
+    """The picture before, and over it the best image of the last view, with a wipe between."""
     if not source:
         return ""
     after = views[-1].board.picture
@@ -108,8 +109,10 @@ def _kept(view: View, named: bool) -> str:
 
 
 def _meters(view: View, place: int | None) -> str:
-    """What was spent: as meters, or in a line that begins with the search's name where it is one of two. These have one
-    clock, the evaluations: seconds would say which of them ran while the machine was busy."""
+    """The spending: as meters, or as a line with the search's name where it is one of two.
+
+    Two searches have one clock, the evaluations: seconds would say which of them ran while the machine was busy.
+    """
     spent, caps = view.board.spent, view.allowed
     if place is not None:
         cap = "" if caps.nfe is None else f" of {caps.nfe:,}"

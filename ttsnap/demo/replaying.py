@@ -1,4 +1,4 @@
-"""What happens on the tab that shows searches that are over: uploads are read, boards drawn move by move."""
+"""Functions of the tab of finished searches: uploads are read, boards drawn move by move."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ttsnap.demo.traces import board_at
 from ttsnap.request.limits import whole
 
 FRAMES = 60
-"""The most pictures of a replay that plays by itself."""
+"""The most frames of a replay."""
 NONE = "That cannot be shown"
 
 
 @dataclass
 class Replays:
-    """The tab's functions. Uploads are read anew each time: the server remembers nothing about its visitors."""
+    """The tab's functions. Uploads are read anew each time: the server keeps nothing of its visitors."""
 
     handlers: Handlers
 
     def open_files(self, payload: Any) -> tuple[Any, ...]:
-        """Files were uploaded: which prompts they hold, how many moves the first has, and the end of that.
+        """Open uploaded files, at the end of the first prompt's search.
 
         Values of: the choice of prompts, the slider of moves, the button that plays, the stage, the settings, the
         button that searches with them.
@@ -49,7 +49,7 @@ class Replays:
             return chooser, slider, play, render_folder(folder, 0, moves) if folder else "", settings, again
 
     def choose_result(self, payload: Any, which: Any) -> tuple[Any, str]:
-        """Another prompt of the trace."""
+        """Choose another prompt of the trace."""
         with refusals(NONE):
             folder, which, moves = self._known(payload, which)
             return gr.update(maximum=max(2, moves), value=max(1, moves)), render_folder(folder, which, moves)
@@ -61,7 +61,7 @@ class Replays:
             return render_folder(folder, which, whole("move", move, 0, max(2, moves)))
 
     def play_trace(self, payload: Any, which: Any) -> Iterator[tuple[Any, str]]:
-        """Every move in turn, or 60 of them."""
+        """The board after every move in turn, in at most FRAMES frames."""
         with refusals(NONE):
             folder, which, moves = self._known(payload, which)
             frames = min(moves, FRAMES)
@@ -71,7 +71,7 @@ class Replays:
                 time.sleep(min(0.6, 8 / frames))
 
     def search_again(self, payload: Any) -> tuple[Any, ...]:
-        """The settings of the first image that was uploaded, as `Handlers.restore` gives them, and the other tab."""
+        """The settings of the first uploaded image, as of `Handlers.restore`, and the other tab."""
         with refusals(NONE):
             folder = self._folder(payload)
             if folder is None or not folder.images:
@@ -85,7 +85,7 @@ class Replays:
         return read_folder([(path.name, path) for path in paths], most) if paths else None
 
     def _known(self, payload: Any, which: Any) -> tuple[Folder, int, int]:
-        """The folder, the number of the prompt in it, and how many moves that has."""
+        """The folder, the number of a prompt in it, and the number of its moves."""
         folder = self._folder(payload)
         if folder is None or folder.trace is None:
             raise ValueError("upload a trace.json, or the folder that holds it as a zip, first")
@@ -94,7 +94,7 @@ class Replays:
 
 
 def render_folder(folder: Folder, which: int, move: int) -> str:
-    """The stage: the board after so many moves, with the images that the folder holds. All text in it is escaped."""
+    """The stage: the board after so many moves, with images of the folder. All text is escaped."""
     sheet = folder.sheet(which)
     sheets = "" if sheet is None else _shown(sheet, "contact sheet", "tt-sheet")
     if folder.trace is None:

@@ -1,4 +1,4 @@
-"""How to run a search again: a few lines of Python, and the command line."""
+"""A search as a few lines of Python, and as a command line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ttsnap.options.sampler import NONE
 from ttsnap.request.request import SearchRequest
 
 PICTURE = "picture.png"
-"""What the visitor's picture is called in these lines."""
+"""The name of the visitor's picture in these lines."""
 
 
-def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float32", budget: str | None = None) -> str:
-    """Lines that run this search and save its winner; `budget` as counted on the grid."""
+def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float32") -> str:
+    """Lines that run this search and save its winner."""
     arguments: dict[str, Any] = {
         "search": asked.search.label,
         "reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else list(asked.engine.rewards),
-        "budget": budget or str(asked.budget),
+        "budget": str(asked.budget),
         **{option.name: value for option, value in _changed(asked)},
         "seed": asked.seed,
         **({"num_images_per_prompt": asked.keep} if asked.keep > 1 else {}),
@@ -47,7 +47,7 @@ def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float3
     )
 
 
-def command_line(asked: SearchRequest, budget: str | None = None) -> str:
+def command_line(asked: SearchRequest) -> str:
     """The same search by `ttsnap generate`."""
     options: dict[str, Any] = {
         "--model": None if asked.model == "embedded" else asked.model,
@@ -57,7 +57,7 @@ def command_line(asked: SearchRequest, budget: str | None = None) -> str:
         "--algorithm": asked.search.label,
         **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
         "--reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else json.dumps(asked.engine.rewards),
-        "--budget": budget or str(asked.budget),
+        "--budget": str(asked.budget),
         **{option.dashed: asked.call.get(name) for name, option in WRITTEN.items()},
         "--seed": asked.seed,
         "--keep": asked.keep if asked.keep > 1 else None,
@@ -70,8 +70,8 @@ def command_line(asked: SearchRequest, budget: str | None = None) -> str:
 
 
 def _changed(asked: SearchRequest) -> list[tuple[Option, Any]]:
-    """Options of the sampler that are not at their defaults, with their values."""
+    """Options of the sampler with other values than their defaults."""
     names, given = changed(asked.engine.sampler), values(asked.engine.sampler)
-    if given["draft"] is None and not drafts(asked.search.label):  # then there is none to leave out
+    if given["draft"] is None and not drafts(asked.search.label):  # this algorithm has no drafts to leave out
         names.remove("draft")
     return [(option, given[option.name]) for option in options_of(type(asked.engine.sampler)) if option.name in names]

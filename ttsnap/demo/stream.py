@@ -1,4 +1,4 @@
-"""Tells how searches go, a few times a second: boards while they run, files at their end. No gradio."""
+"""Streams searches, a few frames a second: boards while they run, files at their end. No gradio."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from ttsnap.results import outputs
 from ttsnap.version import __version__
 
 PERIOD = 0.3
-"""Seconds between two looks at the board."""
+"""Seconds between two frames."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the page shows next. The first one is `fresh`: what an earlier search left there goes; files, python and
-    command line come with the last one."""
+    """The page at a moment. The last frame has files, Python and command line."""
 
     stage: str
     status: str = ""
     fresh: bool = False
+    """Whether it is the first frame, with which the files of an earlier search go."""
     files: tuple[Path, ...] = ()
     python: str = ""
     command: str = ""
-    warnings: tuple[str, ...] = ()
 
 
 def stream(
@@ -48,10 +47,10 @@ def stream(
     compare: bool = False,
     wishes: Sequence[Wish] = (),
 ) -> Iterator[Frame]:
-    """Run what was asked (beside best-of-N, to compare) and write what was found to `folder`.
+    """Run a search, with best-of-N to compare with it, and write its files to `folder`.
 
-    wishes: those of the visitor so far, which may grow meanwhile. A comparison takes none: it is one of algorithms.
-    Closing the iterator stops the search. ValueError for what the model or the search refuses.
+    wishes: of the visitor, a list that may grow meanwhile. A comparison of algorithms takes none. Closing the iterator
+    stops the search. ValueError for a request that the model or the search refuses.
     """
     if compare:
         check_comparable(asked)
@@ -81,7 +80,7 @@ def check_comparable(asked: SearchRequest) -> None:
 
 
 def about(asked: SearchRequest, *, both: bool = False) -> str:
-    """One line that says how a search, or both that are compared, sample and score."""
+    """A line on how a search, or both of a comparison, sample and score."""
     words = [title_of(asked), f"{asked.call['num_inference_steps']} steps"]
     if asked.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
@@ -106,7 +105,6 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
         status = "stopped; this is the best image so far"
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
-    warnings = tuple(dict.fromkeys(w for _, result in found.values() for w in result.warnings))
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return Frame(
         render_stage(asked.prompt.text, views, about(asked, both=len(views) > 1)),
@@ -114,7 +112,6 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
         files=tuple(files),
         python=caveat + snippet.python_lines(asked, device, dtype),
         command=snippet.command_line(asked),
-        warnings=warnings,
     )
 
 

@@ -1,4 +1,4 @@
-"""What stands on the page's two tabs, and which function each part calls."""
+"""The page's two tabs, and the functions that their parts call."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 
 
 def html(text: str, **options: Any) -> gr.HTML:
-    """HTML that only our style sheet styles."""
+    """HTML with our style sheet alone."""
     return gr.HTML(text, apply_default_css=False, **options)
 
 
 def search_tab(handlers: Handlers) -> list[Any]:
-    """The tab that searches; the parts that a picture's settings fill in, and the line on that, come back."""
+    """The tab that searches. Returns the parts that a picture's settings fill in, and the line of status."""
     embedded = handlers.offer.model in PACKAGED
     prompts = SCENES if embedded else PROMPTS[:3]
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
@@ -82,7 +82,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
 
 
 def _by_hand(handlers: Handlers) -> None:
-    """What a visitor may wish of a search while it runs."""
+    """A visitor's wishes while a search runs."""
     run: dict[str, Any] = {"queue": False, **PRIVATE}
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
         candidate = gr.Textbox("", label="Candidate", max_lines=1, max_length=40, elem_id="candidate",
@@ -97,7 +97,7 @@ def _by_hand(handlers: Handlers) -> None:
 
 
 def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
-    """The settings below the prompt, as FIELDS names them."""
+    """The settings below the prompt, by the names of FIELDS."""
     offer, limits = handlers.offer, handlers.limits
     defaults = offer.defaults(offer.model)
     showcased = offer.model == "embedded"
@@ -136,8 +136,8 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
             size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
-    told = {name: line("hint", text) for name, text in hints().items()}
-    algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(told)})[name]", **PRIVATE)
+    texts = {name: line("hint", text) for name, text in hints().items()}
+    algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(texts)})[name]", **PRIVATE)
     gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
           trigger_mode="always_last", **PRIVATE)  # fmt: skip
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
@@ -147,7 +147,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
 
 
 def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
-    """The tab that shows searches that are over. `form`: what the settings of a picture fill in on the other tab."""
+    """The tab of finished searches. form: parts of the other tab, which a picture's settings fill in."""
     private: dict[str, Any] = {"api_visibility": "undocumented", "show_progress": "hidden", "preprocess": False}
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):

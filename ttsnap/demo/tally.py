@@ -1,4 +1,4 @@
-"""Twenty other seeds: both searches of a comparison from first seeds that nobody chose, and who won, pair by pair."""
+"""Twenty other seeds: both searches of a comparison from random first seeds, and their wins, pair by pair."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from ttsnap.request.request import SearchRequest
 
 PAIRS = 20
 EQUAL = 1e-9
-"""Rewards that differ by less are a tie: both searches mostly found the same image."""
+"""The least difference of rewards that is no tie: below it both searches mostly found the same image."""
 OUTCOMES = ("won", "tied", "lost")
 
 
 @dataclass(frozen=True)
 class Side:
-    """The best image of one search: its seed and reward, whether it is strictly right (None where nobody can tell), and
-    a small copy as a data URI."""
+    """The best image of one search."""
 
     seed: int
     reward: float
     right: bool | None
+    """Whether it is strictly right; None where nobody can tell."""
     picture: str
+    """A small copy as a data URI."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What best-of-N and the chosen algorithm found from the same first seed."""
+    """Best-of-N and the chosen algorithm from the same first seed."""
 
     first: int
+    """The first seed."""
     base: Side
     chosen: Side
 
     @property
     def outcome(self) -> str:
-        """Of the chosen algorithm, by the reward: won, tied or lost."""
+        """The outcome for the chosen algorithm, by the reward: won, tied or lost."""
         gain = self.chosen.reward - self.base.reward
         return OUTCOMES[1] if abs(gain) <= EQUAL else OUTCOMES[0] if gain > 0 else OUTCOMES[2]
 
 
 class Tallying(SearchThread):
-    """Runs both searches from each of these first seeds; `pairs` grows. All of them together may take as long as one
-    comparison."""
+    """Runs both searches from each first seed; `pairs` grows. All together may take as long as one comparison."""
 
     def __init__(
         self, asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
@@ -72,7 +73,7 @@ class Tallying(SearchThread):
                 found(self.pipe, replace(asked, seed=first), make_algorithm(asked.search.spec), self.should_stop)
                 for asked in searches
             ]
-            if self.should_stop():  # neither search of a pair may have had less than the other
+            if self.should_stop():  # both searches of a pair must have had the same budget
                 return
             self.news.put(partial(self.pairs.append, Pair(first, *(side(result.best) for result in results))))
 
@@ -80,9 +81,9 @@ class Tallying(SearchThread):
 def tally(
     asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
-    """HTML of the tally after each pair, and a line on how far it is. Closing the iterator stops it.
+    """HTML of the tally after each pair, and a line of progress. Closing the iterator stops it.
 
-    ValueError for what the model or the search refuses.
+    ValueError for a request that the model or the search refuses.
     """
     check_comparable(asked)
     asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
@@ -99,7 +100,7 @@ def tally(
 
 
 def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> str:
-    """Wins, ties and losses, and every pair of images. All text in it is escaped."""
+    """Wins, ties and losses, and every pair of images. All text is escaped."""
     name, base = escape(title_of(asked)), escape(title_of(baseline(asked)))
     counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in OUTCOMES}
     words = "".join(f'<b class="tt-p-{outcome}">{count}</b> {outcome} ' for outcome, count in counts.items())

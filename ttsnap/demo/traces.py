@@ -1,4 +1,4 @@
-"""Traces that strangers upload: read with suspicion, and turned into boards move by move. No model runs."""
+"""Traces from strangers: checked, and drawn as boards move by move. No model runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Trace:
 
 
 def parse_trace(text: bytes) -> Trace:
-    """The content of a trace.json as `ttsnap generate` writes it. ValueError that says what is wrong with it."""
+    """A trace.json as `ttsnap generate` writes it. ValueError says what is wrong with it."""
     data = files.parse_json(text, "the trace", nan=True)
     if not isinstance(data, dict) or not isinstance(results := data.get("results"), list):
         raise ValueError('this is not a trace.json: it has no list of "results"; upload one that ttsnap wrote')
@@ -54,7 +54,7 @@ def parse_trace(text: bytes) -> Trace:
 
 
 def board_at(trace: Trace, search: TracedSearch, moves: int) -> Board:
-    """The board after the first `moves` moves, and the end after the last."""
+    """The board after the first `moves` moves; after the last one, at its end."""
     board = Board(trace.levels)
     for move in search.moves[:moves]:
         board.move(move)
@@ -86,7 +86,7 @@ def _result(data: Any, steps: int, where: str) -> TracedSearch:
 
 
 def _move(data: Mapping[str, Any], steps: int, known: set[int], where: str) -> dict[str, Any]:
-    """The move, checked; `known` gains its new particles. A parent exists before its children, so none is cyclic."""
+    """A checked move; `known` gains its new particles. Parents exist before their children, so there are no circles."""
     most = {"uids": MOST_PARTICLES, "parents": MOST_PARTICLES, "start": steps + 1, "stop": steps + 1, "seeds": 2**64}
     columns = {
         name: _whole_numbers(data.get(name), f"{where}: {name}", -1 if name == "parents" else 0, high)

@@ -1,4 +1,4 @@
-"""What runs on the device: models, and threads of searches that take it in turn."""
+"""The device: its model, and threads of searches that take it in turn."""
 
 from __future__ import annotations
 
@@ -27,29 +27,26 @@ Judge = Callable[[Any], bool | None]
 """Says of an image (3, H, W) in [0, 1] whether it is strictly right; None where nobody can tell."""
 
 
-def nobody_knows(prompt: str, name: str) -> Judge:
-    """The judge of models whose images nobody can tell right or wrong."""
-    return lambda image: None
-
-
 @dataclass
 class Models:
-    """Loads models by name and keeps the last one. What its functions refuse is a ValueError."""
+    """Loads models by name and keeps the last one. Its functions raise ValueError."""
 
     load: Callable[..., Any]
     """load(name) gives a search pipeline, load(name, task=...) one for pictures."""
     canonical: Callable[[str, str], str]
     """canonical(prompt, name) gives the prompt in the model's own words."""
-    judge: Callable[[str, str], Judge] = nobody_knows
+    judge: Callable[[str, str], Judge] = lambda prompt, name: lambda image: None
     """judge(prompt, name), for marks on the page."""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the search that runs."""
+    """Held by the running search."""
     _name: tuple[str, str | None] | None = None
     _pipe: Any = None
 
     def pipeline(self, name: str, task: str | None = None) -> Any:
-        """The model, for texts or for a task with pictures; call it with the lock held. The one before is let go first,
-        so that both need not fit."""
+        """The model, for texts or for a task with pictures. Called with the lock held.
+
+        The model before is let go first, so that both need not fit.
+        """
         if self._name != (name, task):
             self._name, self._pipe = None, None
             self._pipe = self.load(name) if task is None else self.load(name, task=task)
@@ -61,7 +58,7 @@ class Models:
 class SearchThread(threading.Thread):
     """Waits for the device and works on it, from the start of a `with` block until its end at the latest.
 
-    What the page shows is changed by the page's own thread: this one puts changes into `news`.
+    The page's own thread changes what is shown: this thread puts changes into `news`.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class SearchThread(threading.Thread):
         super().__init__(daemon=True, name="searches")
         self.asked, self.models, self.limits, self.stop = asked, models, limits, stop
         self.news: queue.SimpleQueue[Callable[[], object] | Exception | None] = queue.SimpleQueue()
-        """Changes, in their order, and an error in place of the rest; None at the end."""
+        """Changes in their order, an error in place of the rest, and None at the end."""
         self.pipe: Any = None
         self.late = False
         """Whether time was up before the work was done."""
@@ -83,7 +80,7 @@ class SearchThread(threading.Thread):
         self.stop.set()
 
     def changes(self, period: float = 0.0) -> Iterator[None]:
-        """Make the changes of each `period` in seconds, then yield, until the work is done. Raises what it raised."""
+        """Make the changes of each `period` in seconds, then yield, until the work is done. Raises its error."""
         going = True
         while going:
             news = [self.news.get()]
@@ -102,7 +99,7 @@ class SearchThread(threading.Thread):
                 yield
 
     def work(self) -> None:
-        """What is done on the device."""
+        """The work on the device."""
         raise NotImplementedError
 
     def run(self) -> None:
@@ -116,29 +113,29 @@ class SearchThread(threading.Thread):
             self.news.put(None)
 
     def start_clock(self, searches: int) -> None:
-        """The time of so many searches runs from now on."""
+        """Start the time of so many searches."""
         self._deadline = time.monotonic() + self.limits.seconds * searches
 
     def should_stop(self) -> bool:
-        """Whether the visitor stopped it, or time is up."""
+        """Whether the visitor stopped the work, or time is up."""
         self.late = self.late or time.monotonic() > self._deadline
         return self.late or self.stop.is_set()
 
 
 @dataclass
 class RunningSearch:
-    """One search as it runs."""
+    """A running search."""
 
     asked: SearchRequest
     grid: Grid
     view: View
     recorder: outputs.Recorder
     result: Result | None = None
-    """Once it is over."""
+    """At its end."""
 
 
 def opened(pipe: Any, asked: SearchRequest, limits: DemoLimits) -> RunningSearch:
-    """A search that has not begun, its budget in evaluations and within the limits, its drafter decided on."""
+    """A search that has not begun: its budget in evaluations and within the limits, its drafter chosen."""
     from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
     algorithm = make_algorithm(asked.search.spec)
@@ -163,7 +160,7 @@ def found(
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
 ) -> Result:
-    """Run one search to its end. rows: the most candidates per batch; None for as many as fit."""
+    """Run a search to its end. rows: the most candidates per batch; None for as many as fit."""
     call = {**asked.arguments, "search": algorithm, "batch_size": rows, "output_type": "pt"}
     output = pipe(**call, on_event=listen, should_stop=should_stop)
     result: Result = output.search[0]
