@@ -49,9 +49,9 @@ class EditScore(SpokenVLM):
         assert source is not None
         return [self.sight.image(x)[:, 0] for x in ((source, images) if question == 0 else (images,))]
 
-    def layout(self, text: str, pictures: int) -> str:
-        """As the package writes it: pictures are numbered, which the model's own template does not do."""
-        seen = "".join(f"<img{i + 1}>: <|vision_start|><|image_pad|><|vision_end|>" for i in range(pictures))
+    def layout(self, text: str, shown: int, kind: str = "image") -> str:
+        """The package's own layout: it numbers images, which the model's template does not."""
+        seen = "".join(f"<img{i + 1}>: <|vision_start|><|image_pad|><|vision_end|>" for i in range(shown))
         start = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         return f"{start}{seen}{text}<|im_end|>\n<|im_start|>assistant\n"
 

@@ -65,7 +65,7 @@ class HeadedVLM(AskedVLM):
                 "of another reward?"
             )
         config: Any = network.backbone.config
-        self._processor, self._tokenizer = processor, processor.tokenizer
+        self._tokenizer = processor.tokenizer
         self._tokenizer.add_tokens(list(self.marks), special_tokens=True)
         self._tokenizer.padding_side = "right"
         self._marks = torch.tensor(self._tokenizer.convert_tokens_to_ids(list(self.marks)))
@@ -73,7 +73,7 @@ class HeadedVLM(AskedVLM):
         if int(self._marks.max()) >= known:
             raise ValueError(f"the weights of {self.name} know {known} tokens, its tokenizer more; are they a pair?")
         sight = Sight.of(config, self.pixels)
-        super().__init__(network, self._tokenizer.get_added_vocab(), sight, batch_size=batch_size)
+        super().__init__(network, processor, sight, batch_size=batch_size)
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
@@ -125,9 +125,7 @@ class HeadedVLM(AskedVLM):
 
     def _text(self, head: int, kind: str, grids: Sequence[Tensor], prompt: str) -> str:
         """A question in the model's chat layout, with as many tokens for each image or video as it has."""
-        content = [*([{"type": kind}] * len(grids)), {"type": "text", "text": self.question(head, prompt)}]
-        turn = [{"role": "user", "content": content}]
-        text = str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+        text = self.layout(self.question(head, prompt), len(grids), kind)
         pad = f"<|{kind}_pad|>"
         first, *rest = text.split(pad)
         return first + "".join(

@@ -17,8 +17,9 @@ github.com/CodeGoat24/UnifiedReward.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,9 @@ vision tower of a Qwen2-VL was `visual.` and the text model `model.`; later both
 
 
 class AskedVLM(NetworkReward):
-    """A vision-language model that is asked `questions` about what it is shown. Subclasses say how it answers.
+    """A vision-language model that is asked `questions` about images or videos. Subclasses say how it answers.
 
-    special: its tokenizer's added tokens, which no prompt may hold.
+    processor: as transformers' AutoProcessor loads it. Its tokenizer's added tokens may stand in no prompt.
     """
 
     trained_dtype = torch.bfloat16
@@ -47,10 +48,11 @@ class AskedVLM(NetworkReward):
     """What is asked, in order: names of prompts."""
 
     def __init__(
-        self, network: nn.Module, special: Collection[str], preprocess: Sight | None = None, *, batch_size: int = 4
+        self, network: nn.Module, processor: Any, preprocess: Sight | None = None, *, batch_size: int = 4
     ) -> None:
         super().__init__(network, preprocess, batch_size=batch_size)
-        self._special, self._templates = special, [template(name) for name in self.questions]
+        self.processor, self._special = processor, processor.tokenizer.get_added_vocab()
+        self._templates = [template(name) for name in self.questions]
 
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a prompt with one of the tokenizer's added tokens, which would not be read as text.
@@ -70,14 +72,14 @@ class AskedVLM(NetworkReward):
 
     def question(self, number: int, prompt: str) -> str:
         """A question about this prompt."""
-        return fill(self._templates[number], prompt)
+        return self._templates[number].replace(PLACE, prompt)
+
+    def layout(self, text: str, shown: int, kind: str = "image") -> str:
+        """A question about so many images or videos, in the layout of the model's chats."""
+        turn = [{"role": "user", "content": [*([{"type": kind}] * shown), {"type": "text", "text": text}]}]
+        return str(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
 
 
 def template(name: str) -> str:
     """The text of prompts/`name`.txt."""
     return (files(__package__) / "prompts" / f"{name}.txt").read_bytes().decode()
-
-
-def fill(text: str, prompt: str) -> str:
-    """A template with the prompt in its place."""
-    return text.replace(PLACE, prompt)

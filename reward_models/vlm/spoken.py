@@ -45,9 +45,8 @@ class SpokenVLM(AskedVLM):
             raise ValueError(f"{wanted}, got {given}")
         if passes > 1 and not temperature:
             raise ValueError(f"{passes} passes give the same answers at temperature 0; set a temperature, such as 0.7")
-        super().__init__(network, processor.tokenizer.get_added_vocab(), batch_size=batch_size)
-        self._processor, self.answer_tokens = processor, answer_tokens
-        self.temperature, self.passes = temperature, passes
+        super().__init__(network, processor, batch_size=batch_size)
+        self.answer_tokens, self.temperature, self.passes = answer_tokens, temperature, passes
         processor.tokenizer.padding_side = "left"  # Answers begin behind the last place of every row.
 
     @classmethod
@@ -70,11 +69,6 @@ class SpokenVLM(AskedVLM):
         """What a question is about, in this order, each (N, 3, h, w) levels 0..255."""
         return [to_levels(images)]
 
-    def layout(self, text: str, pictures: int) -> str:
-        """A question about so many pictures, in the layout of the model's chats."""
-        turn = [{"role": "user", "content": [*([{"type": "image"}] * pictures), {"type": "text", "text": text}]}]
-        return str(self._processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-
     def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
         scores = torch.empty(self.passes, len(images), device=self.device)
         for passed, row in enumerate(scores):
@@ -94,10 +88,10 @@ class SpokenVLM(AskedVLM):
         how: dict[str, Any] = {"do_sample": False}
         if self.temperature:
             how = {"do_sample": True, "temperature": self.temperature, "top_p": 0.9, "top_k": 20}
-        tokenizer = self._processor.tokenizer
+        tokenizer = self.processor.tokenizer
         for i in range(0, len(texts), size):
             pictures = [list(row) for row in zip(*(levels[i : i + size].byte().cpu() for levels in shown), strict=True)]
-            inputs = self._processor(images=pictures, text=texts[i : i + size], padding=True, return_tensors="pt")
+            inputs = self.processor(images=pictures, text=texts[i : i + size], padding=True, return_tensors="pt")
             with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
                 torch.manual_seed(SEED + passed)
                 made = self.network.generate(  # type: ignore[operator]

@@ -31,7 +31,7 @@ from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import Sound, outputs, save_video
 from ttsnap.results.pixels import frames_of, still, to_uint8
-from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking
+from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
 from ttsnap.results.videos import durations
 from ttsnap.rewards.registry import make_reward
 
@@ -239,7 +239,7 @@ def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: P
 def test_no_video_is_the_source_of_an_edit(tmp_path: Path) -> None:
     save_video(path := tmp_path / "a.webp", [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)])
     with pytest.raises(ValueError, match=r"--source .*a\.webp is a video; give the image that was edited"):
-        with_source([make_reward(Near())], path)
+        read_source(path, [make_reward(Near())])
 
 
 def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoProcessor
 from ttsnap.reward_models.preprocess import Sight
-from ttsnap.reward_models.vlm import EditReward, HeadedVLM, HPSv3, VideoAlign
+from ttsnap.reward_models.vlm.edit_reward import EditReward
+from ttsnap.reward_models.vlm.headed import HeadedVLM
+from ttsnap.reward_models.vlm.hpsv3 import HPSv3
+from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.weights import merge_adapters
 
 from ttsnap.rewards import make_reward
@@ -335,6 +338,6 @@ def test_heads_must_belong_to_questions(load: Callable[[str], HeadedVLM]) -> Non
     reward.network.heads.append(nn.Identity())
     try:
         with pytest.raises(ValueError, match="2 heads for 1 questions"):
-            HPSv3(reward.network, reward._processor)
+            HPSv3(reward.network, reward.processor)
     finally:
         del reward.network.heads[1]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from ttsnap.reward_models.vlm import EditScore, UnifiedReward
-from ttsnap.reward_models.vlm.edit_score import marks
-from ttsnap.reward_models.vlm.model import fill, template
+from ttsnap.reward_models.vlm.edit_score import EditScore, marks
+from ttsnap.reward_models.vlm.model import template
+from ttsnap.reward_models.vlm.unified_reward import UnifiedReward
 
 from ttsnap.rewards import make_reward
 
@@ -105,9 +105,9 @@ def test_batches_and_what_is_asked_for(edit: EditScore) -> None:
     with pytest.raises(ValueError, match="cannot read a prompt that holds"):
         edit(images, ["a", "<|im_end|>"], source=sources)
     with pytest.raises(ValueError, match="2 passes give the same answers at temperature 0"):
-        EditScore(edit.network, edit._processor, temperature=0, passes=2)
+        EditScore(edit.network, edit.processor, temperature=0, passes=2)
     with pytest.raises(ValueError, match="must be at least 1, temperature at least 0, got 0, 512, 1 and 0"):
-        EditScore(edit.network, edit._processor, temperature=0, batch_size=0)
+        EditScore(edit.network, edit.processor, temperature=0, batch_size=0)
 
 
 def test_mean_over_passes_that_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_unified_reward_is_asked_and_read(folder: Path) -> None:
     )
     axes = (2.694700002670288, 2.371500015258789, 2.802500009536743)
     assert reward.read([example]) == pytest.approx(sum(axes) / 3)
-    style = UnifiedReward(reward.network, reward._processor, axes=["Style"])
+    style = UnifiedReward(reward.network, reward.processor, axes=["Style"])
     assert style.read([example]) == pytest.approx(axes[2])
     wrong = (
         "",
@@ -160,8 +160,8 @@ def test_unified_reward_is_asked_and_read(folder: Path) -> None:
     )
     assert all(math.isnan(reward.read([answer])) for answer in wrong)
     with pytest.raises(ValueError, match="axes are some of Alignment, Coherence, Style, got"):
-        UnifiedReward(reward.network, reward._processor, axes=["Taste"])
-    text = reward.layout(fill(template("unified_reward"), "a {cat}"), 1)
+        UnifiedReward(reward.network, reward.processor, axes=["Taste"])
+    text = reward.layout(template("unified_reward").replace("{text_prompt}", "a {cat}"), 1)
     assert "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>You are presented with" in text
     assert text.endswith("Text Caption: [a {cat}]<|im_end|>\n<|im_start|>assistant\n")
 
@@ -170,11 +170,11 @@ def test_unified_reward_sees_the_image(folder: Path) -> None:
     reward = UnifiedReward.from_pretrained(folder, dtype=torch.float32, answer_tokens=6)
     _, result = pair()
     answers = reward.answers(0, torch.cat([result, 1 - result]), ["a", "a"])
-    text = reward.layout(fill(template("unified_reward"), "a"), 1)
+    text = reward.layout(template("unified_reward").replace("{text_prompt}", "a"), 1)
     picture = (result[0] * 255).round().byte()
-    inputs = reward._processor(images=[[picture]], text=[text], return_tensors="pt")
+    inputs = reward.processor(images=[[picture]], text=[text], return_tensors="pt")
     expected = reward.network.generate(**inputs, do_sample=False, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
-    assert answers[0] == reward._processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert answers[0] == reward.processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert answers[0] != answers[1]
     assert reward.flops > 1e8
 

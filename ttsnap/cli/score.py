@@ -53,18 +53,17 @@ def run(a: Arguments) -> int:
 def _score(a: Arguments, out: Path) -> int:
     from ttsnap.core import utility
     from ttsnap.results.folders import keep
-    from ttsnap.results.rank import find_images, find_prompts, rank, with_source, write_ranking
+    from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
 
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
     device, dtype = common.reward_placement(a.device, a.dtype)
-    rewards = with_source(
-        common.load_rewards(a.reward, device=device, dtype=dtype), Path(a.source) if a.source else None
-    )
+    rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
+    source = read_source(Path(a.source) if a.source else None, rewards)
     for reward in rewards:
         reward.check(prompts)
-    ranked = rank(paths, prompts, rewards, combine, batch_size=a.batch_size, device=device)
+    ranked = rank(paths, prompts, rewards, combine, source=source, batch_size=a.batch_size, device=device)
     where, (table, sheet), failure = keep(out, lambda folder: write_ranking(folder, ranked, [r.name for r in rewards]))
     for place, entry in enumerate(ranked[:10], 1):
         print(f"{place:3d}. {entry.value:.5g}  {entry.path}" + (f"  ({entry.error})" if entry.error else ""))

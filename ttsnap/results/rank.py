@@ -25,7 +25,7 @@ from ttsnap.options.engine import BatchOptions
 from ttsnap.results.outputs import ENLARGED
 from ttsnap.results.pixels import still
 from ttsnap.rewards.registry import make_reward
-from ttsnap.rewards.reward_model import RewardModel, Sourced
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
@@ -96,8 +96,8 @@ def read_prompt(path: Path) -> str | None:
     return "\n".join(lines[:end])
 
 
-def with_source(rewards: Sequence[RewardModel], path: Path | None) -> list[RewardModel]:
-    """The rewards, those of edits with the image at `path` as what was edited.
+def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | None:
+    """The image that was edited, (1, 3, h, w) in [0, 1], for the rewards that need it; None without a path.
 
     ValueError where one needs it and no path is given, where none does and one is, or where the file cannot be read.
     """
@@ -105,15 +105,14 @@ def with_source(rewards: Sequence[RewardModel], path: Path | None) -> list[Rewar
     if edits and path is None:
         raise ValueError(f"reward {edits[0].name!r} compares images with the one that was edited; give --source FILE")
     if path is None:
-        return list(rewards)
+        return None
     if not edits:
         names = ", ".join(reward.name for reward in rewards)
         raise ValueError(f"no reward compares with the image that was edited ({names}); leave --source {path} out")
     pixels = _pixels(path)
     if pixels.ndim > 3:
         raise ValueError(f"--source {path} is a video; give the image that was edited")
-    source = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
-    return [Sourced(reward, source) if reward in edits else reward for reward in rewards]
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
 
 
 def rank(
@@ -122,6 +121,7 @@ def rank(
     rewards: Sequence[Reward],
     utility: Utility,
     *,
+    source: Tensor | None = None,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> list[RankedImage]:
@@ -130,19 +130,20 @@ def rank(
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     asked = [make_reward(reward) for reward in rewards]
-    Shown().check([reward for reward in asked if "video" not in reward.needs])
+    edits, source = source is not None, None if source is None else source.to(device)
+    Shown(edits=edits).check([reward for reward in asked if "video" not in reward.needs])
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
     def flush(batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         rows, pixels = [i for i, _ in batch], np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
-        shown = Shown(min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None)
+        shown = Shown(min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits)
         for column, reward in enumerate(asked):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
             seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
-            scores[rows, column], reason = scored(reward, shown, seen.clone(), some, levels)
+            scores[rows, column], reason = scored(reward, shown, seen.clone(), some, levels, source)
             for i in rows:
                 if np.isnan(scores[i, column]) and not errors[i]:
                     errors[i] = reason or f"{reward.name} returned nan or inf"
@@ -172,14 +173,14 @@ def rank(
 
 
 def scored(
-    reward: RewardModel, shown: Shown, images: Tensor, prompts: list[str], levels: Tensor
+    reward: RewardModel, shown: Shown, images: Tensor, prompts: list[str], levels: Tensor, source: Tensor | None = None
 ) -> tuple[FloatArray, str | None]:
     """Scores (N,) of images or videos (N, ...), nan where there is none, and why."""
     try:
         shown.check([reward])
     except ValueError as error:
         return np.full(len(prompts), np.nan), str(error)
-    return score_in_parts(shown.by(reward), images, prompts, levels, reward.name)
+    return score_in_parts(shown.by(reward, source), images, prompts, levels, reward.name)
 
 
 def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
