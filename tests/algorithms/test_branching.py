@@ -268,7 +268,7 @@ def drive(algorithm: Any, task: Task, engine: Any) -> Any:
     """Play an algorithm for a task, without a ledger: its last state, and what it spent."""
     table, state, spent, moved = ParticleTable(task.grid.steps, 1, utility.mean), algorithm.init(task), 0.0, np.empty(0)
     while True:
-        particles = dataclasses.replace(table.view(), moved=moved, left=task.allowance - spent)
+        particles = dataclasses.replace(table.view, moved=moved, left=task.allowance - spent)
         move, state = algorithm.step(state, particles, np.random.default_rng(0))
         if move is None:
             return state, spent

@@ -80,7 +80,7 @@ def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
 def table(*moves: Move) -> ParticleTable:
     t = ParticleTable(GRID.steps, 1, mean)
     for move in moves:
-        plan = resolve(move, t.view(), GRID, 1)
+        plan = resolve(move, t.view, GRID, 1)
         t.place(plan)
         for scored in (True, False):
             r = plan.rows.take(plan.rows.score == scored)
@@ -94,20 +94,20 @@ def price(move: Move, particles: Particles, rewards: int = 1) -> Cost:
 
 
 def test_price_of_moves() -> None:
-    empty = table().view()
+    empty = table().view
     assert price(fresh(3, 10), empty, 2) == Cost(30, 3, 6)
     assert price(fresh(3, 4), empty, 2) == Cost(15, 3, 6)
     assert price(fresh(3, 4, score=False), empty, 2) == Cost(12, 0, 0)
-    scored = table(fresh(3, 4)).view()
+    scored = table(fresh(3, 4)).view
     assert price(advance(scored, [0, 2], 10), scored) == Cost(10, 2, 2)
-    unscored = table(fresh(3, 4, score=False)).view()
+    unscored = table(fresh(3, 4, score=False)).view
     assert price(advance(unscored, [0, 2], 10), unscored) == Cost(12, 2, 2)
     assert finish_cost(4, True, GRID, 1) == Cost(5, 1, 1)
     assert finish_cost(10, False, GRID, 1) == Cost(0, 1, 1)
 
 
 def test_children_share_the_first_call() -> None:
-    unscored = table(fresh(1, 4, score=False)).view()
+    unscored = table(fresh(1, 4, score=False)).view
     plan = resolve(advance(unscored, [0, 0, 0], 6), unscored, GRID, 1)
     assert plan.rows.kind.tolist() == [Kind.CONTINUE, Kind.BRANCH, Kind.BRANCH]
     assert plan.costs["nfe"].tolist() == [1 + 2, 2, 2]  # the first pays what they share
@@ -116,7 +116,7 @@ def test_children_share_the_first_call() -> None:
 
 
 def test_renoising_pays_from_where_it_starts() -> None:
-    scored = table(fresh(1, 10)).view()
+    scored = table(fresh(1, 10)).view
     assert price(renoise([0], 6, 10), scored) == Cost(4, 1, 1)
 
 
@@ -153,7 +153,7 @@ def test_flops_and_seconds() -> None:
 
 def test_table_views_are_read_only_and_grow() -> None:
     t = table(fresh(40, 3))
-    view = t.view()
+    view = t.view
     assert len(view) == 40
     assert view.seed.tolist() == list(range(40))
     with pytest.raises(ValueError, match="read-only"):

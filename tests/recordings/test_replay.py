@@ -86,7 +86,7 @@ def test_unpaid_columns_are_hidden() -> None:
     engine = ReplayEngine(recording)
     with pytest.raises(ValueError, match="not been paid for"):
         engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
-    none = ParticleTable(2, 1, mean).view()
+    none = ParticleTable(2, 1, mean).view
     plan = resolve(fresh(1, 1), none, engine.grid, 1, seed=1)
     engine.submit(0, plan)
     assert engine.scores(0, np.array([1]), np.array([1]), ESTIMATE) == 4

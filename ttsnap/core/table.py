@@ -22,11 +22,8 @@ class ParticleTable:
         self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
-        self._view = self._seen(self._ints, self._flags)
-
-    def view(self) -> Particles:
+        self.view = self._seen(self._ints, self._flags)
         """What is in use, read-only, as it is now and will be until particles are added."""
-        return self._view
 
     def _seen(self, ints: IntArray, flags: BoolArray) -> Particles:
         n = self._n
@@ -67,7 +64,7 @@ class ParticleTable:
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
         self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
         self._n = n + more
-        self._view = self._seen(self._ints, self._flags)
+        self.view = self._seen(self._ints, self._flags)
 
     def record(self, outcome: Outcome) -> None:
         """Where particles got to, and their scores there."""

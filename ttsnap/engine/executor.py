@@ -54,20 +54,20 @@ class Executor:
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
             call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
-            with self.watch("denoise", self.peer.device):
+            with self.watch("denoise", self.noise.device):
                 self.sizes.run([*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call)
 
     def differentiate(self, nodes: Sequence[Node], stepper: Stepper) -> None:
         """Have the stepper give all of these nodes their gradients, in as many calls as it takes."""
 
         def call(batch: Sequence[Node]) -> None:
-            self.peer.draw(batch)
+            self.noise.draw(batch)
             self.count(*stepper.differentiate(batch, self.prompts))
 
         left = list(nodes)
         while left:
             most = stepper.gradient_batch_size or self.sizes.batch_size
-            with self.watch("gradient", self.peer.device):
+            with self.watch("gradient", self.noise.device):
                 self.sizes.run(left[:most], call)
             left = [node for node in left if node.gradient is None]
 
@@ -93,12 +93,9 @@ class Executor:
 
     def score(self, rows: Sequence[Row]) -> tuple[ScoredRows, int]:
         """The scores of these rows, or of the first of them where memory runs out; and of how many."""
-        return self.sizes.run(rows, self._score, decoding=True)
-
-    def _score(self, rows: Sequence[Row]) -> ScoredRows:
-        scored = self.scorer(list(rows), self.prompts, self.watch)
+        scored, n = self.sizes.run(rows, lambda some: self.scorer(some, self.prompts, self.watch), decoding=True)
         self.count(scored.cost)
-        return scored
+        return scored, n
 
     def _evaluate(self, pending: Sequence[PendingEval]) -> None:
         """One call of the denoiser on these nodes."""
@@ -120,13 +117,13 @@ class Executor:
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
         for peer in dict.fromkeys(peer for peer, _ in pending):
-            peer.draw([node for whose, node in pending if whose is peer])
+            peer.noise.draw([node for whose, node in pending if whose is peer])
         rows = list(pending)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
         x = torch.stack([node.x for _, node in rows])
         at = torch.tensor([peer.start + node.position for peer, node in rows])
-        return x, at, torch.cat([peer.prompts.rows([node]) for peer, node in rows])
+        return x, at, torch.cat([peer.noise.prompts.rows([node]) for peer, node in rows])
 
     def count(self, cost: Cost, calls: int = 0) -> None:
         """What ran, in so many calls of the denoiser."""

@@ -27,29 +27,28 @@ class LookRun:
     scores: ClassVar[bool] = False
     reads_estimate: ClassVar[bool] = False
     """Whether it needs the x0 estimate at the stop, hence an evaluation there."""
+    draft_calls: int = 0
+    """Calls of the drafter that `waiting` takes, 0 for an evaluation of the denoiser."""
+    node: Node | None = None
+    """The last node that was made beside the particle, for a look that makes any."""
 
     def scored(self, here: Node) -> Node:
         """The node whose x0 is scored, of a particle that stops `here`."""
-        return here
+        return here if self.node is None else self.node
 
     def level(self, stop: int, grid: Grid) -> float:
         """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards are told it."""
-        return grid.levels[stop]
+        return grid.levels[stop if self.node is None else self.node.position]
 
     @property
     def waiting(self) -> Node | None:
         """The node that must be evaluated next for this look, once the particle is at its stop."""
-        return None
+        return self.node if self.node is not None and self.node.prediction is None else None
 
     @property
     def done(self) -> bool:
         """Whether everything is there to be scored, once the particle is at its stop."""
         return True
-
-    @property
-    def draft_calls(self) -> int:
-        """Calls of the drafter that `waiting` takes, 0 for an evaluation of the denoiser."""
-        return 0
 
     @property
     def cost(self) -> Cost:
@@ -78,22 +77,11 @@ class BesideRun(EstimateRun):
 
     def __init__(self, points: Sequence[int]) -> None:
         self._points, self._reached = tuple(points), 0
-        self._node: Node | None = None
 
     @staticmethod
     def moved(denoiser: Denoiser, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
         """x (N, ...), evaluated at grid steps k (N,) -> the latents (N, ...) to evaluate at grid steps `to` (N,)."""
         raise NotImplementedError
-
-    def scored(self, here: Node) -> Node:
-        return here if self._node is None else self._node
-
-    def level(self, stop: int, grid: Grid) -> float:
-        return grid.levels[stop if self._node is None else self._node.position]
-
-    @property
-    def waiting(self) -> Node | None:
-        return self._node if self._node is not None and self._node.prediction is None else None
 
     @property
     def done(self) -> bool:
@@ -110,7 +98,7 @@ class BesideRun(EstimateRun):
 
     def arrive(self, node: Node) -> None:
         """It has come to this node, at the next of its points."""
-        self._node, self._reached = node, self._reached + 1
+        self.node, self._reached = node, self._reached + 1
 
 
 class RolloutRun(BesideRun):
@@ -131,35 +119,23 @@ class DraftRun(LookRun):
     scores = True
 
     def __init__(self, calls: int, level: float) -> None:
-        self._calls, self._level = calls, level
-        self._node: Node | None = None
+        self.draft_calls, self._level = calls, level
 
     def begin(self, here: Node) -> None:
         """The particle has come to its stop."""
-        if self._node is None:
-            self._node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
-
-    def scored(self, here: Node) -> Node:
-        return here if self._node is None else self._node
+        if self.node is None:
+            self.node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
 
     def level(self, stop: int, grid: Grid) -> float:
         return self._level
 
     @property
-    def waiting(self) -> Node | None:
-        return self._node if self._node is not None and self._node.prediction is None else None
-
-    @property
-    def draft_calls(self) -> int:
-        return self._calls
-
-    @property
     def done(self) -> bool:
-        return self._node is not None and self._node.prediction is not None
+        return self.node is not None and self.waiting is None
 
     @property
     def cost(self) -> Cost:
-        return Cost(draft_calls=self._calls) if self.done else Cost()
+        return Cost(draft_calls=self.draft_calls) if self.done else Cost()
 
 
 def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:

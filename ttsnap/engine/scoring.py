@@ -102,7 +102,7 @@ class RowScorer:
         """What these prompts (N,) edit, where a reward is to see it."""
         return self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
 
-    def __call__(self, batch: list[Row], prompts: EncodedPrompts, watch: Stopwatch) -> ScoredRows:
+    def __call__(self, batch: Sequence[Row], prompts: EncodedPrompts, watch: Stopwatch) -> ScoredRows:
         """prompts: those of all jobs."""
         latents = torch.stack([row.look.scored(row.node).x0 for row in batch])
         levels = [row.look.level(row.stop, self.grid) for row in batch]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -97,20 +98,26 @@ class EncodedPrompts:
 
 
 class InitialNoise:
-    """Of one engine, whose jobs have these prompts. No latent is kept for it: noise is drawn again from the seeds and
-    keys that made it."""
+    """Initial noise of the particles of one engine, whose jobs have these prompts.
+
+    No latent is kept for it: noise is drawn again from the seeds and keys that made it.
+    """
 
     def __init__(self, denoiser: Denoiser, kernel: Kernel, prompts: EncodedPrompts) -> None:
         self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
+        self.device: torch.device | None = None
+        """Where latents are; None before there are any."""
 
     def draw(self, nodes: Sequence[Node]) -> None:
-        """Give these nodes, which have no latent yet, the noise of their seeds."""
-        if not nodes:
+        """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser is to see them."""
+        new = [node for node in nodes if node.latent is None]
+        if not new:
             return
-        generators = [rng.seeded(node.seed) for node in nodes]
-        begun = self.denoiser.begin(self.denoiser.init_latents(generators), self.prompts.rows(nodes))
-        for node, latent, generator in zip(nodes, begun, generators, strict=True):
+        generators = [rng.seeded(node.seed) for node in new]
+        begun = self.denoiser.begin(self.denoiser.init_latents(generators), self.prompts.rows(new))
+        for node, latent, generator in zip(new, begun, generators, strict=True):
             node.latent, node.kernel_state = latent, self.kernel.init((node.seed, 0), generator)
+        self.device = begun.device
 
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
@@ -149,27 +156,20 @@ def mixed(x: Tensor, share: float, other: Tensor) -> Tensor:
     return share * x + math.sqrt(1 - share * share) * other
 
 
+@dataclass(eq=False)
 class Peer:
-    """What one engine brings to a network: the initial noise and prompts of its jobs, and where its evaluations count.
+    """What one engine brings to a network."""
 
-    start: where its positions begin among those of the network's denoiser.
-    """
-
-    def __init__(self, noise: InitialNoise, stats: MutableMapping[str, int], start: int) -> None:
-        self.noise, self.prompts, self.stats, self.start = noise, noise.prompts, stats, start
-        self.device: torch.device | None = None
-        """Where its latents are; None before there are any."""
-
-    def draw(self, nodes: Sequence[Node]) -> None:
-        """Initial noise of those of these nodes that have no latent yet: the denoiser is to see them now."""
-        new = [node for node in nodes if node.latent is None]
-        self.noise.draw(new)
-        if new:
-            self.device = new[0].x.device
+    noise: InitialNoise
+    """Of its jobs, with their prompts."""
+    stats: MutableMapping[str, int]
+    """Where its evaluations count."""
+    start: int
+    """Where its positions begin among those of the network's denoiser."""
 
 
 class PendingEval(NamedTuple):
-    """A node that waits for its evaluation, and the engine's part that it belongs to."""
+    """A node that waits for its evaluation, and the engine that it belongs to."""
 
     peer: Peer
     node: Node
@@ -199,7 +199,7 @@ class SharedDenoiser:
 
     def encode(self) -> None:
         """Encode the prompts of all jobs that there are, and tell the engines where theirs are."""
-        prompts = [peer.prompts for peer in self.peers]
+        prompts = [peer.noise.prompts for peer in self.peers]
         self.denoiser.encode([prompt for one in prompts for prompt in one.living])
         row = 0
         for one in prompts:

@@ -78,7 +78,7 @@ class Job:
 
     @property
     def particles(self) -> Particles:
-        return self.table.view()
+        return self.table.view
 
     @property
     def finished(self) -> bool:
