@@ -217,8 +217,8 @@ def test_estimates_are_unbiased(
 class PublishedLastStep(Watched):
     """The last step weights by the running max, as FK steering's code does, instead of the finished reward."""
 
-    def _log_potential(self, s: Any, r: Any, lam: float) -> Any:
-        return lam * np.maximum(s.stat, r) - s.total if s.last else super()._log_potential(s, r, lam)
+    def _log_potential(self, s: Any, r: Any, lam: float, stat: Any) -> Any:
+        return lam * stat - s.total if s.last else super()._log_potential(s, r, lam, stat)
 
 
 class LosesWeights(Watched):

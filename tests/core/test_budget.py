@@ -12,9 +12,8 @@ from ttsnap.core.plans import finish_cost, resolve
 from ttsnap.core.results import Spent
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
-from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.budget import Budget, Ledger, task_of
 from ttsnap.loop.dry import DryEngine
-from ttsnap.loop.ledger import Ledger
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 

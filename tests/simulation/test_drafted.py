@@ -13,7 +13,7 @@ import pytest
 from ttsnap import SeedPruning, search
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
-from ttsnap.algorithms.pricing.tariff import costs_of
+from ttsnap.algorithms.pricing.reservation import costs_of
 from ttsnap.cli import main
 from ttsnap.core import utility
 from ttsnap.core.cost import Price, Rates

@@ -20,13 +20,16 @@ from ttsnap.files.settings import Count, NotNegative, Settings
 
 
 class State(NamedTuple):
-    """`parents` go on, one of each stream; `stops` are the ends of the blocks to come. asked: whether the last move was
-    to bring children of the parents."""
+    """What the search remembers between moves."""
 
     streams: int
+    """Paths."""
     stops: tuple[int, ...]
+    """Ends of the blocks to come."""
     parents: tuple[int, ...] = ()
+    """Particles that go on, one of each stream."""
     asked: bool = False
+    """Whether the last move was to bring children of the parents."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,15 @@ from ttsnap.files.settings import Bounds, Natural, Settings, Share
 
 
 class State(NamedTuple):
-    """`checks`: steps, the last the end. Its particle was last sent to check `j` (-1: none yet)."""
+    """What the search remembers between moves."""
 
     task: Task
     checks: tuple[int, ...]
+    """Steps of the checks, the last the end."""
     tries: float
+    """How often it may still back up."""
     j: int = -1
+    """Check that the particle was last sent to; -1: none yet."""
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,26 @@ from ttsnap.files.settings import Count, Positive, Settings, Share
 
 
 class Stream(NamedTuple):
-    """One path: uid `at` of its state, and the best candidate of the present step so far, `top`, or -1."""
+    """One path."""
 
     at: int
+    """Uid of its state."""
     top: int = -1
+    """Uid of the best candidate of the present step so far, or -1."""
 
 
 class State(NamedTuple):
-    """left: candidates a stream may still try at this step. asked: whether the last move was a round of them."""
+    """What the search remembers between moves."""
 
     steps: int
+    """Of the grid."""
     paths: int
+    """How many streams there are to be."""
     streams: tuple[Stream, ...] = ()
     left: int = 0
+    """Candidates that a stream may still try at this step."""
     asked: bool = False
+    """Whether the last move was a round of candidates."""
 
 
 @dataclass(frozen=True)

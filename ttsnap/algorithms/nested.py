@@ -21,12 +21,15 @@ from ttsnap.core.protocols import Adopting, Algorithm, AlgorithmState
 
 
 class State(NamedTuple):
-    """algorithm: the present one; inner: its state."""
+    """What the search remembers between moves."""
 
     task: Task
     algorithm: Algorithm
+    """The present part, sized."""
     inner: AlgorithmState
+    """State of the present part."""
     adopted: bool = False
+    """Whether that is the second."""
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,22 @@ from ttsnap.files.settings import Count, Natural, Settings
 
 
 class State(NamedTuple):
-    """pivot: uid of the image to climb from, -1 before there is one, at `end`; `angle` of the next step, in radians;
-    left: steps. asked: what the last move was, a "start" or a "step"; strikes: steps in a row that the held-out reward
-    did not like. `given`: particles to start from."""
+    """What the search remembers between moves."""
 
     end: int
+    """The last step of the grid."""
     left: float
+    """Steps of the climb that are left."""
     angle: float
+    """Of the next step, in radians."""
     pivot: int = -1
+    """Uid of the finished image to climb from, -1 before there is one."""
     asked: str = ""
+    """What the last move was: "start", "step", or nothing yet."""
     strikes: int = 0
+    """Steps in a row that the held-out reward did not like."""
     given: tuple[int, ...] = ()
+    """Particles to start from."""
 
 
 @dataclass(frozen=True)

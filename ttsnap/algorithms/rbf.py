@@ -22,23 +22,29 @@ from ttsnap.files.settings import Count, Settings
 
 
 class Stream(NamedTuple):
-    """One path: uid `at` of its state, the `best` score so far, candidates left for this step, its best one or -1."""
+    """One path."""
 
     at: int
+    """Uid of its state."""
     best: float
+    """The best score so far."""
     quota: int
+    """Candidates left for this step."""
     top: int = -1
+    """Uid of this step's best candidate, or -1."""
 
 
 class State(NamedTuple):
-    """base: a step's quota. asked: whether the last move was to bring candidates. bars: scores to pass at each step,
-    for algorithms that fix them."""
+    """What the search remembers between moves."""
 
     task: Task
     streams: tuple[Stream, ...] = ()
     base: int = 0
+    """Quota of a step."""
     bars: tuple[float, ...] = ()
+    """Scores to pass at each step, for algorithms that fix them."""
     asked: bool = False
+    """Whether the last move was to bring candidates."""
     done: bool = False
 
 

@@ -19,11 +19,13 @@ from ttsnap.core.protocols import Algorithm, AlgorithmState, Refining
 
 
 class State(NamedTuple):
-    """inner: the present algorithm's."""
+    """What the search remembers between moves."""
 
     task: Task
     inner: AlgorithmState
+    """State of the present part."""
     refining: bool = False
+    """Whether that is the second."""
 
 
 @dataclass(frozen=True)

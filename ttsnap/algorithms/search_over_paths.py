@@ -23,13 +23,17 @@ _EPS = 1e-6
 
 
 class State(NamedTuple):
-    """The last move went to step `at` (0: none yet), and `kept` were its parents. given: particles to start from."""
+    """What the search remembers between moves."""
 
     grid: Grid
     streams: int
+    """Paths that go on."""
     at: int = 0
+    """Step that the last move went to; 0: none yet."""
     given: tuple[int, ...] = ()
+    """Particles to start from."""
     kept: tuple[int, ...] = ()
+    """Parents of the last move."""
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,23 @@ from ttsnap.files.settings import Bounds, Count, Decay, Settings
 
 
 class Check(NamedTuple):
-    """At a grid step all are scored by a look, and this share of them is kept; the last one is the end."""
+    """A step at which all particles are scored, and some kept."""
 
     step: int
+    """Of the grid; of the last check, the end."""
     keep: float
+    """Share of the particles that is kept."""
     look: Estimator
+    """How particles are scored."""
 
 
 class State(NamedTuple):
-    """`least` particles survive every check; `checks` to come."""
+    """What the search remembers between moves."""
 
     least: int
+    """Particles that survive every check."""
     checks: tuple[Check, ...]
+    """Checks to come."""
 
 
 @dataclass(frozen=True)

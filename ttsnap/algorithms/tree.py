@@ -22,28 +22,32 @@ from ttsnap.files.settings import Count, NotNegative, Settings
 
 
 class State(NamedTuple):
-    """What the search remembers between moves.
-
-    block: grid steps between a node and its children. nodes: size of the tree at the last move, -1 before the first.
-    born: its own particles have uids from here on; earlier ones belong to whoever handed over to it. given: uids of the
-    roots that it adopted from there.
-    """
+    """What the search remembers between moves."""
 
     task: Task
     block: int
+    """Grid steps between a node and its children."""
     nodes: int = -1
+    """Size of the tree at the last move, -1 before the first."""
     born: int = 0
+    """Uids from here on are its own particles; earlier ones belong to whoever handed over to it."""
     given: tuple[int, ...] = ()
+    """Uids of the roots that it adopted."""
 
 
 class Tree(NamedTuple):
-    """uids (n,) of nodes, and by uid (N,): value, children, root, expansions of the root's tree."""
+    """The tree as it is. All but `uids` are by uid (N,)."""
 
     uids: IntArray
+    """(n,) nodes."""
     value: FloatArray
+    """Scores that compare depths."""
     children: IntArray
+    """Children of a node."""
     root: IntArray
+    """The root above a node."""
     tree: IntArray
+    """Expansions of a root's tree."""
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,20 @@ from ttsnap.files.settings import Bounds, Count, Decay, Natural, Settings, Share
 
 
 class State(NamedTuple):
-    """`asked`: what the last move was: nothing, a "pivot", neighbours up to the "check", or to the "end".
-
-    `check`, `end`: steps. left: rounds. given: particles to restart from.
-    """
+    """What the search remembers between moves."""
 
     check: int
+    """Step at which neighbours are scored."""
     end: int
+    """The last step of the grid."""
     left: float
+    """Rounds that are left."""
     asked: str = ""
+    """What the last move was: nothing, a "pivot", neighbours up to the "check", or to the "end"."""
     pivot: int = -1
+    """Uid of the image whose neighbours are tried."""
     given: tuple[int, ...] = ()
+    """Particles to restart from."""
 
 
 @dataclass(frozen=True)

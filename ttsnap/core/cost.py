@@ -23,21 +23,22 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 @dataclass(frozen=True)
 class CostKind:
-    """One kind of cost. name: its field in `Cost`, `Rates` and `Budget`, in the plural where English has one.
-
-    label: what messages call it. unit: how a budget is written in it ("100decodes"; the singular is read as well).
-    rare: only some searches know it, so that it is left out of JSON where it is 0. summed: results say how many there
-    were, and not only what they took. newer: files were written before it was known, so that it is left out of results
-    and of prices, too, where it is 0.
-    """
+    """One kind of cost: a line of the table in `PerKind`."""
 
     name: str
+    """Its field in `Cost`, `Rates` and `Budget`, in the plural where English has one."""
     phase: Phase
+    """The part of a search that it belongs to."""
     label: str
+    """What messages call it."""
     unit: str
+    """How a budget is written in it ("100decodes"; the singular is read as well)."""
     rare: bool
+    """Whether only some searches know it, so that JSON leaves it out where it is 0."""
     summed: bool
+    """Whether results say how many there were, and not only what they took."""
     newer: bool
+    """Whether files were written before it was known. Results and prices then leave it out, too, where it is 0."""
 
     @property
     def one(self) -> str:
@@ -53,28 +54,28 @@ def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: boo
 
 @dataclass(frozen=True, slots=True)
 class PerKind(Generic[N]):
-    """One value for each kind of cost; a subclass says of what type, and which value `unset` kinds have.
-
-    `nfe` counts guided evaluations of the denoiser for one particle: with classifier-free guidance one NFE is two
-    forward passes (`Price.passes_per_nfe`). `decodes` counts latents decoded to pixels, `reward_calls` images
-    scored, once per reward: of a video each frame that a reward of images sees, or the whole for a reward of videos.
-    `previews` counts unfinished estimates decoded by a cheap preview VAE instead.
-    `draft_calls` counts calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each; a cap in
-    NFE holds them as well, as the share of an evaluation's passes that they take.
-    `gradients` counts backward passes through a decode and its rewards, `backwards` those through an evaluation of the
-    denoiser. Their forward halves are counted where they belong: in `decodes`, `reward_calls` and `nfe`.
-    `tokens` counts those of language models behind an API that rewards ask. A plan's price holds the most that they may
-    be (`Price.tokens`); what was not taken is given back when the scores are there.
-    """
+    """One value for each kind of cost; a subclass says of what type, and which value `unset` kinds have."""
 
     nfe: N = kind("denoise", "NFE", "nfe")
+    """Guided evaluations of the denoiser for one particle: two forward passes with classifier-free guidance
+    (`Price.passes_per_nfe`)."""
     decodes: N = kind("decode", "decodes", "decodes")
+    """Latents decoded to pixels."""
     reward_calls: N = kind("reward", "reward calls", "rewards")
+    """Images scored, once per reward. Of a video: each frame that a reward of images sees, or the whole for a reward of
+    videos."""
     previews: N = kind("decode", "previews", "previews", rare=True)
+    """Unfinished estimates decoded by a cheap preview VAE, in place of a decode."""
     gradients: N = kind("gradient", "gradients", "gradients", rare=True)
+    """Backward passes through a decode and its rewards. The forward halves are decodes and reward calls."""
     backwards: N = kind("gradient", "backward passes", "backwards", rare=True, summed=False)
+    """Backward passes through an evaluation of the denoiser. The forward halves are evaluations."""
     draft_calls: N = kind("denoise", "draft calls", "draftcalls", rare=True, newer=True)
+    """Calls of a drafter for one particle, of `Price.passes_per_draft` forward passes each. A cap in NFE holds them as
+    well, by their share of an evaluation's passes."""
     tokens: N = kind("reward", "tokens", "tokens", rare=True, newer=True)
+    """Tokens of language models behind an API that rewards ask. A plan is charged the most that they may be
+    (`Price.tokens`); the rest is refunded with the scores."""
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
@@ -166,14 +167,16 @@ class Rates(PerKind[float], unset=0.0):
 
 @dataclass(frozen=True)
 class Guided:
-    """Which steps (K,) a reward's gradient guides, and whether it goes back `through` the denoiser (guided_steps.py).
+    """Which steps a reward's gradient guides.
 
     A particle that moves on from such a step takes one gradient there, which its siblings share. Through the denoiser,
     the gradient is computed with the evaluation; an earlier evaluation without a graph is rerun and charged again.
     """
 
     steps: tuple[bool, ...]
+    """(K,) whether each step is guided."""
     through: bool
+    """Whether gradients go back through the denoiser (guided_steps.py)."""
 
     @cached_property
     def at(self) -> BoolArray:
@@ -188,26 +191,29 @@ class Guided:
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit costs on this engine. `seconds` is None until it has been measured.
-
-    estimates: what scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A
-    finished image always takes a decode. depth: evaluations that the gradient of a finished image goes back through.
-    asked: rewards that a gradient asks; each is a reward call, and the decode that they share is one, too.
-    passes_per_draft: forward passes of one call of the drafter; 0 where there is none. tokens: the most that scoring
-    one image takes of language models behind an API. more_calls: reward calls that a score takes beyond one of each
-    reward, as rewards of images do that see several frames of a video.
-    """
+    """What one unit of each kind of cost takes on an engine, and what scores and gradients are made of."""
 
     flops: Rates = Rates()
+    """In FLOPs."""
     seconds: Rates | None = None
+    """In seconds; None until they have been measured."""
     passes_per_nfe: int = 1
+    """Forward passes of one evaluation: 2 with classifier-free guidance."""
     estimates: str = "decode"
+    """What scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A finished image
+    always takes a decode."""
     guided: Guided | None = None
+    """Steps that follow a reward's gradient; None where none do."""
     depth: int = 0
+    """Evaluations that the gradient of a finished image goes back through."""
     asked: int = 1
+    """Rewards that a gradient asks. Each takes a reward call, and all of them share one decode."""
     passes_per_draft: int = 0
+    """Forward passes of one call of the drafter; 0 where there is none."""
     tokens: int = 0
+    """The most that scoring one image takes of language models behind an API."""
     more_calls: int = 0
+    """Reward calls of a score beyond one of each reward, as of images' rewards that see several frames of a video."""
 
     def __post_init__(self) -> None:
         counts = (

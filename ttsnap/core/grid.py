@@ -54,21 +54,25 @@ class Grid:
 class Task:
     """What one search is asked for: a grid, how many finished images, and what it may spend on them.
 
-    `allowance` is the most that this prompt may spend (its share of a pot, where the budget is `shared`), and
-    `score_cost` what a decode with its reward calls takes, both in units of one denoiser evaluation: the unit in
-    which the tightest cap is counted in images. inf and 0 where nothing caps evaluations. `check_cost` is what scoring
-    an unfinished estimate takes, less than that where it takes no decode (the same by default). draft_calls: of the
-    drafter in one draft, 0 where there is no drafter; draft_cost is what one call takes, in the same unit.
+    Costs are in units of one denoiser evaluation, in which the tightest cap is counted.
     """
 
     grid: Grid
     keep: int = 1
+    """Finished images that come back."""
     allowance: float = float("inf")
+    """The most that this prompt may spend: its share of a pot, where the budget is `shared`; inf where nothing caps
+    evaluations."""
     score_cost: float = 0.0
+    """Of a decode with its reward calls; 0 where nothing caps evaluations."""
     shared: bool = False
+    """Whether prompts draw on one pot."""
     check_cost: float | None = None
+    """Of scoring an unfinished estimate, where that takes no decode; None: `score_cost`."""
     draft_calls: int = 0
+    """Calls of the drafter in one draft; 0 where there is no drafter."""
     draft_cost: float = 0.0
+    """Of one call of the drafter."""
 
     @property
     def checking(self) -> float:

@@ -63,11 +63,10 @@ class Rollout(Estimator):
     """The x0 estimate at the end of a coarse rollout by the ODE, over later grid points: sharper, and dearer.
 
     The particle itself stays where it is, and does not follow the rollout afterwards.
-
-    calls: evaluations of the rollout, from 1 on (1 is the x0 estimate); fewer where fewer steps are left.
     """
 
     calls: int = 2
+    """Evaluations of the rollout, from 1 on (1 is the x0 estimate); fewer where fewer steps are left."""
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUT})
 
     def __post_init__(self) -> None:
@@ -93,11 +92,10 @@ class Draft(Estimator):
 
     A drafter is a network that was distilled to jump there, which a posterior mean such as the x0 estimate does not do:
     it makes sharp images, of which a reward tells more (docs/drafts.md). The evaluation at the stop is not made.
-
-    calls: of the drafter, from 1 on; later ones go on from the guess of the one before.
     """
 
     calls: int = 1
+    """Calls of the drafter, from 1 on; later ones go on from the guess of the one before."""
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DRAFT})
 
     def __post_init__(self) -> None:

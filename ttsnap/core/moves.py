@@ -42,19 +42,22 @@ FRESH, CONTINUE, BRANCH, NEAR, RENOISE, MIX, ASCEND = (kind.value for kind in Ki
 
 
 class Rows(NamedTuple):
-    """The rows of a move, by columns.
-
-    kind (n,) of `Kind`; parent (n,) uid to go on from, -1 for a fresh seed; start (n,) step to go on from; stop (n,)
-    step to go to; score (n,) whether to score there; share (n,) in [0, 1], of old noise in the new, where the kind says
-    so. In lockstep (simulation/lockstep.py) a column may have a leading axis of searches.
+    """The rows of a move, by columns. In lockstep (simulation/lockstep.py) a column may have a leading axis of
+    searches.
     """
 
     kind: IntArray
+    """(n,) of `Kind`."""
     parent: IntArray
+    """(n,) uid to go on from, -1 for a fresh seed."""
     start: IntArray
+    """(n,) step to go on from."""
     stop: IntArray
+    """(n,) step to go to."""
     score: BoolArray
+    """(n,) whether to score at `stop`."""
     share: FloatArray
+    """(n,) in [0, 1], of old noise in the new, for kinds that mix noise."""
 
     def take(self, rows: IntArray | BoolArray | slice) -> Rows:
         """Some of the rows."""
@@ -67,18 +70,21 @@ _NONE = np.empty(0, int)
 
 @dataclass(frozen=True)
 class Move:
-    """What to do next: one row per child, the most wanted first, since a search short of budget carries a prefix out.
+    """What to do next: one row per child.
 
-    look: how unfinished particles are scored. drop: uids that are given up. reject: uids whose finished images are not
-    to be returned. value: the price per evaluation up to which the move is worth making, which orders the moves of
-    several prompts under a shared budget; (B,) in lockstep.
+    The most wanted row comes first, since a search short of budget carries a prefix out.
     """
 
     rows: Rows
     look: Estimator = ESTIMATE
+    """How unfinished particles are scored."""
     drop: IntArray = field(default_factory=lambda: _NONE)
+    """Uids that are given up."""
     reject: IntArray = field(default_factory=lambda: _NONE)
+    """Uids whose finished images are not to be returned."""
     value: float | FloatArray = 0.0
+    """The price per evaluation up to which the move is worth making; (B,) in lockstep. It orders the moves of prompts
+    that share a budget."""
 
     def __len__(self) -> int:
         return len(self.rows.parent)

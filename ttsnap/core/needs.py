@@ -28,14 +28,12 @@ class Need(StrEnum):
 
 @dataclass(frozen=True)
 class Gradient:
-    """A need as well: gradients of finished images with respect to their initial noise, for rows that ASCEND.
-
-    depth: evaluations that they go back through, the last ones; 0 for all. weights: of the rewards in them; None for
-    all alike.
-    """
+    """A need as well: gradients of finished images with respect to their initial noise, for rows that ASCEND."""
 
     depth: int = 0
+    """Evaluations that gradients go back through, the last ones; 0 for all."""
     weights: tuple[float, ...] | None = None
+    """Of the rewards in the gradient; None for all alike."""
 
 
 Needs = frozenset[Need | Gradient]

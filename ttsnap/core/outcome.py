@@ -25,12 +25,10 @@ class PictureLost(RuntimeError):  # noqa: N818 (an event that is handled, and no
 
 
 class Decoded(ABC):
-    """An image (3, H, W) or a video (T, 3, H, W), in [0, 1].
-
-    level: the noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one.
-    """
+    """An image (3, H, W) or a video (T, 3, H, W), in [0, 1]."""
 
     level: float
+    """The noise level, in [0, 1], of the estimate that was decoded; 0 of a finished one."""
 
     @abstractmethod
     def fetch(self) -> Tensor:
@@ -83,25 +81,29 @@ NOTHING = Cost()
 
 @dataclass(frozen=True)
 class Outcome:
-    """Rows of one job's move that are done, or how far they got before they were cancelled.
-
-    uids, step, cached (n,); scores (n, R), nan where a reward failed, or None for rows that were not to be scored.
-    `images` are the decoded images or videos, one a row, None where the rewards did not need it decoded;
-    `kept` holds what else the engine was asked to keep of each row; `errors` say what went wrong in a reward. look_cost
-    is what looks took beyond the particles' own evaluations; log_ratio (n,) is as in Particles, and so is
-    has_gradient (n,), which only rows that were cancelled need to tell. unspent: what these rows were charged for and
-    did not take, of kinds of cost that are known afterwards only (tokens); below 0 where they took more.
-    """
+    """Rows (n,) of one job's move that are done, or how far they got before they were cancelled."""
 
     job: int
     uids: IntArray
+    """(n,) particles."""
     step: IntArray
+    """(n,) where they are."""
     cached: BoolArray
+    """(n,) whether the evaluation there is paid."""
     scores: FloatArray | None = None
+    """(n, R), nan where a reward failed; None for rows that were not to be scored."""
     images: Sequence[Decoded | None] | None = None
+    """The decoded images or videos, one a row; None where no reward needed a decode."""
     errors: Sequence[str | None] = ()
+    """What went wrong in a reward, by row."""
     kept: Sequence[Mapping[str, Tensor]] = ()
+    """What else the engine was asked to keep of each row."""
     look_cost: Cost = NOTHING
+    """What looks took beyond the particles' own evaluations."""
     log_ratio: FloatArray | None = None
+    """(n,) as in Particles."""
     has_gradient: BoolArray | None = None
+    """(n,) as in Particles; only cancelled rows need to tell."""
     unspent: Cost = NOTHING
+    """What these rows were charged for and did not take, of kinds known afterwards only (tokens); below 0 where they
+    took more."""

@@ -19,29 +19,33 @@ class Particles:
 
     An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once,
     every array with a leading axis B; that is how simulation is fast.
-
-    seed (N,) uint64, of the initial noise; parent (N,) uid or -1; step (N,) where its latent is; cached (N,) whether
-    the prediction at that step is already paid; alive (N,) not dropped; scores (N, K+1, R), nan where unscored or
-    failed; scored (N,) the step of the last score or -1; log_ratio (N,) log p - log q of the path to where it is, p
-    the plain sampler and q the one guided by a reward's gradient, 0 without guidance; has_gradient (N,) whether the
-    gradient at its step is already paid; `utility` makes one number out of R.
-
-    What came of the algorithm's last move: moved (n,) the uid that each of its rows took on or made, -1 for rows that
-    the budget cut off; left: what this prompt may still spend of its allowance, in evaluations as Task counts them.
     """
 
     seed: IntArray
+    """(N,) uint64, of the initial noise."""
     parent: IntArray
+    """(N,) uid, or -1."""
     step: IntArray
+    """(N,) grid step where the latent is."""
     cached: BoolArray
+    """(N,) whether the prediction at that step is paid."""
     alive: BoolArray
+    """(N,) not dropped."""
     scores: FloatArray
+    """(N, K+1, R), nan where unscored or failed."""
     scored: IntArray
+    """(N,) step of the last score, or -1."""
     log_ratio: FloatArray
+    """(N,) log p - log q of the path so far, p the plain sampler and q the one guided by a reward's gradient; 0 without
+    guidance."""
     has_gradient: BoolArray
+    """(N,) whether the gradient at its step is paid."""
     utility: Utility
+    """Makes one number of R scores."""
     moved: IntArray = field(default_factory=lambda: np.empty(0, int))
+    """(n,) uid that each row of the algorithm's last move took on or made, -1 for rows that the budget cut off."""
     left: FloatArray | float = np.inf
+    """What this prompt may still spend of its allowance, in evaluations as Task counts them."""
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -91,17 +95,6 @@ class Particles:
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
-        return Particles(
-            self.seed[b],
-            self.parent[b],
-            self.step[b],
-            self.cached[b],
-            self.alive[b],
-            self.scores[b],
-            self.scored[b],
-            self.log_ratio[b],
-            self.has_gradient[b],
-            self.utility,
-            self.moved[b],
-            np.broadcast_to(self.left, len(self.step))[b],
-        )
+        left = np.broadcast_to(self.left, len(self.step))
+        columns = {**vars(self), "left": left}
+        return Particles(**{name: column if name == "utility" else column[b] for name, column in columns.items()})

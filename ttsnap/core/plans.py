@@ -124,23 +124,27 @@ def finish_cost(
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows (n,) of a move with everything that follows from them.
-
-    rows: `kind` tells children that BRANCH from the row that CONTINUEs a particle, and `parent` is the particle whose
-    state a row starts from. uid (n,): the particle that the row takes on or makes; seed (n,) uint64 of its initial
-    noise. near (n,): of a row of kind NEAR, the sibling whose step noise it is near, else -1. paid (n,): whether the
-    evaluation at `start` was paid before this move. costs: what each row takes. look, drop, reject: as in Move.
-    """
+    """Rows (n,) of a move with everything that follows from them."""
 
     rows: Rows
+    """As in Move, but that children which BRANCH are told from the row that CONTINUEs a particle, and that `parent` is
+    the particle whose state a row starts from."""
     uid: IntArray
+    """(n,) particle that the row takes on or makes."""
     seed: IntArray
+    """(n,) uint64, of the particle's initial noise."""
     near: IntArray
+    """(n,) of a row of kind NEAR, the sibling whose step noise it is near; else -1."""
     paid: BoolArray
+    """(n,) whether the evaluation at `start` was paid before this move."""
     costs: RowCosts
+    """What each row takes."""
     look: Estimator
+    """As in Move."""
     drop: IntArray
+    """As in Move."""
     reject: IntArray
+    """As in Move."""
 
     def __len__(self) -> int:
         return len(self.uid)

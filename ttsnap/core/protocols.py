@@ -94,22 +94,25 @@ class Reward(Protocol):
 
 
 class Usage(TypedDict, total=False):
-    """What a run used besides evaluations, JSON-ready: None where it is unknown, nothing at all where none is measured.
-
-    The most memory that was held and whose it is; energy, where its joules come from (energy_kind), and the CO2e that
-    follows from it, with the grid's intensity and the power usage effectiveness that were reckoned with.
-    """
+    """What a run used besides evaluations, JSON-ready: None where it is unknown, no key where nothing is measured."""
 
     seconds: float
     peak_memory_bytes: int | None
+    """The most memory that was held."""
     reserved_memory_bytes: int | None
+    """The most that the allocator reserved."""
     memory_kind: str | None
+    """Whose memory it is."""
     energy_joules: float | None
     energy_joules_per_image: float | None
     energy_kind: str | None
+    """Where the joules come from."""
     co2_grams: float | None
+    """CO2e of the energy."""
     co2_grams_per_kwh: float
+    """The grid's intensity that was reckoned with."""
     pue: float
+    """Power usage effectiveness that was reckoned with."""
 
 
 class UsageMeter(Protocol):

@@ -27,28 +27,32 @@ NEWER = [kind.name for kind in KINDS if kind.summed and kind.newer]
 
 @dataclass(frozen=True)
 class Spent:
-    """cost: in whole units of each kind; price: what one unit takes on this engine; budget: as the user may write it.
-
-    seconds: of the run, by this prompt's share in its evaluations; seconds_by: the same by phase ("denoise", "decode",
-    "reward", "gradient"), empty where the engine takes no time; seconds_all_prompts: of the whole run. usage: memory,
-    energy and CO2 (profiling/meter.py), energy by share. seeds: started; finished: images. gain_of_second_half: by how
-    much the best finished image exceeds the best of half of them, None below four. calibration: what the engine spent
-    before the search, on finding batch sizes and the like, which no budget pays. lost: what the engine
-    computed in vain for all prompts, because a device broke down, which no budget pays either.
-    """
+    """What the search of one prompt took."""
 
     cost: Cost
+    """In whole units of each kind."""
     price: Price
+    """What one unit takes on the engine."""
     budget: str
+    """The budget, as users write it."""
     seconds: float = 0.0
+    """Of the run, by this prompt's share in its evaluations."""
     seconds_by: Mapping[str, float] = field(default_factory=dict)
+    """`seconds` by phase ("denoise", "decode", "reward", "gradient"); empty where the engine takes no time."""
     seconds_all_prompts: float = 0.0
+    """Of the whole run."""
     usage: Usage = field(default_factory=Usage)
+    """Memory, energy and CO2 (profiling/meter.py); energy by this prompt's share."""
     seeds: int = 0
+    """Seeds started."""
     finished: int = 0
+    """Images finished."""
     gain_of_second_half: float | None = None
+    """By how much the best finished image exceeds the best of half of them; None below four images."""
     calibration: Cost = field(default_factory=Cost)
+    """What the engine spent before the search, on finding batch sizes and the like. No budget pays it."""
     lost: Cost = field(default_factory=Cost)
+    """What the engine computed in vain for all prompts, because a device broke down. No budget pays it."""
 
     def __str__(self) -> str:
         """A line: what was spent, of which budget, on how many seeds and images."""
@@ -110,51 +114,65 @@ class Spent:
 
 
 class TracedMove(TypedDict):
-    """A move as traces keep it, JSON-ready: its number, what it cost, and its n rows, each by the uid of its particle.
-
-    uids, parents, start, stop, seeds: (n,) as in Plan. scores: by uid, (R,) as far as they have come. drop: the uids
-    that were given up with it. closing: whether it only finishes an image, as nothing else is wanted or can be paid
-    for. look: how unfinished particles were scored, where not by x0 estimates. refund: the part of the cost that did
-    not run, where the search was stopped.
-    """
+    """A move as traces keep it, JSON-ready, with n rows."""
 
     move: int
+    """Its number."""
     cost: dict[str, int]
+    """What it cost, by kind."""
     uids: list[int]
+    """(n,) particles, as in Plan."""
     parents: list[int]
+    """(n,) as in Plan."""
     start: list[int]
+    """(n,) as in Plan."""
     stop: list[int]
+    """(n,) as in Plan."""
     seeds: list[int]
+    """(n,) as in Plan."""
     scores: dict[int, list[float]]
+    """(R,) by uid, as far as they have come."""
     drop: list[int]
+    """Uids that were given up with the move."""
     closing: bool
+    """Whether it only finishes an image, as nothing else is wanted or can be paid for."""
     look: NotRequired[str]
+    """How unfinished particles were scored, where not by x0 estimates."""
     refund: NotRequired[dict[str, int]]
+    """The part of the cost that did not run, where the search was stopped."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened, for progress bars, contact sheets and live views.
-
-    kind: "start" (a prompt was taken up), "move" (a move was submitted; `move` is its entry of the trace), "tick" (a
-    batch ran; `nfe` evaluations), "score" (a particle was scored, an unfinished one by `look`, in so many
-    `reward_calls`; `picture` holds what was decoded, `kept` its latent where the engine keeps it),
-    "drop", "end" (a prompt is done).
-    """
+    """One thing that happened, for progress bars, contact sheets and live views."""
 
     kind: str
+    """What happened: a prompt was taken up ("start"), a move was submitted ("move"), a batch ran ("tick"), a particle
+    was scored ("score"), particles were dropped ("drop"), a prompt is done ("end")."""
     job: int = -1
+    """Number of the prompt; -1 of a batch."""
     seconds: float = 0.0
+    """Since the search began."""
     uids: tuple[int, ...] = ()
+    """Particles of a move, a score or a drop."""
     step: int = -1
+    """Where a particle was scored."""
     look: str = ""
+    """By which look, of an unfinished particle."""
     scores: tuple[float, ...] = ()
+    """(R,) of a particle."""
     picture: Decoded | None = field(default=None, repr=False)
+    """What was decoded of a scored particle."""
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """The latent of a scored particle, where the engine keeps it."""
     move: TracedMove | None = None
+    """The entry of the trace, of a move."""
     nfe: int = 0
+    """Evaluations of a batch, or of a move."""
     reward_calls: int = 0
+    """Of a score."""
     best: float = float("nan")
+    """The best reward of a finished image so far."""
 
     @property
     def image(self) -> Tensor | None:
@@ -164,18 +182,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished image (3, H, W), or a video (T, 3, H, W), in [0, 1] on the CPU; None where no model ran, as in a dry
-    run or a replay.
-
-    `reward` is its utility among the finished ones, `scores` (R,) by reward name.
-    """
+    """A finished image or video."""
 
     uid: int
     seed: int
     reward: float
+    """Its utility among the finished ones."""
     scores: dict[str, float]
+    """By reward name."""
     image: Tensor | None = field(repr=False)
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] on the CPU; None where no model ran, as in a dry run or a
+    replay."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """Scores by rewards that report and do not choose."""
 
     @property
     def pixels(self) -> Tensor:
@@ -187,26 +206,29 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What one prompt's search gave: the kept images, best first, what it spent, and how it went.
-
-    `spent` is what it took, `trace` its moves, `particles`
-    the final table, `warnings` what the user should know (failed rewards, trimmed moves, early stop). `state` is the
-    algorithm's last, which it alone understands: of smc, `uids`, `logw` and `log_z` are the weighted sample. `levels`
-    (K+1,) are the noise levels of the steps. `thumbnails` holds small pictures of what was scored, by (uid, step),
-    where someone kept them, as pipelines do: contact sheets (results/sheet.py), as notebooks show, are of them; and
-    `source` is a small copy of the picture that the prompt changes, None for prompts that are texts only.
-    """
+    """What one prompt's search gave."""
 
     prompt: str
     images: tuple[Candidate, ...]
+    """The kept ones, best first."""
     spent: Spent
+    """What the search took."""
     trace: tuple[TracedMove, ...]
+    """Its moves."""
     particles: Particles
+    """The final table."""
     warnings: tuple[str, ...] = ()
+    """What the user should know: failed rewards, trimmed moves, an early stop."""
     state: AlgorithmState = None
+    """The algorithm's last, which the algorithm alone understands; of smc, `uids`, `logw` and `log_z` are the weighted
+    sample."""
     levels: tuple[float, ...] = ()
+    """(K+1,) noise levels of the steps."""
     thumbnails: Mapping[tuple[int, int], Image] = field(default_factory=dict)
+    """Small pictures of what was scored, by (uid, step), where someone kept them, as pipelines do. Contact sheets
+    (results/sheet.py) are made of them."""
     source: Image | None = None
+    """A small copy of the picture that the prompt changes; None for prompts that are texts only."""
 
     def __repr__(self) -> str:
         """A line: what was asked for, the best image and what it took."""

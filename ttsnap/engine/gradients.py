@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 class WithGradient(NamedTuple):
-    """prediction: of x, without a graph; gradient (N, ...) of the weighted rewards at x, in float32 or float64."""
+    """An evaluation, and the gradient of rewards at its x."""
 
     prediction: Prediction
+    """Of x, without a graph."""
     gradient: Tensor
+    """(N, ...) of the weighted rewards with respect to x, in float32 or float64."""
 
 
 class Differentiator:

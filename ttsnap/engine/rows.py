@@ -17,10 +17,12 @@ from ttsnap.sampling.interpolants import forward
 
 
 class NearNoise(NamedTuple):
-    """The noise of another particle's step, and the share of it in a row's first step; the rest is fresh."""
+    """Noise near that of another particle's step, for a row's first step."""
 
     source: rng.Source
+    """Of the other step."""
     share: float
+    """Of the other step's noise; the rest is fresh."""
 
 
 class AscentStart(NamedTuple):

@@ -19,12 +19,14 @@ RowT = TypeVar("RowT", bound=Waits[object])
 
 @dataclass(frozen=True)
 class Batch(Generic[NodeT]):
-    """Nodes to compute, each once; together no more than the batch size. gradients: those that get theirs, and with it
-    their evaluation if that is new; evaluations: the rest, for one call of the network of this `lane`."""
+    """Nodes to compute, each once; together no more than the batch size."""
 
     gradients: list[NodeT]
+    """Those that get a gradient, and with it their evaluation if that is new."""
     evaluations: list[NodeT]
+    """The rest, for one call of the network of this `lane`."""
     lane: int = 0
+    """Calls of the drafter; 0: the denoiser."""
 
 
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:

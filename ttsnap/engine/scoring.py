@@ -27,15 +27,20 @@ logger = logging.getLogger(__name__)
 
 
 class ScoredRows(NamedTuple):
-    """Of n rows: scores (n, R), nan where one failed, and why; the images, None where nobody needed them; what was
-    scored, (n, ...) latents; what it took; tokens_left (n,): tokens that each was charged for and did not take."""
+    """What was found of n rows."""
 
     scores: FloatArray
+    """(n, R), nan where one failed."""
     errors: list[str | None]
+    """Why scores failed, by row."""
     images: Sequence[Decoded | None]
+    """None where nobody needed one."""
     latents: Tensor
+    """(n, ...) that were scored."""
     cost: Cost
+    """What scoring took."""
     tokens_left: IntArray
+    """(n,) tokens that each row was charged for and did not take."""
 
     def added_to(self, outcome: Outcome, at: Sequence[int], *, latents: bool) -> Outcome:
         """An outcome whose rows are rows `at` of these, with what was found. latents: whether listeners get them."""
@@ -50,15 +55,19 @@ class ScoredRows(NamedTuple):
 
 
 class RewardBatch(NamedTuple):
-    """What rewards are asked about: n rows, their latents (n, ...), their images or videos where someone needs them,
-    their prompts in words, their noise levels (n,), and what they edit (n, 3, h, w), where a reward is to see it."""
+    """What rewards are asked about: n rows."""
 
     batch: Sequence[Row]
     latents: Tensor
+    """(n, ...)."""
     images: Sequence[Tensor | None]
+    """Images or videos, where someone needs them."""
     prompts: Sequence[str]
+    """In words."""
     levels: Tensor
+    """(n,) noise levels."""
     sources: Tensor | None
+    """(n, 3, h, w) that the rows edit, where a reward is to see them."""
 
 
 class RowScorer:

@@ -23,17 +23,20 @@ from ttsnap.sampling.kernels import Kernel
 
 
 class Ran(NamedTuple):
-    """What something took, and in how many calls of the denoiser."""
+    """What something took."""
 
     cost: Cost
     calls: int
+    """Of the denoiser."""
 
 
 class Report(NamedTuple):
-    """What a stepper tells of n particles that come to rest, as in Outcome: log_ratio (n,) and has_gradient (n,)."""
+    """What a stepper tells of n particles that come to rest."""
 
     log_ratio: FloatArray | None = None
+    """(n,) as in Outcome."""
     has_gradient: BoolArray | None = None
+    """(n,) as in Outcome."""
 
 
 class Stepper:

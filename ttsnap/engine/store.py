@@ -16,29 +16,30 @@ from ttsnap.sampling.kernels import KernelState, Prediction
 
 
 class Mixed(NamedTuple):
-    """A change of an initial noise: the share of it that was kept, and the key of fresh noise, or a direction to turn
-    in, that makes up the rest."""
+    """A change of an initial noise."""
 
     share: float
+    """Of the old noise that was kept."""
     rest: rng.Key | Tensor
+    """Key of fresh noise that makes up the rest, or a direction to turn in."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A latent on its way from noise to an image. Children of a particle share its node until they move on from it.
-
-    job: the prompt, by its number. seed: of the initial noise, which is drawn only when the network is to see it, so
-    that seeds in waiting take no memory. position: evaluations of the denoiser that have brought the latent here; that
-    is the grid step, where each step takes one (Grid.calls). kernel_state: what the kernel keeps for this particle.
-    mixed_in: how the initial noise was changed since it was drawn from `seed`, change by change.
-    """
+    """A latent on its way from noise to an image. Children of a particle share its node until they move on from it."""
 
     job: int
+    """Number of the prompt."""
     seed: int
+    """Of the initial noise. That is drawn only when the network is to see it, so that waiting seeds take no memory."""
     position: int
+    """Evaluations of the denoiser that have brought the latent here: the grid step, where each step takes one
+    (Grid.calls)."""
     latent: Tensor | None = None
     kernel_state: KernelState = None
+    """What the kernel keeps for this particle."""
     mixed_in: tuple[Mixed, ...] = ()
+    """Changes of the initial noise since it was drawn from `seed`, in order."""
     prediction: Prediction | None = None
     """The evaluation of the denoiser here, None until it is made."""
     gradient: Tensor | None = None
@@ -98,10 +99,12 @@ def stacked(nodes: Sequence[Node]) -> tuple[Tensor, Prediction, Tensor]:
 
 
 class Particle(NamedTuple):
-    """A particle at rest: where it is, and the key (seed, branch) of its noise from here on."""
+    """A particle at rest."""
 
     node: Node
+    """Where it is."""
     key: rng.Key
+    """(seed, branch) of its noise from here on."""
 
 
 class Store(dict[tuple[int, int], Particle]):

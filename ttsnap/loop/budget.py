@@ -1,4 +1,4 @@
-"""Budgets: what a search may spend, read from what the user writes."""
+"""Budgets: what a search may spend, read from what the user writes; and the ledger that keeps to one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Price, Rates
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.plans import finish_cost
+from ttsnap.core.outcome import NOTHING
+from ttsnap.core.particles import Particles
+from ttsnap.core.plans import Plan, finish_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -25,14 +27,13 @@ MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
 
 @dataclass(frozen=True)
 class Budget(PerKind[int | None], unset=None):
-    """Caps for one prompt, None being no cap: on each kind of cost, in units of Cost, and on `flops` and `seconds`.
-
-    `images` caps evaluations as well, in units of one image's: `on` turns it into `nfe` for a grid.
-    """
+    """Caps for one prompt, in units of Cost; None: no cap."""
 
     flops: float | None = None
     seconds: float | None = None
+    """Of time, by the engine's price."""
     images: float | None = None
+    """On evaluations, in units of one image's; `on` turns it into `nfe` for a grid."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -135,15 +136,14 @@ class Budget(PerKind[int | None], unset=None):
 
 @dataclass(frozen=True)
 class Cap:
-    """The tightest cap of a budget: that which affords the fewest images. Searches plan by it, in evaluations.
-
-    amount: of it, inf where nothing caps; rates: by which it is counted; unit: what one evaluation takes of it, with
-    its share of gradients.
-    """
+    """The tightest cap of a budget: the one that affords the fewest images. Searches plan by it, in evaluations."""
 
     amount: float
+    """Of the cap; inf where nothing caps."""
     rates: Rates
+    """By which the cap is counted."""
     unit: float
+    """What one evaluation takes of the cap, with its share of gradients."""
     engine: Engine
 
     def task(self, keep: int = 1, shared: bool = False) -> Task:
@@ -195,3 +195,69 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
         return kind.name, value
     flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
     return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
+
+
+class Ledger:
+    """Charges against a budget, with a reserve that guarantees one finished image.
+
+    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
+    charge must then fit both, and the reserves of the other prompts count in the parent.
+    """
+
+    def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
+        if budget.images is not None:
+            raise ValueError(f"budget {budget} must be counted on a grid first (Budget.on)")
+        self.budget, self.price, self.parent = budget, price, parent
+        self.spent = Cost()
+        self.reserve = Cost()
+
+    def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
+        """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
+        if self.budget.shortfall(self.spent.plus(cost, reserve), self.price) is not None:
+            return False
+        return self.parent is None or self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
+
+    def hold(self, reserve: Cost) -> None:
+        """Set the amount held back."""
+        if self.parent is not None:
+            self.parent.hold(self.parent.reserve - self.reserve + reserve)
+        self.reserve = reserve
+
+    def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
+        """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
+        if not self.affords(cost, reserve):
+            raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
+        self.hold(reserve)
+        self._add(cost)
+
+    def refund(self, cost: Cost) -> None:
+        """Take back what was charged for work that was cancelled before it ran."""
+        self._add(Cost() - cost)
+
+    def _add(self, cost: Cost) -> None:
+        self.spent = self.spent + cost
+        if self.parent is not None:
+            self.parent._add(cost)
+
+    def __str__(self) -> str:
+        """The budget that it keeps to, as the user may write it."""
+        return str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts"
+
+
+def reserve_after(plan: Plan, particles: Particles, engine: Engine) -> Cost:
+    """What must be held back after a plan: the cost of finishing the nearest particle, until one is finished.
+
+    The nearest may be one that the plan advances, one that rests, or a fresh seed.
+    """
+    grid = engine.grid
+    rows, last = plan.rows, plan.rows.stop == grid.steps
+    if np.count_nonzero(particles.finished) or np.count_nonzero(rows.score & last):
+        return Cost()
+    resting = particles.alive.copy()
+    resting[rows.parent[rows.parent >= 0]] = False
+    resting[plan.drop] = False
+    step = np.concatenate([[0], rows.stop, particles.step[resting]])
+    evaluated = rows.score & (plan.look.evaluations(rows.stop, grid) > 0) & ~last
+    cached = np.concatenate([[False], evaluated, particles.cached[resting]])
+    has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
+    return finish_cost(step, cached, grid, len(engine.reward_names), engine.price, has_gradient)

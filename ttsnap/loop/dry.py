@@ -19,11 +19,12 @@ from ttsnap.core.protocols import Engine
 
 
 class DryEngine(Engine):
-    """Carries every plan out at once with standard normal scores. offers: what it may be asked for, all by default."""
+    """Carries every plan out at once with standard normal scores."""
 
     capacity = 1
     nfe = 0
     offers: frozenset[Need] = frozenset()
+    """What algorithms may need of it; all by default."""
     price = Price()
 
     def __init__(

@@ -18,7 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
-from ttsnap.loop.ledger import Ledger
+from ttsnap.loop.budget import Ledger
 
 logger = logging.getLogger(__name__)
 MOST_HELD = 2**32
@@ -26,14 +26,13 @@ MOST_HELD = 2**32
 
 
 class Notice(NamedTuple):
-    """What the user should know of a search: a sentence of ours, and what a reward or a device said, if anything.
-
-    The sentence may be shown to anyone. What others said may hold addresses, paths and worse: it is for whoever runs
-    the search.
-    """
+    """What the user should know of a search."""
 
     sentence: str
+    """Ours; it may be shown to anyone."""
     said: str = ""
+    """What a reward or a device said, if anything. It may hold addresses and paths: it is for whoever runs the
+    search."""
 
     def __str__(self) -> str:
         return f"{self.sentence}: {self.said}" if self.said else self.sentence
@@ -41,40 +40,49 @@ class Notice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """What an algorithm wants next, None for nothing more; what that is worth; and its state then."""
+    """What an algorithm wants next."""
 
     plan: Plan | None
+    """None for nothing more."""
     value: float
+    """What the plan is worth (Move.value)."""
     state: AlgorithmState
+    """The algorithm's, once the plan is carried out."""
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """One prompt of a request.
-
-    index: its number on the engine; place: of its prompt among those of the request. waiting: rows of the plan under
-    way that are not done. moved (n,): what came of the last move's rows, as in Particles. images: finished ones by uid,
-    None where no model ran, or where it was let go. idle: moves in a row that cost nothing.
-    """
+    """One prompt of a request."""
 
     index: int
+    """Its number on the engine."""
     place: int
+    """Of its prompt among those of the request."""
     prompt: Prompt
     ledger: Ledger
     table: ParticleTable
     state: AlgorithmState
+    """The algorithm's."""
     rng: np.random.Generator
     waiting: int = 0
+    """Rows of the plan under way that are not done."""
     proposal: Proposal | None = None
     plan: Plan | None = None
+    """The plan under way, or the last one."""
     moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
+    """(n,) what came of the last move's rows, as in Particles."""
     closing: bool = False
+    """Whether it only finishes an image."""
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
+    """Finished ones by uid; None where no model ran, or where one was let go."""
     rejected: set[int] = dataclasses.field(default_factory=set)
+    """Uids that the algorithm does not want returned."""
     trace: list[TracedMove] = dataclasses.field(default_factory=list)
     warnings: list[Notice] = dataclasses.field(default_factory=list)
     failures: int = 0
+    """Scores that failed."""
     idle: int = 0
+    """Moves in a row that cost nothing."""
 
     @property
     def particles(self) -> Particles:

@@ -19,29 +19,29 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.results import Event
 from ttsnap.core.table import ParticleTable
-from ttsnap.loop.budget import Budget, Cap, tightest
+from ttsnap.loop.budget import Budget, Cap, Ledger, tightest
 from ttsnap.loop.job import Job
-from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """How each of some prompts is searched.
-
-    algorithm: decides what to denoise. budget: caps per prompt; with `shared`, the prompts draw on one pot of that many
-    times their number. utility: makes one number of an image's scores. seed: candidate i of a prompt starts from the
-    noise of torch seed `seed + i`, in 0..2^64 - 1, where 0 comes after the last. keep: how many finished images come
-    back. ValueError for a seed or keep out of range.
-    """
+    """How each of some prompts is searched. ValueError for a seed or keep out of range."""
 
     algorithm: Algorithm
+    """Decides what to denoise."""
     budget: Budget = field(default_factory=Budget)
+    """Caps per prompt."""
     utility: Utility = utilities.mean
+    """Makes one number of an image's scores."""
     seed: int = 0
+    """Candidate i of a prompt starts from the noise of torch seed `seed + i`, in 0..2^64 - 1; 0 comes after the
+    last."""
     keep: int = 1
+    """How many finished images come back."""
     shared: bool = False
+    """Whether prompts draw on one pot of the budget times their number."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -52,11 +52,13 @@ class SearchSpec:
 
 @dataclass
 class RequestClock:
-    """The time of a request: `begin` is when it began by `clock`, in seconds; `deadline` is when it has to end."""
+    """The time of a request, in seconds."""
 
     clock: Callable[[], float]
     begin: float
+    """When it began, by `clock`."""
     deadline: float = np.inf
+    """When it has to end, by `clock`."""
 
     @property
     def seconds(self) -> float:
@@ -65,22 +67,24 @@ class RequestClock:
 
 @dataclass(eq=False)
 class Request:
-    """Prompts that are searched by one specification. Jobs are in `queue` until they are taken up, then `active` until
-    they end; `jobs` are all of them, in the order of the prompts.
-
-    cap: what the budget is planned by. whole: the cost of one image. stopping: whether nothing new is begun.
-    """
+    """Prompts that are searched by one specification."""
 
     spec: SearchSpec
     cap: Cap
+    """What the budget is planned by."""
     task: Task
     whole: Cost
+    """Cost of one image."""
     watch: RequestClock
     listener: Listener | None
     jobs: tuple[Job, ...]
+    """All of them, in the order of the prompts."""
     queue: deque[Job]
+    """Jobs that are not taken up yet."""
     active: list[Job] = field(default_factory=list)
+    """Jobs that are taken up and not at their end."""
     stopping: bool = False
+    """Whether nothing new is begun."""
 
     @property
     def done(self) -> bool:

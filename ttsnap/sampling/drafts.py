@@ -29,16 +29,16 @@ Estimate = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TrainedFor(Settings):
-    """The sampler whose ends a drafter was trained to guess; what is not known is empty or None.
-
-    model: the name of the model. steps: of its grid. guidance_scale: as the pipeline's call takes it. path: of
-    ttsnap.sampling.interpolants; empty: the model's own.
-    """
+    """The sampler whose ends a drafter was trained to guess; what is not known is empty or None."""
 
     model: str = ""
+    """Name of the model."""
     steps: Count | None = None
+    """Of the model's grid."""
     guidance_scale: Guidance | None = None
+    """As the pipeline's call takes it."""
     path: str = ""
+    """A name of ttsnap.sampling.interpolants; empty: the model's own."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,17 @@ class Checked(Settings):
 
 @dataclass(frozen=True)
 class DraftSettings(Settings):
-    """How a drafter is called. The defaults are those of a LoRA that comes without a draft.json.
-
-    first_time: what the network is told at its first call, as a share of the true time; distilled drafters learn sooner
-    where it is a little less than the noise that is there. guidance: that of its calls; None: none, or, for networks
-    that read a scale (FLUX.1 dev), the scale of the pipeline's call. checked: where it was measured to rank seeds.
-    """
+    """How a drafter is called. The defaults are those of a LoRA that comes without a draft.json."""
 
     first_time: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
+    """What the network is told at its first call, as a share of the true time. Distilled drafters learn sooner where
+    that is a little less than the noise that is there."""
     guidance: Guidance | None = None
+    """Of the drafter's calls. None: none, or the scale of the pipeline's call for networks that read one (FLUX.1
+    dev)."""
     trained_for: TrainedFor = TrainedFor()
     checked: tuple[Checked, ...] = ()
+    """Where the drafter was measured to rank seeds."""
 
 
 HOT_SETTINGS = DraftSettings(first_time=0.87)

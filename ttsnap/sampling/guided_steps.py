@@ -29,28 +29,31 @@ KINDS = ("dps", "twisted", "tilted")
 
 @dataclass(frozen=True)
 class Guidance:
-    """kind and scale:
+    """How a reward's gradient guides the steps of a kernel.
 
     "dps": d = scale c g / |g|, a step of `scale` deviations uphill, after DPS (arXiv 2209.14687), which divides by a
-    norm as well; log weights spread by `scale` a step.
-    "twisted": d = c^2 lam g, with lam from 0 to `scale` as min((1 + gamma)^k - 1, 1) rises: the proposal of DAS (arXiv
-    2501.05803), first-order optimal for the target p(x) exp(scale r(x)). Give smc's lam as the scale.
-    "tilted": the mean stays, and the noise is sqrt(1 - scale^2) xi + scale sqrt(D) g / |g|, whose length is that of
-    noise, after noise-tilted reverse kernels (arXiv 2606.18066). scale is in (0, 1).
+    norm as well. Log weights spread by `scale` a step.
 
-    through: "denoiser", the gradient goes back through the evaluation that made the estimate; "x0", it stops at the
-    estimate, whose slope in x_t is taken for that of standard normal data, which saves the backward pass.
-    first, last: noise levels in [0, 1] between which steps are guided: estimates before say little, and later steps
-    change little. The last step, which draws no noise, is never guided.
-    weights: of the rewards, in their order; by default all alike.
+    "twisted": d = c^2 lam g, with lam from 0 to `scale` as min((1 + gamma)^k - 1, 1) rises. This is the proposal of DAS
+    (arXiv 2501.05803), first-order optimal for the target p(x) exp(scale r(x)). Give smc's lam as the scale.
+
+    "tilted": the mean stays, and the noise is sqrt(1 - scale^2) xi + scale sqrt(D) g / |g|, whose length is that of
+    noise, after noise-tilted reverse kernels (arXiv 2606.18066).
     """
 
     kind: str = "dps"
+    """One of KINDS."""
     scale: float = 1.0
+    """Above 0, and below 1 for "tilted"."""
     through: str = "denoiser"
+    """"denoiser": the gradient goes back through the evaluation that made the estimate. "x0": it stops at the estimate,
+    whose slope in x_t is taken for that of standard normal data. That saves the backward pass."""
     first: float = 0.75
+    """Noise level, in [0, 1], of the first step that is guided: estimates before say little."""
     last: float = 0.3
+    """Noise level of the last step that is guided. The last step of all, which draws no noise, never is."""
     weights: tuple[float, ...] | None = None
+    """Of the rewards, in their order; by default all alike."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.through not in ("denoiser", "x0"):

@@ -21,14 +21,12 @@ from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_f
 
 
 class Prediction(NamedTuple):
-    """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...).
-
-    estimate: (N, ...) the x0 estimate at the guidance at which estimates are scored, where that is another one.
-    """
+    """One guided evaluation: `out` in the scheduler's own parametrisation, and the x0 estimate; both (N, ...)."""
 
     out: Tensor
     x0: Tensor
     estimate: Tensor | None = None
+    """(N, ...) the x0 estimate at the guidance at which estimates are scored, where that is another one."""
 
 
 KernelState: TypeAlias = Any
@@ -133,9 +131,6 @@ class Sde(Stateless):
     """Euler-Maruyama on the reverse SDE with the ODE's marginals (arXiv 2503.19385, Proposition 1).
 
     x_{t-h} = x - (u - g^2/2 score) h + g sqrt(h) xi, for any g(t) >= 0. The last step returns the x0 estimate.
-
-    begin: time in (0, 1] from which noise is drawn; steps from noisier points are the ODE's. Below 1 the initial noise
-    decides most of the image, so that drafts of it tell something, and yet later branches differ.
     """
 
     path: Interpolant
@@ -143,6 +138,8 @@ class Sde(Stateless):
     g: Callable[[Tensor], Tensor] = RBF_DIFFUSION
     stochastic: bool = True
     begin: float = 1.0
+    """Time in (0, 1] from which noise is drawn; steps from noisier points are the ODE's. Below 1 the initial noise
+    decides most of the image, so that drafts of it tell something, and yet later branches differ."""
 
     def __post_init__(self) -> None:
         if not 0 < self.begin <= 1:
@@ -240,12 +237,13 @@ MOST_GROWTH = 1e15
 
 
 class Timed(Protocol):
-    """What kernels are made for, as every Denoiser is: path: between data and noise; times: (K+1,) of the path at the
-    grid points; kernel: the pipeline's own."""
+    """What kernels are made for, as every Denoiser is."""
 
     path: Interpolant
     times: Tensor
+    """(K+1,) of the path at the grid points."""
     kernel: Kernel
+    """The pipeline's own."""
 
 
 KERNELS: dict[str, Callable[[Timed], Kernel]] = {

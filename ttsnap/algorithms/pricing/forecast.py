@@ -27,27 +27,32 @@ MOST_PATHS = 100_000
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """Parameters of the model at d checks.
-
-    checks (d,) looks at steps that rise, the last being the finished image; mean (d,), cov (d, d) of the prompts'
-    means; beta (d, d) rows regress z_j on z_<j with residual variance residual (d,); gamma (d, d) rows regress z_d on
-    z_<=j. spread (3,) coefficients of log s^2 as a quadratic in the prompt's mean reward, clipped to spread_range,
-    worth spread_count observations. paths (n, d) standardised forecasts along recorded trajectories. prices maps
-    allowances (in evaluations) to the price at which a shared search spends them on average: (b, 2), or empty.
-    """
+    """Parameters of the model at d checks."""
 
     levels: tuple[float, ...]
+    """(K+1,) noise levels of the grid."""
     checks: tuple[EstimatorAt, ...]
+    """(d,) looks at steps that rise, the last the finished image."""
     mean: FloatArray
+    """(d,) of the prompts' means."""
     cov: FloatArray
+    """(d, d) of the prompts' means."""
     beta: FloatArray
+    """(d, d) rows regress z_j on z_<j."""
     residual: FloatArray
+    """(d,) variances of that."""
     gamma: FloatArray
+    """(d, d) rows regress z_d on z_<=j."""
     spread: FloatArray
+    """(3,) coefficients of log s^2 as a quadratic in the prompt's mean reward."""
     spread_range: tuple[float, float]
+    """What log s^2 is clipped to."""
     spread_count: float
+    """Observations that `spread` is worth."""
     paths: FloatArray
+    """(n, d) standardised forecasts along recorded trajectories."""
     prices: FloatArray
+    """(b, 2) allowances in evaluations, and the price at which a shared search spends each on average; or empty."""
 
     @property
     def steps(self) -> IntArray:
@@ -91,21 +96,9 @@ class Forecast:
         broken = [rule for rule, kept in _rules(arrays, checks).items() if not kept]
         if broken:
             raise ValueError(f"the forecast is damaged: {'; '.join(broken)}")
-        low, high = arrays["spread_range"].tolist()
-        return cls(
-            levels=tuple(arrays["levels"].tolist()),
-            checks=checks,
-            mean=arrays["mean"],
-            cov=arrays["cov"],
-            beta=arrays["beta"],
-            residual=arrays["residual"],
-            gamma=arrays["gamma"],
-            spread=arrays["spread"],
-            spread_range=(low, high),
-            spread_count=float(arrays["spread_count"]),
-            paths=arrays["paths"],
-            prices=arrays["prices"],
-        )
+        levels, spread_range = (tuple(arrays[name].tolist()) for name in ("levels", "spread_range"))
+        plain = {"levels": levels, "spread_range": spread_range, "spread_count": float(arrays["spread_count"])}
+        return cls(**{**arrays, **plain, "checks": checks})
 
 
 def read_checks(entries: Json) -> tuple[EstimatorAt, ...]:

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttsnap.algorithms.pricing.forecast import Forecast, update
-from ttsnap.algorithms.pricing.reservation import break_even, look_up
-from ttsnap.algorithms.pricing.tariff import Tariff, tariff_of
+from ttsnap.algorithms.pricing.reservation import Tariff, break_even, look_up, tariff_of
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, ByStep, Estimator

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.grid import Task
+from ttsnap.core.looks import read_look
 
 STATES = np.linspace(-4.5, 4.5, 91)
 """Standardised forecasts (mu - m_R) / s on which reservation values are tabulated."""
@@ -128,3 +131,50 @@ def _along_prices(
         return np.asarray((1 - g) * flat.take(k) + g * flat.take(k + 1))
 
     return at, np.where(np.asarray(j) > 0, state - inside, 0.0)
+
+
+_FIRST = 2.0
+"""A pot starts above its calibrated price: prices only fall, and one too low for these prompts wastes the pot."""
+
+
+class Tariff(NamedTuple):
+    """What checks cost one prompt, and the price that it starts from: what does not change during a search."""
+
+    task: Task
+    costs: FloatArray
+    """(d,) of each check from the one before, in evaluations."""
+    finish: FloatArray
+    """(d+1,) of going straight to the end after so many checks, in evaluations."""
+    table: FloatArray
+    """Reservation values (`reservation`)."""
+    price: float
+    """Price that a pot starts from; 0 for an own budget."""
+    cap: float
+    """The most that this prompt may spend."""
+
+
+def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Tariff:
+    """Of one prompt. price: that a pot starts from, None for the calibrated one; shares: of a pot, at most."""
+    costs, finish = costs_of(f, task)
+    first = 0.0
+    if task.shared:
+        first = price if price is not None else _FIRST * f.price_for(task.allowance)
+    table = reservation(f, tuple(costs.tolist()))
+    return Tariff(task, costs, finish, table, first, task.allowance * (shares if task.shared else 1.0))
+
+
+def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
+    """`costs` and `finish` of a tariff.
+
+    A check takes the evaluations up to its step, those of its look and the calls of the drafter, and a score. Of its
+    look's evaluations, the particle goes on with the first; what else it takes is paid for the look alone.
+    """
+    ahead, looks = f.steps < task.grid.steps, [read_look(check.look) for check in f.checks]
+    stops = f.steps[:, None]
+    made = ahead * np.concatenate([look.evaluations(at, task.grid) for look, at in zip(looks, stops, strict=True)])
+    drafts = ahead * np.concatenate([look.draft_calls(at) for look, at in zip(looks, stops, strict=True)])
+    paid = task.grid.calls[f.steps] + (made > 0)
+    alone = np.maximum(made - 1, 0) + task.draft_cost * drafts
+    costs = np.diff(paid, prepend=0) + alone + np.where(ahead, task.checking, task.score_cost)
+    finish = np.append(task.grid.nfe - np.append(0, paid[:-1]) + task.score_cost, 0.0)
+    return costs, finish

@@ -14,23 +14,28 @@ Temper = Literal["constant", "linear", "increase", "adaptive"]
 
 
 class State(NamedTuple):
-    """Particles on the way to steps[at]; at -1 they are to start, from `uids` where some were adopted.
-
-    For each (n,): its log weight, such that weights sum to an estimate of Z = E[exp(lam r)] in the end; `total` of the
-    log potentials of its lineage; `stat`, the running max or sum of its scores; `ratio`, the log ratio of the plain
-    sampler to the guided one up to the last check, 0 without guidance. `lam`: of the last check.
-    """
+    """Weighted lineages (n,) on the way to steps[at]."""
 
     steps: tuple[int, ...]
+    """Steps of the checks, the last the end."""
     least: int
+    """Particles that must be left at the end."""
     n: int
+    """Particles at the start."""
     at: int = -1
+    """Check that they go to; -1: they are to start, from `uids` where some were adopted."""
     lam: float = 0.0
+    """Inverse temperature of the last check."""
     uids: IntArray = np.empty(0, int)
+    """(n,) particles."""
     logw: FloatArray = np.empty(0)
+    """(n,) log weights, such that weights sum to an estimate of Z = E[exp(lam r)] in the end."""
     total: FloatArray = np.empty(0)
+    """(n,) sums of the log potentials of each lineage."""
     stat: FloatArray = np.empty(0)
+    """(n,) running max or sum of each lineage's scores."""
     ratio: FloatArray = np.empty(0)
+    """(n,) log ratio of the plain sampler to the guided one up to the last check; 0 without guidance."""
 
     @property
     def log_z(self) -> float:
@@ -62,19 +67,6 @@ def arrived(s: State, moved: IntArray) -> State:
     return some._replace(logw=some.logw + s.log_z - some.log_z)
 
 
-def nothing_yet(potential: str, n: int) -> FloatArray:
-    """What `running` starts from (n,). The max starts below any score: rewards may be negative."""
-    return np.full(n, -np.inf if potential == "max" else 0.0)
-
-
 def running(potential: str, before: FloatArray, r: FloatArray) -> FloatArray:
     """The max or sum of a lineage's scores up to r, or r itself (n,)."""
     return {"max": np.maximum(before, r), "sum": before + r}.get(potential, r)
-
-
-def log_potential(potential: str, lam: float, stat: FloatArray, total: FloatArray) -> FloatArray:
-    """FK steering's potentials (arXiv 2501.06848), in log space; `total` is a lineage's sum of them so far.
-
-    They are exp(lam stat), but for "difference", whose product is that.
-    """
-    return lam * stat - (total if potential == "difference" else 0.0)

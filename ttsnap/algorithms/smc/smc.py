@@ -90,7 +90,7 @@ class SMC(Settings):
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if s.at < 0:
             move = _branched(s.uids, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
-            none = fk.nothing_yet(self.potential, s.n)
+            none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)  # below any score, which may be negative
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
@@ -115,7 +115,8 @@ class SMC(Settings):
         r, ratio = np.where(known, r, 0.0), particles.log_ratio[s.uids]
 
         def weighed(lam: float) -> State:
-            log_g, stat = self._log_potential(s, r, lam), fk.running(self.potential, s.stat, r)
+            stat = fk.running(self.potential, s.stat, r)
+            log_g = self._log_potential(s, r, lam, stat)
             logw = np.where(known, s.logw + log_g + ratio - s.ratio, -np.inf)
             return s._replace(lam=lam, stat=stat, total=s.total + log_g, logw=logw, ratio=ratio)
 
@@ -130,11 +131,14 @@ class SMC(Settings):
             return rising(s.steps[s.at], s.steps[-1], self.gamma)
         return (s.at + 1) / len(s.steps) if self.temper == "linear" else 1.0
 
-    def _log_potential(self, s: State, r: FloatArray, lam: float) -> FloatArray:
-        """The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled."""
+    def _log_potential(self, s: State, r: FloatArray, lam: float, stat: FloatArray) -> FloatArray:
+        """Of a lineage at this check: exp(lam stat), but for "difference", of which that is the product.
+
+        The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled.
+        """
         if s.last:
             return lam * r - s.total
-        return fk.log_potential(self.potential, lam, fk.running(self.potential, s.stat, r), s.total)
+        return lam * stat - (s.total if self.potential == "difference" else 0.0)
 
     def _resampled(self, s: State, rng: np.random.Generator) -> State:
         """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to go on."""
