@@ -135,18 +135,6 @@ def returned(call: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> tu
     return keep, call.pop("output_type", form), call.pop("return_dict", True)
 
 
-def honoured_by(denoiser_class: Any) -> set[str]:
-    """The arguments of the stock call that the constructor of a denoiser takes; with `**call`, and that of its base."""
-    found = set[str]()
-    for base in denoiser_class.__mro__:
-        if "__init__" in vars(base):
-            kinds = {name: parameter.kind for name, parameter in inspect.signature(base.__init__).parameters.items()}
-            found |= {name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
-            if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-                break
-    return found
-
-
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
     """ValueError for arguments, other than at their defaults, that the family's denoiser does not take."""
     refused = [n for n, v in call.items() if n not in takes and not (n in known and same(v, known[n].default))]

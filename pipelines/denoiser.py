@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -27,11 +29,12 @@ from ttsnap.sampling.kernels import Prediction
 class PipelineDenoiser(Denoiser):
     """The denoiser of one call of a pipeline, composed of a layout of latents, a guidance and perhaps a drafter.
 
-    A family has a constructor, whose arguments are those of the stock call that it honours (SearchMixin refuses all
-    others), and `call`, one pass of its network. The constructor sets `layout` and `inputs`, and calls `set_up` with a
-    schedule and a guidance. How a family differs from most is data below, or a method redefined.
+    A family has `honours`, `read_call` and `call`. How it differs from most is data below, or a method redefined.
     """
 
+    honours: ClassVar[str] = ""
+    """Names of the arguments of the stock call, besides the prompt, that a search takes, separated by blanks. Defaults
+    are those of the stock call. SearchMixin refuses all others."""
     network: ClassVar[str] = "transformer"
     """The attribute of the pipeline that is the denoiser."""
     blocks: ClassVar[str | None] = "transformer_blocks"
@@ -67,11 +70,25 @@ class PipelineDenoiser(Denoiser):
     _stepped: torch.dtype | None = None
     """The dtype in which the scheduler's steps leave latents; None before any prediction."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, **call: Any) -> None:
         vars(pipe).setdefault("_search_memo", flops.Memo())
         # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
         self.pipe: Any = copy.copy(pipe)
         self._encodings = Encodings()
+        if takes := self.honours.split():
+            if unknown := sorted(call.keys() - takes):
+                raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
+            stock: Any = next(base for base in type(pipe).__mro__ if base.__module__.startswith("diffusers."))
+            known = inspect.signature(stock.__call__).parameters
+            call = {name: known[name].default for name in takes} | call
+        self.read_call(SimpleNamespace(**call))
+
+    def check_inputs(self, call: SimpleNamespace, height: int, width: int, **changes: Any) -> None:
+        """As the pipeline's own check of these arguments, in pixels; some of them changed. ValueError for bad ones."""
+        # PixArt-Sigma wants the period of callbacks that nobody gives.
+        values = {"callback_steps": 1, **vars(call), "prompt": self.inputs.checked, "height": height, "width": width}
+        values |= changes
+        self.pipe.check_inputs(**{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters})
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
         """Follow this schedule, guided in this way. ValueError for a network that caches."""
@@ -140,25 +157,16 @@ class PipelineDenoiser(Denoiser):
 
     # --- what a family defines, or does otherwise -----------------------------------------------------------------
 
-    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
-        """One pass of the network at x (M, ...) and times t (M,), with the encoded texts of these rows: (M, ...)."""
+    def read_call(self, call: SimpleNamespace) -> None:
+        """Set `layout` and `inputs` by these arguments of a stock call, and `set_up` a schedule and a guidance.
+
+        ValueError for schedulers that search cannot use, and for what the pipeline refuses.
+        """
         raise NotImplementedError
 
-    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        """The scheduler's timesteps t (N,), at positions step (N,), as the network reads them."""
-        return t
-
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Encode these prompts to `texts`; rows of a batch name them by index. One call, which pads to the longest."""
-        if self.negative_inputs is not None:
-            positive = self._encode(self.inputs, prompts)
-            n, guided = len(positive[0]), self.guidance.guided
-            self.texts = Texts(positive, self._encode(self.negative_inputs, prompts, n) if guided else None)
-            return
-        parts = self._encode(self.inputs, prompts, do_classifier_free_guidance=self.guidance.guided)
-        half = len(parts) // 2
-        positive, negative = (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
-        self.texts = Texts(positive, negative if self.guidance.guided else None)
+    def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
+        """One pass of the network at x (M, ...) and timesteps t (M,) with the encoded texts of these rows: (M, ...)."""
+        raise NotImplementedError
 
     def _encode(self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any) -> list[Any]:
         """What the pipeline's encode_prompt returns for these prompts, and inputs beside them; n: of `arguments`."""
@@ -196,7 +204,7 @@ class PipelineDenoiser(Denoiser):
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
         """As `output`, with that at the guidance of estimates where they have one of their own."""
-        return self.guidance(self.call, x, self.time(t, x, step), step, self.texts, at)
+        return self.guidance(self.call, x, t, step, self.texts, at)
 
     def embedded(self, x: Tensor) -> Tensor | None:
         """(N,) float32, what networks that read a scale of guidance are given; None for others."""
@@ -227,7 +235,17 @@ class PipelineDenoiser(Denoiser):
         self._encodings = Encodings()
 
     def encode(self, prompts: Sequence[str | Prompt]) -> None:
-        self.encode_prompts([Prompt.of(prompt) for prompt in prompts])
+        # One call of the text encoders, which pads to the longest.
+        all_prompts, guided = [Prompt.of(prompt) for prompt in prompts], self.guidance.guided
+        if self.negative_inputs is not None:
+            positive = self._encode(self.inputs, all_prompts)
+            n = len(positive[0])
+            self.texts = Texts(positive, self._encode(self.negative_inputs, all_prompts, n) if guided else None)
+            return
+        parts = self._encode(self.inputs, all_prompts, do_classifier_free_guidance=guided)
+        half = len(parts) // 2
+        positive, negative = (parts[:half], parts[half:]) if self.halves else (parts[::2], parts[1::2])
+        self.texts = Texts(positive, negative if guided else None)
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         made = self.pipe.prepare_latents(

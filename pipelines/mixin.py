@@ -44,7 +44,7 @@ from ttsnap.sampling.kernels import make_kernel
 class SearchMixin:
     """First base of a search pipeline, before its stock class; `denoiser_class` is the family's Denoiser."""
 
-    denoiser_class: ClassVar[Callable[..., Any]]
+    denoiser_class: ClassVar[Any]
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
     output_types: ClassVar[tuple[str, ...]] = output.TYPES
@@ -123,7 +123,7 @@ class SearchMixin:
 
     def call_arguments(self) -> Collection[str]:
         """The arguments of the stock call that a search honours, beside the prompt."""
-        return arguments.honoured_by(type(self).denoiser_class)
+        return {*type(self).denoiser_class.honours.split()}
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         """What a call with these arguments does, where that is not to make images from text alone."""

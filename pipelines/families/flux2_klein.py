@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,78 +12,58 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import TwoCalls
+from ttsnap.pipelines.guidance.passes import Guided, TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.rows import tokens
-from ttsnap.pipelines.latents.schedule import falling, make_schedule
+from ttsnap.pipelines.latents.schedule import flow_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 from ttsnap.core.prompt import Prompt
 
 
 class Flux2KleinDenoiser(PipelineDenoiser):
-    """One call of a Flux2KleinPipeline, open to search. Arguments are those of its `__call__`; no `image`.
-
-    Latents are packed tokens. Raises ValueError for schedulers that search cannot use and for what the pipeline
-    refuses.
-    """
+    """One call of a Flux2KleinPipeline without images to edit. Latents are packed tokens."""
 
     layout: Packed
+    honours = (
+        "height width num_inference_steps sigmas guidance_scale prompt_embeds negative_prompt_embeds attention_kwargs "
+        "max_sequence_length text_encoder_out_layers"
+    )
 
-    def __init__(
-        self,
-        pipe: Flux2KleinPipeline,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 4.0,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        attention_kwargs: dict[str, object] | None = None,
-        max_sequence_length: int = 512,
-        text_encoder_out_layers: tuple[int, ...] = (9, 18, 27),
-    ) -> None:
-        super().__init__(pipe)
-        self.pipe._guidance_scale = guidance_scale
-        height, width = self.native_size(height, width)
-        self.layout = Packed.of(height, width, self.pipe.vae_scale_factor)
-        options = {"max_sequence_length": max_sequence_length, "text_encoder_out_layers": text_encoder_out_layers}
-        self.inputs = EncoderInputs({}, {"prompt_embeds": prompt_embeds}, options)
-        nothing = {"prompt": "" if negative_prompt_embeds is None else None}  # it takes no negative prompt
-        self.negative_inputs = EncoderInputs(nothing, {"prompt_embeds": negative_prompt_embeds}, options)
-        self.pipe.check_inputs(
-            self.inputs.checked, height, width, prompt_embeds=prompt_embeds, guidance_scale=guidance_scale
-        )
-        self._attention_kwargs = attention_kwargs
-        self.text_length = (max_sequence_length, tokens(prompt_embeds), tokens(negative_prompt_embeds))
-        mu = compute_empirical_mu(self.layout.tokens, num_inference_steps)
-        given = falling(num_inference_steps) if sigmas is None else sigmas
-        schedule = make_schedule(
-            self.pipe.scheduler,
-            num_inference_steps,
-            sigmas=None if self.pipe.scheduler.config.get("use_flow_sigmas") else given,
-            mu=mu,
-        )
-        self.set_up(schedule, TwoCalls(guidance_scale, self.pipe.do_classifier_free_guidance))
+    def read_call(self, call: SimpleNamespace) -> None:
+        self.pipe._guidance_scale = call.guidance_scale
+        size = self.native_size(call.height, call.width)
+        self.layout = Packed.of(*size, self.pipe.vae_scale_factor)
+        options = {
+            "max_sequence_length": call.max_sequence_length,
+            "text_encoder_out_layers": call.text_encoder_out_layers,
+        }
+        nothing = {"negative_prompt": "" if call.negative_prompt_embeds is None else None}  # the call has none
+        self.inputs, self.negative_inputs = EncoderInputs.both({**vars(call), **nothing}, **options)
+        self.check_inputs(call, *size)
+        self._attention_kwargs = call.attention_kwargs
+        given = (tokens(call.prompt_embeds), tokens(call.negative_prompt_embeds))
+        self.text_length = (call.max_sequence_length, *given)
+        mu = compute_empirical_mu(self.layout.tokens, call.num_inference_steps)
+        schedule = flow_schedule(self.pipe.scheduler, call, mu, own_sigmas=True)
+        self.set_up(schedule, TwoCalls(call.guidance_scale, self.pipe.do_classifier_free_guidance))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        super().encode_prompts(prompts)
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        if any(Prompt.of(prompt).negative is not None for prompt in prompts):
+            raise ValueError("FLUX.2 klein reads no negative prompt; leave Prompt.negative out")
+        super().encode(prompts)
         shape = torch.empty(1, 1, self.layout.rows, self.layout.columns)
         self._picture_ids = self.pipe._prepare_latent_ids(shape).to(self.device)
 
-    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        """In the precision of the stock call: that of its latents, which steps may have narrowed.
-
-        In a batch with noise all are wide again; the network reads wide times as they are.
-        """
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
+        # In the precision of the stock call: that of its latents, which steps may have narrowed. In a batch with noise
+        # all are wide again; the network reads wide times as they are.
         time = t.to(x.dtype) / 1000
-        if self._stepped in (None, x.dtype):
-            return time
-        begun = torch.isin(step, self._begins, invert=True).to(t.device)
-        return torch.where(begun, (t.to(self._stepped) / 1000).to(x.dtype), time)
+        if self._stepped not in (None, x.dtype):
+            begun = torch.isin(step, self._begins, invert=True).to(t.device)
+            time = torch.where(begun, (t.to(self._stepped) / 1000).to(x.dtype), time)
+        return super().guided(x, time, step, at)
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, text_ids = texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Self
 
 from diffusers import Lumina2Pipeline
@@ -11,69 +12,41 @@ from ttsnap.pipelines.guidance.passes import TwoCalls, as_long, classifier_free
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import texts, unscaled
-from ttsnap.pipelines.latents.schedule import falling, make_schedule, token_shift
+from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
 
 class Lumina2Denoiser(PipelineDenoiser):
-    """One call of a Lumina2Pipeline, open to search. Arguments are those of its `__call__`.
+    """One call of a Lumina2Pipeline.
 
     Steps beyond `cfg_trunc_ratio` take one pass instead of two; prices count two for all.
-    Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
     """
 
     blocks = "layers"
     halves = True
+    honours = (
+        "width height num_inference_steps guidance_scale negative_prompt sigmas prompt_embeds negative_prompt_embeds "
+        "prompt_attention_mask negative_prompt_attention_mask attention_kwargs system_prompt cfg_trunc_ratio "
+        "cfg_normalization max_sequence_length"
+    )
 
-    def __init__(
-        self,
-        pipe: Lumina2Pipeline,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 4.0,
-        negative_prompt: str | list[str] | None = None,
-        sigmas: list[float] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        attention_kwargs: dict[str, object] | None = None,
-        system_prompt: str | None = None,
-        cfg_trunc_ratio: float = 1.0,
-        cfg_normalization: bool = True,
-        max_sequence_length: int = 256,
-    ) -> None:
-        super().__init__(pipe)
-        self.layout = Plain(*self.native_size(height, width))
-        embeds = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "prompt_attention_mask": prompt_attention_mask,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-        }
-        options = {"system_prompt": system_prompt, "max_sequence_length": max_sequence_length}
-        self.inputs = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
-        self.pipe.check_inputs(
-            self.inputs.checked,
-            self.layout.height,
-            self.layout.width,
-            negative_prompt,
-            max_sequence_length=max_sequence_length,
-            **embeds,
-        )
-        self._attention_kwargs = attention_kwargs
-        seen = [None if m is None else int(m[0].sum()) for m in (prompt_attention_mask, negative_prompt_attention_mask)]
-        self.text_length = (max_sequence_length, system_prompt, *(texts(negative_prompt, 1) or ()), *seen)
+    def read_call(self, call: SimpleNamespace) -> None:
+        size = self.native_size(call.height, call.width)
+        self.layout = Plain(*size)
+        options = {"system_prompt": call.system_prompt, "max_sequence_length": call.max_sequence_length}
+        self.inputs = EncoderInputs.of(vars(call), **options)
+        self.check_inputs(call, *size)
+        self._attention_kwargs = call.attention_kwargs
+        masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
+        seen = [None if mask is None else int(mask[0].sum()) for mask in masks]
+        self.text_length = (*options.values(), *(texts(call.negative_prompt, 1) or ()), *seen)
         # The pipeline takes its channels for its tokens.
         mu = token_shift(self.pipe.scheduler, self.layout.channels(self.net))
-        given = falling(num_inference_steps) if sigmas is None else sigmas
-        schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=given, mu=mu)
+        schedule = flow_schedule(self.pipe.scheduler, call, mu)
         steps = len(schedule.timesteps)
-        at = tuple(guidance_scale > 1 and (k + 1) / steps <= cfg_trunc_ratio for k in range(steps))
-        combine = as_long if cfg_normalization else classifier_free
-        self.set_up(schedule, TwoCalls(guidance_scale, any(at), combine, at))
+        at = tuple(call.guidance_scale > 1 and (k + 1) / steps <= call.cfg_trunc_ratio for k in range(steps))
+        combine = as_long if call.cfg_normalization else classifier_free
+        self.set_up(schedule, TwoCalls(call.guidance_scale, any(at), combine, at))
 
     def meta_twin(self) -> Self:
         # The network reads the lengths of texts off their masks, which need values until then.
@@ -83,15 +56,11 @@ class Lumina2Denoiser(PipelineDenoiser):
             block.register_forward_pre_hook(lambda _, arguments: tuple(a.to("meta") for a in arguments))
         return twin
 
-    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        time: Tensor = 1 - t / self.pipe.scheduler.config.num_train_timesteps
-        return time
-
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts
         out: Tensor = self.net(
             hidden_states=x,
-            timestep=t,
+            timestep=1 - t / self.pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=text,
             encoder_attention_mask=mask,
             return_dict=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from diffusers import PixArtSigmaPipeline
@@ -16,59 +17,40 @@ from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance.passes import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Binned, without_variance
-from ttsnap.pipelines.latents.schedule import scaled_schedule
+from ttsnap.pipelines.latents.rows import tokens
+from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 BINS = {256: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_256_BIN}
 
 
 class PixArtSigmaDenoiser(PipelineDenoiser):
-    """One call of a PixArtSigmaPipeline, open to search. Arguments are those of its `__call__`.
-
-    Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
-    """
+    """One call of a PixArtSigmaPipeline."""
 
     bins: ClassVar[dict[int, Any]] = BINS
     halves = True
     encodes_apart = True
+    honours = (
+        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "
+        "prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask clean_caption "
+        "use_resolution_binning max_sequence_length"
+    )
 
-    def __init__(
-        self,
-        pipe: PixArtSigmaPipeline,
-        *,
-        negative_prompt: str | list[str] | None = "",
-        num_inference_steps: int = 20,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 4.5,
-        height: int | None = None,
-        width: int | None = None,
-        eta: float = 0.0,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        clean_caption: bool = True,
-        use_resolution_binning: bool = True,
-        max_sequence_length: int = 300,
-    ) -> None:
-        super().__init__(pipe)
+    def read_call(self, call: SimpleNamespace) -> None:
+        wanted = self.native_size(call.height, call.width)
+        self.layout = Binned.of(*wanted, self.pipe, self.bins if call.use_resolution_binning else None)
+        self.text_length = tokens(call.prompt_embeds) or call.max_sequence_length
+        options = {"clean_caption": call.clean_caption, "max_sequence_length": self.text_length}
+        texts = {**vars(call), "negative_prompt": call.negative_prompt or ""}
+        self.inputs = EncoderInputs.of(texts, **options)
+        # The stock default, "", counts as given there, which would refuse all negative embeddings.
+        self.check_inputs(call, self.layout.height, self.layout.width, negative_prompt=call.negative_prompt or None)
+        guidance = Paired(call.guidance_scale, call.guidance_scale > 1)
+        self.set_up(call_schedule(self.pipe.scheduler, call), guidance)
+
+    def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         native = self.net.config.sample_size * self.pipe.vae_scale_factor
-        bins = self.bins if use_resolution_binning else None
-        self.layout = Binned.of(height or native, width or native, self.pipe, bins)
-        embeds = {
-            "prompt_embeds": prompt_embeds,
-            "prompt_attention_mask": prompt_attention_mask,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-        }
-        self.text_length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
-        options = {"clean_caption": clean_caption, "max_sequence_length": self.text_length}
-        self.inputs = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
-        size = (self.layout.height, self.layout.width)
-        self.pipe.check_inputs(self.inputs.checked, *size, negative_prompt or None, 1, **embeds)
-        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
-        self.set_up(schedule, Paired(guidance_scale, guidance_scale > 1))
+        return height or native, width or native
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts

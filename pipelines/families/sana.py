@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,75 +16,42 @@ from ttsnap.pipelines.guidance.passes import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Binned, without_variance
 from ttsnap.pipelines.latents.rows import tokens
-from ttsnap.pipelines.latents.schedule import make_schedule
+from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 # By the transformer's sample_size.
 BINS = {16: ASPECT_RATIO_512_BIN, 32: ASPECT_RATIO_1024_BIN, 64: ASPECT_RATIO_2048_BIN, 128: ASPECT_RATIO_4096_BIN}
-INSTRUCTION: list[str] = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
 class SanaDenoiser(PipelineDenoiser):
-    """One call of a SanaPipeline, open to search. Arguments are those of its `__call__`.
-
-    Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
-    """
+    """One call of a SanaPipeline."""
 
     halves = True
     encodes_apart = True
     noise_dtype = torch.float32
+    honours = (
+        "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "
+        "prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask clean_caption "
+        "use_resolution_binning attention_kwargs max_sequence_length complex_human_instruction"
+    )
 
-    def __init__(
-        self,
-        pipe: SanaPipeline,
-        *,
-        negative_prompt: str | list[str] = "",
-        num_inference_steps: int = 20,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 4.5,
-        height: int = 1024,
-        width: int = 1024,
-        eta: float = 0.0,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        clean_caption: bool = False,
-        use_resolution_binning: bool = True,
-        attention_kwargs: dict[str, object] | None = None,
-        max_sequence_length: int = 300,
-        complex_human_instruction: list[str] | None = INSTRUCTION,
-    ) -> None:
-        super().__init__(pipe)
-        self._attention_kwargs = attention_kwargs
-        self.layout = Binned.of(height, width, self.pipe, BINS if use_resolution_binning else None)
-        embeds = {
-            "prompt_embeds": prompt_embeds,
-            "prompt_attention_mask": prompt_attention_mask,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-        }
+    def read_call(self, call: SimpleNamespace) -> None:
+        self._attention_kwargs = call.attention_kwargs
+        bins = BINS if call.use_resolution_binning else None
+        self.layout = Binned.of(call.height, call.width, self.pipe, bins)
         options = {
-            "clean_caption": clean_caption,
-            "max_sequence_length": max_sequence_length,
-            "complex_human_instruction": complex_human_instruction,
-            "lora_scale": (attention_kwargs or {}).get("scale"),
+            "clean_caption": call.clean_caption,
+            "max_sequence_length": call.max_sequence_length,
+            "complex_human_instruction": call.complex_human_instruction,
+            "lora_scale": (call.attention_kwargs or {}).get("scale"),
         }
-        self.inputs = EncoderInputs({"negative_prompt": negative_prompt or ""}, embeds, options)
+        texts = {**vars(call), "negative_prompt": call.negative_prompt or ""}
+        self.inputs = EncoderInputs.of(texts, **options)
         # The stock default, "", counts as given there, which would refuse all negative embeddings.
-        negative, size = negative_prompt or None, (self.layout.height, self.layout.width)
-        self.pipe.check_inputs(self.inputs.checked, *size, negative_prompt=negative, **embeds)
-        self.text_length = (max_sequence_length, tokens(prompt_embeds))
-        schedule = make_schedule(
-            self.pipe.scheduler,
-            num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            step_arguments={"eta": eta},
-            scaled=False,
-        )
-        self.set_up(schedule, Paired(guidance_scale, guidance_scale > 1))
+        self.check_inputs(call, self.layout.height, self.layout.width, negative_prompt=call.negative_prompt or None)
+        self.text_length = (call.max_sequence_length, tokens(call.prompt_embeds))
+        guidance = Paired(call.guidance_scale, call.guidance_scale > 1)
+        self.set_up(call_schedule(self.pipe.scheduler, call, scaled=False), guidance)
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         (text, mask), dtype = texts, self.net.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
@@ -11,52 +12,37 @@ from ttsnap.pipelines.families import unet
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import tokens
-from ttsnap.pipelines.latents.schedule import scaled_schedule
+from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 
 class StableDiffusionDenoiser(PipelineDenoiser):
-    """One call of a StableDiffusionPipeline, open to search. Arguments are those of its `__call__`.
-
-    Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
-    """
+    """One call of a StableDiffusionPipeline."""
 
     network = "unet"
     blocks = None
     encodes_apart = True
     reads_scale = unet.READS_SCALE
+    honours = (
+        "height width num_inference_steps timesteps sigmas guidance_scale negative_prompt eta prompt_embeds "
+        "negative_prompt_embeds cross_attention_kwargs guidance_rescale clip_skip"
+    )
 
-    def __init__(
-        self,
-        pipe: StableDiffusionPipeline,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 7.5,
-        negative_prompt: str | list[str] | None = None,
-        eta: float = 0.0,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        cross_attention_kwargs: dict[str, object] | None = None,
-        guidance_rescale: float = 0.0,
-        clip_skip: int | None = None,
-    ) -> None:
-        super().__init__(pipe)
-        if not height or not width:
-            size = self.pipe.unet.config.sample_size
-            sides = (size, size) if isinstance(size, int) else size
-            height, width = (side * self.pipe.vae_scale_factor for side in sides)
+    def read_call(self, call: SimpleNamespace) -> None:
+        height, width = self.native_size(call.height, call.width)
         self.layout = Plain(height, width)
-        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        options = unet.settle(self, guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        self.inputs = EncoderInputs({"negative_prompt": negative_prompt}, embeds, options)
-        self.pipe.check_inputs(self.inputs.checked, height, width, None, negative_prompt, **embeds)
-        self.text_length = tokens(prompt_embeds)
-        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
-        self.set_up(schedule, unet.guidance(self.pipe))
+        self.inputs = EncoderInputs.of(vars(call), **unet.settle(self, call))
+        self.check_inputs(call, height, width)
+        self.text_length = tokens(call.prompt_embeds)
+        self.set_up(call_schedule(self.pipe.scheduler, call), unet.guidance(self.pipe))
+
+    def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        if height and width:
+            return height, width
+        size = self.net.config.sample_size
+        sides = (size, size) if isinstance(size, int) else size
+        height, width = (side * self.pipe.vae_scale_factor for side in sides)
+        return height, width
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         return unet.passed(self, x, t, *texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from ttsnap.pipelines.guidance.passes import Texts
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import tokens, unscaled
-from ttsnap.pipelines.latents.schedule import scaled_schedule
+from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
 from ttsnap.core.prompt import Prompt
@@ -24,70 +25,37 @@ Size = tuple[int, int]
 
 
 class StableDiffusionXLDenoiser(PipelineDenoiser):
-    """One call of a StableDiffusionXLPipeline, open to search. Arguments are those of its `__call__`.
+    """One call of a StableDiffusionXLPipeline.
 
-    `denoising_end` is not among them: it leaves latents for a refiner, which no reward can score.
-    Raises ValueError for schedulers that search cannot use and for input that the pipeline refuses.
+    `denoising_end` is not honoured: it leaves latents for a refiner, which no reward can score.
     """
 
     network = "unet"
     blocks = None
     encodes_apart = True
     reads_scale = unet.READS_SCALE
+    honours = (
+        "prompt_2 height width num_inference_steps timesteps sigmas guidance_scale negative_prompt negative_prompt_2 "
+        "eta prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "
+        "cross_attention_kwargs guidance_rescale original_size crops_coords_top_left target_size "
+        "negative_original_size negative_crops_coords_top_left negative_target_size clip_skip"
+    )
 
-    def __init__(
-        self,
-        pipe: StableDiffusionXLPipeline,
-        *,
-        prompt_2: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 5.0,
-        negative_prompt: str | list[str] | None = None,
-        negative_prompt_2: str | list[str] | None = None,
-        eta: float = 0.0,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        pooled_prompt_embeds: Tensor | None = None,
-        negative_pooled_prompt_embeds: Tensor | None = None,
-        cross_attention_kwargs: dict[str, object] | None = None,
-        guidance_rescale: float = 0.0,
-        original_size: Size | None = None,
-        crops_coords_top_left: Size = (0, 0),
-        target_size: Size | None = None,
-        negative_original_size: Size | None = None,
-        negative_crops_coords_top_left: Size = (0, 0),
-        negative_target_size: Size | None = None,
-        clip_skip: int | None = None,
-    ) -> None:
-        super().__init__(pipe)
-        size = self.native_size(height, width)
+    def read_call(self, call: SimpleNamespace) -> None:
+        size = self.native_size(call.height, call.width)
         self.layout = Plain(*size)
-        texts = {"prompt_2": prompt_2, "negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2}
-        embeds = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
-        options = unet.settle(self, guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        self.inputs = EncoderInputs(texts, embeds, options)
-        self.pipe.check_inputs(self.inputs.checked, prompt_2, *size, None, negative_prompt, negative_prompt_2, **embeds)
-        self.text_length = tokens(prompt_embeds)
-        self._ids = (original_size or size, crops_coords_top_left, target_size or size)
-        self._negative_ids = self._ids
-        if negative_original_size is not None and negative_target_size is not None:
-            self._negative_ids = (negative_original_size, negative_crops_coords_top_left, negative_target_size)
-        schedule = scaled_schedule(self.pipe.scheduler, num_inference_steps, timesteps, sigmas, eta)
-        self.set_up(schedule, unet.guidance(self.pipe))
+        self.inputs = EncoderInputs.of(vars(call), **unet.settle(self, call))
+        self.check_inputs(call, *size)
+        self.text_length = tokens(call.prompt_embeds)
+        self._ids = (call.original_size or size, call.crops_coords_top_left, call.target_size or size)
+        negative = (call.negative_original_size, call.negative_crops_coords_top_left, call.negative_target_size)
+        self._negative_ids = self._ids if None in negative else negative
+        self.set_up(call_schedule(self.pipe.scheduler, call), unet.guidance(self.pipe))
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
         # Stock repeats the pair (negative, positive) of sizes and so mixes the two up in batches of more than one
         # picture. Here every row has its own, as in a stock call for that picture alone.
-        super().encode_prompts(prompts)
+        super().encode(prompts)
         positive, negative = self.texts
         unwanted = None if negative is None else self._sized(negative, self._negative_ids)
         self.texts = Texts(self._sized(positive, self._ids), unwanted)

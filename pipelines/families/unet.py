@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,19 +16,13 @@ READS_SCALE = "time_cond_proj_dim"
 """The setting of U-Nets with the guidance distilled into them (LCM); they are called once."""
 
 
-def settle(
-    denoiser: PipelineDenoiser,
-    guidance_scale: float,
-    guidance_rescale: float,
-    clip_skip: int | None,
-    cross_attention_kwargs: dict[str, object] | None,
-) -> dict[str, Any]:
-    """Give the pipeline these settings, which its properties read; those that its text encoders read."""
-    denoiser.embedded_scale = denoiser.pipe._guidance_scale = guidance_scale
-    denoiser.pipe._guidance_rescale = guidance_rescale
-    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = clip_skip, cross_attention_kwargs
-    scale = (cross_attention_kwargs or {}).get("scale")
-    return {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": clip_skip}
+def settle(denoiser: PipelineDenoiser, call: SimpleNamespace) -> dict[str, Any]:
+    """Give the pipeline the settings of a call that its properties read; those that its text encoders read."""
+    denoiser.embedded_scale = denoiser.pipe._guidance_scale = call.guidance_scale
+    denoiser.pipe._guidance_rescale = call.guidance_rescale
+    denoiser.pipe._clip_skip, denoiser.pipe._cross_attention_kwargs = call.clip_skip, call.cross_attention_kwargs
+    scale = (call.cross_attention_kwargs or {}).get("scale")
+    return {"num_images_per_prompt": 1, "lora_scale": scale, "clip_skip": call.clip_skip}
 
 
 def guidance(pipe: Any) -> Paired:

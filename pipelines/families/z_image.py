@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,71 +15,54 @@ from ttsnap.pipelines.guidance.passes import Joined
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.rows import texts, tokens
-from ttsnap.pipelines.latents.schedule import make_schedule, token_shift
+from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
 
 class ZImageDenoiser(PipelineDenoiser):
-    """One call of a ZImagePipeline, open to search. Arguments are those of its `__call__`.
+    """One call of a ZImagePipeline.
 
     Steps beyond `cfg_truncation` take one pass instead of two; prices count two for all.
-    Raises ValueError for schedulers that search cannot use and for sizes that the pipeline refuses.
     """
 
     blocks = "layers"
     noise_dtype = torch.float32
+    honours = (
+        "height width num_inference_steps sigmas guidance_scale cfg_normalization cfg_truncation negative_prompt "
+        "prompt_embeds negative_prompt_embeds joint_attention_kwargs max_sequence_length"
+    )
 
-    def __init__(
-        self,
-        pipe: ZImagePipeline,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 5.0,
-        cfg_normalization: bool | float = False,
-        cfg_truncation: float | None = 1.0,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: list[Tensor] | None = None,
-        negative_prompt_embeds: list[Tensor] | None = None,
-        joint_attention_kwargs: dict[str, object] | None = None,
-        max_sequence_length: int = 512,
-    ) -> None:
-        super().__init__(pipe)
-        height, width = height or 1024, width or 1024
+    def read_call(self, call: SimpleNamespace) -> None:
+        height, width = call.height or 1024, call.width or 1024
         multiple = self.pipe.vae_scale_factor * 2
         if height % multiple or width % multiple:
             raise ValueError(f"height and width must be divisible by {multiple}, got {height} and {width}")
         self.layout = Plain(height, width)
-        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        options = {"max_sequence_length": max_sequence_length}
-        counted = {} if prompt_embeds is None else {"prompt": ""}  # the pipeline counts them beside embeddings, too
-        self.inputs = EncoderInputs({"negative_prompt": negative_prompt, **counted}, embeds, options)
-        self._joint_attention_kwargs = joint_attention_kwargs
-        given = (tokens(prompt_embeds), tokens(negative_prompt_embeds))
-        self.text_length = (max_sequence_length, *(texts(negative_prompt, 1) or ()), *given)
-        if prompt_embeds is not None and negative_prompt_embeds is None and guidance_scale > 0:
+        # The pipeline counts prompts beside embeddings, too.
+        counted = {} if call.prompt_embeds is None else {"prompt": ""}
+        self.inputs = EncoderInputs.of({**vars(call), **counted}, max_sequence_length=call.max_sequence_length)
+        self._joint_attention_kwargs = call.joint_attention_kwargs
+        given = (tokens(call.prompt_embeds), tokens(call.negative_prompt_embeds))
+        self.text_length = (call.max_sequence_length, *(texts(call.negative_prompt, 1) or ()), *given)
+        scale = call.guidance_scale
+        if call.prompt_embeds is not None and call.negative_prompt_embeds is None and scale > 0:
             raise ValueError("prompt_embeds need negative_prompt_embeds for classifier-free guidance")
+        if call.sigmas is None:
+            call.sigmas = get_default_z_image_sigmas(max(1, call.num_inference_steps))  # make_schedule refuses fewer
         mu = token_shift(self.pipe.scheduler, (height // multiple) * (width // multiple))
-        if sigmas is None:
-            sigmas = get_default_z_image_sigmas(max(1, num_inference_steps))  # make_schedule refuses fewer
-        schedule = make_schedule(self.pipe.scheduler, num_inference_steps, sigmas=sigmas, mu=mu)
+        schedule = flow_schedule(self.pipe.scheduler, call, mu)
         # As the pipeline compares them: Python's numbers, of times in float32.
         times = ((1000 - schedule.timesteps.float()) / 1000).tolist()
-        last = 1.0 if cfg_truncation is None else float(cfg_truncation)
-        at = tuple(guidance_scale > 0 and (last > 1 or time <= last) for time in times)
-        combine = partial(limited, float(cfg_normalization or 0.0))
-        self.set_up(schedule, Joined(guidance_scale, any(at), combine, at))
-
-    def time(self, t: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        return (1000 - t) / 1000
+        last = 1.0 if call.cfg_truncation is None else float(call.cfg_truncation)
+        at = tuple(scale > 0 and (last > 1 or time <= last) for time in times)
+        combine = partial(limited, float(call.cfg_normalization or 0.0))
+        self.set_up(schedule, Joined(scale, any(at), combine, at))
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         (text,) = texts
         out = self.net(
             list(x.to(self.net.dtype).unsqueeze(2).unbind(0)),
-            t,
+            (1000 - t) / 1000,
             text,
             joint_attention_kwargs=self._joint_attention_kwargs,
             return_dict=False,

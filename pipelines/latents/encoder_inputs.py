@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,6 +28,22 @@ class EncoderInputs:
     texts: Mapping[str, str | list[str] | None]
     embeds: Mapping[str, Any]
     options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, call: Mapping[str, Any], **options: Any) -> Self:
+        """The texts and embeddings among the arguments of a stock call, by their names."""
+        named = {name: value for name, value in call.items() if "prompt" in name and name not in options}
+        embeds = {name: value for name, value in named.items() if name.endswith(("_embeds", "_mask"))}
+        # Stock calls take an empty text for a further encoder as none.
+        texts = {n: v or None if n[-1].isdigit() else v for n, v in named.items() if n not in embeds}
+        return cls(texts, embeds, options)
+
+    @classmethod
+    def both(cls, call: Mapping[str, Any], **options: Any) -> tuple[Self, Self]:
+        """For pipelines that encode the negative prompts by a call of their own: those of each of the two calls."""
+        positive = {name: value for name, value in call.items() if not name.startswith("negative_")}
+        negative = {name.removeprefix("negative_"): call[name] for name in call if name not in positive}
+        return cls.of(positive, **options), cls.of(negative, **options)
 
     @property
     def checked(self) -> str | None:

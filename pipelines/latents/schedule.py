@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,34 +194,36 @@ def laid_open(
     return Schedule(scheduler, at, alpha, sigma, scale, prediction, grid, path, times, kernel, name in NARROWING)
 
 
-def scaled_schedule(
-    scheduler: Any,
-    num_inference_steps: int,
-    timesteps: Sequence[int] | None,
-    sigmas: Sequence[float] | None,
-    eta: float,
-) -> Schedule:
-    """That of pipelines that ask the scheduler how to scale initial noise and the network's input, by these arguments
-    of a stock call. ValueError for a scheduler that does not say."""
-    if not hasattr(scheduler, "init_noise_sigma"):
+def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True) -> Schedule:
+    """That of the steps, timesteps, sigmas and eta of a stock call. scaled: whether the pipeline asks the scheduler how
+    to scale initial noise and the network's input. ValueError for a scheduler that cannot say."""
+    if scaled and not hasattr(scheduler, "init_noise_sigma"):
         name = type(scheduler).__name__
         raise ValueError(f"{name} cannot be used with this pipeline, nor in its stock call: it has no init_noise_sigma")
     return make_schedule(
-        scheduler, num_inference_steps, timesteps=timesteps, sigmas=sigmas, step_arguments={"eta": eta}
+        scheduler,
+        call.num_inference_steps,
+        timesteps=call.timesteps,
+        sigmas=call.sigmas,
+        step_arguments={"eta": call.eta},
+        scaled=scaled,
     )
 
 
-def falling(num_inference_steps: int) -> NDArray[np.float64]:
-    """The sigmas, evenly spaced from 1, that most flow pipelines pass."""
-    steps = max(1, num_inference_steps)  # make_schedule refuses fewer
-    return np.linspace(1.0, 1 / steps, steps)
+def flow_schedule(scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigmas: bool = False) -> Schedule:
+    """That of the steps and sigmas of a stock call for a flow: by default sigmas evenly spaced from 1. own_sigmas:
+    whether schedulers with `use_flow_sigmas` keep to theirs."""
+    steps = max(1, call.num_inference_steps)  # make_schedule refuses fewer
+    sigmas = np.linspace(1.0, 1 / steps, steps) if call.sigmas is None else call.sigmas
+    own = own_sigmas and scheduler.config.get("use_flow_sigmas")
+    return make_schedule(scheduler, call.num_inference_steps, sigmas=None if own else sigmas, mu=mu)
 
 
-def token_shift(scheduler: Any, tokens: int) -> float:
-    """mu for a picture of so many tokens, as Flux and its kin calculate it."""
+def token_shift(scheduler: Any, tokens: int, most: float = 1.15) -> float:
+    """mu for a picture of so many tokens, as Flux and its kin calculate it. most: where the scheduler does not say."""
     c = scheduler.config
     limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
-    return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", 1.15)))
+    return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", most)))
 
 
 def _full(scheduler: Any, positions: int) -> list[int]:

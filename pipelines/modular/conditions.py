@@ -24,47 +24,66 @@ KEPT = 512
 
 
 class Encoded(NamedTuple):
-    """A prompt, the arguments of the call for it, the state after the blocks that run once for a prompt, and that of
-    the loop with any seed."""
+    """What was made of a prompt."""
 
     prompt: Prompt
-    call: Mapping[str, Any]
     begun: CallState
+    """After the blocks that run once for a prompt."""
     ready: dict[str, Any]
+    """Of the loop, with any seed."""
+    source: Tensor | None
+    """The image (1, 3, h, w) that it edits."""
 
 
 class Conditions:
     """The states of a loop by number: first those of the prompts, with any seed, then those of (prompt, seed)."""
 
-    def __init__(self, ready: Sequence[dict[str, Any]], make: Callable[[int, int], dict[str, Any]]) -> None:
-        """ready: those of the prompts; make: that of a prompt and a seed."""
-        self._prompts, self._make = len(ready), make
-        self._states: OrderedDict[int, dict[str, Any]] = OrderedDict(enumerate(ready))
+    def __init__(self, make: Callable[[CallState, int], dict[str, Any]]) -> None:
+        """make: the state of the loop, of what was begun for a prompt and of a seed."""
+        self.prompts: list[Encoded] = []
+        self._make = make
+        self._states: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
+        self._pairs: list[tuple[int, int]] = []
         self._numbers: dict[tuple[int, int], int] = {}
+
+    def hold(self, prompts: Sequence[Encoded]) -> None:
+        """Number these prompts anew. States of seeds are kept for the prompts that were there before."""
+        held = {id(each) for each in prompts}
+        self._states = OrderedDict((key, state) for key, state in self._states.items() if key[0] in held)
+        self.prompts, self._pairs, self._numbers = list(prompts), [], {}
 
     def number(self, prompt: int, seed: int) -> int:
         """That of a prompt and a seed, whose state is there afterwards."""
-        number = self._numbers.setdefault((prompt, seed), self._prompts + len(self._numbers))
-        if number not in self._states:
-            self._states[number] = self._make(prompt, seed)
-        self._states.move_to_end(number)
-        for old in [n for n in self._states if n >= self._prompts][: -KEPT or None]:
-            del self._states[old]
-        return number
+        encoded, pair = self.prompts[prompt], (prompt, seed)
+        key = (id(encoded), seed)
+        if key not in self._states:
+            self._states[key] = self._make(encoded.begun, seed)
+        self._states.move_to_end(key)
+        if len(self._states) > KEPT:
+            self._states.popitem(last=False)
+        if pair not in self._numbers:
+            self._numbers[pair] = len(self.prompts) + len(self._pairs)
+            self._pairs.append(pair)
+        return self._numbers[pair]
 
-    def prompts(self, cond: Tensor) -> list[int]:
+    def encoded(self, cond: Tensor) -> list[Encoded]:
         """The prompts of these numbers (N,)."""
-        known = {number: prompt for (prompt, _), number in self._numbers.items()}
-        return [known.get(i, i) for i in cond.tolist()]
+        n = len(self.prompts)
+        return [self.prompts[i if i < n else self._pairs[i - n][0]] for i in cond.tolist()]
 
     def rows(self, cond: Tensor) -> list[dict[str, Any]]:
         """The states of these numbers (N,)."""
-        return [self._states[i] for i in cond.tolist()]
+        n = len(self.prompts)
+        return [
+            encoded.ready if i < n else self._states[id(encoded), self._pairs[i - n][1]]
+            for i, encoded in zip(cond.tolist(), self.encoded(cond), strict=True)
+        ]
 
     def on_meta(self) -> Self:
         """The same with all tensors on the meta device."""
         twin = copy.copy(self)
-        twin._states = OrderedDict(values_on_meta(self._states))
+        twin.prompts = [each._replace(ready=values_on_meta(each.ready)) for each in self.prompts]
+        twin._states = OrderedDict()
         return twin
 
     def column(self, name: str, cond: Tensor) -> Tensor:

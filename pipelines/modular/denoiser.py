@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -49,17 +50,17 @@ class ModularDenoiser(PipelineDenoiser):
         Can.GUIDE_ESTIMATES: "the blocks of modular pipelines hand out their guided output alone",
     }
 
-    def __init__(self, pipe: Any, **call: Any) -> None:
-        super().__init__(pipe)
-        self._known: dict[int, Encoded] = {}
-        self.workflow = workflow_for(self.pipe.stock_class().__name__, call)
+    def read_call(self, call: SimpleNamespace) -> None:
+        given, name = vars(call), self.pipe.stock_class().__name__
+        self._conditions = Conditions(lambda begun, seed: self._seeded(begun, seeded(seed)))
+        self.workflow = workflow_for(name, given)
         self.network = self.workflow.network  # type: ignore[misc]
-        whole = self.pipe.blocks.get_execution_blocks(**{**call, "prompt": ""})
+        whole = self.pipe.blocks.get_execution_blocks(**{**given, "prompt": ""})
         self._whole, self._parts = whole, blocks.parts_of(whole)
-        guidance, call = guiders.parted(self.pipe, call, whole.input_names)
-        blocks.check_inputs(whole, self.workflow.task, call, self.workflow.unread)
-        self._call, scale = opened(call), guidance.get("guidance_scale", 1.0)
-        check_lists(self.workflow, self.pipe.stock_class().__name__, call)
+        guidance, given = guiders.parted(self.pipe, given, whole.input_names)
+        blocks.check_inputs(whole, self.workflow.task, given, self.workflow.unread)
+        self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
+        check_lists(self.workflow, name, given)
         check_scheduler(self.pipe.scheduler)
         # This call's own: blocks set timesteps in the one, and steps in the others.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
@@ -67,9 +68,9 @@ class ModularDenoiser(PipelineDenoiser):
         if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
             self.pipe.guider.disable()
         if self.workflow.always_guided and guiders.passes(self.pipe) == 1:
-            raise ValueError(f"the text encoder's block of {self.pipe.stock_class().__name__} fails without guidance; "
+            raise ValueError(f"the text encoder's block of {name} fails without guidance; "
                              "set guidance_scale to more than 1")  # fmt: skip
-        blocks.check_decoder(self.pipe.vae, call)
+        blocks.check_decoder(self.pipe.vae, given)
         drawing, self._trial = self._tried()
         reads_negative = "negative_prompt" in whole.input_names
         if reads_negative and guiders.idle(self.pipe, self._trial.get("negative_prompt_embeds")):
@@ -79,7 +80,7 @@ class ModularDenoiser(PipelineDenoiser):
         self.layout = Plain(*(int(self._trial.get(name) or 0) for name in ("height", "width")))
         check_sides(self.pipe, self.net, self.layout.height, self.layout.width)
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
-        arguments = {"eta": call["eta"]} if "eta" in call else {}
+        arguments = {"eta": given["eta"]} if "eta" in given else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)
         self.set_up(schedule, guiders.InBlocks(scale, count=guiders.passes(self.pipe)))
         if self.workflow.frames_every is not None:
@@ -105,27 +106,27 @@ class ModularDenoiser(PipelineDenoiser):
 
     # --- prompts and seeds ------------------------------------------------------------------------------------------
 
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> None:
-        known = {id(prompt): self._known.get(id(prompt)) or self._encoded(prompt) for prompt in prompts}
-        self._known, given = known, [known[id(prompt)] for prompt in prompts]
-        self._begun, ready = [each.begun for each in given], [each.ready for each in given]
-        latents = [self.workflow.latents.of(self._trial.get), *(each["latents"] for each in ready)]
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        # By identity, since prompts may hold pictures, which are slow to compare.
+        known = {id(each.prompt): each for each in self._conditions.prompts}
+        for prompt in (given := [Prompt.of(prompt) for prompt in prompts]):
+            known[id(prompt)] = known.get(id(prompt)) or self._encoded(prompt)
+        encoded = [known[id(prompt)] for prompt in given]
+        latents = [self.workflow.latents.of(self._trial.get), *(each.ready["latents"] for each in encoded)]
         shapes = sorted({tuple(each.shape[1:]) for each in latents})
         if len(shapes) > 1:
             raise ValueError(f"prompts of one search share batches, so that their images must have one size, and these "
                              f"have latents of {shapes}: give height and width, or images of one size")  # fmt: skip
-        self._conditions = Conditions(ready, lambda prompt, seed: self._seeded(self._begun[prompt], seeded(seed)))
-        self._sources = (
-            [source_of(each.call["image"]).to(self.device) for each in given] if Can.EDIT in self.can else []
-        )
+        self._conditions.hold(encoded)
 
     def _encoded(self, prompt: Prompt) -> Encoded:
         call = self._of_prompt(prompt)
         begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
-        return Encoded(prompt, call, begun, self._seeded(begun, seeded(0)))
+        source = source_of(call["image"]).to(self.device) if Can.EDIT in self.can else None
+        return Encoded(prompt, begun, self._seeded(begun, seeded(0)), source)
 
     def forget_prompts(self) -> None:
-        self._known = {}
+        self._conditions.hold([])
 
     def _of_prompt(self, prompt: Prompt) -> dict[str, Any]:
         """The arguments of the call for a prompt, with those that are its own."""
@@ -135,11 +136,15 @@ class ModularDenoiser(PipelineDenoiser):
             raise ValueError(f"the prompt {prompt.text[:60]!r} has {', '.join(more)} of its own, and this call is for "
                              "none; give all prompts of a search the same kinds of pictures")  # fmt: skip
         if prompt.negative is not None:
+            if "negative_prompt" not in self._whole.input_names:
+                raise ValueError(f"the prompt {prompt.text[:60]!r} has a negative one, and this pipeline reads none; "
+                                 "leave it out")  # fmt: skip
             own |= {"negative_prompt": prompt.negative}
         return {**self._call, **own, "prompt": prompt.text}
 
     def sources(self, cond: Tensor) -> Tensor:
-        return torch.cat([self._sources[prompt] for prompt in self._conditions.prompts(cond)])
+        found = [each.source for each in self._conditions.encoded(cond)]
+        return torch.cat([source for source in found if source is not None])
 
     def _seeded(self, begun: CallState, generator: Generator) -> dict[str, Any]:
         """The state of the loop for a prompt, whose blocks have run, and a seed."""
@@ -174,7 +179,8 @@ class ModularDenoiser(PipelineDenoiser):
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
-        return torch.cat([self._seeded(self._begun[0], generator)[NOISE] for generator in generators])
+        begun = self._conditions.prompts[0].begun
+        return torch.cat([self._seeded(begun, generator)[NOISE] for generator in generators])
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self._holds_first_frame:
