@@ -143,7 +143,7 @@ def _latent(denoiser: Any) -> Tensor:
 
 def _out(denoiser: Any, latent: Tensor) -> Tensor:
     zero = torch.zeros(1, dtype=torch.long)
-    return denoiser.output(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero)
+    return denoiser.guided(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero).out
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the denoisers of all families share: the call's size and schedule, noise, x0 estimates."""
+"""The denoiser of a pipeline's call: what all families share."""
 
 from __future__ import annotations
 
@@ -27,53 +27,48 @@ from ttsnap.sampling.kernels import Prediction
 
 
 class PipelineDenoiser(Denoiser):
-    """The denoiser of one call of a pipeline, composed of a layout of latents, a guidance and perhaps a drafter.
+    """One call of a pipeline, composed of a layout of latents, a schedule, a guidance and perhaps a drafter.
 
-    A family has `honours`, `read_call` and `call`. How it differs from most is data below, or a method redefined.
+    A family defines `honours`, `read_call` and `call`, and overrides what it does differently from most.
     """
 
     honours: ClassVar[str] = ""
-    """Names of the arguments of the stock call, besides the prompt, that a search takes, separated by blanks. Defaults
-    are those of the stock call. SearchMixin refuses all others."""
+    """The arguments of the stock call, besides the prompt, that a search takes: names, separated by blanks."""
     network: ClassVar[str] = "transformer"
-    """The attribute of the pipeline that is the denoiser."""
+    """The pipeline's attribute that is the denoising network."""
     blocks: ClassVar[str | None] = "transformer_blocks"
-    """The network's attribute that is the list of its transformer blocks; None: it has none."""
+    """The network's attribute that is its list of transformer blocks, if it has one."""
     halves: ClassVar[bool] = False
-    """Whether encode_prompt returns what is positive first, and then what is negative; elsewhere the two alternate."""
+    """Whether encode_prompt returns all positive fields before all negative ones. In other families they alternate."""
     encodes_apart: ClassVar[bool] = False
-    """Whether encode_prompt encodes each prompt as in any other company, by padding it to a fixed length, so that those
-    that stay need not be encoded again when others come."""
+    """Whether a prompt's encoding is the same in any batch, as it is padded to a fixed length. Then it is kept."""
     noise_dtype: ClassVar[torch.dtype | None] = None
-    """That of initial noise; None: that of the encoded prompts."""
+    """The dtype of initial noise; None: that of the encoded prompts."""
     reads_scale: ClassVar[str | None] = None
-    """The setting of networks with the guidance distilled into them, which read its scale (`embedded_scale`)."""
+    """The setting of networks with distilled guidance, which read its scale (`embedded_scale`)."""
     cannot: ClassVar[Mapping[Can, str]] = {}
-    """What no call of the family can do, and the sentence that refuses it."""
+    """What no call of the family can do, with the error message."""
     layout: Plain
     inputs: EncoderInputs
-    """What the text encoders read beside the prompts."""
+    """What the text encoders read besides the prompts."""
     negative_inputs: EncoderInputs | None = None
-    """That of the negative prompts, for pipelines that encode these by a call of their own."""
+    """The same for negative prompts, in pipelines that encode these by a second call."""
     text_length: Hashable = None
-    """Tokens of the encoded prompts, or what decides on them, where calls may differ in it: the FLOPs do, too."""
+    """What decides on the number of text tokens, and so on FLOPs, where calls may differ in it."""
     schedule: Schedule
     guidance: Guidance
     embedded_scale: float | None = None
-    """What a network that reads a scale of guidance is given."""
+    """The scale that a network with distilled guidance reads."""
     texts: Texts
     """The encoded prompts."""
     image_dtype: torch.dtype = torch.float32
-    """That of the images which the pipeline's VAE decoded last; `decode` widens them."""
-    _begins: Tensor = torch.zeros(1, dtype=torch.long)
-    """The positions at which a grid begins: 0, and that of every call that was taken in."""
+    """The dtype in which the VAE decoded the last images, before `decode` widened them."""
     _stepped: torch.dtype | None = None
     """The dtype in which the scheduler's steps leave latents; None before any prediction."""
 
     def __init__(self, pipe: Any, **call: Any) -> None:
         vars(pipe).setdefault("_search_memo", flops.Memo())
-        # A copy of the object, not of its parts: this call's scheduler and settings must not show in the user's own.
-        self.pipe: Any = copy.copy(pipe)
+        self.pipe: Any = copy.copy(pipe)  # this call's scheduler and settings must not show in the user's
         self._encodings = Encodings()
         if takes := self.honours.split():
             if unknown := sorted(call.keys() - takes):
@@ -84,14 +79,14 @@ class PipelineDenoiser(Denoiser):
         self.read_call(SimpleNamespace(**call))
 
     def check_inputs(self, call: SimpleNamespace, height: int, width: int, **changes: Any) -> None:
-        """As the pipeline's own check of these arguments, in pixels; some of them changed. ValueError for bad ones."""
-        # PixArt-Sigma wants the period of callbacks that nobody gives.
+        """Run the pipeline's own check of these arguments, with changes. ValueError for what it refuses."""
+        # PixArt-Sigma refuses a call without callback_steps.
         values = {"callback_steps": 1, **vars(call), "prompt": self.inputs.checked, "height": height, "width": width}
         values |= changes
         self.pipe.check_inputs(**{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters})
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
-        """Follow this schedule, guided in this way. ValueError for a network that caches."""
+        """Set the schedule and the guidance. ValueError for a network with a step cache."""
         if getattr(self.net, "is_cache_enabled", False):
             raise ValueError("search cannot use a denoiser with a cache, whose rows change; call its disable_cache()")
         self.schedule, self.guidance = schedule, guidance
@@ -106,7 +101,7 @@ class PipelineDenoiser(Denoiser):
         self.can = frozenset(self._abilities()) - self.cannot.keys()
 
     def _abilities(self) -> set[Can]:
-        """What this call can do, but for what the family cannot."""
+        """What this call can do, before `cannot` is taken away."""
         found = {Can.SHARE, Can.DRAFT, Can.DIFFERENTIATE}
         if self.schedule.path is not None and self.schedule.times is not None:
             found.add(Can.PATH)
@@ -117,18 +112,18 @@ class PipelineDenoiser(Denoiser):
         return found
 
     def must(self, can: Can) -> None:
-        """ValueError where the family cannot do this, with its sentence."""
+        """ValueError where the family cannot do this."""
         if can in self.cannot:
             raise ValueError(self.cannot[can])
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
-        """Go over to another path and other times (pipelines/latents/convert.py), with one evaluation a step."""
+        """Sample along another path, at other times (pipelines/latents/convert.py), with one evaluation a step."""
         self.set_up(convert(self.schedule, path, times), self.guidance)
 
     def guide_estimates(self, scale: float) -> None:
         """Let `predict` make a second x0 estimate for scores, at this guidance (Prediction.estimate).
 
-        It takes no evaluation more, since both passes are there. ValueError where they are not.
+        This takes no further evaluation. ValueError where a step has one pass.
         """
         if Can.GUIDE_ESTIMATES not in self.can:
             raise ValueError(f"estimate_guidance {scale:g} needs two passes at every step, which this call of "
@@ -142,23 +137,23 @@ class PipelineDenoiser(Denoiser):
 
     @property
     def scale(self) -> float:
-        """The guidance of this call: what the network reads of it, or of its two passes."""
+        """The guidance scale of this call: the one that the network reads, or that of its two passes."""
         return self.guidance.scale if self.embedded_scale is None or not self.embeds else self.embedded_scale
 
     @property
     def embeds(self) -> bool:
-        """Whether the network reads a scale of guidance."""
+        """Whether the network reads a guidance scale."""
         return self.reads_scale is not None and bool(self.net.config.get(self.reads_scale))
 
     def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """This size, with the pipeline's own where a side is not given."""
+        """This size in pixels; a side that is None is the pipeline's own."""
         native = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return height or native, width or native
 
-    # --- what a family defines, or does otherwise -----------------------------------------------------------------
+    # --- what a family defines or overrides -----------------------------------------------------------------------
 
     def read_call(self, call: SimpleNamespace) -> None:
-        """Set `layout` and `inputs` by these arguments of a stock call, and `set_up` a schedule and a guidance.
+        """Set `layout` and `inputs` from the arguments of a stock call, and `set_up` a schedule and a guidance.
 
         ValueError for schedulers that search cannot use, and for what the pipeline refuses.
         """
@@ -169,7 +164,7 @@ class PipelineDenoiser(Denoiser):
         raise NotImplementedError
 
     def _encode(self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any) -> list[Any]:
-        """What the pipeline's encode_prompt returns for these prompts, and inputs beside them; n: of `arguments`."""
+        """What the pipeline's encode_prompt returns for these prompts and inputs. n: see EncoderInputs.arguments."""
 
         def encode(some: Sequence[Prompt]) -> Any:
             return self.pipe.encode_prompt(**inputs.arguments(some, n), device=self.device, **more)
@@ -178,54 +173,46 @@ class PipelineDenoiser(Denoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
-        return self.postprocess(self.decoded(vae, unscaled(vae, x0.to(vae.dtype))))
+        return self.postprocess(vae.decode(unscaled(vae, x0.to(vae.dtype)), return_dict=False)[0])
 
     def finished(self, latents: Tensor) -> Tensor:
-        """Finished latents (N, ...) as the pipeline puts them out for output_type="latent"."""
+        """Finished latents (N, ...) as the pipeline returns them for output_type="latent"."""
         return latents
 
     def sound(self, latents: Tensor) -> Tensor | None:
-        """What is to be heard of videos with these finished latents (N, ...), (N, channels, samples); None of most."""
+        """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they have any."""
         return None
 
     def meta_twin(self) -> Self:
-        """This denoiser with all that `output` and a decode compute with on the meta device."""
-        return flops.meta_twin(self)
+        """A copy with all tensors that `predict` and a decode read on the meta device."""
+        twin: Self = flops.meta_twin(self)
+        return twin
 
-    # --- with what it is given ------------------------------------------------------------------------------------
-
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        """The network's guided output (N, ...), as the scheduler wants it.
-
-        x (N, ...) scaled for the network; t (N,) the scheduler's timesteps on its device; step (N,) positions in the
-        schedule and at (N,) rows of the encoded prompts, both on the CPU.
-        """
-        return self.guided(x, t, step, at).out
+    # --- what families build on -----------------------------------------------------------------------------------
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
-        """As `output`, with that at the guidance of estimates where they have one of their own."""
+        """The network's guided output (N, ...), as the scheduler wants it, and that at the guidance of estimates.
+
+        x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the device. step (N,),
+        positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
+        """
         return self.guidance(self.call, x, t, step, self.texts, at)
 
     def embedded(self, x: Tensor) -> Tensor | None:
-        """(N,) float32, what networks that read a scale of guidance are given; None for others."""
+        """The scale (N,) float32 that a network with distilled guidance reads; None for other networks."""
         if self.embedded_scale is None or not self.embeds:
             return None
         return torch.full([1], self.embedded_scale, device=x.device, dtype=torch.float32).expand(len(x))
 
     def postprocess(self, decoded: Tensor) -> Tensor:
-        """Images in [0, 1] of what a VAE decoded, by the pipeline's own processor."""
+        """Images in [0, 1] of a VAE's output, by the pipeline's own processor."""
         fitted = self.layout.fitted(self.pipe.image_processor, decoded)
         return cast(Tensor, self.pipe.image_processor.postprocess(fitted, output_type="pt"))
 
-    def decoded(self, vae: Any, latents: Tensor) -> Tensor:
-        """What a VAE makes of latents in its own scale."""
-        images: Tensor = vae.decode(latents, return_dict=False)[0]
-        return images
-
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents in the dtype in which the scheduler's steps leave them, in which the stock call unscales them.
+        """Latents in the dtype in which the scheduler's steps leave them, and the stock call unscales them.
 
-        Finished ones come in a wider one where they share a batch with estimates. Before any prediction: the VAE's.
+        Finished latents are wider where they share a batch with estimates. Before any prediction: the VAE's dtype.
         """
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
@@ -257,7 +244,7 @@ class PipelineDenoiser(Denoiser):
             self.device,
             list(generators),
         )
-        latents: Tensor = made[0] if isinstance(made, tuple) else made  # beside packed ones are their ids
+        latents: Tensor = made[0] if isinstance(made, tuple) else made  # packed latents come with their ids
         return latents
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
@@ -285,10 +272,9 @@ class PipelineDenoiser(Denoiser):
         return memo.of(self.setting(decoder))
 
     def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
-        """What the cost and the memory of a row depend on: its networks, its size, its passes, the length of texts."""
+        """What the cost and the memory of a row depend on: networks, size, passes, length of texts."""
         parts = (self.net, self.pipe.vae if decoder == "decode" else self.pipe.preview_vae)
-        size = (self.layout.height, self.layout.width)
-        call = (*size, self.passes_per_nfe, self.text_length)
+        call = (self.layout.height, self.layout.width, self.passes_per_nfe, self.text_length)
         return (*(weakref.ref(part) for part in parts), *(flops.filling(part) for part in parts), *call)
 
     def merge_schedule(self, other: Self) -> int:
@@ -297,7 +283,6 @@ class PipelineDenoiser(Denoiser):
             raise ValueError("calls share a network where they agree in size and guidance")
         start, guidance = len(self.schedule.timesteps), self.guidance.followed_by(other.guidance)
         self.schedule, self.guidance = self.schedule.followed_by(other.schedule), guidance
-        self._begins = torch.cat([self._begins, torch.tensor([start])])
         return start
 
     def differentiable(self, through: str) -> Sequence[Tensor]:

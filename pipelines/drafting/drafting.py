@@ -53,7 +53,7 @@ class Drafting:
 
         def estimate(at: Tensor, told: Tensor) -> Tensor:
             time = (told * unit).float().to(x.device, non_blocking=True)
-            out = twin.output(at.to(x.dtype), time, position, cond)
+            out = twin.guided(at.to(x.dtype), time, position, cond).out
             there = replace(schedule, alpha=path.alpha(told), sigma=path.sigma(told), scale=None)
             return there.x0(at, out, each)
 

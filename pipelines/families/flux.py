@@ -78,7 +78,7 @@ class FluxDenoiser(PipelineDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
         latents = unscaled(vae, self.pipe._unpack_latents(self.settled(x0, vae), *size))
-        return self.postprocess(self.decoded(vae, latents.to(get_module_execution_device(vae))))
+        return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
 
 
 def _by_prompt(text: Tensor, pooled: Tensor, text_ids: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import Flux2KleinPipeline
@@ -26,6 +26,8 @@ class Flux2KleinDenoiser(PipelineDenoiser):
     """One call of a Flux2KleinPipeline without images to edit. Latents are packed tokens."""
 
     layout: Packed
+    _begins: Tensor = torch.zeros(1, dtype=torch.long)
+    """The positions at which grids begin: 0, and that of every call that was merged."""
     honours = (
         "height width num_inference_steps sigmas guidance_scale prompt_embeds negative_prompt_embeds attention_kwargs "
         "max_sequence_length text_encoder_out_layers"
@@ -56,6 +58,11 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         shape = torch.empty(1, 1, self.layout.rows, self.layout.columns)
         self._picture_ids = self.pipe._prepare_latent_ids(shape).to(self.device)
 
+    def merge_schedule(self, other: Self) -> int:
+        start = super().merge_schedule(other)
+        self._begins = torch.cat([self._begins, torch.tensor([start])])
+        return start
+
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
         # In the precision of the stock call: that of its latents, which steps may have narrowed. In a batch with noise
         # all are wide again; the network reads wide times as they are.
@@ -84,7 +91,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         latents = self._unpacked(vae, self.settled(x0, vae))
-        return self.postprocess(self.decoded(vae, latents.to(get_module_execution_device(vae))))
+        return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
 
     def _unpacked(self, vae: Any, tokens: Tensor) -> Tensor:
         """(N, C, H, W) of packed tokens, in the scale that this VAE decodes."""

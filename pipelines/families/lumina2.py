@@ -69,7 +69,7 @@ class Lumina2Denoiser(PipelineDenoiser):
         return -out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae)).to(vae.dtype)))
+        return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)).to(vae.dtype), return_dict=False)[0])
 
 
 class SearchLumina2Pipeline(SearchMixin, Lumina2Pipeline):

@@ -69,7 +69,7 @@ class QwenImageDenoiser(PipelineDenoiser):
             for v in (c.latents_mean, c.latents_std)
         )
         # 1 / (1 / std) rounds as the pipeline does.
-        return self.postprocess(self.decoded(vae, latents / (1.0 / std) + mean)[:, :, 0])
+        return self.postprocess(vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0][:, :, 0])
 
 
 class SearchQwenImagePipeline(SearchMixin, QwenImagePipeline):

@@ -63,7 +63,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
         return out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        return self.postprocess(self.decoded(vae, unscaled(vae, self.settled(x0, vae))))
+        return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)), return_dict=False)[0])
 
 
 class SearchStableDiffusion3Pipeline(SearchMixin, StableDiffusion3Pipeline):

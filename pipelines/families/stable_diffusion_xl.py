@@ -76,7 +76,7 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         with without_overflow(vae) as widened:
             latents = unnormalised(vae, x0.to(vae.dtype) if widened else self.settled(x0, vae))
-            decoded = self.decoded(vae, latents.to(vae.dtype))
+            decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return self.postprocess(self._marked(vae, decoded))
 
     def _marked(self, vae: Any, decoded: Tensor) -> Tensor:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from ttsnap.pipelines.guidance.passes import Texts
-from ttsnap.pipelines.latents.schedule import Schedule
 
-from ttsnap.core.prompt import Prompt
 from ttsnap.profiling.flops import count_flops, on_meta
-from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
 logger = logging.getLogger(__name__)
@@ -47,88 +45,46 @@ class Memo(dict[tuple[Hashable, ...], Any]):
         return Memo, ()
 
 
-class Countable(Protocol):
-    """What a denoiser of a pipeline has for its FLOPs to be counted (pipelines/denoiser.py)."""
-
-    pipe: Any
-    network: ClassVar[str]
-    passes_per_nfe: int
-    schedule: Schedule
-
-    def encode(self, prompts: Sequence[str | Prompt]) -> None: ...
-
-    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor: ...
-
-    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction: ...
-
-    def output(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor: ...
-
-    def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]: ...
-
-    def meta_twin(self) -> Self: ...
-
-
-Family = TypeVar("Family", bound=Countable)
-
-
-def counted(denoiser: Countable, decoder: str) -> tuple[float, float]:
-    """As `count`; kept with the pipeline for every setting."""
+def counted(denoiser: Any, decoder: str) -> tuple[float, float]:
+    """FLOPs of a guided evaluation and of the decoder, "decode" or "preview"; kept with the pipeline by setting."""
     memo = denoiser.memo(decoder)
     if "flops" not in memo:
-        memo["flops"] = count(denoiser, decoder)
+        memo["flops"] = count(denoiser, lambda: denoiser, decoder)
     flops: tuple[float, float] = memo["flops"]
     return flops
 
 
-def counted_draft(denoiser: Countable, twin: Callable[[], Countable]) -> float:
-    """As `count_draft`; kept with the pipeline for every setting."""
+def counted_draft(denoiser: Any, twin: Callable[[], Any]) -> float:
+    """FLOPs of one forward pass of a drafter, kept in the same way. twin: copies the denoiser for the drafter."""
     memo = twin().memo()
     if "draft" not in memo:
-        memo["draft"] = count_draft(denoiser, twin)
+        memo["draft"] = count(denoiser, twin)[0] / twin().passes_per_nfe
     flops: float = memo["draft"]
     return flops
 
 
 @torch.no_grad()
-def count(denoiser: Countable, decoder: str) -> tuple[float, float]:
-    """FLOPs of a guided evaluation of a denoiser and of its `decoder`, "decode" or "preview", for a prompt of typical
-    length. The denoiser encodes that prompt, so its own are to be encoded afterwards."""
+def count(denoiser: Any, caller: Callable[[], Any], *decoders: str) -> tuple[float, ...]:
+    """FLOPs of a guided evaluation by `caller()`, the denoiser or a copy, and of its decoders.
+
+    The denoiser encodes a prompt of typical length, so that its own are to be encoded afterwards.
+    """
     denoiser.encode([_TYPICAL])
-    x, zero = denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+    own, x, zero = caller(), denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+
+    def made(by: Any, latents: Tensor, *, fused: bool) -> tuple[float, ...]:
+        calls = [partial(by.predict, latents, zero, zero), *(partial(getattr(by, name), latents) for name in decoders)]
+        return tuple(count_flops(call, fused=fused) for call in calls)
+
     try:
-        twin, latent = denoiser.meta_twin(), x.to("meta")
-        decode = count_flops(lambda: getattr(twin, decoder)(latent))
-        return count_flops(lambda: _output(twin, latent)), decode
+        return made(own.meta_twin(), x.to("meta"), fused=False)
     except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
         logger.debug("FLOPs are counted by a real call", exc_info=True)
-    fused = x.device.type != "cpu"
-    return (
-        count_flops(lambda: denoiser.predict(x, zero, zero), fused=fused),
-        count_flops(lambda: getattr(denoiser, decoder)(x), fused=fused),
-    )
+    return made(own, x, fused=x.device.type != "cpu")
 
 
-def count_draft(denoiser: Countable, twin: Callable[[], Countable]) -> float:
-    """FLOPs of one forward pass of a drafter, for the same prompt. twin: makes the denoiser's copy that calls it."""
-    denoiser.encode([_TYPICAL])
-    x, drafting = denoiser.init_latents([seeded(0)]), twin()
-    try:
-        on_paper = drafting.meta_twin()
-        flops = count_flops(lambda: _output(on_paper, x.to("meta")))
-    except Exception:  # as above
-        logger.debug("FLOPs of drafts are counted by a real call", exc_info=True)
-        flops = count_flops(lambda: _output(drafting, x), fused=x.device.type != "cpu")
-    return flops / drafting.passes_per_nfe
-
-
-def _output(denoiser: Countable, x: Tensor) -> Tensor:
-    """Of the first step, for the first prompt."""
-    zero = torch.zeros(1, dtype=torch.long)
-    return denoiser.output(x, denoiser.schedule.timesteps[:1].to(x.device), zero, zero)
-
-
-def meta_twin(denoiser: Family) -> Family:
-    """This denoiser with its network, decoders and encoded prompts on the meta device."""
+def meta_twin(denoiser: Any) -> Any:
+    """The denoiser of a pipeline with its network, decoders and encoded prompts on the meta device."""
     twin = copy.copy(denoiser)
     vars(twin).update({name: values_on_meta(value) for name, value in vars(denoiser).items()})
     twin.pipe = copy.copy(denoiser.pipe)

@@ -44,7 +44,7 @@ def test_a_row_goes_forward_and_back_and_is_counted(
     assert found.numbers == sum(2 * (part.in_features + part.out_features) for part in linear)
     assert found.weights == 2 * sum(p.numel() for p in denoiser.net.parameters())
     # Searches count attention through its matrix of scores, and find the same.
-    assert found.passes * found.base == pytest.approx(count(denoiser, "decode")[0])
+    assert found.passes * found.base == pytest.approx(count(denoiser, lambda: denoiser)[0])
     assert found.latent == denoiser.init_latents([torch.Generator()]).numel()
     assert found.base < found.call < 1.5 * found.base
     # Back through frozen weights takes about another pass, and checkpointing at most one more.
