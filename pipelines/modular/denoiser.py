@@ -29,17 +29,15 @@ from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
 
 NOISE = "initial noise"
-"""The field of a row's condition that holds its own, whatever the blocks call it."""
+"""The field of a row's state with its initial noise, whatever the blocks call it."""
 
 
 class ModularDenoiser(PipelineDenoiser):
-    """One call of a modular pipeline, open to search. Arguments are the inputs of the workflow's blocks, and settings
-    of the pipeline's guiders (guiders.py), which stay as they are where nothing is given.
+    """One call of a modular pipeline.
 
-    ValueError for workflows, schedulers and guiders that search cannot use, and for what the blocks refuse.
-
-    Which blocks run once for a prompt, and which once for a seed, is found by a trial run for an empty prompt, whose
-    state also says what size images have and when steps are made.
+    Arguments are the inputs of the workflow's blocks and the settings of the pipeline's guiders (guiders.py). A trial
+    run for an empty prompt tells which blocks run once for a prompt and which once for a seed, the size of images and
+    the timesteps.
     """
 
     blocks = None
@@ -62,19 +60,21 @@ class ModularDenoiser(PipelineDenoiser):
         self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
         check_lists(self.workflow, name, given)
         check_scheduler(self.pipe.scheduler)
-        # This call's own: blocks set timesteps in the one, and steps in the others.
+        # Of this call alone: blocks set timesteps in the scheduler, and steps in the guiders.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
         vars(self.pipe).update(scheduler=copy.deepcopy(self.pipe.scheduler), **own)
-        if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale: the loop guides by one pass
+        if self.net.config.get("time_cond_proj_dim") is not None:  # it reads the scale, and takes one pass
             self.pipe.guider.disable()
         if self.workflow.always_guided and guiders.passes(self.pipe) == 1:
             raise ValueError(f"the text encoder's block of {name} fails without guidance; "
                              "set guidance_scale to more than 1")  # fmt: skip
         blocks.check_decoder(self.pipe.vae, given)
         drawing, self._trial = self._tried()
-        reads_negative = "negative_prompt" in whole.input_names
-        if reads_negative and guiders.idle(self.pipe, self._trial.get("negative_prompt_embeds")):
-            self._call["negative_prompt"] = ""  # as the classic pipeline has it
+        self._reads_negative = "negative_prompt" in whole.input_names
+        # Otherwise the guider makes both passes on the prompt, as stock Stable Diffusion 3 does (diffusers 0.42).
+        unwanted = self._reads_negative and self._trial.get("negative_prompt_embeds") is None
+        if unwanted and guiders.passes(self.pipe) > 1:
+            self._call["negative_prompt"] = ""  # as in the classic pipeline
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.layout = Plain(*(int(self._trial.get(name) or 0) for name in ("height", "width")))
@@ -87,11 +87,10 @@ class ModularDenoiser(PipelineDenoiser):
             every = int(getattr(self.pipe, self.workflow.frames_every))
             self.frames = (int(self._trial.get("num_frames")) - 1) // every * every + 1
         values = self._parts.loop.get_block_state(self._trial).as_dict()
-        shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
-        self.text_length = tuple(shapes.items())
+        self.text_length = tuple((name, tuple(v.shape)) for name, v in values.items() if isinstance(v, Tensor))
 
     def _tried(self) -> tuple[int, CallState]:
-        """Which block is the first that draws noise, and the state after all that come before the loop."""
+        """The first block that draws noise, and the state after all blocks before the loop."""
         trial = blocks.start(self._whole, {**self._call, "prompt": ""})
         return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
 
@@ -99,7 +98,7 @@ class ModularDenoiser(PipelineDenoiser):
         found = super()._abilities()
         if "image" in self.workflow.given:
             found.add(Can.EDIT)
-        # Networks made for inpainting (9 channels) see mask and image, and are left to keep what lies outside.
+        # Networks for inpainting (9 channels) read mask and image, and keep what lies outside by themselves.
         if self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9):
             found.add(Can.MASK)
         return found
@@ -129,14 +128,14 @@ class ModularDenoiser(PipelineDenoiser):
         self._conditions.hold([])
 
     def _of_prompt(self, prompt: Prompt) -> dict[str, Any]:
-        """The arguments of the call for a prompt, with those that are its own."""
+        """The arguments of the call for a prompt, with its own inputs and negative prompt."""
         own = opened(prompt.inputs)
         check_lists(self.workflow, self.pipe.stock_class().__name__, own)
         if more := sorted(own.keys() - self._call.keys()):
             raise ValueError(f"the prompt {prompt.text[:60]!r} has {', '.join(more)} of its own, and this call is for "
                              "none; give all prompts of a search the same kinds of pictures")  # fmt: skip
         if prompt.negative is not None:
-            if "negative_prompt" not in self._whole.input_names:
+            if not self._reads_negative:
                 raise ValueError(f"the prompt {prompt.text[:60]!r} has a negative one, and this pipeline reads none; "
                                  "leave it out")  # fmt: skip
             own |= {"negative_prompt": prompt.negative}
@@ -147,16 +146,13 @@ class ModularDenoiser(PipelineDenoiser):
         return torch.cat([source for source in found if source is not None])
 
     def _seeded(self, begun: CallState, generator: Generator) -> dict[str, Any]:
-        """The state of the loop for a prompt, whose blocks have run, and a seed."""
+        """The state of the loop for a seed, from that after the blocks of the prompt."""
         state = blocks.forked(begun, generator=generator)
         for block in self._for_seed:
             state = blocks.run(self.pipe, [block], state)
             if state.get(DRAWN) is None:
                 state.set(DRAWN, state.get("latents"))
-        return self._loop_state(state)
-
-    def _loop_state(self, state: CallState) -> dict[str, Any]:
-        """What the loop reads of this state, with the noise and what is kept."""
+        # What the loop reads, with the noise and what `keeps` needs.
         values: dict[str, Any] = self._parts.loop.get_block_state(state).as_dict()
         more = ("mask", "image_latents") if self.workflow.keeps == "mask" else ()
         values |= {"latents": self.workflow.latents.of(state.get), **{name: state.get(name) for name in more}}
@@ -173,21 +169,19 @@ class ModularDenoiser(PipelineDenoiser):
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
         if not (self.workflow.redraws or self.workflow.by_seed):
             return prompts
-        numbers = [self._conditions.number(p, s) for p, s in zip(prompts.tolist(), seeds, strict=True)]
-        return torch.tensor(numbers)
+        return torch.tensor([self._conditions.number(p, s) for p, s in zip(prompts.tolist(), seeds, strict=True)])
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def init_latents(self, generators: Sequence[Generator]) -> Tensor:
-        begun = self._conditions.prompts[0].begun
-        return torch.cat([self._seeded(begun, generator)[NOISE] for generator in generators])
+        return torch.cat([self._seeded(self._conditions.prompts[0].begun, each)[NOISE] for each in generators])
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self._holds_first_frame:
             return self._held(noise, cond)
         if not self.workflow.redraws:
             return noise
-        # As the blocks noised the image by their own draw, and changed by as much as this noise differs from that.
+        # The blocks noised the image by a draw of their own: the difference of the two noises is added.
         own, latents = self._conditions.column(NOISE, cond), self._conditions.column("latents", cond)
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
@@ -203,18 +197,18 @@ class ModularDenoiser(PipelineDenoiser):
         return Guided(out)
 
     def _together(self, step: Tensor) -> Tensor:
-        """(N,) numbers, the same for rows at these positions that may go through the blocks together."""
+        """A group (N,) for each of these positions: rows of one group go through the blocks together."""
         if self.workflow.together == ANY:
             return torch.zeros_like(step)
         return self._above(step).long() if self.workflow.together == ONE_EXPERT else step
 
     def _above(self, step: Tensor) -> Tensor:
-        """Which of these positions (N,) the first of two experts denoises."""
+        """Whether the first of two experts denoises each of these positions (N,)."""
         boundary: float = self.pipe.config.boundary_ratio * self.pipe.num_train_timesteps
         return self.schedule.timesteps.cpu()[step] >= boundary
 
     def _denoised(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
-        """The guided output of rows that go together."""
+        """The guided output of the rows of one group."""
         scale, sigma = self.schedule.scale, self.schedule.sigma
         sigmas = sigma if scale is None else sigma / scale  # on another path: the network's own
         pipe = blocks.with_parts(self.pipe, scheduler=blocks.AlreadyScaled(self.pipe.scheduler, sigmas))
@@ -253,24 +247,24 @@ class ModularDenoiser(PipelineDenoiser):
         return self._kept(x, rows(sigma, image) * noise + rows(alpha, image) * image, cond)
 
     def _held(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Latents x (N, S, C), tokens of frames and perhaps of sound, with the first frame that the image gives."""
+        """Latents x (N, S, C), tokens of frames and perhaps of sound, with the image as their first frame."""
         mask = self._conditions.column("conditioning_mask", cond)
         first = pad(mask, (0, x.shape[1] - mask.shape[1]))[..., None] > 0
         return torch.where(first, self._conditions.column("latents", cond).to(x.dtype), x)
 
     def _kept(self, x: Tensor, outside: Tensor, cond: Tensor) -> Tensor:
-        """Latents x (N, ...) inside of the mask, and others outside of it."""
+        """Latents x (N, ...) inside the mask, others outside."""
         mask = self._conditions.column("mask", cond)
         return ((1 - mask) * outside + mask * x).to(x.dtype)
 
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
-        # Loops cast what their scheduler narrowed back to the dtype that they began with.
+        # Loops cast back to the dtype of initial latents what their scheduler narrowed.
         return super().settled(latents, vae).to(self._trial.get("latents").dtype)
 
     # --- images -----------------------------------------------------------------------------------------------------
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
-        """What the blocks after the loop make of latents: images or videos in [0, 1]."""
+        """Images or videos in [0, 1], as the blocks after the loop make them."""
         return cast(Tensor, self._ended(self._parts.end, vae, x0).get(self.workflow.output))
 
     def sound(self, latents: Tensor) -> Tensor | None:
@@ -279,7 +273,7 @@ class ModularDenoiser(PipelineDenoiser):
         return cast(Tensor, self._ended(self._parts.sound, self.pipe.vae, latents).get(SOUND))
 
     def _ended(self, end: Sequence[Block], vae: Any, latents: Tensor) -> CallState:
-        """The state after these blocks, which come after the loop, have run on finished latents (N, ...)."""
+        """The state after these blocks of the pipeline's end have run on finished latents (N, ...)."""
         names = {name for block in end for name in block.input_names if name in self._trial.values}
         batch = collated([{name: self._trial.get(name) for name in names}] * len(latents), self.workflow.rules)
         fields = self.workflow.latents.parted(self.settled(latents, vae), self._trial.get)

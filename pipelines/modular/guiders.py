@@ -116,11 +116,5 @@ def passes(pipe: Any) -> int:
     return each.pop() if each else 1
 
 
-def idle(pipe: Any, negative: Any) -> bool:
-    """Whether a second pass changes nothing. negative: what the blocks encoded of the negative prompt; where that is
-    None, the guider makes both passes on the prompt, as stock Stable Diffusion 3 does (diffusers 0.42)."""
-    return negative is None and passes(pipe) > 1
-
-
 def _guiders(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in pipe.components.items() if name.startswith("guider") or name == OF_SOUND}

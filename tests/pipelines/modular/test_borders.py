@@ -19,7 +19,7 @@ from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.workflows import check_version, workflow_for
 
-from tests.pipelines.tiny import shared
+from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
@@ -217,6 +217,32 @@ def test_mixed_noise_is_noise_on_the_same_image() -> None:
     assert 0 < sigma < 1
     image = (own["latents"] - sigma * own["initial noise"]) / (1 - sigma)
     torch.testing.assert_close(denoiser.begin(other, cond), sigma * other + (1 - sigma) * image, atol=1e-5, rtol=0)
+
+
+def test_states_of_seeds_are_kept_when_prompts_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = twin("sd3 image2image").denoiser(**CASES["sd3 image2image"].call)
+    cat, dog = Prompt("a cat"), Prompt("a dog")
+    denoiser.encode([cat])
+    made, seeded = [], denoiser._seeded
+    monkeypatch.setattr(denoiser, "_seeded", lambda begun, generator: made.append(1) or seeded(begun, generator))
+    (before,) = denoiser._conditions.rows(denoiser.conditions(torch.zeros(1, dtype=torch.long), [5]))
+    denoiser.encode([dog, cat])
+    assert len(made) == 2, "one for the seed, one for the dog"
+    cond = denoiser.conditions(torch.tensor([1, 0]), [5, 5])
+    assert len(made) == 3
+    assert denoiser._conditions.rows(cond)[0] is before
+    assert [each.prompt for each in denoiser._conditions.encoded(cond)] == [cat, dog]
+    denoiser.forget_prompts()
+    denoiser.encode([cat])
+    denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
+    assert len(made) == 5, "both anew"
+
+
+@pytest.mark.parametrize("make", [lambda: upgrade(shared("flux2_klein")).denoiser(**FAMILIES["flux2_klein"].call),
+                                  lambda: twin("flux kontext").denoiser(**CASES["flux kontext"].call)])  # fmt: skip
+def test_a_negative_prompt_is_refused_where_none_is_read(make: Any) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        make().encode([Prompt("a cat", negative="snow")])
 
 
 def test_fields_of_rows_are_put_together_by_their_rules() -> None:
