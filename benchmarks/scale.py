@@ -68,7 +68,7 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     for actors in (1, 2):
         hosts = Hosts(actors, gpu=False)
         try:
-            timed(ClusterEngine(RayPool(builder.build, hosts)), actors)
+            timed(ClusterEngine(RayPool.of_engines(builder.build, hosts)), actors)
         finally:
             hosts.close()
     for by in found.values():

@@ -85,9 +85,9 @@ def test_interrupted_resumed_and_replayed(
             assert {k: told[k] for k in timeless} == {k: again_told[k] for k in timeless}
 
 
-@pytest.mark.parametrize(("there", "dtype"), [("num_gpus", "auto"), ("num_cpus", "bfloat16")])
+@pytest.mark.parametrize(("gpus", "dtype"), [(True, "auto"), (False, "bfloat16")])
 def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
-    there: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    gpus: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
@@ -97,7 +97,7 @@ def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("ttsnap.cluster.devices.connect", lambda *_: None)
-    monkeypatch.setattr("ttsnap.cluster.recorders.resources_of", lambda *_: {there: 1})
+    monkeypatch.setattr("ttsnap.cluster.recorders.on_gpus", lambda *_: gpus)
     monkeypatch.setattr("ttsnap.cluster.recorders.record", record)
     assert main(["record", PROMPTS[0], "--workers", "2", "--out", "o"]) == 130
     assert asked == [dtype]

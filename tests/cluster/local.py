@@ -62,7 +62,7 @@ class LocalPool:
     """Runs what an actor is sent when somebody waits for it; of several that are ready, a random one is told first.
 
     kills: how often an actor dies, by chance (`often` of its calls), before or after it has carried out what it was
-    sent, once ticks have begun; never three times in a row. All that travels is pickled, so that actors share nothing;
+    sent, once ticks or units have begun; never three times in a row. All that travels is pickled: actors share nothing;
     `heard` counts the bytes of their answers, and Shelf those of images. rewards: of `apart` further actors.
     """
 
@@ -98,7 +98,7 @@ class LocalPool:
             self.answers[ticket] = ActorDied("it was killed")
             return
         calls = pickle.loads(data)
-        self.ticks += any(call.name == "tick" for call in calls)
+        self.ticks += any(call.name in ("tick", "make") for call in calls)
         if self.hopeless and actor == 0:
             self._kill(actor, ticket)
             return

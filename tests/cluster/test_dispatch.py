@@ -1,62 +1,101 @@
-"""Who does which unit, without any worker: losses at random, and the units all the same."""
+"""Who makes which unit of a recording, without any process: losses at random, and the units all the same."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ttsnap.cluster.recorders import TRIES, WorkerPool, dispatch
+from ttsnap.cluster.actor import Actor
+from ttsnap.cluster.actor_group import MOST_DEATHS, ActorDied
+from ttsnap.cluster.recorders import recorded_by
+from ttsnap.core.grid import Grid
+from ttsnap.core.prompt import Prompt
+from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.units import Described, Made
+
+from .local import LocalPool
+
+HEADER = Header.of(Recording(("a",), np.zeros((1, 20, 2, 1)), Grid((1.0, 0.0)), ("r",)))
+UNITS = [Unit(index, range(1), range(index, index + 1)) for index in range(20)]
 
 
-class Toy(WorkerPool[int, str]):
-    """Workers of whom one, at random, is the next to finish; some are lost, by chance or over the units `deadly`."""
+class Worker(Actor):
+    """Makes a unit of its number. Units of a log that are `deadly` end it."""
 
-    def __init__(self, seed: int, workers: int, losses: int = 0, deadly: frozenset[int] = frozenset()) -> None:
-        self.rng, self.losses, self.deadly = random.Random(seed), losses, deadly
-        self.state = dict.fromkeys(range(workers), "free")
-        self.at_work: dict[int, int] = {}
-        self.begun: list[int] = []
+    def __init__(self, begun: list[int], deadly: frozenset[int] = frozenset(), loads: bool = True) -> None:
+        self.begun, self.deadly, self.loads = begun, deadly, loads
 
-    def begin(self, worker: int, unit: int) -> None:
-        assert self.state[worker] == "free"
-        self.state[worker], self.at_work[worker] = "works", unit
-        self.begun.append(unit)
+    def load(self) -> None:
+        if not self.loads:
+            raise ActorDied("out of memory")
 
-    def finished(self) -> tuple[int, str | None]:
-        idle = sum(state == "free" for state in self.state.values())
-        assert not idle or len(self.begun) >= 20  # nobody is idle while units wait
-        worker = self.rng.choice(sorted(self.at_work))
-        unit = self.at_work.pop(worker)
-        if unit in self.deadly or (self.losses and self.rng.random() < 0.2):
-            self.losses -= 1
-            self.state[worker] = "lost"
-            return worker, None
-        self.state[worker] = "free"
-        return worker, f"made of {unit}"
+    def describe(self, prompts: Sequence[Prompt], options: Any) -> Described:
+        self.load()
+        return Described(HEADER, tuple(prompts), 2.0)
 
-    def replace(self, worker: int) -> None:
-        assert self.state[worker] == "lost"
-        self.state[worker] = "free"
+    def begin(self, what: Described) -> None:
+        self.what = what
+
+    def make(self, unit: Unit, path: Path) -> Made:
+        assert self.what.prompts == (Prompt("a"),)
+        self.begun.append(unit.index)
+        if unit.index in self.deadly:
+            raise ActorDied("out of memory")
+        if unit.index == 7 and path.parent.parent.name == "broken":
+            raise ValueError("the disk is full")
+        return Made(np.full(1, float(unit.index)), None)
+
+
+def pool_of(workers: int, seed: int = 0, *args: Any, kills: int = 0) -> tuple[LocalPool, list[int]]:
+    begun: list[int] = []
+    pool = LocalPool(lambda: None, 0, seed=seed, kills=kills, often=0.2)
+    pool.makers = [lambda: Worker(begun, *args)] * workers
+    pool.actors = [make() for make in pool.makers]
+    pool.queues, pool.row = [[] for _ in pool.makers], [0] * workers
+    return pool, begun
+
+
+def made_by(pool: LocalPool, units: list[Unit], folder: str = "r") -> list[tuple[int, float]]:
+    what, making = recorded_by(pool, [Prompt("a")], Path(folder), RecordOptions(20))
+    spent: list[float] = []
+    found = [(unit.index, float(made.scores[0])) for unit, made in making(units, spent.append)]
+    assert sum(spent) == what.nfe * len(found)
+    return found
 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("workers", [1, 3, 30])
-def test_every_unit_is_done_once_whoever_is_lost(workers: int, seed: int) -> None:
-    toy = Toy(seed, workers, losses=2)  # of one unit, two losses are borne
-    done = list(dispatch(range(20), toy, workers, str))
-    assert sorted(done) == [(unit, f"made of {unit}") for unit in range(20)]
-    assert len(toy.begun) == 20 + (2 - toy.losses)
-    first = list(dict.fromkeys(toy.begun))
-    assert first == list(range(20))  # in order; those that are begun again come first
+def test_every_unit_is_made_once_whoever_is_lost(workers: int, seed: int) -> None:
+    pool, begun = pool_of(workers, seed, kills=2)
+    assert sorted(made_by(pool, UNITS)) == [(unit.index, unit.index) for unit in UNITS]
+    assert 20 <= len(begun) <= 20 + pool.deaths
+    if workers == 1:
+        assert list(dict.fromkeys(begun)) == list(range(20))  # in order
 
 
 def test_a_unit_over_which_workers_are_lost_again_and_again_is_named() -> None:
-    toy, done = Toy(0, 2, deadly=frozenset({4})), []
-    with pytest.raises(ValueError, match=f"^unit 4 was begun {TRIES} times.*killed, or out of memory"):
-        done += dispatch(range(20), toy, 2, "unit {}".format)
-    assert toy.begun.count(4) == TRIES
+    pool, begun = pool_of(2, 0, frozenset({4}))
+    with pytest.raises(ValueError, match=f"^unit 4 was begun {MOST_DEATHS} times.*killed, or out of memory"):
+        made_by(pool, UNITS)
+    assert begun.count(4) == MOST_DEATHS
+
+
+def test_what_a_worker_raises_is_raised_here() -> None:
+    with pytest.raises(ValueError, match="the disk is full"):
+        made_by(pool_of(2)[0], UNITS, "broken")
+
+
+def test_workers_that_are_lost_as_they_load_are_said() -> None:
+    with pytest.raises(ValueError, match=f"^{MOST_DEATHS} workers were lost while they loaded the model"):
+        made_by(pool_of(2, 0, frozenset(), False)[0], UNITS)
 
 
 def test_nothing_is_begun_where_there_is_nothing_to_do() -> None:
-    assert list(dispatch([], Toy(0, 2), 2, str)) == []
+    pool, begun = pool_of(2)
+    assert (made_by(pool, []), begun) == ([], [])

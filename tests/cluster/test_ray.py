@@ -10,13 +10,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from ttsnap import make_algorithm, search
+from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.results import Event
 
@@ -34,7 +37,7 @@ def pool(ray_session: None) -> Iterator[Any]:
 
     cloudpickle.register_pickle_by_value(tiny)
     hosts = Hosts(2, gpu=False)
-    yield RayPool(tiny.Tiny().build, hosts)
+    yield RayPool.of_engines(tiny.Tiny().build, hosts)
     hosts.close()
 
 
@@ -110,7 +113,7 @@ def test_a_process_of_its_own_for_rewards_gets_images_from_the_other_and_either_
 ) -> None:
     from ttsnap.cluster.ray_pool import InStore, RayPool
 
-    parted = RayPool(tiny.Tiny(None).build, pool.hosts, tiny.tiny_rewards, 1)
+    parted = RayPool(pool.hosts, [partial(EngineActor, tiny.Tiny(None).build), partial(RewardActor, tiny.tiny_rewards)])
     cluster, victims, ticks, places = ClusterEngine(parted, 1, [0]), pids(parted), 0, []
 
     def kill(event: Event) -> None:
@@ -146,7 +149,7 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         from ttsnap.options.model import ModelOptions
         from ttsnap.request.spec import EngineSpec
         spec = EngineSpec(ModelOptions(device="cpu", dtype="float32"), ("scenes",), call=defaults())
-        pool = RayPool(EngineBuilder(spec).build, Hosts(1, gpu=False))
+        pool = RayPool.of_engines(EngineBuilder(spec).build, Hosts(1, gpu=False))
         ClusterEngine(pool)
         print(*pids(pool), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -100,7 +100,7 @@ def test_configurations_share_processes_that_die(ray_session: None, offer: Offer
         expected = [asked(client_of(server)), asked(client_of(server), reward="brightness")]
     hosts = Hosts(2, gpu=False)
     try:
-        with serving(whole, offer, lambda make: RayPool(make, hosts)) as server:
+        with serving(whole, offer, lambda make: RayPool.of_engines(make, hosts)) as server:
             mine = client_of(server).with_options(timeout=200)  # the processes load the model first
             assert [asked(mine), asked(mine, reward="brightness")] == expected
             pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in hosts.actors])

@@ -153,12 +153,12 @@ def _together(asked: RecordPlan, by: WorkerOptions) -> Callable[[], Recording]:
         from ttsnap.cluster.devices import connect
 
         connect(by.ray_address, by.workers)
-        from ttsnap.cluster.recorders import record, resources_of
+        from ttsnap.cluster.recorders import on_gpus, record
         from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.pipelines.opening import settled
 
         model = asked.spec.model or ModelOptions()
-        if "num_cpus" in resources_of(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
+        if not on_gpus(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
             model = settled(model, "cpu")
         builder = EngineBuilder(dataclasses.replace(asked.spec, model=model))
         return record(builder, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)

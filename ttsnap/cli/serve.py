@@ -162,4 +162,4 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     with hosts(devices, place.type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 
-        yield ManyDevices(here, model, specs, lambda make: RayPool(make, there))
+        yield ManyDevices(here, model, specs, lambda make: RayPool.of_engines(make, there))

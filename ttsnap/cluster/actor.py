@@ -24,11 +24,8 @@ from ttsnap.engine.store import Node, Particle
 from ttsnap.profiling.meter import Meter
 
 
-class Actor(ABC):
-    """What has a device, whose memory and energy it measures. Its public methods are what `Call` names."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
+class Actor:
+    """What a process of a cluster has. Its public methods are those that `Call` names."""
 
     def turn(self, calls: Sequence[m.Call[Any]]) -> m.Turn:
         """Carry these out in order. What they raise, it raises."""
@@ -37,9 +34,16 @@ class Actor(ABC):
             answer = call.on(self)
         return self._turn(answer)
 
-    @abstractmethod
     def _turn(self, answer: object) -> m.Turn:
         """An answer, with what was counted."""
+        return m.Turn(answer)
+
+
+class SearchActor(Actor, ABC):
+    """What takes part in searches on a device, whose memory and energy it measures."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
 
     @abstractmethod
     def start(self) -> None:
@@ -63,7 +67,7 @@ class Actor(ABC):
         return usage
 
 
-class EngineActor(Actor):
+class EngineActor(SearchActor):
     """One engine."""
 
     def __init__(self, make: Callable[[], LiveEngine]) -> None:

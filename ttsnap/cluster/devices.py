@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from ttsnap.cluster.actor import Actor, EngineActor
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.reward_actor import split_rewards
+from ttsnap.cluster.reward_actor import RewardActor, split_rewards
 from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.devices import DeviceOptions
@@ -72,7 +74,10 @@ def clustered(
     with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as there:
         from ttsnap.cluster.ray_pool import RayPool
 
-        pool = RayPool(builder(bare), there, rewards.build if rewards else None, options.reward_actors)
+        makers: list[Callable[[], Actor]] = [partial(EngineActor, builder(bare))] * len(there.actors)
+        if rewards is not None:
+            makers[-options.reward_actors :] = [partial(RewardActor, rewards.build)] * options.reward_actors
+        pool = RayPool(there, makers)
         yield ClusterEngine(pool, options.reward_actors, rewards.columns if rewards else ())
 
 

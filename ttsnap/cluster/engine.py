@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from ttsnap.cluster.actor import Actor, EngineActor
+from ttsnap.cluster.actor import EngineActor, SearchActor
 from ttsnap.cluster.actor_group import ActorGroup, Pool
 from ttsnap.cluster.colocation import ColocatedRows, Copies, Copying, at_home, by_home, colocated, split_off
 from ttsnap.cluster.journal import JobLog
@@ -45,7 +45,7 @@ class ClusterEngine(Engine):
         self._gradient: Gradient | None = None
         self._forget()
         for actor in self.everyone:  # all load side by side
-            self.group.post(actor, Call(Actor.start))
+            self.group.post(actor, Call(SearchActor.start))
         self.rewards.describe()
         self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
         self.grid, self.keep, self.draft_calls = self._told.grid, self._told.keep, self._told.draft_calls
@@ -115,7 +115,7 @@ class ClusterEngine(Engine):
         return measured(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.group.ask(self.everyone, Call(Actor.check, tuple(prompts)))
+        self.group.ask(self.everyone, Call(SearchActor.check, tuple(prompts)))
 
     def calibrate(self) -> Cost:
         answers = self.group.ask(self.actors, Call(EngineActor.calibrate))
@@ -130,14 +130,14 @@ class ClusterEngine(Engine):
 
     def start(self) -> None:
         self._forget()
-        self.group.ask(self.everyone, Call(Actor.start))
+        self.group.ask(self.everyone, Call(SearchActor.start))
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
         first = self._following
         self._prompts |= dict(enumerate(prompts, first))
         self._following += len(prompts)
         try:
-            self.group.ask(self.rewards.actors, Call(Actor.check, tuple(prompts)))
+            self.group.ask(self.rewards.actors, Call(SearchActor.check, tuple(prompts)))
             self._describe(self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts))))
         except Exception:
             self._following = first

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ttsnap.cluster.actor import Actor
+from ttsnap.cluster.actor import SearchActor
 from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import NAMES, Cost, Rates
@@ -95,8 +95,8 @@ def _sum(values: Sequence[float | None]) -> float | None:
 def measured(actors: ActorGroup) -> Iterator[ClusterUsage]:
     """What all these actors use inside the block."""
     everyone, found = range(len(actors)), ClusterUsage()
-    actors.ask(everyone, Call(Actor.begin_measuring))
+    actors.ask(everyone, Call(SearchActor.begin_measuring))
     yield found
     with suppress(EngineLost):
-        usages = actors.ask(everyone, Call(Actor.end_measuring))
+        usages = actors.ask(everyone, Call(SearchActor.end_measuring))
         found.parts += [usage for usage in usages if usage is not None]

@@ -17,10 +17,8 @@ from ttsnap.cluster.actor import Actor, EngineActor
 from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.outcome import PictureLost
 from ttsnap.engine.live import LiveEngine
-from ttsnap.rewards.reward_model import RewardModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,19 +116,18 @@ class Hosts:
 
 
 class RayPool:
-    """Engines, one on each of these hosts, which may have engines of other pools as well."""
+    """An actor on each of these hosts, which may have actors of other pools as well."""
 
-    def __init__(
-        self, make: Callable[[], LiveEngine], hosts: Hosts,
-        rewards: Callable[[], Sequence[RewardModel]] | None = None, reward_actors: int = 0,
-    ) -> None:  # fmt: skip
-        """make, rewards: are called on the hosts. The last `reward_actors` hosts have rewards in place of an engine."""
+    def __init__(self, hosts: Hosts, makers: Sequence[Callable[[], Actor]]) -> None:
+        """makers: make the actors, on the hosts."""
         self.hosts, self._number = hosts, next(hosts.numbers)
-        self.actors = list(hosts.actors)
-        self._makers: list[Callable[[], Actor]] = [partial(EngineActor, make)] * len(self.actors)
-        if rewards is not None:
-            self._makers[-reward_actors:] = [partial(RewardActor, rewards)] * reward_actors
+        self.actors, self._makers = list(hosts.actors), list(makers)
         self._taken = [self._take(actor) for actor in range(len(self.actors))]
+
+    @classmethod
+    def of_engines(cls, make: Callable[[], LiveEngine], hosts: Hosts) -> RayPool:
+        """An engine on each host."""
+        return cls(hosts, [partial(EngineActor, make)] * len(hosts.actors))
 
     def _take(self, actor: int) -> ObjectRef[int]:
         taken: ObjectRef[int] = self.actors[actor].take.remote(self._number, self._makers[actor])

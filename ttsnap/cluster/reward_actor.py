@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.cluster import messages as m
-from ttsnap.cluster.actor import Actor
+from ttsnap.cluster.actor import SearchActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
@@ -73,7 +73,7 @@ def split_rewards(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
     return replace(spec, rewards=left), RewardsBuilder(tuple(spec.rewards[i] for i in columns), columns, device)
 
 
-class RewardActor(Actor):
+class RewardActor(SearchActor):
     """Some rewards of pixels, and no model."""
 
     def __init__(self, make: Callable[[], Sequence[RewardModel]]) -> None:
