@@ -87,10 +87,10 @@ class EngineActor(SearchActor):
         self, prompts: Mapping[int, Prompt] | None = None, following: int = 0, gradient: Gradient | None = None,
         weights: Mapping[int, float] | None = None,
     ) -> None:  # fmt: skip
-        """Forget all jobs, and go on with those of these prompts, by number.
+        """Forget all jobs, and continue with those of these prompts, by number.
 
-        following: the number of the next job. gradient: what an algorithm asked for on this cluster before. weights: of
-        the jobs that have one.
+        following: the number of the next job. gradient: the one that an algorithm needs on this cluster.
+        weights: of the jobs that have one.
         """
         self.engine.start()
         self._counted, self._following = self._all(), following
@@ -103,7 +103,7 @@ class EngineActor(SearchActor):
     def describe(self) -> m.Description:
         """What the engine is."""
         e = self.engine
-        sizes = e.batch_sizes if e.executor.prompts.living else {}  # measured with a prompt, where that is asked
+        sizes = e.batch_sizes if e.executor.prompts.living else {}  # which take a prompt to measure
         fair = e.scheduler.turns is not None
         return m.Description(
             e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, fair, sizes
@@ -122,7 +122,7 @@ class EngineActor(SearchActor):
         return self.describe()
 
     def admit(self, first: int, prompts: Sequence[Prompt]) -> m.Description:
-        """New jobs, numbered from `first` on, but for those that `start` has told of already."""
+        """New jobs, numbered from `first` on. Jobs that `start` has made are left as they are."""
         new = prompts[self._following - first :]
         if new:
             self.engine.admit(new)
@@ -158,7 +158,7 @@ class EngineActor(SearchActor):
         """Queue the rows of a part of a plan.
 
         copies: particles of other actors that the rows start from, as `copy` gave them. Only those stay that a row
-        takes on. A particle that is here as well has gone on since it was copied.
+        takes on. A particle of this actor keeps its own latent, which is newer than the copy.
         """
         store, particles = self.engine.store, {k: v for data in copies for k, v in self._unpacked(data).items()}
         here = {uid: store.get((job, uid)) for uid in particles}

@@ -1,4 +1,4 @@
-"""The actors of a cluster as their driver sees them: what each was sent, what it answered, and that it may die.
+"""The actors of a cluster, from the driver: calls under way, answers, and actors that die.
 
 ray_pool.py runs them on Ray; tests do without.
 """
@@ -63,10 +63,10 @@ class Flight:
 
 
 class ActorGroup:
-    """The actors of a pool, by number. revived: called with the number of an actor that was restarted, to tell it what
-    it must know; what was on its way to the one that died is lost."""
+    """The actors of a pool, by number. Calls under way to an actor are lost when it dies, but for those of `ask`."""
 
     def __init__(self, pool: Pool, revived: Callable[[int], None]) -> None:
+        """revived: called with the number of an actor that was restarted, to give it the state that it needs."""
         self.pool, self.revived = pool, revived
         n = len(pool)
         self.flights: list[deque[Flight]] = [deque() for _ in range(n)]

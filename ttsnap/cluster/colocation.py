@@ -1,5 +1,5 @@
-"""Which rows of a plan must run on one device, which may leave the particle that they start from, and the copies of
-particles that these need.
+"""Rows of a plan that must run on one device, rows that may leave the particle that they start from, and copies of
+particles for these.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ColocatedRows:
 def colocated(job: int, plan: Plan, home: Mapping[int, int]) -> list[ColocatedRows]:
     """Rows by the particles that they start from; each fresh seed by itself.
 
-    Rows that go on from one particle share an evaluation, and a gradient, that one of them pays. home: of particles
+    Rows that continue one particle share its evaluation and its gradient, which one of them pays. home: of particles
     at rest. Rows live where their first source does.
     """
     columns = plan.rows.kind.tolist(), plan.rows.parent.tolist(), plan.near.tolist(), plan.uid.tolist()
@@ -52,7 +52,7 @@ def colocated(job: int, plan: Plan, home: Mapping[int, int]) -> list[ColocatedRo
         return uid
 
     for kind, parent, near, _ in zip(*columns, strict=True):
-        # The sibling must not go on before the row has read its noise.
+        # The sibling must not move before the row has read its noise.
         if kind == NEAR and near in mine:
             root[find(near)] = find(parent)
     by_root: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
@@ -73,8 +73,8 @@ def split_off(
 ) -> list[list[ColocatedRows]]:
     """Take rows off the largest groups, the last ones first, until no device has a surplus of rows; by their sources.
 
-    Taken off are rows that need nothing but a copy of what they start from: its latent, and its evaluation, where that
-    is paid. Each may run anywhere. row: where in the plan the row of a particle is.
+    Taken off are rows that need only a copy of their source: its latent, and its evaluation where that is paid. Each
+    may run anywhere. row: where in the plan the row of a particle is.
     """
     left, off = list(surplus), defaultdict[tuple[int, ...], list[ColocatedRows]](list)
     for rows in sorted(groups, key=lambda rows: -rows.size):
@@ -110,7 +110,7 @@ def by_home(sources: Sequence[int], home: Mapping[int, int]) -> dict[int, list[i
 
 @dataclass(eq=False)
 class Copying:
-    """Particles of a job that an actor was asked for."""
+    """A request to an actor for copies of particles of one job."""
 
     actor: int
     log: JobLog
@@ -121,13 +121,14 @@ class Copying:
     waiting: tuple[ColocatedRows, ...]
     """The rows that start from the copies."""
     once: bool
-    """Whether the actor may take the particles on as soon as it has answered, so that it cannot be asked again."""
+    """Whether the actor may move the particles once it has answered: the request cannot be repeated."""
 
 
 class Copies:
-    """Those that were asked for and are not here yet. post: asks an actor for them, at once."""
+    """Requests for copies that are under way."""
 
     def __init__(self, post: Callable[[Copying], None]) -> None:
+        """post: sends a request at once."""
         self.post = post
         self._asked: list[Copying] = []
 
@@ -143,9 +144,9 @@ class Copies:
             self.post(copying)
 
     def heard(self, copying: Copying, data: bytes) -> list[ColocatedRows]:
-        """What an actor has answered with; returns the rows that wait for nothing more."""
+        """The answer to a request; returns the rows that wait for nothing more."""
         if copying not in self._asked:
-            return []  # those that asked for it run elsewhere
+            return []  # its rows run elsewhere
         self._asked.remove(copying)
         copying.log.drop(copying.drop)
         for rows in copying.waiting:
@@ -158,7 +159,7 @@ class Copies:
         return any(copying.job == job for copying in self._asked)
 
     def given_up(self, actor: int) -> list[ColocatedRows]:
-        """Rows that wait for what an actor that died was asked for and cannot be asked for again.
+        """Rows that wait for copies from an actor that died, where the request cannot be repeated.
 
         The rows no longer wait, as they are to run where their sources are made again.
         """
@@ -167,7 +168,7 @@ class Copies:
         return lost
 
     def ask_again(self, actor: int) -> None:
-        """Ask the successor of an actor that died."""
+        """Repeat the requests to an actor that died, to its successor."""
         for copying in self._asked:
             if copying.actor == actor:
                 self.post(copying)

@@ -66,9 +66,8 @@ def clustered(
 ) -> Iterator[ClusterEngine]:
     """An engine of many that ends with the block, on devices of the kind that the spec names.
 
-    builder: gives the function that makes the engine of a spec, and is sent to the devices. ValueError without Ray,
-    where no cluster answers, and where there are fewer devices than asked for; where devices are asked for rewards and
-    no reward is worth one.
+    builder: gives the function that makes the engine of a spec, which is sent to the devices. ValueError without Ray,
+    where no cluster answers, for too few devices, and where no reward is worth a device that is set apart for rewards.
     """
     bare, rewards = split_rewards(spec) if options.reward_actors else (spec, None)
     with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as there:

@@ -29,15 +29,15 @@ from ttsnap.core.protocols import Engine
 from ttsnap.engine.fair import FairShare
 
 SOME = 16
-"""Rows of a batch, as long as no actor has told its batch size."""
+"""Rows of a batch, until the batch sizes of the actors are known."""
 
 
 class ClusterEngine(Engine):
     """The actors of a pool as one engine."""
 
     def __init__(self, pool: Pool, reward_actors: int = 0, columns: Sequence[int] = ()) -> None:
-        """reward_actors: the last so many of the pool are for the rewards in these columns, which the engines of the
-        others leave out. ValueError where these engines are not alike."""
+        """reward_actors: how many of the last actors have rewards in place of an engine. columns: where these rewards
+        are among all. ValueError where the engines are not alike."""
         self.group = ActorGroup(pool, self._revived)
         self.everyone, self.actors = range(len(pool)), range(len(pool) - reward_actors)
         apart = range(len(self.actors), len(pool))
@@ -104,7 +104,7 @@ class ClusterEngine(Engine):
 
     @property
     def lost(self) -> Cost:
-        """What was computed in vain because an actor died; exact while no row is under way."""
+        """Cost that was computed in vain because an actor died; exact while no row is under way."""
         if not self.group.died:
             return Cost()
         gap = (self.group.ran - self._credited).named()
@@ -142,7 +142,7 @@ class ClusterEngine(Engine):
         except Exception:
             self._following = first
             self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < first}
-            self._later(Call(EngineActor.retract, first))  # some may have them
+            self._later(Call(EngineActor.retract, first))  # some actors may have these jobs
             raise
 
     def release(self, job: int) -> None:
@@ -185,11 +185,11 @@ class ClusterEngine(Engine):
         log.drop(uids)
 
     def pending(self) -> int:
-        """Without rows that only wait for scores, as far as these keep the actors of rewards busy."""
+        """Rows to run, and images to score beyond those that keep the actors of rewards busy."""
         return sum(len(log.open) for log in self._logs.values()) + self.rewards.queue.surplus
 
     def tick(self) -> list[Outcome]:
-        """What has become ready; waits for the first actor that has something, never for the slowest."""
+        """The outcomes that are ready; waits for the first actor that has some, never for the slowest."""
         self._go_on()
         if (self.pending() or self.rewards.queue.held) and self.group.busy:
             self.group.listen(1.0)
@@ -203,7 +203,7 @@ class ClusterEngine(Engine):
     def cancel(self, job: int) -> Outcome:
         if (log := self._logs.get(job)) is None:
             return merged(job, [])
-        # What waits here is sent first, so that every row is on an actor, which knows how far it got.
+        # Waiting rows are sent first: every row is then on an actor, which knows how far it got.
         self._send(self.placement.recall(job))
         while self._copies.awaited(job):
             self.group.listen(1.0)
@@ -283,7 +283,7 @@ class ClusterEngine(Engine):
     # --- an actor has died ----------------------------------------------------------------------------------------
 
     def _revived(self, actor: int) -> None:
-        """Tell a new actor what the dead one knew, and have it make again what that one had."""
+        """Give a new actor the jobs of the dead one, and have it make its particles again."""
         if actor not in self.actors:
             self.rewards.revived(actor)
             return

@@ -1,7 +1,7 @@
-"""What one job has asked for so far, and where its particles are: enough to make again those that a dead device had.
+"""The plans of one job, and where its particles are: enough to make the particles of a dead device again.
 
-Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made again by the rows
-that took it on, back to its seed, and by those of the particles that it came from.
+Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made again by all of its
+rows, from its seed on, and by those of its ancestors.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from ttsnap.core.plans import Plan, goes_on
 
 @dataclass
 class JobLog:
-    """Of one job. home: of particles at rest; sent: of those under way; open: those of the last plan that are not done.
-
-    stops: by plan, where rows that were cancelled stopped. cached, gradients: particles whose evaluation, or gradient,
-    is there.
-    """
+    """The log of one job. Particles are named by uid."""
 
     plans: list[Plan] = field(default_factory=list)
     stops: list[dict[int, int]] = field(default_factory=list)
+    """By plan, the steps at which cancelled rows stopped."""
     home: dict[int, int] = field(default_factory=dict)
+    """Devices of particles at rest."""
     sent: dict[int, int] = field(default_factory=dict)
+    """Devices of particles under way."""
     open: set[int] = field(default_factory=set)
+    """Particles of the last plan that are not done."""
     cached: set[int] = field(default_factory=set)
+    """Particles whose evaluation is there."""
     gradients: set[int] = field(default_factory=set)
+    """Particles whose gradient is there."""
     row: dict[int, int] = field(default_factory=dict)
     """Where in the last plan the row of each particle is."""
 
     def begin(self, plan: Plan) -> None:
-        """A plan is to be carried out; all rows of the one before are done, or cancelled."""
+        """A new plan. All rows of the plan before are done, or cancelled."""
         if self.plans:
             before = self.plans[-1].rows
             self.gradients |= set(before.parent[before.kind == ASCEND].tolist())
@@ -70,8 +72,10 @@ class JobLog:
             self.home.pop(uid, None)
 
     def remake(self, job: int, device: int, more: Collection[int] = ()) -> Remake | None:
-        """How to make again what a device had of this job; None where it had nothing. more: particles whose rows have
-        not begun, and are to be carried out by its successor as well."""
+        """How to make the particles of a dead device again; None where it had none of this job.
+
+        more: particles whose rows have not begun, and are to run on the device's successor as well.
+        """
         again = {uid for uid, where in self.sent.items() if where == device} | set(more)
         keep = {uid for uid, where in self.home.items() if where == device}
         if not again and not keep:
@@ -89,7 +93,7 @@ class JobLog:
                       frozenset(keep & self.cached), frozenset(self.gradients))  # fmt: skip
 
     def _needed(self, keep: Collection[int], again: Collection[int]) -> list[list[int]]:
-        """By plan, the rows that must be carried out for these particles: back from the last plan to the first."""
+        """By plan, the rows that these particles take, traced from the last plan back to the first."""
         wanted, parts = set(keep), []
         for at in reversed(range(len(self.plans))):
             plan, last = self.plans[at], at == len(self.plans) - 1

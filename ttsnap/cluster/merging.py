@@ -44,19 +44,19 @@ def slowest(rates: Sequence[Rates]) -> Rates:
 
 
 def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Seconds by phase, on average over actors that have told any."""
+    """Seconds by phase, on average over actors that have any."""
     told = [part for part in parts if part]
     return {phase: sum(part[phase] for part in told) / len(told) for phase in (told[0] if told else ())}
 
 
 def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
-    """What rows of a plan took that were cancelled before they were done."""
+    """The cost of rows of a plan that were cancelled before they were done."""
     nfe = grid.calls[cancelled.step] - grid.calls[plan.rows.start] + cancelled.cached - plan.paid
     return cancelled.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"]).sum()))
 
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
-    """Of one job's cancelled rows on several actors."""
+    """The outcome of one job's cancelled rows on several actors."""
     ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
     gradients = [part.has_gradient for part in parts if part.has_gradient is not None]
     return Outcome(
@@ -72,7 +72,7 @@ def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
 
 @dataclass
 class ClusterUsage:
-    """What all actors used while something ran, once they have told."""
+    """What all actors used while a search ran."""
 
     parts: list[Usage] = field(default_factory=list)
 

@@ -37,7 +37,7 @@ class Turn:
     """What came of some calls to an actor."""
 
     answer: Any = None
-    """That of the last call. Images of a list of outcomes are put apart (pictures.py)."""
+    """The answer to the last call. Images of outcomes travel separately (pictures.py)."""
     ran: Cost = field(default_factory=Cost)
     """All that the actor has counted since it was started."""
     nfe: int = 0
@@ -71,7 +71,7 @@ class Remake:
 
 @dataclass(frozen=True)
 class ImageToScore:
-    """An image that rewards are asked about."""
+    """An image for rewards to score."""
 
     picture: Decoded
     prompt: str

@@ -1,6 +1,6 @@
 """Images that stay where actors put them.
 
-The driver hears where each of them is, gets a small copy of it, and fetches those that it keeps.
+The driver gets the place and a small copy of each image, and fetches the images that it keeps.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class WhereStored(Protocol):
     """Where one image lies. Any process of the cluster can fetch it from there."""
 
     def fetch(self) -> Tensor:
-        """It, as in Decoded, on the CPU. PictureLost where it is gone."""
+        """The image, as in Decoded, on the CPU. PictureLost where it is gone."""
 
 
 @dataclass(frozen=True)
 class Stored(Decoded):
-    """An image at such a place. The place is not known while the image is in an answer on its way."""
+    """An image at a place, which is not known while the image is in an answer under way."""
 
     copy: Tensor = field(repr=False)
-    """A small one as of `Decoded.small`, uint8."""
+    """The small image of `Decoded.small`, uint8."""
     level: float
     place: WhereStored | None = None
 
     def fetch(self) -> Tensor:
         if self.place is None:
-            raise RuntimeError("nobody has told yet where this image was put")
+            raise RuntimeError("where this image was put is not known yet")
         return self.place.fetch()
 
     def small(self) -> Tensor:

@@ -1,8 +1,8 @@
-"""Which rows go to which device. It knows no torch and no plans: it sees groups of rows that stay together.
+"""Placement of rows on devices, without torch and plans: groups of rows that stay together go to one device.
 
-A device is sent two batches of rows at most: one that runs, and one so that it never waits. All others wait here, where
-they can still go elsewhere. Rows that start from a particle go where that one is, unless that device is fuller than
-another; then they move, with their particle, once and for all of this plan.
+A device is sent two batches of rows at most: one runs, and one waits, so that the device never does. Other rows wait
+here, where they can still move. Rows that start from a particle go to its device, unless that is fuller than another.
+Then the rows move with their particle, once in a plan.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ AHEAD = 2
 
 
 class Placement:
-    """Of one cluster. batches: the batch size of each device.
-
-    `sent` rows are on each device, `coming` ones have room kept for them there.
-    """
+    """The rows of one cluster, by device."""
 
     def __init__(self, batches: Sequence[int]) -> None:
+        """batches: the batch size of each device."""
         self.batches = list(batches)
-        self.sent, self.coming = [0] * len(batches), [0] * len(batches)
+        self.sent = [0] * len(batches)
+        """Rows on each device."""
+        self.coming = [0] * len(batches)
+        """Rows on their way, for which each device keeps room."""
         self.queues: list[deque[ColocatedRows]] = [deque() for _ in batches]
         self.queued = [0] * len(batches)
         """Rows in each queue."""
         self.free: deque[ColocatedRows] = deque()
+        """Rows that may run anywhere."""
         self.moved = 0
         """Rows that have moved."""
         self.turns: FairShare[int] | None = None
-        """Where jobs take turns, each row that is sent being one; else rows are sent in the order of their plans."""
+        """Turns of jobs, one a row that is sent. None: rows are sent in the order of their plans."""
         self.weights: dict[int, float] = {}
         """Turns that jobs have where others have one."""
 
@@ -47,8 +49,10 @@ class Placement:
         return 1 + self.batches[device] // 8
 
     def surplus(self, homed: Sequence[int], more: int) -> list[int]:
-        """By how many rows each device would be fuller than its share, where so many more rows came to live on each,
-        and as many `more` that may go anywhere."""
+        """By how many rows each device would exceed its share, with new rows.
+
+        homed: new rows that live on each device. more: new rows that may run anywhere.
+        """
         loads = [self.load(i) + homed[i] for i in range(len(homed))]
         free = more + sum(rows.size for rows in self.free)
         room = sum(self.batches)
@@ -94,7 +98,7 @@ class Placement:
         self.queued[device] += rows.size
 
     def arrived(self, rows: ColocatedRows) -> None:
-        """All that it starts from is at hand, or at its home."""
+        """Queue rows whose sources are at hand, or at home."""
         if rows.target is not None:
             self.coming[rows.target] -= rows.size
             rows.target = None
@@ -104,7 +108,7 @@ class Placement:
             self.free.appendleft(rows)
 
     def next(self) -> tuple[list[tuple[int, ColocatedRows]], list[ColocatedRows]]:
-        """What is sent now, and where to; and what moves from a full device to one that would wait."""
+        """Rows to send now, each with its device; and rows that move from a full device to one that would wait."""
         out: list[tuple[int, ColocatedRows]] = []
         if self.turns is not None:
             self.turns.wait(sorted({rows.job for queue in (*self.queues, self.free) for rows in queue}))
@@ -132,7 +136,7 @@ class Placement:
         return out, moves
 
     def _take(self, queue: deque[ColocatedRows]) -> ColocatedRows:
-        """The next one off a queue: its first one, or the first one of the job whose turn it is."""
+        """The next rows off a queue: its first, or the first of the job whose turn it is."""
         if self.turns is None:
             return queue.popleft()
         firsts: dict[int, ColocatedRows] = {}
@@ -144,7 +148,7 @@ class Placement:
         return firsts[job]
 
     def _last_of_longest(self) -> ColocatedRows | None:
-        """Of the rows that wait for the device for which most do, the last ones that can move."""
+        """The last rows of the longest queue."""
         longest = max(self.queues, key=len)
         return longest[-1] if longest else None
 
@@ -153,11 +157,11 @@ class Placement:
         return device, rows
 
     def done(self, device: int, rows: int) -> None:
-        """So many rows of a device are complete, or were taken off."""
+        """Rows of a device are complete, or were cancelled."""
         self.sent[device] -= rows
 
     def recall(self, job: int) -> list[tuple[int, ColocatedRows]]:
-        """All that waits of a job, sent at once, whether there is room or not."""
+        """All waiting rows of a job, sent at once, whether there is room or not."""
         out = []
         for i, queue in enumerate([*self.queues, self.free]):
             mine = [rows for rows in queue if rows.job == job]

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InStore:
-    """An image in Ray's object store, on the machine of the actor that made it. The driver owns it, so that it outlives
-    that actor, and is gone once the driver wants it no more."""
+    """An image in Ray's object store, on the machine of the actor that made it.
+
+    The driver owns the image: it outlives its actor, and is gone once the driver lets go of it.
+    """
 
     ref: ObjectRef[NDArray[Any]]
 
@@ -42,10 +44,12 @@ class InStore:
 
 @dataclass(frozen=True)
 class TurnTicket:
-    """An answer on its way. parts: what an actor hands out, its images first; whole: ready once all of it is there."""
+    """An answer under way."""
 
     parts: ObjectRefGenerator
+    """The images, then the turn."""
     whole: ObjectRef[Any]
+    """Ready once all parts are there."""
 
 
 class Host:
@@ -62,7 +66,7 @@ class Host:
 
     @ray.method
     def take(self, number: int, make: Callable[[], Actor]) -> int:
-        """Be ready for an actor, under this number, which is returned."""
+        """Be ready to make an actor of this number, which is returned."""
         self._makers[number] = make
         return number
 
@@ -78,7 +82,7 @@ class Host:
 
     @ray.method
     def forget(self, number: int) -> None:
-        """The actor of this number is not needed any more."""
+        """Let go of the actor of this number."""
         del self._makers[number]
         self._actors.pop(number, None)
 
@@ -137,7 +141,7 @@ class RayPool:
         return len(self.actors)
 
     def send(self, actor: int, calls: Sequence[Call[Any]]) -> TurnTicket:
-        # The number is what `take` returns: where that failed, so does this, and says why.
+        # `take` returns the number: where it failed, this call fails too, and says why.
         parts = cast("ObjectRefGenerator", self.actors[actor].turn.remote(self._taken[actor], tuple(calls)))
         return TurnTicket(parts, parts.completed())
 
@@ -162,7 +166,7 @@ class RayPool:
             raise ActorDied(str(error).splitlines()[0]) from error
 
     def restart(self, actor: int) -> None:
-        if self.hosts.actors[actor] is self.actors[actor]:  # else another pool on these hosts was told first
+        if self.hosts.actors[actor] is self.actors[actor]:  # else another pool on these hosts has restarted it
             self.hosts.restart(actor)
         self.actors[actor] = self.hosts.actors[actor]
         self._taken[actor] = self._take(actor)

@@ -1,7 +1,7 @@
-"""Recordings by several workers: each is an actor that has an engine of its own, and makes units with it.
+"""Recordings by several workers: actors with an engine each, which make units.
 
-Images are written where they are made, so all machines must see the folder; scores come back, and this process keeps
-them. The files are those that a single process writes, in which order units may ever be finished.
+Workers write images, so all machines must share the folder. Scores come back to this process, which writes them. The
+files are those of a single process, in whatever order units are finished.
 """
 
 from __future__ import annotations

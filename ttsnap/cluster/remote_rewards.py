@@ -1,8 +1,7 @@
-"""Rewards with actors of their own, as a ClusterEngine sees them: their names, what they cost, what waits for them.
+"""Rewards with actors of their own: their names, their costs, and the images that wait for them.
 
-Images go from the actor that made one to the one that scores it, by the object store; the driver says which. Outcomes
-wait here for scores, while the engines go on with other rows. An actor that has nothing to do gets what there is,
-shared with others that have nothing; one at work gets a full batch, so that it never waits for the next.
+Images go from actor to actor by the object store, as the driver directs. Outcomes wait here for scores, while the
+engines run other rows. Idle actors share the images that wait; an actor at work is sent a full batch ahead.
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ AHEAD = 2
 
 @dataclass(eq=False)
 class Waiting:
-    """An outcome whose rows lack scores. left: how many of them."""
+    """An outcome whose rows lack scores."""
 
     outcome: Outcome
     left: int
+    """How many rows lack scores."""
     errors: list[str | None] = field(default_factory=list)
 
 
 Item = tuple[Waiting, int, m.ImageToScore]
-"""One row of an outcome, and what is asked about it."""
+"""One row of an outcome, and its image."""
 
 
 class RewardQueue:
@@ -66,7 +66,7 @@ class RewardQueue:
 
     def add(self, outcome: Outcome, images: Sequence[m.ImageToScore]) -> None:
         """An outcome with one image for each of its rows."""
-        # What travelled may be read-only.
+        # Arrays from another process may be read-only.
         scores = None if outcome.scores is None else outcome.scores.copy()
         waiting = Waiting(replace(outcome, scores=scores), len(images), list(outcome.errors))
         self._waiting.append(waiting)
@@ -78,7 +78,7 @@ class RewardQueue:
         self.queue = deque([*mine, *(item for item in self.queue if item[0].outcome.job != job)])
 
     def send(self) -> None:
-        """What actors have room for."""
+        """Send the batches that actors have room for."""
         while self.queue:
             actor = min(range(len(self.sent)), key=lambda i: len(self.sent[i]))
             if not self.sent[actor]:
@@ -107,9 +107,9 @@ class RewardQueue:
         return done
 
     def died(self, actor: int) -> int:
-        """An actor is gone: what it was sent is asked again, of any, before all else.
+        """An actor is gone: its images go to any actor, before all others.
 
-        Returns how many images it was at, which were scored in vain as far as they were.
+        Returns how many images of its batch may have been scored in vain.
         """
         batches = list(self.sent[actor])
         self.sent[actor].clear()
@@ -165,9 +165,10 @@ class RemoteRewards:
         return tuple(names)
 
     def priced(self, price: Price, rewards: int) -> Price:
-        """The price of engines that leave these rewards out, with them; a reward call is one of so many, on average.
+        """The price of engines without these rewards, with the cost of these added.
 
-        In seconds they take what they do divided by their number, as they score side by side.
+        rewards: how many rewards there are; a reward call costs their average. Seconds are divided by the number of
+        actors, which score side by side.
         """
         if not self.actors:
             return price
@@ -176,7 +177,7 @@ class RemoteRewards:
         return replace(price, flops=flops, seconds=None if price.seconds is None else _dearer(price.seconds, each))
 
     def timed(self, timings: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by phase of the engines, with those of rewards, which are added up though both work side by side."""
+        """Seconds by phase of engines and of rewards, added up though both work side by side."""
         own = averaged([self.group.last[actor].timings for actor in self.actors])
         return {phase: seconds + own.get(phase, 0.0) for phase, seconds in timings.items()}
 
@@ -193,7 +194,7 @@ class RemoteRewards:
         return True
 
     def revived(self, actor: int) -> None:
-        """A new actor is in the place of one that died: what that one had is scored again."""
+        """A new actor is in the place of one that died, whose images are scored again."""
         self.group.post(actor, m.Call(RewardActor.start))
         again = self.queue.died(actor - self.actors.start)
         self.group.gone += Cost(reward_calls=again * len(self.columns))

@@ -1,4 +1,4 @@
-"""What runs on a device that is there for rewards: it fetches images that other actors made, and scores them."""
+"""Rewards on a device of their own: an actor fetches images that other actors made, and scores them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained
 
 BATCH = 16
-"""Images that rewards are asked about at once; half as many from then on where memory runs out."""
+"""Images that are scored at once; half as many from then on where memory runs out."""
 
 
 @dataclass(frozen=True)
 class RewardsBuilder:
-    """Makes the rewards of an actor that has nothing else. columns: their places among all of a search."""
+    """Makes the rewards of an actor."""
 
     rewards: tuple[Spec, ...]
     columns: tuple[int, ...]
+    """Their places among all rewards of a search."""
     device: str
 
     def build(self) -> tuple[RewardModel, ...]:
@@ -48,7 +49,7 @@ class RewardsBuilder:
 
 
 class RemoteReward(RewardModel):
-    """Stands for a reward of another process: an engine makes its images, and leaves its scores open."""
+    """A reward of another process, for an engine that makes its images and leaves its scores open."""
 
     remote = True
 
@@ -63,7 +64,7 @@ class RemoteReward(RewardModel):
 
 
 def split_rewards(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
-    """The same without its heavy rewards, and those. ValueError where it has none."""
+    """A spec without its heavy rewards, and these rewards. ValueError where it has none."""
     columns = tuple(i for i, reward in enumerate(spec.rewards) if heavy(reward))
     if not columns:
         raise ValueError("none of these rewards has a network that is worth a device of its own; leave "
@@ -132,7 +133,7 @@ class RewardActor(SearchActor):
 
 
 def _seconds(reward: RewardModel) -> float:
-    """Of a call on one image, the second one."""
+    """Seconds of the second call on one image."""
 
     def call() -> Tensor:
         return torch.as_tensor(np.asarray(ask(reward, reward.trial_image(), [reward.example], torch.zeros(1))[0]))

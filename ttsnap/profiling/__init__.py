@@ -1,4 +1,4 @@
-"""What things take on this machine: memory, FLOPs, seconds by phase, energy.
+"""Measurements on this machine: memory, FLOPs, seconds by phase, energy.
 
 It imports the core and torch.
 """

@@ -1,6 +1,4 @@
-"""What a run used besides evaluations: wall time, also by phase, peak memory, the GPU's energy, and CO2 estimated from
-it.
-"""
+"""What a run used besides evaluations: seconds (also by phase), peak memory, the GPU's energy, an estimate of CO2."""
 
 from __future__ import annotations
 
@@ -34,10 +32,10 @@ def carbon(joules: float | None, grams_per_kwh: float = WORLD_GRID, pue: float =
 class Meter:
     """Measures what runs inside `with Meter(device) as meter:`; `meter.summary()` reads it, inside or afterwards.
 
-    Energy is that of the whole board, other processes on it included, but not of the CPU, RAM or power supply. Peak
-    memory on CUDA is what PyTorch held since the start, for which its own peak counters are reset, so meters must not
-    be nested; elsewhere it is the process's peak so far, which may stem from before the meter. What cannot be measured
-    (no NVML, i.e. no extra `energy`; no permission) is None, and no error of a measurement reaches the caller.
+    Energy is that of the whole board with all its processes, without the CPU, RAM and power supply. Peak memory on CUDA
+    is what PyTorch held since the start: its peak counters are reset, so meters must not be nested. Elsewhere it is the
+    peak of the process so far, which may be older than the meter. What cannot be measured (no NVML, i.e. no extra
+    `energy`; no permission) is None. No error of a measurement reaches the caller.
 
     device: anything that torch.device takes. nvml: pynvml or a stand-in. interval: seconds between power samples, on
     boards without an energy counter.
