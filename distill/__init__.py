@@ -1,4 +1,4 @@
 """Noise-aware rewards by curriculum self-distillation: recordings -> curriculum -> train -> evaluate -> export.
 
-`run.distill(config, out)` is the whole pipeline; `evaluate.evaluate` measures any reward on recordings.
+`run.distill(config, out)` does all of it; `evaluate.evaluate` measures any reward on recordings; `draft` trains drafts.
 """

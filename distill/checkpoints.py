@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors and JSON, each a folder that appears whole or not at all; the last two are kept."""
+"""Checkpoints of safetensors and JSON, each a folder that is written whole or not at all; the last two are kept."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Json]) -> Path:
-    """Write the state after `step` optimiser steps as folder/{step:08d}, and remove all but the last two.
+    """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but the last two.
 
-    about: what must be the same to resume from it, JSON-ready. OSError where the disk is full; what was there stays.
+    about: what must be the same to resume, JSON-ready. OSError where the disk is full; earlier checkpoints stay.
     """
     target = folder / f"{step:08d}"
     with whole_folder(target) as temporary:
@@ -46,10 +46,10 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
 
 
 def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tensor]] | None:
-    """(step, tensors) of the last checkpoint that is not damaged; None where there is none.
+    """(step, tensors) of the last checkpoint that is not damaged; None without one.
 
-    A damaged checkpoint is skipped with a warning. ValueError where it was written by a run whose settings are not
-    those in `about`; the message names them.
+    A damaged checkpoint is skipped with a warning. ValueError, which names the settings that differ, for a checkpoint
+    whose settings are not those in `about`.
     """
     for path in reversed(_all(folder)):
         try:
@@ -73,14 +73,14 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
 
 
 def steps_done(folder: Path) -> int:
-    """The step in the name of the last checkpoint, 0 without one. It may be damaged: use this for messages only."""
+    """The step of the last checkpoint by its name, 0 without one. For messages only, as it may be damaged."""
     there = _all(folder)
     return int(there[-1].name) if there else 0
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write to, which takes the place of `folder` at the end; where writing fails, none does."""
+    """A temporary folder to write to, which replaces `folder` at the end; where writing fails, `folder` stays."""
     temporary = part_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

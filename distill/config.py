@@ -1,4 +1,4 @@
-"""Everything that determines a distillation, checked, to and from YAML. No torch here: the command line reads it."""
+"""The settings of a distillation. This module imports no torch, as every command line reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Posi
 from ttsnap.options.option import option
 
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-"""Of accelerate, each with the modules one of which it needs."""
+"""Trackers of accelerate, each with the modules one of which it needs."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StudentConfig(Settings):
 
 @dataclass(frozen=True)
 class LossConfig(Settings):
-    """What is minimised. Predictions and targets count in standard deviations of the targets within a prompt."""
+    """What is minimised. Losses count in standard deviations of the targets within a prompt."""
 
     name: Literal["mse", "mse-uncertain", "pairwise"] = option("mse", "one of mse, mse-uncertain, pairwise")
     centred: bool = option(True, "mse, mse-uncertain: compare seeds of a prompt only, less their mean")
@@ -47,7 +47,7 @@ class LossConfig(Settings):
 
 @dataclass(frozen=True)
 class DistillConfig(Settings):
-    """One run of distillation. Raises ValueError, with the value, for what does not fit."""
+    """One run of distillation. ValueError, with the value, for settings that do not fit."""
 
     recordings: tuple[str, ...] = option(
         (), "folders written by `ttsnap record --images`, with the same noise levels", many=True, determines=False

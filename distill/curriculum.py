@@ -1,4 +1,4 @@
-"""What is trained when: pure functions of the seed and the optimiser step, so that a resumed run needs no memory."""
+"""Which estimates a step trains on: pure functions of seed and optimiser step, so that a run resumes without state."""
 
 from __future__ import annotations
 
@@ -10,34 +10,30 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimiser steps first..first + count - 1, at recorded step `at`.
-
-    before: the recorded steps of earlier stages. With `at` None, all of `before` are drawn from alike.
-    """
+    """Optimiser steps first..first + count - 1."""
 
     first: int
     count: int
     at: int | None
+    """The recorded step that is trained on; None for all of `before`, with equal probability."""
     before: tuple[int, ...]
+    """The recorded steps of earlier stages."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Seeds (their positions within the recording) of one prompt at one recorded step."""
+    """Estimates of one prompt at one recorded step, whose scores are compared."""
 
     prompt: int
     step: int
     seeds: tuple[int, ...]
+    """Positions in the recording."""
 
 
 def stages(steps: Sequence[int], order: str, steps_per_level: int) -> tuple[Stage, ...]:
-    """One stage per recorded step in this order; for "uniform" one for all. A later step is a cleaner estimate."""
-    if not steps:
-        raise ValueError("there are no steps to train on")
+    """One stage per recorded step in this order, or one for all ("uniform"). Later steps have cleaner estimates."""
     if order == "uniform":
         return (Stage(0, steps_per_level * len(steps), None, tuple(sorted(steps))),)
-    if order not in ("clean-to-noisy", "noisy-to-clean"):
-        raise ValueError(f"unknown order {order!r}; choose clean-to-noisy, uniform or noisy-to-clean")
     ordered = sorted(steps, reverse=order == "clean-to-noisy")
     return tuple(
         Stage(n * steps_per_level, steps_per_level, step, tuple(ordered[:n])) for n, step in enumerate(ordered)
@@ -46,20 +42,17 @@ def stages(steps: Sequence[int], order: str, steps_per_level: int) -> tuple[Stag
 
 def stage_at(plan: Sequence[Stage], step: int) -> Stage:
     """The stage of an optimiser step."""
-    for stage in plan:
-        if stage.first <= step < stage.first + stage.count:
-            return stage
-    raise ValueError(f"optimiser step {step} is outside the plan of {plan[-1].first + plan[-1].count}")
+    return next(stage for stage in plan if stage.first <= step < stage.first + stage.count)
 
 
 def draw(
     step: int, stage: Stage, prompts: Sequence[int], seeds: Sequence[int], *, groups: int, group_size: int,
     earlier: float, seed: int,
 ) -> list[Group]:  # fmt: skip
-    """The groups of an optimiser step, a function of (seed, step) for given data.
+    """The groups of an optimiser step, the same for the same seed and data.
 
-    prompts: those to train on; seeds: how many each of them has. A batch holds different prompts where there are
-    enough; round(earlier * groups) of them, at random places, are at a random step of the earlier stages.
+    prompts: those to train on, which differ within a batch where there are enough. seeds: how many each of them has.
+    round(earlier * groups) groups, at random places, are at random steps of the earlier stages.
     """
     rng = np.random.default_rng((seed, step))
     rows = rng.choice(len(prompts), groups, replace=groups > len(prompts))
@@ -74,9 +67,9 @@ def draw(
 
 
 def held_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Prompts to train on and prompts to evaluate, by number. Equal texts go to the same side.
+    """Prompts to train on and prompts to evaluate, by number. Equal texts are on the same side.
 
-    At least one text is held out where share > 0. ValueError where none would be left to train on.
+    At least one text is held out where share > 0. ValueError where no text would be left to train on.
     """
     unique = list(dict.fromkeys(texts))
     count = max(1, round(share * len(unique))) if share > 0 else 0

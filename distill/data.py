@@ -1,6 +1,6 @@
-"""Random access to what recordings hold of every estimate: images and latents, in uncompressed tars.
+"""Random access to recorded estimates: images and latents in uncompressed tars.
 
-Only places and sizes are kept in memory (about 20 bytes per entry); a batch reads and decodes its own entries.
+Memory holds offsets and sizes only, about 20 bytes per entry; a batch reads and decodes its own entries.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ttsnap.recordings.header import Header
 from ttsnap.recordings.shards import NAME, Shard
 
 EXTENSIONS = {"pixels": "png", "latents": "latent.npy"}
-"""What each space is stored as."""
+"""The extension of each space's entries."""
 FLAGS = {"pixels": "images", "latents": "latents"}
-"""The option of `ttsnap record` that keeps each space."""
+"""The flag of `ttsnap record` that stores each space."""
 
 
 class Frame(NamedTuple):
-    """One recorded estimate: prompt and seed by position, and the step."""
+    """A recorded estimate: positions of its prompt and its seed, and the step."""
 
     prompt: int
     seed: int
@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
 
 _PLACE = np.dtype([("file", np.int32), ("offset", np.int64), ("size", np.int64)])
-"""Where an entry lies: in which file, from which byte on, and how many bytes. File -1: it was not recorded."""
+"""Where an entry lies: number of the file, first byte, bytes. File -1 stands for no entry."""
 
 
 @dataclass
@@ -55,14 +55,22 @@ class _Part:
 
 
 class Frames:
-    """The estimates of one or more recordings with the same noise levels, their prompts one after another.
+    """The estimates of one or more recordings with the same noise levels, whose prompts are joined.
 
-    prompts (P,) texts; seeds (P,) how many each has; levels (K+1,); steps: those scored in all, without the last, K;
-    identity: a digest of prompts, seeds, levels and the files' SHA-256, whatever folder they lie in.
+    prompts: (P,) texts.
+    seeds: (P,), how many each prompt has.
+    levels: (K+1,) noise levels.
+    steps: those that all recordings scored, without the last one, K.
+    identity: digest of prompts, seeds, levels and the files' SHA-256, independent of the folders.
 
-    Raises ValueError for no recording, an unfinished or damaged one, one without images, and different levels.
-    verified: a file that remembers which tars were checked against their SHA-256, so that it is done once;
-    check=False leaves it out (another process does it). cache: bytes of entries to keep in memory.
+    Args:
+        folders: of the recordings.
+        verified: file that remembers which tars match their SHA-256, so that each is read once.
+        check: whether tars are held against their SHA-256; another process may do it.
+        cache: bytes of entries to keep in memory.
+
+    Raises:
+        ValueError: for no recording, for one that is unfinished, damaged or without images, and for different levels.
     """
 
     def __init__(
@@ -97,9 +105,9 @@ class Frames:
         self._left = cache
 
     def select(self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None) -> tuple[int, ...]:
-        """The recorded steps meant by step numbers or by noise levels (all by default), rising.
+        """Recorded steps, rising, from step numbers or noise levels; all by default.
 
-        ValueError, with what there is, for those that were not recorded.
+        ValueError, with what was recorded, for others.
         """
         if levels is not None:
             steps = [self._step_of(level) for level in levels]
@@ -134,11 +142,11 @@ class Frames:
                 )
 
     def seed_of(self, prompt: int, position: int) -> int:
-        """The seed itself."""
+        """The seed at a position of a prompt."""
         return self._where[prompt][0].header.first_seed + position
 
     def read(self, entry: Frame, extension: str) -> bytes:
-        """The entry's bytes, from memory or from its tar."""
+        """The bytes of an entry, from memory or from its tar."""
         part, row = self._where[entry.prompt]
         if (entry, extension) in self._cache:
             return self._cache[entry, extension]
@@ -179,7 +187,7 @@ def _open(folder: Path) -> _Part:
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
-    """Every tar has its recorded size and SHA-256; those that `verified` knows unchanged are not read again."""
+    """ValueError unless every tar has its recorded size and SHA-256. Tars that `verified` knows are not read again."""
     known: dict[str, Json] = {}
     if verified is not None and verified.is_file():
         with contextlib.suppress(ValueError):
@@ -202,7 +210,7 @@ def _verify(parts: Sequence[_Part], verified: Path | None) -> None:
 
 
 def _index(part: _Part) -> None:
-    """Fill in where the entries lie."""
+    """Fill in `places`."""
     header = part.header
     shape = (len(header.prompts), header.seeds, len(header.levels))
     for number, shard in enumerate(part.shards):
@@ -218,7 +226,7 @@ def _index(part: _Part) -> None:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, first byte, bytes) of the files in an uncompressed tar; tarfile takes ten times as long."""
+    """(name, first byte, bytes) of each file in an uncompressed tar; tarfile takes ten times as long."""
     at, end = 0, path.stat().st_size
     with path.open("rb", buffering=2**15) as file:  # many small entries come in one read
         while at + 512 <= end:
@@ -229,7 +237,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
             try:
                 size = int(head[124:136].rstrip(b" \0") or b"0", 8)
                 name = head[:100].rstrip(b"\0").decode()
-                if not 0 <= size <= files.PICTURE_BYTES:  # which would be read for ever, or fill the memory
+                if not 0 <= size <= files.PICTURE_BYTES:  # another size would loop for ever, or fill the memory
                     raise ValueError(size)
             except ValueError:
                 raise ValueError(f"the images {path} are damaged: no tar entry at byte {at}") from None

@@ -1,4 +1,4 @@
-"""How well a reward of estimates predicts the final reward, level by level: ranks, cuts, calibration."""
+"""How well a reward's scores of estimates predict the final reward at each noise level: ranks, cuts, calibration."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ FRACTION = 0.25
 
 
 def measure(prediction: FloatArray, final: FloatArray) -> dict[str, float]:
-    """Of predictions and final rewards (P, S); nan where nothing varies.
+    """Measures of predictions (P, S) against final rewards (P, S); nan where nothing varies.
 
-    spearman, kendall: within a prompt, mean over prompts. top_accuracy, top_regret: of a cut to the best quarter
-    (metrics.top_fraction). slope, intercept: of the regression of the final reward on the prediction, pooled; 1 and 0
-    when calibrated. r2: 1 - (error within prompts)^2 / (variance within prompts), below 0 where a constant is better.
-    rmse: of the prediction as it is.
+    spearman, kendall: rank correlation within a prompt, mean over prompts.
+    top_accuracy, top_regret: of a cut to the best quarter (metrics.top_fraction).
+    slope, intercept: of the pooled regression of the final reward on the prediction; 1 and 0 when calibrated.
+    r2: 1 - (squared error) / (variance), both within prompts; below 0 where a constant is better.
+    rmse: root of the mean squared error.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scipy and numpy, where a prompt's rewards are all equal: left out, as nan
+        warnings.simplefilter("ignore")  # scipy and numpy warn of prompts whose rewards are all equal; these are nan
         spearman, kendall = (rank_correlation(prediction, final, kind=kind) for kind in ("spearman", "kendall"))
     accuracy, regret = top_fraction(prediction, final, FRACTION)
     spread = float(np.var(prediction))
@@ -91,10 +92,10 @@ def evaluate(
     rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
     steps: Sequence[int], *, batch_size: int = 64, member: Member = ALONE, held_out: bool | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Each of `rewards`, by name, on the estimates at `steps` against the final rewards.
+    """Measure rewards, by name, on the estimates at `steps` against final rewards, (S,) for each of `prompts`.
 
-    finals: (S,) per prompt of `prompts`. Prompts with more seeds than the fewest are cut to those. ValueError for a
-    prompt with fewer than 2 seeds, and for a reward whose scores are nan.
+    Of every prompt as many seeds are measured as the prompt with the fewest has. ValueError for fewer than 2, and for a
+    reward whose scores are not finite.
     """
     if not prompts:
         raise ValueError("there are no prompts to evaluate")

@@ -1,4 +1,4 @@
-"""Losses over groups: predictions and targets (P, G) of G seeds of P prompts, at one noise level per group."""
+"""Losses of predictions and targets (P, G): P groups of G seeds, each group of one prompt at one noise level."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def mse_uncertain(prediction: Tensor, target: Tensor, log_variance: Tensor) -> Tensor:
-    """exp(-s) (p - t)^2 + s, mean: twice a Gaussian's negative log-likelihood, less a constant (arXiv 1703.04977).
+    """Mean of exp(-s) (p - t)^2 + s: twice a Gaussian's negative log-likelihood less a constant (arXiv 1703.04977).
 
-    log_variance: s, broadcastable to (P, G). Its minimum is the log of the mean squared error.
+    log_variance: s, broadcastable to (P, G); the best one is the log of the mean squared error.
     """
     return (torch.exp(-log_variance) * (prediction - target).square() + log_variance).mean()
 
 
 def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """Bradley-Terry over all pairs of a group, with soft labels sigmoid((t_i - t_j) / T); T scales predictions, too.
+    """Bradley-Terry: mean cross-entropy over the pairs of a group, under soft labels sigmoid((t_i - t_j) / T).
 
-    Mean cross-entropy over the pairs. Smallest where prediction differences equal target differences.
+    T divides predictions, too, so that the loss is smallest where differences of predictions equal those of targets.
     """
     i, j = torch.triu_indices(target.shape[1], target.shape[1], 1, device=target.device)
     label = torch.sigmoid((target[:, i] - target[:, j]) / temperature)
@@ -38,7 +38,7 @@ def pairwise(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Te
 
 
 class Uncertainty(nn.Module):
-    """Log-variance of the error as a function of the noise level: straight lines between evenly spaced knots."""
+    """Log-variance of the error, a function of the noise level: straight lines between evenly spaced knots."""
 
     def __init__(self, knots: int = 11) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class Uncertainty(nn.Module):
 
 
 def group_loss(prediction: Tensor, target: Tensor, loss: LossConfig, log_variance: Tensor | None = None) -> Tensor:
-    """The configured loss, plus `loss.plain` times the mean squared error of the scores as they are.
+    """The configured loss, plus `loss.plain` times the mean squared error of the uncentred scores.
 
-    prediction, target: (P, G), G scores in each of P groups. log_variance: of the error, for "mse-uncertain" only.
+    log_variance: of the error, for "mse-uncertain" only.
     """
     p, t = (centre(prediction), centre(target)) if loss.centred else (prediction, target)
     if loss.name == "pairwise":

@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def table(evaluation: Evaluation) -> str:
-    """Markdown: a row per level and reward."""
+    """A Markdown table with a row for each noise level and reward."""
     head = ["noise", "step", "reward", *COLUMNS.values()]
     body = [
         [f"{row['level']:.3f}", str(row["step"]), name, *(_number(row[name][key]) for key in COLUMNS)]
@@ -38,8 +38,10 @@ def table(evaluation: Evaluation) -> str:
 
 
 def usage(evaluation: Evaluation) -> str:
-    """In a sentence, at which noise levels the exported reward scores by what was trained, and why not at others;
-    nothing where the evaluation does not know."""
+    """A sentence: at which noise levels the exported reward uses the trained network, and why not at others.
+
+    Empty where the evaluation does not know.
+    """
     below = evaluation.base_below
     if below is None:
         return ""
@@ -63,7 +65,7 @@ def usage(evaluation: Evaluation) -> str:
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """A table in columns of one width; those whose numbers are in `left` begin at the left, others end at the right."""
+    """A Markdown table whose columns are padded; those in `left` are aligned to the left, others to the right."""
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
     rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     cells = [
@@ -78,7 +80,7 @@ def _number(value: float | None) -> str:
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
-    """Spearman against the noise level, a line per reward. ValueError where matplotlib is not installed."""
+    """Plot Spearman against the noise level, a line for each reward. ValueError where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The pipeline: record or reuse, targets, train, evaluate, export. Each part resumes where it stopped."""
+"""A distillation: recording, targets, training, evaluation, export. Each part resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,23 +30,27 @@ from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
-
-
 Recorder = Callable[[dict[str, Json]], None]
-"""Records with these options of `ttsnap record`, or resumes a recording."""
+"""Records with options of `ttsnap record`, or resumes a recording."""
 
 
 def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
-    """Train a noise-aware reward, export it to out/reward, and evaluate what was exported on held-out prompts.
+    """Train a noise-aware reward, export it to out/reward, and evaluate the exported reward on held-out prompts.
 
-    Called again after an interruption it resumes: recordings after their last unit, targets after their last batch,
-    training after its last checkpoint; finished, it returns the evaluation. Files: see docs/distill.md. `bar` says in
-    how many processes it runs, and shows how far it is. `record` carries out the configuration's record section
-    and is needed where there is one; the command line gives it. Under a launcher every process calls this, and gets
-    the result.
+    The same call resumes an interrupted run: recordings after their last unit, targets after the last batch that was
+    saved, training after its last checkpoint. A finished run returns its evaluation. docs/distill.md lists the files.
+    Under a launcher every process calls this, and gets the result.
 
-    Raises ValueError where `out` is in use, holds something else or a run with other settings, before anything is
-    changed there, and for everything that does not fit. OSError where the disk is full: nothing that was there is lost.
+    Args:
+        config: the settings.
+        out: folder of the run.
+        record: carries out the record section, where the configuration has one; the command line gives it.
+        bar: whether to print the number of processes and show progress.
+
+    Raises:
+        ValueError: where `out` is in use, holds other files or a run with other settings, before anything is changed;
+            and for settings and data that do not fit.
+        OSError: where the disk is full; files that were there stay.
     """
     out = Path(out)
     refuse_credentials(config.reward)  # before it is written into a file
@@ -67,9 +71,9 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
 
 
 def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
-    """What the main process does while the others wait. It holds the folder until the run ends."""
+    """What the first process does while the others wait. It locks the folder until the run ends."""
     held.enter_context(locked(out))
-    check_out(config, out)  # again: another process may have begun here just before
+    check_out(config, out)  # again: another process may have begun here before the lock was taken
     save_settings(config, out / CONFIG)
     if record is not None and config.record is not None:
         latents = {"latents": True} if config.student.space == "latents" else {}
@@ -122,17 +126,17 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
 
 
 def check_out(config: DistillConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run that has not begun, or has the same determining settings."""
+    """ValueError unless `out` is free, or holds a run without targets yet, or one with the same settings."""
 
     def differing() -> list[str]:
         mismatches = differences(determining(load_settings(DistillConfig, out / CONFIG)), determining(config))
-        return mismatches if (out / TARGETS).exists() else []  # before that nothing was computed: a slip may be mended
+        return mismatches if (out / TARGETS).exists() else []  # nothing was computed: settings may be corrected
 
     check_same(out, CONFIG, differing, "run")
 
 
 def open_frames(config: DistillConfig, out: Path, member: Member) -> Frames:
-    """The recordings of a configuration, checked by one process."""
+    """The recordings of a configuration, which the first process checks."""
     folders = [*config.recordings]
     if config.record is not None:
         folders.append(str(config.record.get("out", out / RECORDING)))
@@ -149,7 +153,7 @@ def export(
 ) -> None:
     """Write the reward to out/reward, a plot where matplotlib is installed, and evaluation.json.
 
-    evaluation.json comes last: that it is there says that the run is finished.
+    evaluation.json comes last, as it marks the run as finished.
     """
     info: dict[str, Json] = {
         "config": to_json(config),
@@ -173,9 +177,9 @@ def export(
 def base_below(found: Evaluation) -> float:
     """The noise level up to which the base reward ranks at least as well as the student, by Spearman correlation.
 
-    It is the highest measured level such that the base is no worse there and at every level below. 0: the student is
-    better already at the lowest level. 1: it is better at none, so that nothing speaks for it at noisier levels either.
-    Scores that do not vary have a rank correlation of nan, which counts as worse than any number.
+    The highest measured level such that the base is no worse there and at every level below. 0: the student is better
+    at the lowest level already. 1: the student is better at no level, so that nothing speaks for it at noisier ones
+    either. nan, the rank correlation of scores that do not vary, is worse than any number.
     """
     level = 0.0
     for row in sorted(found.rows, key=lambda row: float(row["level"])):
@@ -187,10 +191,10 @@ def base_below(found: Evaluation) -> float:
 
 
 def exported(found: Evaluation, below: float) -> Evaluation:
-    """The evaluation of the exported reward, given that of the trained network alone.
+    """The evaluation of the exported reward, from that of the trained network alone.
 
-    The exported reward is the base itself at noise levels up to `below`, so these rows get the base's numbers; those of
-    the network stay in the row as "unused".
+    Up to noise level `below` the exported reward is the base, so that these rows get the base's measures. The network's
+    stay in the row as "unused".
     """
     base, student = found.names
     rows = []
@@ -203,6 +207,6 @@ def exported(found: Evaluation, below: float) -> Evaluation:
 
 
 def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
-    """Those of `texts` that a run with this config.yaml held out, given that it was trained on these recordings."""
+    """Numbers of the prompts that a run with this config.yaml held out, if these are the prompts of its recordings."""
     config = load_settings(DistillConfig, path)
     return curriculum.held_out(texts, config.validation, config.seed)[1]

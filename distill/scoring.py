@@ -27,7 +27,7 @@ TARGETS = "targets.safetensors"
 SAVED_EVERY = 1024
 """Targets that a killed run may lose."""
 Bar: TypeAlias = "tqdm[Never]"
-"""A progress bar that is moved by hand."""
+"""A progress bar without an iterable."""
 Score = Callable[[Tensor, list[str], Tensor], Any]
 """(x (N, ...), N prompts, levels (N,)) -> N scores."""
 
@@ -37,9 +37,9 @@ def score_entries(
     score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int, member: Member = ALONE,
     bar: Bar | None = None, keep: Callable[[int, FloatArray], None] = lambda first, scores: None,
 ) -> FloatArray:  # fmt: skip
-    """(N,) float64 in the order of `entries`. Of several processes each scores its share, and all get everything.
+    """Scores (N,) float64 of N entries, nan included. Each process scores its share, and all get all scores.
 
-    keep(first, scores) is called in order with what is done, round by round. nan stays nan.
+    keep(first, scores) is called in order, round by round.
     """
     done = np.zeros(len(entries))
     for first in range(0, len(entries), batch_size * member.count):
@@ -56,7 +56,7 @@ def score_entries(
 
 
 def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: str) -> Tensor:
-    """Scores (N,) float64 on the CPU of the N recorded estimates. ValueError where the reward gives another shape."""
+    """Scores (N,) float64 on the CPU. ValueError for scores of another shape."""
     x = frames.load(entries, space)
     prompts = [frames.prompts[entry.prompt] for entry in entries]
     level = torch.tensor([frames.levels[entry.step] for entry in entries], dtype=torch.float32)
@@ -67,7 +67,7 @@ def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: st
 
 
 def progress(total: int, text: str, unit: str, shown: bool) -> Bar:
-    """A progress bar of `total` units, with the time left; it prints nothing unless `shown`."""
+    """A progress bar of `total` units; it prints nothing unless `shown`."""
     return tqdm(total=total, desc=text, unit=unit, disable=not shown, dynamic_ncols=True)
 
 

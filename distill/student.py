@@ -1,4 +1,4 @@
-"""What the distillation knows about a model, and how one is made from a configuration."""
+"""The protocol of a network that is distilled, and how one is made from a configuration."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ttsnap.files.settings import Json
 from ttsnap.rewards.reward_model import RewardModel
 
 NOISE_AWARE = "ttsnap.reward_models.noise_aware.student:NoiseAware"
-"""The student of all KINDS."""
+"""The class of all KINDS."""
 
 
 class Student(Protocol):
-    """A noise-aware reward that can be trained. `ttsnap.reward_models.noise_aware.student` has the usual ones."""
+    """A noise-aware reward that can be trained, as `ttsnap.reward_models.noise_aware.student.NoiseAware`."""
 
     name: str
     base: Reward
-    """The frozen teacher: base(images, prompts) -> (N,) on clean images."""
+    """The frozen teacher: base(images, prompts) -> (N,) of finished images."""
     space: str
     """What `predict` reads: pixels (N, 3, H, W) in [0, 1] or latents (N, C, h, w)."""
     network: nn.Module
@@ -36,13 +36,13 @@ class Student(Protocol):
         """As a Reward (core.Reward): images (N, 3, H, W), N prompts, levels (N,), 0 for finished images -> (N,)."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """By stable name: what is optimised, checkpointed and averaged."""
+        """Parameters to optimise, average and checkpoint, by names that stay the same."""
 
     def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
-        """(N,) float32, differentiable."""
+        """Scores (N,) float32 of estimates x (N, ...) at noise levels (N,), differentiable."""
 
     def begin_stage(self, level: float) -> None:
-        """The curriculum comes to this level."""
+        """The curriculum begins to train at this noise level."""
 
     def save_pretrained(self, folder: Path, info: Mapping[str, Json]) -> None:
         """Write it where its from_pretrained reads it."""
@@ -50,13 +50,13 @@ class Student(Protocol):
 
 @runtime_checkable
 class DefersToBase(Protocol):
-    """A student that leaves estimates up to a noise level to its base, where that ranks them as well."""
+    """A student that leaves estimates up to a noise level to its base."""
 
     base_below: float
 
 
 class StudentReward(RewardModel):
-    """A student as a reward whose estimates are what the student reads."""
+    """A student as a reward, which is given estimates in the student's space."""
 
     def __init__(self, student: Student) -> None:
         self.name, self.base, self.estimates, self._student = student.name, student.base, student.space, student
@@ -73,10 +73,19 @@ def make_student(
     base: RewardModel, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
     batch_size: int = 64,
 ) -> Student:  # fmt: skip
-    """A new student of `base`, which make_reward made of `spec`. levels: those trained on; channels: of its input.
+    """A new student of `base`, which make_reward made from `spec`.
 
-    A class of your own is called as Class(base, **student.options), and with those of spec, levels, channels,
-    seed and batch_size that it takes. ValueError for a base or options that do not fit.
+    A class of your own is called as Class(base, **student.options), and with those of the arguments here that it takes.
+    ValueError for a base or options that do not fit.
+
+    Args:
+        base: the teacher.
+        config: the kind of student, and its options.
+        spec: what names the base.
+        levels: noise levels that are trained on.
+        channels: of the student's input.
+        seed: of initial weights.
+        batch_size: images per call.
     """
     try:
         made = load_object(NOISE_AWARE if config.kind in KINDS else config.kind)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -29,20 +29,25 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.files.settings import Json
 from ttsnap.options.option import determining, options_of
 
+Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
+"""x (N, ...), N prompts, noise levels (N,), targets (P, G) with P G = N."""
 Log = Callable[[Mapping[str, float], int], None]
-"""Gets figures of training by name, and the optimiser step that they are of."""
+"""Takes figures by name, and the optimiser step that they belong to."""
 UNCERTAINTY_LR = 0.01
 """Of the log-variances, which move by about 1 where a network's weights move by 1e-3."""
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What is trained on: the stages, the prompts (by number), their targets (S,) and the targets' spread."""
+    """What is trained on."""
 
     stages: tuple[Stage, ...]
     prompts: tuple[int, ...]
+    """By number."""
     targets: Sequence[FloatArray]
+    """Of every prompt's seeds, (S,)."""
     scale: float
+    """Standard deviation of the targets within a prompt."""
 
     @property
     def steps(self) -> int:
@@ -50,13 +55,8 @@ class Curriculum:
         return self.stages[-1].first + self.stages[-1].count
 
 
-Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
-"""x (N, ...), N prompts, levels (N,), targets (P, G)."""
-
-
 class Batches(Dataset[Part]):
-    """Part number i of a run: (x, prompts, level (N,), target (P, G)) of this process's share of optimiser step
-    i // accumulation."""
+    """The parts of a run. Part i is this process's share of part i % accumulation of step i // accumulation."""
 
     def __init__(self, frames: Frames, plan: Curriculum, config: DistillConfig, rank: int = 0, world: int = 1) -> None:
         self._frames, self._plan, self._config = frames, plan, config
@@ -69,13 +69,13 @@ class Batches(Dataset[Part]):
         """The groups of a part."""
         c, plan = self._config, self._plan
         step, part = divmod(index, c.accumulation)
-        stage = curriculum.stage_at(plan.stages, step)
-        seeds = [len(plan.targets[p]) for p in plan.prompts]
-        options = {"groups": c.groups, "group_size": c.group_size, "earlier": c.earlier, "seed": c.seed}
-        groups = curriculum.draw(step, stage, plan.prompts, seeds, **options)  # type: ignore[arg-type]
+        groups = curriculum.draw(
+            step, curriculum.stage_at(plan.stages, step), plan.prompts, [len(plan.targets[p]) for p in plan.prompts],
+            groups=c.groups, group_size=c.group_size, earlier=c.earlier, seed=c.seed,
+        )  # fmt: skip
         return groups[part * self._world + self._rank :: self._world * c.accumulation]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Part:
         groups = self.groups(index)
         entries = [Frame(g.prompt, s, g.step) for g in groups for s in g.seeds]
         x = self._frames.load(entries, self._config.student.space)
@@ -88,12 +88,11 @@ def train(
     student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE,
     log: Log = lambda figures, step: None,
 ) -> Uncertainty | None:  # fmt: skip
-    """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
-    averaged weights. Returns the learned uncertainty of loss "mse-uncertain".
+    """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
-    On a CPU a run that was resumed ends with the same bits as one that never stopped. log: gets the figures of each
-    step. ValueError for a checkpoint of another run, and where the loss is no longer finite; OSError where the disk is
-    full.
+    The student then holds the averaged weights. Returns the learned uncertainty of loss "mse-uncertain", else None. On
+    a CPU a resumed run ends with the same bits as an undisturbed one. ValueError for a checkpoint of another run, and
+    for a loss that is not finite; OSError where the disk is full.
     """
     if config.groups % (config.accumulation * member.count):
         raise ValueError(
@@ -104,8 +103,15 @@ def train(
     uncertainty = Uncertainty().to(member.device) if config.loss.name == "mse-uncertain" else None
     parameters = dict(student.trainable())
     extra = {f"uncertainty.{n}": p for n, p in (uncertainty or nn.Module()).named_parameters()}
-    groups = _parameter_groups(parameters, list(extra.values()), config)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999))
+    if not parameters:
+        raise ValueError("the student has nothing to train: its trainable() is empty")
+    groups = [
+        {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim <= 1]},
+        {"params": list(extra.values()), "lr": UNCERTAINTY_LR},
+    ]
+    filled = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
     weights = Weights({**parameters, **extra}, optimizer)
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
     loop = Loop(weights, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member)
@@ -117,7 +123,7 @@ def train(
 
     first = loop.resume(begin_earlier)
     batches = Batches(frames, plan, config, member.rank, member.count)
-    # Its own generator: making an iterator draws a number, which must not depend on where a run was resumed.
+    # A generator of its own: making an iterator draws a number, which must not depend on where a run was resumed.
     parts = iter(DataLoader(
         batches, batch_size=None, sampler=range(first * config.accumulation, len(batches)), num_workers=config.workers,
         generator=torch.Generator().manual_seed(0), persistent_workers=False,
@@ -142,7 +148,7 @@ def train(
         began, stage = time.perf_counter(), curriculum.stage_at(plan.stages, step)
         if step == stage.first and stage.at is not None:
             _begin(student, frames.levels[stage.at], weights)
-        # Dropout and the like follow from the step, so that a resumed run draws the same without a stored state.
+        # Dropout follows from the step, so that a resumed run draws the same without a stored state.
         drawn = np.random.SeedSequence((config.seed, step, member.rank, 2)).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(drawn >> np.uint64(1)))
         return [loss] * config.accumulation
@@ -159,32 +165,18 @@ def train(
     return uncertainty
 
 
-def _parameter_groups(
-    parameters: dict[str, nn.Parameter], extra: list[nn.Parameter], config: DistillConfig
-) -> list[dict[str, Any]]:
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": vectors, "lr": config.lr, "weight_decay": 0.0},
-        {"params": extra, "lr": UNCERTAINTY_LR, "weight_decay": 0.0},
-    ]
-    if not matrices and not vectors:
-        raise ValueError("the student has nothing to train: its trainable() is empty")
-    return [group for group in groups if group["params"]]
-
-
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
 }
-"""What is left of the learning rate, given the share of the steps that is done. cosine: arXiv 1608.03983 without
-restarts; rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
+"""The share of the learning rate that is left, given the share of the steps that is done.
+
+cosine: arXiv 1608.03983 without restarts. rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
 
 
 def scheduled(step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0) -> float:
-    """Of step 0..steps-1: rises over `warmup` steps, and falls from 1 towards `final` (reached after the last step)."""
+    """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final` after the last step."""
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
 
@@ -198,11 +190,11 @@ def check_trackers(config: DistillConfig) -> None:
 
 @contextlib.contextmanager
 def tracked(config: DistillConfig, out: Path) -> Iterator[Log]:
-    """What reports training to the trackers of the configuration, with its settings."""
+    """What sends figures to the trackers of the configuration, which get its settings first."""
     if not config.trackers:
         yield lambda figures, step: None
         return
-    from accelerate import Accelerator  # after `processes.start`, whose processes it takes
+    from accelerate import Accelerator  # it takes over the processes of `processes.start`
 
     accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(out))
     settings = {option.name: attrgetter(option.name)(config) for option in options_of(DistillConfig)}

@@ -1,4 +1,4 @@
-"""What both trainings share: weights with a running average, and the loop of steps, checkpoints and metrics."""
+"""What the trainings of rewards and drafts share: averaged weights, and the loop of steps, checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 class Weights:
-    """What is trained, by name, its running average, and the optimizer that holds its moments.
+    """Parameters by name, their running average, and their optimizer with its moments.
 
     `average` begins as the parameters are now.
     """
@@ -35,7 +35,7 @@ class Weights:
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """Move the average towards the parameters; `decay` of it stays."""
+        """Move the average towards the parameters; the share `decay` of it stays."""
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
 
     @torch.no_grad()
@@ -46,14 +46,14 @@ class Weights:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """With the average in place of the parameters that are being trained."""
+        """The average in place of the parameters while this lasts."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.use(self.average)
         yield
         self.use(kept)
 
     def pack(self) -> dict[str, Tensor]:
-        """All that a run needs to resume, by name: parameters, their average, AdamW's moments and step counts."""
+        """What a run needs to resume, by name: parameters, average, AdamW's moments and step counts."""
         tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         for name, p in self.parameters.items():
@@ -63,7 +63,7 @@ class Weights:
 
     @torch.no_grad()
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `pack`, in place. ValueError where the names or shapes are another student's."""
+        """Put in place what `pack` returned. ValueError where names or shapes are those of another student."""
         wanted: dict[str, Tensor] = {f"parameter/{name}": p for name, p in self.parameters.items()}
         wanted |= {f"average/{name}": value for name, value in self.average.items()}
         for name, value in wanted.items():
@@ -85,34 +85,30 @@ class Weights:
 
 @dataclass(frozen=True)
 class Loop:
-    """A run of optimiser steps, each on the mean of some losses, divided between the processes.
-
-    weights: what they train.
-    out: folder of its checkpoints and metrics.
-    about: what must be the same to resume from a checkpoint, JSON-ready.
-    steps: how many.
-    ema: what the average keeps of itself in a step, less in the first steps; 0 for no average.
-    clip: the largest norm of a gradient; 0 for no limit.
-    checkpoint_every: steps between checkpoints.
-    member: this process; the first one writes.
-    prefix: what goes before the names of settings in messages ("training.").
-    """
+    """A run of optimiser steps, whose batches are divided between the processes."""
 
     weights: Weights
     out: Path
+    """Folder of checkpoints and metrics."""
     about: Mapping[str, Json]
+    """What must be the same to resume from a checkpoint, JSON-ready."""
     steps: int
     ema: float
+    """Decay of the running average, smaller in the first steps; 0 for no average."""
     clip: float
+    """The largest norm of the gradient; 0 for no limit."""
     checkpoint_every: int
+    """Steps between checkpoints."""
     member: Member
+    """This process; the first one writes."""
     prefix: str = ""
+    """What goes before the names of settings in messages ("training.")."""
 
     def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
         """The step to begin with: 0, or that of the last checkpoint, whose weights are put in place.
 
-        before: called with that step, before the weights are. All processes then have those of the first one, since
-        devices may draw first weights differently.
+        before: called with the checkpoint's step before that. All processes get the weights of the first one, as
+        devices may draw initial weights differently.
         """
         first = 0
         if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is not None:
@@ -129,10 +125,11 @@ class Loop:
         losses: Callable[[int], Sequence[Callable[[], Tensor]]],
         measure: Callable[[int, float], Mapping[str, Json] | None],
     ) -> None:
-        """Steps from `first` on; the parameters are then the averaged ones. ValueError for a loss that is not finite.
+        """Train from step `first` to the end, and put the averaged weights in place.
 
-        factor: of the optimizer's learning rates at a step. losses: a step's, one for each part of this process's share
-        of the batch, computed one after the other. measure: what to log after so many steps, given the last one's loss.
+        factor: of the learning rates at a step. losses: of the parts of this process's share of a batch, computed one
+        after the other to save memory. measure: figures to log after so many steps, given the last loss. ValueError for
+        a loss that is not finite.
         """
         groups = self.weights.optimizer.param_groups
         rates, main = [group["lr"] for group in groups], self.member.is_main
@@ -165,7 +162,7 @@ class Loop:
             self.weights.use(self.weights.average)
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
-        """One optimiser step of all processes together; its loss. Nothing changes where that is not finite."""
+        """One optimiser step of all processes together; its loss. A loss that is not finite changes nothing."""
         parameters = [*self.weights.parameters.values()]
         total = torch.zeros((), device=parameters[0].device)
         self.weights.optimizer.zero_grad(set_to_none=True)
@@ -183,7 +180,7 @@ class Loop:
 
 
 class Metrics:
-    """metrics.jsonl: lines of increasing steps, each step there once. Those after step `first` are removed."""
+    """metrics.jsonl: one line a step, in order. Lines after step `first` are removed."""
 
     def __init__(self, path: Path, first: int) -> None:
         kept = [line for line in read_metrics(path) if check("step", line["step"], int) <= first]
@@ -196,7 +193,7 @@ class Metrics:
         self._file.flush()
 
     def sync(self) -> None:
-        """On the disk before the checkpoint that counts on it."""
+        """Write to the disk, before a checkpoint that counts on these lines."""
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Metrics:
@@ -207,7 +204,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Json]]:
-    """The lines of a metrics file; those that are no JSON objects, such as one cut off by a crash, are left out."""
+    """The lines of a metrics file, without those that are no JSON objects, as one cut off by a crash."""
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Everything that determines a draft, checked, to and from YAML. No torch here: the command line reads it."""
+"""The settings of a draft. This module imports no torch, as every command line reads it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrajectoryConfig(Settings):
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """How the LoRA is trained. Rows of a batch are first calls from noise, second calls, and first calls from later."""
+    """How the LoRA is trained. Rows are first calls from noise, first calls from later states, and second calls."""
 
     rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks")
     start: str = option("", "a draft's folder whose weights to start from, of the same rank (default: from nothing)")
@@ -84,7 +84,7 @@ class TrainingConfig(Settings):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Settings):
-    """On what the finished draft is measured: seeds of prompts that no trajectory was made of."""
+    """What the finished draft is measured on: seeds of prompts without trajectories."""
 
     reward: str = option("", "what ranks the images, as imagereward (default for the embedded model: scenes)")
     prompts: Natural = option(
@@ -97,7 +97,7 @@ class EvaluationConfig(Settings):
 
 @dataclass(frozen=True)
 class DraftConfig(Settings):
-    """One distillation of a draft. Raises ValueError, with the value, for what does not fit."""
+    """One distillation of a draft. ValueError, with the value, for settings that do not fit."""
 
     model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id")
     call: Mapping[str, Json] | None = option(

@@ -14,23 +14,23 @@ from ttsnap.files.settings import Json
 from ttsnap.scenes import HARD_KINDS, KINDS, caption, is_held_out, sample_spec
 
 EASY_EVERY = 4
-"""Of the embedded world's captions one in so many is of any kind, the others of the hard kinds."""
+"""One caption in so many is of any kind, the others are of hard kinds."""
 
 
 class Prompts(Protocol):
-    """Where prompts come from."""
+    """A source of prompts."""
 
     def draw(self, shard: int, count: int) -> list[str]:
-        """The prompts of a shard's trajectories, the same whenever and wherever they are asked for."""
+        """The prompts of a shard's trajectories, always the same."""
 
     @property
     def identity(self) -> Json:
-        """What tells these prompts from others, JSON-ready."""
+        """What distinguishes these prompts from others, JSON-ready."""
 
 
 @dataclass(frozen=True)
 class SceneCaptions:
-    """Captions of the embedded world, three quarters of them hard, none of those that are held out for evaluation."""
+    """Captions of the embedded world, three quarters of them of hard kinds, none of them held out for evaluation."""
 
     seed: int
 
@@ -51,7 +51,7 @@ class SceneCaptions:
 
 @dataclass(frozen=True)
 class Listed:
-    """The prompts of a list, in turn, over and over; every time with another seed."""
+    """The prompts of a list in turn, again and again, with other seeds each time."""
 
     texts: Sequence[str]
 

@@ -1,4 +1,4 @@
-"""How well a draft ranks the seeds of a prompt, compared with x0 estimates, on held-out prompts; and its card."""
+"""How well a draft and x0 estimates rank the seeds of held-out prompts; and the draft's card."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ttsnap.simulation.looks import RankedLook, drafts_against_estimates, figure
 from ttsnap.version import __version__
 
 DRAFT = "draft"
-"""The exported draft, a folder beside that of the evaluation."""
+"""The folder of the exported draft, in the folder of the run."""
 LOOKS = tuple(EstimatorAt(Draft(calls).name, step) for calls, step in ((1, 0), (2, 0), (1, 2), (1, 4)))
-"""Drafts that are measured: of one and of two calls from noise, and of one call from later states."""
+"""Drafts that are measured: one and two calls from noise, and one call from later states."""
 
 
 def evaluate(
     engine: LiveEngine, prompts: Sequence[str], config: DraftConfig, purpose: TrainedFor, folder: Path,
     *, bar: bool = False,
 ) -> tuple[list[RankedLook], Checked]:  # fmt: skip
-    """How every look ranks the seeds of these prompts, the cheapest first, and the figures that draft.json keeps.
+    """How each look ranks the seeds of these prompts, the cheapest look first, and the figures for draft.json.
 
-    The engine drafts by the exported draft. The seeds are recorded in `folder`; called again it resumes. ValueError
-    where the reward fails, and where the folder holds a recording of another draft.
+    engine: drafts by the exported draft. folder: of the recording of the seeds, which is resumed. ValueError where the
+    reward fails, and where the folder holds a recording of another draft.
     """
     measured, steps, draft = config.evaluation, engine.grid.steps, folder.parent / DRAFT
     options = RecordOptions(
@@ -42,7 +42,7 @@ def evaluate(
         looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
     )
     info: dict[str, Json] = {"model": config.model, "call": config.call, "weights": sha256(draft / WEIGHTS)}
-    # What ttsnap evaluate-draft reads, too.
+    # `ttsnap evaluate-draft` reads these, too.
     info |= {"draft": str(draft.resolve()), "draft_guidance": purpose.guidance_scale}
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
@@ -51,7 +51,7 @@ def evaluate(
 
 
 def table(looks: Sequence[RankedLook]) -> str:
-    """Markdown: a row per look."""
+    """A Markdown table with a row for each look."""
     rows = [(_name(look.seen), f"{look.nfe:.3g}", f"{look.mean:.3f} +- {look.error:.3f}") for look in looks]
     return markdown(("look", "NFE", "Spearman"), rows, left=(0, 2))
 
@@ -65,7 +65,7 @@ def _name(seen: EstimatorAt) -> str:
 
 
 def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float], looks: Sequence[RankedLook]) -> str:
-    """In Markdown, as hubs show it. validation: errors on held-back trajectories; looks: none before evaluation."""
+    """The card in Markdown. validation: errors on held-back trajectories. looks: empty before evaluation."""
     data, training, measured = config.trajectories, config.training, config.evaluation
     scale = "no guidance" if purpose.guidance_scale is None else f"guidance {purpose.guidance_scale:g}"
     made = math.ceil(data.count / data.shard) * data.shard  # in whole files

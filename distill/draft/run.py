@@ -1,4 +1,4 @@
-"""From a model to its draft: trajectories, training, evaluation, export. Each part resumes where it stopped."""
+"""From a model to its draft: trajectories, training, export, evaluation. Each part resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONFIG, TRAJECTORIES, EVALUATION = "config.yaml", "trajectories", "evaluation"
 
 @dataclass(frozen=True)
 class Measured:
-    """On what a draft is measured: prompts that it was not trained on, and the reward that ranks their seeds."""
+    """What a draft is measured on: prompts that it was not trained on, and the reward that ranks their seeds."""
 
     prompts: tuple[str, ...]
     reward: RewardModel
@@ -46,13 +46,24 @@ class Measured:
 def distill_draft(
     pipe: Any, config: DraftConfig, prompts: Prompts, out: Path, *, measured: Measured | None = None, bar: bool = False
 ) -> Sequence[RankedLook]:
-    """Make a draft of a search pipeline in out/draft, and measure how well it ranks; nothing without `measured`.
+    """Make a draft of a search pipeline in out/draft, and return how each look ranks seeds; nothing without `measured`.
 
-    Called again after an interruption it resumes: trajectories after their last file, training after its last
-    checkpoint, evaluation after its last unit. Under a launcher every process calls this, with the pipeline on its own
-    device; trajectories and training are divided, the first one measures, and the others need and get nothing.
-    ValueError where `out` is in use, holds something else or a run with other settings, before anything is changed
-    there, and for what does not fit; OSError where the disk is full.
+    The same call resumes an interrupted run: trajectories after their last file, training after its last checkpoint,
+    evaluation after its last unit. Under a launcher every process calls this, with the pipeline on its own device. The
+    processes divide trajectories and training; the first one measures, and the others return nothing.
+
+    Args:
+        pipe: the search pipeline.
+        config: the settings.
+        prompts: of the trajectories.
+        out: folder of the run.
+        measured: prompts and reward of the evaluation.
+        bar: whether to show progress.
+
+    Raises:
+        ValueError: where `out` is in use, holds other files or a run with other settings, before anything is changed;
+            and for settings that do not fit.
+        OSError: where the disk is full.
     """
     member = processes.start(COMMAND, cpu=pipe.device.type == "cpu", shown=bar)
     if member.count > 1 and pipe.device != member.device:
@@ -90,10 +101,10 @@ def distill_draft(
 
 
 def _begin(config: DraftConfig, settings: Mapping[str, Json], out: Path, held: ExitStack) -> None:
-    """What the first process does while the others wait. It holds the folder until the run ends."""
+    """What the first process does while the others wait. It locks the folder until the run ends."""
     check_out(config, out)
     held.enter_context(locked(out))
-    check_out(config, out)  # again: another process may have begun here just before
+    check_out(config, out)  # again: another process may have begun here before the lock was taken
     for made in sorted((out / TRAJECTORIES).glob("*.safetensors"))[:1]:
         trajectories.read_shard(made, settings)  # of other prompts, some may be those to measure on
     save_settings(config, out / CONFIG)
@@ -118,7 +129,7 @@ def _train(
 
 
 def check_out(config: DraftConfig, out: Path) -> None:
-    """ValueError unless `out` is free, or holds a run with the same settings, as far as it used them already."""
+    """ValueError unless `out` is free, or holds a run with the same settings as far as they were used."""
 
     def differing() -> list[str]:
         there, begun = load_settings(DraftConfig, out / CONFIG), any((out / TRAJECTORIES).glob("*.safetensors"))
@@ -129,7 +140,7 @@ def check_out(config: DraftConfig, out: Path) -> None:
 
 
 def _settled(config: DraftConfig, begun: bool, trained: bool) -> dict[str, Json]:
-    """The settings that can no longer change once trajectories were made (`begun`), and once training began."""
+    """The settings that are fixed once trajectories were made (`begun`), and once training began (`trained`)."""
     settled: dict[str, Json] = {}
     if begun:
         settled |= {"model": config.model, "call": config.call, "trajectories": determining(config.trajectories)}

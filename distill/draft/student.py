@@ -1,6 +1,6 @@
-"""The network that learns to draft: the model's own under a LoRA, called without guidance and told a time.
+"""The network that learns to draft: the model's own with a LoRA, called without guidance at a time that it is told.
 
-It is exported as a folder that plain diffusers loads with `pipe.load_lora_weights(folder)`.
+The LoRA is exported as a folder that plain diffusers loads with `pipe.load_lora_weights(folder)`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ WEIGHTS, CARD = "pytorch_lora_weights.safetensors", "README.md"
 
 
 class DraftStudent:
-    """A copy of a pipeline's network that shares its weights, frozen, and carries a new LoRA.
+    """A copy of a pipeline's network with a new LoRA, which shares the network's frozen weights.
 
-    call: arguments of the pipeline's call. states: how many grid steps drafts may start from. first_time: the share of
-    the true time that is told at first calls.
+    call: arguments of the pipeline's call.
+    states: how many grid steps drafts may start from.
+    first_time: the share of the true time that the network is told at first calls.
+    rank: of the LoRA.
     """
 
     def __init__(self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int) -> None:
@@ -43,7 +45,7 @@ class DraftStudent:
         self.path: Interpolant = own_path(schedule)
         alpha, sigma = schedule.alpha[:states].double(), schedule.sigma[:states].double()
         self.times = self.path.inverse_ratio(alpha / sigma)
-        """Of the states, (S,) float64, on the model's own path."""
+        """Times of the states on the model's own path, (S,) float64."""
         size = torch.hypot(alpha, sigma) / torch.hypot(self.path.alpha(self.times), self.path.sigma(self.times))
         self._scale = size.float()
         self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
@@ -57,41 +59,40 @@ class DraftStudent:
         self._denoiser.convert(None, torch.cat([self._told, torch.zeros(1, dtype=torch.float64)]))
 
     def checkpoint(self) -> None:
-        """Compute the blocks again in the backward pass. ValueError for a network that cannot."""
+        """Compute the blocks again in the backward pass, to save memory. ValueError for a network that cannot."""
         with foreign(f"training.checkpointing does not work with a {type(self.net).__name__}"):
             self.net.enable_gradient_checkpointing()
 
     def compile(self) -> None:
-        """Compile its blocks in place, or all of it where it has none."""
+        """Compile the blocks in place, or the whole network where it has none."""
         blocks = self._denoiser.blocks
         for part in [self.net] if blocks is None else self.net.get_submodule(blocks):
             part.compile(dynamic=False)
 
     def encode(self, prompts: Sequence[str]) -> None:
-        """Encode these prompts; `cond` below indexes them."""
-        self._denoiser.forget_prompts()  # to the bit, whatever was encoded before
+        """Encode these prompts, which `cond` of `estimate` indexes."""
+        self._denoiser.forget_prompts()  # so that bits do not depend on what was encoded before
         with torch.no_grad():
             self._denoiser.encode(prompts)
 
     def on_path(self, x: Tensor, step: Tensor) -> Tensor:
-        """States (N, ...) at grid steps (N,), in the sampler's own scaling, as points of the model's own path."""
+        """Points of the model's own path, from states x (N, ...) in the sampler's scaling at grid steps (N,)."""
         return x / rows(self._scale[step], x)
 
     def estimate(self, x: Tensor, told: Tensor, cond: Tensor) -> Tensor:
-        """The x0 (N, ...) that the network implies at points x (N, ...) of the path, told times (N,), of prompts (N,).
+        """x0 estimates (N, ...) at points x (N, ...) of the path, told times (N,), of prompts cond (N,).
 
-        Only the times that drafts are told are possible.
+        Times are those that drafts are told: first_time times a state's time, and second_time.
         """
         at = (told.double().unsqueeze(1) - self._told).abs().argmin(1)
         return self._denoiser.predict(x, at, cond).x0
 
 
 def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:
-    """Put a LoRA that changes nothing yet on every linear layer of the blocks, in float32; its parameters by name.
+    """Put a LoRA in float32, which changes nothing yet, on every linear layer of the blocks; its parameters by name.
 
-    blocks: the attribute of the network that lists them; None: on all its linear layers. A network with several lists
-    of blocks (FLUX has double and single ones, Lumina refiners) gets it in all of them. ValueError for a network that
-    carries a LoRA already.
+    blocks: the network's attribute that lists blocks; None stands for all linear layers. With several lists of blocks
+    (FLUX has double and single ones, Lumina refiners) all of them get it. ValueError for a network that carries a LoRA.
     """
     from peft import LoraConfig
 
@@ -113,7 +114,7 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
 
 @torch.no_grad()
 def start_from(student: DraftStudent, folder: Path) -> None:
-    """Copy the weights of a draft's folder into the student's LoRA. ValueError where they do not fit."""
+    """Copy the weights of an earlier draft into the student's LoRA. ValueError where they do not fit."""
     with foreign(f"training.start: cannot read {folder / WEIGHTS}"):
         tensors = load_file(folder / WEIGHTS)
     prefix = f"{student.network}."
@@ -126,17 +127,14 @@ def start_from(student: DraftStudent, folder: Path) -> None:
 
 
 def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str, folder: Path) -> None:
-    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card.
-
-    The folder appears whole or not at all; one that is there is replaced.
-    """
+    """Write the LoRA in bfloat16, with its adapter's configuration, draft.json and a card; whole or not at all."""
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(student.net)
     layers = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in tensors.items()}
 
     def save(named: dict[str, Tensor], path: str) -> None:
-        # One key, as safetensors writes several in any order, and the file should have the same bytes every time.
+        # One key, since safetensors writes several in any order and the bytes should be the same every time.
         write_whole(Path(path), lambda file: file.write(serialized(named, {LORA_ADAPTER_METADATA_KEY: about(student)})))
 
     with whole_folder(folder) as temporary:
@@ -146,7 +144,7 @@ def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str,
 
 
 def about(student: DraftStudent) -> str:
-    """The adapter's configuration as diffusers reads it, JSON: keys begin with the network's name."""
+    """The adapter's configuration as JSON that diffusers reads; keys begin with the network's name."""
     config = student.net.peft_config["default"].to_dict()
-    config["target_modules"] = sorted(config["target_modules"])  # a set has another order in every process
+    config["target_modules"] = sorted(config["target_modules"])  # the order of a set differs between processes
     return json.dumps({f"{student.network}.{key}": value for key, value in config.items()}, sort_keys=True)

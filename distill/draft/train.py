@@ -1,4 +1,4 @@
-"""Training of a draft: AdamW on the LoRA, and errors on held-back trajectories."""
+"""Training of a draft: rows of a step, their loss, AdamW on the LoRA, and errors on held-back trajectories."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ from ttsnap.sampling.drafts import carried, guess
 from ttsnap.sampling.interpolants import Interpolant, level, rows
 
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x (N, ...), told times (N,), rows of prompts (N,)) -> x0 (N, ...)."""
+"""(x (N, ...), told times (N,), indices of encoded prompts (N,)) -> x0 (N, ...)."""
 CALLS = (1, 2)
-"""Calls from noise that are validated; states on the way are, with one call."""
+"""Numbers of calls from noise that are validated; later states are validated with one call."""
 
 
 def train(
     student: DraftStudent, data: Trajectories, config: TrainingConfig, settings: Mapping[str, Json], out: Path,
     member: Member = ALONE,
 ) -> None:  # fmt: skip
-    """Train to the end, from the last checkpoint in out/checkpoints where there is one; the student then holds the
-    averaged weights.
+    """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
-    Of several processes each takes its share of every batch; gradients are averaged, and the first one validates and
-    writes. On a CPU a run that was resumed by as many processes ends with the same bits as one that never stopped;
+    The student then holds the averaged weights. Each process takes its share of every batch; the first one validates
+    and writes. On a CPU a run that is resumed by as many processes ends with the same bits as an undisturbed one;
     another number of processes differs by rounding only.
 
-    settings: what else the result depends on, JSON-ready. Raises ValueError for what `check_training` refuses, a
-    checkpoint of another run, and a loss that is no longer finite; OSError where the disk is full.
+    settings: what else the result depends on, JSON-ready. ValueError for what `check_training` refuses, a checkpoint of
+    another run, and a loss that is not finite; OSError where the disk is full.
     """
     check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
@@ -67,7 +66,7 @@ def train(
 
 
 def check_training(config: TrainingConfig, trajectories: int, member: Member) -> None:
-    """ValueError where training on so many trajectories cannot begin, to be said before hours go into them."""
+    """ValueError where training cannot begin; called before hours go into the trajectories."""
     if trajectories <= config.validation:
         raise ValueError(
             f"training.validation is {config.validation}, but there are only {trajectories} trajectories: hold back "
@@ -83,7 +82,7 @@ def check_training(config: TrainingConfig, trajectories: int, member: Member) ->
 
 
 def factor(step: int, config: TrainingConfig) -> float:
-    """Of the learning rate: it rises, stays, and falls on a straight line over the last part of the steps."""
+    """The factor of the learning rate: it rises, stays, and falls linearly over the last part of the steps."""
     rising = (step + 1) / config.warmup if config.warmup else 1.0
     falling = (1 - step / config.steps) / config.decay if config.decay else 1.0
     return min(1.0, rising, max(config.final_lr, falling))
@@ -92,7 +91,7 @@ def factor(step: int, config: TrainingConfig) -> float:
 def losses(
     student: DraftStudent, data: Trajectories, step: int, config: TrainingConfig, member: Member = ALONE
 ) -> list[Callable[[], Tensor]]:
-    """What computes the losses of this process's share of an optimiser step, part after part."""
+    """The losses of the parts of this process's share of an optimiser step."""
     drawn, every = draw(step, len(data), data.states.shape[1], config), config.parts * member.count
     shares = [drawn.part(part * member.count + member.rank, every) for part in range(config.parts)]
     return [partial(rows_loss, student, data, share, config) for share in shares]
@@ -100,12 +99,14 @@ def losses(
 
 @dataclass(frozen=True)
 class Rows:
-    """B rows of a batch: trajectories (B,), grid steps that they start from (B,); the first `second` of them are second
-    calls, which start from the network's own first guess."""
+    """B rows of a batch."""
 
     trajectories: IntArray
+    """By number, (B,)."""
     steps: IntArray
+    """Grid steps that they start from, (B,)."""
     second: int
+    """The first so many rows are second calls, which start from the network's own first guess."""
 
     def part(self, index: int, parts: int) -> Rows:
         """Every so many rows, from row `index` on."""
@@ -114,9 +115,9 @@ class Rows:
 
 
 def draw(step: int, count: int, states: int, config: TrainingConfig) -> Rows:
-    """The rows of optimiser step `step`, of `count` trajectories with `states` states.
+    """The rows of optimiser step `step`, from `count` trajectories with `states` states; a function of seed and step.
 
-    Every trajectory comes once before any comes again. Rows of each kind are as many in every batch.
+    Every trajectory comes once before any comes again. Each batch has as many rows of each kind.
     """
     first = step * config.batch
     at = np.arange(first, first + config.batch)
@@ -132,14 +133,14 @@ def draw(step: int, count: int, states: int, config: TrainingConfig) -> Rows:
 
 
 class Batch(NamedTuple):
-    """N rows as the network gets them."""
+    """N rows as the network takes them."""
 
     x: Tensor
     """Points of the path, (N, ...)."""
     told: Tensor
-    """Times told, (N,)."""
+    """Times that the network is told, (N,)."""
     cond: Tensor
-    """Rows of encoded prompts, (N,)."""
+    """Indices of encoded prompts, (N,)."""
     end: Tensor
     """Ends to guess, (N, ...)."""
 
@@ -164,17 +165,17 @@ def batch_of(student: DraftStudent, data: Trajectories, drawn: Rows, config: Tra
 
 
 def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float) -> Tensor:
-    """Where second calls are made, (N, ...): half of the way from x (N, ...) at time t to the network's first guess,
-    along the same noise."""
+    """Points (N, ...) where second calls are made: half of the way from x (N, ...) at time t to the network's first
+    guess, along the same noise."""
     times = torch.full((len(x),), t, dtype=torch.float64)
     with torch.no_grad():
         return carried(path, x, estimate(x, times * first_time, cond), times, times / 2)
 
 
 def loss(path: Interpolant, guess: Tensor, end: Tensor, told: Tensor, floor: float) -> Tensor:
-    """Mean over rows of the mean squared error of guesses (N, ...) of ends (N, ...), in units of the noise level told.
+    """Mean squared error of guesses (N, ...) of ends (N, ...), each row's divided by the squared noise level told.
 
-    An error of x0 is about the level times an error of the network's output; below `floor` the level no longer counts,
+    An error of x0 is about the level times an error of the network's output. A level below `floor` counts as `floor`,
     so that second calls do not outweigh first ones.
     """
     weight = level(path, told).clamp(min=floor)
@@ -182,7 +183,7 @@ def loss(path: Interpolant, guess: Tensor, end: Tensor, told: Tensor, floor: flo
 
 
 def rows_loss(student: DraftStudent, data: Trajectories, drawn: Rows, config: TrainingConfig) -> Tensor:
-    """The loss of these rows, with its graph."""
+    """The loss of these rows, differentiable."""
     batch = batch_of(student, data, drawn, config)
     with _autocast(student, config):
         found = student.estimate(batch.x, batch.told, batch.cond)
@@ -191,7 +192,7 @@ def rows_loss(student: DraftStudent, data: Trajectories, drawn: Rows, config: Tr
 
 @torch.no_grad()
 def validate(student: DraftStudent, data: Trajectories, config: TrainingConfig) -> dict[str, float]:
-    """The mean squared error of guesses of the end: from noise in one and two calls, and from later states in one."""
+    """Mean squared errors of guesses of the end: from noise in one call and in two, from later states in one."""
     later = [k for k in (2, 4) if k < data.states.shape[1]]
     cases = [(f"calls {calls}", 0, calls) for calls in CALLS] + [(f"state {k}", k, 1) for k in later]
     errors: dict[str, list[float]] = {name: [] for name, _, _ in cases}
@@ -214,6 +215,6 @@ def _autocast(student: DraftStudent, config: TrainingConfig) -> torch.autocast:
 
 
 def last_validation(out: Path) -> dict[str, float]:
-    """What was logged last: errors by their names; nothing where nothing was."""
+    """The errors that were logged last, by name; empty without any."""
     lines = read_metrics(out / METRICS)
     return {name: check(name, value, float) for name, value in lines[-1].items()} if lines else {}

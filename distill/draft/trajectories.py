@@ -1,6 +1,6 @@
-"""Trajectories of the model: from noise along its deterministic sampler to the end, kept in files on disk.
+"""Trajectories of the model: from noise along its deterministic sampler to the end, in files on disk.
 
-A file is safetensors of some hundreds of trajectories, whole or absent, and knows what made it.
+A file holds some hundreds of trajectories as safetensors, with a digest of the settings that made them.
 """
 
 from __future__ import annotations
@@ -36,31 +36,28 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Trajectories:
-    """T trajectories from consecutive seeds.
-
-    prompts: of each.
-    first_seed: that of the first one.
-    states: (T, S, ...) float16, at grid steps 0..S-1, in the sampler's own scaling.
-    ends: (T, ...) float16.
-    """
+    """T trajectories from consecutive seeds."""
 
     prompts: Sequence[str]
+    """One for each trajectory."""
     first_seed: int
     states: Tensor
+    """(T, S, ...) float16 at grid steps 0..S-1, in the sampler's own scaling."""
     ends: Tensor
+    """(T, ...) float16."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @classmethod
     def read(cls, paths: Sequence[Path], settings: Mapping[str, Json]) -> Trajectories:
-        """Those of these files, in order. ValueError for one that is missing, damaged, or of other settings."""
+        """All of several files, in order. ValueError for a file that is missing, damaged, or of other settings."""
         parts = [read_shard(path, settings) for path in paths]
         states, ends = torch.cat([part.states for part in parts]), torch.cat([part.ends for part in parts])
         return cls([text for part in parts for text in part.prompts], parts[0].first_seed, states, ends)
 
     def part(self, first: int, last: int) -> Trajectories:
-        """Those from `first` on, up to `last`, which is left out."""
+        """Trajectories first..last - 1."""
         at = slice(first, last)
         return Trajectories(self.prompts[at], self.first_seed + first, self.states[at], self.ends[at])
 
@@ -68,7 +65,7 @@ class Trajectories:
 def settings_of(
     config: TrajectoryConfig, model: str, call: Mapping[str, Json], prompts: Prompts, dtype: torch.dtype
 ) -> dict[str, Json]:
-    """All that trajectories depend on, JSON-ready. dtype: that of the model's weights."""
+    """All that trajectories depend on, JSON-ready. dtype: of the model's weights."""
     about: dict[str, Json] = {"model": model, "call": dict(call), "prompts": prompts.identity}
     return {"trajectories": determining(config), **about, "dtype": str(dtype).removeprefix("torch.")}
 
@@ -98,21 +95,21 @@ def make(
     denoiser: Denoiser, prompts: Prompts, config: TrajectoryConfig, settings: Mapping[str, Json], folder: Path,
     member: Member = ALONE,
 ) -> list[Path]:  # fmt: skip
-    """Make the shards that are missing in `folder`, one after the other; the paths of all that `config` asks for.
+    """Make the shards that are missing in `folder`; the paths of all shards that `config` asks for.
 
-    Of several processes each makes every so many, and waits for the others. Which process makes a shard is no matter
-    for what is in it, so that a run may resume with another number of processes.
+    Processes divide the shards and wait for each other. A shard does not depend on the process that makes it, so that
+    another number of processes may resume. It is written whole or not at all, so that a run that was killed resumes
+    after its last shard, with the same bytes where the network gives equal numbers for equal batches.
 
-    A shard appears whole or not at all, so that a run that was killed resumes after its last shard, and ends with the
-    same bytes where the network gives equal numbers for equal batches. ValueError for what `check_trajectories` refuses
-    and for a shard that is damaged or was made with other settings. OSError where the disk is full.
+    ValueError for what `check_trajectories` refuses, and for a shard that is damaged or of other settings. OSError
+    where the disk is full.
     """
     check_trajectories(denoiser, config)
     folder.mkdir(parents=True, exist_ok=True)
     paths = expected(config, folder)
     there = [path for path in paths if path.exists()]
     for path in there[:1]:
-        read_shard(path, settings)  # other settings are refused before hours are spent
+        read_shard(path, settings)  # refuses other settings before hours are spent
     total, initial = len(paths) * config.shard, len(there) * config.shard
     with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown) as shown:
         for number in range(member.rank, len(paths), member.count):
@@ -120,7 +117,7 @@ def make(
                 texts = prompts.draw(number, config.shard)
                 made = _shard(denoiser, texts, config.seed + number * config.shard, config)
                 write_shard(paths[number], made, settings)
-                # Those of the other processes count, too.
+                # Shards of other processes count, too.
                 shown.update(config.shard * sum(path.exists() for path in paths) - shown.n)
         member.wait()
         shown.update(total - shown.n)
@@ -128,7 +125,7 @@ def make(
 
 
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
-    """The files of all trajectories that the settings want; each name has the first one's number and the last one's."""
+    """The files of all trajectories; a name has the numbers of the first and the last trajectory in the file."""
     firsts, size = range(0, config.count, config.shard), config.shard
     return [folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts]
 
@@ -146,12 +143,9 @@ def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: Tr
 def trajectories(
     denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig
 ) -> tuple[Tensor, Tensor]:
-    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...), float16 on the CPU, of N prompts and as many seeds.
-
-    Initial noise is that of the seed, as stock diffusers draws it.
-    """
+    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...) of N prompts and seeds, float16 on the CPU."""
     wanted = list(dict.fromkeys(texts))
-    denoiser.forget_prompts()  # to the byte, whatever was encoded before
+    denoiser.forget_prompts()  # so that bytes do not depend on what was encoded before
     denoiser.encode([Prompt(text) for text in wanted])
     cond = torch.tensor([wanted.index(text) for text in texts])
     seeds = range(first_seed, first_seed + len(texts))
@@ -171,16 +165,16 @@ def trajectories(
 
 
 def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[KernelState]]:
-    """Initial noise (N, ...) of N seeds, as stock diffusers draws it, and the sampler's state of each."""
+    """Initial noise (N, ...) of N seeds, as stock diffusers draws it, and the sampler's states."""
     generators = [rng.seeded(seed) for seed in seeds]
     x = denoiser.init_latents(generators)
     return x, [denoiser.kernel.init((seed, 0), made) for seed, made in zip(seeds, generators, strict=True)]
 
 
 def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision: str) -> Prediction:
-    """One evaluation, where precision is "bf16" under autocast.
+    """One evaluation, under autocast where precision is "bf16".
 
-    The output is then narrower than the latents, and a step would round those to it; so it is widened here.
+    The output is widened to the dtype of the latents, as a step would otherwise round the latents.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         found = denoiser.predict(x, step, cond)
@@ -188,12 +182,12 @@ def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision
 
 
 def digest(settings: Mapping[str, Json]) -> str:
-    """Of all that trajectories depend on."""
+    """SHA-256 of the settings of trajectories."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -> None:
-    """Write a shard, whole or not at all. ValueError for numbers that are not finite; OSError on a full disk."""
+    """Write a shard, whole or not at all. ValueError for numbers that are not finite in float16."""
     tensors = {"states": shard.states.contiguous(), "ends": shard.ends.contiguous()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError(f"trajectories from seed {shard.first_seed} on have numbers that are not finite in float16; "
@@ -210,7 +204,7 @@ def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -
 
 
 def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:
-    """A shard. ValueError where it is missing, damaged, or was made with other settings."""
+    """Read a shard. ValueError for one that is missing, damaged, or of other settings."""
     tensors, metadata = files.read_tensors(path, "file of trajectories")
     about = files.parse_object(metadata.get("trajectories", ""), path)
     try:

@@ -24,12 +24,6 @@ def test_orders() -> None:
     assert stages(STEPS, "uniform", 10) == (Stage(0, 30, None, STEPS),)
     plan = stages(STEPS, "clean-to-noisy", 10)
     assert [stage_at(plan, i).at for i in (0, 9, 10, 29)] == [6, 6, 3, 0]
-    with pytest.raises(ValueError, match="optimiser step 30 is outside the plan of 30"):
-        stage_at(plan, 30)
-    with pytest.raises(ValueError, match="unknown order 'random'"):
-        stages(STEPS, "random", 10)
-    with pytest.raises(ValueError, match="no steps"):
-        stages((), "uniform", 10)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:

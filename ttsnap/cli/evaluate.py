@@ -51,6 +51,8 @@ def run(a: Arguments) -> int:
         if path is not None and not Path(path).parent.is_dir():
             raise ValueError(f"{name} {path}: there is no folder {Path(path).parent}")
     load_torch()
+    import numpy as np
+
     from ttsnap.distill import report
     from ttsnap.distill.data import Frame, Frames
     from ttsnap.distill.evaluate import evaluate
@@ -76,10 +78,7 @@ def run(a: Arguments) -> int:
                 lambda x, texts, level: base(x, texts, level * 0), frames, entries, "pixels", batch_size=a.batch_size,
                 bar=bar,
             )  # fmt: skip
-        finals, at = [], 0
-        for p in prompts:
-            finals.append(final[at : at + frames.seeds[p]])
-            at += frames.seeds[p]
+        finals = np.split(final, np.cumsum(frames.seeds[prompts])[:-1])
         name = reward.name if reward.name != base.name else f"{reward.name} (--reward)"
         rewards = {base.name: base, name: reward}
         shown = Member(shown=True)
