@@ -19,7 +19,7 @@ from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build
-from ttsnap.results.outputs import plain
+from ttsnap.results.payload import plain
 from ttsnap.rewards.registry import make_reward
 
 FRACTION = 0.25

@@ -23,6 +23,7 @@ from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Event, Result
 from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
+from ttsnap.results.payload import for_prompt, label, payload_of
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
@@ -274,7 +275,7 @@ def label_images(made: Images | Videos, results: Sequence[Result], settings: Map
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for one, (index, rank) in zip(made, rows, strict=True):
         picture = one[0] if isinstance(one, list) else one
-        outputs.label(picture, outputs.payload_of(results[index], rank, outputs.for_prompt(settings, index)))
+        label(picture, payload_of(results[index], rank, for_prompt(settings, index)))
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:

@@ -58,7 +58,7 @@ from ttsnap.recordings.folder import OpenRecording, load_recording, packed, prog
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
-from ttsnap.results.videos import save_video
+from ttsnap.results.media import save_video
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import FOLDER

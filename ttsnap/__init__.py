@@ -28,7 +28,7 @@ __all__ = [
 
 
 def _page(result: Result) -> str:
-    from ttsnap.results.notebook import page_of  # with PIL, which takes longer to import than all of the above
+    from ttsnap.results.sheet import page_of  # with PIL, which takes longer to import than all of the above
 
     return page_of(result)
 

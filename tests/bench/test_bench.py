@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ttsnap.cli import common, main
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 from ..said import error_of  # noqa: TID252
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 from ..said import error_of  # noqa: TID252
 

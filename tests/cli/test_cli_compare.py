@@ -12,7 +12,8 @@ from PIL import Image
 
 from ttsnap.cli import main
 from ttsnap.loop.budget import Budget
-from ttsnap.results.outputs import read_payload, write_enlarged
+from ttsnap.results.outputs import write_enlarged
+from ttsnap.results.payload import read_payload
 from ttsnap.scenes import showcase
 
 from ..said import error_of  # noqa: TID252

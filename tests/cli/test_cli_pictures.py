@@ -17,7 +17,7 @@ from ttsnap import BestOfN
 from ttsnap.cli import common, main
 from ttsnap.files.pictured import digest_of
 from ttsnap.recordings.folder import load_recording
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 COLOURS = ("red", "blue")
 HOW = ["--task", "image-to-image", "--strength", "0.5", "--negative-prompt", "", "--steps", "2", "--device", "cpu"]

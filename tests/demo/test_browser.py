@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 from .conftest import PROMPT
 

@@ -36,7 +36,7 @@ from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.request.offer import Offer
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 from ttsnap.scenes import sample_prompts
 
 from .conftest import FIELDS, PROMPT

@@ -46,7 +46,7 @@ found = {"prompt": "x", "seed": 1, "model": "embedded", "call": {}, "ttsnap": "1
 assert payload.checked(found, "x.png")["mirrored"] is True
 with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be true or false, got 'yes'"):
     payload.checked({**found, "mirrored": "yes"}, "x.png")
-assert "mirrored" in outputs.SAMPLER
+assert "mirrored" in payload.SAMPLER
 
 spec = EngineSpec(None, ("scenes",), sampler)
 wanted = SearchRequest(Prompt("x"), "embedded", spec, OfferedSearch("svdd", "svdd"), Budget(nfe=9), 0)

@@ -20,7 +20,7 @@ from ttsnap import BestOfN, SeedPruning, make_algorithm
 from ttsnap.cli import main
 from ttsnap.core.protocols import Algorithm
 from ttsnap.options.sampler import AUTO, SamplerOptions
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, weights_path
 

@@ -16,7 +16,8 @@ from ttsnap.pipelines import output
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import shown_of
-from ttsnap.results import outputs, save_video
+from ttsnap.results import save_video
+from ttsnap.results.payload import read_payload
 from ttsnap.rewards.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
@@ -55,7 +56,7 @@ def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
                 "options": {}, "budget": "9nfe"}  # fmt: skip
     output.label_images(frames, results, settings)
     save_video(tmp_path / "best.webp", made.frames[1])
-    assert outputs.read_payload(tmp_path / "best.webp")["seed"] == results[1].best.seed
+    assert read_payload(tmp_path / "best.webp")["seed"] == results[1].best.seed
 
 
 def test_metrics_see_videos_and_sources_as_rewards_do() -> None:

@@ -33,7 +33,7 @@ from ttsnap.recordings.folder import load_recording, progress, read_images, save
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.results.pixels import to_uint8
+from ttsnap.results.media import to_uint8
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.interpolants import Linear
 from ttsnap.sampling.kernels import Sde

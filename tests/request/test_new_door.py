@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "new_door.md").read_text(encoding="utf-8")
 REFUSED = {

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ttsnap import SeedPruning, search
 from ttsnap.results import outputs
-from ttsnap.results.pixels import to_uint8
+from ttsnap.results.media import to_uint8
+from ttsnap.results.payload import read_payload
 from ttsnap.rewards.reward_model import FunctionReward
 
 SETTINGS: dict[str, Any] = {
@@ -38,7 +39,7 @@ def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     best = results[1].best
     path = written[1][0]
     assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
-    payload = outputs.read_payload(path)
+    payload = read_payload(path)
     assert payload["seed"] == best.seed
     assert payload["call"] == SETTINGS["call"]
     assert payload["search"]["reward"] == pytest.approx(best.reward)
@@ -65,7 +66,7 @@ def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None
     results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2, on_event=recorder)
     (paths,) = outputs.write_results(tmp_path, results, recorder, SETTINGS)
     assert len(paths) == 2
-    payload = outputs.read_payload(paths[0])
+    payload = read_payload(paths[0])
     assert payload["search"]["reward"] is payload["search"]["scores"]["mine"] is None
     assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
     assert "no image has a score: which of them is the best is not known" in results[0].warnings
@@ -89,7 +90,7 @@ def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_pa
     path = tmp_path / "x.png"
     make(path)
     with pytest.raises(ValueError, match=message):
-        outputs.read_payload(path)
+        read_payload(path)
 
 
 def _save(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from ttsnap.pipelines import FAMILIES
 
 from ttsnap.cli import main, replay
 from ttsnap.results import payload
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 
 PLAIN: dict[str, Any] = {
     "ttsnap": "0.1.0", "model": "embedded", "sampler": "FlowMatchEulerDiscreteScheduler", "kernel": "pipeline",

@@ -26,7 +26,9 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.provenance import Provenance
 from ttsnap.request.spec import EngineSpec
-from ttsnap.results.outputs import Recorder, plain, png_info, read_payload, save_image
+from ttsnap.results.media import png_info
+from ttsnap.results.outputs import Recorder, save_made
+from ttsnap.results.payload import plain, read_payload
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
         "prompt": "a",
         "seed": 3,
     }
-    save_image(tmp_path / "x.png", np.zeros((3, 8, 8)), plain(payload))  # type: ignore[arg-type]
+    save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), plain(payload))  # type: ignore[arg-type]
     search = read_payload(tmp_path / "x.png")["search"]
     assert make_algorithm(search["algorithm"], **search["options"]) == make_algorithm(asked)
 
@@ -167,8 +169,8 @@ def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
+    from ttsnap.results.media import still, to_uint8
     from ttsnap.results.outputs import thumbnail
-    from ttsnap.results.pixels import still, to_uint8
 
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(6 * x) ** 2])

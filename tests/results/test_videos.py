@@ -30,9 +30,9 @@ from ttsnap.options.pictures import VideoOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import Sound, outputs, save_video
-from ttsnap.results.pixels import frames_of, still, to_uint8
+from ttsnap.results.media import durations, frames_of, still, to_uint8
+from ttsnap.results.payload import label, payload_of, read_payload
 from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
-from ttsnap.results.videos import durations
 from ttsnap.rewards.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
@@ -61,7 +61,7 @@ def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) 
     for paths, result in zip(written, results, strict=True):
         for path, found in zip(paths, result.images, strict=True):
             assert path.suffix == f".{ending}"
-            payload, data = outputs.read_payload(path), path.read_bytes()
+            payload, data = read_payload(path), path.read_bytes()
             assert (payload["prompt"], payload["seed"], payload["fps"]) == (result.prompt, found.seed, 8.0)
             assert payload["search"]["scores"] == pytest.approx(found.scores)
             text = texts_in(data, path, READ)["parameters"]
@@ -255,9 +255,9 @@ def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> Non
 def test_frames_carry_what_made_them(tmp_path: Path, finished: Any) -> None:
     best = finished[0][0].best
     frames = frames_of(best.pixels)
-    outputs.label(frames[0], outputs.payload_of(finished[0][0], 0, SETTINGS))
+    label(frames[0], payload_of(finished[0][0], 0, SETTINGS))
     save_video(tmp_path / "best.webp", frames, fps=12)
-    assert outputs.read_payload(tmp_path / "best.webp")["seed"] == best.seed
+    assert read_payload(tmp_path / "best.webp")["seed"] == best.seed
 
 
 # --- bombs ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictures import video_pixels
 from ttsnap.options.engine import EngineOptions
 from ttsnap.results import save_video
-from ttsnap.results.pixels import frames_of
+from ttsnap.results.media import frames_of
 from ttsnap.results.sheet import CELL, HEAD, LEFT
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.scenes import check, parse

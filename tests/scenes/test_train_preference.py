@@ -34,7 +34,7 @@ from ttsnap.pipelines.lora import load_lora, parse_lora
 from tests.shallow import shallow
 from ttsnap.cli import main as ttsnap
 from ttsnap.files.settings import to_json
-from ttsnap.results.outputs import read_payload
+from ttsnap.results.payload import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 
 pytestmark = pytest.mark.usefixtures("shallow_model")

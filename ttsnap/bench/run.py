@@ -24,7 +24,8 @@ from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, search
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.outputs import Recorder, Thumbnails, for_prompt, payload_of, plain, save_image
+from ttsnap.results.outputs import Recorder, Thumbnails, save_made
+from ttsnap.results.payload import for_prompt, payload_of, plain
 from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
@@ -169,7 +170,7 @@ def _search(
         if result.thumbnails:
             sheet = contact_sheet(result, result.thumbnails)
             write_whole(sheet_path(path), partial(sheet.save, format="PNG"))
-        save_image(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
+        save_made(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
         images.append(_found(work, prompt, result, path))
     there.add(images)
 

@@ -15,7 +15,7 @@ from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.files.settings import Json
-from ttsnap.results.outputs import plain
+from ttsnap.results.payload import plain
 
 REWARD = "reward"
 """Stands for several rewards made one number by the search's utility."""

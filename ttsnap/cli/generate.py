@@ -141,7 +141,7 @@ def _asked(a: Arguments) -> GeneratePlan:
     how = arguments.read(SamplerOptions, a), arguments.read(BatchOptions, a), arguments.read(DeviceOptions, a)
     videos = arguments.read(VideoOptions, a)
     if videos.video_format == "mp4":
-        from ttsnap.results.videos import require_av
+        from ttsnap.results.media import require_av
 
         require_av("--video-format mp4")
     pictures = common.picture_arguments(a, prompts)

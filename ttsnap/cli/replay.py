@@ -90,11 +90,10 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
     """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
-    from ttsnap.results import outputs
-    from ttsnap.results.payload import removed
+    from ttsnap.results.payload import parse_payload, removed
 
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
-    payload = outputs.parse_payload(data, path)
+    payload = parse_payload(data, path)
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         again = removed(payload["search"]["algorithm"]) or "run `ttsnap generate` with the settings in its trace.json"
@@ -144,7 +143,8 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     from ttsnap import BestOfN
     from ttsnap.pipelines.model_defaults import ModelDefaults
     from ttsnap.results import outputs
-    from ttsnap.results.pixels import to_uint8
+    from ttsnap.results.media import to_uint8
+    from ttsnap.results.payload import MAKING
 
     path, payload = wanted.path, wanted.payload
     before = wanted.pixels().astype(np.int16)
@@ -155,7 +155,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
         prompt=payload["prompt"],
         search=BestOfN(1),
         reward=_no_reward,
-        **{name: payload[name] for name in outputs.MAKING if name in payload},
+        **{name: payload[name] for name in MAKING if name in payload},
         seed=payload["seed"],
         output_type="pt",
         **call,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ttsnap.results.pixels import data_uri, still
+from ttsnap.results.media import data_uri, still
 
 TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
 """Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the

@@ -21,7 +21,7 @@ from PIL import Image
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256
-from ttsnap.results.pixels import Pixels, to_uint8
+from ttsnap.results.media import Pixels, to_uint8
 
 NAME = re.compile(r"([0-9]{5,9})-([0-9]{1,19})-([0-9]{3,9})\.(png|latent\.npy|features\.npy)")
 """Prompt, seed, step and extension of a file in a tar; the most digits of each keep the numbers within 64 bits."""

@@ -3,7 +3,7 @@
 It imports the core, files and rewards. Torch is needed by `rank` only, which asks rewards about images.
 """
 
-from ttsnap.results.outputs import Recorder, png_info
-from ttsnap.results.videos import Sound, save_video
+from ttsnap.results.media import Sound, png_info, save_video
+from ttsnap.results.outputs import Recorder
 
 __all__ = ["Recorder", "Sound", "png_info", "save_video"]

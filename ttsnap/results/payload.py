@@ -1,20 +1,34 @@
-"""The JSON that a PNG of ttsnap carries, checked as something that anyone may have written.
+"""What an image says of how it was made, written and read back as something that anyone may have written.
 
-Replaying an image calls the pipeline with it, so that only plain arguments of the models' own calls pass, each of its
-type and within bounds. What a search takes besides (rewards, reports, callbacks: some name Python to import, or servers
-to ask) is refused by name, and so is everything else that is not listed here.
+It is there twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by `ttsnap
+replay`). Replaying an image calls the pipeline with that JSON, so that only plain arguments of the models' own calls
+pass, each of its type and within bounds. What a search takes besides (rewards, reports, callbacks: some name Python to
+import, or servers to ask) is refused by name, and so is everything else that is not listed here.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from ttsnap.files.settings import Bounds, Natural, Rule, Size, Word, check
+import numpy as np
+from PIL import Image
+
+from ttsnap.core.results import Result
+from ttsnap.files import reading as files
+from ttsnap.files.pictures import texts_in
+from ttsnap.files.settings import Bounds, Json, Natural, Rule, Size, Word, check
 from ttsnap.options.call import CALL, Text
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
+
+SAMPLER = tuple(option.name for option in options_of(SamplerOptions))
+MAKING = tuple(option.name for option in options_of(SamplerOptions) if not option.loads)
+"""Those that make an image from its seed. What else is loaded (a drafter) only helps to choose the seed."""
+
 
 Place = Annotated[
     str,
@@ -117,3 +131,93 @@ def _check(found: Mapping[str, object], known: Mapping[str, Any], prefix: str, w
                 check(f"{prefix}{name}", value, known[name])
             except ValueError as error:
                 raise ValueError(f"the ttsnap metadata of {where}: {error}") from None
+
+
+def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
+    """The payload in the form that A1111, Forge, SD.Next and others read back."""
+    call, search = payload["call"], payload["search"]
+    assert isinstance(call, Mapping) and isinstance(search, Mapping)  # noqa: PT018
+    reward = search["reward"]
+    lines = [str(payload["prompt"]).replace("\n", " ")]
+    if call.get("negative_prompt"):
+        lines.append(f"Negative prompt: {call['negative_prompt']}")
+    fields = {
+        "Steps": call.get("num_inference_steps"),
+        "Sampler": payload["sampler"],
+        "CFG scale": call.get("guidance_scale"),
+        "Seed": payload["seed"],
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": payload["model"],
+        "ttsnap LoRA": payload.get("lora"),
+        "ttsnap draft": payload.get("draft"),
+        "ttsnap algorithm": search["algorithm"],
+        "ttsnap budget": search["budget"],
+        "ttsnap reward": f"{reward:.6g}" if isinstance(reward, float | int) else None,
+        "Version": f"ttsnap {payload['ttsnap']}",
+    }
+    quoted = {k: f'"{v}"' if re.search(r"[,:]", str(v)) else v for k, v in fields.items() if v is not None}
+    lines.append(", ".join(f"{k}: {v}" for k, v in quoted.items()))
+    return "\n".join(lines)
+
+
+def for_prompt(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The settings of the prompt at this place, as `payload_of` takes them, of those of all prompts."""
+    pictures = settings.get("pictures")
+    call = {
+        name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
+        for name, value in settings["call"].items()
+    }
+    return {**settings, "call": call, "pictures": pictures[index] or None if pictures else None}
+
+
+def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dict[str, Json]:
+    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results,
+    with the pictures of its prompt alone (`for_prompt`)."""
+    candidate = result.images[rank]
+    payload = {
+        **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
+        **{k: settings[k] for k in ("lora", "task", "dtype", "pictures", *SAMPLER) if settings.get(k) is not None},
+        "prompt": result.prompt,
+        "seed": candidate.seed,
+        "branched": bool(result.particles.parent[candidate.uid] >= 0),
+        "search": {
+            **{k: settings[k] for k in ("algorithm", "options", "budget")},
+            "rank": rank + 1,
+            "reward": candidate.reward,
+            "scores": candidate.scores,
+            "metrics": candidate.metrics,
+            "nfe": result.spent.nfe,
+            "seeds": result.spent.seeds,
+        },
+    }
+    return {key: plain(value) for key, value in payload.items()}
+
+
+def label(picture: Image.Image, payload: Mapping[str, Json]) -> None:
+    """Put the infotext and the payload into a picture's `info`, under the keys that PNGs carry them by."""
+    picture.info |= {"parameters": infotext(payload, picture.size), "ttsnap": json.dumps(payload)}
+
+
+def read_payload(path: Path) -> dict[str, Any]:
+    """The "ttsnap" metadata of a file, as of `parse_payload`. ValueError also where it cannot be read."""
+    return parse_payload(files.read_bytes(path, files.PICTURE_BYTES, "image"), path)
+
+
+def parse_payload(data: bytes, path: Path) -> dict[str, Any]:
+    """The "ttsnap" metadata of an image or a video that anyone may have written. ValueError that says what
+    is wrong."""
+    text = texts_in(data, path, ("PNG", "WEBP")).get("ttsnap")
+    if text is None:
+        raise ValueError(f"{path} carries no ttsnap metadata; only files written by ttsnap can be replayed")
+    return checked(files.parse_json(text, f"the ttsnap metadata of {path}"), path)
+
+
+def plain(value: object) -> Json:
+    """JSON-ready: nan becomes null, paths and such become text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

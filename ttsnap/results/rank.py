@@ -22,8 +22,8 @@ from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.options.engine import BatchOptions
+from ttsnap.results.media import still
 from ttsnap.results.outputs import ENLARGED
-from ttsnap.results.pixels import still
 from ttsnap.rewards.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts

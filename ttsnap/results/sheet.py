@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.core.looks import ESTIMATE
+from ttsnap.core.outcome import SHOWN
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Result
 from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.results.media import data_uri, still
 
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
 TEXT, GAP = 15, 10
@@ -23,6 +26,8 @@ PRUNED = 4
 SPREAD = 3
 """At so many places of their ranking pruned ones are taken first."""
 WIDEST, TALLEST = 1740, 1500
+HIGH = 192
+"""Pixels of an image's height in a notebook."""
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
 LOOKS = "ttsnap looks"
 """The text in a sheet's PNG that says which look is where, as JSON: the side of its pictures in pixels, and rows of
@@ -215,3 +220,22 @@ def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> st
     while text and draw.textlength(text + "…", font) > width:
         text = text[: -max(1, len(text) // 50)]
     return text + "…"
+
+
+def page_of(result: Result) -> str:
+    """A result as notebooks show it: HTML with the images, of videos strips of frames, and the contact sheet."""
+    pictures = [(still(c.pixels, columns=SHOWN), f"seed {c.seed}") for c in result.images]
+    images = [_element(picture, f"height:{HIGH}px", seed) for picture, seed in pictures]
+    sheet = contact_sheet(result, result.thumbnails) if result.thumbnails else None
+    parts = [f"<div>{html.escape(repr(result))}</div>", f"<div>{''.join(images)}</div>"]
+    if sheet is not None:
+        parts.append(_element(sheet, "max-width:100%", "contact sheet"))
+    return "".join(parts)
+
+
+def _element(picture: Image.Image, style: str, text: str) -> str:
+    # Small pictures are of few colours and sharp edges; photographs would make large PNGs.
+    small = max(picture.size) < HIGH
+    uri = data_uri(picture, "png") if small else data_uri(picture, "jpeg", quality=90)
+    style += ";image-rendering:pixelated" if small else ""
+    return f'<img src="{uri}" alt="{html.escape(text)}" style="{style}">'

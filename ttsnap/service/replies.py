@@ -12,8 +12,8 @@ from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files.settings import Json
-from ttsnap.results import outputs
-from ttsnap.results.pixels import to_uint8
+from ttsnap.results.media import png_info, to_uint8
+from ttsnap.results.payload import label, payload_of, plain
 from ttsnap.service.requests import Generation
 from ttsnap.service.tickets import Done, Partial
 
@@ -26,8 +26,8 @@ def encoded(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None 
     picture, file = Image.fromarray(to_uint8(pixels)), io.BytesIO()
     if wanted.output_format == "png":
         if payload is not None:
-            outputs.label(picture, payload)
-        picture.save(file, format="PNG", pnginfo=outputs.png_info(picture))
+            label(picture, payload)
+        picture.save(file, format="PNG", pnginfo=png_info(picture))
     else:
         picture.save(file, format=wanted.output_format.upper(), quality=wanted.output_compression)
     return base64.b64encode(file.getvalue()).decode()
@@ -93,10 +93,10 @@ def _shape(pixels: Tensor, wanted: Generation) -> dict[str, Json]:
 def _image(done: Done, rank: int, wanted: Generation, model: str) -> dict[str, Json]:
     """An image with its scores, which are null where they are no numbers."""
     candidate = done.result.images[rank]
-    data = encoded(candidate.pixels, wanted, outputs.payload_of(done.result, rank, {**done.settings, "model": model}))
+    data = encoded(candidate.pixels, wanted, payload_of(done.result, rank, {**done.settings, "model": model}))
     if wanted.response_format == "url" and not wanted.stream:  # OpenAI's events have no addresses
         image = {"url": f"data:image/{wanted.output_format};base64,{data}"}
     else:
         image = {"b64_json": data}
     scores = {name: getattr(candidate, name) for name in ("seed", "reward", "scores", "metrics")}
-    return {**image, **{name: outputs.plain(value) for name, value in scores.items()}}
+    return {**image, **{name: plain(value) for name, value in scores.items()}}

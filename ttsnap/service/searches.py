@@ -33,7 +33,7 @@ from ttsnap.request.provenance import Provenance
 from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.request.spec import EngineSpec
-from ttsnap.results.outputs import for_prompt
+from ttsnap.results.payload import for_prompt
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.tickets import Done, Progress, Ticket

@@ -1,36 +1,97 @@
-"""Videos as files: animated WebP, animated PNG, and mp4 (by PyAV, extra `video`), each with what made it.
+"""Images and videos as arrays, as pictures, and as files that carry what made them.
 
-The two texts that PNGs carry (outputs.py) are, in an animated PNG, where they are in any PNG; in a WebP in its EXIF
-data, the infotext as the user comment, where A1111 and others look for it, the JSON as the description; in an mp4 under
-their own names among the tags, where ComfyUI keeps its workflows.
+Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG carries (payload.py)
+are in an animated PNG where any PNG has them. A WebP has them in its EXIF data, the infotext as the user comment, where
+A1111 and others look for it, the JSON as the description; an mp4 under their own names among the tags, where ComfyUI
+keeps its workflows.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.outcome import SHOWN, chosen
 from ttsnap.extras import install
 from ttsnap.files.pictures import exif_with
 from ttsnap.files.writing import write_whole
 
+if TYPE_CHECKING:  # to write arrays takes no torch
+    from torch import Tensor
+
+Pixels: TypeAlias = "FloatArray | Tensor"
+"""An image (3, H, W), or a video (T, 3, H, W), in [0, 1], an array or a tensor on any device."""
+GAP = 32
+"""Between them, one part in so many of a frame's width stays white."""
 KEYS = ("parameters", "ttsnap")
-"""What a picture's `info` holds of a search: infotext, and JSON (outputs.py)."""
+"""What a picture's `info` holds of a search: infotext, and JSON (payload.py)."""
 QUALITY = 90
 """Of WebP, from 0 to 100; Pillow's own 80 shows blocks in flat areas."""
 CRF = 17
 """Of mp4: x264's constant rate factor, which is called visually lossless."""
 
-
 LAYOUTS = {1: "mono", 2: "stereo"}
 """What PyAV calls a sound of so many channels."""
+
+
+def to_uint8(image: Pixels) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded; videos (T, 3, H, W) -> (T, H, W, 3)."""
+    on_cpu = image if isinstance(image, np.ndarray) else image.cpu()
+    array = np.moveaxis(np.asarray(on_cpu, dtype=np.float64), -3, -1)
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def still(image: Pixels, columns: int = 2) -> Image.Image:
+    """An image as a picture; of a video a few frames, chosen evenly, row by row in so many columns."""
+    if image.ndim == 3:
+        return Image.fromarray(to_uint8(image))
+    frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
+    high, wide = frames.shape[1:3]
+    gap, columns = -(-wide // GAP), min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(Image.fromarray(frame), (i % columns * (wide + gap), i // columns * (high + gap)))
+    return sheet
+
+
+def frames_of(video: Pixels) -> list[Image.Image]:
+    """(T, 3, H, W) in [0, 1] -> T pictures."""
+    return [Image.fromarray(frame) for frame in to_uint8(video)]
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as an address that holds it, which pages show without a file. options: of PIL's writer of this kind."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def png_info(picture: Image.Image, keys: Sequence[str] = KEYS) -> PngImagePlugin.PngInfo:
+    """What a search put into a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
+
+    PIL leaves `info` out of what it writes. Without such entries, as after edits that made a new picture, it is empty.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key in keys:
+        if key in picture.info:
+            info.add_itxt(key, str(picture.info[key]))
+    return info
+
+
+def save_png(path: Path, picture: Image.Image, keys: Sequence[str] = KEYS) -> None:
+    """Write a PNG with these texts of the picture's `info`, whole or not at all."""
+    write_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=png_info(picture, keys)))
 
 
 class Sound(NamedTuple):
@@ -85,12 +146,9 @@ def _webp(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str
 
 
 def _png(file: BinaryIO, frames: Sequence[Image.Image], texts: Mapping[str, str], fps: float) -> None:
-    info = PngImagePlugin.PngInfo()
-    for key, text in texts.items():
-        info.add_itxt(key, text)
     first, *rest = frames
     first.save(file, "PNG", save_all=True, append_images=rest, duration=durations(len(frames), fps), loop=0,
-               pnginfo=info)  # fmt: skip
+               pnginfo=png_info(first, tuple(texts)))  # fmt: skip
 
 
 def _mp4(
