@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ttsnap.core.names import did_you_mean
 from ttsnap.core.prompt import Prompt
-from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.engine import BatchOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions

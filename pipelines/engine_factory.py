@@ -15,7 +15,7 @@ from ttsnap.pipelines.settings import model_name
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.request.spec import EngineSpec
 from ttsnap.sampling.denoiser import Can

@@ -17,7 +17,7 @@ from ttsnap.cli import main
 from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.results import Result
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.request.spec import EngineSpec
 
 from .local import LocalPool

@@ -25,8 +25,8 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core import utility
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictures import exif_with, is_video, texts_in, video_pixels
+from ttsnap.options.call import VideoOptions
 from ttsnap.options.engine import EngineOptions
-from ttsnap.options.pictures import VideoOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import Sound, outputs, save_video

@@ -18,11 +18,10 @@ from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm, resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
-from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.engine import BatchOptions, EngineOptions
+from ttsnap.options.call import PictureOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
-from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions

@@ -6,7 +6,7 @@ from ttsnap.cli import arguments
 from ttsnap.cli.curves import add_file_arguments, add_recording_arguments, progress, read_recording
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.files.settings import NotNegative
-from ttsnap.options.devices import WorkerOptions
+from ttsnap.options.engine import WorkerOptions
 
 HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.

@@ -14,10 +14,9 @@ from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import WRITTEN
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.call import WRITTEN, PictureOptions
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.options.pictures import PictureOptions
 from ttsnap.rewards.registry import check_names as check_rewards
 from ttsnap.rewards.registry import named
 

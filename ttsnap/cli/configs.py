@@ -14,7 +14,7 @@ from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
-from ttsnap.options.devices import DeviceOptions, WorkerOptions
+from ttsnap.options.engine import DeviceOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions

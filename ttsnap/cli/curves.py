@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_sigterm
-from ttsnap.options.devices import WorkerOptions
+from ttsnap.options.engine import WorkerOptions
 from ttsnap.options.search import SearchOptions
 
 if TYPE_CHECKING:

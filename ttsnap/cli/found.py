@@ -12,7 +12,7 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import write_whole
-from ttsnap.options.pictures import VideoOptions
+from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
 

@@ -22,11 +22,10 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
 from ttsnap.files.pictured import digests
 from ttsnap.loop.budget import Budget
-from ttsnap.options.devices import DeviceOptions
-from ttsnap.options.engine import BatchOptions
+from ttsnap.options.call import PictureOptions, VideoOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.option import values
-from ttsnap.options.pictures import PictureOptions, VideoOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.provenance import Provenance

@@ -13,10 +13,9 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.core.prompt import Prompt
-from ttsnap.options.devices import WorkerOptions
-from ttsnap.options.engine import BatchOptions, EngineOptions
+from ttsnap.options.call import PictureOptions
+from ttsnap.options.engine import BatchOptions, EngineOptions, WorkerOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.pictures import PictureOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.options.call import PictureOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.pictures import PictureOptions
 
 if TYPE_CHECKING:
     import numpy as np

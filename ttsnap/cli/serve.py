@@ -13,7 +13,7 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.extras import install
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import AUTO
 

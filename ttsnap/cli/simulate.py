@@ -23,7 +23,7 @@ from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
-from ttsnap.options.devices import WorkerOptions
+from ttsnap.options.engine import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.core.protocols import Algorithm

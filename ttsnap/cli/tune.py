@@ -19,7 +19,7 @@ from ttsnap.cli.curves import (
 )
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.files.settings import Count
-from ttsnap.options.devices import WorkerOptions
+from ttsnap.options.engine import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning

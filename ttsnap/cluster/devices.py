@@ -16,7 +16,7 @@ from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.reward_actor import RewardActor, split_rewards
 from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
-from ttsnap.options.devices import DeviceOptions
+from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.spec import EngineSpec
 

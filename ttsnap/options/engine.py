@@ -1,12 +1,16 @@
-"""What an engine is told beside the sampler: how large its batches are, and what it hands to listeners."""
+"""What runs a search beside the sampler: devices, workers, the size of batches, what is handed to listeners."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from ttsnap.files.settings import Count, Settings
+from ttsnap.files.settings import Count, Natural, Settings
 from ttsnap.options.option import option, values
+
+_FITTING = "as many as fit into the GPU's memory, the batch size without one"
+_CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,13 @@ class BatchOptions(Settings):
     decode_batch_size: Count | None = option(
         None,
         "most images per decode",
-        unset="as many as fit into the GPU's memory, the batch size without one",
+        unset=_FITTING,
         metavar="N",
     )
     gradient_batch_size: Count | None = option(
         None,
         "most candidates per call that takes a gradient",
-        unset="as many as fit into the GPU's memory, the batch size without one",
+        unset=_FITTING,
         metavar="N",
         recorded=False,
     )
@@ -68,3 +72,55 @@ class EngineOptions(BatchOptions):
     def of(cls, batches: BatchOptions, keep: Sequence[str] = ()) -> EngineOptions:
         """Those of batches, which hand `keep` to listeners."""
         return cls(**values(batches), keep=keep)
+
+
+@dataclass(frozen=True)
+class DeviceOptions(Settings):
+    """Where a search finds its devices. What comes out is the same, but for the last digits.
+
+    Raises ValueError for what is no number of devices.
+    """
+
+    devices: Count | Literal["all", "auto"] = option(
+        1,
+        "devices that search together, a model on each: a number, all (GPUs, or CPU cores where there is none), or "
+        "auto (all GPUs where there are several)",
+        shell="more than one takes Ray",
+        metavar="N",
+    )
+    ray_address: str | None = option(
+        None,
+        f"the Ray cluster whose devices search{_CLUSTER}",
+        unset="this machine alone",
+        metavar="HOST:PORT",
+        loads="address",
+    )
+    reward_actors: Natural = option(
+        0,
+        "devices beside them for rewards that have a network (image towers, VLMs), a copy of each on every one",
+        shell="they take Ray; 0: rewards are where the candidates are",
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True)
+class WorkerOptions(Settings):
+    """How the work of one command is spread. What comes out is the same.
+
+    Raises ValueError for fewer workers than one.
+    """
+
+    workers: Count = option(
+        1,
+        "processes that share the work, as many as there are CPU cores, or GPUs for a model",
+        shell="what comes out is the same",
+        metavar="N",
+        common=True,
+    )
+    ray_address: str | None = option(
+        None,
+        f"the Ray cluster whose machines the workers run on{_CLUSTER}; all of them must see the folder --out",
+        unset="this machine alone",
+        metavar="HOST:PORT",
+        loads="address",
+    )

@@ -12,7 +12,7 @@ from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json
-from ttsnap.options.pictures import VideoOptions
+from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
 from ttsnap.results.payload import for_prompt, label, payload_of, plain
