@@ -229,8 +229,8 @@ class Board:
 
 
 def _mixed(ranked: Sequence[Lane], most: int) -> list[Lane]:
-    """Candidates in the order in which they get room. Where finished ones would take most of it, some dropped ones from
-    all over the ranking come before the last of these."""
+    """Candidates in the order in which they get room. Where finished ones would take most of it, some dropped ones come
+    first, from all over the ranking."""
     finished = [lane for lane in ranked if lane.state == "finished"]
     dropped = [lane for lane in ranked if lane.state == "dropped" and lane.scores]
     some = most // 4

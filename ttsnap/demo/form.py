@@ -208,8 +208,3 @@ def hint(algorithm: str) -> str:
     words += [NOISE] if kernel_for(algorithm) == "sde" else []
     words += ["Meant for scenes-noise-aware or another noise-aware reward."] if "noise-aware" in entry.needs else []
     return " ".join(words)
-
-
-def hints() -> dict[str, str]:
-    """All hints, for the page's script."""
-    return {name: hint(name) for name in OFFERED}

@@ -58,6 +58,21 @@ MOST_WISHES = 1000
 UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
 
+@contextmanager
+def refusals(title: str) -> Iterator[None]:
+    """A ValueError inside is shown in a box over the page."""
+    try:
+        yield
+    except ValueError as error:
+        raise _box(str(error), title) from None
+
+
+def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
+    """An error as gradio takes it. Its text is escaped: it may quote the visitor."""
+    text = escape(text[:1500]).replace("\n", "<br>")
+    return gr.Error(text, duration=20, visible=visible, title=title, print_exception=False)
+
+
 def _of_the_form(run: Handler) -> Handler:
     """Gives a handler a signature with the form's fields, of which gradio makes the API's arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -177,15 +192,15 @@ class Handlers:
         """Finish the best few candidates of this visitor's search, and end it."""
         self._wish(request, BEST, number=number)
 
+    @refusals("That cannot be done")
     def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
-        with refusals("That cannot be done"):
-            wish = form.read_wish(verb, candidate, number, self.limits)
-            wishes = self.wishes.get(str(request.session_hash))
-            if wishes is None:
-                raise ValueError("no search of yours is running; press Search first")
-            if len(wishes) >= MOST_WISHES:
-                raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
-            wishes.append(wish)
+        wish = form.read_wish(verb, candidate, number, self.limits)
+        wishes = self.wishes.get(str(request.session_hash))
+        if wishes is None:
+            raise ValueError("no search of yours is running; press Search first")
+        if len(wishes) >= MOST_WISHES:
+            raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
+        wishes.append(wish)
 
     def surprise(self) -> tuple[str, int]:
         """A random prompt and a random seed."""
@@ -201,13 +216,13 @@ class Handlers:
         """The line below the budget."""
         return line("hint", form.budget_words(text, steps, self.limits)[:300])
 
+    @refusals("No settings to restore")
     def restore(self, payload: Any) -> tuple[Any, ...]:
         """The settings of a picture that was dropped on the page: values of RESTORED, and a line on them."""
-        with refusals("No settings to restore"):
-            path = uploaded(payload, self.cache)
-            if path is None:
-                return (gr.skip(),) * (len(RESTORED) + 1)
-            return self.filled(picture_settings(files.read_bytes(path, self.limits.upload, "picture"), path.name))
+        path = uploaded(payload, self.cache)
+        if path is None:
+            return (gr.skip(),) * (len(RESTORED) + 1)
+        return self.filled(picture_settings(files.read_bytes(path, self.limits.upload, "picture"), path.name))
 
     def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         """Values of RESTORED from a picture's settings, and a line on them."""
@@ -216,21 +231,6 @@ class Handlers:
         if left:
             words = f"Settings restored but for: {'; '.join(left)}"
         return (*(accepted.get(name, gr.skip()) for name in RESTORED), line("word", words[:1500]))
-
-
-@contextmanager
-def refusals(title: str) -> Iterator[None]:
-    """A ValueError inside is shown in a box over the page."""
-    try:
-        yield
-    except ValueError as error:
-        raise _box(str(error), title) from None
-
-
-def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
-    """An error as gradio takes it. Its text is escaped: it may quote the visitor."""
-    text = escape(text[:1500]).replace("\n", "<br>")
-    return gr.Error(text, duration=20, visible=visible, title=title, print_exception=False)
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:

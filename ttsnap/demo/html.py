@@ -18,8 +18,7 @@ VERDICTS = {True: ", strictly right", False: ", wrong"}
 
 
 def thumbnail_uri(image: Any, most: int = SMALL) -> str:
-    """(3, H, W) in [0, 1], or a video (T, 3, H, W), of which a few frames are shown -> a data URI of at most `most`
-    pixels a side."""
+    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side. Of videos (T, 3, H, W) few frames are shown."""
     return shrunk_uri(np.asarray(still(image)), most)
 
 

@@ -29,36 +29,36 @@ class Replays:
 
     handlers: Handlers
 
+    @refusals(NONE)
     def open_files(self, payload: Any) -> tuple[Any, ...]:
         """Open uploaded files, at the end of the first prompt's search.
 
-        Values of: the choice of prompts, the slider of moves, the button that plays, the stage, the settings, the
-        button that searches with them.
+        Values of the choice of prompts, the slider of moves, the play button, the stage, the settings, and the button
+        for another search.
         """
-        with refusals(NONE):
-            folder = self._folder(payload)
-            trace = folder.trace if folder is not None else None
-            names = [f"{i + 1}. {search.prompt[:80]}" for i, search in enumerate(trace.results)] if trace else []
-            moves = len(trace.results[0].moves) if trace else 0
-            chooser = gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0 if names else None,
-                                visible=len(names) > 1)  # fmt: skip
-            slider = gr.update(maximum=max(2, moves), value=max(1, moves), interactive=moves > 1, visible=moves > 1)
-            images = folder.images if folder is not None else []
-            settings = render_settings(images[0].settings or {}) if images else ""
-            play, again = gr.update(interactive=moves > 1), gr.update(visible=bool(images))
-            return chooser, slider, play, render_folder(folder, 0, moves) if folder else "", settings, again
+        folder = self._folder(payload)
+        trace = folder.trace if folder is not None else None
+        names = [f"{i + 1}. {search.prompt[:80]}" for i, search in enumerate(trace.results)] if trace else []
+        moves = len(trace.results[0].moves) if trace else 0
+        chooser = gr.update(choices=[(n, i) for i, n in enumerate(names)], value=0 if names else None,
+                            visible=len(names) > 1)  # fmt: skip
+        slider = gr.update(maximum=max(2, moves), value=max(1, moves), interactive=moves > 1, visible=moves > 1)
+        images = folder.images if folder is not None else []
+        settings = render_settings(images[0].settings or {}) if images else ""
+        play, again = gr.update(interactive=moves > 1), gr.update(visible=bool(images))
+        return chooser, slider, play, render_folder(folder, 0, moves) if folder else "", settings, again
 
+    @refusals(NONE)
     def choose_result(self, payload: Any, which: Any) -> tuple[Any, str]:
         """Choose another prompt of the trace."""
-        with refusals(NONE):
-            folder, which, moves = self._known(payload, which)
-            return gr.update(maximum=max(2, moves), value=max(1, moves)), render_folder(folder, which, moves)
+        folder, which, moves = self._known(payload, which)
+        return gr.update(maximum=max(2, moves), value=max(1, moves)), render_folder(folder, which, moves)
 
+    @refusals(NONE)
     def draw_trace(self, payload: Any, which: Any, move: Any) -> str:
         """The board after so many moves."""
-        with refusals(NONE):
-            folder, which, moves = self._known(payload, which)
-            return render_folder(folder, which, whole("move", move, 0, max(2, moves)))
+        folder, which, moves = self._known(payload, which)
+        return render_folder(folder, which, whole("move", move, 0, max(2, moves)))
 
     def play_trace(self, payload: Any, which: Any) -> Iterator[tuple[Any, str]]:
         """The board after every move in turn, in at most FRAMES frames."""
@@ -70,13 +70,13 @@ class Replays:
                 yield move, render_folder(folder, which, move)
                 time.sleep(min(0.6, 8 / frames))
 
+    @refusals(NONE)
     def search_again(self, payload: Any) -> tuple[Any, ...]:
         """The settings of the first uploaded image, as of `Handlers.restore`, and the other tab."""
-        with refusals(NONE):
-            folder = self._folder(payload)
-            if folder is None or not folder.images:
-                return (gr.skip(),) * (len(RESTORED) + 2)
-            return *self.handlers.filled(dict(folder.images[0].settings or {})), gr.update(selected="search")
+        folder = self._folder(payload)
+        if folder is None or not folder.images:
+            return (gr.skip(),) * (len(RESTORED) + 2)
+        return *self.handlers.filled(dict(folder.images[0].settings or {})), gr.update(selected="search")
 
     def _folder(self, payload: Any) -> Folder | None:
         payloads = payload if isinstance(payload, list) else [payload]

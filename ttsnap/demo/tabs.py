@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ttsnap.demo.form import algorithm_choices, hint, hints
+from ttsnap.demo.form import algorithm_choices, hint
 from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import intro, render_plain
@@ -136,7 +136,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
             size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
-    texts = {name: line("hint", text) for name, text in hints().items()}
+    texts = {name: line("hint", hint(name)) for _, name in algorithm_choices()}
     algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(texts)})[name]", **PRIVATE)
     gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
           trigger_mode="always_last", **PRIVATE)  # fmt: skip

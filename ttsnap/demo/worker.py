@@ -56,7 +56,7 @@ class Models:
 
 
 class SearchThread(threading.Thread):
-    """Waits for the device and works on it, from the start of a `with` block until its end at the latest.
+    """Waits for the device and works on it, from the start of a `with` block to its end.
 
     The page's own thread changes what is shown: this thread puts changes into `news`.
     """
@@ -91,10 +91,11 @@ class SearchThread(threading.Thread):
                 except queue.Empty:
                     break
             going = news[-1] is not None
-            for change in filter(None, news):
+            for change in news:
                 if isinstance(change, Exception):
                     raise change
-                change()
+                if change is not None:
+                    change()
             if going or len(news) > 1:
                 yield
 
