@@ -18,7 +18,7 @@ VERDICTS = {True: ", strictly right", False: ", wrong"}
 
 
 def thumbnail_uri(image: Any, most: int = SMALL) -> str:
-    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side. Of videos (T, 3, H, W) few frames are shown."""
+    """(3, H, W) in [0, 1] -> a data URI of at most `most` pixels a side. Videos (T, 3, H, W) show a few frames."""
     return shrunk_uri(np.asarray(still(image)), most)
 
 
