@@ -11,6 +11,7 @@ import pytest
 
 from tests.shallow import shallow
 from ttsnap.cli import demo
+from ttsnap.demo.form import DemoLimits
 
 PROMPT = "two red circles and a blue square"
 FIELDS: dict[str, Any] = {
@@ -36,8 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     """Its address and its own folder."""
     pytest.importorskip("gradio")
     root = tmp_path_factory.mktemp("demo")
-    a = demo.parser().parse_args(["--device", "cpu", "--max-budget", "6400"])
-    limits = demo.limited(a)
+    a = demo.parser().parse_args(["--device", "cpu"])
+    limits = DemoLimits(nfe=6400)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ttsnap.cli import demo, parse
+from ttsnap.cli import arguments, demo, parse
 from ttsnap.demo.folder import render_settings
 from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
 from ttsnap.demo.snippet import command_line, python_lines
@@ -125,9 +125,11 @@ def test_strangers_do_not_choose_models_by_default(words: list[str], free: bool)
 def test_the_operator_chooses_rewards_and_limits() -> None:
     a = demo.parser().parse_args(["--reward", "brightness", "scenes", "--max-budget", "50", "--max-seconds", "5"])
     assert demo.offered(a).rewards == ("brightness", "scenes")
-    assert (demo.limited(a).nfe, demo.limited(a).seconds) == (50, 5.0)
-    with pytest.raises(ValueError, match="at least 1"):
-        demo.limited(demo.parser().parse_args(["--max-budget", "0"]))
+    limits = arguments.read(DemoLimits, a)
+    assert (limits.nfe, limits.seconds, limits.side) == (50, 5.0, 1024)
+    for flag in ("--max-budget", "--max-size", "--queue-size"):
+        with pytest.raises(ValueError, match=f"{flag} must be at least 1"):
+            demo.parser().parse_args([flag, "0"])
 
 
 def test_kernels_are_chosen_by_need() -> None:

@@ -14,7 +14,9 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.core.prompt import Prompt
+from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
+from ttsnap.files.settings import Count
 from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
@@ -68,10 +70,8 @@ def parser() -> Parser:
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
     p.add_argument("--share", action="store_true", help="a public address through gradio's tunnel, for 1 week")
-    p.add_argument("--max-budget", type=int, default=2000, help="most denoiser evaluations for one search")
-    p.add_argument("--max-seconds", type=float, default=120.0, help="most seconds for one search")
-    p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
-    p.add_argument("--queue-size", type=int, default=20, help="most visitors that wait; one search runs at a time")
+    arguments.add_options(p, DemoLimits)
+    p.add_argument("--queue-size", type=Count, default=20, help="most visitors that wait; one search runs at a time")
     p.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments.add_options(p, ModelOptions, "device", "dtype")
     return p
@@ -79,7 +79,7 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Serve until interrupted."""
-    offer, limits = offered(a), limited(a)
+    offer, limits = offered(a), arguments.read(DemoLimits, a)
     common.check_here(common.placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the files of visitors are deleted then, too
@@ -95,7 +95,7 @@ def run(a: Arguments) -> int:
     return 0
 
 
-def page_of(a: Arguments, offer: Any, limits: Any, root: Path) -> Any:
+def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     """The page and its listeners, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
@@ -150,12 +150,3 @@ def offered(a: Arguments) -> Any:
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own
     return Offer(model, tuple(rewards), defaults, draft=draft, drafts_first=first, any_model=any_model)
-
-
-def limited(a: Arguments) -> Any:
-    """The limits. ValueError for those that allow nothing."""
-    from ttsnap.demo.form import DemoLimits
-
-    if min(a.max_budget, a.max_seconds, a.queue_size, a.max_size) < 1:
-        raise ValueError("--max-budget, --max-seconds, --max-size and --queue-size must be at least 1")
-    return DemoLimits(nfe=a.max_budget, seconds=a.max_seconds, side=a.max_size)

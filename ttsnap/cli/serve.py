@@ -16,6 +16,7 @@ from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import AUTO
+from ttsnap.service.limits import ServiceLimits
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.request.offer import Offer
@@ -82,13 +83,7 @@ def parser() -> Parser:
     )
     p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
     p.add_argument("--no-access-log", action="store_true", help="write no line to stderr for each request")
-    p.add_argument("--max-budget", type=int, default=4000, help=Common("most denoiser evaluations for one request"))
-    p.add_argument("--max-seconds", type=float, default=300.0, help=Common("most seconds for one search"))
-    p.add_argument("--max-size", type=int, default=1024, help="most pixels a side")
-    p.add_argument("--active", type=int, default=32, help="searches at a time; more need more memory")
-    p.add_argument("--queue-size", type=int, default=64, help="requests that wait; others get status 429")
-    p.add_argument("--per-key", type=int, default=32, help="requests of one caller that wait or run")
-    p.add_argument("--drain", type=float, default=30.0, help="seconds within which searches end on SIGTERM")
+    arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
     arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay with the engines
     return p
@@ -104,18 +99,9 @@ def run(a: Arguments) -> int:
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.request.searches import searches_of
-    from ttsnap.service.limits import ServiceLimits
     from ttsnap.service.opening import canonical_of, offer_of, offered
 
-    limits = ServiceLimits(
-        nfe=a.max_budget,
-        side=a.max_size,
-        seconds=a.max_seconds,
-        active=a.active,
-        queue=a.queue_size,
-        per_key=a.per_key,
-        drain=a.drain,
-    )
+    limits = arguments.read(ServiceLimits, a)
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))

@@ -16,6 +16,7 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import PACKAGED
+from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
 from ttsnap.request.request import OfferedSearch, SearchRequest
@@ -31,10 +32,11 @@ NOISE = "Adds noise at every step, so that branches of one candidate differ."
 
 @dataclass(frozen=True)
 class DemoLimits(SearchLimits):
-    """Limits of one visitor's search."""
+    """Limits of one visitor's search. Options are flags of `ttsnap demo`."""
 
-    nfe: Count = 2000
-    seconds: Positive = 120.0
+    nfe: Count = option(2000, "most denoiser evaluations for one search", flag="max_budget")
+    seconds: Positive = option(120.0, "most seconds for one search", flag="max_seconds")
+    side: Count = option(1024, "most pixels a side", flag="max_size")
     images: Count = 8
     prompt: Count = 400
     guidance: Positive = 30.0

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttsnap.files.settings import Count, Json, Positive
+from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError, SearchLimits
 
 
 @dataclass(frozen=True)
 class ServiceLimits(SearchLimits):
-    """Limits of one search, and of all of them."""
+    """Limits of one search, and of all of them. Options are flags of `ttsnap serve`."""
 
-    active: Count = 32
-    """Running searches."""
-    queue: Count = 64
-    """Waiting requests; further ones get status 429."""
-    per_key: Count = 32
-    """Waiting and running requests of one caller."""
+    nfe: Count = option(4000, "most denoiser evaluations for one request", flag="max_budget", common=True)
+    seconds: Positive = option(300.0, "most seconds for one search", flag="max_seconds", common=True)
+    side: Count = option(1024, "most pixels a side", flag="max_size")
+    active: Count = option(32, "searches at a time; more need more memory")
+    queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
+    per_key: Count = option(32, "requests of one caller that wait or run")
+    drain: Positive = option(30.0, "seconds within which searches end on SIGTERM")
     bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24
@@ -28,8 +30,6 @@ class ServiceLimits(SearchLimits):
     """Seconds for a request to arrive, and for a client to read the next half megabyte of a reply."""
     connections: Count = 256
     """Open connections."""
-    drain: Positive = 30.0
-    """Seconds for searches to end in, once the service is to stop."""
     idle: Count = 4
     """Engines without work that stay ready."""
 
