@@ -124,12 +124,12 @@ def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
 def _add(network: nn.Module, adapters: dict[str, Tensor], scale: float, source: str) -> None:
     """Add adapters to the weights of the network that they were trained on."""
     weights = {name.removeprefix("model."): value for name, value in network.named_parameters()}
-    names = {name: f"{name.partition('.lora_')[0]}.weight".removeprefix("base_model.model.") for name in adapters}
-    wanted = {target: weights.get(renamed(target, RENAMED)) for target in names.values()}
-    absent = [name for name, target in names.items() if ".lora_" not in name or wanted[target] is None]
+    names = {name: renamed(name.removeprefix("base_model.model."), RENAMED) for name in adapters}
+    targets = {name: f"{new.partition('.lora_')[0]}.weight" for name, new in names.items()}
+    absent = [name for name, target in targets.items() if ".lora_" not in name or target not in weights]
     if absent:
         raise ValueError(f"the adapters in {source} are for another model: it has nothing for {absent[0]}")
-    merged = merge_adapters({**{t: w for t, w in wanted.items() if w is not None}, **adapters}, scale)
-    for target, weight in wanted.items():
-        if weight is not None:
-            weight.copy_(merged[target])
+    plain = {target: weights[target] for target in targets.values()}
+    merged = merge_adapters({**plain, **{names[name]: value for name, value in adapters.items()}}, scale)
+    for target, weight in plain.items():
+        weight.copy_(merged[target])

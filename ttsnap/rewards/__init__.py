@@ -1,8 +1,6 @@
-"""From whatever a user gives (a name, a function, a file) to the complete interface of a reward, RewardModel.
+"""The complete interface of a reward, RewardModel, and how users name rewards: a name, a function, a file, an address.
 
-The reward models are in `ttsnap.reward_models`.
-
-It imports the core, and reaches reward models by name only.
+The rewards themselves are in `ttsnap.reward_models`. This room imports the core, and loads them by name only.
 """
 
 from ttsnap.rewards.registry import REWARDS, RewardError, make_reward, make_rewards

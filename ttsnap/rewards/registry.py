@@ -1,4 +1,4 @@
-"""From whatever a user gives (a name, a function, a file, an object) to a RewardModel."""
+"""Rewards by name: from a spec (a name, a function, a file, an address, an object) to a RewardModel."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 
     Device = torch.device | str
 Spec: TypeAlias = str | Reward | Callable[..., Scores]
-"""What a user may give as a reward: see make_reward."""
+"""A reward as a user gives it: see make_reward."""
 
 
 class RewardError(RuntimeError):
-    """A reward failed on all of the first images that it was to score, so a search would spend its budget on nothing.
+    """A reward failed on all of its first images, so that a search would waste its budget.
 
-    The message names the reward, what went wrong, and where in its code; `__cause__` is its own exception, where it
-    raised one.
+    The message names the reward, its error, and the line of its code; `__cause__` is its exception, if it raised one.
     """
 
 
 _CORE = Path(__file__).parent
-"""Where the code lies that asks rewards; their own is elsewhere."""
+"""The folder of the code that calls rewards, which is never a reward's own."""
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
@@ -59,19 +58,19 @@ REWARDS: dict[str, str] = {
     "brightness": "ttsnap.reward_models.closed_form:Brightness",
     "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
 }
-"""Names, and where their classes are. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
+"""The class of each name. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 JUDGE = "judge"
-"""The name of rewards that ask another machine. It is no name of REWARDS: only users may choose it, not their files."""
+"""The name of rewards behind an API. It is not in REWARDS: a user may choose such a reward, a file may not."""
 
 _NAMES = (*REWARDS, JUDGE)
 _OR = ", or write file.py:function or module:attribute"
 
 
 def refuse_credentials(spec: object) -> None:
-    """ValueError, which does not show it, for a reward, or one of several, at an address with a name or a password.
+    """ValueError, without the address, for a spec (or one of several) whose address holds a name or a password.
 
-    To be called before a reward that a user names is printed. The values of a judge's options are looked at apart, as
-    names of models may have an @.
+    Call it before a user's spec is printed. The values of a judge's options are checked one by one: names of models may
+    have an @.
     """
     if isinstance(spec, list | tuple):
         for one in spec:
@@ -87,14 +86,14 @@ def refuse_credentials(spec: object) -> None:
 
 
 def said(name: str, error: Exception) -> str:
-    """What a reward's exception says, in words."""
+    """A reward's exception in words."""
     return f"{name}: {type(error).__name__}: {error}"
 
 
 def place_of(error: Exception) -> str:
-    """Where in the reward's code an exception came from, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+    """The origin of an exception in the reward's code, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
 
-    That is the last line outside installed packages, which the reward may have called; else the last line of all.
+    The origin is the last line outside installed packages, which the reward may have called, or else the last line.
     """
     lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
     own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
@@ -102,15 +101,14 @@ def place_of(error: Exception) -> str:
 
 
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
-    """A name of REWARDS, "name:weights", "file.py:function", "module:attribute", a function, or a Reward.
+    """The reward that a spec means. ValueError says what is wrong with a spec.
 
-    "http://..." is a reward server (reward_models/http.py); "judge:..." asks a model behind an API
-    (reward_models/judge/); "A then B" scores estimates by A and finished images by B;
-    "noise-aware:FOLDER on BASE" names the reward that a noise-aware one was trained for, where its weights are not the
-    published ones. `weights` is a local file or folder, or a hub id, in their place. `device` and `dtype` place rewards
-    that have weights; by default they stay on the CPU in float32. A file or module that you name is imported, that is,
-    executed. A RewardModel is returned as it is, and any other Reward as the `given` of a FunctionReward. Raises
-    ValueError that says what was wrong.
+    spec: a name of REWARDS; "name:weights" with a local file or folder or a hub id; "file.py:function" or
+    "module:attribute", which is imported, that is, executed; a function or an object. "http://..." is a reward server
+    (reward_models/http.py), "judge:..." a model behind an API (reward_models/judge/). "A then B" scores estimates by A
+    and finished images by B. "noise-aware:FOLDER on BASE" gives the base, where its weights are not the published ones.
+    device, dtype: of rewards with weights; by default the CPU and the dtype that they were trained in. A RewardModel is
+    returned as it is, another object or function as the `given` of a FunctionReward.
     """
     refuse_credentials(spec)
     if isinstance(spec, str) and len(stages := _stages(spec)) > 1:
@@ -148,14 +146,16 @@ def make_rewards(
 
 
 def named(text: str) -> tuple[str, str]:
-    """The name by which a reward is offered, and the reward: of NAME=REWARD. A reward alone is its own name."""
+    """The name and the spec in NAME=SPEC; a spec alone is its own name."""
     name, equals, spec = text.partition("=")
     return (name, spec) if equals and name.replace("-", "").replace("_", "").isalnum() else (text, text)
 
 
 def check_names(specs: object) -> None:
-    """ValueError where a reward that a user names, or one of a list, is surely none: an unknown name, or a function of
-    a file or a module that is not there. Nothing is loaded for it, and nothing is imported."""
+    """ValueError for a spec (or one of several) with an unknown name, a missing file or a missing module.
+
+    Nothing is loaded or imported.
+    """
     refuse_credentials(specs)
     for spec in _stages(specs):
         name, colon, _ = str(spec).partition(":")
@@ -172,52 +172,53 @@ def check_names(specs: object) -> None:
 
 
 def heavy(spec: Spec) -> bool:
-    """Whether a reward that a user gives is worth a device of its own (`RewardModel.heavy`) and reads nothing but
-    images and prompts, so that it can have one. Nothing is loaded for it; a file or module that you name is imported,
-    that is, executed. ValueError for an unknown one."""
+    """Whether a reward is worth a device of its own (`RewardModel.heavy`) and can have one: it needs no more than
+    images and prompts.
+
+    No weights are loaded; the spec's file or module is imported, that is, executed. ValueError for an unknown name.
+    """
     refuse_credentials(spec)
-    known = [_what(stage) for stage in _stages(spec) if not isinstance(stage, str) or _elsewhere(stage) is None]
     return any(
         stated(what, "heavy", False) and stated(what, "estimates", "pixels") == "pixels" and not needs_of(what)
-        for what in known
+        for what in _here(spec)
     )
 
 
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
-    """Whether rewards that a user gives may score drafts that nobody asked for: none asks a
-    model behind an API, where each of many drafts costs tokens. Nothing is loaded for it, as for
-    `heavy`. ValueError for an unknown one."""
-    for stage in _stages(specs):
-        if not isinstance(stage, str) or _elsewhere(stage) is None:
-            paid = stated(_what(stage), "tokens", 0) > 0
-        else:
-            paid = stage.partition(":")[0] == JUDGE
-        if paid:
-            return False
-    return True
+    """Whether rewards may score drafts by default: none pays tokens for each of many drafts.
+
+    No weights are loaded, as for `heavy`. ValueError for an unknown name.
+    """
+    judged = any(isinstance(stage, str) and stage.partition(":")[0] == JUDGE for stage in _stages(specs))
+    return not judged and not any(stated(what, "tokens", 0) for what in _here(specs))
 
 
 def _stages(specs: Any) -> list[Any]:
-    """The rewards that specs name: each of a list, and both of "A then B"."""
+    """The single specs of a list, and both of "A then B"."""
     many = specs if isinstance(specs, list | tuple) else [specs]
     parts = ([stage.strip() for stage in one.split(" then ", 1)] if isinstance(one, str) else [one] for one in many)
     return [stage for part in parts for stage in part]
 
 
 def _elsewhere(spec: str) -> str | None:
-    """What makes a reward at an address, or one that asks a judge; None for other rewards."""
+    """The maker of a reward at an address or behind an API; None for other rewards."""
     if spec.startswith(("http://", "https://")):
         return "ttsnap.reward_models.http:HttpReward"
     return "ttsnap.reward_models.judge.rewards:from_spec" if spec.partition(":")[0] == JUDGE else None
 
 
 def _what(spec: Spec) -> Any:
-    """The class, function or object that a reward's name stands for, or the one that was given. Nothing is made."""
+    """The class, function or object that a spec names, or is."""
     return _load(REWARDS.get(spec.partition(":")[0], spec), spec) if isinstance(spec, str) else spec
 
 
+def _here(specs: Spec | Sequence[Spec]) -> list[Any]:
+    """The classes, functions and objects of all rewards that run in this process."""
+    return [_what(stage) for stage in _stages(specs) if not isinstance(stage, str) or _elsewhere(stage) is None]
+
+
 def _load(path: str, asked: str) -> Any:
-    """The object at "module:attribute" or "file.py:attribute", for the spec that the user wrote."""
+    """The object at "module:attribute" or "file.py:attribute". asked: the user's spec, for messages."""
     if not path.rpartition(":")[0]:
         raise ValueError(_unknown(asked))
     try:

@@ -1,4 +1,4 @@
-"""The complete interface of a reward, and the one place that asks what a user's reward has of it."""
+"""The complete interface of a reward, and the one place that reads what a user's reward has of it."""
 
 from __future__ import annotations
 
@@ -11,86 +11,84 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from ttsnap.core.protocols import Reward, Scores
 
-if TYPE_CHECKING:  # those who only plan searches import this room, too, and have no need of torch
+if TYPE_CHECKING:  # planning a search imports this module, and needs no torch
     import torch
     from torch import Tensor, nn
 
 T = TypeVar("T")
 _NOTHING = object()
 SPACES = ("pixels", "latents")
-"""What a reward may read of an unfinished x0 estimate: its image, or itself."""
+"""What a reward may read of an unfinished x0 estimate: its image, or its latent."""
 NEEDS = ("source", "video")
-"""What a reward may need beside images and prompts: the image that a prompt edits, or videos whole."""
+"""What a reward may need besides images and prompts: the image that was edited, or whole videos."""
 
 
 class RewardModel(ABC):
-    """A reward with all that engines, recorders, servers and commands may ask of one, and a default for the most.
+    """A reward as engines, recorders, servers and commands use it, with defaults for most members.
 
-    Subclass it, give `name`, define `__call__`, and redefine what you know better. A reward need not be one: of a
-    function, or of any object with `name` and `__call__` (core.Reward), make_reward makes one.
+    Subclasses have a `name` and define `__call__`. make_reward makes one of any function, and of any object with `name`
+    and `__call__` (core.Reward).
     """
 
     name: str
-    """The label in results; rewards of one search have different ones."""
+    """The label in results, unique in a search."""
     needs: frozenset[str] = frozenset()
-    """Of NEEDS, what it cannot score without. With "source" it is called as reward(images, prompts, level, source=...),
-    where source (N, 3, h, w) float in [0, 1] holds the image that each row's prompt edits. With "video" its images are
-    videos (N, T, 3, H, W); other rewards see single frames of a video (scoring.Shown)."""
+    """Of NEEDS. With "source" a call is reward(images, prompts, level, source=...), where source (N, 3, h, w) float in
+    [0, 1] holds the image that each row edited. With "video" images are videos (N, T, 3, H, W); other rewards see
+    single frames of a video (scoring.Shown)."""
     estimates: str = "pixels"
-    """What it reads of an unfinished x0 estimate, one of SPACES. Other than pixels, no estimate is decoded for it."""
+    """What is read of an unfinished x0 estimate, one of SPACES. Estimates are decoded for pixels only."""
     example: str = "a photo"
-    """A prompt that it can read, for trial calls."""
+    """A valid prompt, for trial calls."""
     network: nn.Module | None = None
-    """The network that it consists of, whose weights are no part of the memory that a gradient takes."""
+    """Its network, if any: weights do not count as memory of a gradient."""
     base: Reward | None = None
-    """The reward whose score of the finished image this one predicts from an estimate, if there is such a one."""
+    """The reward whose final score this one predicts from an estimate, if any."""
 
     heavy: bool = False
-    """Whether it has a network that is worth a device of its own, where a user has some for rewards
-    (`--reward-actors`)."""
+    """Whether its network is worth a device of its own, where there are devices for rewards (`--reward-actors`)."""
     remote: bool = False
-    """Whether it is asked in another process, so that an engine makes its images and leaves its scores open."""
+    """Whether scores come from another process: an engine makes the images and leaves the scores open."""
     tokens: int = 0
-    """The most that scoring one image takes of a language model behind an API, where it asks one: a budget in tokens is
-    charged this much, and gets back what was not taken."""
+    """Most tokens of a language model behind an API for one image. A budget in tokens is charged this much, and
+    refunded what was not taken."""
     tokens_taken: Sequence[int] = ()
-    """What each image of the last call took of these tokens; nothing where that asked no model."""
+    """Tokens that each image of the last call took; empty without a model behind an API."""
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """images (N, 3, H, W) float in [0, 1], N prompts, level (N,) noise level of each estimate, or None for
-        finished images -> N scores.
+        """images (N, 3, H, W) float in [0, 1], N prompts -> N scores, higher is better; nan where an image has none.
 
-        As in core.Reward: ordinary rewards ignore `level`, and a NaN counts as a failed call on that image.
+        level (N,): of each estimate's noise, None for finished images. Ordinary rewards ignore it.
         """
 
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """As a call, of unfinished estimates in the space `estimates`: x (N, C, h, w) latents."""
+        """As a call, on estimates in the space `estimates`: x (N, C, h, w) latents."""
         raise NotImplementedError(f"reward {self.name!r} reads {self.estimates}: it needs a method score_estimates")
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """As a call, (N,) with a graph back to the images, for guidance; a plain call where that has one."""
+        """As a call, (N,) with a graph back to the images, for guidance."""
         return self(images, prompts, level)
 
     def check(self, prompts: Sequence[str]) -> None:  # noqa: B027 (nothing to check is a fine default)
-        """ValueError for prompts that it cannot score, before anything is computed."""
+        """ValueError for prompts that cannot be scored, before anything is computed."""
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of a call on one image, so that a budget in FLOPs counts them."""
+        """FLOPs of a call on one image, for budgets in FLOPs."""
         return 0.0
 
     @property
     def scores_estimates_apart(self) -> bool:
-        """Whether other code scores estimates than finished images, so that one may be broken and the other not."""
+        """Whether estimates and finished images are scored by different code, of which one alone may be broken."""
         return self.estimates != "pixels"
 
     def without_alpha(self, images: Tensor) -> Tensor:
-        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w), to call this with; the alpha channel is dropped by default."""
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call; by default without the alpha channel."""
         return images[:, :3]
 
     def trial_image(self) -> Tensor:
-        """A gray image (1, 3, h, w), for trial calls, where this reward wants its images."""
+        """A gray image (1, 3, h, w) for trial calls, on the device of this reward's images."""
         return _gray("cpu")
 
     def called(self, name: str) -> Self:
@@ -101,14 +99,14 @@ class RewardModel(ABC):
 
 
 class FunctionReward(RewardModel):
-    """A user's function or object (`given`) with the complete interface: what it has takes the place of the defaults.
+    """A user's function or object (`given`) with the complete interface; its own attributes replace the defaults.
 
-    Called as given(images, prompts, level), without the level where the signature has no place for it, and with
-    `source=` where its `needs`, any collection of names, say so. name: by default its own.
+    The call is given(images, prompts, level), without the level where the signature has no place for it, and with
+    `source=` where the collection `given.needs` says so. name: by default that of `given`.
     """
 
     device: torch.device | str = "cpu"
-    """Where it wants images of trial calls."""
+    """Of the trial image."""
     _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
@@ -137,8 +135,7 @@ class FunctionReward(RewardModel):
 
 
 def adapted(given: object) -> RewardModel:
-    """The complete interface of an object that a user gives. ValueError where it is no reward, or says of itself what
-    cannot be."""
+    """A user's object as a RewardModel. ValueError where it is no reward, or its `estimates` or `needs` are unknown."""
     if not callable(given):
         raise ValueError(f"a reward is a name, a function (images, prompts) -> scores, or a Reward; got {given!r}")
     made = given if isinstance(given, RewardModel) else FunctionReward(given)
@@ -151,14 +148,13 @@ def adapted(given: object) -> RewardModel:
 
 
 def needs_of(given: object) -> frozenset[str]:
-    """What a user's reward or function says that it needs, by its attribute `needs`."""
+    """The attribute `needs` of a user's reward or function: a name or a collection of names."""
     needs: str | Iterable[str] = stated(given, "needs", ())
     return frozenset([needs] if isinstance(needs, str) else needs)
 
 
 def stated(given: object, name: str, default: T) -> T:
-    """What a user's reward, function or class states of itself by an attribute, which it need not have: its value, else
-    this default, of whose type it is."""
+    """An optional attribute of a user's reward, function or class, of the default's type."""
     value: T = getattr(given, name, default)
     return value
 

@@ -1,4 +1,4 @@
-"""What rewards are shown of what a model makes, and what they return: checked scores.
+"""Calls of rewards: which frames and sources they see, and their scores, checked.
 
 A failure costs one score, not the search, unless a reward fails from the start.
 """
@@ -22,8 +22,8 @@ from ttsnap.rewards.reward_model import RewardModel
 logger = logging.getLogger(__name__)
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"
 SILENT = 8
-"""So many images in a row without a score from the start, though no error was raised, are taken for a broken reward;
-fewer may be chance where a reward answers nan now and then."""
+"""First images without a score, and without an exception, that mark a reward as broken. Fewer may be chance where a
+reward returns nan now and then."""
 Call = Callable[[Tensor, list[str], Tensor], Scores]
 """(images, videos or latents (N, ...), N prompts, levels (N,)) -> N scores."""
 
@@ -31,17 +31,17 @@ Call = Callable[[Tensor, list[str], Tensor], Scores]
 def score_images(
     reward: Call, images: Tensor, prompts: list[str], levels: Tensor, name: str
 ) -> tuple[FloatArray, str | None]:
-    """Scores (N,) float64 with nan where the reward of this name failed, and why, in words."""
+    """Scores (N,) float64 with nan where the reward failed, and why, in words. name: the reward's."""
     scores, error = ask(reward, images, prompts, levels)
     return scores, None if error is None else said(name, error)
 
 
 def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tuple[FloatArray, Exception | None]:
-    """Scores (N,) float64 with nan where the reward failed, and why. A reward is the user's code: it may do anything.
+    """Scores (N,) float64 with nan where the reward failed, and why.
 
-    One broken score must not cost a long search its other images, so an exception marks its whole batch as failed. A
-    reward may also write into its images: callers that need them afterwards pass a copy.
-    Only running out of memory on several images is raised: fewer may fit.
+    A reward is a user's code and may do anything. An exception marks the batch as failed: one broken score must not
+    cost a long search its other images. A reward may write into its images: pass a copy of images that are needed
+    later. OutOfMemoryError alone is raised, where there are several images: fewer may fit.
     """
     n = len(prompts)
     try:
@@ -60,7 +60,7 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
 def score_in_parts(
     reward: Call, images: Tensor, prompts: list[str], levels: Tensor, name: str
 ) -> tuple[FloatArray, str | None]:
-    """As score_images, with half as many images at a time where memory runs out."""
+    """As score_images, in halves where memory runs out."""
     try:
         return score_images(reward, images, prompts, levels, name)
     except torch.OutOfMemoryError:  # Raised for several images only.
@@ -71,7 +71,7 @@ def score_in_parts(
 
 
 def as_float64(scores: Scores) -> FloatArray:
-    """A reward's answer as a numpy array: numbers, an array, a tensor of any kind, or a list of these."""
+    """A reward's scores (numbers, an array, a tensor, or a list of these) as an array."""
     if isinstance(scores, Tensor):
         # In this order: numpy has no bfloat16, and MPS no float64.
         return np.asarray(scores.detach().cpu().double().numpy())
@@ -81,17 +81,15 @@ def as_float64(scores: Scores) -> FloatArray:
 
 @dataclass(frozen=True)
 class Shown:
-    """What rewards are shown.
-
-    frames: of a video, how many frames each reward of images sees, whose mean is the score; None where images are made.
-    edits: whether prompts edit images.
-    """
+    """What there is for rewards to see: images or videos, with or without the images that were edited."""
 
     frames: int | None = None
+    """Frames of a video that a reward of images sees, whose mean is the score; None where images are made."""
     edits: bool = False
+    """Whether prompts edit images."""
 
     def check(self, rewards: Sequence[RewardModel]) -> None:
-        """ValueError for a reward that needs what there is not, and says which and what to do."""
+        """ValueError for a reward that needs what there is not."""
         for reward in rewards:
             if "source" in reward.needs and not self.edits:
                 raise ValueError(
@@ -110,55 +108,57 @@ class Shown:
                 )
 
     def calls(self, reward: RewardModel) -> int:
-        """Reward calls that one score by this reward takes: one for each image that it sees, or one for a video."""
+        """Reward calls of one score: one for each image that the reward sees, or one for a whole video."""
         return 1 if self.frames is None or "video" in reward.needs else self.frames
 
     def by(self, reward: RewardModel, sources: Tensor | None = None) -> Call:
-        """A call of this reward on what is made, (N, 3, H, W) or (N, T, 3, H, W), with all that it needs.
+        """A call of this reward on images (N, 3, H, W) or videos (N, T, 3, H, W), with its sources.
 
-        sources: (N, 3, h, w), what each row's prompt edits, or (1, 3, h, w) where that is the same; None where no
-        reward needs it.
+        sources: the images that were edited, (N, 3, h, w), or (1, 3, h, w) for all rows; None without.
         """
-        asked: Callable[..., Scores] = reward
+        scores_of: Callable[..., Scores] = reward
         whole, times = self.frames is None or "video" in reward.needs, self.calls(reward)
         given = sources if "source" in reward.needs else None
 
-        def ask(images: Tensor, texts: list[str], levels: Tensor) -> Scores:
+        def of_images(images: Tensor, texts: list[str], levels: Tensor) -> Scores:
             if given is None:
-                return asked(images, texts, levels)
+                return scores_of(images, texts, levels)
             source = given.expand(len(images) // times, -1, -1, -1).repeat_interleave(times, 0)
-            return asked(images, texts, levels, source=source)
+            return scores_of(images, texts, levels, source=source)
 
         def of_frames(videos: Tensor, prompts: list[str], levels: Tensor) -> Scores:
             images = videos[:, chosen(videos.shape[1], times)].flatten(0, 1)
             texts = [prompt for prompt in prompts for _ in range(times)]
-            each = as_float64(ask(images, texts, levels.repeat_interleave(times)))
+            each = as_float64(of_images(images, texts, levels.repeat_interleave(times)))
             if each.shape != (len(images),):
                 raise ValueError(f"returned shape {each.shape} for {len(images)} frames; it must be ({len(images)},)")
             return np.asarray(each.reshape(len(videos), times).mean(1))
 
-        return ask if whole else of_frames
+        return of_images if whole else of_frames
 
     def tokens(self, reward: RewardModel) -> list[int]:
-        """What each row of its last call took of language models; nothing where that asked none."""
+        """Tokens of a language model that each row of the reward's last call took; none without such a model."""
         taken, times = list(reward.tokens_taken), self.calls(reward)
         return [sum(taken[i : i + times]) for i in range(0, len(taken), times)]
 
 
 class RewardHealthCheck:
-    """Whether some rewards have scored anything yet: one that fails from the start ends a search before all is spent.
+    """Ends a search whose reward fails from the start, before the budget is spent.
 
-    What judges estimates and what judges finished images begin separately where they are not the
-    same code. Batches of one image are taken together until there are two, unless the reward raises an exception."""
+    Estimates and finished images are counted separately where different code scores them. An exception in the first
+    batch is enough; without one, SILENT images must fail.
+    """
 
     def __init__(self, rewards: Sequence[RewardModel]) -> None:
         self._split = {r.name: r.scores_estimates_apart for r in rewards}
-        # By reward, and whether of finished images: those that failed so far where none was scored yet, -1 afterwards.
+        # By reward, and whether images are finished: failures while none was scored, -1 from the first score on.
         self._failed: dict[tuple[str, bool], int] = {}
 
     def check(self, name: str, scores: FloatArray, last: BoolArray, broken: BoolArray, error: Exception | None) -> None:
-        """RewardError where this reward has failed on all that it was asked about so far: scores (N,) of a batch,
-        of which `last` (N,) are finished images, and `broken` (N,) nan or inf before any reward saw them."""
+        """RewardError where this reward has failed on all images so far.
+
+        scores (N,): of a batch; last (N,): which are finished images; broken (N,): which are nan or inf already.
+        """
         last = last & self._split[name]
         for kind in np.unique(last).tolist():
             of_kind, before = last == kind, self._failed.get((name, kind), 0)
@@ -174,7 +174,7 @@ class RewardHealthCheck:
 
 
 def explained(scores: FloatArray, causes: dict[str, str | None]) -> str | None:
-    """Why some of an image's scores (R,) are nan, None where none is. causes: what was said of each reward, by name."""
+    """Why some of an image's scores (R,) are nan, None where none is. causes: each reward's error, by name."""
     if not np.isnan(scores).any():
         return None
     known = [cause for cause in causes.values() if cause]
