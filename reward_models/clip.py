@@ -41,7 +41,7 @@ class TwoTowers(Scorer):
         return self.cosine(images, prompts)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(N,) float32 in [-1, 1]. A search scores many images of one prompt, so each text is encoded once."""
+        """(N,) float32 in [-1, 1]. Each prompt is encoded once: a search scores many images of it."""
         unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         texts = normalize(self.embed_texts(list(unique)).float(), dim=-1)
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=texts.device)
@@ -52,7 +52,7 @@ class HFTowers(TwoTowers):
     """A transformers CLIPModel with its tokenizer."""
 
     processor = ""
-    """Where the tokenizer is if not beside the weights."""
+    """The hub id of the tokenizer, where there is none beside the weights."""
     adapted = VISION_ADAPTED
     trained = r"vision_model\..*|visual_projection\..*"
     level_sites = VISION_SITES
@@ -75,7 +75,7 @@ class HFTowers(TwoTowers):
         return _pooled(self.network.get_image_features(pixel_values=self.pixels(images)))  # type: ignore[operator]
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        # The towers are causal and read the embedding off the end token, so the length of the padding does not matter.
+        # The towers are causal and read the embedding at the end token: the length of the padding does not matter.
         tokens = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -152,7 +152,7 @@ class OpenClipScore(OpenClipTowers):
 
 
 def _preprocess(cfg: dict[str, Any], source: str) -> Preprocess:
-    """From open_clip's description of it."""
+    """The preprocessing that open_clip's configuration describes."""
     size, mode = cfg["size"], cfg["interpolation"]
     fit = {"shortest": "crop", "squash": "squash"}.get(str(cfg["resize_mode"]))
     side = size if isinstance(size, int) else size[0]

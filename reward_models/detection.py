@@ -69,7 +69,7 @@ class CountReward(NetworkReward):
         return cls(network, pretrained(AutoProcessor, source), **options)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt that counts nothing. An empty one passes: it only measures the time of a call."""
+        """ValueError for a prompt that counts nothing. An empty prompt passes: it measures the time of a call."""
         for prompt in prompts:
             if prompt and not self.counts(prompt):
                 raise ValueError(f"prompt {prompt!r} counts nothing; write numbers, as in 'two apples and a pear'")
@@ -81,8 +81,7 @@ class CountReward(NetworkReward):
     def _one(self, picture: Image.Image, wanted: dict[str, int]) -> float:
         """The score of one picture; wanted: how many of each phrase. nan where `wanted` is empty.
 
-        The detector is asked for one phrase at a time: it would give each box to one phrase only, and the number of
-        phrases varies.
+        The detector gets one phrase at a time: of several, it gives each box to one only, and their number varies.
         """
         total = 0.0
         for phrase, n in wanted.items():

@@ -1,8 +1,7 @@
 """ImageReward: a BLIP text encoder that attends to the image, and a linear stack (Xu et al., arXiv 2304.05977).
 
-The networks are transformers' BLIP classes; the published checkpoint has the names of the original BLIP code, which
-NAMES translates. Their sizes are read off the weights, all but the width of the attention heads, which the weights
-do not show; the published towers have heads 64 wide.
+The networks are transformers' BLIP classes; NAMES translates the checkpoint's names, those of the original BLIP code.
+The weights show all sizes but the width of the attention heads, which is 64 in the published towers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class ImageReward(Scorer):
     name = "imagereward"
     weights = "THUDM/ImageReward"
     max_tokens = MAX_TOKENS
-    # The text encoder attends to the image, so it belongs to the image side, and reads one text per image.
+    # The text encoder attends to the image: it is on the image side, and reads one text per image.
     adapted = (
         r"vision\.embeddings\.patch_embedding|vision\.encoder\.layers\.\d+\.(self_attn\.(qkv|projection)|mlp\.fc[12])"
         r"|text\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
@@ -58,7 +57,7 @@ class ImageReward(Scorer):
     )
 
     def __init__(self, vision: Any, text: Any, head: nn.Module, tokenizer: Any, *, batch_size: int = 32) -> None:
-        # As published, the stack runs in float32 whatever the towers run in.
+        # As published, the stack runs in float32, whatever the towers' dtype.
         network = nn.ModuleDict({"vision": vision, "text": text, "head": head.float()})
         super().__init__(network, Preprocess(vision.config.image_size), batch_size=batch_size)
         self._tokenizer = tokenizer

@@ -1,10 +1,10 @@
-"""From decoded images to a network's input, in one place: 8-bit, resize, crop or pad, normalise.
+"""From decoded images to a network's input: rounded to 8 bits, resized, cropped or padded, normalised.
 
-Every scorer sees an image as an 8-bit PNG would hold it, so that a score does not change when the image is saved. The
-published rewards resize with PIL, which filters the columns and then the rows and rounds to 8 bits after each. The same
-is done here in PIL's own fixed-point arithmetic, on the images' device, so the results are PIL's to the bit; a float
-kernel (torch's, antialiased) would differ by 1 of 255 in some pixels, which moves scores by up to 1e-3 of their size.
-Pillow 13 filters the rows first where the height shrinks more than the width; the published rewards predate that.
+Rounding makes images those of an 8-bit PNG, so that saving an image does not change its score. Published rewards resize
+with PIL, which filters columns, then rows, and rounds to 8 bits after each. The code here does so in PIL's fixed-point
+arithmetic on the images' device, equal to the bit. A float kernel (torch's, antialiased) differs by 1 of 255 in some
+pixels, which moves scores by up to 1e-3 of their size. Pillow 13 filters rows first where the height shrinks more than
+the width; the published rewards predate it.
 
 Sources of the geometry: torchvision's Resize and CenterCrop or transformers' CLIPImageProcessor for "crop", hpsv2's
 ResizeMaxSize for "pad", and Pillow's Resample.c and Convert.c for the arithmetic.
@@ -38,12 +38,12 @@ PRECISION = 22
 class Preprocess:
     """Images (N, 3, H, W) in [0, 1], of any size -> (N, 3, size, size) float32, normalised, on the same device.
 
-    fit: "crop" takes the shorter side to `size` and crops the centre; "pad" takes the longer side there and pads with
-    black (without PIL's rounding, since hpsv2 resizes tensors); "squash" ignores the aspect ratio.
-    rules: whose habits "crop" and "squash" follow where the two differ. An odd margin of a crop is cut in halves that
-    "transformers" rounds down and "torchvision" to the nearest even number, and an alpha channel is dropped by
-    "transformers" at once and by the transforms of "torchvision" users (OpenAI's CLIP, open_clip, ImageReward) last.
-    exact: as an 8-bit file and PIL would have it, which has no gradient; else without rounding, with torch's filters.
+    fit: "crop" resizes the shorter side to `size` and crops the centre; "pad" resizes the longer side and pads with
+    black, without PIL's rounding, since hpsv2 resizes tensors; "squash" ignores the aspect ratio.
+    rules: of "crop" and "squash", where libraries differ. "transformers" rounds half of an odd margin down, and drops
+    an alpha channel first. "torchvision" rounds to the nearest even number, and its users (OpenAI's CLIP, open_clip,
+    ImageReward) drop alpha last.
+    exact: rounded as by an 8-bit file and PIL, without a gradient; else by torch's filters without rounding.
     """
 
     size: int
@@ -66,9 +66,9 @@ class Preprocess:
         return (x / 255 - mean) / std
 
     def without_alpha(self, images: Tensor) -> Tensor:
-        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call: colours alone, as the reference comes by them.
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call: the colours that the reference sees.
 
-        Where alpha is dropped last, PIL has weighted colours by it in resizing, so these are resized and cropped.
+        Where alpha is dropped last, PIL has resized colours weighted by alpha: the result is resized and cropped.
         """
         if self.rules == "transformers" or self.fit == "pad":
             return images[:, :3]
@@ -86,11 +86,11 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Sight:
-    """Images and videos as Qwen2-VL and Qwen2.5-VL read them: resized to whole patches, normalised, and cut into these.
+    """Images and videos for Qwen2-VL and Qwen2.5-VL: resized to whole patches, normalised, and cut into patches.
 
-    patch: pixels of a side; merge: patches of a side that are one token; frames: that are one patch; pixels: fewest and
-    most of an image or frame; exact: as in Preprocess. Source: arXiv 2409.12191, and transformers'
-    Qwen2VLImageProcessor, whose order of patches this is.
+    patch: pixels of a patch's side; merge: patches of a token's side; frames: of a patch; pixels: fewest and most of an
+    image or frame; exact: as in Preprocess. Source: arXiv 2409.12191; the order of patches is that of transformers'
+    Qwen2VLImageProcessor.
     """
 
     patch: int
@@ -101,7 +101,7 @@ class Sight:
 
     @classmethod
     def of(cls, config: Any, pixels: tuple[int, int]) -> Sight:
-        """The sight of a transformers configuration."""
+        """From a transformers configuration."""
         seen = config.vision_config
         return cls(int(seen.patch_size), int(seen.spatial_merge_size), int(seen.temporal_patch_size), pixels)
 
@@ -123,7 +123,7 @@ class Sight:
     def patches(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """(T, 3, h, w) levels -> patches (P, 3 * frames * patch^2) and their grid (3,), over time, height and width.
 
-        Frames are repeated at the end up to a multiple of `frames`: an image is seen as two frames of it.
+        The last frame is repeated up to a multiple of `frames`: an image is two equal frames.
         """
         mean, std = (torch.tensor(v, device=levels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
         x = (levels / 255 - mean) / std
@@ -135,7 +135,7 @@ class Sight:
         return x.reshape(grid[0] * grid[1] * grid[2], -1), torch.tensor(grid, device=levels.device)
 
     def _size(self, images: Tensor) -> tuple[int, int]:
-        """The height and width, in whole tokens, that keep the shape best and have as many pixels as asked for.
+        """The height and width, in whole tokens and within `pixels`, nearest to the images' shape.
 
         ValueError for images that are more than 200 times as long as wide.
         """
@@ -146,7 +146,7 @@ class Sight:
         return to
 
     def tokens(self, grid: Tensor) -> int:
-        """How many tokens the patches of a grid are."""
+        """The number of tokens of a grid of patches."""
         return int(grid.prod()) // self.merge**2
 
 
@@ -162,7 +162,7 @@ def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> None:
 
 
 def to_levels(images: Tensor) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> whole numbers 0..255 as float32: what an 8-bit file would hold."""
+    """(N, 3, H, W) in [0, 1] -> the whole numbers 0..255 of an 8-bit file, as float32."""
     return (images.float().clamp(0, 1) * 255).round()
 
 
@@ -172,13 +172,13 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
 
 
 def shorter_side(x: Tensor, size: int) -> tuple[int, int]:
-    """The height and width at which the shorter side is `size`; the longer one is rounded down, as in torchvision."""
+    """The height and width with a shorter side of `size`; the longer side is rounded down, as in torchvision."""
     height, width = x.shape[-2:]
     return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
 
 
 def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Levels 0..255 (N, 3, H, W) -> levels (N, 3, *to) float32: what PIL.Image.resize gives for each image."""
+    """Levels 0..255 (N, 3, H, W) -> levels (N, 3, *to) float32, equal to PIL.Image.resize of each image."""
     levels = x.int()
     for dim in (-1, -2):
         if levels.shape[dim] != to[dim]:
@@ -187,39 +187,39 @@ def resize_like_pil(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Te
 
 
 def weight_by_alpha(levels: Tensor) -> Tensor:
-    """Levels 0..255 (N, 4, H, W) -> the same with colours times alpha: PIL's RGBa, in which it resizes RGBA."""
+    """Levels 0..255 (N, 4, H, W) -> levels with colours times alpha: PIL's RGBa, in which PIL resizes RGBA."""
     x = levels.int()
     product = x[:, :3] * x[:, 3:] + 128
     return torch.cat([(product + (product >> 8)) >> 8, x[:, 3:]], 1).float()
 
 
 def divide_by_alpha(levels: Tensor) -> Tensor:
-    """The way back: PIL's RGBA of RGBa. Where nothing can be seen, colours stay as they are."""
+    """The inverse of weight_by_alpha: PIL's RGBA of RGBa. Colours stay where alpha is 0."""
     x = levels.int()
     alpha = torch.where(x[:, 3:] == 0, 255, x[:, 3:])
     return torch.cat([(255 * x[:, :3] // alpha).clamp(max=255), x[:, 3:]], 1).float()
 
 
 def resize_smoothly(x: Tensor, to: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """As resize_like_pil, within 1 of 255, without rounding: differentiable."""
+    """As resize_like_pil within 1 of 255, differentiable: without rounding."""
     if tuple(x.shape[-2:]) == tuple(to):
         return x
     return functional.interpolate(x, size=to, mode=mode, antialias=True).clamp(0, 255)
 
 
 def _filter(levels: Tensor, dim: int, size: int, mode: str) -> Tensor:
-    """One pass over int32 levels along a dimension. Sums stay below 2^31 as in PIL, so integers are exact."""
+    """One pass over int32 levels along a dimension. Sums stay below 2^31 as in PIL: integers are exact."""
     index, weight = (torch.from_numpy(a).to(levels.device) for a in _taps(levels.shape[dim], size, mode))
     shape = (size, 1) if dim == -2 else (size,)
     total = torch.full_like(levels.index_select(dim, index[0]), 1 << (PRECISION - 1))
-    for column, factor in zip(index, weight, strict=True):  # A loop over the few taps: their product would be large.
+    for column, factor in zip(index, weight, strict=True):  # few taps; their product with the image would be large
         total += levels.index_select(dim, column) * factor.view(shape)
     return (total >> PRECISION).clamp(0, 255)
 
 
 @lru_cache(maxsize=64)
 def _taps(n: int, size: int, mode: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Which of n inputs make each of `size` outputs, and their weights x 2^22: two arrays (taps, size)."""
+    """The inputs, of n, of each of `size` outputs, and their weights x 2^22: two arrays (taps, size)."""
     scale = n / size
     stretch = max(scale, 1.0)
     support = (2.0 if mode == "bicubic" else 1.0) * stretch
@@ -243,7 +243,7 @@ def _kernel(x: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
 
 
 def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
-    """(N, 3, H, W) -> the longer side is `size`; values may overshoot a little, as in torchvision on float tensors."""
+    """(N, 3, H, W) -> a longer side of `size`; values may overshoot a little, as in torchvision on float tensors."""
     height, width = x.shape[-2:]
     scale = size / max(height, width)
     to = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -251,12 +251,12 @@ def resize_longer_side(x: Tensor, size: int, mode: str = "bicubic") -> Tensor:
 
 
 def centre_crop(x: Tensor, size: int, whole: Callable[[float], int]) -> Tensor:
-    """(N, C, H, W) with both sides at least `size` -> (N, C, size, size); `whole` rounds half of an odd margin."""
+    """(N, C, H, W) with sides of at least `size` -> (N, C, size, size). whole: rounds half of an odd margin."""
     top, left = (whole((side - size) / 2) for side in x.shape[-2:])
     return x[..., top : top + size, left : left + size]
 
 
 def pad_to_square(x: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) with both sides at most `size` -> (N, 3, size, size), on black; an odd pixel goes right, down."""
+    """(N, 3, H, W) with sides of at most `size` -> (N, 3, size, size) on black; an odd pixel goes right, down."""
     down, right = (size - side for side in x.shape[-2:])
     return functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

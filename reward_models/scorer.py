@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 class NetworkReward(RewardModel):
-    """A frozen network that scores images. Subclasses define `load` and `score`.
+    """A frozen network that scores images, (N,) float32. Subclasses define `load` and `score`.
 
-    network: on its device and in its dtype; batch_size: most rows of a forward pass; preprocess: from images to the
-    network's input, None where the network's own processor does that. Scores are float32.
+    network: on its device and in its dtype. preprocess: from images to the network's input, None where the network's
+    own processor does that. batch_size: most rows of a forward pass.
     """
 
     heavy = True
     weights = ""
     """The hub id of the published weights."""
     trained_dtype = torch.float32
-    """The network's dtype where none is given."""
+    """The default dtype of the network."""
     trial_size = 64
     """Pixels of a side of the trial image."""
     network: nn.Module
@@ -57,8 +57,8 @@ class NetworkReward(RewardModel):
     ) -> Self:
         """The reward with weights from a file, a folder or a hub id; by default the published ones.
 
-        dtype: of the towers, `trained_dtype` by default. options: those of `load`, and of the class. ValueError where
-        something cannot be loaded, or does not fit.
+        dtype: of the towers, by default `trained_dtype`; heads stay in float32. options: of `load` and of the class.
+        ValueError where something cannot be loaded, or does not fit.
         """
         made = cls.load(str(name_or_path or cls.weights), dtype or cls.trained_dtype, **options)
         made.network.to(device)
@@ -79,8 +79,8 @@ class NetworkReward(RewardModel):
     ) -> Tensor:
         """images (N, 3, H, W), or videos (N, T, 3, H, W), float in [0, 1], N prompts -> (N,) float32.
 
-        level: ignored, these rewards are for clean images. source: (N, 3, h, w), the images that were edited, where
-        `needs` has it.
+        level: ignored; these rewards are made for clean images. source: the images that were edited, (N, 3, h, w),
+        where `needs` has it.
         """
         self.check_rows(images, prompts, source)
         parts = [torch.zeros(0, device=self.device)]
@@ -91,9 +91,9 @@ class NetworkReward(RewardModel):
         return torch.cat(parts)
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """As calling it, in one batch, with a graph back to the images: pixels are not rounded to 8 bits on the way.
+        """As a call, in one batch, with a graph back to the images: pixels are not rounded to 8 bits.
 
-        Without a graph where a processor makes the network's input.
+        There is no graph where a processor makes the network's input.
         """
         if self.preprocess is None:
             return self(images, prompts)
@@ -122,7 +122,7 @@ class NetworkReward(RewardModel):
     def flops(self) -> float:
         """FLOPs of one image or video with a prompt of its own, counted on one call.
 
-        Repeated prompts of a batch cost less; answers in words of another length cost more or less.
+        Repeated prompts of a batch cost less; answers in words cost by their length.
         """
         trial = self.trial_image()
         return count_flops(lambda: self(trial, [self.example], None, trial if "source" in self.needs else None))
@@ -132,20 +132,20 @@ class NetworkReward(RewardModel):
 
 
 class Scorer(NetworkReward):
-    """A network that scores preprocessed images. Subclasses define `count_tokens`, too, where texts are cut.
+    """A network that scores preprocessed images. Subclasses also define `count_tokens` where texts are cut.
 
-    max_tokens: what the text encoder reads of a prompt, None without a limit.
-
-    For student.py a class names, as regular expressions of whole names in `network`: `adapted`, the modules on the
-    image side that low-rank adapters go into (an nn.MultiheadAttention as its .in_proj and .out_proj); `trained`, the
-    parameters that full finetuning changes; `level_sites`, the modules to whose outputs, (N, C, h, w) or (N, T, C) with
-    a row per image, an embedding of the noise level is added. Text towers that encode each prompt once stay out.
+    Noise-aware rewards read `adapted`, `trained` and `level_sites`: regular expressions of whole names in `network`.
+    Text towers that encode each prompt once stay out of all three.
     """
 
     max_tokens: int | None = None
+    """Tokens of a prompt that the text encoder reads, None without a limit."""
     adapted: str = ""
+    """Modules of the image side for low-rank adapters (an nn.MultiheadAttention as its .in_proj and .out_proj)."""
     trained: str = ""
+    """Parameters that full finetuning changes."""
     level_sites: str = ""
+    """Modules with outputs (N, C, h, w) or (N, T, C), a row per image, that get an embedding of the noise level."""
     preprocess: Preprocess
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:
@@ -153,7 +153,7 @@ class Scorer(NetworkReward):
         self.trial_size = preprocess.size
 
     def on(self, network: nn.Module) -> Self:
-        """This scorer on another network of the same structure. Nothing is copied."""
+        """This scorer with another network of the same structure. No weights are copied."""
         other = copy.copy(self)
         other.network = network
         vars(other).pop("flops", None)
@@ -164,11 +164,11 @@ class Scorer(NetworkReward):
         return next(self.network.parameters()).dtype
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The network's input: preprocessed on the images' device, then moved, since it is smaller by then."""
+        """The network's input. Preprocessing runs on the images' device: its result is smaller to move."""
         return self.preprocess(images).to(self.device, self.dtype)
 
     def without_alpha(self, images: Tensor) -> Tensor:
-        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w): images to call this with, freed of alpha as by the reference."""
+        """(N, 4, H, W) in [0, 1] -> (N, 3, h, w) for a call, without alpha as in the reference."""
         return self.preprocess.without_alpha(images)
 
     def count_tokens(self, prompt: str) -> int:
@@ -176,7 +176,7 @@ class Scorer(NetworkReward):
         return 0
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Warn of prompts that the text encoder cuts, as the published reward does: their tails do not count."""
+        """Warn of prompts that the text encoder cuts, as the published reward does."""
         for prompt in prompts:
             n = self.count_tokens(prompt)
             if self.max_tokens is not None and n > self.max_tokens:

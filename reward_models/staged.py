@@ -1,4 +1,4 @@
-"""Prune by a cheap reward, decide by an expensive one."""
+"""A cheap reward for pruning and an expensive one for the last choice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ttsnap.rewards.reward_model import RewardModel, adapted
 
 
 class Staged(RewardModel):
-    """x0 estimates (level > 0) are scored by one reward, finished images (level 0) by another.
+    """One reward for x0 estimates (level > 0), another for finished images (level 0).
 
-    The two scales need not agree: pruning compares estimates of one step with each other, and the winner is chosen
-    among finished images. Algorithms that weigh estimates against finished images in one comparison do not fit.
+    The two scales need not agree: pruning compares estimates of one step, and the winner is chosen among finished
+    images. Algorithms that compare estimates with finished images do not fit.
     """
 
     def __init__(self, early: Reward, final: Reward) -> None:
@@ -35,7 +35,7 @@ class Staged(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        """Of the dearer of the two, per image: an upper bound, since one price holds for all calls."""
+        """FLOPs per image of the dearer reward: an upper bound, since all calls have one price."""
         return max(self.early.flops, self.final.flops)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -46,8 +46,10 @@ class Staged(RewardModel):
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
     ) -> Tensor:
-        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU. source:
-        what each row's prompt edits, for the one of the two that needs it."""
+        """images (N, 3, H, W), N prompts, level (N,) or None for finished images -> (N,) float32 on the CPU.
+
+        source: the images that were edited, for the reward that needs them.
+        """
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         scores, taken = torch.zeros(len(images)), [0] * len(images)
         self.tokens_taken = taken
@@ -55,19 +57,19 @@ class Staged(RewardModel):
             index = rows.nonzero()[:, 0]
             if len(index):
                 chosen = [prompts[i] for i in index.tolist()]
-                asked: Callable[..., Scores] = reward
+                score: Callable[..., Scores] = reward
                 sources = None if source is None else source[index.to(source.device)]
                 given = {"source": sources} if "source" in reward.needs else {}
                 try:
-                    part = asked(images[index.to(images.device)], chosen, levels[index].to(images.device), **given)
-                finally:  # tokens are paid where it fails, too
+                    part = score(images[index.to(images.device)], chosen, levels[index].to(images.device), **given)
+                finally:  # a failed call has taken tokens, too
                     for i, tokens in zip(index.tolist(), reward.tokens_taken, strict=False):
                         taken[i] = tokens
                 scores[index] = torch.as_tensor(part).float().cpu()
         return scores
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """As calling it, with a graph back to the images, for rows that are all estimates or all finished."""
+        """As a call, with a graph back to the images, for rows that are all estimates or all finished."""
         levels = torch.zeros(len(images)) if level is None else torch.as_tensor(level).cpu().float()
         if bool((levels <= 0).any()) and bool((levels > 0).any()):
             raise ValueError(f"{self.name}: gradients of estimates and of finished images are taken apart")
@@ -75,5 +77,5 @@ class Staged(RewardModel):
         return reward.differentiable(images, prompts, level)
 
     def score_estimates(self, x: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        """The early reward's, where that reads latents."""
+        """By the early reward, where that reads latents."""
         return self.early.score_estimates(x, prompts, level)

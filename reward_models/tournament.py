@@ -1,8 +1,8 @@
-"""Pairwise judges: a budgeted tournament, and Bradley-Terry strengths from its results. numpy and scipy only.
+"""Pairwise judges: a tournament with a budget, and Bradley-Terry strengths from its results.
 
-A judge of two images (a VLM asked which is better, a person, any function) orders images that get the same pointwise
-score. Model: P(i beats j) = 1 / (1 + exp(s_j - s_i)), a tie is half a win for each, and a normal prior of width `prior`
-on s keeps unbeaten images finite (Bradley and Terry, Biometrika 1952; the prior makes it a MAP estimate).
+A judge of two images (a VLM, a person, any function) orders images with equal pointwise scores. Model (Bradley and
+Terry, Biometrika 1952): P(i beats j) = 1 / (1 + exp(s_j - s_i)). A tie is half a win for each. A normal prior of width
+`prior` on s keeps unbeaten images finite: strengths are a MAP estimate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ttsnap.rewards.reward_model import RewardModel
 
-if TYPE_CHECKING:  # numpy does here
+if TYPE_CHECKING:  # numpy is enough here
     from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -53,10 +53,10 @@ def bradley_terry(wins: Floats, prior: float = 2.0) -> Floats:
 def tournament(n: int, compare: Compare, budget: int, *, seed: int = 0, prior: float = 2.0) -> Floats:
     """Strengths (n,) of n items after `budget` comparisons.
 
-    The first ones join all items in a random ring, so that every strength is known a little (a smaller budget joins as
-    many as it can). Each further one goes to the pair whose result is least certain, counted down by how often it met;
-    strengths are fitted again once a round of n. Of a pair, the one that came first less often so far is first, since
-    judges tend to favour a place.
+    The first comparisons join all items in a random ring, or as many as the budget allows: every strength is known a
+    little. Each further one goes to the pair whose result is least certain, discounted by its earlier meetings.
+    Strengths are fitted once a round of n. The first item of a pair is the one that was first less often: judges tend
+    to favour a place.
     """
     if n < 1 or budget < 0:
         raise ValueError(f"a tournament needs at least 1 item and a budget of at least 0, got {n} and {budget}")
@@ -92,8 +92,8 @@ def _least_certain(strengths: Floats, met: Floats, rng: np.random.Generator) -> 
 class TournamentReward(RewardModel):
     """Strengths of the images of each prompt, from a judge of two images. Comparable within one call only.
 
-    judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; `rounds` comparisons per image.
-    For the last choice among finished images, `ttsnap score`, or `report=`; not for pruning across batches.
+    judge(image_a, image_b, prompt) -> 1, 0, 0.5 or between, images (3, H, W) in [0, 1]; rounds: comparisons per image.
+    Meant for the last choice among finished images, `ttsnap score` and `report=`, not for pruning across batches.
     """
 
     def __init__(self, judge: Judge, rounds: float = 4.0, name: str | None = None) -> None:

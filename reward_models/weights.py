@@ -1,7 +1,7 @@
-"""Weights of rewards: found in a local file or folder or by a hub id, read, renamed, and loaded.
+"""Weights of rewards: located (a local file or folder, or a hub id), read, renamed, and loaded.
 
-Formats: safetensors, or pickles without code. A published checkpoint has the names of its authors' code, which a table
-of patterns translates.
+Formats: safetensors, or pickles without code. A checkpoint has the names of its authors' code; a table of patterns
+translates them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
-    """The path of a file of weights: `name_or_path` itself where it is a file, else the first of `files` that it holds.
+    """The path of a file of weights: `name_or_path`, where that is a file, or the first of `files` in it.
 
     name_or_path: a file, a folder or the id of a hub repository. ValueError where it holds none of `files`.
     """
@@ -69,9 +69,9 @@ def pretrained(kind: Any, source: str, **options: Any) -> Any:
 
 
 def explained(load: Callable[[], T], source: str) -> T:
-    """What a library's `load` returns; its errors as a ValueError that names the source and says what else to give.
+    """The result of a library's `load`; any error as a ValueError that names the source and says what to give instead.
 
-    All of them, as in ttsnap.files.reading.foreign: what is raised for damaged files is different with every library.
+    Every exception counts, as in ttsnap.files.reading.foreign: each library raises others for damaged files.
     """
     try:
         require_repository(source)
@@ -96,9 +96,9 @@ def renamed(name: str, names: Names) -> str:
 
 
 def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Tensors by name. Of a checkpoint that wraps them in "state_dict" or "model", those. ValueError for others.
+    """Tensors by name, unwrapped from "state_dict" or "model". ValueError for other files.
 
-    names: from published names to those of the network; unused: beginnings of published names that are left out.
+    names: from published names to the network's; unused: beginnings of published names to leave out.
     """
     from safetensors.torch import load_file
 
@@ -124,10 +124,9 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
 
 
 def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in safetensors, by their published names.
+    """The tensors of a checkpoint in safetensors, by their published names. ValueError for pickles and other files.
 
-    name_or_path: a file, a folder or a hub id that holds one of `names`, or INDEX with the files that it lists.
-    ValueError for anything else, pickles among it.
+    name_or_path: a file, or a folder or hub id with one of `names`, or with INDEX and the files that it lists.
     """
     path = locate(name_or_path, [*names, INDEX])
     if path.name.endswith(".index.json"):
@@ -146,10 +145,9 @@ def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Te
 
 
 def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights with peft's low-rank adapters added to them: W + scale * B @ A, in float32; a state without any as it is.
+    """Weights plus peft's low-rank adapters, if any: W + scale * B @ A, in float32. Names lose peft's additions.
 
-    scale: the adapters' alpha / rank. Names lose what peft adds to them. ValueError for half an adapter, or one without
-    a weight of its shape.
+    scale: the adapters' alpha / rank. ValueError for half an adapter, or an adapter without a weight of its shape.
     """
     plain = {name.removeprefix("base_model.model."): value for name, value in state.items()}
     out = {name.replace(".base_layer.", "."): value for name, value in plain.items() if ".lora_" not in name}
@@ -164,7 +162,7 @@ def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
 
 
 def adapter_scale(settings: Mapping[str, Any], rank: str = "r") -> float:
-    """What peft multiplies low-rank adapters with, by its settings; `rank` is the name of the rank in them."""
+    """The factor of low-rank adapters by peft's settings. rank: the name of the rank in them."""
     alpha, r = (check(name, settings.get(name), float) for name in ("lora_alpha", rank))
     return alpha / (r**0.5 if settings.get("use_rslora") else r)
 
@@ -172,8 +170,8 @@ def adapter_scale(settings: Mapping[str, Any], rank: str = "r") -> float:
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
     """Load `state` into every parameter and buffer of `module`.
 
-    source: where the state comes from, for the message. assign: take the tensors themselves, with their dtype, instead
-    of copying them, for modules on the meta device. ValueError where names or shapes are not those of the module.
+    source: of the state, for messages. assign: for modules on the meta device, take the tensors with their dtype, not
+    copies. ValueError where names or shapes are not the module's.
     """
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())

@@ -28,8 +28,8 @@ NAN = float("nan")
 class EditScore(SpokenVLM):
     """sqrt(lower mark of the edit x lower mark of the image), in [0, 10]. The prompt is the instruction.
 
-    temperature: 0.7, of the 20 likeliest tokens and a nucleus of 0.9, is the authors' setting; with 0 it answers in
-    batches, the same each time. More than one of `passes` is better, by its authors.
+    temperature: 0.7, of the 20 likeliest tokens and a nucleus of 0.9, is the authors' setting; 0 gives the same answers
+    each time, in batches. Several `passes` are better, by the authors.
     """
 
     name = "editscore"
@@ -64,10 +64,9 @@ class EditScore(SpokenVLM):
 
 
 def marks(answer: str) -> list[float]:
-    """The numbers of "score" in an answer that should be a JSON object, or of an answer that is a list; else none.
+    """The numbers of "score" in an answer (a JSON object, or a list alone); none where there are none.
 
-    Where the object is damaged, the list behind "score" counts. The package repairs more, and guesses at random where
-    it cannot.
+    In a damaged object the list behind "score" counts. The package repairs more, and guesses at random where it fails.
     """
     text = answer.translate(QUOTES).replace("\n", "")
     whole = WHOLE.search(text)

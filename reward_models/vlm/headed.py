@@ -16,7 +16,7 @@ from ttsnap.reward_models.vlm.model import RENAMED, AskedVLM
 from ttsnap.reward_models.weights import load_into, locate, merge_adapters, pretrained, read_weights, renamed
 
 KINDS = ("qwen2_vl", "qwen2_5_vl")
-"""Model types of configurations that are read here. MiMo-VL is of the second."""
+"""Model types of backbones. MiMo-VL is of the second."""
 HEADS = ("rm_heads.", "rm_head.")
 EMBEDDING = "language_model.embed_tokens.weight"
 
@@ -29,11 +29,11 @@ class Headed(nn.Module):
         self.backbone, self.heads = backbone, nn.ModuleList(heads)
 
     def forward(self, head: int, inputs: dict[str, Tensor], marked: Tensor) -> Tensor:
-        """What one head says at the marked tokens, as many in each of N rows: (N, tokens, outputs) float32.
+        """A head's outputs at the marked tokens, as many in each of N rows: (N, tokens, outputs) float32.
 
-        inputs: of the backbone; marked (N, length) bool. Tokens are numbered in a row, images and videos like text: all
-        models here were trained so, since their trainers hand the text model embeddings, of which it cannot see where
-        they are in an image (Qwen2-VL's own position ids can).
+        inputs: of the backbone; marked (N, length) bool. Position ids count up through images and videos as through
+        text, not over rows and columns as Qwen2-VL's own: the trainers of these models pass embeddings, which have no
+        place in an image.
         """
         n, length = marked.shape
         places = torch.arange(length, device=marked.device).expand(3, n, length)
@@ -43,15 +43,15 @@ class Headed(nn.Module):
 
 
 class HeadedVLM(AskedVLM):
-    """A vision-language model with a head for each question. Subclasses say what is shown and asked.
+    """A vision-language model with a head for each question. Subclasses have the questions and what is shown.
 
-    network: the backbone in its dtype and the heads in float32. processor: as transformers' AutoProcessor loads it.
+    network: the backbone in its dtype and the heads in float32.
     """
 
     files: tuple[str, ...] = ("model.safetensors",)
-    """What they may be called."""
+    """Names that the file of weights may have."""
     marks: tuple[str, ...] = ("<|Reward|>",)
-    """The tokens at which heads read, added to the tokenizer in this order; each question has each of them once."""
+    """Tokens at which heads read, added to the tokenizer in this order; each question has each of them once."""
     pixels: tuple[int, int] = (256 * 28 * 28, 256 * 28 * 28)
     """Fewest and most pixels of an image or frame."""
     network: Headed
@@ -79,8 +79,8 @@ class HeadedVLM(AskedVLM):
     def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
         """source: weights in safetensors. dtype: the backbone's.
 
-        backbone: a folder or hub id with the configuration and the tokenizer; by default they are those beside the
-        weights, or of the model that the published weights were trained from.
+        backbone: a folder or hub id with the configuration and the tokenizer; by default those beside the weights, or
+        those of `cls.backbone`.
         """
         from transformers import AutoConfig, AutoProcessor
 
@@ -94,15 +94,15 @@ class HeadedVLM(AskedVLM):
 
     @classmethod
     def adapter_scale(cls, source: str) -> float:
-        """What low-rank adapters in the weights are multiplied with."""
+        """The factor of low-rank adapters in the weights."""
         return 1.0
 
     def read(self, values: Sequence[Tensor]) -> Tensor:
-        """What the heads say, each (N, marks, outputs) float32 -> scores (N,)."""
+        """The heads' outputs, each (N, marks, outputs) float32 -> scores (N,)."""
         raise NotImplementedError
 
     def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
-        """What is shown of a batch, in this order, each (N, T, 3, h, w) levels 0..255; T is 1 for images."""
+        """The images or videos of a batch, in order, each (N, T, 3, h, w) levels 0..255; T is 1 for images."""
         return [self.preprocess.image(images)]
 
     def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
@@ -110,7 +110,7 @@ class HeadedVLM(AskedVLM):
         return self.read([self._ask(head, shown, prompts) for head in range(len(self.questions))])
 
     def _ask(self, head: int, shown: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """What a head says to its question about each row of what is shown: (N, marks, outputs)."""
+        """A head's outputs for its question about each row of `shown`: (N, marks, outputs)."""
         kind = "video" if "video" in self.needs else "image"
         cut = [[self.preprocess.patches(levels) for levels in row] for row in zip(*shown, strict=True)]
         texts = [self._text(head, kind, [grid for _, grid in row], p) for row, p in zip(cut, prompts, strict=True)]
@@ -124,7 +124,7 @@ class HeadedVLM(AskedVLM):
         return values
 
     def _text(self, head: int, kind: str, grids: Sequence[Tensor], prompt: str) -> str:
-        """A question in the model's chat layout, with as many tokens for each image or video as it has."""
+        """A question in the model's chat layout, with the tokens of each image or video."""
         text = self.layout(self.question(head, prompt), len(grids), kind)
         pad = f"<|{kind}_pad|>"
         first, *rest = text.split(pad)
@@ -134,7 +134,7 @@ class HeadedVLM(AskedVLM):
 
 
 def _beside(source: str) -> Path | str | None:
-    """Where the configuration and the tokenizer are if they are beside the weights."""
+    """The folder or hub id of the weights, where it also has the configuration and the tokenizer."""
     path = Path(source).expanduser()
     where = path.parent if path.is_file() else source
     try:
@@ -146,7 +146,7 @@ def _beside(source: str) -> Path | str | None:
 
 
 def split_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """The backbone's tensors by transformers' names, and those of each head, in the order of the heads' names.
+    """The backbone's tensors by transformers' names, and each head's, in the order of the heads' names.
 
     The layer that predicts words (`lm_head`) is dropped: no head reads it.
     """
@@ -166,9 +166,9 @@ def split_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[di
 
 
 def build_backbone(config: object, state: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> nn.Module:
-    """transformers' model of `config` with these weights, which are not copied where they are of `dtype` already.
+    """transformers' model of `config` with these weights, which are not copied where `dtype` is theirs.
 
-    The number of tokens is the checkpoint's: trainers cut the table of embeddings to what their tokenizer has.
+    The vocabulary's size is the checkpoint's: trainers cut the table of embeddings to their tokenizer's.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModel
@@ -188,8 +188,8 @@ def build_backbone(config: object, state: Mapping[str, Tensor], dtype: torch.dty
 def build_head(state: Mapping[str, Tensor], width: int, source: str) -> nn.Sequential:
     """Linear layers in float32 with a ReLU between each two, as many and as wide as the checkpoint's.
 
-    Their names are numbers, in order (a RankNet of three layers is 0, 3, 5); a single one has none. ValueError where
-    the layers do not follow each other, or the first does not read `width` features.
+    Layers are named by numbers in order (0, 3, 5 in a RankNet of three); a single layer has no name. ValueError where
+    layers do not fit each other, or the first does not read `width` features.
     """
     names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: (len(name), name))
     layers: list[nn.Module] = []

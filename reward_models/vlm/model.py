@@ -1,8 +1,8 @@
-"""A vision-language model that is asked questions about what it is shown: what both kinds of such rewards share.
+"""A vision-language model that answers questions about images or videos: what both kinds of such rewards share.
 
-Each question is a file of prompts/, with {text_prompt} in place of the prompt or the instruction. A model that was
-trained with one wording scores badly by another, so each file is its authors', spaces at the ends of lines and
-misspellings included. Their sources:
+Each question is a file of prompts/, with {text_prompt} in place of the prompt or the instruction. Files are their
+authors' to the character, misspellings and trailing spaces included: a model scores badly by another wording than it
+was trained with. Sources:
 
 hpsv3.txt: INSTRUCTION and prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, hpsv3 1.0.0 (PyPI).
 video_align.txt: DETAILED_PROMPT_WITH_SPECIAL_TOKEN of prompt_template.py, github.com/KlingAIResearch/VideoAlign.
@@ -45,7 +45,7 @@ class AskedVLM(NetworkReward):
     backbone = ""
     """The hub id of the model that the published weights were trained from."""
     questions: tuple[str, ...] = ()
-    """What is asked, in order: names of prompts."""
+    """Names of files in prompts/, in the order of the questions."""
 
     def __init__(
         self, network: nn.Module, processor: Any, preprocess: Sight | None = None, *, batch_size: int = 4
@@ -57,7 +57,7 @@ class AskedVLM(NetworkReward):
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError for a prompt with one of the tokenizer's added tokens, which would not be read as text.
 
-        Another reward token, say, would be scored in place of the one that belongs to the image.
+        A head would read a reward token in a prompt, say, in place of the image's.
         """
         for prompt in prompts:
             for token in self._special:
@@ -66,7 +66,7 @@ class AskedVLM(NetworkReward):
                     raise ValueError(f"{self.name} cannot read a prompt that holds {token!r}; leave it out: {shown}")
 
     def check_rows(self, images: Tensor, prompts: Sequence[str], source: Tensor | None) -> None:
-        """As any reward with a network; also refuses what `check` refuses."""
+        """As NetworkReward's, and `check`."""
         super().check_rows(images, prompts, source)
         self.check(prompts)
 
@@ -75,7 +75,7 @@ class AskedVLM(NetworkReward):
         return self._templates[number].replace(PLACE, prompt)
 
     def layout(self, text: str, shown: int, kind: str = "image") -> str:
-        """A question about so many images or videos, in the layout of the model's chats."""
+        """A question about `shown` images or videos, in the layout of the model's chats."""
         turn = [{"role": "user", "content": [*([{"type": kind}] * shown), {"type": "text", "text": text}]}]
         return str(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
 

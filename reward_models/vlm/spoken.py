@@ -1,4 +1,4 @@
-"""A vision-language model that is asked for scores and answers in words, as a reward: one loader for all."""
+"""A vision-language model that writes its scores in words, as a reward."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ttsnap.reward_models.weights import adapter_scale, locate, merge_adapters, 
 from ttsnap.files.reading import read_object
 
 SEED = 42
-"""Sampled answers begin with this seed, that of EditScore."""
+"""The first seed of sampled answers, as in EditScore."""
 ADAPTER = "adapter_config.json"
 """Peft's settings, beside adapter_model.safetensors."""
 
 
 class SpokenVLM(AskedVLM):
-    """A vision-language model that is asked `questions` about what it is shown. Subclasses read its answers.
+    """A vision-language model that answers `questions` in words. Subclasses read the score in its answers.
 
-    network: a model of transformers that generates text; processor: its processor. answer_tokens: most tokens of an
-    answer. temperature: 0 takes the likeliest token each time; else tokens are sampled, row by row and from the same
-    seed for each, so that no row changes another's score. passes: how often it is asked, with seeds counted up; the
-    score is the mean over those whose answers can be read, nan where none can: ttsnap ranks such images last.
+    network: a model of transformers that generates text. answer_tokens: most tokens of an answer. temperature: 0 takes
+    the likeliest token; otherwise tokens are sampled row by row from one seed, so that no row changes another's score.
+    passes: answers to each question, with consecutive seeds. The score is the mean over readable passes, or nan: such
+    images rank last.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SpokenVLM(AskedVLM):
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
-        """source: a model in safetensors, or low-rank adapters (peft), which are added to those of `backbone`."""
+        """source: a model in safetensors, or low-rank adapters (peft) of `backbone`."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         adapters = _adapters(source)
@@ -62,11 +62,11 @@ class SpokenVLM(AskedVLM):
         return cls(network, pretrained(AutoProcessor, whole), **options)
 
     def read(self, answers: Sequence[str]) -> float:
-        """The score in the answers about one image, one to each question; nan where there is none."""
+        """The score in one image's answers, one to each question; nan where they have none."""
         raise NotImplementedError
 
     def show(self, question: int, images: Tensor, source: Tensor | None) -> list[Tensor]:
-        """What a question is about, in this order, each (N, 3, h, w) levels 0..255."""
+        """The images of a question, in order, each (N, 3, h, w) levels 0..255."""
         return [to_levels(images)]
 
     def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class SpokenVLM(AskedVLM):
     def answers(
         self, question: int, images: Tensor, prompts: Sequence[str], source: Tensor | None = None, passed: int = 0
     ) -> list[str]:
-        """What it answers to a question about each row. passed: of sampled answers, how many there were before."""
+        """The answers to a question about each row. passed: earlier passes, which moves the seed of sampled answers."""
         shown = self.show(question, images, source)
         texts = [self.layout(self.question(question, prompt), len(shown)) for prompt in prompts]
         size, out = 1 if self.temperature else self.batch_size, list[str]()
@@ -106,7 +106,7 @@ class SpokenVLM(AskedVLM):
 
 
 def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
-    """The tensors of adapters and what they are multiplied with, where a folder or hub id holds such."""
+    """The tensors of adapters and their factor; None where a folder or hub id holds no adapters."""
     try:
         path = locate(source, [ADAPTER])
     except ValueError:
@@ -122,7 +122,7 @@ def _adapters(source: str) -> tuple[dict[str, Tensor], float] | None:
 
 @torch.no_grad()
 def _add(network: nn.Module, adapters: dict[str, Tensor], scale: float, source: str) -> None:
-    """Add adapters to the weights of the network that they were trained on."""
+    """Add adapters to the weights of the network."""
     weights = {name.removeprefix("model."): value for name, value in network.named_parameters()}
     names = {name: renamed(name.removeprefix("base_model.model."), RENAMED) for name in adapters}
     targets = {name: f"{new.partition('.lora_')[0]}.weight" for name, new in names.items()}

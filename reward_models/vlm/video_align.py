@@ -32,8 +32,8 @@ SCALE = 128 / 64
 class VideoAlign(HeadedVLM):
     """The sum of three normalised criteria.
 
-    frames: most that are shown, from the first to the last, evenly. Its authors show two a second; a tensor does not
-    tell how long it lasts, and 10 are those of five seconds.
+    frames: most frames that the model sees, evenly from the first to the last. Its authors show two a second; a tensor
+    has no duration, and 10 frames are five seconds.
     """
 
     name = "videoalign"
@@ -75,7 +75,7 @@ class VideoAlign(HeadedVLM):
         return adapter_scale(lora, "lora_r") if isinstance(lora, Mapping) else SCALE
 
     def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
-        """Frames of the videos, rounded to whole places as its reader of files does."""
+        """Evenly chosen frames, at whole places by rounding as in the package's reader of files."""
         total = images.shape[1]
         places = torch.linspace(0, total - 1, min(total, self.frames)).round().long()
         return [self.preprocess.video(images[:, places.to(images.device)])]
@@ -85,9 +85,9 @@ class VideoAlign(HeadedVLM):
         return super().trial_image()[:, None].expand(-1, self.frames, -1, -1, -1)
 
     def criteria(self, values: Tensor) -> Tensor:
-        """What the head says (N, 3, outputs) -> the three criteria (N, 3), normalised.
+        """The head's outputs (N, 3, outputs) -> the three criteria (N, 3), normalised.
 
-        A head with three outputs has one for each mark, one with a single output is read at each.
+        Three outputs are one for each mark; a single output is read at each mark.
         """
         raw = values.diagonal(dim1=1, dim2=2) if values.shape[-1] == len(CRITERIA) else values[..., 0]
         mean, std = (torch.tensor(v, device=raw.device) for v in (self.mean, self.std))
@@ -98,7 +98,7 @@ class VideoAlign(HeadedVLM):
 
 
 def _settings(source: str) -> dict[str, Any]:
-    """The settings beside weights on disk; none for others."""
+    """VideoAlign's settings beside weights on disk; none for other weights."""
     path = Path(source).expanduser()
     path = (path.parent if path.is_file() else path) / SETTINGS
     return dict(read_object(path, what="VideoAlign's settings")) if path.is_file() else {}
