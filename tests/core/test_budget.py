@@ -111,7 +111,7 @@ def test_children_share_the_first_call() -> None:
     assert plan.rows.kind.tolist() == [Kind.CONTINUE, Kind.BRANCH, Kind.BRANCH]
     assert plan.costs["nfe"].tolist() == [1 + 2, 2, 2]  # the first pays what they share
     assert plan.cost == Cost(1 + 3 * 2, 3, 3)
-    assert plan.head(2).cost == Cost(1 + 2 * 2, 2, 2)
+    assert plan.take(slice(2)).cost == Cost(1 + 2 * 2, 2, 2)
 
 
 def test_renoising_pays_from_where_it_starts() -> None:

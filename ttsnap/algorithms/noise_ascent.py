@@ -111,7 +111,8 @@ class NoiseAscent(Settings):
             )
         reached = self.target is not None and particles.value([s.pivot])[0] >= self.target
         if reached or s.left <= 0 or s.strikes >= 3:
-            return _nothing(reject), s
+            # A move without rows is the end, too, and leaves an image out.
+            return dataclasses.replace(fresh(0, 0), reject=reject) if len(reject) else None, s
         if s.angle < self.least and self.rounds is None:
             move, s = self._start(s._replace(angle=self.angle), particles)
         else:
@@ -132,8 +133,3 @@ class NoiseAscent(Settings):
             return False
         before, after = particles.scores[[old, new], -1, self.held_out]
         return not after >= before
-
-
-def _nothing(reject: IntArray) -> Move | None:
-    """The end; a move without rows where an image is to be left out."""
-    return dataclasses.replace(fresh(0, 0), reject=reject) if len(reject) else None

@@ -84,7 +84,7 @@ def _verdict(a: Against) -> str:
 
 def _noted(recording: Recording, found: list[Against], file: str | None) -> str:
     """Note what was found in the draft.json of the drafter's folder, or in a file for hot; say so, or say why not."""
-    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check, note_hot_check
+    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check
     from ttsnap.simulation.looks import figures_of
 
     figures = figures_of(recording, found)
@@ -103,7 +103,7 @@ def _noted(recording: Recording, found: list[Against], file: str | None) -> str:
             return "not noted: hot has no folder; with --note-in hot.json it is, and --draft hot.json knows of it"
         if file is None and not noted.is_file():
             return f"not noted: there is no file {noted}; --note-in FILE.json makes one"
-        note_hot_check(noted, check)
+        note_check(noted, check)
         return f"noted in {noted} {at}; use it with --draft {noted}"
     if file is not None:
         raise ValueError(f"--note-in is for the drafter hot; {where} is noted in its own {DRAFT_FILE}")

@@ -162,12 +162,8 @@ class Plan:
         mask: BoolArray = (rows.score & evaluated) | (self.paid & (rows.stop == rows.start))
         return mask & (rows.stop < grid.steps)
 
-    def head(self, n: int) -> Plan:
-        """The first n rows: what a row is, and costs, does not depend on later ones."""
-        return self.take(slice(n))
-
     def take(self, rows: IntArray | slice) -> Plan:
-        """Some of the rows, with what each is and costs in the whole plan."""
+        """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on later ones."""
         columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows]
         costs = _some(self.costs, rows)
         return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)

@@ -185,30 +185,27 @@ class Engine(ABC):
         """Measures what runs inside it; gives None where nothing is measured."""
         return nullcontext()
 
-    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (nothing to check is a fine default)
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (to do nothing is a fine default)
         """ValueError for prompts that its rewards cannot score."""
 
-    @abstractmethod
     def calibrate(self) -> Cost:
         """Measure price.seconds; returns what that took."""
+        return Cost()
 
-    @abstractmethod
-    def differentiate(self, gradient: Gradient) -> None:
+    def differentiate(self, gradient: Gradient) -> None:  # noqa: B027
         """Get ready for rows that ASCEND along such gradients. ValueError where it cannot."""
 
     @abstractmethod
     def start(self) -> None:
         """Forget all jobs: those that are admitted from now on count from 0."""
 
-    @abstractmethod
-    def admit(self, prompts: Sequence[Prompt]) -> None:
+    def admit(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
         """Get ready for these prompts beside those that there are: one job each, numbered on from the last one."""
 
-    @abstractmethod
-    def release(self, job: int) -> None:
+    def release(self, job: int) -> None:  # noqa: B027
         """Forget all of this job, which has no row queued or under way."""
 
-    def weigh(self, job: int, weight: float) -> None:  # noqa: B027 (to take no turns is a fine default)
+    def weigh(self, job: int, weight: float) -> None:  # noqa: B027
         """Let a job have so many turns in the batches where others have one, until it is released; nothing where jobs
         take no turns (EngineOptions.fair)."""
 
@@ -233,6 +230,5 @@ class Engine(ABC):
     def cancel(self, job: int) -> Outcome:
         """Take this job's rows off the queue; says how far each got."""
 
-    @abstractmethod
-    def drop(self, job: int, uids: Sequence[int]) -> None:
+    def drop(self, job: int, uids: Sequence[int]) -> None:  # noqa: B027
         """Forget these particles' state."""

@@ -33,7 +33,27 @@ from ttsnap.sampling.kernels import GaussianKernel, Kernel, Prediction
 logger = logging.getLogger(__name__)
 
 
-class GuidedStepper(Stepper):
+class GradientStepper(Stepper):
+    """Steps that take gradients of rewards."""
+
+    depth: int = 0
+    """As in Price."""
+    guided: Guided | None = None
+    """As in Price."""
+
+    def __init__(self, kernel: Kernel, gradients: Differentiator, batch_size: int | None) -> None:
+        super().__init__(gradients.denoiser, kernel)
+        self.gradients, self.tried, self.gradient_batch_size = gradients, gradients.tried, batch_size
+
+    def priced(self, price: Price) -> Price:
+        rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
+        return replace(price, flops=rates, guided=self.guided, depth=self.depth, asked=asked)
+
+    def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
+        return self.gradients.seconds(seconds)
+
+
+class GuidedStepper(GradientStepper):
     """Guidance of one engine. batch_size: most rows of a call with a graph; None: what fits into a GPU's memory.
 
     ValueError, before the model is run, for kernels, rewards and networks that cannot be guided.
@@ -50,20 +70,10 @@ class GuidedStepper(Stepper):
         if not isinstance(kernel, GaussianKernel) or not kernel.stochastic:
             raise ValueError(f"guidance shifts the noise of a stochastic step, and {type(kernel).__name__} draws none "
                              "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
-        super().__init__(denoiser, kernel)
-        self.guiding, self.gradient_batch_size = GuidedKernel(kernel, guidance, self.grid), batch_size
-        self.gradients = Differentiator(denoiser, rewards, guidance.through, guidance.weights)
-        self.tried = self.gradients.tried
-        self.through = guidance.through == "denoiser"
-        self.guided = Guided(guidance.steps(self.grid), self.through)
+        super().__init__(kernel, Differentiator(denoiser, rewards, guidance.through, guidance.weights), batch_size)
+        self.guiding, self.through = GuidedKernel(kernel, guidance, self.grid), guidance.through == "denoiser"
+        self.guided: Guided = Guided(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
-
-    def priced(self, price: Price) -> Price:
-        rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
-        return replace(price, flops=rates, guided=self.guided, asked=asked)
-
-    def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
-        return self.gradients.seconds(seconds)
 
     def prepare(self, prompts: Sequence[str]) -> Cost:
         """Measure what a row takes of memory, before a search, once; and what measuring took."""
@@ -118,7 +128,7 @@ class GuidedStepper(Stepper):
             here, names = some.to(x.device), [keys[i] for i in at.tolist()]
             part = Prediction(prediction.out[here], prediction.x0[here])
             if follows:
-                gradient = _gradients([nodes[i] for i in at.tolist()])
+                gradient = torch.stack([g for i in at.tolist() if (g := nodes[i].gradient) is not None])
                 moved[here], more = self.guiding.step(x[here], part, gradient, k[some], names)
                 for i, one in zip(at.tolist(), more, strict=True):
                     ratios[i] = ratios[i] + one
@@ -137,12 +147,7 @@ class GuidedStepper(Stepper):
         return Report(values, np.array([node.gradient is not None for node in nodes], bool))
 
 
-def _gradients(nodes: Sequence[Node]) -> Tensor:
-    """(n, ...) of nodes that all have theirs."""
-    return torch.stack([node.gradient for node in nodes if node.gradient is not None])
-
-
-class AscentStepper(Stepper):
+class AscentStepper(GradientStepper):
     """Plain steps that remember their latents, and the direction in which a finished particle's noise is to be turned.
 
     gradient: what its algorithm asks for. batch_size: most particles that get their gradients in one call. ValueError
@@ -160,18 +165,8 @@ class AscentStepper(Stepper):
         if kernel.stochastic or kernel.keeps_history or denoiser.grid.evals is not None:
             raise ValueError(f"climbing in initial noise needs a deterministic sampler without a history, and "
                              f"{type(kernel).__name__} is none; choose kernel ode")  # fmt: skip
-        super().__init__(denoiser, kernel)
-        self.noise, self.gradient_batch_size = noise, batch_size
-        self.depth = min(gradient.depth or self.grid.steps, self.grid.steps)
-        self.gradients = Differentiator(denoiser, rewards, "denoiser", gradient.weights)
-        self.tried = self.gradients.tried
-
-    def priced(self, price: Price) -> Price:
-        rates, asked = self.gradients.rates(price.flops), len(self.gradients.rewards)
-        return replace(price, flops=rates, depth=self.depth, asked=asked)
-
-    def timed(self, seconds: Rates) -> tuple[Rates, Cost]:
-        return self.gradients.seconds(seconds)
+        super().__init__(kernel, Differentiator(denoiser, rewards, "denoiser", gradient.weights), batch_size)
+        self.noise, self.depth = noise, min(gradient.depth or self.grid.steps, self.grid.steps)
 
     def differentiate(self, nodes: Sequence[Node], prompts: EncodedPrompts) -> Ran:
         directions, cost = self.directions(nodes, torch.stack([self.noise.of(node) for node in nodes]), prompts)

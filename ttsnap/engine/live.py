@@ -84,8 +84,7 @@ class LiveEngine(Engine):
         if set(self.keep) - {"latents"}:
             raise ValueError(f"keep knows of latents, got {self.keep}")
         self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
-        self._fair = options.fair
-        self.scheduler: Scheduler[Row] = self._new_scheduler()
+        self.scheduler: Scheduler[Row] = Scheduler(FairTurns() if options.fair else None)
         self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
@@ -203,7 +202,7 @@ class LiveEngine(Engine):
             reward.check([prompt.read for prompt in prompts])
 
     def start(self) -> None:
-        self.scheduler = self._new_scheduler()
+        self.scheduler = Scheduler(FairTurns() if self.scheduler.turns is not None else None)
         self.store.clear()
         self.executor.prompts.clear()
         self.network.denoiser.forget_prompts()
@@ -229,9 +228,6 @@ class LiveEngine(Engine):
     def weigh(self, job: int, weight: float) -> None:
         if self.scheduler.turns is not None:
             self.scheduler.turns.weights[job] = weight
-
-    def _new_scheduler(self) -> Scheduler[Row]:
-        return Scheduler(FairTurns() if self._fair else None)
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = self.row_builder.rows_of(job, plan)

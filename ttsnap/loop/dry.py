@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
-from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.needs import Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 
 
@@ -44,20 +42,8 @@ class DryEngine(Engine):
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(0)
 
-    def calibrate(self) -> Cost:
-        return Cost()
-
-    def differentiate(self, gradient: Gradient) -> None:
-        """Nothing to do: the price that it was given says what gradients take."""
-
     def start(self) -> None:
         self._done = []
-
-    def admit(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing to do: it scores whatever it is asked to."""
-
-    def release(self, job: int) -> None:
-        pass
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = plan.rows
@@ -83,6 +69,3 @@ class DryEngine(Engine):
     def cancel(self, job: int) -> Outcome:
         nothing = np.empty(0, int)
         return Outcome(job, nothing, nothing, nothing.astype(bool))
-
-    def drop(self, job: int, uids: Sequence[int]) -> None:
-        pass

@@ -171,13 +171,13 @@ class Run:
             low, high = 0, rows
             while high - low > 1:
                 middle = (low + high) // 2
-                head = plan.head(middle)
+                head = plan.take(slice(middle))
                 fits = job.ledger.affords(head.cost, reserve_after(head, job.particles, self.engine))
                 low, high = (middle, high) if fits else (low, middle)
             if low == 0:
                 return False
             job.warnings.append(Notice(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}"))
-            self._submit(job, plan.head(low))
+            self._submit(job, plan.take(slice(low)))
         job.moved = np.full(rows, -1)
         job.moved[: job.waiting] = plan.uid[: job.waiting]
         return True

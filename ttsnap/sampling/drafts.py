@@ -151,21 +151,21 @@ def write_settings(path: Path, settings: DraftSettings) -> None:
 # --- what it was checked for --------------------------------------------------------------------------------------
 
 
-def note_check(folder: str | Path, check: Checked) -> None:
-    """Put what was measured into the draft.json of a drafter's folder, in place of what is there for the same model,
-    steps and guidance. ValueError for a damaged file, which stays as it is."""
-    write_draft(folder, _with(read_draft(folder), check))
+def note_check(where: str | Path, check: Checked) -> None:
+    """Put what was measured into the draft.json of a drafter's folder, or into a file (HOT_FILE) of the model itself as
+    its own drafter, which is made where there is none.
 
-
-def note_hot_check(path: Path, check: Checked) -> None:
-    """The same in a file of the model itself as its own drafter, which is made where there is none."""
-    write_settings(path, _with(read_hot(path) if path.exists() else HOT_SETTINGS, check))
-
-
-def _with(settings: DraftSettings, check: Checked) -> DraftSettings:
+    It takes the place of what is there for the same model, steps and guidance. ValueError for a damaged file, which
+    stays as it is.
+    """
+    path = Path(where)
+    if path.name.endswith(HOT_FILE):
+        settings = read_hot(path) if path.exists() else HOT_SETTINGS
+    else:
+        settings, path = read_draft(path), path / DRAFT_FILE
     here = (check.model, check.steps, check.guidance_scale)
     others = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) != here]
-    return replace(settings, checked=(*others, check))
+    write_settings(path, replace(settings, checked=(*others, check)))
 
 
 def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) -> str | None:

@@ -205,7 +205,8 @@ class PriceOfCompute:
         open_ = there & (np.where(must[..., None], tariff.finish[:-1], tariff.costs) <= left + 1e-9)
         center = state.mean[..., -1:]
         spread = np.sqrt(self._variance(state.mean, state.squares, state.seen))[..., None]
-        forecast = top + center - np.einsum("jk,...k->...j", self._shifted_gamma, state.mean)
+        gamma = np.vstack([np.zeros_like(f.gamma[:1]), f.gamma[:-1]])  # of the check before each stage
+        forecast = top + center - np.einsum("jk,...k->...j", gamma, state.mean)
         z = np.where(stages > 0, (forecast - center) / spread, 0.0)
         level = self._level(state, spread[..., 0])
         limit = break_even(tariff.table, stages, z, (state.best[..., None] - center) / spread)
@@ -226,11 +227,6 @@ class PriceOfCompute:
         _put(stage, uid[..., None], np.full(uid.shape, -1), worth)
         paid = state._replace(stage=stage, spent=state.spent + cost, rung=rung, lower=lower)
         return uid, stop, value, paid
-
-    @property
-    def _shifted_gamma(self) -> FloatArray:
-        """gamma of the check before each stage; zeros for stage 0."""
-        return np.vstack([np.zeros_like(self.forecast.gamma[:1]), self.forecast.gamma[:-1]])
 
     def _level(self, s: State, spread: FloatArray) -> FloatArray:
         """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
