@@ -1,5 +1,5 @@
 """Benchmarks: a prompt set searched by several algorithms at equal budgets, into a folder that public scorers read.
 
-It imports the core, files, options, algorithms, the loop, results and recordings, and no torch: whoever runs a
-benchmark brings the engines.
+It imports the core, files, options, algorithms, the loop, results and recordings, and no torch. The door that runs a
+benchmark makes the engines.
 """

@@ -20,30 +20,31 @@ from ttsnap.results.folders import slug
 from ttsnap.results.payload import plain
 
 SAMPLERS = {option.name: option for option in options_of(SamplerOptions) if option.written and not option.loads}
-"""The options of the sampler that an arm may set. Those that load something are given for all, on the command line, so
-that no list of algorithms in a file from elsewhere loads a model."""
+"""The options of the sampler that an arm may set. Options that load a model are set for all arms on the command line: a
+list of algorithms may come from a stranger's file."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared. name: in tables. algorithm: as it was named, "svdd" or a .json file; options: of it.
-
-    made: the algorithm itself. sampler: how its candidates are denoised.
-    """
+    """One of the things compared."""
 
     name: str
+    """The name in tables."""
     algorithm: str
+    """What the user named: "svdd" or a .json file."""
     options: Mapping[str, Json]
+    """Options of the algorithm."""
     made: Algorithm
     sampler: SamplerOptions
+    """How candidates are denoised."""
 
     @property
     def folder(self) -> str:
-        """The name of the folder that its images are in."""
+        """The name of the folder of its images."""
         return slug(self.name, 80)
 
     def noted(self) -> dict[str, Json]:
-        """What must be the same to go on with a benchmark: a file of an algorithm by its contents."""
+        """What must be the same to resume a benchmark. A file of an algorithm counts by its contents."""
         file = {"sha256": sha256(Path(self.algorithm))} if self.algorithm.endswith(".json") else {}
         named = {"name": self.name, "algorithm": Path(self.algorithm).name, **file, "options": plain(self.options)}
         return {**named, "sampler": self.sampler.told()}
@@ -52,8 +53,8 @@ class Arm:
 def read_arms(texts: Sequence[str], sampler: SamplerOptions) -> list[Arm]:
     """The arms that these texts name, each "NAME" or "NAME OPTION=VALUE ...", as "svdd kernel=sde n=4".
 
-    An option is one of the algorithm's own, or of the sampler, which is `sampler` elsewhere. ValueError for unknown
-    ones, for values of another type, and where two arms have the same name.
+    An option belongs to the algorithm or to the sampler. sampler: the options that arms do not set. ValueError for
+    unknown options, for values of another type, and where two arms have the same name.
     """
     if not texts:
         raise ValueError("no algorithms: name at least one, as --algorithms best-of-n seed-pruning")
@@ -90,7 +91,7 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
 
 
 def _value(option: Option, text: str) -> object:
-    """An option's value: as it stands where it is a text."""
+    """An option's value, by its declared type."""
     if str in {option.written, *typing.get_args(option.written)}:
         return text
     return check(option.name, parse_yaml(text, option.name), option.written)

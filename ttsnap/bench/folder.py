@@ -1,11 +1,11 @@
-"""The folder of a benchmark, begun or gone on with: which images are there, and what their searches said of them."""
+"""The folder of a benchmark, begun or resumed: its images, and what their searches found."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.bench.layout import BENCH, FOUND, found_path, image_path
@@ -18,37 +18,42 @@ from ttsnap.results.folders import check_same, refuse_journal
 
 @dataclass(frozen=True)
 class Found:
-    """One image: by which algorithm (the name of its folder), in which repeat, for which prompt of the set.
-
-    bytes: of the PNG, by which a damaged one is told. seed: the winner's. reward: the number that the search raised;
-    scores and metrics: by name; None where one failed. spent: what the search took, as Spent.to_json has it.
-    """
+    """One image, and what its search found."""
 
     arm: str
+    """The name of the algorithm's folder."""
     repeat: int
     index: int
+    """The number of the prompt in its set."""
     bytes: int
+    """The size of the PNG. A damaged one has another."""
     seed: int
+    """The seed of the winner."""
     reward: float | None
+    """The number that the search raised; None where a reward failed."""
     scores: Mapping[str, float | None]
+    """Scores by reward, None where one failed."""
     metrics: Mapping[str, float | None]
+    """Scores that are only reported, likewise."""
     spent: Mapping[str, Json]
-    warnings: tuple[str, ...] = field(default=())
+    """What the search took, as of `Spent.to_json`."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What it is the image of."""
+        """Which image of the benchmark this is."""
         return self.arm, self.repeat, self.index
 
 
 class OpenBench:
-    """A benchmark's folder, open for one process at a time. settings: what must be the same to go on with it.
-
-    ValueError where the folder holds other files or a benchmark with other settings, is in use, or is damaged; OSError
-    where it cannot be written to.
-    """
+    """A benchmark's folder, open for one process at a time."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
+        """settings: what must be the same to resume the benchmark.
+
+        ValueError where the folder holds other files or a benchmark with other settings, is in use, or is damaged;
+        OSError where it cannot be written to.
+        """
         check_folder(folder, settings)
         self.folder = folder
         with ExitStack() as held:
@@ -73,7 +78,7 @@ class OpenBench:
         return found is not None and path.is_file() and path.stat().st_size == found.bytes
 
     def add(self, images: Sequence[Found]) -> None:
-        """Note images that lie in the folder; when this returns, they are never made again."""
+        """Note images that lie in the folder. They are not made again, even if the process is killed next."""
         for found in images:
             write_json(found_path(image_path(self.folder, found.arm, found.index, found.repeat)), to_json(found))
             self._found[found.key] = found
@@ -82,7 +87,7 @@ class OpenBench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it. Where no image was made, nothing is left that would refuse other settings."""
+        """Close the folder. Without any image it is removed, and does not refuse other settings."""
         if not self._found:
             (self.folder / BENCH).unlink(missing_ok=True)
         self._held.close()

@@ -10,11 +10,11 @@ ALGORITHM/00000/sheet-00000.png     with --sheets, the contact sheet of the sear
 ALGORITHM/evalscope.jsonl           the same images as evalscope's text-to-image benchmarks read them
 ALGORITHM/image_paths.json          the first image of each prompt, as GenEval 2's scorer reads them
 
-The numbered folders are those that GenEval's evaluation/evaluate_images.py reads (djghosh13/geneval): it goes through
-the folders whose names are digits, loads metadata.jsonl as one JSON value, of which it needs prompt, tag, include and
-exclude, and scores samples/DIGITS.png. evalscope (1.14.1, evalscope/api/benchmark/adapters/text2image_adapter.py) takes
-prompt, id, category, tags and image_path from each line of a local file, and scores the image there where it makes none
-itself. GenEval 2 (facebookresearch/GenEval2, README.md) asks for a JSON object of prompts and paths to their images.
+GenEval (djghosh13/geneval, evaluation/evaluate_images.py) reads the folders whose names are digits. It loads
+metadata.jsonl as one JSON value, needs prompt, tag, include and exclude of it, and scores samples/DIGITS.png.
+evalscope (1.14.1, evalscope/api/benchmark/adapters/text2image_adapter.py) takes prompt, id, category, tags and
+image_path from each line of a local file. GenEval 2 (facebookresearch/GenEval2, README.md) takes a JSON object of
+prompts and paths to their images.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ FOUND = "*/*/found-*.json"
 """Where the records of all images are, as a pattern."""
 METADATA, SAMPLES, EVALSCOPE, PATHS = "metadata.jsonl", "samples", "evalscope.jsonl", "image_paths.json"
 CATEGORIES = ("category", "tag", "challenge", "dimension", "task_type", "edit_type")
-"""Under which of these, in any case, prompt sets say what kind a prompt is of."""
+"""Keys, in any case, under which prompt sets give the category of a prompt."""
 
 
 def image_path(folder: Path, arm: str, index: int, repeat: int) -> Path:
-    """Where the image of a repeat is; arm: the name of the algorithm's folder."""
+    """Where the image of a repeat is. arm: the name of the algorithm's folder."""
     return folder / arm / f"{index:05d}" / SAMPLES / f"{repeat:05d}.png"
 
 
 def sheet_path(image: Path) -> Path:
-    """Where the contact sheet of the search that made this image is: not among the samples, which scorers read."""
+    """Where the contact sheet of an image's search is: outside of the samples, which scorers read."""
     return image.parents[1] / f"sheet-{image.name}"
 
 
@@ -51,22 +51,21 @@ def found_path(image: Path) -> Path:
 
 
 def category(metadata: Mapping[str, Json]) -> str:
-    """The kind of a prompt, as far as its set says so in a word; "" elsewhere."""
+    """The category of a prompt where its set gives one as a text, else ""."""
     lower = {key.lower(): value for key, value in metadata.items()}
     values = (lower.get(key) for key in CATEGORIES)
     return next((value for value in values if isinstance(value, str)), "")
 
 
 def write_metadata(folder: Path, arm: str, prompt: PromptRecord) -> None:
-    """Make a prompt's folder, and write there what the set says of it."""
+    """Make a prompt's folder, and write its metadata there."""
     where = image_path(folder, arm, prompt.index, 0).parents[1]
     (where / SAMPLES).mkdir(parents=True, exist_ok=True)
     write_text(where / METADATA, json.dumps(prompt.metadata, ensure_ascii=False) + "\n")
 
 
 def write_lists(folder: Path, arm: str, prompts: Sequence[PromptRecord], repeats: int) -> None:
-    """Write the lists of an algorithm's images for evalscope and for GenEval 2, with absolute paths: scorers run
-    elsewhere."""
+    """Write the lists of an algorithm's images for evalscope and GenEval 2, with absolute paths."""
     lines: list[str] = []
     first: dict[str, Json] = {}
     for prompt in prompts:

@@ -1,7 +1,7 @@
-"""The pictures that entries of a prompt set name: files beside the set, which anyone may have written.
+"""The pictures that entries of a prompt set name: files in the folder of the set, which anyone may have written.
 
-An entry names them as a pipeline's call does, `image`, `mask_image` and `control_image`; `input_image` is GEdit-Bench's
-word for the first (stepfun-ai/GEdit-Bench, looked up in November 2026).
+An entry names pictures as a pipeline's call does: `image`, `mask_image`, `control_image`. `input_image` is the name in
+GEdit-Bench (stepfun-ai/GEdit-Bench, looked up in November 2026).
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
 
 NAMES = {"image": ("image", "input_image"), "mask_image": ("mask_image", "mask"), "control_image": ("control_image",)}
-"""Under which of these an entry names the picture for an argument of the call; the first that there is counts."""
+"""Keys of an entry by argument of the call. The first key that is there counts."""
 MOST = 16
 """Pictures of one prompt, where a model takes several."""
-
-
 MOST_BYTES = 2**32
-"""Of all pictures of a set, which are kept in memory as their files hold them."""
+"""Bytes of all pictures of a set, which stay in memory as files."""
 
 
 def pictured(entries: Sequence[PromptRecord], folder: Path) -> list[Prompt]:
-    """What is searched for: the entries' texts, each with the pictures that its entry names, from files inside of a
-    folder. A file that several entries name is read once.
+    """Prompts of the entries' texts and pictures. A file that several entries name is read once.
 
-    ValueError that says which entry, for a name that is none or leads out of the folder, a file that is no picture, and
+    ValueError that names the entry, for a name that is none or leads out of the folder, a file that is no picture, and
     pictures of more than MOST_BYTES in all.
     """
     read: dict[tuple[Path, bool], Picture] = {}
@@ -47,7 +44,7 @@ def pictured(entries: Sequence[PromptRecord], folder: Path) -> list[Prompt]:
 
 
 def _pictured(entry: PromptRecord, folder: Path, picture: Callable[[Path, str, bool], Picture]) -> Prompt:
-    """One entry's text with its pictures. picture: reads one, of which entry, and whether it is a mask."""
+    """The prompt of one entry. picture: reads a file, for the argument that messages name, as a mask or not."""
     own: dict[str, object] = {}
     for argument, words in NAMES.items():
         named = next((value for word in words if (value := entry.metadata.get(word)) is not None), None)
@@ -67,7 +64,7 @@ def _where(entry: PromptRecord, argument: str) -> str:
 
 
 def _inside(folder: Path, name: Json, where: str) -> Path:
-    """The file of this name in a folder. ValueError for one outside of it, also by way of a link."""
+    """The file of this name in a folder. ValueError for a file outside of it, also by a link."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where} must be the name of a file, got {str(name)[:60]!r}")
     path = folder / name

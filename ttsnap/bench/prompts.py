@@ -1,6 +1,6 @@
-"""Prompt sets as benchmarks publish them, told apart by what a file holds. Each is data that anyone may have written.
+"""Prompt sets as benchmarks publish them. The format is found by contents; anyone may have written the file.
 
-What is read, with the sets that come so (looked up in their repositories in November 2026):
+Formats, and sets that have them (looked up in their repositories in November 2026):
 
 text, a prompt a line     as many packages keep their sets; # starts a comment
 JSON Lines                GenEval (djghosh13/geneval), GenEval 2 (facebookresearch/GenEval2)
@@ -24,12 +24,12 @@ from ttsnap.files.reading import foreign, parse_json, read_bytes
 from ttsnap.files.settings import Json
 
 KEYS = ("prompt", "prompts", "prompt_en", "text", "caption", "instruction")
-"""Under which of these, in any case, an object or a table has its prompts; the first that there is counts."""
+"""Keys, in any case, under which an object or a table has its prompts. The first key that is there counts."""
 MOST = 100_000
 """Prompts of a set: GenEval's folders have numbers of five digits."""
 MOST_BYTES, MOST_PARTS, MOST_HEADER = 2**24, 10**6, 2**16
-"""Of a set, with all files of a folder: bytes; lines, lists and objects, which take up to forty times as much memory as
-room in the file; characters of a table's header."""
+"""Limits of a set: bytes of all files; lines, lists and objects, which take up to forty times the memory of their text;
+characters of a table's header."""
 KNOWN = (
     "a prompt set is text with a prompt a line, JSON Lines or JSON with prompts or objects that have one, CSV or TSV "
     f"with a header, or a folder of .txt files; objects and tables name their prompts {', '.join(KEYS)}"
@@ -42,23 +42,23 @@ Records = list[Mapping[str, Json]]
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt of a set. index: its number there, from 0. metadata: all that the set says of it, with the prompt as
-    it stands there under "prompt"."""
+    """One prompt of a set."""
 
     index: int
+    """Its number in the set, from 0."""
     metadata: Mapping[str, Json]
+    """The entry of the set, with the unchanged prompt under "prompt"."""
 
     @property
     def text(self) -> str:
-        """What is searched for: without spaces around it."""
+        """The prompt without spaces around it."""
         return str(self.metadata["prompt"]).strip()
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """kind: as what it was read, in words."""
-
     kind: str
+    """The format, in words."""
     prompts: tuple[PromptRecord, ...]
 
 
@@ -115,7 +115,7 @@ def _file(path: Path) -> tuple[str, Records]:
 
 
 def _is_json(first: str, suffix: str) -> bool:
-    """Whether a file is JSON or JSON Lines, by its first line; the name decides where it says so."""
+    """Whether a file is JSON or JSON Lines, by its name, else by its first line."""
     if suffix in (".json", ".jsonl", ".csv", ".tsv") or first[:1] not in ("{", "["):
         return suffix in (".json", ".jsonl")
     try:
@@ -132,7 +132,7 @@ def _key(names: Mapping[str, Json] | Sequence[str]) -> str | None:
 
 
 def _record(value: Json, where: str) -> Mapping[str, Json]:
-    """A prompt, or an object that has one, with it under "prompt"."""
+    """A prompt, or an object with one, as an object with a "prompt"."""
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, Mapping):
@@ -145,7 +145,7 @@ def _record(value: Json, where: str) -> Mapping[str, Json]:
 
 
 def _members(value: Json, path: Path) -> Iterator[Mapping[str, Json]]:
-    """The prompts of a list, or of an object: prompts, or objects with one, by id, or lists of them by category."""
+    """The entries of a list, or of an object: entries by id, or lists of entries by category."""
     if isinstance(value, Mapping):
         for name, member in value.items():
             where = f"{name!r:.60} of {path}"
@@ -162,9 +162,9 @@ def _members(value: Json, path: Path) -> Iterator[Mapping[str, Json]]:
 
 
 def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
-    """The prompts of a table, a row each; of rows with one item_id, as DPG has one for each question, the first."""
+    """The prompts of a table, a row each. Of rows with one item_id (DPG has a row a question), the first."""
     with foreign(f"cannot read {path} as a table"):
-        # Files separated by tabs know no quotation marks (IANA, text/tab-separated-values): PartiPrompts has some.
+        # Text separated by tabs has no quoting (IANA, text/tab-separated-values), and PartiPrompts has quotation marks.
         quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         lines = (line + "\n" for line in rows)
         table = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if any(map(str.strip, row))]
@@ -185,7 +185,7 @@ def _table(rows: Sequence[str], delimiter: str, path: Path) -> Records:
 
 
 def _row(line: str, delimiter: str) -> list[str]:
-    """The cells of a header; none of a line that is longer than headers are."""
+    """The cells of a header; none of a longer line."""
     if len(line) > MOST_HEADER:
         return []
     try:
@@ -195,8 +195,10 @@ def _row(line: str, delimiter: str) -> list[str]:
 
 
 def _folder(path: Path) -> tuple[str, Records]:
-    """The prompts of a folder's .txt files: one a file, where each has one line, else one a line. ValueError for links
-    that lead out of the folder: what is read elsewhere would stand in the images' metadata."""
+    """The prompts of a folder's .txt files: one a file where each has one line, else one a line.
+
+    ValueError for links that lead out of the folder: a file from elsewhere would end up in the images' metadata.
+    """
     files = sorted((p for p in path.glob("*.txt") if p.is_file()), key=lambda p: _natural(p.stem))
     if len(files) > MOST:
         raise ValueError(f"{path} holds {len(files):,} .txt files; at most {MOST:,} are read")

@@ -1,5 +1,4 @@
-"""Writes what a benchmark found beside its images: every line, the summary in words and as a picture, and the lists
-that scorers read."""
+"""The report of a benchmark: a line an image, tables, a chart, and the lists that scorers read."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from ttsnap.files.settings import to_json
 from ttsnap.files.writing import write_json, write_text, write_whole
 
 ABOUT = {"TFLOPs": ".4g", "seconds": ".2f"}
-"""How numbers of costs are written; counts with one digit after the point."""
+"""Formats of costs. Counts have one digit after the point."""
 
 
 def title_of(bench: Bench) -> str:
-    """What the tables are of."""
+    """The line above the tables."""
     prompts, repeats = len(bench.prompts), bench.options.repeats
     each = f"{prompts} prompt{'s' * (prompts > 1)} x {repeats} image{'s' * (repeats > 1)}"
     pot = ", shared" if bench.shared else ""
@@ -29,7 +28,7 @@ def title_of(bench: Bench) -> str:
 
 
 def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
-    """Write it all; the tables to print, and whether there is a chart, which takes matplotlib."""
+    """Write all files; the tables to print, and whether there is a chart, which takes matplotlib."""
     found = _in_order(bench, there)
     lines = summarize(bench.arms, bench.prompts, found, bench.utility is not rank_sum)
     tables = main_tables(lines, title_of(bench))
@@ -47,7 +46,7 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
 
 
 def _in_order(bench: Bench, there: OpenBench) -> list[Found]:
-    """The images that were asked for, algorithm by algorithm, prompt by prompt."""
+    """The images of the benchmark, algorithm by algorithm, prompt by prompt."""
     by_key = {image.key: image for image in there.found}
     keys = [
         (arm.folder, repeat, prompt.index)
@@ -70,7 +69,7 @@ def _summary(bench: Bench, lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> None:
-    """A line an image, as people read it: the algorithm's name, the prompt, where the image is."""
+    """Write a line of JSON an image, with the algorithm's name, the prompt and the path."""
     names = {arm.folder: arm.name for arm in bench.arms}
     prompts = {prompt.index: prompt for prompt in bench.prompts}
     rows = []
@@ -88,7 +87,7 @@ def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> No
 
 
 def main_tables(lines: Sequence[Line], title: str) -> str:
-    """Means and costs of each algorithm, and below it how they differ from the first."""
+    """Means and costs of each algorithm, then differences to the first algorithm."""
     scores = list(lines[0].scores)
     costs = list(dict.fromkeys(name for line in lines for name in line.costs))
     means = [
@@ -106,7 +105,7 @@ def main_tables(lines: Sequence[Line], title: str) -> str:
 
 
 def category_tables(lines: Sequence[Line]) -> str:
-    """For each score, a row a category and a column an algorithm; nothing where the set has no categories."""
+    """A table a score: a row a category, a column an algorithm. Empty where the set has no categories."""
     tables = []
     for score, kinds in lines[0].by_category.items():
         if kinds:
@@ -158,7 +157,7 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
 
 
 def _points(axes: Any, names: Sequence[str], estimates: Sequence[MeanOverPrompts], first: int = 0) -> None:
-    """A point with its error for each name, the first on top; first: the place of the first one, which colours it."""
+    """A point with its error for each name, from the top. first: the place of the first name, which sets its colour."""
     for place, estimate in enumerate(estimates, first):
         error = 0.0 if estimate.error != estimate.error else estimate.error
         color = "0.35" if place == 0 else f"C{(place - 1) % 10}"

@@ -1,4 +1,4 @@
-"""Runs a benchmark: searches for every prompt by every algorithm, and keeps each image as soon as it is there."""
+"""A benchmark: a search for every prompt by every algorithm, whose images are kept at once."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from ttsnap.results.payload import for_prompt, payload_of, plain
 from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
-"""Repeat r starts from the seed r times so far on: more seeds than any search starts."""
+"""Distance of the first seeds of two repeats: more seeds than any search starts."""
 
 
 class Bench(NamedTuple):
-    """What is run. prompts: entries of a set; texts: what is searched for, by entry, in the model's words and with its
-    pictures. budget: of each prompt, the same for all arms."""
+    """What is run."""
 
     prompts: Sequence[PromptRecord]
+    """Entries of a set."""
     texts: Sequence[Prompt]
+    """The prompt of each entry, in the model's words and with its pictures."""
     arms: Sequence[Arm]
     budget: Budget
+    """The budget of each prompt, the same for all arms."""
     utility: Utility
     seed: int
     shared: bool
@@ -47,7 +49,7 @@ class Bench(NamedTuple):
 
     @property
     def images(self) -> int:
-        """How many it makes."""
+        """How many images it makes."""
         return len(self.prompts) * len(self.arms) * self.options.repeats
 
 
@@ -58,21 +60,23 @@ class Model(Protocol):
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
     def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
-        """The same with the metrics that are only reported, and with thumbnails, as far as the safety checker lets them
-        pass. prompts: that of each result. seen: thumbnails by result, as Recorder keeps them.
+        """Results with metrics that are only reported, and with thumbnails that pass the safety checker.
+
+        prompts: by result. seen: thumbnails by result, as Recorder keeps them.
         """
 
     def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
-        """What each PNG of a search of these prompts says, as results.outputs.write_results has it."""
+        """The settings that PNGs of a search of these prompts note, as of results.outputs.write_results."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One search: some prompts, by their places in Bench.prompts, by one arm in one repeat."""
+    """One search by one arm in one repeat."""
 
     arm: Arm
     repeat: int
     places: range
+    """The prompts, by their places in `Bench.prompts`."""
 
 
 def works(bench: Bench) -> Iterator[Work]:
@@ -85,12 +89,13 @@ def works(bench: Bench) -> Iterator[Work]:
 
 
 def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], None]) -> None:
-    """Run what the folder lacks. on_done: told how many more images are there, and at first how many were.
+    """Run the searches that the folder lacks.
 
-    A search whose images are not all there runs as a whole, as it would have without an interruption, so that they are
-    the same to the last bit where the engine is deterministic for equal batches (under a budget in seconds it is not).
+    on_done: called with the number of images that are there, then with each further number. A search runs as a whole
+    unless all its images are there. Images are then the same to the last bit as without an interruption, where the
+    engine is deterministic for equal batches; under a budget in seconds it is not.
 
-    ValueError before any of an engine's searches where an algorithm does not fit it or the budget pays for no image.
+    ValueError, before an engine searches, where an algorithm does not fit it or the budget pays for no image.
     """
     left = missing(bench, there)
     on_done(bench.images - sum(len(work.places) for work in left))
@@ -116,7 +121,7 @@ def missing(bench: Bench, there: OpenBench) -> list[Work]:
 
 
 def _fitted(bench: Bench, sampler: SamplerOptions, engine: Engine) -> dict[str, SearchSpec]:
-    """How each arm with this sampler searches, with as many seeds as the budget affords, by its name."""
+    """The search of each arm with this sampler, by name, with as many seeds as the budget affords."""
     engine.check(bench.texts)
     budget = bench.budget.on(engine.grid)
     arms = [arm for arm in bench.arms if arm.sampler == sampler]

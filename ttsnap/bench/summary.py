@@ -1,4 +1,4 @@
-"""What a benchmark found: means over prompts, differences prompt by prompt, and what it took."""
+"""The summary of a benchmark: means over prompts, differences prompt by prompt, and costs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from ttsnap.files.settings import Json
 from ttsnap.results.payload import plain
 
 REWARD = "reward"
-"""Stands for several rewards made one number by the search's utility."""
+"""Column of the number that the search's utility makes of several rewards."""
 MOST_CATEGORIES = 64
 
 
 @dataclass(frozen=True)
 class MeanOverPrompts:
-    """A mean over prompts, its standard error (nan for a single one), and over how many prompts."""
+    """A mean over prompts."""
 
     mean: float
     error: float
+    """The standard error; nan for a single prompt."""
     prompts: int
+    """How many prompts have a value."""
 
     @classmethod
     def of(cls, values: FloatArray) -> MeanOverPrompts:
-        """Of a value (P,) for each prompt; those that are nan, because a reward failed, are left out."""
+        """Of values (P,), one a prompt. nan, where a reward failed, is left out."""
         known = values[np.isfinite(values)]
         if not len(known):
             return cls(math.nan, math.nan, 0)
@@ -51,16 +53,20 @@ class MeanOverPrompts:
 
 @dataclass(frozen=True)
 class Line:
-    """One algorithm. scores: by name; differences: to the first algorithm, prompt by prompt; by_category: scores by
-    name and category; costs: means over images of what a search took, by name; failed: scores that there are not."""
+    """One algorithm."""
 
     name: str
     images: int
     scores: Mapping[str, MeanOverPrompts]
+    """By reward and metric."""
     differences: Mapping[str, MeanOverPrompts]
+    """To the scores of the first algorithm, prompt by prompt."""
     by_category: Mapping[str, Mapping[str, MeanOverPrompts]]
+    """Scores by name, then by category of prompts."""
     costs: Mapping[str, float]
+    """Means over images of what a search took, by kind of cost."""
     failed: int
+    """How many scores failed."""
 
     def to_json(self) -> dict[str, Json]:
         """As summary.json has it."""
@@ -75,8 +81,7 @@ def summarize(
 ) -> list[Line]:
     """A line for each algorithm. A prompt's value is the mean over its repeats.
 
-    combined: whether the number that the search raised is worth a column of its own: of several rewards, where it means
-    the same in every search.
+    combined: whether the number that the search raised means the same in every search, and may have a column.
     """
     by_arm = {arm.folder: [image for image in found if image.arm == arm.folder] for arm in arms}
     names = _names(found, combined)
@@ -104,14 +109,14 @@ def _json(estimates: Mapping[str, MeanOverPrompts]) -> dict[str, Json]:
 
 
 def _names(found: Sequence[Found], combined: bool) -> list[str]:
-    """The scores that there are: the rewards of the search first."""
+    """The names of all scores: the rewards of the search first."""
     scores = dict.fromkeys(name for image in found for name in image.scores)
     metrics = dict.fromkeys(name for image in found for name in image.metrics)
     return list({**({REWARD: None} if combined and len(scores) > 1 else {}), **scores, **metrics})
 
 
 def _values(images: Iterable[Found], prompts: Sequence[PromptRecord], name: str) -> FloatArray:
-    """(P,) a score of each prompt, the mean over its images that have one; nan where none has."""
+    """(P,) the score of each prompt: the mean over its images, nan where all failed."""
     of: dict[int, list[float]] = {prompt.index: [] for prompt in prompts}
     for image in images:
         value = {**image.metrics, **image.scores, REWARD: image.reward}.get(name)
@@ -121,7 +126,7 @@ def _values(images: Iterable[Found], prompts: Sequence[PromptRecord], name: str)
 
 
 def _categories(prompts: Sequence[PromptRecord]) -> dict[str, list[int]]:
-    """The places of each category's prompts, where the set has more than one category, and not one for each prompt."""
+    """The places of each category's prompts; empty for a single category, and for one a prompt."""
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(category(prompt.metadata), []).append(place)
@@ -129,7 +134,7 @@ def _categories(prompts: Sequence[PromptRecord]) -> dict[str, list[int]]:
 
 
 def _costs(images: Sequence[Found]) -> dict[str, float]:
-    """Means over images, by the name of what is counted: kinds of cost, FLOPs where they are known, seconds."""
+    """Means over images by kind of cost, with FLOPs where they are known, and seconds."""
 
     def mean(key: str) -> float:
         amounts = [image.spent.get(key) for image in images]

@@ -1,5 +1,4 @@
-"""Files: read as data that anyone may have written, as settings held to types and bounds; written whole or not at all,
-locked by one process at a time.
+"""Files: read as data that anyone may have written, checked against types and bounds, written whole or not at all.
 
 It imports nothing else of ttsnap.
 """

@@ -1,4 +1,4 @@
-"""What is fetched from the Hugging Face hub: whether it can be had at all, known before libraries try for a minute."""
+"""The Hugging Face hub: whether a repository can be had, known before libraries try for a minute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from ttsnap.files.reading import foreign
 
 
 def require_repository(name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> None:
-    """ValueError for a hub id of which there is no copy in the cache, where the hub cannot be reached either.
+    """ValueError for a hub id without a copy in the cache, where the hub cannot be reached either.
 
-    revision, cache_dir: the copy that is wanted, as from_pretrained takes them.
-
-    Libraries would ask five times for each of its files, with pauses. Names that are no hub ids pass, and what the hub
-    itself refuses: that is said, and why, when the files are asked for.
+    revision, cache_dir: of the copy, as from_pretrained takes them. Libraries would ask five times for each file, with
+    pauses. Names that are no hub ids pass, and so does what the hub refuses: from_pretrained says why.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).exists():
         return

@@ -17,11 +17,11 @@ from ttsnap.files.reading import PIXELS, foreign, opened_picture
 FRAMES = 4096
 """Most frames of a video that are looked at."""
 ALL_PIXELS = 2**28
-"""Most pixels of all frames of one video, which take three bytes each: 291 frames of 1280 x 720. A few kilobytes may
-hold thousands of large frames of one colour."""
+"""Most pixels of all frames of one video, three bytes each: 291 frames of 1280 x 720. A few kilobytes may hold
+thousands of large frames of one colour."""
 _UTF16 = b"UNICODE\0"
 _OURS = "ttsnap:"
-"""What the description of a picture begins with that holds the JSON of ttsnap."""
+"""Prefix of a picture's description that holds the JSON of ttsnap."""
 
 
 def is_mp4(data: bytes) -> bool:
@@ -89,7 +89,7 @@ def video_pixels(data: bytes, where: object, formats: Sequence[str], most: int =
 
 
 def _stacked(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """(T, H, W, 3) of T frames of one size, each forgotten as it is copied, so that they are not there twice."""
+    """(T, H, W, 3) of T frames of one size. Each is freed as it is copied, so that memory holds no frame twice."""
     stack = np.empty((len(frames), *frames[0].shape), np.uint8)
     for i, frame in enumerate(frames):
         stack[i], frames[i] = frame, frame[:0]
@@ -102,8 +102,10 @@ def _check(frames: int, wide: int, high: int, most: int) -> None:
 
 
 def _opened_mp4(data: bytes) -> Any:
-    """A container to read from. Its format is named, and it is read from memory: nothing in it makes another file be
-    opened, as other formats (playlists) may ask for."""
+    """A container to read from.
+
+    The format is fixed and the data is in memory: no other file is opened, as playlists may ask for.
+    """
     try:
         import av
     except ImportError as error:

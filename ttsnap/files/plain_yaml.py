@@ -28,8 +28,7 @@ def read_yaml(path: str | Path, what: str = "file") -> Json:
 
 
 def load_settings(cls: type[S], path: Path) -> S:
-    """Settings of this dataclass from a YAML file. ValueError that names the file for what cannot be read or does not
-    fit, as `build` refuses it."""
+    """Settings of this dataclass from a YAML file. ValueError, which names the file, for what `build` refuses."""
     data = read_yaml(path, "configuration")
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
@@ -45,8 +44,10 @@ def save_settings(settings: DataclassInstance, path: Path) -> None:
 
 
 def read_text(name: str, text: str, hint: Any) -> Any:
-    """What someone typed for a value of this type: text where that fits, and else what YAML makes of it. A hint of None
-    takes any text. ValueError for what does not fit."""
+    """A typed value from the text that a user typed: the text itself where it fits, else the YAML in it.
+
+    hint: the type; None takes any text. ValueError for what does not fit.
+    """
     if hint is None:
         return text
     kinds = [kind for kind in kinds_of(hint) if kind is not type(None)]
@@ -75,9 +76,9 @@ _EXAMPLES: dict[object, str] = {
 def parse_yaml(text: str | bytes, where: object) -> Json:
     """The value that YAML text stands for: mappings, sequences, texts, numbers, booleans and null.
 
-    A plain date or time (12:30) is a text, 1e-4 a number, and 012 twelve, as in YAML 1.2. ValueError where it is
-    damaged, nested too deeply, holds a key twice, any other tag (!!set, !!binary, << that merges), numbers that are not
-    finite or beyond 64 bits, or repeats parts by aliases, with which a few lines can stand for thousands of millions of
+    A plain date or time (12:30) is a text, 1e-4 a number, and 012 twelve, as in YAML 1.2. ValueError for damage, deep
+    nesting, a key that stands twice, and any other tag (!!set, !!binary, << that merges). ValueError, too, for numbers
+    that are not finite or beyond 64 bits, and for aliases: a few lines of them can stand for thousands of millions of
     values.
     """
     with foreign(f"cannot read {where}"):

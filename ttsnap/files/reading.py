@@ -1,8 +1,8 @@
 """Files that may come from strangers, read as data: bounded, checked, and refused in one sentence that names them.
 
 Every reader of the toolkit goes through here (docs/explanation/security.md). Nothing here imports, runs or opens what
-a file names. What a reader accepts may be trusted in this much: numbers are finite and fit into 64 bits, text is whole
-Unicode, nothing is nested deeper than DEPTH, no key stands twice, and sizes are within the limits given.
+a file names. Accepted values have finite numbers of at most 64 bits, whole Unicode, and no key twice. They are nested
+at most DEPTH deep, and within the limits of size.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ PIXELS = 2**26
 """Most pixels of a picture (8192 x 8192): a small file may say that it holds thousands of millions."""
 HUGE = 2**64
 Tensor: TypeAlias = NDArray[np.generic]
-"""An array of a safetensors file: of any dtype and shape, until its reader has held it to those that it wants."""
+"""An array of a safetensors file, of any dtype and shape until its reader has checked them."""
 
 
 @contextmanager
 def foreign(sentence: str) -> Iterator[None]:
     """Whatever a library raises while it decodes foreign bytes, as one ValueError: "`sentence`: reason".
 
-    Only for the call of the library itself, never around code of ours, whose mistakes must stay visible: which
-    exceptions a decoder raises for malformed bytes is documented nowhere, and is different with every version.
+    Only for the call of the library itself: mistakes of our own code must stay visible. Which exceptions a decoder
+    raises for malformed bytes is documented nowhere, and changes with versions.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytes:
 def read_once(name: str, most: int, what: str = "file") -> bytes:
     """The whole of what a user names on the command line: a file, a pipe, or - for standard input.
 
-    A pipe can be read once only, so that what was checked and what is used must be the same bytes. ValueError, as of
+    A pipe can be read once only: the bytes that are checked must be the bytes that are used. ValueError as of
     `read_bytes`.
     """
     try:
@@ -103,8 +103,8 @@ def read_zip(
 ) -> dict[str, bytes]:
     """The files of a zip whose last part of the name is `wanted`, by that part; of two alike, the first.
 
-    They are unpacked in memory and nowhere else, so that a name such as ../../x does no harm. ValueError for a damaged
-    or encrypted archive, more than `entries` files, or more than `most` bytes unpacked, wherever it says how many.
+    Files are unpacked in memory, so that a name such as ../../x does no harm. ValueError for a damaged or encrypted
+    archive, more than `entries` files, and more than `most` bytes unpacked, whatever its directory says.
     """
     unpacked: dict[str, bytes] = {}
     with foreign(f"cannot read {where} as a zip"), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -134,8 +134,8 @@ def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, n
 def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     """The value that JSON text stands for; `where` names it in messages.
 
-    ValueError where it is damaged, nested too deeply, holds a key twice, numbers that are not finite (nan lets NaN and
-    Infinity pass) or beyond 64 bits, or broken Unicode.
+    ValueError for damage, deep nesting, a key that stands twice, broken Unicode, and numbers that are not finite or
+    beyond 64 bits. nan: NaN and Infinity pass.
     """
 
     def constant(name: str) -> float:

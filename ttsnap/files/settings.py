@@ -2,8 +2,8 @@
 
     check("steps", 0, Annotated[int, Bounds(1)])  # ValueError: steps must be at least 1, got 0
 
-A dataclass of settings says its types once; `build` makes it of the plain values of YAML or JSON, `to_json` writes them
-back. It stands in files, the lowest room, because recordings, rewards and algorithms read values as options do.
+A dataclass of settings declares types once. `build` makes it of plain values of YAML or JSON, `to_json` writes them
+back. This file is in the lowest room, as recordings, rewards and algorithms read values as options do.
 """
 
 from __future__ import annotations

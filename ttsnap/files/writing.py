@@ -1,6 +1,4 @@
-"""Files that appear whole or not at all, the checksum that says whether one is still as it was written, and a lock for
-folders that one process at a time writes to.
-"""
+"""Files that appear whole or not at all, their checksums, and locks of folders that one process at a time writes to."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ from ttsnap.files.settings import Json
 
 T = TypeVar("T")
 LOCK = ".lock"
-"""The file in the folder that is locked. It holds who has it, and is removed with the lock; a process that was killed
-leaves it behind unlocked, which keeps no one out."""
+"""The file that is locked. It names the holder, and is removed with the lock. A process that was killed leaves the file
+unlocked, which keeps no one out."""
 
 
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
-    """Let `save` write to a temporary file beside `path`, and give it that name once it is on the disk.
+    """Let `save` write to a temporary file in the same folder, and rename it to `path` once it is on the disk.
 
-    Returns what `save` returned. Where it raises, no file is left. OSError also where another process has begun to
-    write the same file since: that one goes on.
+    Returns what `save` returned. Where `save` raises, no file is left. OSError also where another process has begun to
+    write the same file since, which may finish.
     """
     temporary = part_of(path)
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link, which leads to a file elsewhere
@@ -85,9 +83,8 @@ def _sync_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes, and other threads of this one, out of `folder`; it is made where it is missing.
 
-    Whatever was found out about the folder before is to be checked again inside, as another process may have been
-    there in between. Raises ValueError that names the holder where there is one, and for a lock that is a link; OSError
-    where nothing can be written.
+    Check again inside what you know of the folder: another process may have been there just before. Raises ValueError
+    that names the holder where there is one, and for a lock that is a link; OSError where nothing can be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK

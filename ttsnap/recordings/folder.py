@@ -1,8 +1,8 @@
-"""Recordings on disk: a folder that can be gone on with after any interruption (docs/recordings.md).
+"""Recordings on disk: a folder that can be resumed after any interruption (docs/recordings.md).
 
 recording.json   the settings (header.Header), written first
 unit-00000.safetensors   the scores of a finished unit of work, until all units are there
-images/          where asked for, one tar of PNGs per unit
+images/          with `images`, one tar of PNGs per unit
 scores.safetensors   the scores (P, S, C, R) float64 of the K+1 steps and further looks, written last, whole or not
 """
 
@@ -35,10 +35,12 @@ RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
 def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
     """A finished recording: its folder, its scores.safetensors, or a file of published reward tensors.
 
-    Reward tensors are `base` and `noise_aware`, each (P, S, K): column k the reward of the x0 estimate after call
-    k + 1, the last column that of the finished image. `scores` says which of the two the estimates come from (nan in
-    `noise_aware` is replaced by `base`; the last column is always `base`), `price` what a unit cost there; neither is
-    used for a recording of ttsnap. The grid is then linspace(1, 0, K + 1), the prompts "prompt 0", "prompt 1", ...
+    Reward tensors are `base` and `noise_aware`, each (P, S, K). Column k is the reward of the x0 estimate after call
+    k + 1, the last column that of the finished image. Their grid is linspace(1, 0, K + 1), their prompts "prompt 0",
+    "prompt 1", ...
+
+    scores: the tensor that estimates come from. nan in `noise_aware` is replaced by `base`; the last column is always
+    `base`. price: what a unit cost there. A recording of ttsnap uses neither.
 
     Raises ValueError that says what is wrong: no such file, unfinished, damaged, another layout.
     """
@@ -73,8 +75,10 @@ def read_images(folder: str | Path) -> Iterator[RecordedImage]:
 
 
 def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
-    """The settings of a finished recording, and the tars of its images. ValueError as of `load_recording`, and where it
-    has no images."""
+    """The settings of a finished recording, and the tars of its images.
+
+    ValueError as of `load_recording`, and where it has no images.
+    """
     folder = Path(folder)
     _require_finished(folder)
     header, scores, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
@@ -85,7 +89,7 @@ def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
 
 
 def progress(folder: str | Path) -> tuple[int, int]:
-    """(units of work that are there, units in all) of a recording's folder; nothing is changed."""
+    """(finished units of work, all units) of a recording's folder. Nothing is changed."""
     folder = Path(folder)
     header = _read_header(folder)
     units = header.units()
@@ -95,7 +99,7 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
 
 def shard_path(folder: Path, unit: Unit) -> Path:
-    """Where a unit's images go."""
+    """The tar of a unit's images."""
     return folder / IMAGES / f"unit-{unit.index:05d}.tar"
 
 
@@ -260,7 +264,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _check_scores(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Header, FloatArray, list[Shard]]:
-    """Header, scores and shards of a scores.safetensors, each held to its checksum."""
+    """Header, scores and shards of a scores.safetensors. ValueError for a wrong checksum."""
     header, extra = Header.read(metadata.get("recording", ""), path)
     unknown = set(extra) - {"format", "shards", "crc32", HEADER_CRC}
     if unknown:

@@ -1,4 +1,4 @@
-"""What a recording is: its settings, the units of work it falls into, and every check of them, in one place."""
+"""The settings of a recording, its units of work, and every check of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ttsnap.recordings.replay import Recording
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
 HEADER_CRC = "header_crc32"
-"""Key of scores.safetensors' header for the checksum of its other keys; files that are older than it lack it."""
+"""Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows `prompts` x `seeds` of a recording's scores (both counted from 0): what one search call records."""
+    """Rows of a recording's scores that one search call records. Prompts and seeds are counted from 0."""
 
     index: int
     prompts: range
@@ -49,30 +49,36 @@ class Unit:
 
 @dataclass(frozen=True)
 class Header:
-    """The settings of a recording: what recording.json holds, and what must be the same to go on with it.
-
-    Scores of P `prompts` with the seeds first_seed..first_seed + seeds - 1, at `steps` (rising, the last one K) of the
-    grid with noise `levels` (K+1,), by `rewards` (R names). `block` is (prompts, seeds) of one unit of work, `images`
-    whether the decoded estimates are kept, `extras` what is kept beside them ("latents", in earlier versions also
-    "features:BLOCK"), `evals` the grid's where a step takes more than one evaluation, `looks` those beside estimates,
-    as "draft:1@0", `info` what else is known (model, call, versions), JSON-ready.
+    """The settings of a recording: the contents of recording.json, which must be the same to resume it.
 
     Raises ValueError for settings that do not fit together.
     """
 
     prompts: tuple[str, ...]
+    """P texts."""
     seeds: int
+    """S, seeds per prompt: first_seed..first_seed + S - 1."""
     first_seed: int
     levels: tuple[float, ...]
+    """(K+1,) noise levels of the grid."""
     steps: tuple[int, ...]
+    """Steps that are scored, rising; the last one is K."""
     rewards: tuple[str, ...]
+    """R names."""
     block: tuple[int, int]
+    """Prompts and seeds of one unit of work."""
     images: bool
+    """Whether the decoded estimates are kept."""
     price: Price
+    """The price of the engine."""
     info: Mapping[str, Json]
+    """What else is known (model, call, versions), JSON-ready."""
     extras: tuple[str, ...] = ()
+    """What is kept with each image: "latents", in earlier versions also "features:BLOCK"."""
     evals: tuple[int, ...] | None = None
+    """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
+    """Looks in addition to estimates, as "draft:1@0"."""
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
@@ -104,7 +110,7 @@ class Header:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(P, S, C, R) of all scores: those of the K+1 steps, then those of the looks."""
+        """(P, S, C, R) of all scores: of the K+1 steps, then of the looks."""
         return len(self.prompts), self.seeds, len(self.levels) + len(self.looks), len(self.rewards)
 
     def units(self) -> list[Unit]:
@@ -118,7 +124,7 @@ class Header:
         return [Unit(index, prompts, seeds) for index, (prompts, seeds) in enumerate(blocks)]
 
     def recording(self, scores: FloatArray) -> Recording:
-        """With these scores (P, S, C, R)."""
+        """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
         scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals)
         looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)}
@@ -127,7 +133,7 @@ class Header:
                          self.info, looks)  # fmt: skip
 
     def to_json(self) -> dict[str, Json]:
-        """As it is after a round trip through JSON. ValueError where `info` is not JSON-ready."""
+        """The settings after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
             told = {"format": FORMAT, **dataclasses.asdict(self), "price": _told(self.price)}
             settings = dict(json.loads(json.dumps(told)))
@@ -142,12 +148,12 @@ class Header:
         return settings
 
     def digest(self) -> str:
-        """SHA-256 of the settings, in hexadecimal: the same for equal settings, however their JSON is written."""
+        """SHA-256 of the settings, in hexadecimal, whatever the order of their JSON."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, text: str, where: Path) -> tuple[Header, dict[str, Json]]:
-        """A header, and the keys beside it, from JSON.
+        """A header from JSON, and the other keys of that JSON.
 
         ValueError that names `where` for what is no header, a damaged one, or one of another format.
         """
@@ -176,7 +182,7 @@ class Header:
 
     @classmethod
     def of(cls, recording: Recording) -> Header:
-        """Of a recording in memory, as one unit without images."""
+        """The header of a recording in memory, as one unit without images."""
         r = recording
         return cls(
             prompts=r.prompts,
@@ -195,7 +201,7 @@ class Header:
 
 
 def checksum(about: Mapping[str, Json]) -> int:
-    """CRC-32 of JSON values, however they are written."""
+    """CRC-32 of JSON values, whatever their order."""
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
@@ -207,7 +213,7 @@ def _object(name: str, value: Json) -> Mapping[str, Json]:
 
 
 def _price(data: Mapping[str, Json]) -> Price:
-    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and know of no guidance."""
+    """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no guidance."""
     if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
         raise ValueError(f"price lacks {missing}")
     seconds, guided = data["seconds"], data.get("guided")
@@ -240,7 +246,7 @@ def _rates(data: Mapping[str, Json]) -> Rates:
 
 
 def _told(price: Price) -> dict[str, Json]:
-    """A price as `_price` reads it. Of drafters and of frames it speaks where there are any, as older files do not."""
+    """A price as `_price` reads it. Drafters and frames are left out where there are none, as in older files."""
     seconds = None if price.seconds is None else _told_rates(price.seconds)
     told = dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
     del told["tokens"]  # a recording asks no judge
@@ -251,7 +257,7 @@ def _told(price: Price) -> dict[str, Json]:
 
 
 def _told_rates(rates: Rates) -> dict[str, float]:
-    """By the singular of each kind, rare ones at the end: the order in which recordings have always been written."""
+    """Rates by the singular of each kind, rare ones last, as in all recordings so far."""
     priced = list(zip(KINDS, rates.amounts(), strict=True))
     usual = {kind.one: rate for kind, rate in priced if not kind.rare}
     rare = {kind.one: rate for kind, rate in priced if kind.rare and (rate or not kind.newer)}

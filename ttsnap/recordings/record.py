@@ -27,7 +27,7 @@ from ttsnap.recordings.units import Described, Made, make_unit
 from ttsnap.version import versions
 
 Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, Made]]]
-"""Makes these units, in any order, and tells of the evaluations that it makes."""
+"""Makes these units in any order, and reports evaluations to the function."""
 
 
 def record(
@@ -41,19 +41,16 @@ def record(
 ) -> Recording:
     """Denoise all seeds of every prompt with KeepAll on `engine`, and score on the way.
 
-    options: which seeds and steps, and what is kept beside the scores (each field says what it does); the engine must
-    have been told to keep the same latents (EngineOptions). info: what else to note, JSON-ready (model,
-    call, kernel). `pipe.engine(...)` makes an engine of a pipeline.
+    engine: of a pipeline, as `pipe.engine(...)` makes one; its EngineOptions must keep the latents that are recorded.
+    prompts: texts, or a Prompt with its picture where the model edits; digests of pictures are noted. options: seeds,
+    steps, and what is kept (each field says what it does). info: what else to note, JSON-ready (model, call, kernel).
 
-    Called again with the same arguments after an interruption (any exception, Ctrl-C, a kill) it goes on after the
-    last finished unit. Units run in the batches that they would have had, so the result is the same to the last bit
-    where the engine is deterministic for equal batches.
+    After an interruption (any exception, Ctrl-C, a kill) the same call resumes after the last finished unit. Units run
+    in the batches that they would have had. The result is the same to the last bit where the engine is deterministic
+    for equal batches.
 
-    prompts: texts, or of edits each with its picture, as a Prompt (ttsnap.core.prompt). `info` notes the digests of
-    their pictures, so that the recording is not gone on with by others.
-
-    Raises ValueError before any compute where the folder holds something else or settings do not fit, and where a
-    reward fails on every image of a unit (nothing is kept of that unit), or on all of the first images of all.
+    Raises ValueError before any compute where the folder holds something else or settings do not fit. Raises it later
+    where a reward fails on every image of a unit, which is not kept then, or on the first images.
     """
     what = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
 
@@ -65,7 +62,7 @@ def record(
 
 
 def describe(engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, info: Mapping[str, Json]) -> Described:
-    """What `record` with these arguments records. ValueError where they do not fit together."""
+    """What `record` would record. ValueError for arguments that do not fit together."""
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
     looks = options.looks_of(engine.draft_calls)
@@ -99,9 +96,9 @@ def describe(engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, 
 
 
 def keep(what: Described, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
-    """Have the units made that a folder lacks, and keep each there when it is done, until it holds all of them.
+    """Make the units that a folder lacks, keep each as soon as it is made, and finish the recording.
 
-    ValueError before any is made where the folder holds something else.
+    ValueError before any unit is made where the folder holds something else.
     """
     header, _, nfe = what
     with OpenRecording(folder, header) as there:
@@ -137,7 +134,7 @@ def step_correlations(recording: Recording) -> FloatArray:
 
 
 def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:
-    """Prompts and seeds of a unit: seeds in equal parts, and enough prompts for about four full batches.
+    """Prompts and seeds of a unit: seeds in equal parts, and prompts for about four full batches.
 
     Small enough that little is lost by an interruption, large enough that the batches stay full.
     """

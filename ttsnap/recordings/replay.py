@@ -29,23 +29,24 @@ PUBLISHED = Price(Rates(nfe=9.9e12, reward_calls=1.2e12))
 
 @dataclass(frozen=True)
 class Recording:
-    """Scores (P, S, K+1, R) along the trajectories of P prompts with the seeds `first_seed`..`first_seed + S - 1`.
-
-    Index k < K is the score of the x0 estimate at grid point k (k + 1 evaluations), index K that of the finished
-    image (K evaluations); nan where a reward failed. `scored` (K+1,) says which steps were scored at all, the last
-    always. `looks` holds the scores (P, S, R) of other looks than the estimate, each at one step. `price` is the
-    recorded engine's, `info` what else is known (model, call, versions), JSON-ready.
-    """
+    """Scores along the trajectories of P prompts with S seeds each."""
 
     prompts: tuple[str, ...]
     scores: FloatArray
+    """(P, S, K+1, R). Index k < K is the x0 estimate at grid point k, after k + 1 evaluations; index K is the finished
+    image, after K evaluations. nan where a reward failed."""
     grid: Grid
     reward_names: tuple[str, ...]
     first_seed: int = 0
+    """The seeds are first_seed..first_seed + S - 1."""
     scored: tuple[bool, ...] = ()
+    """(K+1,) whether a step was scored at all, the last always. Empty: every step."""
     price: Price = field(default_factory=Price)
+    """The price of the recorded engine."""
     info: Mapping[str, Json] = field(default_factory=dict)
+    """What else is known (model, call, versions), JSON-ready."""
     looks: Mapping[EstimatorAt, FloatArray] = field(default_factory=dict)
+    """Scores (P, S, R) of other looks than the estimate, each at one step."""
 
     def __post_init__(self) -> None:
         points = self.grid.steps + 1
@@ -73,33 +74,33 @@ class Recording:
 
     @property
     def columns(self) -> FloatArray:
-        """(P, S, K + 1 + L, R) all scores: of the steps, then of the L looks."""
+        """(P, S, K+1+L, R) all scores: of the steps, then of the L looks."""
         return np.concatenate([self.scores, *(scores[:, :, None] for scores in self.looks.values())], 2)
 
     @cached_property
     def failed(self) -> bool:
-        """Whether a score that was asked for is nan."""
+        """Whether a recorded score is nan."""
         asked = self.scores[:, :, list(self.scored)], *self.looks.values()
         return any(bool(np.isnan(scores).any()) for scores in asked)
 
     @property
     def draft_calls(self) -> int:
-        """Of the drafts from the initial noise, the fewest calls that were recorded; 0 where there are no drafts."""
+        """The fewest calls of a recorded draft from the initial noise; 0 without drafts."""
         return min(self.drafts, default=0)
 
     @property
     def drafts(self) -> tuple[int, ...]:
-        """Calls of each of the drafts from the initial noise that were recorded, rising."""
+        """Calls of each recorded draft from the initial noise, rising."""
         looks = (read_look(seen.look) for seen in self.looks if seen.step == 0)
         return tuple(sorted(look.calls for look in looks if isinstance(look, Draft)))
 
     @property
     def offers(self) -> frozenset[Need]:
-        """What searches may need of it: the looks that were recorded."""
+        """Needs that a replay meets: the looks that were recorded."""
         return frozenset(need for seen in self.looks for need in read_look(seen.look).needs)
 
     def seen(self, look: str, step: int) -> FloatArray:
-        """(P, S, R) scores by this look at this step. ValueError where they were not recorded."""
+        """(P, S, R) scores by a look at a step. ValueError where they were not recorded."""
         if step == self.grid.steps or (look == ESTIMATE.name and self.scored[step]):
             scores: FloatArray = self.scores[:, :, step]
             return scores
@@ -115,13 +116,13 @@ class Recording:
     def from_results(
         cls, results: Sequence[Result], grid: Grid, reward_names: tuple[str, ...], price: Price | None = None
     ) -> Recording:
-        """From a search with KeepAll, on an engine of this price."""
+        """The recording of a search with KeepAll, on an engine of this price."""
         scores = np.stack([r.particles.scores for r in results])
         first = int(results[0].particles.seed[0])
         return cls(tuple(r.prompt for r in results), scores, grid, reward_names, first, price=price or Price())
 
     def select(self, prompts: slice = slice(None), seeds: slice = slice(None)) -> Recording:
-        """Some of the prompts and of the seeds (a range without gaps)."""
+        """The recording of some prompts and some seeds (a range without gaps)."""
         start, _, step = seeds.indices(self.seeds)
         if step != 1:
             raise ValueError(f"seeds must be a range without gaps, got {seeds}")
@@ -162,14 +163,13 @@ def recording_of(path: Path, tensors: Mapping[str, Tensor], which: str, price: P
 class ReplayEngine(DryEngine):
     """Plays non-branching searches back on a recording, job j on its prompt j.
 
-    Search its `prompts` with its `first_seed`, so that seeds and rows agree. A score is handed out only for a step
-    that a submitted, and therefore paid, move has reached (see `paid`). ValueError for what was not recorded.
-
-    `capacity` matters where prompts share a budget: how many rows a round fills with moves worth less than the first
-    ones. With that of a LiveEngine (twice its batch size) the rounds, and so the ledgers, are those of the live search.
+    Search the recording's `prompts` with its `first_seed`, so that seeds and rows agree. A score is given only for a
+    step that a submitted, and therefore paid, move has reached (see `paid`). ValueError for what was not recorded.
     """
 
     def __init__(self, recording: Recording, *, capacity: int = 1) -> None:
+        """capacity: of `Engine`, which matters where prompts share a budget. With that of a LiveEngine (twice its batch
+        size) rounds and ledgers are those of the live search."""
         r = recording
         super().__init__(r.grid, r.reward_names, offers=r.offers, price=r.price, draft_calls=r.draft_calls)
         self.recording, self.capacity = recording, capacity

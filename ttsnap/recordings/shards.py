@@ -1,7 +1,7 @@
 """Images of one unit of a recording as one tar of PNGs, named as webdataset names them.
 
-Beside an image may lie its latent, as float16 .npy of the same name; earlier versions also kept hidden states of the
-denoiser there (features.npy).
+An image may come with its latent, a float16 .npy of the same name. Earlier versions also kept hidden states of the
+denoiser (features.npy).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHARD = re.compile(r"unit-[0-9]{5,9}\.tar")
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar as it was when written: its file's name, size in bytes and SHA-256."""
+    """A tar as written: the file's name, size in bytes and SHA-256."""
 
     name: str
     size: int
@@ -42,7 +42,7 @@ class Shard:
 
     @classmethod
     def read(cls, data: Json, where: object) -> Shard:
-        """Of JSON that anyone may have written. ValueError unless it names a tar by the names that recordings have."""
+        """A shard from JSON that anyone may have written. ValueError unless it names a tar of a recording."""
         if not isinstance(data, dict) or set(data) != {"name", "size", "sha256"}:
             raise ValueError(f"{where} is damaged: a shard is a name, a size and a sha256, got {str(data)[:60]}")
         name, size, digest = (data[key] for key in ("name", "size", "sha256"))
@@ -54,7 +54,7 @@ class Shard:
 
 
 def read_shards(data: Json, where: object) -> list[Shard]:
-    """Those that a recording's header lists. ValueError as of `Shard.read`, and for what is no list."""
+    """The shards of a recording's header. ValueError as of `Shard.read`, and for what is no list."""
     if not isinstance(data, list):
         raise ValueError(f"{where} is damaged: its shards are no list")
     return [Shard.read(shard, where) for shard in data]
@@ -70,7 +70,7 @@ class RecordedImage(NamedTuple):
 
 
 class ShardWriter:
-    """Adds images to an open file as they come. The bytes depend on the images alone: no times, no owners."""
+    """Adds images to an open file. The bytes depend on the images alone: no times, no owners."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
@@ -98,7 +98,7 @@ class ShardWriter:
 
 
 def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
-    """Its images in the order of writing. ValueError where the file is missing or not what was written."""
+    """The images of a tar, in the order of writing. ValueError where the file is missing or not as written."""
     if not path.is_file():
         raise ValueError(f"the images {path} are missing; record again, or restore the file")
     if path.stat().st_size != shard.size or sha256(path) != shard.sha256:
@@ -113,7 +113,7 @@ def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of what a tar holds; links, devices and such have no content."""
+    """(name, content) of a tar's entries. Links and devices have no content."""
     with files.foreign(f"the images {path} are damaged"), tarfile.open(path, mode="r:") as tar:
         for entry in tar:
             file = tar.extractfile(entry) if entry.isreg() else None

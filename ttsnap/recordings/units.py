@@ -1,4 +1,4 @@
-"""One unit of a recording: its prompts and seeds, denoised to the end and scored on the way, in one search call."""
+"""One unit of a recording: prompts and seeds that one search call denoises and scores on the way."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from ttsnap.rewards.registry import RewardError
 
 
 class Described(NamedTuple):
-    """What an engine is about to record: the settings of the recording, its prompts, and the evaluations that each seed
-    takes."""
+    """What an engine is about to record."""
 
     header: Header
     prompts: tuple[Prompt, ...]
     nfe: float
+    """Evaluations of each seed."""
 
 
 class Made(NamedTuple):
-    """What became of a unit: its scores (prompts, seeds, C, R), and its images' tar, where they are kept."""
+    """A unit that was made."""
 
     scores: FloatArray
+    """(prompts, seeds, C, R)."""
     shard: Shard | None
+    """The tar of its images, where these are kept."""
 
 
 def make_unit(engine: Engine, what: Described, unit: Unit, path: Path, on_nfe: Callable[[float], None]) -> Made:
-    """Denoise and score a unit; where images are kept, they are at `path` when this returns, whole.
+    """Denoise and score a unit. Images that are kept are at `path` on return, whole.
 
-    It runs in the batches that it would have on any engine of the same settings, so that the result is the same to the
-    last bit where the engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch.
-    Raises ValueError where a reward fails on every image; nothing is kept then.
+    A unit runs in the same batches on any engine of the same settings. The result is the same to the last bit where the
+    engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch. Raises ValueError
+    where a reward fails on every image; nothing is kept then.
     """
     if not what.header.images:
         return Made(_scores(engine, what, unit, on_nfe, None), None)
@@ -60,7 +62,7 @@ def make_unit(engine: Engine, what: Described, unit: Unit, path: Path, on_nfe: C
 def _scores(
     engine: Engine, what: Described, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
 ) -> FloatArray:
-    """The scores of a unit; its images go to `shard`, where there is one."""
+    """The scores of a unit. Images go to the shard, where there is one."""
     header = what.header
     first = header.first_seed + unit.seeds.start
     prompts = what.prompts[unit.prompts.start : unit.prompts.stop]
