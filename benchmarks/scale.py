@@ -39,7 +39,7 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     from ttsnap.cluster.ray_pool import Hosts, RayPool
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.model import ModelOptions
-    from ttsnap.request.spec import EngineSpec
+    from ttsnap.request.request import EngineSpec
 
     torch.set_num_threads(1)
     call = {**defaults(), "num_inference_steps": steps}

@@ -17,7 +17,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.sampling.denoiser import Can
 
 

@@ -8,33 +8,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-from tqdm.auto import tqdm
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
-from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
-from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.pipelines.searching import run
 
-from ttsnap.algorithms import make_algorithm
-from ttsnap.core import utility as utilities
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Engine
-from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.scoring import shown_of
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.search import search as run_search
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.provenance import Provenance
-from ttsnap.request.spec import EngineSpec, reward_tuple
-from ttsnap.results.outputs import Recorder
+from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import Guidance
@@ -77,11 +65,11 @@ class SearchMixin:
             given = arguments.bound(parameters, (self, *args), kwargs)
             if isinstance(given.get("prompt"), Iterator):  # it can be read once only
                 given["prompt"] = list(given["prompt"])
-            if self.check_prompt is not None:
-                for prompt in arguments.prompts_in(given.get("prompt")):
-                    if isinstance(prompt, str | Prompt):  # the call itself refuses others
-                        self.check_prompt(Prompt.of(prompt).text)
             if asked.search.search is None:
+                if self.check_prompt is not None:
+                    for prompt in arguments.prompts_in(given.get("prompt")):
+                        if isinstance(prompt, str):  # the call itself refuses others
+                            self.check_prompt(prompt)
                 if given_names := " and ".join(asked.changed):
                     raise ValueError(f"{given_names} given without search=; name one, as search='best-of-n'")
                 return stock(self, *args, **kwargs)
@@ -160,7 +148,8 @@ class SearchMixin:
         denoiser, sampler = self.sampling_denoiser(spec.sampler, **spec.call), spec.sampler
         return LiveEngine(
             denoiser,
-            self._rewards(spec.rewards),
+            # Not self.device: an offloaded pipeline rests on the CPU or on meta.
+            make_rewards(spec.rewards, device=self._execution_device),  # type: ignore[attr-defined]
             replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=Can.PREVIEW in denoiser.can),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
@@ -181,12 +170,7 @@ class SearchMixin:
             use_drafter(denoiser, drafter)
         return denoiser
 
-    def _rewards(self, rewards: Any) -> Any:
-        # Not self.device: an offloaded pipeline rests on the CPU or on meta.
-        return make_rewards(rewards, device=self._execution_device)  # type: ignore[attr-defined]
-
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
-        pipe: Any = self
         wanted = asked.search
         takes, recommended = self.call_arguments(), defaults_of(self)
         call = recommended.completed(call, takes)
@@ -194,102 +178,42 @@ class SearchMixin:
         generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
-        backend, call = self.backend({name: value for name, value in call.items() if name in takes})
-        prompts, shared = backend.apart(prompts, call)
-        if wanted.reward is None:
-            wanted = replace(wanted, reward=recommended.reward)
-        if wanted.reward is None:
+        call = {name: value for name, value in call.items() if name in takes}
+        reward = recommended.reward if wanted.reward is None else wanted.reward
+        if reward is None:
             raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
         if wanted.budget is not None and wanted.effort is not None:
             raise ValueError(f"give budget= or effort=, not both: {wanted.budget!r} and {wanted.effort!r}")
-        budget = Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort)
-        algorithm = make_algorithm(wanted.search)
-        source = seeds.source_of(wanted.seed, generator, len(prompts) * keep)
-        utility = wanted.utility if callable(wanted.utility) else utilities.make(wanted.utility)
-        report = self._rewards(wanted.report) if wanted.report else ()
-        arguments.refuse_step_caches(pipe.components)
-        sampler = drafting(backend, asked.sampler, algorithm, wanted.reward, shared)
         latent, sounds = output_type == "latent", output.has_sound(self.output_class)
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
-        spec = EngineSpec(backend.model_options, reward_tuple(wanted.reward), sampler, batch, shared)
-        with open_engine(spec, asked.devices, backend) as (engine, denoiser):
-            if sampler is asked.sampler:  # the model's own is taken where it was checked
-                warn_of_doubt(denoiser.drafts, model_name(self))
-            shown = shown_of(denoiser, asked.batches.frames)
-            shown.check(report)
-            output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
-            finished: dict[tuple[int, int], Tensor] = {}
-            recorder = Recorder()
-            listeners: list[Callable[[Event], None]] = [recorder]
-            if wanted.on_event is not None:
-                listeners.append(wanted.on_event)
-            if latent or sounds:
-                listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
-            settings = {
-                "utility": utility,
-                "seed": seeds.first_seed(source),
-                "keep": keep,
-                "shared": wanted.shared,
-                "should_stop": self._stopper(wanted.should_stop),
-            }
-            try:
-                results = self._run(prompts, algorithm, engine, budget, listeners, settings)
-                results, flags = output.finish(
-                    self, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
-                )
-            finally:
-                pipe.maybe_free_model_hooks()
-            results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
-            images: output.Images | output.Videos
-            best = [(job, candidate) for job, result in enumerate(results) for candidate in result.images]
-            ended = [finished[job, candidate.uid] for job, candidate in best] if finished else []
-            audio = output.sound(denoiser, ended, pipe._execution_device) if sounds and not latent else None
-            if latent:
-                images, flags = output.latents(denoiser, ended, pipe._execution_device), None
-            else:
-                pixels = [candidate.pixels for _, candidate in best]
-                images = output.converted(pixels, output_type, denoiser.image_dtype, pipe._execution_device)
-            if output_type == "pil" and isinstance(images, list):
-                made = Provenance(tuple(prompts), replace(spec, model=None, call=call), wanted.search, budget)
-                output.label_images(images, results, settings_of(backend, made))
-            output.warn_of_missing(results, keep)
-            known = {"nsfw_content_detected": flags, "audio": audio}
-            return output.make_output(self.output_class, images, results, **known) if return_dict else (images, results)
-
-    def _stopper(self, should_stop: Callable[[], bool] | None) -> Callable[[], bool]:
-        """Whether to stop: asked for by the caller, or by setting `_interrupt`, which stock calls obey."""
-        self._interrupt = False
-        return lambda: self._interrupt or (should_stop is not None and should_stop())
-
-    def _run(
-        self,
-        prompts: Sequence[Prompt],
-        algorithm: Any,
-        engine: Engine,
-        budget: Budget,
-        listeners: Sequence[Callable[[Event], None]],
-        settings: dict[str, Any],
-    ) -> list[Result]:
-        """The search, with a progress bar styled as the pipeline's, counting evaluations."""
-        total = budget.nfe * len(prompts) if (budget := budget.on(engine.grid)).nfe else None
-        style = {"total": total, "unit": "nfe", "desc": "search", **getattr(self, "_progress_bar_config", {})}
-        bar: Any = None
-
-        def listen(event: Event) -> None:
-            nonlocal bar
-            if bar is None:  # opened late, so that refused input leaves no empty bar
-                bar = tqdm(**style)
-            if event.kind == "tick":
-                bar.update(event.nfe)
-            elif event.kind == "score" and event.best == event.best:
-                bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
-            for listener in listeners:
-                listener(event)
-
-        try:
-            return run_search(prompts, algorithm, engine, budget, on_event=listen, **settings)
-        finally:
-            if bar is not None:
-                bar.close()
+        with seeds.drawn(seeds.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
+            request = SearchRequest(
+                tuple(prompts),
+                EngineSpec(None, reward_tuple(reward), asked.sampler, batch, call),
+                wanted.search,
+                Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort),
+                seed,
+                keep,
+                shared=wanted.shared,
+                utility=wanted.utility,
+                report=reward_tuple(wanted.report) if wanted.report else (),
+            )
+            output.tell(self, stock_call, known)
+            found = run(request, self, asked.devices, wanted.on_event, wanted.should_stop)
+        denoiser, results, flags = found.denoiser, found.results, found.flags
+        output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
+        device: Any = self._execution_device  # type: ignore[attr-defined]
+        audio = output.sound(denoiser, found.latents, device) if sounds and not latent else None
+        images: output.Images | output.Videos
+        if latent:
+            images, flags = output.latents(denoiser, found.latents, device), None
+        else:
+            pixels = [candidate.pixels for result in results for candidate in result.images]
+            images = output.converted(pixels, output_type, denoiser.image_dtype, device)
+        if output_type == "pil" and isinstance(images, list):
+            output.label_images(images, results, found.settings)
+        output.warn_of_missing(results, keep)
+        more = {"nsfw_content_detected": flags, "audio": audio}
+        return output.make_output(self.output_class, images, results, **more) if return_dict else (images, results)

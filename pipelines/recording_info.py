@@ -8,7 +8,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
 from ttsnap.options.model import TEXT, ModelOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 
 def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str, Json]:

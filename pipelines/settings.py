@@ -12,14 +12,14 @@ from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import EMBEDDED, TEXT, TURBO
-from ttsnap.request.provenance import Provenance
+from ttsnap.request.request import SearchRequest
 from ttsnap.scenes import turbo_path, weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)
 
 
-def settings_of(pipe: Any, request: Provenance) -> dict[str, object]:
+def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
     """What images, traces and replies say of a search by this pipeline, as `write_results` takes it.
 
     Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them.
@@ -28,10 +28,13 @@ def settings_of(pipe: Any, request: Provenance) -> dict[str, object]:
     """
     model, call = request.engine.model, dict(request.engine.call)
     pictures = [digests({**call, **prompt.inputs}) for prompt in request.prompts]
-    negative = [call.get("negative_prompt") if p.negative is None else p.negative for p in request.prompts]
-    if any(prompt.negative not in (None, call.get("negative_prompt")) for prompt in request.prompts):
-        call["negative_prompt"] = negative
+    if any(prompt.negative is not None for prompt in request.prompts):
+        given = call.get("negative_prompt")
+        usual = given if isinstance(given, list | tuple) else [given] * len(pictures)
+        negative = [one if p.negative is None else p.negative for one, p in zip(usual, request.prompts, strict=True)]
+        call["negative_prompt"] = negative if len(set(negative)) > 1 else negative[0]
     named, options = _algorithm(request.search)
+    options |= request.options
     if model is None:
         who = {"model": model_name(pipe), "lora": adapters(pipe), "task": pipe.task_of(request.engine.call)}
         call = {name: value for name, value in call.items() if _is_plain(value)}
@@ -51,6 +54,8 @@ def settings_of(pipe: Any, request: Provenance) -> dict[str, object]:
         "options": options,
         "budget": str(request.budget),
         **request.engine.sampler.told(),
+        "utility": request.utility,
+        "seed": request.seed,
     }
 
 

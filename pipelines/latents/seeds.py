@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-SEEDS = 2**64
-"""How many seeds torch takes."""
+from ttsnap.request.request import checked_seed
+
 DRAWN = 2**32
 """How many different ones torch's generator on the CPU, which draws the noises, makes of them. Other tools read no
 larger ones."""
@@ -32,9 +33,7 @@ def source_of(
     if seed is not None and generator is not None:
         raise ValueError(f"give seed= or generator=, not both: a search starts from one seed, and seed is {seed}")
     if seed is not None:
-        if not isinstance(seed, Integral) or not -SEEDS // 2 <= seed < SEEDS:
-            raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
-        return int(seed) % SEEDS  # as torch does: -5 is 2^64 - 5
+        return checked_seed(seed)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator= must be a torch.Generator, got {generator!r}; seed= takes a number")
     return torch.default_generator if generator is None else generator
@@ -53,3 +52,15 @@ def first_seed(source: int | torch.Generator) -> int:
     own = torch.equal(source.get_state(), unused.get_state())
     drawn = torch.randint(DRAWN, (), generator=source, device=source.device)
     return source.initial_seed() % DRAWN if own else int(drawn)
+
+
+@contextmanager
+def drawn(source: int | torch.Generator) -> Iterator[int]:
+    """The first seed, for a block: a call that is refused in it, by a ValueError, leaves the generator as it was."""
+    before = None if isinstance(source, int) else source.get_state()
+    try:
+        yield first_seed(source)
+    except ValueError:
+        if before is not None and isinstance(source, torch.Generator):
+            source.set_state(before)
+        raise

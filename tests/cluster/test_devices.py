@@ -18,7 +18,7 @@ from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.results import Result
 from ttsnap.options.engine import DeviceOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 from .local import LocalPool
 

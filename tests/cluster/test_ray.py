@@ -147,7 +147,7 @@ def test_a_driver_that_dies_leaves_no_actor_running() -> None:
         from ttsnap.pipelines import defaults
         from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.options.model import ModelOptions
-        from ttsnap.request.spec import EngineSpec
+        from ttsnap.request.request import EngineSpec
         spec = EngineSpec(ModelOptions(device="cpu", dtype="float32"), ("scenes",), call=defaults())
         pool = RayPool.of_engines(EngineBuilder(spec).build, Hosts(1, gpu=False))
         ClusterEngine(pool)

@@ -17,7 +17,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import load_recording, progress, read_images
 from ttsnap.recordings.record import record
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 from ..said import error_of  # noqa: TID252
 from .toy import ToyBuilder
@@ -100,7 +100,7 @@ def test_what_workers_cannot_do_gets_one_line(
 
 
 def test_one_process_takes_no_ray() -> None:
-    code = ("import sys, ttsnap.cli.record, ttsnap.request.spec, ttsnap.recordings.record\n"
+    code = ("import sys, ttsnap.cli.record, ttsnap.request.request, ttsnap.recordings.record\n"
             "import ttsnap.pipelines.recording_info\n"
             "sys.exit('ray' in sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards import RewardError, make_rewards
 from ttsnap.rewards.registry import heavy
 from ttsnap.sampling.guided_steps import Guidance

@@ -34,9 +34,8 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
-from ttsnap.request.spec import EngineSpec
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -281,7 +280,7 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
 
 def asked_for(algorithm: str, nfe: int) -> SearchRequest:
     spec = EngineSpec(None, ("reward",), SamplerOptions(kernel_for(algorithm)))
-    return SearchRequest(Prompt("p"), "embedded", spec, OfferedSearch(algorithm, algorithm), Budget(nfe=nfe), 0)
+    return SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe))
 
 
 def test_what_is_left_of_a_budget_is_explained() -> None:

@@ -17,8 +17,7 @@ from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
 from ttsnap.core.prompt import Prompt
-from ttsnap.request.request import OfferedSearch, SearchRequest
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -49,7 +48,7 @@ with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored mus
 assert "mirrored" in payload.SAMPLER
 
 spec = EngineSpec(None, ("scenes",), sampler)
-wanted = SearchRequest(Prompt("x"), "embedded", spec, OfferedSearch("svdd", "svdd"), Budget(nfe=9), 0)
+wanted = SearchRequest((Prompt("x"),), spec, "svdd", Budget(nfe=9))
 assert "    mirrored=True,\\n" in python_lines(wanted)
 again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler

@@ -30,7 +30,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
 from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
-from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, search_class, upgrade
+from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, mixin, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 from ttsnap.pipelines.output import reported, search_output, stock_output
@@ -431,12 +431,17 @@ def test_offload(stock: Any, winner: Any, offload: str, before: bool) -> None:
     torch.testing.assert_close(again, winner.images, atol=1e-4, rtol=0)
 
 
-def test_rewards_are_made_where_an_offloaded_pipeline_computes(stock: Any) -> None:
+def test_rewards_are_made_where_an_offloaded_pipeline_computes(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sequential(stock)
     twin = upgrade(stock)
     assert twin.device.type == "meta"
     made: list[Any] = []
-    twin._rewards = lambda rewards: made.append(twin._execution_device) or type(twin)._rewards(twin, rewards)
+
+    def make(rewards: Any, device: Any) -> Any:
+        made.append(device)
+        return make_rewards(rewards, device=device)
+
+    monkeypatch.setattr(mixin, "make_rewards", make)
     found(twin)
     assert {device.type for device in made} == {"cpu"}
 

@@ -15,7 +15,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 CPU = ModelOptions(device="cpu", dtype="float32")
 CALL = {**defaults(), "num_inference_steps": 4}

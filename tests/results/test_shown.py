@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap.algorithms.by_hand import ByHand
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.refined import Refined
@@ -24,8 +25,7 @@ from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.provenance import Provenance
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.results.media import png_info
 from ttsnap.results.outputs import Recorder, save_made
 from ttsnap.results.payload import plain, read_payload
@@ -141,7 +141,7 @@ def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], 
     from ttsnap.pipelines.settings import settings_of
 
     spec = EngineSpec(None, (), sampler, call=call)
-    return settings_of(pipe, Provenance((Prompt("a"),), spec, search, budget))
+    return settings_of(pipe, SearchRequest((Prompt("a"),), spec, search, budget))
 
 
 def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,10 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
     assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
     assert found["options"]["keep"] == (0.5,)
     assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
-    found["options"] |= told(pipe, {"name": "x", "y": {"z": print}}, sampler, {}, Budget())["options"]  # type: ignore[operator]
+    led = told(pipe, ByHand(SeedPruning(4), wishes=list), sampler, {}, Budget())["options"]
+    assert "algorithm" in led
+    assert "wishes" not in led
+    found["options"] |= led  # type: ignore[operator]
     # Without peft, which diffusers asks for where it is asked for adapters.
     monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)

@@ -27,7 +27,7 @@ from ttsnap.files.pictured import Blank, Picture
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.edits import Edit

@@ -24,7 +24,7 @@ from ttsnap.core.results import Event
 from ttsnap.request.offer import Offer
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, in_our_names, parse, request_of
+from ttsnap.service.requests import Generation, in_our_names, notes_of, parse, request_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
@@ -126,14 +126,16 @@ def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, 
 
 def test_what_limits_take_away_is_told(offer: Offer) -> None:
     limits = ServiceLimits(nfe=100, seconds=5)
-    notes = request_of(Generation(prompt=PROMPT, quality="high"), offer, limits).notes
-    assert notes == (
+
+    def notes(**given: Any) -> tuple[str, ...]:
+        wanted = Generation(prompt=PROMPT, **given)
+        return notes_of(wanted, request_of(wanted, offer, limits), limits)
+
+    assert notes(quality="high") == (
         "a request has at most 100 evaluations here, which are 5 of the 80 images' worth that was asked for",
     )
-    assert request_of(Generation(prompt=PROMPT, budget="60s"), offer, limits).notes == (
-        "a search ends after 5 s here, not after 60 s",
-    )
-    assert request_of(Generation(prompt=PROMPT, quality="low"), offer, limits).notes == ()
+    assert notes(budget="60s") == ("a search ends after 5 s here, not after 60 s",)
+    assert notes(quality="low") == ()
 
 
 # --- partial images -------------------------------------------------------------------------------------------------

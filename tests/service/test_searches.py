@@ -23,10 +23,12 @@ from tests.service.test_service import PROMPT, metric, picture, until
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.budget import Budget
 from ttsnap.request.offer import Offer
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import OFFERED, search_of, searches_of
-from ttsnap.request.spec import EngineSpec
 from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
@@ -237,10 +239,12 @@ def test_what_cannot_be_told_ends_its_own_request_only(
 def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
     for name in OFFERED:
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
-        assert make_algorithm(plain.spec) == make_algorithm(same.spec)
-    assert (
-        search_of({"name": "best-of-n", "n": 2}, {}, 9).label == search_of({"n": 2, "name": "best-of-n"}, {}, 9).label
+        assert make_algorithm(plain) == make_algorithm(same)
+    one, other = (
+        SearchRequest((Prompt("x"),), EngineSpec(None, ()), search_of(wanted, {}, 9), Budget())
+        for wanted in ({"name": "best-of-n", "n": 2}, {"n": 2, "name": "best-of-n"})
     )
+    assert one.label == other.label
     assert Isolated(replace(make_algorithm("best-of-n"), n=2), None).n == 2  # type: ignore[arg-type, type-var]
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.request.offer import Offer
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits

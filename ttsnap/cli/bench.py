@@ -25,8 +25,7 @@ from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.provenance import Provenance
-from ttsnap.request.spec import EngineSpec, reward_tuple
+from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
@@ -249,5 +248,4 @@ class _Model:
         from ttsnap.pipelines.settings import settings_of
 
         spec = EngineSpec(self._model, reward_tuple(self._rewards), arm.sampler, call=self._call)
-        search = {"name": arm.algorithm, **arm.options}
-        return settings_of(self.pipe, Provenance(tuple(prompts), spec, search, budget))
+        return settings_of(self.pipe, SearchRequest(tuple(prompts), spec, arm.algorithm, budget, options=arm.options))

@@ -19,7 +19,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.spec import EngineSpec, reward_tuple
+from ttsnap.request.request import EngineSpec, reward_tuple
 
 if TYPE_CHECKING:
     from ttsnap.files.settings import Json

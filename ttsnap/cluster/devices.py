@@ -18,7 +18,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 if TYPE_CHECKING:  # Ray is imported only where it is needed
     from ttsnap.cluster.ray_pool import Hosts

@@ -31,7 +31,7 @@ from ttsnap.recordings.header import Unit
 from ttsnap.recordings.record import Making, describe, keep
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.units import Described, Made, make_unit
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 
 
 class RecordingBuilder(Protocol):

@@ -20,7 +20,7 @@ from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.registry import heavy, make_rewards, said
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained

@@ -15,11 +15,11 @@ from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.model import PACKAGED
+from ttsnap.options.model import PACKAGED, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
-from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
@@ -81,6 +81,8 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
         "strength": None if picture is None else fields.get("strength") or 0,
     })  # fmt: skip
     asked = request_of(given, offer, limits)
+    if picture is not None:
+        asked = replace(asked, engine=replace(asked.engine, model=ModelOptions(asked.model, task=REDRAW)))
     for name in asked.engine.rewards:
         if name.startswith("scenes") and asked.model not in PACKAGED:
             raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
@@ -89,14 +91,14 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
 
 def title_of(asked: SearchRequest) -> str:
     """The name of a search for people."""
-    return ALGORITHMS[asked.search.label].title
+    return ALGORITHMS[asked.label].title
 
 
 def baseline(asked: SearchRequest) -> SearchRequest:
     """Best-of-N at the same budget, on the same seeds and sampler, without drafts."""
     return replace(
         asked,
-        search=OfferedSearch(BASELINE, BASELINE),
+        search=BASELINE,
         engine=replace(asked.engine, sampler=replace(asked.engine.sampler, draft=None)),
     )
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.by_hand import ByHand, State, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
@@ -114,10 +113,11 @@ class LiveSearches(SearchThread):
 
         try:
             turns.begin(place)
-            rows, algorithm = _rows(self.pipe, asked.budget), make_algorithm(asked.search.spec)
+            rows, led = _rows(self.pipe, asked.budget), asked
             if (wishes := self.wishes) is not None:
-                algorithm = ByHand(algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-            result = found(self.pipe, asked, algorithm, self.should_stop, listen, rows)
+                by_hand = ByHand(asked.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
+                led = replace(asked, search=by_hand, options={})
+            result, settings = found(self.pipe, led, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
             return
@@ -126,11 +126,12 @@ class LiveSearches(SearchThread):
         if len(self.asked) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        self.news.put(partial(self._end, search, result))
+        told = {**settings, "algorithm": asked.label, "options": {}}
+        self.news.put(partial(self._end, search, result, told))
 
-    def _end(self, search: RunningSearch, result: Result) -> None:
+    def _end(self, search: RunningSearch, result: Result, settings: Mapping[str, Any]) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
-        search.result = result
+        search.result, search.settings = result, settings
         spent, view = result.spent, search.view
         board = view.board
         # Drafts count as parts of evaluations, as they did while the search ran.
@@ -172,10 +173,10 @@ def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
     if not allowed or allowed - taken < UNSPENT * allowed:
         return ""
     head = f"{title_of(asked)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next((option.text for option in options_of(asked.search.label) if option.name == "n"), "")
+    meaning = next((option.text for option in options_of(asked.label) if option.name == "n"), "")
     meaning = re.split("[;.]", meaning)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
-    made: Any = make_algorithm(asked.search.label)
+    made: Any = asked.algorithm
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed

@@ -19,7 +19,7 @@ PICTURE = "picture.png"
 def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float32") -> str:
     """Lines that run this search and save its winner."""
     arguments: dict[str, Any] = {
-        "search": asked.search.label,
+        "search": asked.label,
         "reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else list(asked.engine.rewards),
         "budget": str(asked.budget),
         **{option.name: value for option, value in _changed(asked)},
@@ -54,7 +54,7 @@ def command_line(asked: SearchRequest) -> str:
         "--task": task_of(asked),
         "--image": PICTURE if "image" in asked.call else None,
         "--strength": asked.call.get("strength"),
-        "--algorithm": asked.search.label,
+        "--algorithm": asked.label,
         **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
         "--reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else json.dumps(asked.engine.rewards),
         "--budget": str(asked.budget),
@@ -72,6 +72,6 @@ def command_line(asked: SearchRequest) -> str:
 def _changed(asked: SearchRequest) -> list[tuple[Option, Any]]:
     """Options of the sampler with other values than their defaults."""
     names, given = changed(asked.engine.sampler), values(asked.engine.sampler)
-    if given["draft"] is None and not drafts(asked.search.label):  # this algorithm has no drafts to leave out
+    if given["draft"] is None and not drafts(asked.label):  # this algorithm has no drafts to leave out
         names.remove("draft")
     return [(option, given[option.name]) for option in options_of(type(asked.engine.sampler)) if option.name in names]

@@ -6,19 +6,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ttsnap.algorithms.by_hand import Wish
 from ttsnap.core.results import Result
 from ttsnap.demo import snippet
-from ttsnap.demo.form import BASELINE, DemoLimits, baseline, task_of, title_of
+from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
 from ttsnap.demo.live import LiveSearches, by_hand
 from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.worker import Models, RunningSearch
-from ttsnap.files.pictured import digests
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
-from ttsnap.version import __version__
 
 PERIOD = 0.3
 """Seconds between two frames."""
@@ -71,7 +68,7 @@ def stream(
 
 def check_comparable(asked: SearchRequest) -> None:
     """ValueError where a search cannot be compared with best-of-N at equal evaluations."""
-    if asked.search.label == BASELINE:
+    if asked.label == BASELINE:
         raise ValueError(f"choose another algorithm than {BASELINE} to compare with it")
     if asked.budget.seconds is not None:
         raise ValueError(
@@ -91,9 +88,9 @@ def about(asked: SearchRequest, *, both: bool = False) -> str:
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
-    found = {search.asked.search.label: (search, search.result) for search in worker.searches if search.result}
+    found = {search.asked.label: (search, search.result) for search in worker.searches if search.result}
     for name, (search, result) in found.items():
-        files += _write(folder / name if len(found) > 1 else folder, search, result, worker.pipe)
+        files += _write(folder / name if len(found) > 1 else folder, search, result)
     views = [search.view for search in worker.searches]
     asked = worker.searches[-1].asked
     status, caveat = "done", ""
@@ -115,25 +112,9 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     )
 
 
-def _write(folder: Path, search: RunningSearch, result: Result, pipe: Any) -> list[Path]:
+def _write(folder: Path, search: RunningSearch, result: Result) -> list[Path]:
     """Images, contact sheet and trace, as `ttsnap generate` writes them."""
-    asked = search.asked
-    settings: dict[str, Any] = {
-        "ttsnap": __version__,
-        "model": asked.model,
-        "sampler": type(pipe.scheduler).__name__,
-        **asked.engine.sampler.told(),
-        "call": {name: value for name, value in asked.call.items() if name != "image"},
-        "task": task_of(asked),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "pictures": [digests(asked.call)] if "image" in asked.call else None,
-        "algorithm": asked.search.label,
-        "options": {},
-        "budget": str(asked.budget),
-        "reward": list(asked.engine.rewards),
-        "utility": "mean",
-        "seed": asked.seed,
-    }
+    settings = dict(search.settings)
     if taken := by_hand(result):
         settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
     images = outputs.write_results(folder, [result], search.recorder, settings)[0]

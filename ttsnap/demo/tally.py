@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 
-from ttsnap.algorithms import make_algorithm
 from ttsnap.core.results import Candidate
 from ttsnap.demo.form import DemoLimits, baseline, title_of
 from ttsnap.demo.html import line, picture, short, thumbnail_uri, verdict
@@ -69,10 +68,7 @@ class Tallying(SearchThread):
             return Side(best.seed, best.reward, judge(best.pixels), thumbnail_uri(best.pixels))
 
         for first in self.firsts:
-            results = [
-                found(self.pipe, replace(asked, seed=first), make_algorithm(asked.search.spec), self.should_stop)
-                for asked in searches
-            ]
+            results = [found(self.pipe, replace(asked, seed=first), self.should_stop)[0] for asked in searches]
             if self.should_stop():  # both searches of a pair must have had the same budget
                 return
             self.news.put(partial(self.pairs.append, Pair(first, *(side(result.best) for result in results))))

@@ -5,21 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ttsnap.algorithms import make_algorithm
 from ttsnap.core.grid import Grid
-from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import Board
 from ttsnap.demo.form import DemoLimits, picture_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
 from ttsnap.files.pictured import opened as pictures_opened
+from ttsnap.options.engine import EngineOptions
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
 
@@ -133,14 +132,15 @@ class RunningSearch:
     recorder: outputs.Recorder
     result: Result | None = None
     """At its end."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What its files say of the search, at its end."""
 
 
 def opened(pipe: Any, asked: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun: its budget in evaluations and within the limits, its drafter chosen."""
     from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
-    algorithm = make_algorithm(asked.search.spec)
-    sampler = drafting(pipe, asked.engine.sampler, algorithm, asked.engine.rewards, asked.call)
+    sampler = drafting(pipe, asked.engine.sampler, asked.algorithm, asked.engine.rewards, asked.call)
     asked = replace(asked, engine=replace(asked.engine, sampler=sampler))
     denoiser = pipe.denoiser(**pictures_opened(asked.call))
     if asked.engine.sampler.kernel != "pipeline":
@@ -156,13 +156,14 @@ def opened(pipe: Any, asked: SearchRequest, limits: DemoLimits) -> RunningSearch
 def found(
     pipe: Any,
     asked: SearchRequest,
-    algorithm: Algorithm,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
-) -> Result:
-    """Run a search to its end. rows: the most candidates per batch; None for as many as fit."""
-    call = {**asked.arguments, "search": algorithm, "batch_size": rows, "output_type": "pt"}
-    output = pipe(**call, on_event=listen, should_stop=should_stop)
-    result: Result = output.search[0]
-    return result
+) -> tuple[Result, dict[str, Any]]:
+    """Run a search to its end: its result and settings. rows: the most candidates per batch; None for as many as
+    fit."""
+    from ttsnap.pipelines.searching import run  # loaded with the model
+
+    asked = replace(asked, engine=replace(asked.engine, batch=EngineOptions(batch_size=rows)))
+    outcome = run(asked, pipe, on_event=listen, should_stop=should_stop)
+    return outcome.results[0], outcome.settings

@@ -19,12 +19,12 @@ from ttsnap.files.pictured import blanks
 from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
-from ttsnap.request.request import OfferedSearch, SearchRequest
+from ttsnap.request.request import AlgorithmSpec, EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
-from ttsnap.request.spec import EngineSpec
 
 ARGUMENTS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "strength": "strength"}
 """Fields that set one argument of the pipeline's call."""
@@ -136,15 +136,13 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     for_all = {**call, **blanks(inputs), **({} if negative is None else {"negative_prompt": ""})}
     budget = _budget(given, steps if isinstance(steps, int) else limits.steps, limits)
     return SearchRequest(
-        Prompt(limits.line(given.prompt, "prompt"), negative=negative, inputs=inputs),
-        model,
-        EngineSpec(None, rewards, sampler, call=for_all),
+        (Prompt(limits.line(given.prompt, "prompt"), negative=negative, inputs=inputs),),
+        EngineSpec(ModelOptions(model), rewards, sampler, call=for_all),
         search,
         budget,
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
-        limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
-        _notes(budget, steps if isinstance(steps, int) else 1, limits),
+        report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
     )
 
 
@@ -175,13 +173,13 @@ def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
 
 
 def _sampler(
-    given: SearchFields, search: OfferedSearch, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
+    given: SearchFields, search: AlgorithmSpec, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
     offer: Offer,
 ) -> SamplerOptions:  # fmt: skip
     """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
-    sampler = SamplerOptions(given.kernel or kernel_for(search.spec), draft=None)
+    sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
     if given.draft is None and offer.own is not None and set(rewards) <= set(offer.draftable):
-        helps = offer.own.suits(make_algorithm(search.spec), sampler, (), call)
+        helps = offer.own.suits(make_algorithm(search), sampler, (), call)
         return replace(sampler, draft=offer.own.name if helps else None)
     if not given.draft:
         return sampler
@@ -192,11 +190,12 @@ def _sampler(
     return replace(sampler, draft=offer.draft)
 
 
-def _notes(budget: Budget, steps: int, limits: SearchLimits) -> tuple[str, ...]:
-    notes = []
+def notes_of(request: SearchRequest, limits: SearchLimits) -> list[str]:
+    """What is told of a search that runs otherwise than it was asked for."""
+    notes, budget, steps = [], request.budget, request.engine.call.get("num_inference_steps", 1)
     if budget.images is not None and budget.images * steps > limits.nfe:
         notes.append(f"a request has at most {limits.nfe} evaluations here, which are {limits.nfe / steps:.3g} of the "
                      f"{budget.images:g} images' worth that was asked for")  # fmt: skip
     if budget.seconds is not None and budget.seconds > limits.seconds:
         notes.append(f"a search ends after {limits.seconds:g} s here, not after {budget.seconds:g} s")
-    return tuple(notes)
+    return notes

@@ -1,69 +1,133 @@
-"""A search as it is asked for at a door that strangers reach, checked."""
+"""A search as every door asks for it, and the engine that it runs on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Integral
 from typing import Any, TypeAlias
 
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.options import spec_of
+from ttsnap.core import utility as utilities
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.pictured import opened
 from ttsnap.loop.budget import Budget
-from ttsnap.options.option import values
-from ttsnap.request.spec import EngineSpec
+from ttsnap.loop.request import SearchSpec
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
+from ttsnap.options.option import Spec
+from ttsnap.options.sampler import SamplerOptions
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
 """What make_algorithm takes. From a stranger, only what `ttsnap.request.searches.search_of` let pass."""
 
+SEEDS = 2**64
+"""How many seeds torch takes."""
+
 
 @dataclass(frozen=True)
-class OfferedSearch:
-    """An algorithm, with its options. label: equal for equal ones."""
+class EngineSpec:
+    """One engine. Searches of equal specs share its batches, whatever their prompts; other processes make it from this.
 
-    label: str
-    spec: AlgorithmSpec = field(compare=False)
+    Where the rewards are names it can be hashed, as keys of a table are.
+    """
+
+    model: ModelOptions | None
+    """Which pipeline, on which device, in which dtype, with which LoRA; None: a pipeline that is there."""
+    rewards: tuple[Spec, ...]
+    """Names, as `--reward` takes them. A function or an object is sent whole, with its weights."""
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    batch: EngineOptions = field(default_factory=EngineOptions)
+    call: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the pipeline's own call (steps, guidance, sizes), complete. Where engines are shared, they say of a
+    prompt only that it has a negative one (""), and of what size its pictures are (Blank): latents of other shapes
+    share no batch."""
+    scheduler: Any = field(default=None, hash=False)
+    """One that was put in place of the model's own, else None."""
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Everything in it is checked but the prompt, which the model may still refuse."""
+    """One search: for what, by what, on which engine, for how much.
 
-    prompt: Prompt
-    model: str
-    """By the name that its users know."""
+    ValueError when it is made for what can be refused without the model: no prompts, an unknown algorithm or utility,
+    a seed or a number of images out of range.
+    """
+
+    prompts: tuple[Prompt, ...]
     engine: EngineSpec
-    """What searches of other prompts may share. Its rewards go by the names that are offered."""
-    search: OfferedSearch
+    search: AlgorithmSpec
     budget: Budget
-    seed: int
+    """Of each prompt."""
+    seed: int = 0
+    """Candidate i of a prompt starts from seed + i."""
     keep: int = 1
-    """Images to return."""
-    report: tuple[str, ...] = ()
+    """Images to return for each prompt."""
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Of the algorithm, over those that `search` has."""
+    shared: bool = False
+    """Whether the prompts share their budgets."""
+    utility: Spec = "mean"
+    """What makes one number of several rewards."""
+    report: tuple[Spec, ...] = ()
     """Rewards that only score the returned images."""
-    notes: tuple[str, ...] = ()
-    """What is told of a search that runs otherwise than it was asked for."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("no prompts: give at least one")
+        object.__setattr__(self, "seed", checked_seed(self.seed))
+        _ = self.spec
+
+    @cached_property
+    def spec(self) -> SearchSpec:
+        """What the loop runs, before its budget and seeds are fitted to an engine."""
+        algorithm = make_algorithm(self.search, **self.options)
+        utility = self.utility if callable(self.utility) else utilities.make(self.utility)
+        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.spec.algorithm
+
+    @property
+    def label(self) -> str:
+        """The algorithm in a line, the same for equal ones: its name where it has no options."""
+        if isinstance(self.search, str) and not self.options:
+            return self.search
+        return json.dumps(spec_of(self.algorithm), sort_keys=True, default=str)
+
+    @property
+    def model(self) -> str:
+        """The name of the model, as users gave it."""
+        return (self.engine.model or ModelOptions()).model
+
+    @property
+    def prompt(self) -> Prompt:
+        """The only prompt, at doors that take one."""
+        (prompt,) = self.prompts
+        return prompt
 
     @property
     def call(self) -> dict[str, Any]:
-        """Arguments of the pipeline's call, the prompt's own among them."""
+        """Arguments of the pipeline's call for the only prompt, its own among them."""
         own = {} if self.prompt.negative is None else {"negative_prompt": self.prompt.negative}
         return {**self.engine.call, **own, **self.prompt.inputs}
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The call of a search pipeline that runs it."""
-        search = {
-            "prompt": [self.prompt.text],
-            "search": self.search.spec,
-            "reward": list(self.engine.rewards),
-            "report": list(self.report) or None,
-            "budget": self.budget,
-            "seed": self.seed,
-            "num_images_per_prompt": self.keep,
-        }
-        return {**search, **values(self.engine.sampler), **opened(self.call)}
-
     def worded(self, text: str) -> SearchRequest:
-        """The same with another text, as that in the model's own words."""
-        return replace(self, prompt=replace(self.prompt, text=text))
+        """The same for the only prompt with another text, as that in the model's own words."""
+        return replace(self, prompts=(replace(self.prompt, text=text),))
+
+
+def checked_seed(seed: object) -> int:
+    """A seed from 0 to 2^64 - 1, as torch makes it of a negative one: -5 is 2^64 - 5. ValueError for others."""
+    if not isinstance(seed, Integral) or not -SEEDS // 2 <= seed < SEEDS:
+        raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
+    return int(seed) % SEEDS
+
+
+def reward_tuple(rewards: Spec) -> tuple[Spec, ...]:
+    """Rewards as users give them, one or several, as those of a spec."""
+    return tuple(rewards) if isinstance(rewards, list | tuple) else (rewards,)

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.request.limits import FieldError
-from ttsnap.request.request import AlgorithmSpec, OfferedSearch
+from ttsnap.request.request import AlgorithmSpec
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}
 """Searches that need a file, only study, or follow gradients, for which an engine has to be set up anew."""
 OFFERED = tuple(name for name in ALGORITHMS if name not in NOT_OFFERED)
 
 
-def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> OfferedSearch:
+def search_of(wanted: object, files: Mapping[str, Algorithm], most: int) -> AlgorithmSpec:
     """A search by the name of an algorithm or of one of the operator's files, or {"name": ..., **options} of an
     algorithm. FieldError for what is not offered, for options that the algorithm does not have or take, and for whole
     numbers among them that are more than `most` when they are multiplied, as they say how much runs at once.
     """
     if isinstance(wanted, str) and wanted in files:
-        return OfferedSearch(wanted, files[wanted])
+        return files[wanted]
     name = wanted.get("name") if isinstance(wanted, Mapping) else wanted
     try:
         if not isinstance(name, str) or name not in OFFERED:
             raise ValueError(f"no search {str(name)[:100]!r} here; choose one of {', '.join((*files, *OFFERED))}")
         if not isinstance(wanted, Mapping):
-            return OfferedSearch(name, name)
+            return name
         if (size := _size(wanted)) > most:
             raise ValueError(f"the whole numbers among the options of {name} may multiply to {most} here, got {size}")
         make_algorithm(wanted)
     except ValueError as error:
         raise FieldError("search", str(error)) from None
-    return OfferedSearch(json.dumps(wanted, sort_keys=True), wanted)
+    return wanted
 
 
 def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:

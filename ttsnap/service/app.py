@@ -27,7 +27,7 @@ from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Generation, parse, request_of
+from ttsnap.service.requests import Generation, notes_of, parse, request_of
 from ttsnap.service.tickets import Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
@@ -79,9 +79,10 @@ def make_app(
             asked = asked.worded(canonical(asked.prompt.text))
         except ValueError as error:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
-        ticket = worker.submit(asked, caller, asyncio.get_running_loop(), wanted.partial_images)
+        notes = notes_of(wanted, asked, limits)
+        ticket = worker.submit(asked, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
         request.state.ticket = ticket
-        logger.info("%s: %s by %s", caller.name, asked.search.label, asked.budget)
+        logger.info("%s: %s by %s", caller.name, asked.label, asked.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
         async with aclosing(news_of(request, ticket, worker)) as followed:

@@ -24,7 +24,7 @@ from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.limits import FieldError
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.registry import RewardError, make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask

@@ -20,6 +20,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import FieldError, SearchLimits
 from ttsnap.request.offer import CommonFields, Offer, SearchFields
+from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.offer import request_of as search_request_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.service.limits import RequestError
@@ -150,9 +151,14 @@ def request_of(
         asked = search_request_of(SearchFields(**fields), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
+    return replace(asked, engine=replace(asked.engine, model=None, batch=FAIR))
+
+
+def notes_of(wanted: Generation, asked: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
+    """How the search differs from what the client wanted."""
     unused = [*wanted.ignored, *["moderation"] * (wanted.moderation == "low")]
     notes = [f"not used here: {', '.join(unused)}"] if unused else []
-    return replace(asked, engine=replace(asked.engine, batch=FAIR), notes=(*notes, *asked.notes))
+    return (*notes, *search_notes_of(asked, limits))
 
 
 def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.algorithms import make_algorithm
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import Needs, missing
@@ -29,10 +28,8 @@ from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
-from ttsnap.request.provenance import Provenance
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
-from ttsnap.request.spec import EngineSpec
 from ttsnap.results.payload import for_prompt
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -164,9 +161,8 @@ class Searches:
     def _prepared(self, asked: SearchRequest, budget: Budget) -> SearchSpec:
         """The search with as many seeds as its budget affords, found once for equal requests. FieldError for a search
         that does not fit."""
-        key = (asked.search.label, budget, asked.keep)
-        algorithm = self._fitted.get(key) or make_algorithm(asked.search.spec)
-        spec = SearchSpec(algorithm, budget, seed=asked.seed, keep=asked.keep)
+        key = (asked.label, budget, asked.keep)
+        spec = replace(asked.spec, algorithm=self._fitted.get(key) or asked.algorithm, budget=budget)
         if key not in self._fitted:
             try:
                 spec = prepared(spec, self.engine)
@@ -185,9 +181,9 @@ class Searches:
         except ValueError:
             return "budget"
         if missing(spec.algorithm.needs, self.engine.offers):
-            return "kernel" if asked.engine.sampler.kernel != kernel_for(asked.search.spec) else "search"
+            return "kernel" if asked.engine.sampler.kernel != kernel_for(asked.search) else "search"
         steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
-        return "steps" if steps != usual and not isinstance(asked.search.spec, Mapping) else "search"
+        return "steps" if steps != usual and not isinstance(asked.search, Mapping) else "search"
 
     def measure(self, seconds: float, nfe: int, room: int) -> None:
         """Note a batch: its time, its evaluations, and its places. The last ten or so count."""
@@ -244,7 +240,7 @@ class Searches:
         if not result.images:
             return RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
-        warnings = [*asked.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
+        warnings = [*ticket.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
         warnings += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
@@ -252,7 +248,6 @@ class Searches:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.
-        call, sampler = dict(sorted(asked.call.items())), replace(asked.engine.sampler, draft=None)
-        spec = replace(self.spec, sampler=sampler, call=call)
-        settings = settings_of(self.pipe, Provenance((asked.prompt,), spec, asked.search.spec, asked.budget))
+        engine = replace(asked.engine, sampler=replace(asked.engine.sampler, draft=None))
+        settings = settings_of(self.pipe, replace(asked, engine=engine))
         return Done(result, for_prompt(settings, 0), tuple(warnings))

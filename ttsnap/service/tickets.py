@@ -47,13 +47,21 @@ class Ticket:
     """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
     def __init__(
-        self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, seconds: float, partials: int = 0
+        self,
+        asked: SearchRequest,
+        caller: Caller,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        partials: int = 0,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.asked, self.caller = asked, caller
         self.seconds = seconds
         """Time after which the search ends with its best image."""
         self.partials = partials
         """Partial images to send."""
+        self.notes = notes
+        """How the search differs from what the client wanted."""
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self.cancelled = False
         """Set by the application, and read by the thread before each batch."""

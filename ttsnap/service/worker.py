@@ -12,8 +12,7 @@ from dataclasses import replace
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
-from ttsnap.request.request import SearchRequest
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.keys import Caller
@@ -54,12 +53,18 @@ class Worker(threading.Thread):
     # --- called by the application ----------------------------------------------------------------------------
 
     def submit(
-        self, asked: SearchRequest, caller: Caller, loop: asyncio.AbstractEventLoop, partials: int = 0
+        self,
+        asked: SearchRequest,
+        caller: Caller,
+        loop: asyncio.AbstractEventLoop,
+        partials: int = 0,
+        notes: tuple[str, ...] = (),
     ) -> Ticket:
-        """Queue a request. partials: images to send while it runs. RequestError (429, 503) where the queue is full, and
-        where the service ends."""
+        """Queue a request. partials, notes: of the Ticket. RequestError (429, 503) where the queue is full, and where the
+        service ends."""
         seconds = self.limits.seconds_of(asked.budget)
-        ticket = Ticket(replace(asked, budget=replace(asked.budget, seconds=None)), caller, loop, seconds, partials)
+        asked = replace(asked, budget=replace(asked.budget, seconds=None))
+        ticket = Ticket(asked, caller, loop, seconds, partials, notes)
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()

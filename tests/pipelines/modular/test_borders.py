@@ -23,7 +23,7 @@ from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
-from ttsnap.request.spec import EngineSpec
+from ttsnap.request.request import EngineSpec
 from ttsnap.rewards import make_rewards
 from ttsnap.service.engines import OneDevice
 

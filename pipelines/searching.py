@@ -1,0 +1,129 @@
+"""Runs a request on a pipeline, for every door that waits for the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+from ttsnap.pipelines import output
+from ttsnap.pipelines.arguments import refuse_step_caches
+from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
+from ttsnap.pipelines.engine_factory import open_engine
+from ttsnap.pipelines.settings import model_name, settings_of
+
+from ttsnap.core.protocols import Engine
+from ttsnap.core.results import Event, Result
+from ttsnap.engine.scoring import shown_of
+from ttsnap.loop.request import Listener
+from ttsnap.loop.search import search
+from ttsnap.options.engine import DeviceOptions
+from ttsnap.request.request import SearchRequest
+from ttsnap.results.outputs import Recorder
+from ttsnap.rewards.registry import make_rewards
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a request found."""
+
+    results: list[Result]
+    """One for each prompt, finished (`output.finish`)."""
+    settings: dict[str, Any]
+    """What the images, a trace and replies say of the search, as `write_results` takes it."""
+    flags: list[bool] | None
+    """What the safety checker said of each image; None without one."""
+    denoiser: Any
+    """The denoiser of the call, in this process."""
+    latents: list[Tensor] = field(default_factory=list)
+    """Of each image, on the CPU, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
+
+
+def run(
+    request: SearchRequest,
+    pipe: Any,
+    devices: DeviceOptions | None = None,
+    on_event: Listener | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> SearchOutcome:
+    """Search with a search pipeline. The prompts may have lists in the call, with an entry for each.
+
+    on_event: called with every Event. should_stop: asked once per batch; when it says True, or `pipe._interrupt` is
+    set, prompts under way end with their best finished image. ValueError for what the model refuses.
+    """
+    if pipe.check_prompt is not None and "prompt_embeds" not in request.engine.call:
+        for prompt in request.prompts:
+            pipe.check_prompt(prompt.text)
+    pipe._interrupt = False
+    refuse_step_caches(pipe.components)
+    backend, call = pipe.backend(request.engine.call)
+    prompts, shared = backend.apart(request.prompts, call)
+    spec, left_open = replace(request.engine, call=shared), request.engine.sampler
+    spec = replace(spec, sampler=drafting(backend, left_open, request.algorithm, spec.rewards, shared))
+    report = make_rewards(request.report, device=pipe._execution_device) if request.report else ()
+    with open_engine(spec, devices or DeviceOptions(), backend) as (engine, denoiser):
+        if spec.sampler is left_open:  # the model's own is taken where it was checked
+            warn_of_doubt(denoiser.drafts, model_name(pipe))
+        shown = shown_of(denoiser, spec.batch.frames)
+        shown.check(report)
+        recorder, finished = Recorder(), dict[tuple[int, int], Tensor]()
+        listeners: list[Listener] = [recorder, *([] if on_event is None else [on_event])]
+        if "latents" in spec.batch.keep:
+            listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
+        asked = request.spec
+        try:
+            with _progress(pipe, request, engine, listeners) as listen:
+                results = search(
+                    prompts,
+                    asked.algorithm,
+                    engine,
+                    asked.budget,
+                    utility=asked.utility,
+                    seed=asked.seed,
+                    keep=asked.keep,
+                    shared=asked.shared,
+                    on_event=listen,
+                    should_stop=lambda: pipe._interrupt or (should_stop is not None and should_stop()),
+                )
+            results, flags = output.finish(
+                pipe, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
+            )
+        finally:
+            pipe.maybe_free_model_hooks()
+        results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
+        told = call if request.engine.model is None else request.engine.call
+        made = replace(request, prompts=tuple(prompts), engine=replace(spec, call=told))
+        settings = {**settings_of(backend, made), "reward": list(engine.reward_names)}
+    best = [(job, candidate.uid) for job, result in enumerate(results) for candidate in result.images]
+    return SearchOutcome(results, settings, flags, denoiser, [finished[each] for each in best] if finished else [])
+
+
+@contextmanager
+def _progress(
+    pipe: Any, request: SearchRequest, engine: Engine, listeners: Sequence[Listener]
+) -> Iterator[Callable[[Event], None]]:
+    """Tells all listeners, and moves a progress bar styled as the pipeline's, which counts evaluations."""
+    nfe = request.budget.on(engine.grid).nfe
+    total = nfe * len(request.prompts) if nfe else None
+    style = {"total": total, "unit": "nfe", "desc": "search", **getattr(pipe, "_progress_bar_config", {})}
+    bar: Any = None
+
+    def listen(event: Event) -> None:
+        nonlocal bar
+        if bar is None:  # opened late, so that refused input leaves no empty bar
+            bar = tqdm(**style)
+        if event.kind == "tick":
+            bar.update(event.nfe)
+        elif event.kind == "score" and event.best == event.best:
+            bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
+        for listener in listeners:
+            listener(event)
+
+    try:
+        yield listen
+    finally:
+        if bar is not None:
+            bar.close()
