@@ -115,8 +115,8 @@ class LiveSearches(SearchThread):
             turns.begin(place)
             rows, led = _rows(self.pipe, asked.budget), asked
             if (wishes := self.wishes) is not None:
-                by_hand = ByHand(asked.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                led = replace(asked, search=by_hand, options={})
+                wrapped = ByHand(asked.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
+                led = replace(asked, search=wrapped, options={})
             result, settings = found(self.pipe, led, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
