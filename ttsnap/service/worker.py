@@ -60,8 +60,8 @@ class Worker(threading.Thread):
         partials: int = 0,
         notes: tuple[str, ...] = (),
     ) -> Ticket:
-        """Queue a request. partials, notes: of the Ticket. RequestError (429, 503) where the queue is full, and where the
-        service ends."""
+        """Queue a request. partials, notes: of the Ticket. RequestError (429, 503) where the queue is full, and
+        where the service ends."""
         seconds = self.limits.seconds_of(asked.budget)
         asked = replace(asked, budget=replace(asked.budget, seconds=None))
         ticket = Ticket(asked, caller, loop, seconds, partials, notes)
