@@ -76,7 +76,7 @@ def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str
 
 
 def _checked(action: Action, value: object, where: str) -> object:
-    hint: Any = bool if action.nargs == 0 else action.type
+    hint: Any = bool if action.nargs == 0 else getattr(action, "hint", None)
     if hint is None:
         return value
     if value is None and type(None) not in kinds_of(hint):

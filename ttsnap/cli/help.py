@@ -7,8 +7,13 @@ import copy
 import re
 import shutil
 import textwrap
+from collections.abc import Iterable
+from typing import Any, get_origin
+
+from ttsnap.files.settings import kinds_of
 
 COLUMN = 26
+_METAVARS: dict[object, str] = {int: "N", float: "X", bool: "{true,false}"}
 
 
 class Common(str):
@@ -28,7 +33,10 @@ def page(parser: argparse.ArgumentParser) -> str:
     made = parser._get_formatter()
     made.add_text(first.split("\n\n")[0])
     if examples:
-        made.add_text("examples:\n" + "\n".join(_whole_commands(examples[0].rstrip().splitlines(), EXAMPLE_LINES)))
+        lines = examples[0].rstrip().splitlines()
+        if len(lines) > EXAMPLE_LINES:  # whole commands alone: none ends in a backslash
+            lines = lines[: max(i for i in range(EXAMPLE_LINES + 1) if not lines[i - 1].endswith("\\"))]
+        made.add_text("examples:\n" + "\n".join(lines))
     made.start_section("options")
     made.add_arguments([_in_a_line(a) for a in parser._actions if not a.option_strings or a in options])
     made.end_section()
@@ -43,11 +51,6 @@ MOST_OPTIONS, EXAMPLE_LINES = 18, 3
 """What fits on a page: of commands with more options it lists the common ones, and of the examples the first."""
 
 
-def _whole_commands(lines: list[str], most: int) -> list[str]:
-    """The first lines of examples, as many as fit, without a command that is cut off."""
-    return lines if len(lines) <= most else lines[: max(i for i in range(most + 1) if not lines[i - 1].endswith("\\"))]
-
-
 def _in_a_line(action: argparse.Action) -> argparse.Action:
     """The same option with as much of its help as fits beside it."""
     short = copy.copy(action)
@@ -57,3 +60,76 @@ def _in_a_line(action: argparse.Action) -> argparse.Action:
         text = textwrap.shorten(text, room, placeholder=" ...")
     short.help, short.default = text, argparse.SUPPRESS
     return short
+
+
+def is_needed(action: argparse.Action) -> bool:
+    """Whether an option must be given, on the command line or in a file."""
+    return bool(getattr(action, "needed", False))
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions; leaves out types and defaults that say nothing."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{**settings, "max_help_position": COLUMN})
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
+        """`ttsnap COMMAND`, what has to be given, and [options]."""
+        words = [self._prog]
+        for action in actions:
+            if isinstance(action, argparse._SubParsersAction):
+                words.append("COMMAND [options]")
+            elif not action.option_strings:
+                words.append(self._format_args(action, action.dest.upper()))
+            elif is_needed(action):
+                value = self._format_args(action, self._get_default_metavar_for_optional(action))
+                words.append(f"{action.option_strings[0]} {value}")
+        more = [] if "COMMAND [options]" in words else ["[options]"]
+        super().add_usage(" ".join([*words, *more]), [], *args, **kwargs)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are wrapped; one with indented lines is left as it is."""
+        paragraphs = text.strip("\n").split("\n\n")
+        filled = [p if re.search(r"^\s", p, re.M) else textwrap.fill(p, width) for p in paragraphs]
+        return textwrap.indent("\n\n".join(filled), indent) + "\n"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        value = self._metavar_formatter(action, default_metavar)(1)[0]
+        return {"+": f"{value} ...", "*": f"[{value} ...]"}.get(
+            str(action.nargs), super()._format_args(action, default_metavar)
+        )
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        hint = getattr(action, "hint", None)
+        kinds = [] if hint is None else [kind for kind in kinds_of(hint) if kind is not type(None)]
+        if len(kinds) == 1 and kinds[0] in _METAVARS:
+            return _METAVARS[kinds[0]]
+        if get_origin(hint) in (list, tuple):
+            return "[ITEM,...]"
+        return re.split(r"[._]", action.dest)[-1].upper()
+
+    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
+        return action.dest.upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        if is_needed(action) and action.option_strings and default is not argparse.SUPPRESS:
+            return f"{text} (required)"
+        special = isinstance(action, argparse._SubParsersAction | argparse._HelpAction) or not action.option_strings
+        nothing = default is False or default in (None, [], (), {}, "", argparse.SUPPRESS)
+        if special or nothing or "default" in text:
+            return text
+        # As one would type it.
+        return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        # The line above the list of commands, which says that one has to be given: the usage says so, too.
+        return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"

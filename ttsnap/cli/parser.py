@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_origin
 
 import yaml
 
 from ttsnap.cli.configs import read_config, settings_in
-from ttsnap.cli.help import COLUMN, page
+from ttsnap.cli.help import Formatter, is_needed, page
 from ttsnap.core.names import did_you_mean
 from ttsnap.files.plain_yaml import parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
@@ -41,12 +40,13 @@ class Arguments(argparse.Namespace):
 class _Store(argparse.Action):
     """Keep what is typed, as a value of the option's type; --options.n 16 sets one key of a mapping.
 
-    needed: whether it must be given, on the command line or in a file. ValueError for what does not fit its type.
+    hint: the type; argparse, which knows no hints, is told of none. needed: whether it must be given, on the command
+    line or in a file. ValueError for what does not fit its type.
     """
 
-    def __init__(self, *args: Any, required: bool = False, **more: Any) -> None:
+    def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.needed = required
+        self.hint, self.needed = type, required
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name = option_string or str(self.metavar or self.dest)
@@ -55,9 +55,9 @@ class _Store(argparse.Action):
             keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
             value = _with(namespace[self.dest], keys, _loose(values))
         elif isinstance(values, list):
-            value = [read_text(name, each, self.type) for each in values]
+            value = [read_text(name, each, self.hint) for each in values]
         else:
-            value = values if values is self.default else read_text(name, values, self.type)
+            value = values if values is self.default else read_text(name, values, self.hint)
         setattr(namespace, self.dest, value)
 
 
@@ -79,99 +79,12 @@ def _with(values: Mapping[str, Any] | None, keys: Sequence[str], value: object) 
     return {**(values or {}), keys[0]: value}
 
 
-class _AnyType(dict[Any, Any]):
-    """argparse's register of types, where all stay texts until the action reads them."""
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return str
-
-
 class _HelpAll(argparse.Action):
     """--help-all: the whole help, and the end."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser._print_message(parser.format_help(), sys.stdout)
         parser.exit()
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions; leaves out types and defaults that say nothing."""
-
-    def __init__(self, prog: str, **settings: Any) -> None:
-        super().__init__(prog, **{**settings, "max_help_position": COLUMN})
-
-    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
-        """`ttsnap COMMAND`, what has to be given, and [options]."""
-        words = [self._prog]
-        for action in actions:
-            if isinstance(action, argparse._SubParsersAction):
-                words.append("COMMAND [options]")
-            elif not action.option_strings:
-                words.append(self._format_args(action, self._get_default_metavar_for_positional(action)))
-            elif _is_needed(action):
-                value = self._format_args(action, self._get_default_metavar_for_optional(action))
-                words.append(f"{action.option_strings[0]} {value}")
-        more = [] if "COMMAND [options]" in words else ["[options]"]
-        super().add_usage(" ".join([*words, *more]), [], *args, **kwargs)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Paragraphs are wrapped; one with indented lines is left as it is."""
-        paragraphs = text.strip("\n").split("\n\n")
-        filled = [p if re.search(r"^\s", p, re.M) else textwrap.fill(p, width) for p in paragraphs]
-        return textwrap.indent("\n\n".join(filled), indent) + "\n"
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        value = self._metavar_formatter(action, default_metavar)(1)[0]
-        return {"+": f"{value} ...", "*": f"[{value} ...]"}.get(
-            str(action.nargs), super()._format_args(action, default_metavar)
-        )
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kinds: list[object] = [] if action.type is None else [k for k in kinds_of(action.type) if k is not type(None)]
-        if kinds in ([int], [float]):
-            return "N" if kinds == [int] else "X"
-        if kinds == [bool]:
-            return "{true,false}"
-        if get_origin(action.type) in (list, tuple):
-            return "[ITEM,...]"
-        return re.split(r"[._]", action.dest)[-1].upper()
-
-    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
-        return action.dest.upper()
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        quiet = isinstance(action, argparse._SubParsersAction | argparse._HelpAction) or "default" in text
-        if _is_needed(action) and action.option_strings and action.default is not argparse.SUPPRESS:
-            return f"{text} (required)"
-        if quiet or not action.option_strings or _says_nothing(action.default):
-            return text
-        return f"{text} (default: {_shown(action.default)})"
-
-    def _format_action(self, action: argparse.Action) -> str:
-        text = super()._format_action(action)
-        # The line above the list of commands, which says that one has to be given: the usage says so, too.
-        return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"
-
-
-def _says_nothing(default: Any) -> bool:
-    """Whether a default is only the absence of a value."""
-    return default is None or default is False or default in ([], (), {}, "", argparse.SUPPRESS)
-
-
-def _shown(default: Any) -> str:
-    """As one would type it."""
-    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
-
-
-def _is_needed(action: argparse.Action) -> bool:
-    return isinstance(action, _Store) and action.needed
 
 
 class Parser(argparse.ArgumentParser):
@@ -184,7 +97,6 @@ class Parser(argparse.ArgumentParser):
         # No abbreviations: read_config looks for options by their whole names.
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
         self.register("action", None, _Store)
-        self._registries["type"] = _AnyType()
 
     def add_argument(self, *names: str, **how: Any) -> argparse.Action:  # type: ignore[override]
         """As argparse has it; `type` is a type hint."""
@@ -198,7 +110,13 @@ class Parser(argparse.ArgumentParser):
         """What is typed and what the files of --config say. ValueError for what no file may say."""
         words = list(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
-        self._know_keys(options)
+        for word in options:  # --options.n sets one key of the option --options
+            flag = word.partition("=")[0]
+            name = flag.partition(".")[0]
+            if flag != name and flag not in self._option_string_actions and name in self._option_string_actions:
+                action = self._option_string_actions[name]
+                if any(isinstance(kind, type) and issubclass(kind, Mapping) for kind in _origins(action)):
+                    self._option_string_actions[flag] = action
         given: dict[str, Any] = {}
         if "--config" in self._option_string_actions:
             for path in _values(options, "--config"):
@@ -229,18 +147,8 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _missing(self, given: Mapping[str, Any]) -> list[str]:
-        needed = [action.dest for action in self._actions if _is_needed(action)]
+        needed = [action.dest for action in self._actions if is_needed(action)]
         return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
-
-    def _know_keys(self, words: Sequence[str]) -> None:
-        """Take --options.n for the option --options, of which it sets one key."""
-        for word in words:
-            flag = word.partition("=")[0]
-            if flag.startswith("--") and flag not in self._option_string_actions:
-                for action in self._actions:
-                    mapping = any(isinstance(o, type) and issubclass(o, Mapping) for o in _origins(action.type))
-                    if mapping and flag.startswith(f"{action.option_strings[0]}."):
-                        self._option_string_actions[flag] = action
 
     def print_help(self, file: Any = None) -> None:
         """The page: usage, what the command is for, an example or two, and the options that most people need."""
@@ -266,7 +174,8 @@ _NO_SETTINGS = ("help", "help_all", "print_config", "config")
 """What the command line alone takes."""
 
 
-def _origins(hint: Any) -> list[object]:
+def _origins(action: argparse.Action) -> list[object]:
+    hint = getattr(action, "hint", None)
     return [] if hint is None else [get_origin(kind) for kind in kinds_of(hint)]
 
 
