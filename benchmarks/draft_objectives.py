@@ -68,7 +68,7 @@ class Lesson:
 
     def error(self, target: Tensor) -> Tensor:
         """The loss of `ttsnap distill-draft` with another target (N, ...)."""
-        return loss(self.student.path, self.found, target, self.batch.told, 0.6)
+        return loss(self.student.path, self.found, target, self.batch.time, 0.6)
 
 
 def mse(lesson: Lesson) -> Tensor:
@@ -183,7 +183,7 @@ def trained(
         optimizer.zero_grad(set_to_none=True)
         drawn = draw(step, len(rest), data.states.shape[1], config)
         batch = batch_of(student, rest, drawn, config)
-        found = student.estimate(batch.x, batch.told, batch.cond).float()
+        found = student.estimate(batch.x, batch.time, batch.cond).float()
         OBJECTIVES[name](Lesson(student, rest, drawn, batch, found, denoiser.decode)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters.values(), config.clip)
         optimizer.step()

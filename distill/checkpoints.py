@@ -65,8 +65,8 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tens
         mismatches = differences(there, json.loads(json.dumps(about)))
         if mismatches:
             raise ValueError(
-                f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same ones to go on with "
-                "it, or choose another folder"
+                f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same ones to "
+                "resume it, or choose another folder"
             )
         return step, tensors
     return None

@@ -131,8 +131,8 @@ def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = Fal
             "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
             f"accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ... --device cpu"
         )
-    # Told that there are only CPUs, accelerate joins the processes; otherwise each would run alone. The others wait
-    # while the first one records.
+    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
+    # others wait while the first one records.
     state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
     main, count = state.is_main_process, state.num_processes
     if announced and main:

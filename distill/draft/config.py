@@ -25,7 +25,7 @@ class TrajectoryConfig(Settings):
         "trajectory i starts from seed + i, far from the seeds of searches, which count from 0; decides the embedded "
         "model's training prompts, too",
     )
-    states: Count = option(5, "states kept of each trajectory: at grid steps 0 to states - 1, beside its end")
+    states: Count = option(5, "states kept of each trajectory: at grid steps 0 to states - 1; its end is kept, too")
     skipped: tuple[int, ...] = option(
         (), "grid steps to jump over on the straight line, so that a trajectory takes fewer evaluations"
     )
@@ -54,11 +54,11 @@ class TrainingConfig(Settings):
     parts: Count = option(1, "in how many equal parts a batch is computed, one after the other, to save memory")
     checkpointing: bool = option(False, "compute the network's blocks again in the backward pass, to save memory")
     first_time: Annotated[float, Bounds(0, 1, open_low=True)] = option(
-        0.87, "what the network is told at a first call, as a share of the true time; below 1 it learns much sooner"
+        0.87, "conditioning time of a first call, as a share of the true time; below 1 the network learns much sooner"
     )
     from_noise: Share = option(0.45, "share of rows that are first calls from noise")
     second: Share = option(0.15, "share of rows that are second calls, from the network's own first guess")
-    floor: Positive = option(0.6, "errors are divided by the told time, or by this where that is larger")
+    floor: Positive = option(0.6, "errors are divided by the conditioning time, or by this where that is larger")
     lr: Positive = option(1.5e-3, "AdamW's learning rate")
     warmup: Natural = option(50, "steps over which the learning rate rises")
     decay: Share = option(0.4, "share of the steps, at the end, over which the learning rate falls")

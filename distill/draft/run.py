@@ -85,8 +85,8 @@ def distill_draft(
                 compile_denoiser(pipe)
             trajectories.make(pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member)
             student = _train(pipe, config, Trajectories.read(files, settings), settings, out, member)
-            told = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
-            member.alone(lambda: export(student, pipe, told, card(config, purpose, last_validation(out), []), draft))
+            about = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
+            member.alone(lambda: export(student, pipe, about, card(config, purpose, last_validation(out), []), draft))
         if measured is not None:
 
             def measure() -> None:

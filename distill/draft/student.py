@@ -1,4 +1,4 @@
-"""The network that learns to draft: the model's own with a LoRA, called without guidance at a time that it is told.
+"""The network that learns to draft: the model's own with a LoRA, called without guidance at a conditioning time.
 
 The LoRA is exported as a folder that plain diffusers loads with `pipe.load_lora_weights(folder)`.
 """
@@ -35,7 +35,7 @@ class DraftStudent:
 
     call: arguments of the pipeline's call.
     states: how many grid steps drafts may start from.
-    first_time: the share of the true time that the network is told at first calls.
+    first_time: conditioning time of first calls, as a share of the true time.
     rank: of the LoRA.
     """
 
@@ -50,13 +50,13 @@ class DraftStudent:
         self._scale = size.float()
         self.first_time, self.network, self.device = first_time, denoiser.network, denoiser.device
         self.second_time = float(self.times[0]) / 2
-        told = {*(self.times * first_time).tolist(), self.second_time}
-        self._told = torch.tensor(sorted(told, reverse=True), dtype=torch.float64)
+        given = {*(self.times * first_time).tolist(), self.second_time}
+        self._given = torch.tensor(sorted(given, reverse=True), dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
         self.parameters = add_lora(self.net, denoiser.blocks, rank)
         use_drafter(denoiser, Drafter(self.net, DraftSettings(first_time=first_time)))
         self._denoiser: PipelineDenoiser = denoiser.drafts.twin()
-        self._denoiser.convert(None, torch.cat([self._told, torch.zeros(1, dtype=torch.float64)]))
+        self._denoiser.convert(None, torch.cat([self._given, torch.zeros(1, dtype=torch.float64)]))
 
     def checkpoint(self) -> None:
         """Compute the blocks again in the backward pass, to save memory. ValueError for a network that cannot."""
@@ -79,12 +79,12 @@ class DraftStudent:
         """Points of the model's own path, from states x (N, ...) in the sampler's scaling at grid steps (N,)."""
         return x / rows(self._scale[step], x)
 
-    def estimate(self, x: Tensor, told: Tensor, cond: Tensor) -> Tensor:
-        """x0 estimates (N, ...) at points x (N, ...) of the path, told times (N,), of prompts cond (N,).
+    def estimate(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        """x0 estimates (N, ...) at points x (N, ...) of the path, conditioning times (N,), of prompts cond (N,).
 
-        Times are those that drafts are told: first_time times a state's time, and second_time.
+        Possible times: first_time times the time of a state, and second_time.
         """
-        at = (told.double().unsqueeze(1) - self._told).abs().argmin(1)
+        at = (time.double().unsqueeze(1) - self._given).abs().argmin(1)
         return self._denoiser.predict(x, at, cond).x0
 
 
@@ -98,7 +98,7 @@ def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]
 
     if net._hf_peft_config_loaded:
         raise ValueError(
-            "the model carries a LoRA already, which a draft cannot be trained beside: merge it into the weights "
+            "the model carries a LoRA already, and a draft needs a model without one: merge it into the weights "
             "(pipe.fuse_lora(), pipe.unload_lora_weights()), and save that as the model"
         )
     lists = tuple(f"{name}." for name, part in net.named_children() if isinstance(part, nn.ModuleList))

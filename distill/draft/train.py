@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from ttsnap.sampling.drafts import carried, guess
 from ttsnap.sampling.interpolants import Interpolant, level, rows
 
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x (N, ...), told times (N,), indices of encoded prompts (N,)) -> x0 (N, ...)."""
+"""(x (N, ...), conditioning times (N,), indices of encoded prompts (N,)) -> x0 (N, ...)."""
 CALLS = (1, 2)
 """Numbers of calls from noise that are validated; later states are validated with one call."""
 
@@ -51,14 +51,14 @@ def train(
     about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
     every = config.checkpoint_every
     loop = Loop(weights, out, about, config.steps, config.ema, config.clip, every, member, "training.")
-    first, began = loop.resume(), time.perf_counter()
+    first, began = loop.resume(), perf_counter()
 
     def measure(done: int, value: float) -> dict[str, Json] | None:
         if not member.is_main or (done % config.validate_every and done < config.steps):
             return None
         with weights.averaged() if config.ema else nullcontext():
             errors = validate(student, held, config)
-        return {"loss": value, "seconds": time.perf_counter() - began, **errors}
+        return {"loss": value, "seconds": perf_counter() - began, **errors}
 
     loop.run(
         first, lambda step: factor(step, config), lambda step: losses(student, trained, step, config, member), measure
@@ -137,8 +137,8 @@ class Batch(NamedTuple):
 
     x: Tensor
     """Points of the path, (N, ...)."""
-    told: Tensor
-    """Times that the network is told, (N,)."""
+    time: Tensor
+    """Conditioning times, (N,)."""
     cond: Tensor
     """Indices of encoded prompts, (N,)."""
     end: Tensor
@@ -154,14 +154,14 @@ def batch_of(student: DraftStudent, data: Trajectories, drawn: Rows, config: Tra
     cond = torch.tensor([wanted.index(text) for text in texts])
     x = student.on_path(data.states[at, k].to(student.device, torch.float32), k)
     end = data.ends[at].to(student.device, torch.float32)
-    told = student.times[k] * student.first_time
+    time = student.times[k] * student.first_time
     if n:
         with _autocast(student, config):
             half = second_calls(
                 student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
             )
-        x, told = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), told[n:]])
-    return Batch(x, told, cond, end)
+        x, time = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), time[n:]])
+    return Batch(x, time, cond, end)
 
 
 def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float) -> Tensor:
@@ -172,13 +172,15 @@ def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor,
         return carried(path, x, estimate(x, times * first_time, cond), times, times / 2)
 
 
-def loss(path: Interpolant, guess: Tensor, end: Tensor, told: Tensor, floor: float) -> Tensor:
-    """Mean squared error of guesses (N, ...) of ends (N, ...), each row's divided by the squared noise level told.
+def loss(path: Interpolant, guess: Tensor, end: Tensor, time: Tensor, floor: float) -> Tensor:
+    """Mean squared error of guesses (N, ...) of ends (N, ...), each row's divided by its squared noise level.
+
+    time: conditioning times (N,), which decide the level.
 
     An error of x0 is about the level times an error of the network's output. A level below `floor` counts as `floor`,
     so that second calls do not outweigh first ones.
     """
-    weight = level(path, told).clamp(min=floor)
+    weight = level(path, time).clamp(min=floor)
     return ((guess - end) / rows(weight, guess)).pow(2).flatten(1).mean(1).mean()
 
 
@@ -186,8 +188,8 @@ def rows_loss(student: DraftStudent, data: Trajectories, drawn: Rows, config: Tr
     """The loss of these rows, differentiable."""
     batch = batch_of(student, data, drawn, config)
     with _autocast(student, config):
-        found = student.estimate(batch.x, batch.told, batch.cond)
-    return loss(student.path, found.float(), batch.end, batch.told, config.floor)
+        found = student.estimate(batch.x, batch.time, batch.cond)
+    return loss(student.path, found.float(), batch.end, batch.time, config.floor)
 
 
 @torch.no_grad()

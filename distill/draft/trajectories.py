@@ -212,8 +212,8 @@ def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:
             raise ValueError(f"its format is {about['format']}, this version of ttsnap reads {FORMAT}")
         if about["digest"] != digest(settings):
             raise ValueError(
-                "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same to go "
-                "on with it, or choose another folder"
+                "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same "
+                "to resume, or choose another folder"
             )
         prompts = check("prompts", about["prompts"], tuple[str, ...])
         first, crc = check("first_seed", about["first_seed"], int), check("crc32", about["crc32"], int)

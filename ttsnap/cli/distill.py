@@ -16,7 +16,7 @@ DESCRIPTION = """Train a reward to score noisy estimates as the base reward scor
 
 Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as
 --reward noise-aware:OUT/reward. Up to the noise level at which the base ranks as well, that reward scores by the base;
-the table is of what is exported. Ctrl-C is safe: the same command goes on after the last checkpoint.
+the table is of the exported reward. Ctrl-C is safe: the same command resumes after the last checkpoint.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --images \\
@@ -38,13 +38,13 @@ def parser() -> Parser:
 
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
-    p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or to go on with"))
+    p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
     arguments.add_settings(p, DistillConfig, COMMON)
     return p
 
 
 def run(a: Arguments) -> int:
-    """Distil, or go on with it; the first process prints the table."""
+    """Distil, or resume a run; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
     values = {key: value for key, value in a.nested().items() if key not in ("trust", "out")}

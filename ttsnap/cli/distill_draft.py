@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 HELP = "train a draft LoRA, which guesses early what each seed becomes"
 DESCRIPTION = """Train a LoRA that guesses, in one call without guidance, where the model's own sampler ends.
 
-The first x0 estimates of a seed are blurred, so that their rewards rank seeds badly. A draft answers what a search
-wants to know: what will this very noise become? It needs no reward and no images, only prompts: the model makes its own
-data. A draft is for one model, one number of steps and one guidance.
+The first x0 estimates of a seed are blurred, so that their rewards rank seeds badly. A draft shows the image that a
+noise will become. Training needs no reward and no images, only prompts: the model makes its own data. A draft is for
+one model, one number of steps and one guidance.
 
 Trajectories -> train -> OUT/draft, a LoRA that plain diffusers loads, with a card -> rank correlations on held-out
-prompts. Ctrl-C is safe: the same command goes on. Several devices share the work under `accelerate launch`.
+prompts. Ctrl-C is safe: the same command resumes. Several devices share the work under `accelerate launch`.
 
 examples:
   ttsnap distill-draft --out mine            # embedded model: hours on a CPU
@@ -50,7 +50,7 @@ def parser() -> Parser:
     p = new_parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("folder to write to, or to go on with")
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("folder to write to, or of a run to resume")
     )
     p.add_argument(
         "--prompts-file",
@@ -67,7 +67,7 @@ def parser() -> Parser:
 
 
 def run(a: Arguments) -> int:
-    """Distil a draft, or go on with it, and print how well it ranks."""
+    """Distil a draft, or resume a run, and print how well the draft ranks."""
     from ttsnap.distill.draft.config import DraftConfig
 
     values = {key: value for key, value in a.nested().items() if key not in _NO_CONFIG}

@@ -13,7 +13,7 @@ HELP = "measure a reward on noisy estimates of recordings"
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
 
 Per noise level: rank correlation within a prompt, how often the best seed survives a cut to the best quarter and what
-the cut costs, and calibration. The base reward's own scores of the same estimates stand beside it.
+the cut costs, and calibration; the same for the base reward's own scores of these estimates.
 
 examples:
   ttsnap evaluate --reward noise-aware:aware/reward --recordings recordings/test

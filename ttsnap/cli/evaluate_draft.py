@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ttsnap.simulation.looks import Against
 
 HELP = "measure whether drafts rank seeds better than x0 estimates do"
-DESCRIPTION = """How well drafts tell which seeds will be good, beside x0 estimates, from a recording that has both.
+DESCRIPTION = """Compare how drafts and x0 estimates rank seeds, in a recording that has scores of both.
 
 Record about 10 prompts x 16 seeds with the drafter, at the steps and the guidance that you will use. The table has
-the rank correlation (Spearman) of each look's scores with those of the finished images within a prompt, by what the
-look costs. Where the drafter is a local folder, what was found is noted in its draft.json, so that `ttsnap generate`
-no longer warns that the draft was not checked, and says so where it does not pay. The untrained drafter, hot, has no
-folder: --note-in FILE.json notes it in a file, which is given as --draft FILE.json from then on.
+the rank correlation (Spearman, within a prompt) of each look's scores with those of the finished images, and the
+look's cost. The result is noted in draft.json of a drafter's local folder, so that `ttsnap generate` no longer warns
+that the draft was not checked, and warns where the draft does not pay. The untrained drafter, hot, has no folder:
+--note-in FILE.json notes the result in a file, which --draft FILE.json reads from then on.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --draft my_draft \\

@@ -1,8 +1,8 @@
-"""The exact checker: which objects are in a picture, and does it show what its caption asks for (numpy and scipy).
+"""The exact checker: finds the objects in a picture, and compares them with the picture's caption.
 
-Every pixel gets the colour of its nearest hue and a coverage (its chroma over that colour's own, which undoes the
-anti-aliasing against a grey ground). Connected pixels of one colour are an object; its shape is that of the best
-overlapping template; then the objects are matched with the ones asked for.
+A pixel has the colour of the nearest hue, and a coverage: its chroma divided by that colour's, which undoes the
+anti-aliasing against a grey ground. Connected pixels of one colour are an object, whose shape is that of the template
+with the best overlap. Objects are then matched with those of the caption.
 """
 
 from collections.abc import Sequence
@@ -30,23 +30,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects found in a batch of images, one row each, ordered by image.
-
-    Args:
-        image: which image, shape (M,).
-        color: index into `COLORS`, shape (M,).
-        overlap: intersection over union with the best template of each shape, shape (M, 4).
-        x: centre from the left, in pixels, shape (M,).
-        y: centre from the top, in pixels, shape (M,).
-        background: mean grey level outside the objects, shape (N,), one per image.
-    """
+    """The M objects of N images, ordered by image."""
 
     image: NDArray[np.int64]
+    """Index of the image, (M,)."""
     color: NDArray[np.int64]
+    """Index into `COLORS`, (M,)."""
     overlap: Floats
+    """Intersection over union with the best template of each shape, (M, 4)."""
     x: Floats
+    """Centre from the left, in pixels, (M,)."""
     y: Floats
+    """Centre from the top, in pixels, (M,)."""
     background: Floats
+    """Mean grey level outside the objects, (N,)."""
 
 
 def check(images: NDArray[np.floating], specs: Sequence[Spec]) -> tuple[Floats, NDArray[np.bool_]]:
@@ -77,7 +74,7 @@ def check(images: NDArray[np.floating], specs: Sequence[Spec]) -> tuple[Floats, 
 
 
 def judge(found: Objects, image: int, spec: Spec) -> tuple[float, bool]:
-    """The soft and strict verdict (see `check`) on one of the images that `detect` looked at."""
+    """The soft and strict verdict, as in `check`, on one image of those given to `detect`."""
     low, high = np.searchsorted(found.image, (image, image + 1))
     return _judge(found, slice(int(low), int(high)), float(found.background[image]), spec)
 
@@ -235,9 +232,10 @@ def _judge(found: Objects, rows: slice, level: float, spec: Spec) -> tuple[float
 
 
 def _relation(found: Objects, rows: slice, match: dict[int, int], relation: str, first: int) -> tuple[float, bool]:
-    """How well, and whether, the first `first` of the objects asked for lie where they should from the others.
+    """How well, and whether, the caption's first `first` objects have the relation to its other objects.
 
-    The centre of the first group must lie mainly in that direction from the other's, and each object beyond each.
+    The centre of the first group must lie mainly in that direction from the other group's, and each object of the first
+    beyond each of the other.
     """
     places = np.stack([found.x, found.y], -1)[rows]
     ours, theirs = (places[[j for i, j in match.items() if (i < first) == mine]] for mine in (True, False))

@@ -1,7 +1,7 @@
-"""The embedded world's little language: specifications, captions and a forgiving parser (numpy only).
+"""The language of the embedded world: specifications, captions and a forgiving parser.
 
-A caption names objects by count, colour and shape, sometimes a spatial relation or a background. It may name six, and
-five are the most that the embedded model was ever seen to draw right::
+A caption names objects by count, colour and shape, and perhaps a spatial relation or a background. It may name six
+objects; the embedded model was never seen to draw more than five right::
 
     a red circle                                    single
     three blue squares on a black background        count
@@ -11,7 +11,7 @@ five are the most that the embedded model was ever seen to draw right::
     a red circle, a blue square and a green cross   triple
     ... and a quad names four different objects
 
-The embedded model was trained on these kinds. Others, which it never saw, combine what it knows and are hard for it::
+The embedded model was trained on these kinds. Others, which it was not trained on, combine these and are hard::
 
     three red circles and two blue squares                          crowd
     two red circles left of a blue square                           arrangement
@@ -280,7 +280,7 @@ def sample_prompts(n: int, seed: int, kinds: Sequence[str] = HARD_KINDS, *, held
         held_out: True draws only captions never trained on, False only trained ones, None either.
 
     Raises:
-        ValueError: if a kind is unknown or has fewer distinct captions than asked for.
+        ValueError: if a kind is unknown or has too few distinct captions.
     """
     if n < 0 or not kinds:
         raise ValueError(f"need n >= 0 and at least one kind, got {n=}, {kinds=}")

@@ -1,7 +1,7 @@
-"""A small network that reads a picture and a caption and tells how well they go together.
+"""A small network that scores how well a caption describes a picture.
 
-Convolutions make 8 x 8 cells of a 32 x 32 picture; the caption's words look at the cells and sum what they find. The
-attention is a sigmoid, not a softmax, so that two red circles leave twice what one leaves: it can count.
+Convolutions turn a 32 x 32 picture into 8 x 8 cells, to which the caption's words attend. Attention gates are sigmoids,
+not softmaxes, so that two red circles add twice what one adds: the network can count.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Block(nn.Module):
 
 
 class GatedLook(nn.Module):
-    """Words (N, T, D) take in the cells (N, M, C): a sum over cells, gated by a sigmoid per head, and its place.
+    """Attention of words (N, T, D) to cells (N, M, C): a sum over cells, gated by a sigmoid per head, and its place.
 
-    The place, the gates' mean position, is given besides the sum because "left of" needs it freed of how much was seen.
+    The place is the gates' mean position, which "left of" needs independently of how much was seen.
     """
 
     def __init__(self, width: int, cells: int, heads: int) -> None:
@@ -70,7 +70,7 @@ class GatedLook(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, words: Tensor, cells: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """grid (M, 2): where the cells lie, in [-1, 1]. Gives the places looked at, too, (N, T, heads * 2)."""
+        """Words (N, T, D) and places (N, T, heads * 2). grid: positions of the cells (M, 2) in [-1, 1]."""
         n, t, d = words.shape
         split = (n, -1, self.heads, d // self.heads)
         q = self.query(self.norm(words)).view(split).transpose(1, 2)
@@ -85,10 +85,10 @@ class GatedLook(nn.Module):
 
 
 class Compare(nn.Module):
-    """Displacements between the places of words, along directions that the text chooses: for "left of" and the like.
+    """Displacements between the places of two words, along a direction, as "left of" needs them.
 
-    Which two words, and which direction, follow from the text alone, so that the rest is a product, which is learned
-    fast; attention between words alone stayed at chance for hundreds of thousands of pictures.
+    The words and the direction follow from the text alone, so that the rest is a product, which is learned fast.
+    Attention between words alone stayed at chance for hundreds of thousands of pictures.
     """
 
     def __init__(self, width: int, places: int, pairs: int = 16) -> None:
@@ -115,17 +115,19 @@ class Compare(nn.Module):
 
 @dataclass(frozen=True)
 class ReaderSize(Settings):
-    """How large a reader is: width of the words and of the cells, residual blocks at 16 x 16 and at 8 x 8 cells,
-    layers of text and of looking (so many of each), and attention heads."""
+    """The size of a reader."""
 
     width: Count = 128
+    """Channels of words and cells."""
     blocks: Annotated[tuple[int, int], Bounds(0)] = (2, 4)
+    """Residual blocks at 16 x 16 and at 8 x 8 cells."""
     layers: Count = 2
+    """Of text, and as many of attention to cells."""
     heads: Count = 4
 
 
 class SceneReader(nn.Module):
-    """(pictures, captions) -> a logit per pair."""
+    """The network: pictures and captions -> a logit for each pair."""
 
     def __init__(self, size: ReaderSize) -> None:
         super().__init__()
@@ -153,7 +155,7 @@ class SceneReader(nn.Module):
         return nn.functional.silu(self.norm(x))
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (N, T) -> states (N, T, width), and which are padding (N, T)."""
+        """Words (N, T) -> states (N, T, width) and padding mask (N, T)."""
         ids = ids[:, : max(1, int((ids > 0).sum(1).max()))]
         states, empty = self.words(ids) + self.places[: ids.shape[1]], ids == 0
         for layer in self.text:
@@ -161,7 +163,7 @@ class SceneReader(nn.Module):
         return states, empty
 
     def match(self, cells: Tensor, states: Tensor, empty: Tensor) -> Tensor:
-        """Cells (N, width, 8, 8) and their captions' states -> logits (N,) float32."""
+        """Cells (N, width, 8, 8), states and padding mask of captions -> logits (N,) float32."""
         seen = cells.flatten(2).transpose(1, 2)
         text, places = states, []
         for look, layer in zip(self.looks, self.think, strict=True):

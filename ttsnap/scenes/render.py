@@ -42,14 +42,14 @@ def signed_distance(shape: int, dx: Floats, dy: Floats, r: float | Floats) -> Fl
 def place(
     counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Centres (N, K, 2) and radii (N, K) by rejection: inside the frame, apart, and in the relation asked for.
+    """Centres (N, K, 2) and radii (N, K) of objects by rejection: inside the frame, separate, and in their relation.
 
-    K is 4, or as many as the fullest image holds where that is more.
+    K is the number of objects of the fullest image, at least 4.
 
     Args:
-        counts: shape (N,), objects per image.
-        relations: shape (N,), index into `RELATIONS`, or -1.
-        first: shape (N,), how many objects the first group holds; a relation joins these with all others.
+        counts: objects of each image, (N,).
+        relations: indices into `RELATIONS`, or -1, (N,).
+        first: objects of the first group, (N,), which a relation joins with all others.
         rng: source of the layout.
     """
     slots = max(MAX_TRAINED_OBJECTS, int(counts.max(initial=0)))
@@ -80,14 +80,14 @@ def place(
 def _in_relation(
     p: Floats, r: Floats, counts: NDArray[np.int64], relations: NDArray[np.int64], first: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether the first group lies clearly where it should: each of it from each other object, and the two centres.
+    """Whether the relation clearly holds, (N,): between each object of the first group and each other, and the centres.
 
-    p (N, K, 2), r (N, K), the rest as in `place` -> (N,).
+    p: centres (N, K, 2); r: radii (N, K); the rest as in `place`.
     """
     slot = np.arange(p.shape[1])
     ours, theirs = slot < first[:, None], (slot >= first[:, None]) & (slot < counts[:, None])  # (N, K)
     axis, sign = np.where(relations < 2, 1, 0), np.where(relations % 2 == 0, 1, -1)
-    ahead = np.take_along_axis(p, axis[:, None, None], 2)[..., 0] * sign[:, None]  # (N, K), to the asked side is less
+    ahead = np.take_along_axis(p, axis[:, None, None], 2)[..., 0] * sign[:, None]  # (N, K)
     side = ahead[:, None, :] - ahead[:, :, None]  # from i of the first group to j of the other
     clear = (side > r[:, :, None] + 1) | ~(ours[:, :, None] & theirs[:, None, :])
     d = _mean(p, theirs) - _mean(p, ours)
@@ -97,7 +97,7 @@ def _in_relation(
 
 
 def _mean(p: Floats, which: NDArray[np.bool_]) -> Floats:
-    """Mean of the chosen places (N, K, 2), (N, K) -> (N, 2)."""
+    """Mean (N, 2) of the places (N, K, 2) that the mask (N, K) chooses."""
     return np.asarray((p * which[..., None]).sum(1) / which.sum(1, keepdims=True), np.float32)
 
 
