@@ -60,7 +60,7 @@ class HFTowers(TwoTowers):
     def __init__(self, network: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
         preprocess = Preprocess(network.config.vision_config.image_size, rules="transformers")
         super().__init__(network, preprocess, batch_size=batch_size)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.max_tokens = int(network.config.text_config.max_position_embeddings)
 
     @classmethod
@@ -76,14 +76,11 @@ class HFTowers(TwoTowers):
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         # The towers are causal and read the embedding at the end token: the length of the padding does not matter.
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         return _pooled(self.network.get_text_features(input_ids=ids, attention_mask=mask))  # type: ignore[operator]
-
-    def count_tokens(self, prompt: str) -> int:
-        return len(self._tokenizer(prompt, truncation=False)["input_ids"])
 
 
 def _pooled(features: Any) -> Tensor:
@@ -111,7 +108,7 @@ class OpenClipTowers(TwoTowers):
 
     def __init__(self, network: nn.Module, tokenizer: Any, preprocess: Preprocess, *, batch_size: int = 32) -> None:
         super().__init__(network, preprocess, batch_size=batch_size)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.max_tokens = int(tokenizer.context_length)
 
     def embed_images(self, images: Tensor) -> Tensor:
@@ -119,11 +116,11 @@ class OpenClipTowers(TwoTowers):
         return features
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        features: Tensor = self.network.encode_text(self._tokenizer(list(prompts)).to(self.device))  # type: ignore[operator]
+        features: Tensor = self.network.encode_text(self.tokenizer(list(prompts)).to(self.device))  # type: ignore[operator]
         return features
 
     def count_tokens(self, prompt: str) -> int:
-        encode = getattr(self._tokenizer, "encode", None)
+        encode = getattr(self.tokenizer, "encode", None)
         return len(encode(prompt)) + 2 if encode is not None else 0
 
 

@@ -1,4 +1,4 @@
-"""Rewards without weights: JPEG size, brightness, colourfulness. They do not read the prompt."""
+"""Rewards without weights, (N,) float32: JPEG size, brightness, colourfulness. They do not read the prompt."""
 
 from __future__ import annotations
 
@@ -23,24 +23,22 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     return torch.tensor(sizes, dtype=torch.float32)
 
 
-class Compressibility(RewardModel):
-    """Minus the JPEG size in kB."""
-
-    name = "compressibility"
-
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
-        return -jpeg_kilobytes(images)
-
-
 class Incompressibility(RewardModel):
     """The JPEG size in kB."""
 
     name = "incompressibility"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         return jpeg_kilobytes(images)
+
+
+class Compressibility(RewardModel):
+    """Minus the JPEG size in kB."""
+
+    name = "compressibility"
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
+        return -jpeg_kilobytes(images)
 
 
 class Brightness(RewardModel):
@@ -49,7 +47,6 @@ class Brightness(RewardModel):
     name = "brightness"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images)
         weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
         return torch.einsum("nchw,c->nhw", images.float(), weights).mean((1, 2))
@@ -61,7 +58,6 @@ class Colourfulness(RewardModel):
     name = "colourfulness"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
-        """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images)
         r, g, b = (images.float() * 255).unbind(1)
         axes = torch.stack([r - g, (r + g) / 2 - b], 1).flatten(2)

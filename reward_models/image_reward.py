@@ -60,7 +60,7 @@ class ImageReward(Scorer):
         # As published, the stack runs in float32, whatever the towers' dtype.
         network = nn.ModuleDict({"vision": vision, "text": text, "head": head.float()})
         super().__init__(network, Preprocess(vision.config.image_size), batch_size=batch_size)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     @classmethod
     def load(
@@ -88,7 +88,7 @@ class ImageReward(Scorer):
         return cls(vision.to(dtype), text.to(dtype), head, words, **options)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
         network: Any = self.network
@@ -100,9 +100,6 @@ class ImageReward(Scorer):
         ).last_hidden_state
         raw: Tensor = network["head"](read[:, 0].float())[:, 0]
         return (raw - MEAN) / STD
-
-    def count_tokens(self, prompt: str) -> int:
-        return len(self._tokenizer(prompt, truncation=False)["input_ids"])
 
 
 def _towers(state: Mapping[str, Tensor], source: Path, head_width: int) -> tuple[Any, Any]:

@@ -31,7 +31,7 @@ class ScenesReward(RewardModel):
     strict = False
 
     def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt outside the grammar, before anything is computed."""
+        """ValueError for a prompt outside the grammar."""
         for prompt in prompts:
             parse(prompt)
 
@@ -68,7 +68,7 @@ class ScenesLearned(Scorer):
         return cls(load_reader(Path(source) if source else FOLDER / "reward").to(dtype=dtype), **options)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """ValueError for a prompt outside the grammar, before anything is computed."""
+        """ValueError for a prompt outside the grammar."""
         for prompt in prompts:
             parse(prompt)
 

@@ -132,12 +132,14 @@ class NetworkReward(RewardModel):
 
 
 class Scorer(NetworkReward):
-    """A network that scores preprocessed images. Subclasses also define `count_tokens` where texts are cut.
+    """A network that scores preprocessed images.
 
     Noise-aware rewards read `adapted`, `trained` and `level_sites`: regular expressions of whole names in `network`.
     Text towers that encode each prompt once stay out of all three.
     """
 
+    tokenizer: Any = None
+    """That of the text encoder, if any."""
     max_tokens: int | None = None
     """Tokens of a prompt that the text encoder reads, None without a limit."""
     adapted: str = ""
@@ -173,7 +175,7 @@ class Scorer(NetworkReward):
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of the whole prompt, with the special ones."""
-        return 0
+        return len(self.tokenizer(prompt, truncation=False)["input_ids"]) if self.tokenizer is not None else 0
 
     def check(self, prompts: Sequence[str]) -> None:
         """Warn of prompts that the text encoder cuts, as the published reward does."""

@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from ttsnap.reward_models.preprocess import to_pictures
-from ttsnap.reward_models.scorer import NetworkReward
+from ttsnap.reward_models.vlm.model import PLACE, AskedVLM
 from ttsnap.reward_models.weights import pretrained
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
-class VQAScore(NetworkReward):
+class VQAScore(AskedVLM):
     """P(answer) in [0, 1] for the first token of the reply, over the whole vocabulary.
 
     Images go through the model's own processor, as 8-bit pictures. network and processor: as transformers'
@@ -26,14 +26,15 @@ class VQAScore(NetworkReward):
 
     name = "vqascore"
     weights = "Qwen/Qwen2.5-VL-7B-Instruct"
+    trained_dtype = torch.float32
 
     def __init__(
         self, network: Any, processor: Any, *, question: str = QUESTION, answer: str = "Yes", batch_size: int = 8
     ) -> None:
         if "{}" not in question:
             raise ValueError(f"question needs a {{}} for the prompt, got {question!r}")
-        super().__init__(network, batch_size=batch_size)
-        self.question, self.processor = question, processor
+        super().__init__(network, processor, batch_size=batch_size)
+        self._templates = [question.replace("{}", PLACE)]
         processor.tokenizer.padding_side = "left"  # The next token is read off the last place of every row.
         ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not ids:
@@ -49,13 +50,8 @@ class VQAScore(NetworkReward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         pictures = [[picture] for picture in to_pictures(images)]
-        texts = [self._chat(prompt) for prompt in prompts]
+        texts = [self.layout(self.question(0, prompt), 1) for prompt in prompts]
         inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt").to(self.device)
         logits = self.network(**inputs).logits[:, -1].float()
         probabilities: Tensor = logits.softmax(-1)[:, self.token]
         return probabilities
-
-    def _chat(self, prompt: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": self.question.replace("{}", prompt)}]
-        turn = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))

@@ -168,7 +168,7 @@ class LevelEmbedding(nn.Module):
         """Hook the sites. Outside `at` the hooks do nothing."""
         for name in self._names:
             # A partial, unlike a closure, is copied together with the network.
-            network.get_submodule(name).register_forward_hook(partial(_add, self, _key(name)))
+            network.get_submodule(name).register_forward_hook(partial(self.shift, _key(name)))
 
     @contextmanager
     def at(self, level: Tensor) -> Iterator[Tensor]:
@@ -180,8 +180,8 @@ class LevelEmbedding(nn.Module):
         finally:
             self._features = None
 
-    def shift(self, site: str, output: Tensor) -> Tensor | None:
-        """A site's output (N, C, h, w) or (N, T, C) plus its embedding; None outside `at`."""
+    def shift(self, site: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """A forward hook: a site's output (N, C, h, w) or (N, T, C) plus its embedding; None outside `at`."""
         if self._features is None:
             return None
         with torch.autocast(output.device.type, enabled=False):
@@ -203,11 +203,6 @@ class LevelEmbedding(nn.Module):
             both: Tensor = self.score(features)
             a, b = both.unbind(1)
             return scores.float() * a.exp() + b
-
-
-def _add(embedding: LevelEmbedding, site: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-    """A forward hook."""
-    return embedding.shift(site, output)
 
 
 def _key(name: str) -> str:

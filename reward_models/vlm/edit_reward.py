@@ -7,10 +7,6 @@ following the instruction and one about the quality of the image, each with a Ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 from ttsnap.reward_models.vlm.headed import HeadedVLM
 
 
@@ -22,12 +18,3 @@ class EditReward(HeadedVLM):
     weights = "TIGER-Lab/EditReward-MiMo-VL-7B-SFT-2508"
     backbone = "XiaomiMiMo/MiMo-VL-7B-SFT-2508"
     questions = ("edit_reward_following", "edit_reward_quality")
-
-    def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
-        """The source, then the edited image."""
-        assert source is not None
-        return [self.preprocess.image(x) for x in (source, images)]
-
-    def read(self, values: Sequence[Tensor]) -> Tensor:
-        """Each head says (mu, sigma) at its question's mark."""
-        return torch.stack([value[:, 0, 0] for value in values]).mean(0)

@@ -76,15 +76,17 @@ class HeadedVLM(AskedVLM):
         super().__init__(network, processor, sight, batch_size=batch_size)
 
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, **options: Any) -> Self:
-        """source: weights in safetensors. dtype: the backbone's.
+    def load(
+        cls, source: str, dtype: torch.dtype, *, backbone: str | Path | None = None, scale: float = 1.0, **options: Any
+    ) -> Self:
+        """source: weights in safetensors. dtype: the backbone's. scale: the factor of low-rank adapters in the weights.
 
         backbone: a folder or hub id with the configuration and the tokenizer; by default those beside the weights, or
         those of `cls.backbone`.
         """
         from transformers import AutoConfig, AutoProcessor
 
-        state = merge_adapters(read_weights(source, cls.files), cls.adapter_scale(source))
+        state = merge_adapters(read_weights(source, cls.files), scale)
         texts = str(backbone or _beside(source) or cls.backbone)
         config, processor = pretrained(AutoConfig, texts), pretrained(AutoProcessor, texts)
         tensors, heads = split_heads(state)
@@ -92,18 +94,13 @@ class HeadedVLM(AskedVLM):
         width = int(config.text_config.hidden_size)
         return cls(Headed(network, [build_head(head, width, source) for head in heads]), processor, **options)
 
-    @classmethod
-    def adapter_scale(cls, source: str) -> float:
-        """The factor of low-rank adapters in the weights."""
-        return 1.0
-
     def read(self, values: Sequence[Tensor]) -> Tensor:
-        """The heads' outputs, each (N, marks, outputs) float32 -> scores (N,)."""
-        raise NotImplementedError
+        """The heads' outputs, each (N, marks, outputs) float32 -> scores (N,): the mean first output at first marks."""
+        return torch.stack([value[:, 0, 0] for value in values]).mean(0)
 
     def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
-        """The images or videos of a batch, in order, each (N, T, 3, h, w) levels 0..255; T is 1 for images."""
-        return [self.preprocess.image(images)]
+        """A batch's images, sources first, or its videos, each (N, T, 3, h, w) levels 0..255; T is 1 for images."""
+        return [self.preprocess.image(x) for x in (source, images) if x is not None]
 
     def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
         shown = self.show(images, source)

@@ -7,9 +7,6 @@ distribution. The score is mu, as in its own examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
 from ttsnap.reward_models.vlm.headed import HeadedVLM
 
 
@@ -21,7 +18,3 @@ class HPSv3(HeadedVLM):
     files = ("HPSv3.safetensors", "model.safetensors")
     backbone = "Qwen/Qwen2-VL-7B-Instruct"
     questions = ("hpsv3",)
-
-    def read(self, values: Sequence[Tensor]) -> Tensor:
-        """The only head says (mu, sigma) at the only mark."""
-        return values[0][:, 0, 0]

@@ -61,18 +61,15 @@ class VideoAlign(HeadedVLM):
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
-        """As HeadedVLM's. Where model_config.json is beside the weights, its normalisation counts."""
-        made = super().load(source, dtype, **options)
-        normal = _settings(source).get("inference_config")
+        """As HeadedVLM's. A model_config.json beside the weights gives the normalisation and the adapters' factor."""
+        settings = _settings(source)
+        normal, lora = settings.get("inference_config"), settings.get("peft_lora_config")
         if isinstance(normal, Mapping):
-            made.mean = tuple(check(f"{c}_mean", normal.get(f"{c}_mean"), float) for c in CRITERIA)
-            made.std = tuple(check(f"{c}_std", normal.get(f"{c}_std"), float) for c in CRITERIA)
-        return made
-
-    @classmethod
-    def adapter_scale(cls, source: str) -> float:
-        lora = _settings(source).get("peft_lora_config")
-        return adapter_scale(lora, "lora_r") if isinstance(lora, Mapping) else SCALE
+            for name in ("mean", "std"):
+                found = [check(f"{c}_{name}", normal.get(f"{c}_{name}"), float) for c in CRITERIA]
+                options.setdefault(name, found)
+        scale = adapter_scale(lora, "lora_r") if isinstance(lora, Mapping) else SCALE
+        return super().load(source, dtype, scale=scale, **options)
 
     def show(self, images: Tensor, source: Tensor | None) -> list[Tensor]:
         """Evenly chosen frames, at whole places by rounding as in the package's reader of files."""

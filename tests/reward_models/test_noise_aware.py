@@ -358,10 +358,10 @@ def test_level_features_and_sites() -> None:
         with pytest.raises(ValueError, match=r"the output of conv is \(1, 2, 4, 4\) for 2 images"):
             network["conv"](x[:1])
         tokens = torch.rand(2, 5, 2)
-        assert torch.equal(embedding.shift("conv", tokens), tokens + torch.tensor([1.0, -2.0]))  # type: ignore[arg-type]
+        assert torch.equal(embedding.shift("conv", network, (), tokens), tokens + torch.tensor([1.0, -2.0]))  # type: ignore[arg-type]
         for wrong in (torch.rand(2, 5, 3), torch.rand(2, 2), torch.rand(2, 5, 4, 4)):
             with pytest.raises(ValueError, match="that end with a layer of these channels"):
-                embedding.shift("conv", wrong)
+                embedding.shift("conv", network, (), wrong)
     assert torch.equal(network["conv"](x), plain)
 
 

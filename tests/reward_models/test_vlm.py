@@ -18,7 +18,7 @@ from ttsnap.reward_models.vlm.edit_reward import EditReward
 from ttsnap.reward_models.vlm.headed import HeadedVLM
 from ttsnap.reward_models.vlm.hpsv3 import HPSv3
 from ttsnap.reward_models.vlm.video_align import VideoAlign
-from ttsnap.reward_models.weights import merge_adapters
+from ttsnap.reward_models.weights import adapter_scale, merge_adapters
 
 from ttsnap.rewards import make_reward
 
@@ -289,10 +289,15 @@ def test_settings_of_a_trained_model_count(tmp_path: Path, load: Callable[[str],
         raw = plain.criteria(plain._ask(0, plain.show(video, None), PROMPTS[:1]))
     expected = ((raw - torch.tensor(usual.mean)) / torch.tensor(usual.std)).sum(-1)
     torch.testing.assert_close(usual(video, PROMPTS[:1]), expected, rtol=1e-5, atol=1e-5)
-    assert VideoAlign.adapter_scale(str(tmp_path)) == 2
-    lora["use_rslora"] = True
-    (tmp_path / "model_config.json").write_text(json.dumps({"peft_lora_config": lora}))
-    assert VideoAlign.adapter_scale(str(tmp_path)) == 4
+    assert adapter_scale(lora, "lora_r") == 2
+    (tmp_path / "model_config.json").write_text(json.dumps({"peft_lora_config": {**lora, "use_rslora": True}}))
+    merged = VideoAlign.from_pretrained(tmp_path, dtype=torch.float32)
+    tensors, start = state("video_align"), "base_model.model.model.layers.0.self_attn.q_proj"
+    names = ("base_layer", "lora_A.default", "lora_B.default")
+    weight, down, up = (tensors[f"{start}.{name}.weight"] for name in names)
+    found = merged.network.backbone.get_parameter("language_model.layers.0.self_attn.q_proj.weight")
+    torch.testing.assert_close(found, weight + 4 * up @ down)
+    assert merged.mean == usual.mean
 
 
 def test_unusable_weights_are_explained(tmp_path: Path, folders: Callable[[str], Path]) -> None:
