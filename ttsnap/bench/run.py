@@ -108,7 +108,8 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
             specs = _fitted(bench, sampler, engine)
             for work in left:
                 if work.arm.sampler == sampler:
-                    _search(work, specs[work.arm.name], bench, there, (engine, model, on_done))
+                    results = _search(bench, work, specs[work.arm.name], engine, on_done)
+                    there.add(_written(bench, work, results, there, model))
 
 
 def missing(bench: Bench, there: OpenBench) -> list[Work]:
@@ -135,16 +136,9 @@ def _fitted(bench: Bench, sampler: SamplerOptions, engine: Engine) -> dict[str, 
 
 
 def _search(
-    work: Work,
-    spec: SearchSpec,
-    bench: Bench,
-    there: OpenBench,
-    how: tuple[Engine, Model, Callable[[int], None]],
-) -> None:
-    """Search, write the images, and note them."""
-    engine, model, on_done = how
-    seed = (bench.seed + STRIDE * work.repeat) % 2**64
-
+    bench: Bench, work: Work, spec: SearchSpec, engine: Engine, on_done: Callable[[int], None]
+) -> tuple[list[Result], Thumbnails]:
+    """The results of a search, and thumbnails where there are to be sheets."""
     recorder = Recorder()
 
     def listen(event: Event) -> None:
@@ -154,30 +148,29 @@ def _search(
             on_done(1)
 
     texts = [bench.texts[place] for place in work.places]
-    results = search(
-        texts,
-        spec.algorithm,
-        engine,
-        spec.budget,
-        utility=spec.utility,
-        seed=seed,
-        shared=spec.shared,
-        on_event=listen,
-    )
+    seed = (bench.seed + STRIDE * work.repeat) % 2**64
+    results = search(texts, spec.algorithm, engine, spec.budget, utility=spec.utility, seed=seed, shared=spec.shared,
+                     on_event=listen)  # fmt: skip
+    return results, recorder.thumbnails
+
+
+def _written(
+    bench: Bench, work: Work, found: tuple[list[Result], Thumbnails], there: OpenBench, model: Model
+) -> list[Found]:
+    """Write the images of a search, with their metadata and sheets."""
+    texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
     settings = model.settings(work.arm, bench.budget, texts)
-    prompts = [bench.prompts[place] for place in work.places]
     images = []
-    for i, (prompt, result) in enumerate(
-        zip(prompts, model.finished(results, texts, recorder.thumbnails), strict=True)
-    ):
-        write_metadata(there.folder, work.arm.folder, prompt)
-        path = image_path(there.folder, work.arm.folder, prompt.index, work.repeat)
+    for i, result in enumerate(model.finished(found[0], texts, found[1])):
+        prompt = bench.prompts[work.places[i]]
+        write_metadata(there.folder, arm, prompt)
+        path = image_path(there.folder, arm, prompt.index, work.repeat)
         if result.thumbnails:
             sheet = contact_sheet(result, result.thumbnails)
             write_whole(sheet_path(path), partial(sheet.save, format="PNG"))
         save_made(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
         images.append(_found(work, prompt, result, path))
-    there.add(images)
+    return images
 
 
 def _found(work: Work, prompt: PromptRecord, result: Result, path: Path) -> Found:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ttsnap.cluster.journal import JobLog
+from ttsnap.cluster.job_log import JobLog
 from ttsnap.core.moves import BRANCH, FRESH, MIX, NEAR, RENOISE
 from ttsnap.core.plans import Plan
 

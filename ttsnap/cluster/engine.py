@@ -7,7 +7,6 @@ journal.py knows how to make again what a dead actor had. Rewards may have actor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from ttsnap.cluster.actor import EngineActor, SearchActor
 from ttsnap.cluster.actor_group import ActorGroup, Pool
 from ttsnap.cluster.colocation import ColocatedRows, Copies, Copying, at_home, by_home, colocated, split_off
-from ttsnap.cluster.journal import JobLog
-from ttsnap.cluster.merging import ClusterUsage, agreed, averaged, begun, measured, merged
+from ttsnap.cluster.job_log import JobLog
+from ttsnap.cluster.merging import ClusterMeter, agreed, averaged, begun, merged
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.cluster.placement import Placement
 from ttsnap.cluster.remote_rewards import RemoteRewards
@@ -110,9 +109,9 @@ class ClusterEngine(Engine):
         gap = (self.group.ran - self._credited).named()
         return Cost(**{name: max(0, amount) for name, amount in gap.items()})
 
-    def meter(self) -> AbstractContextManager[ClusterUsage]:
+    def meter(self) -> ClusterMeter:
         """Measures memory and energy of all actors."""
-        return measured(self.group)
+        return ClusterMeter(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         self.group.ask(self.everyone, Call(SearchActor.check, tuple(prompts)))

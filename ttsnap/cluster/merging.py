@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,11 +70,21 @@ def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
     )
 
 
-@dataclass
-class ClusterUsage:
-    """What all actors used while a search ran."""
+class ClusterMeter:
+    """What all actors of a group use inside `with ClusterMeter(group) as meter:`."""
 
-    parts: list[Usage] = field(default_factory=list)
+    def __init__(self, group: ActorGroup) -> None:
+        self.group = group
+        self.parts: list[Usage] = []
+
+    def __enter__(self) -> ClusterMeter:
+        self.group.ask(range(len(self.group)), Call(SearchActor.begin_measuring))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(EngineLost):
+            usages = self.group.ask(range(len(self.group)), Call(SearchActor.end_measuring))
+            self.parts += [usage for usage in usages if usage is not None]
 
     def summary(self) -> Usage:
         """Energy and CO2e of all together, the memory of the one that held most."""
@@ -89,14 +99,3 @@ def _sum(values: Sequence[float | None]) -> float | None:
     """None where any is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
-
-
-@contextmanager
-def measured(actors: ActorGroup) -> Iterator[ClusterUsage]:
-    """What all these actors use inside the block."""
-    everyone, found = range(len(actors)), ClusterUsage()
-    actors.ask(everyone, Call(SearchActor.begin_measuring))
-    yield found
-    with suppress(EngineLost):
-        usages = actors.ask(everyone, Call(SearchActor.end_measuring))
-        found.parts += [usage for usage in usages if usage is not None]

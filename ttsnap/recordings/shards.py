@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json
+from ttsnap.files.settings import Json, build
 from ttsnap.files.writing import sha256
 from ttsnap.results.media import Pixels, to_uint8
 
@@ -43,14 +43,13 @@ class Shard:
     @classmethod
     def read(cls, data: Json, where: object) -> Shard:
         """A shard from JSON that anyone may have written. ValueError unless it names a tar of a recording."""
-        if not isinstance(data, dict) or set(data) != {"name", "size", "sha256"}:
-            raise ValueError(f"{where} is damaged: a shard is a name, a size and a sha256, got {str(data)[:60]}")
-        name, size, digest = (data[key] for key in ("name", "size", "sha256"))
-        if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise ValueError(f"{where} names {str(name)[:60]!r}, which is no file of a recording (unit-00000.tar, ...)")
-        if not isinstance(size, int) or not isinstance(digest, str):
-            raise ValueError(f"{where} is damaged: the size or sha256 of {name} is no number or text")
-        return cls(name, size, digest)
+        try:
+            shard = build(cls, data)
+        except ValueError as error:
+            raise ValueError(f"{where} is damaged: in a shard, {error}") from None
+        if not _SHARD.fullmatch(shard.name):
+            raise ValueError(f"{where} names {shard.name[:60]!r}, which is no file of a recording (unit-00000.tar)")
+        return shard
 
 
 def read_shards(data: Json, where: object) -> list[Shard]:
