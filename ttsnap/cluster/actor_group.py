@@ -109,15 +109,15 @@ class ActorGroup:
         """The answers of these actors. Where some raise, so does this, once all have answered."""
         answers: dict[int, AnswerT] = {}
         errors: dict[int, Exception] = {}
-        asked = list(actors)
-        for actor in asked:
+        numbers = list(actors)
+        for actor in numbers:
             keep, fail = partial(answers.__setitem__, actor), partial(errors.__setitem__, actor)
             self.post(actor, call, keep, failed=fail)
-        while len(answers) + len(errors) < len(asked):
+        while len(answers) + len(errors) < len(numbers):
             self.listen(1.0)
         if errors:
             raise errors[min(errors)]
-        return [answers[actor] for actor in asked]
+        return [answers[actor] for actor in numbers]
 
     @property
     def busy(self) -> bool:

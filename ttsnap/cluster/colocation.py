@@ -102,10 +102,10 @@ def at_home(groups: Iterable[ColocatedRows], devices: int) -> list[int]:
 
 def by_home(sources: Sequence[int], home: Mapping[int, int]) -> dict[int, list[int]]:
     """These particles by where they are."""
-    there: dict[int, list[int]] = defaultdict(list)
+    by_device: dict[int, list[int]] = defaultdict(list)
     for uid in sources:
-        there[home[uid]].append(uid)
-    return there
+        by_device[home[uid]].append(uid)
+    return by_device
 
 
 @dataclass(eq=False)

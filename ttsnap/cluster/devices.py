@@ -70,13 +70,13 @@ def clustered(
     where no cluster answers, for too few devices, and where no reward is worth a device that is set apart for rewards.
     """
     bare, rewards = split_rewards(spec) if options.reward_actors else (spec, None)
-    with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as there:
+    with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as devices:
         from ttsnap.cluster.ray_pool import RayPool
 
-        makers: list[Callable[[], Actor]] = [partial(EngineActor, builder(bare))] * len(there.actors)
+        makers: list[Callable[[], Actor]] = [partial(EngineActor, builder(bare))] * len(devices.actors)
         if rewards is not None:
             makers[-options.reward_actors :] = [partial(RewardActor, rewards.build)] * options.reward_actors
-        pool = RayPool(there, makers)
+        pool = RayPool(devices, makers)
         yield ClusterEngine(pool, options.reward_actors, rewards.columns if rewards else ())
 
 
@@ -84,15 +84,15 @@ def clustered(
 def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
     """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends; those for rewards are the
     last ones. ValueError as above."""
-    asked = options.devices if isinstance(options.devices, int) else 1
-    connect(options.ray_address, asked + options.reward_actors if options.devices != "all" else _here(kind))
+    searching = options.devices if isinstance(options.devices, int) else 1
+    connect(options.ray_address, searching + options.reward_actors if options.devices != "all" else _here(kind))
     import ray
 
     from ttsnap.cluster.ray_pool import Hosts
 
     gpu = kind == "cuda"
-    there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-    searching = max(1, _number(options, there - options.reward_actors, kind))
+    free = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+    searching = max(1, _number(options, free - options.reward_actors, kind))
     with closing(Hosts(searching + options.reward_actors, gpu=gpu)) as processes:
         yield processes
 
@@ -102,8 +102,8 @@ def _here(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
 
 
-def _number(options: DeviceOptions, there: int, kind: str) -> int:
+def _number(options: DeviceOptions, free: int, kind: str) -> int:
     """How many of those that are there are meant."""
     if isinstance(options.devices, int):
         return options.devices
-    return there if options.devices == "all" or kind == "cuda" else 1
+    return free if options.devices == "all" or kind == "cuda" else 1

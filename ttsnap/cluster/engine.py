@@ -47,8 +47,12 @@ class ClusterEngine(Engine):
             self.group.post(actor, Call(SearchActor.start))
         self.rewards.describe()
         self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
-        self.grid, self.keep, self.draft_calls = self._told.grid, self._told.keep, self._told.draft_calls
-        self.reward_names = self.rewards.names(self._told.reward_names)
+        self.grid, self.keep, self.draft_calls = (
+            self._description.grid,
+            self._description.keep,
+            self._description.draft_calls,
+        )
+        self.reward_names = self.rewards.names(self._description.reward_names)
 
     def _forget(self) -> None:
         self.group.reset()
@@ -62,23 +66,23 @@ class ClusterEngine(Engine):
         self.placement = Placement([SOME] * len(self.actors))
         self.rewards.start()
 
-    def _describe(self, told: Sequence[Description]) -> None:
-        self._told = agreed(told)
-        self.calibration_cost = self._told.calibration_cost
-        if self._told.fair and self.placement.turns is None:
+    def _describe(self, descriptions: Sequence[Description]) -> None:
+        self._description = agreed(descriptions)
+        self.calibration_cost = self._description.calibration_cost
+        if self._description.fair and self.placement.turns is None:
             self.placement.turns = FairShare()
-        self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in told]
+        self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in descriptions]
 
     # --- what it can do and what that costs -----------------------------------------------------------------------
 
     @property
     def offers(self) -> frozenset[Need]:
-        return self._told.offers
+        return self._description.offers
 
     @property
     def price(self) -> Price:
         """With seconds as the slowest actor has them."""
-        return self.rewards.priced(self._told.price, len(self._told.reward_names))
+        return self.rewards.priced(self._description.price, len(self._description.reward_names))
 
     @property
     def capacity(self) -> int:
@@ -94,7 +98,7 @@ class ClusterEngine(Engine):
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        return dict(self._told.batch_sizes)
+        return dict(self._description.batch_sizes)
 
     @property
     def timings(self) -> Mapping[str, float]:
@@ -118,7 +122,7 @@ class ClusterEngine(Engine):
 
     def calibrate(self) -> Cost:
         answers = self.group.ask(self.actors, Call(EngineActor.calibrate))
-        self._describe([told for _, told in answers])
+        self._describe([description for _, description in answers])
         return self.rewards.calibrate().plus(*(cost for cost, _ in answers))
 
     def differentiate(self, gradient: Gradient) -> None:

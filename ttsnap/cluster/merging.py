@@ -18,10 +18,10 @@ from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import EngineLost, Usage
 
 
-def agreed(told: Sequence[Description]) -> Description:
+def agreed(engines: Sequence[Description]) -> Description:
     """What the engines of a cluster have in common, with the seconds of the slowest. ValueError where they differ."""
-    one = told[0]
-    for number, other in enumerate(told):
+    one = engines[0]
+    for number, other in enumerate(engines):
         for name, mine, its in (
             ("noise levels", tuple(one.grid.levels), tuple(other.grid.levels)),
             ("rewards", one.reward_names, other.reward_names),
@@ -31,8 +31,8 @@ def agreed(told: Sequence[Description]) -> Description:
             if mine != its:
                 raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
                                  f"{number} {its}; give all devices the same model and options")  # fmt: skip
-    seconds = [d.price.seconds for d in told if d.price.seconds is not None]
-    spent = Cost().plus(*(d.calibration_cost for d in told))
+    seconds = [d.price.seconds for d in engines if d.price.seconds is not None]
+    spent = Cost().plus(*(d.calibration_cost for d in engines))
     price = replace(one.price, seconds=slowest(seconds) if seconds else None)
     return replace(one, price=price, calibration_cost=spent)
 
@@ -45,8 +45,8 @@ def slowest(rates: Sequence[Rates]) -> Rates:
 
 def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Seconds by phase, on average over actors that have any."""
-    told = [part for part in parts if part]
-    return {phase: sum(part[phase] for part in told) / len(told) for phase in (told[0] if told else ())}
+    timed = [part for part in parts if part]
+    return {phase: sum(part[phase] for part in timed) / len(timed) for phase in (timed[0] if timed else ())}
 
 
 def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:

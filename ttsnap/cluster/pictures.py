@@ -61,10 +61,10 @@ def located(turn: Turn, places: Iterable[WhereStored]) -> Turn:
     """The answer, with the places of its images."""
     following = iter(places)
 
-    def told(picture: Decoded) -> Decoded:
+    def placed(picture: Decoded) -> Decoded:
         return replace(picture, place=next(following)) if isinstance(picture, Stored) else picture
 
-    return _each(turn, told)
+    return _each(turn, placed)
 
 
 def _each(turn: Turn, change: Callable[[Decoded], Decoded]) -> Turn:

@@ -92,7 +92,7 @@ def record(
 
     A worker that is lost costs the unit that it was at, which its successor makes again. A recording that is resumed
     may have been begun with another number of workers, or with none. Raises ValueError, in addition to the reasons
-    there, where a unit costs several workers.
+    of that function, where a unit costs several workers.
     """
     gpu = on_gpus((builder.spec.model or ModelOptions()).device, workers)
     with closing(Hosts(workers, gpu=gpu)) as hosts:
@@ -165,10 +165,10 @@ def on_gpus(device: str, workers: int) -> bool:
     """
     if device not in ("auto", "cuda", "cpu"):
         raise ValueError(f"every worker has a device of its own: give --device auto, cuda or cpu, got {device}")
-    there = ray.cluster_resources()
-    what = "GPU" if device != "cpu" and there.get("GPU", 0) else "CPU"
+    has = ray.cluster_resources()
+    what = "GPU" if device != "cpu" and has.get("GPU", 0) else "CPU"
     if device == "cuda" and what == "CPU":
         raise ValueError("no GPU is there for --device cuda")
-    if there.get(what, 0) < workers:
-        raise ValueError(f"{workers} workers take a {what} each, and there are {there.get(what, 0):.0f}")
+    if has.get(what, 0) < workers:
+        raise ValueError(f"{workers} workers take a {what} each, and there are {has.get(what, 0):.0f}")
     return what == "GPU"

@@ -126,7 +126,7 @@ class RemoteRewards:
         """actors: of the group, those for rewards. columns: where their rewards are among all. done: called with
         outcomes that have all their scores."""
         self.group, self.actors, self.columns, self.done = group, actors, tuple(columns), done
-        self._told = m.RewardsDescription()
+        self._description = m.RewardsDescription()
         self.start()
 
     def describe(self) -> None:
@@ -136,18 +136,18 @@ class RemoteRewards:
     def calibrate(self) -> Cost:
         """Measure the seconds of a call of each; returns what that took."""
         answers = self.group.ask(self.actors, m.Call(RewardActor.calibrate))
-        self._describe([told for _, told in answers])
+        self._describe([description for _, description in answers])
         return Cost().plus(*(cost for cost, _ in answers))
 
-    def _describe(self, told: Sequence[m.RewardsDescription]) -> None:
-        if told:
-            self._told = replace(told[0], seconds=max(one.seconds for one in told))
-            self.queue.batch = self._told.batch
+    def _describe(self, descriptions: Sequence[m.RewardsDescription]) -> None:
+        if descriptions:
+            self._description = replace(descriptions[0], seconds=max(one.seconds for one in descriptions))
+            self.queue.batch = self._description.batch
 
     def start(self) -> None:
         """Forget what waits."""
         self.queue = RewardQueue(len(self.actors), self.columns, self._post)
-        self.queue.batch = self._told.batch
+        self.queue.batch = self._description.batch
 
     def _post(self, number: int, images: tuple[m.ImageToScore, ...]) -> None:
         def heard(scores: m.ImageScores) -> None:
@@ -158,7 +158,7 @@ class RemoteRewards:
     def names(self, known: Sequence[str]) -> tuple[str, ...]:
         """The names of all rewards, in the places of those that engines know. ValueError where two are alike."""
         names = list(known)
-        for column, name in zip(self.columns, self._told.names, strict=True):
+        for column, name in zip(self.columns, self._description.names, strict=True):
             names[column] = name
         if len(set(names)) < len(names):
             raise ValueError(f"each reward needs a name of its own, got {names}")
@@ -172,8 +172,8 @@ class RemoteRewards:
         """
         if not self.actors:
             return price
-        flops = _dearer(price.flops, self._told.flops / rewards)
-        each = self._told.seconds / rewards / len(self.actors)
+        flops = _dearer(price.flops, self._description.flops / rewards)
+        each = self._description.seconds / rewards / len(self.actors)
         return replace(price, flops=flops, seconds=None if price.seconds is None else _dearer(price.seconds, each))
 
     def timed(self, timings: Mapping[str, float]) -> dict[str, float]:
@@ -188,7 +188,7 @@ class RemoteRewards:
         images = []
         for step, picture in zip(outcome.step.tolist(), outcome.images, strict=True):
             if picture is None:
-                raise RuntimeError(f"an engine made no image for {self._told.names} to score at step {step}")
+                raise RuntimeError(f"an engine made no image for {self._description.names} to score at step {step}")
             images.append(m.ImageToScore(picture, prompt, last=step == steps))
         self.queue.add(outcome, images)
         return True

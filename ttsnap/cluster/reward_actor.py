@@ -44,7 +44,7 @@ class RewardsBuilder:
         for reward in made:
             if reward.estimates != "pixels" or reward.tokens or reward.needs:
                 raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
-                                 "an API: it is asked where the latents are; leave reward_actors out")  # fmt: skip
+                                 "an API: it is scored where the latents are; leave reward_actors out")  # fmt: skip
         return made
 
 
@@ -57,7 +57,7 @@ class RemoteReward(RewardModel):
         self.name = name
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
-        raise RuntimeError(f"reward {self.name!r} is asked in another process")
+        raise RuntimeError(f"reward {self.name!r} is scored in another process")
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
         raise ValueError(f"gradients of reward {self.name!r} are taken where the latents are; leave reward_actors out")
@@ -111,20 +111,20 @@ class RewardActor(SearchActor):
         """The scores of these images, in as many batches as memory takes."""
         scores, errors, left = np.empty((0, len(self.rewards))), list[str | None](), images
         while left:
-            part, n = self._sizes.run(left, self._batch)
+            part, n = self._sizes.run(left, self._score_batch)
             scores, errors, left = np.concatenate([scores, part.scores]), [*errors, *part.errors], left[n:]
         return m.ImageScores(scores, errors)
 
-    def _batch(self, asked: Sequence[m.ImageToScore]) -> m.ImageScores:
-        images = torch.stack([one.picture.fetch() for one in asked]).to(self.device)
-        levels = torch.tensor([one.picture.level for one in asked], device=self.device)
-        last = np.array([one.last for one in asked])
+    def _score_batch(self, batch: Sequence[m.ImageToScore]) -> m.ImageScores:
+        images = torch.stack([one.picture.fetch() for one in batch]).to(self.device)
+        levels = torch.tensor([one.picture.level for one in batch], device=self.device)
+        last = np.array([one.last for one in batch])
         broken = ~np.asarray(torch.isfinite(images).flatten(1).all(1).cpu().numpy())
-        scores, causes = np.full((len(asked), len(self.rewards)), np.nan), dict[str, str | None]()
+        scores, causes = np.full((len(batch), len(self.rewards)), np.nan), dict[str, str | None]()
         for r, reward in enumerate(self.rewards):
             with self._watch("reward", self.device):
                 # A reward may write into what it gets.
-                scores[:, r], error = ask(reward, images.clone(), [one.prompt for one in asked], levels)
+                scores[:, r], error = ask(reward, images.clone(), [one.prompt for one in batch], levels)
             scores[broken, r] = np.nan
             self._health.check(reward.name, scores[:, r], last, broken, error)
             causes[reward.name] = said(reward.name, error) if error else None

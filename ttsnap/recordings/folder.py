@@ -57,10 +57,10 @@ def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Pric
 
 def save_recording(recording: Recording, folder: str | Path) -> None:
     """Write a recording that is in memory. ValueError where the folder holds other files, or another recording."""
-    with OpenRecording(Path(folder), Header.of(recording)) as there:
-        for unit in there.missing():
-            there.add(unit, recording.columns[unit.rows], None)
-        written = there.finish()
+    with OpenRecording(Path(folder), Header.of(recording)) as open_folder:
+        for unit in open_folder.missing():
+            open_folder.add(unit, recording.columns[unit.rows], None)
+        written = open_folder.finish()
     if not np.array_equal(written.columns, recording.columns, equal_nan=True):
         raise ValueError(f"{folder} holds a recording with the same settings and other scores; choose another folder")
 
@@ -103,12 +103,12 @@ def shard_path(folder: Path, unit: Unit) -> Path:
     return folder / IMAGES / f"unit-{unit.index:05d}.tar"
 
 
-def check_folder(folder: Path, asked: Mapping[str, Json]) -> None:
+def check_folder(folder: Path, settings: Mapping[str, Json]) -> None:
     """ValueError unless `folder` is free for a recording, or holds one whose header has these keys and values."""
 
     def differing() -> list[str]:
         there = {"extras": [], "looks": [], **_read_header(folder).to_json()}
-        return differences({key: there.get(key) for key in asked}, dict(asked))
+        return differences({key: there.get(key) for key in settings}, dict(settings))
 
     check_same(folder, RECORDING, differing, "recording")
 
@@ -120,18 +120,18 @@ class OpenRecording:
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
-        asked = {"extras": [], "looks": [], **header.to_json()}
-        check_folder(folder, asked)
+        settings = {"extras": [], "looks": [], **header.to_json()}
+        check_folder(folder, settings)
         self.folder, self.header, self._digest = folder, header, header.digest()
         with ExitStack() as held:
             if not (folder / SCORES).exists():
                 held.enter_context(locked(folder))
-                check_folder(folder, asked)  # again: another process may have begun here just before
+                check_folder(folder, settings)  # again: another process may have begun here just before
             self.finished = (folder / SCORES).exists()
             if self.finished:
                 self._remove_units()  # of a process that was killed just before this
             else:
-                self._there = _units_of(folder, header)
+                self._done = _units_of(folder, header)
                 if header.images:
                     (folder / IMAGES).mkdir(exist_ok=True)
                 if not (folder / RECORDING).exists():
@@ -147,8 +147,8 @@ class OpenRecording:
         """The units that are still to be recorded, in order. A unit whose shard is gone is recorded again."""
         if self.finished:
             return []
-        there = {index for index, (_, shard) in self._there.items() if shard is None or self._has(shard)}
-        return [unit for unit in self.header.units() if unit.index not in there]
+        done = {index for index, (_, shard) in self._done.items() if shard is None or self._has(shard)}
+        return [unit for unit in self.header.units() if unit.index not in done]
 
     def add(self, unit: Unit, scores: FloatArray, shard: Shard | None) -> None:
         """Keep a unit's `scores` (prompts, seeds, C, R), and the shard of its images where images are kept.
@@ -163,7 +163,7 @@ class OpenRecording:
         about = {"header": self._digest, "shard": None if shard is None else dataclasses.asdict(shard)}
         data = packed(scores, "unit", about)
         write_whole(self.folder / unit.file, lambda file: file.write(data))
-        self._there[unit.index] = scores, shard
+        self._done[unit.index] = scores, shard
 
     def finish(self) -> Recording:
         """Write the scores and remove the units' files. ValueError when units are missing."""
@@ -173,8 +173,8 @@ class OpenRecording:
             raise ValueError(f"{len(missing)} of {len(self.header.units())} units are missing in {self.folder}")
         scores = np.full(self.header.shape, np.nan)
         for unit in self.header.units():
-            scores[unit.rows] = self._there[unit.index][0]
-        shards = [dataclasses.asdict(shard) for _, (_, shard) in sorted(self._there.items()) if shard is not None]
+            scores[unit.rows] = self._done[unit.index][0]
+        shards = [dataclasses.asdict(shard) for _, (_, shard) in sorted(self._done.items()) if shard is not None]
         data = packed(scores, "recording", {**self.header.to_json(), "shards": shards})
         write_whole(self.folder / SCORES, lambda file: file.write(data))
         self._remove_units()

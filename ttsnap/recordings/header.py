@@ -135,11 +135,11 @@ class Header:
     def to_json(self) -> dict[str, Json]:
         """The settings after a round trip through JSON. ValueError where `info` is not JSON-ready."""
         try:
-            told = {"format": FORMAT, **dataclasses.asdict(self), "price": _told(self.price)}
-            settings = dict(json.loads(json.dumps(told)))
+            data = {"format": FORMAT, **dataclasses.asdict(self), "price": _price_to_json(self.price)}
+            settings = dict(json.loads(json.dumps(data)))
         except TypeError as error:
             raise ValueError(f"info must hold plain JSON values: {error}") from None
-        if not self.extras:  # as recordings were written before there were any
+        if not self.extras:  # as in older recordings
             del settings["extras"]
         if self.evals is None:
             del settings["evals"]
@@ -245,18 +245,18 @@ def _rates(data: Mapping[str, Json]) -> Rates:
     return Rates(**{names[key]: check(f"the price of {key}", value, float) for key, value in data.items()})
 
 
-def _told(price: Price) -> dict[str, Json]:
+def _price_to_json(price: Price) -> dict[str, Json]:
     """A price as `_price` reads it. Drafters and frames are left out where there are none, as in older files."""
-    seconds = None if price.seconds is None else _told_rates(price.seconds)
-    told = dataclasses.asdict(price) | {"flops": _told_rates(price.flops), "seconds": seconds}
-    del told["tokens"]  # a recording asks no judge
+    seconds = None if price.seconds is None else _rates_to_json(price.seconds)
+    data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
+    del data["tokens"]  # a recording asks no judge
     for name in ("passes_per_draft", "more_calls"):
-        if not told[name]:
-            del told[name]
-    return told
+        if not data[name]:
+            del data[name]
+    return data
 
 
-def _told_rates(rates: Rates) -> dict[str, float]:
+def _rates_to_json(rates: Rates) -> dict[str, float]:
     """Rates by the singular of each kind, rare ones last, as in all recordings so far."""
     priced = list(zip(KINDS, rates.amounts(), strict=True))
     usual = {kind.one: rate for kind, rate in priced if not kind.rare}
@@ -264,22 +264,22 @@ def _told_rates(rates: Rates) -> dict[str, float]:
     return usual | {"call": rates.call} | rare
 
 
-def differences(there: object, asked: object, name: str = "") -> list[str]:
+def differences(found: object, wanted: object, name: str = "") -> list[str]:
     """What differs between two JSON values, each named by its key ("info.call.guidance_scale is 4.0, not 5.0")."""
-    if there == asked:
+    if found == wanted:
         return []
-    if isinstance(there, dict) and isinstance(asked, dict):
+    if isinstance(found, dict) and isinstance(wanted, dict):
         differing = []
-        for key in {**there, **asked}:
+        for key in {**found, **wanted}:
             path = f"{name}.{key}" if name else str(key)
-            differing += differences(there.get(key), asked.get(key), path)
+            differing += differences(found.get(key), wanted.get(key), path)
         return differing
-    if isinstance(there, list) and isinstance(asked, list):
-        if len(there) != len(asked):
-            return [f"{name} has {len(there)} entries, not {len(asked)}"]
-        at = next(i for i, (a, b) in enumerate(zip(there, asked, strict=True)) if a != b)
-        return differences(there[at], asked[at], f"{name}[{at}]")
-    return [f"{name} is {_short(there)}, not {_short(asked)}"]
+    if isinstance(found, list) and isinstance(wanted, list):
+        if len(found) != len(wanted):
+            return [f"{name} has {len(found)} entries, not {len(wanted)}"]
+        at = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        return differences(found[at], wanted[at], f"{name}[{at}]")
+    return [f"{name} is {_short(found)}, not {_short(wanted)}"]
 
 
 def _short(value: object, most: int = 60) -> str:
