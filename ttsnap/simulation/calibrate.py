@@ -25,12 +25,12 @@ from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import require_varied
 
 IMAGES = (2, 3, 5, 8, 12, 20, 30)
-"""Budgets, in whole images, for which the price of a shared pot is found by default."""
+"""Budgets, in whole images, for which the price of a shared budget is found by default."""
 _SMOOTHING = 0.5
 
 
 def default_checks(steps: int) -> tuple[int, ...]:
-    """Grid steps at which estimates are looked at: densest in the first half, where ranking settles."""
+    """Grid steps at which estimates are scored: densest in the first half, where ranking settles."""
     checks = np.round(np.array([0.1, 0.2, 0.25, 0.3, 0.35, 0.45, 0.55, 0.7, 0.85]) * steps).astype(int)
     return (*sorted({int(k) for k in checks if k < steps}), steps)
 
@@ -49,14 +49,14 @@ def calibrate(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
-    """The forecast, with the prices that spend budgets of `images` whole images in a shared pot.
+    """The forecast, with the prices that spend shared budgets of `images` whole images.
 
-    checks: as `read_checks` reads them; None for `default_checks` where they were recorded and, where drafts of the
-    initial noise were, the one with the fewest calls before them. score_cost, check_cost, draft_cost: as in Task, but
-    None for a draft_cost by forward passes, as budgets in evaluations count it. workers: processes that find prices
-    side by side (`processes.working`), to the same digits. on_progress: called with (done, of) prices. Raises
-    ValueError where the recording lacks a check, has too few trajectories or failed scores, or where its rewards do
-    not vary.
+    checks: as `read_checks` reads them; None for those of `recorded_checks`. score_cost, check_cost, draft_cost: as in
+    Task; a draft_cost of None counts forward passes, as budgets in evaluations do. workers: processes that find prices
+    in parallel (`processes.working`), to the same digits. on_progress: called with (done, of) prices.
+
+    Raises ValueError where the recording lacks a check, has too few trajectories or failed scores, or where its
+    rewards do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; calibrate with mean or weights")
@@ -85,19 +85,20 @@ def calibrate(
 
 
 def recorded_checks(recording: Recording) -> tuple[EstimatorAt, ...]:
-    """Those that are taken by default, of what was recorded. A draft is in the place of the estimate at step 0."""
+    """The default checks: those of `default_checks` that were recorded, and first the recorded draft of fewest calls.
+
+    The draft is in the place of the estimate at step 0."""
     calls, steps = recording.draft_calls, default_checks(recording.grid.steps)
     drafts = (EstimatorAt(Draft(calls).name, 0),) if calls else ()
     return drafts + estimates(*(k for k in steps if recording.scored[k] and k >= len(drafts)))
 
 
 def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.random.Generator) -> Recording:
-    """A recording of one reward with `seeds` trajectories a prompt: other prompts' are moved to its mean and spread.
+    """A recording of one reward with `seeds` trajectories a prompt: those of all prompts, moved to its mean and spread.
 
-    Forty recorded seeds would otherwise be used up by the larger budgets. Each trajectory is mixed with Gaussian noise
-    of the trajectories' covariance (a smoothed bootstrap, Silverman and Young 1987), so that what is fitted does not
-    hang on a few recorded ones; means and covariances stay. columns: utilities of `Recording.columns`; nan ones stay
-    nan.
+    Larger budgets would use up forty recorded seeds. Each trajectory is mixed with Gaussian noise of the trajectories'
+    covariance (a smoothed bootstrap, Silverman and Young 1987), so that a fit does not depend on a few of them; means
+    and covariances stay. columns: utilities of `Recording.columns`; nan stays nan.
     """
     last = recording.grid.steps
     mean, spread = columns.mean(1, keepdims=True), columns[..., last, None].std(1, keepdims=True)
@@ -112,9 +113,9 @@ def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.rando
 
 
 def as_one(recording: Recording, columns: FloatArray) -> Recording:
-    """The recording of a single reward that is made of all recorded ones, and takes a call of each.
+    """The recording of a single reward, made of all recorded ones, whose call takes a call of each.
 
-    columns: its scores, one for each of `Recording.columns`.
+    columns: scores of that reward for each of `Recording.columns`.
     """
     price, calls = recording.price, recording.price.calls(len(recording.reward_names))
 
@@ -135,7 +136,7 @@ def as_one(recording: Recording, columns: FloatArray) -> Recording:
 
 
 def _price_that_spends(forecast: Forecast, recording: Recording, seed: int, task: Task, repeats: int = 10) -> float:
-    """By bisection: a higher price spends less."""
+    """The price that spends the allowance of the task, by bisection: a higher price spends less."""
     low, high = (float(np.sqrt(forecast.prior_variance(forecast.mean[-1]))) * p for p in (1e-5, 3.0))
     n = recording.seeds
     orders = Orders.drawn(recording, repeats, np.random.default_rng(seed))

@@ -1,8 +1,8 @@
 """Thousands of searches at once over recorded scores, with the algorithm objects that run live.
 
-Every array has a leading axis of B searches. Moves must have the same shape in all of them: one shape for all
-searches of a schedule, or the one row that a priced policy advances (`Move.value` (B,) says which searches go on).
-A column of a move that is the same in all searches may leave the axis out, as those of fresh seeds do.
+Every array has a leading axis of B searches. A move has the same shape in all searches: a schedule's rows, or the one
+row that a priced policy advances (`Move.value` (B,) says which searches advance it). A column of a move that is the
+same in all searches may have no such axis, as those of fresh seeds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from ttsnap.simulation.shared_budget import SharedBudget, Tally
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 Lookup = Callable[[IntArray, IntArray, IntArray, Estimator], FloatArray]
-"""searches (b,), (b, n) rows of their candidates, (b, n) steps, the look at them -> scores (b, n, R)."""
+"""(searches (b,), candidates (b, n), steps (b, n), how they are scored) -> scores (b, n, R)."""
 
 
 class Outcomes(NamedTuple):
-    """Of B searches: the winner's row (B,) and utility (B,), and what each has paid."""
+    """What B searches found."""
 
     winner: IntArray
+    """(B,) uid of the best finished image."""
     reward: FloatArray
+    """(B,) its utility."""
     paid: Tally
 
 
@@ -47,12 +49,14 @@ def lockstep(
     utility: Utility = utilities.mean,
     pot: int | None = None,
 ) -> Outcomes:
-    """Run `searches` searches in step, as `search` would one by one (tested).
+    """Run `searches` searches in step; each finds what `search` finds by itself (tested).
 
-    pot: that many neighbouring searches share `pot * task.allowance` evaluations, the most valuable moves first, and
-    each is sure of one image; their moves have one row. None: every search is on its own, and the algorithm (with n
-    set) keeps to its allowance. Raises ValueError where the algorithm cannot run in lockstep, RuntimeError where it
-    keeps making moves that cost nothing.
+    pot: number of neighbouring searches that share `pot * task.allowance` evaluations. The most valuable moves come
+    first, each search is sure of one image, and moves have one row. None: every search is on its own, and the
+    algorithm (with n set) keeps to its allowance.
+
+    Raises ValueError where the algorithm cannot run in lockstep, RuntimeError where it keeps making moves that cost
+    nothing.
     """
     if not algorithm.lockstep or algorithm.n is None:
         raise ValueError(f"{algorithm} cannot run in lockstep: it must be a lockstep algorithm with n set")
@@ -76,10 +80,10 @@ def lockstep(
 
 
 class _Lockstep:
-    """B searches under way: their particles, the algorithm's state, what each wants next, and what each has paid.
+    """B searches under way: their particles, the algorithm's state, what each proposes, and what each has paid.
 
-    move: that which each search wants, None before the first is asked for and once the algorithm is done; value (B,):
-    what it is worth, -inf where the search is done. moved (B, n): the particles of the last move's rows.
+    move: what each search proposes, None before the first step and once the algorithm is done. value (B,): what the
+    move is worth, -inf where the search is done. moved (B, n): the particles of the last move's rows.
     """
 
     def __init__(
@@ -97,18 +101,18 @@ class _Lockstep:
         self.paid = Tally(*(np.zeros(b, int) for _ in Tally._fields))
 
     def ask(self, searches: IntArray) -> Move | None:
-        """Ask these searches for their next moves; others keep what they want. None where the algorithm is done."""
-        told = replace(self.particles, moved=self.moved, left=self.task.allowance - self.paid.spent(self.task))
+        """The next moves of these searches; the others keep what they proposed. None where the algorithm is done."""
+        shown = replace(self.particles, moved=self.moved, left=self.task.allowance - self.paid.spent(self.task))
         if len(searches) == self.b:
-            self.move, self.state = self.algorithm.step(self.state, told, self.rng)
+            self.move, self.state = self.algorithm.step(self.state, shown, self.rng)
             if self.move is not None:
                 self.value = np.array(np.broadcast_to(self.move.value, self.b), float)
         elif self.move is not None:
-            # Searches that are not served keep what they proposed; the others' part of the state is asked alone.
+            # The algorithm steps on the part of the state that belongs to these searches.
             stacked = [isinstance(field, np.ndarray) and field.shape[:1] == (self.b,) for field in self.state]
             fields = zip(self.state, stacked, strict=True)
             part: AlgorithmState = type(self.state)(*(field[searches] if each else field for field, each in fields))
-            move, part = self.algorithm.step(part, told.of(searches), self.rng)
+            move, part = self.algorithm.step(part, shown.of(searches), self.rng)
             if move is None:
                 return None
             for whole, some, each in zip(self.state, part, stacked, strict=True):
@@ -119,8 +123,9 @@ class _Lockstep:
         return self.move
 
     def takes(self, move: Move) -> Tally:
-        """What a move takes in each search, as `row_costs` counts it, but for all searches together: two rows of one
-        search never have one parent, since no lockstep algorithm branches."""
+        """What a move takes in each search, as `row_costs` counts it for one.
+
+        Two rows of one search never have one parent, since no lockstep algorithm branches."""
         rows, grid = move.rows, self.task.grid
         ahead = rows.score & (rows.stop < grid.steps)
         calls = grid.calls[rows.stop] - grid.calls[rows.start]
@@ -132,14 +137,14 @@ class _Lockstep:
         return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))
 
     def carry_out(self, searches: IntArray, move: Move, takes: Tally) -> None:
-        """Make the move in these k searches, and pay what it takes (B,)."""
+        """Make the move in these k searches, and charge them what it takes."""
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
         self._record(searches, uids, _part(move.rows.stop, searches), _part(move.rows.score, searches), move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
-        """The particles (k, n) that the rows of a move take on, or make: fresh seeds are started, others given up."""
+        """The particles (k, n) that the rows of a move advance or start; drops those that the move gives up."""
         parent = move.rows.parent
         if parent.ndim == 1:
             self._start(len(parent))
@@ -154,11 +159,11 @@ class _Lockstep:
         return uids
 
     def _places(self, searches: IntArray, uids: IntArray) -> IntArray:
-        """Where particles (k, n) of these k searches are in an array (B, N) that was laid out flat."""
+        """Indices of the particles (k, n) of these k searches in a flattened array (B, N)."""
         return uids + len(self.particles) * searches[:, None]
 
     def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Estimator) -> None:
-        """Particles (k, n) of these searches are at their steps `stop`; look up the scores that are asked for there."""
+        """Put particles (k, n) of these searches at the steps `stop`, and look up the scores of a move that scores."""
         p, at = self.particles, self._places(searches, uids)
         grid, cached = self.task.grid, p.cached.ravel()
         evaluated = score & (look.evaluations(stop, grid) > 0)
@@ -172,7 +177,7 @@ class _Lockstep:
             raise ValueError("lockstep moves score all of their rows or none")
 
     def _start(self, more: int) -> None:
-        """Start so many seeds more in every search."""
+        """Start `more` seeds in every search."""
         p, old, n = self.particles, len(self.particles), len(self.particles) + more
         points, rewards = p.scores.shape[2:]
         # Scores of one step lie side by side, since searches in step ask for those of one step at a time.
@@ -216,7 +221,7 @@ def _part(column: NDArray[_Kind], searches: IntArray) -> NDArray[_Kind]:
 
 
 def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:
-    """The rows (B, n) that all searches want: `new` (k, n) of these k searches, `old` of the others."""
+    """The rows (B, n) of all searches: `new` (k, n) of these k searches, `old` of the others."""
     columns = [np.array(np.broadcast_to(column, old.parent.shape)) for column in old]
     for column, part in zip(columns, new, strict=True):
         column[searches] = part
@@ -224,5 +229,5 @@ def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:
 
 
 def _widened(array: NDArray[_Kind], more: int, fill: int) -> NDArray[_Kind]:
-    """The array (B, N) with room for so many particles more in each search, filled with `fill`."""
+    """The array (B, N) with columns for `more` particles in each search, filled with `fill`."""
     return np.concatenate([array, np.full((len(array), more), fill, array.dtype)], 1)

@@ -1,4 +1,4 @@
-"""How well the looks of a recording rank its seeds: drafts against x0 estimates of equal cost."""
+"""How well the looks of a recording rank its seeds, and drafts against x0 estimates of equal cost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ttsnap.recordings.replay import Recording
 
 @dataclass(frozen=True)
 class RankedLook:
-    """A look at one step, what it takes in evaluations (`nfe`, draft calls by their passes), and its rank correlation
-    (P,) with the finished images within each prompt (Spearman), nan for prompts where nothing varies."""
+    """A look at one step, and how well it ranks the seeds of each prompt."""
 
     seen: EstimatorAt
     nfe: float
+    """What it takes in evaluations, with draft calls by their forward passes."""
     spearman: FloatArray
+    """(P,) rank correlation with the finished images; nan for prompts where nothing varies."""
 
     @property
     def mean(self) -> float:
@@ -37,19 +38,21 @@ class RankedLook:
 
 @dataclass(frozen=True)
 class Against:
-    """A draft against x0 estimates. rival: the estimate to which it is compared, the best that takes no more
-    evaluations, or else the first. gain: by how much the draft's correlation is higher, and its standard error over
-    prompts, paired. equals: evaluations of the first estimate that ranks as well; inf where none does."""
+    """A draft against x0 estimates."""
 
     draft: RankedLook
     rival: RankedLook
+    """The best estimate that takes no more evaluations, or else the first."""
     gain: float
+    """How much the draft's correlation is above the rival's."""
     error: float
+    """Standard error of the gain over prompts, paired."""
     equals: float
+    """Evaluations of the first estimate that ranks as well; inf where none does."""
 
     @property
     def pays(self) -> bool:
-        """Whether the draft ranks seeds better, by more than chance may do (two standard errors)."""
+        """Whether the draft ranks seeds better by more than two standard errors."""
         return self.gain > 2 * self.error
 
 
@@ -84,7 +87,7 @@ def drafts_against_estimates(looks: list[RankedLook]) -> list[Against]:
 
 
 def figures_of(recording: Recording, found: list[Against]) -> dict[str, float]:
-    """What draft.json keeps of drafts against estimates, by name (ttsnap.sampling.drafts.Checked); no nan."""
+    """The finite figures that draft.json keeps of a check, by name (ttsnap.sampling.drafts.Checked)."""
     figures: dict[str, float] = {"prompts": len(recording.prompts), "seeds": recording.seeds}
     for a in found:
         figures |= {f"spearman of {a.draft.seen}": round(a.draft.mean, 4), f"gain of {a.draft.seen}": round(a.gain, 4)}

@@ -1,4 +1,4 @@
-"""In which order searches see the recorded seeds: each of thousands in an order of its own."""
+"""Orders of the recorded seeds: each of thousands of searches sees them in one of its own."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import Lookup
 
 FAILED = "the recording holds failed (nan) scores; simulate with prompts and seeds that have none"
-"""What is said where nothing can be simulated, as scores are missing."""
+"""The error where scores are missing."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """In which order each of so many searches sees the recorded seeds: that of its `draws` (searches, S)."""
+    """Orders of the S recorded seeds for many searches: each sees them by rising `draws` (searches, S)."""
 
     draws: FloatArray
 
     def __len__(self) -> int:
-        """Searches."""
+        """Number of searches."""
         return len(self.draws)
 
     @classmethod
     def drawn(cls, recording: Recording, repeats: int, rng: np.random.Generator) -> Orders:
-        """Random ones, for `repeats` searches of every prompt."""
+        """Random orders, for `repeats` searches of every prompt."""
         return cls(rng.random((repeats * len(recording.prompts), recording.seeds), dtype=np.float32))
 
     @cached_property
@@ -38,7 +38,9 @@ class Orders:
         return self.draws.argsort(1)
 
     def play(self, recording: Recording, n: int) -> Lookup:
-        """Scores of the first n seeds of every search; search i is one of prompt i modulo their number."""
+        """Scores of the first n seeds of every search; search i is of prompt i modulo the number of prompts.
+
+        ValueError where the recording holds failed scores."""
         seeds = self.seeds[:, :n] if n > 1 else self.draws.argmin(1)[:, None]
         known, prompt = np.asarray(recording.scored), np.arange(len(seeds)) % len(recording.prompts)
         flat = recording.scores.reshape(-1, len(recording.reward_names))
@@ -60,7 +62,7 @@ class Orders:
 
 
 def _seen(recording: Recording, of: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
-    """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this look."""
+    """Scores (..., R) of candidates `of` (...), counted over all prompts, at `steps` (...) by this estimator."""
     scores = np.empty((*of.shape, len(recording.reward_names)))
     for step in set(steps.ravel().tolist()):
         at = steps == step

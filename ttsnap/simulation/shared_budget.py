@@ -1,4 +1,4 @@
-"""Budgets that groups of searches in lockstep share, and what such searches pay."""
+"""What searches in lockstep pay, and pots: budgets that groups of them share."""
 
 from __future__ import annotations
 
@@ -13,48 +13,39 @@ from ttsnap.core.particles import Particles
 
 
 class Tally(NamedTuple):
-    """What B searches pay: evaluations (B,), calls of the drafter (B,), images scored (B,), and those of them that were
-    finished (B,)."""
+    """What each of B searches pays, by kind."""
 
     nfe: IntArray
+    """(B,) evaluations of the denoiser."""
     drafts: IntArray
+    """(B,) calls of the drafter."""
     scored: IntArray
+    """(B,) scored images."""
     finals: IntArray
+    """(B,) those of the scored images that were finished."""
 
     def spent(self, task: Task) -> FloatArray:
-        """(B,) all of it, in evaluations."""
+        """(B,) the whole, in evaluations."""
         total: FloatArray = self.nfe + task.checking * (self.scored - self.finals) + task.score_cost * self.finals
         return total + task.draft_cost * self.drafts if task.draft_cost else total
 
 
 class Served(NamedTuple):
-    """go (B,): searches that carry out their move. refused (B,): those that wanted to, and were short of money.
-
-    last: of those refused that have no image yet, the particle to finish from what was held back, {search: uid}.
-    """
+    """One round of all pots."""
 
     go: BoolArray
+    """(B,) searches that carry out their move."""
     refused: BoolArray
+    """(B,) searches whose move is the most valuable of their pot, and which the pot cannot pay."""
     last: dict[int, int]
-
-
-class _Round(NamedTuple):
-    """What each search asks of its pot, all (G, size) but spent (G,), of each pot: wants, whether it is served now;
-    cost of its move; held back for it before the move, and after it."""
-
-    wants: BoolArray
-    cost: FloatArray
-    held: FloatArray
-    after: FloatArray
-    spent: FloatArray
+    """Of the refused searches without an image, {search: the particle to finish from what was held back}."""
 
 
 class SharedBudget:
-    """Each group of `size` neighbouring searches draws on one pot of `size` allowances.
+    """Pots of `size` allowances, each shared by a group of `size` neighbouring searches.
 
-    held (B,): what each search is sure of, in evaluations: enough to finish its nearest particle, which is 0 where that
-    only has to be decoded; 0 once it has an image. Arrays (G, size) are by pot. ValueError where the searches make no
-    whole number of pots.
+    held (B,): evaluations that each search is sure of: enough to finish its nearest particle, 0 once it has an image or
+    only a decode is left. Arrays (G, size) are by pot. ValueError where the searches make no whole number of pots.
     """
 
     def __init__(self, searches: int, size: int, task: Task) -> None:
@@ -66,7 +57,7 @@ class SharedBudget:
         self.held = np.full(searches, float(self.whole))
 
     def serve(self, particles: Particles, move: Move, value: FloatArray, takes: Tally, paid: Tally) -> Served:
-        """Serve the most valuable moves of each pot, all that are worth the same.
+        """Serve the most valuable moves of each pot: all that are worth the same, or as many as the pot pays for.
 
         value (B,): what each search's move is worth, -inf for none. takes: what the moves would take; paid: so far.
         """
@@ -81,27 +72,20 @@ class SharedBudget:
         cost, spent = takes.spent(self.task).reshape(by_pot), paid.spent(self.task).reshape(by_pot).sum(1)
         wants = (worth == worth.max(1, keepdims=True)) & (worth > -np.inf)
         fits = spent + np.where(wants, cost + after, held).sum(1) <= self.total
-        asked, go, last = _Round(wants, cost, held, after, spent), wants & fits[:, None], dict[int, int]()
-        for pot in np.flatnonzero(~fits).tolist():
-            self._serve_in_turn(asked, pot, particles, go, last)
+        go, last = wants & fits[:, None], dict[int, int]()
+        for pot in np.flatnonzero(~fits).tolist():  # one search after the other
+            reserve, used = held[pot].sum(), spent[pot]
+            for member in np.flatnonzero(wants[pot]).tolist():
+                search, others = pot * self.size + member, reserve - held[pot, member]
+                if used + cost[pot, member] + others + after[pot, member] <= self.total:
+                    go[pot, member] = True
+                    used, reserve = used + cost[pot, member], others + after[pot, member]
+                elif not particles.finished[search].any():  # held says less: 0 also where only a decode is left
+                    last[search], rest = self._affordable(particles.of(search), self.total - used - others)
+                    used, reserve = used + rest, others
         self.held = np.where(go, after, held).ravel()
         self.held[list(last)] = 0.0
         return Served(go.ravel(), (wants & ~go).ravel(), last)
-
-    def _serve_in_turn(
-        self, asked: _Round, pot: int, particles: Particles, go: BoolArray, last: dict[int, int]
-    ) -> None:
-        """Serve a pot that does not pay for all of a round, one search after the other, into `go` and `last`."""
-        cost, held, after = asked.cost[pot], asked.held[pot], asked.after[pot]
-        reserve, spent = held.sum(), asked.spent[pot]
-        for member in np.flatnonzero(asked.wants[pot]).tolist():
-            search, others = pot * self.size + member, reserve - held[member]
-            if spent + cost[member] + others + after[member] <= self.total:
-                go[pot, member] = True
-                spent, reserve = spent + cost[member], others + after[member]
-            elif not particles.finished[search].any():  # held says less: 0 also where a decode is all that is left
-                last[search], rest = self._affordable(particles.of(search), self.total - spent - others)
-                spent, reserve = spent + rest, others
 
     def _affordable(self, particles: Particles, left: float) -> tuple[int, float]:
         """The best particle of one search that `left` can finish, and what that takes."""

@@ -1,4 +1,4 @@
-"""Policies over recordings: what each would have found at each budget, with the objects that run live."""
+"""What policies would have found over a recording at each budget, played by the objects that run live."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ LEDGERS = ("honest", "published")
 
 @dataclass(frozen=True)
 class Curve:
-    """A method at each of B budgets, means over repeats: rewards (P, B), the winners' utility; scores (P, B, R), each
-    of theirs; spent (B,), mean evaluations with decodes and rewards counted in; most (B,) of any one search."""
+    """What a method finds at each of B budgets for P prompts, and what it spends; means over repeats."""
 
     budgets: tuple[Budget, ...]
     rewards: FloatArray
+    """(P, B) utility of the winners."""
     scores: FloatArray
+    """(P, B, R) scores of the winners."""
     spent: FloatArray
+    """(B,) mean evaluations of a search, with decodes and rewards counted in."""
     most: FloatArray
+    """(B,) the same of the search that spent most."""
 
     @property
     def mean(self) -> FloatArray:
@@ -49,13 +52,13 @@ class Curve:
 
     @property
     def error(self) -> FloatArray:
-        """(B,) standard error over prompts; nan with a single one, which tells nothing of others."""
+        """(B,) standard error over prompts; nan with a single one."""
         n = len(self.rewards)
         return np.asarray(self.rewards.std(0, ddof=1) / math.sqrt(n)) if n > 1 else np.full(len(self.budgets), np.nan)
 
     @classmethod
     def joined(cls, points: Sequence[Curve]) -> Curve:
-        """Curves of one method, budget after budget."""
+        """The curve of a method of which these are parts, budget after budget."""
 
         def whole(name: str) -> FloatArray:
             columns: list[FloatArray] = [getattr(point, name) for point in points]
@@ -66,29 +69,30 @@ class Curve:
 
 
 class Method(NamedTuple):
-    """What is simulated: an algorithm; whether the prompts of one repeat draw on one pot; and how it is billed. The
-    ledger "published" bills a schedule as the notebooks of arXiv 2511.22242 do (see `published_seeds`)."""
+    """What is simulated."""
 
     algorithm: Algorithm
     shared: bool = False
+    """Whether the prompts of one repeat share their budgets."""
     ledger: str = "honest"
+    """How searches are billed: "honest", or "published", as notebooks of arXiv 2511.22242 bill (`published_seeds`)."""
 
 
 class Place(NamedTuple):
-    """A point of one of the curves: the number of its method, the budget, and the orders of the seeds."""
+    """A point of a curve of a Study."""
 
     method: int
+    """Its place in `Study.methods`."""
     budget: Budget
     orders: Orders
 
 
 @dataclass(frozen=True)
 class Study:
-    """Methods over a recording: every prompt is searched `repeats` times by each of them at each of the budgets.
+    """Methods over a recording: each searches every prompt `repeats` times at each of the budgets.
 
     Each search sees the recorded seeds in an order of its own, drawn from `seed`: the same orders for all methods.
-    Called with a Place it makes that point, and nothing else decides what comes out. Raises ValueError where a method
-    cannot run on this recording.
+    Called with a Place, a study makes that point. Raises ValueError where a method cannot run on this recording.
     """
 
     recording: Recording
@@ -105,8 +109,10 @@ class Study:
             _require_simulable(self.recording, method)
 
     def curves(self, workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> list[Curve]:
-        """The curve of each method. workers: processes that make points side by side (`processes.working`); the curves
-        are the same to the last digit. on_progress: called with (done, of) points."""
+        """The curve of each method.
+
+        workers: processes that make points in parallel (`processes.working`); the curves are the same to the last
+        digit. on_progress: called with (done, of) points."""
         orders = draw_orders(self.recording, self.budgets, self.repeats, self.seed)
         places = [
             Place(method, *at)  # the largest budgets first: they take longest, and none is left for the end
@@ -136,7 +142,7 @@ class Study:
 
     @cached_property
     def _costs(self) -> list[Callable[[int], Cost]]:
-        """What n seeds of each method cost: the budgets share these runs."""
+        """What n seeds of each method cost; the budgets share these dry runs."""
         return [dry_costs(method.algorithm, ReplayEngine(self.recording)) for method in self.methods]
 
 
@@ -152,10 +158,10 @@ def curve(
     seed: int = 0,
     orders: Iterable[Orders] | None = None,
 ) -> Curve:
-    """The curve of a single method, as a Study finds it.
+    """The curve of a single method, as a Study makes it.
 
-    orders: `draw_orders` of these budgets, repeats and seed, where several algorithms are compared on them. Raises
-    ValueError where the algorithm cannot run on recordings.
+    orders: `draw_orders` of these budgets, repeats and seed, drawn once for several algorithms. Raises ValueError
+    where the algorithm cannot run on this recording.
     """
     caps = tuple(Budget.parse(b) for b in budgets)
     study = Study(recording, (Method(algorithm, shared, ledger),), caps, repeats, utility, seed)
@@ -185,7 +191,7 @@ def best_of_n_curve(
     *,
     utility: Utility = utilities.mean,
 ) -> Curve:
-    """Best-of-N at each budget, exactly: the expected maximum over all subsets of the recorded seeds.
+    """The exact curve of best-of-N: the expected maximum over all subsets of the recorded seeds.
 
     Both ledgers bill it in full. Raises ValueError for a utility that compares images, and for failed scores.
     """
@@ -208,8 +214,9 @@ def best_of_n_curve(
 
 
 def require_varied(recording: Recording, utility: Utility = utilities.mean) -> None:
-    """ValueError for scores that failed, and where no prompt's finished images differ in `utility`: then every search
-    finds the same, and there is nothing to compare or to fit."""
+    """ValueError for failed scores, and where no prompt's finished images differ in `utility`.
+
+    Then every search finds the same, and there is nothing to compare or to fit."""
     if recording.failed:
         raise ValueError(FAILED)
     if not metrics.varied(utility(recording.final)).any():
@@ -222,16 +229,16 @@ def require_varied(recording: Recording, utility: Utility = utilities.mean) -> N
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against best-of-N: omega in percent with its standard error (bootstrap over prompts), the N at which
-    best-of-N equals it at the largest budget, and the budget at which it equals best-of-N there.
-
-    omega is nan where best-of-N gains nothing from the smallest budget to the largest, its error with one prompt.
-    """
+    """A method against best-of-N."""
 
     omega: float
+    """In percent; nan where best-of-N gains nothing from the smallest budget to the largest."""
     error: float
+    """Standard error of omega by a bootstrap over prompts; nan with one prompt."""
     equivalent_n: float
+    """The N at which best-of-N equals the method at the largest budget."""
     matching_budget: float
+    """The budget at which the method equals best-of-N at the largest."""
 
 
 def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utility = utilities.mean) -> Comparison:
@@ -247,8 +254,9 @@ def compare(method: Curve, baseline: Curve, recording: Recording, utility: Utili
 
 
 def lead(method: Curve, other: Curve, baseline: Curve) -> tuple[float, float]:
-    """By how much the omega of a method is above another's, and the standard error of that: both on the same resampled
-    prompts, as prompts differ more than methods do. Curves as in `compare`."""
+    """How much the omega of a method is above another's, and the standard error of that difference.
+
+    Both omegas are of the same resampled prompts, as prompts differ more than methods do. Curves as in `compare`."""
     return _omega(rising(method.budgets), method.rewards - other.rewards + baseline.rewards, baseline.rewards)
 
 
@@ -262,7 +270,7 @@ def _omega(amounts: FloatArray, method: FloatArray, baseline: FloatArray) -> tup
 
 
 def rising(budgets: Sequence[Budget]) -> FloatArray:
-    """(B,) in their unit. ValueError unless there are three or more, rising, in one unit."""
+    """(B,) amounts of the budgets. ValueError unless there are three or more, rising, in one unit."""
     unit = unit_of(budgets)
     amounts = np.array([float(dataclasses.asdict(b)[unit]) for b in budgets])
     if len(amounts) < 3 or (np.diff(amounts) <= 0).any():

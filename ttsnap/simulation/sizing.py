@@ -1,4 +1,4 @@
-"""How many seeds a budget affords over a recording: counted as live, or as published."""
+"""Numbers of seeds that a budget affords over a recording, billed as live or as published."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def sized_for(
     ledger: str = "honest",
     costs: Callable[[int], Cost] | None = None,
 ) -> tuple[Task, Algorithm]:
-    """The task under a budget, and the algorithm with as many seeds as it affords, at most its n and those recorded.
+    """The task under a budget, and the algorithm with as many seeds as the budget affords.
 
-    Where a budget does not pay for the checks of a single seed, that is best-of-one: what a search does then. costs: as
-    `fit` takes them, where there are several budgets.
+    The seeds are at most the algorithm's n and those recorded. Where a budget does not pay for the checks of a single
+    seed, the algorithm is best-of-one, as in a live search. costs: as of `fit`, where there are several budgets.
     """
     engine = ReplayEngine(recording)
     budget = budget.on(recording.grid)
@@ -51,10 +51,10 @@ def sized_for(
 
 
 def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The first of these budgets that pays for more seeds than were recorded, of those that the algorithm would start,
-    so that less is found than would be live; None where the recorded ones do for all.
+    """The first budget under which the algorithm would start more seeds than were recorded; None where there is none.
 
-    The price of compute starts as many as it finds worth it: at least those that best-of-N could finish are wanted.
+    From there on a simulation finds less than a live search. The price of compute starts as many seeds as it finds
+    worth it, so that at least those that best-of-N could finish are wanted.
     """
     if isinstance(algorithm, PriceOfCompute):
         algorithm = BestOfN()
@@ -70,8 +70,9 @@ def short_of_seeds(recording: Recording, algorithm: Algorithm, budgets: Sequence
 
 
 def short_of_budget(recording: Recording, algorithm: Algorithm, budgets: Sequence[Budget | str]) -> Budget | None:
-    """The last of these budgets that does not pay for the number of seeds that the algorithm was given; None where all
-    do. Simulated it takes as many as are paid for to their ends; live it starts them all, as far as the budget goes."""
+    """The last budget that does not pay for the n seeds that the algorithm was given; None where all do.
+
+    Simulated, the algorithm starts as many as are paid for; live, it starts all and is cut off by the budget."""
     if algorithm.n is None or isinstance(algorithm, PriceOfCompute):
         return None
     engine = ReplayEngine(recording)
@@ -106,9 +107,9 @@ class PublishedPruning(SeedPruning):
 def published_seeds(algorithm: Algorithm, task: Task) -> int:
     """Seeds of a pruning schedule as the notebooks released with arXiv 2511.22242 bill them.
 
-    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1; the bill counts survivors as
-    fractions, while those who stay are whole numbers (PublishedPruning).
-    Best-of-N is billed in full. It flatters pruning: here for comparison with published figures only.
+    A score at step s is billed s evaluations, not s + 1, and the finished image K - 1. The bill counts fractions of
+    survivors, while whole ones stay (PublishedPruning). Best-of-N is billed in full. This flatters pruning: use it for
+    comparison with published figures only.
     """
     if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
         raise ValueError("the published ledger bills pruning schedules given in steps only")

@@ -1,4 +1,4 @@
-"""Fit a pruning schedule to a recording, drafts, steps and keep ratios: random search, then changes to the best."""
+"""Fit a pruning schedule (drafts, steps, keep ratios) to a recording: random search, then changes to the best."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from ttsnap.simulation.processes import working
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
-"""Searches per prompt and budget by which a schedule is judged: as many as `ttsnap simulate` takes by default."""
+"""Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
 EXPLORED = 0.4
-"""Share of the trials that are drawn at random; the others change one of the best so far."""
+"""Share of the trials that are drawn at random; each of the others changes one of the best so far."""
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What a schedule is worth on some prompts: found as `ttsnap simulate` finds it, on the seeds that were recorded.
+    """What a schedule is worth on some prompts, as `ttsnap simulate` finds it on the recorded seeds.
 
-    base, default, schedule: the curves of best-of-N, of seed pruning as it is by default (None where its checks were
-    not recorded), and of the schedule. omega, error: of the schedule against best-of-N. lead, lead_error: by how much
-    its omega is above the default's. They are nan with fewer than three budgets, which have no omega, where best-of-N
-    gains nothing, without a default to compare with, and the errors with a single prompt.
+    Numbers are nan with fewer than three budgets, and where best-of-N gains nothing; errors also with a single prompt.
     """
 
     base: Curve
+    """Best-of-N."""
     default: Curve | None
+    """Seed pruning with its default schedule; None where a check of that was not recorded."""
     schedule: Curve
     omega: float
+    """Of the schedule against best-of-N."""
     error: float
     lead: float
+    """How much the omega is above the default's; nan without a default."""
     lead_error: float
 
     @property
@@ -54,14 +55,15 @@ class Worth:
 
 @dataclass(frozen=True)
 class Tuned:
-    """schedule: the winner, of `tried` ones. fitted: its worth on the prompts that it was chosen on, which is higher by
-    what was fitted to their accidents. held_out: on the others; None where there is none, or where the finished
-    images' rewards do not vary within any of them, so that nothing can be found there."""
+    """The best schedule, and what it is worth."""
 
     schedule: SeedPruning
     fitted: Worth
+    """On the prompts that it was chosen on: too high, by what was fitted to their accidents."""
     held_out: Worth | None
+    """On the others; None where there are none, or where no prompt's finished images differ in reward."""
     tried: int
+    """Number of schedules that were compared."""
 
 
 def tune(
@@ -79,14 +81,14 @@ def tune(
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
-    Where drafts of the initial noise were recorded, it is also found how much of the cost they are to take, none
-    included, with how many of the recorded calls, and whether other checks are to follow at all.
-    The last `holdout` share of the prompts (`split`) is kept out of the search and tells what the winner is worth on
-    prompts that it was not chosen on. Fitting uses enlarged recordings (see calibrate.enlarge) of `seeds` seeds, so
-    that large budgets do not use up what was recorded; judging uses the recorded seeds only. workers: processes that
-    judge the schedules drawn at random, and the last ones, side by side (`processes.working`); the winner is the
-    same. on_progress: called with (i, trials) when trial i is judged. Raises ValueError with too few prompts, seeds or
-    budgets, for failed scores, and where the rewards to fit on do not vary.
+    Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too), the calls of
+    one, and whether checks follow at all. The last `holdout` share of the prompts (`split`) is kept out of the fit and
+    tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`),
+    so that large budgets do not use up the recorded ones; `judge` uses the recorded seeds only.
+
+    workers: processes that judge schedules in parallel (`processes.working`); the winner is the same. on_progress:
+    called with (done, of) trials. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and
+    where the rewards to fit on do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
@@ -94,12 +96,12 @@ def tune(
     require_varied(recording, utility)
     require_varied(to_fit, utility)
     rng = np.random.default_rng(seed)
-    wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one has the last word
+    wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one judges the finalists
     space = Space(np.flatnonzero(wide.scored[:-1]), checks, recording.drafts)
     if not len(space.steps) and not space.drafts:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     if len(budgets) > 2:
-        rising([Budget.parse(b) for b in budgets])  # what judging takes, said before the long search and not after it
+        rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
 
     pool: list[tuple[float, SeedPruning]] = []
 
@@ -129,7 +131,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Judge:
-    """What a schedule gains over best-of-N on an enlarged recording, where all schedules see the same orders."""
+    """Called with a schedule, its gain over best-of-N on an enlarged recording; all schedules see the same orders."""
 
     recording: Recording
     budgets: tuple[Budget | str, ...]
@@ -150,7 +152,7 @@ class _Judge:
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
-    """The prompts to fit on, and the last `holdout` share, to judge on. ValueError with fewer than 2 to fit on."""
+    """The prompts to fit on, and the last `holdout` share to judge on. ValueError with fewer than 2 to fit on."""
     prompts = len(recording.prompts)
     fit_prompts = prompts - int(holdout * prompts)
     if not 0 <= holdout < 1 or fit_prompts < 2:
@@ -186,7 +188,7 @@ def judge(
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
-    """Excess over best-of-N at all budgets, over what best-of-N gains above its first: what tuning maximises."""
+    """What tuning maximises: the excess over best-of-N at all budgets, relative to best-of-N's own gain."""
     gained = float((base - base[0]).sum())
     if gained <= 0:
         raise ValueError("best-of-N gains nothing from the smallest budget to the largest; give budgets further apart")
@@ -194,18 +196,20 @@ def gain(found: FloatArray, base: FloatArray) -> float:
 
 
 def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
-    """One reward, the utility, with more seeds by enlarging where there are fewer than asked for."""
+    """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
     columns = utility(recording.columns)
     return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)
 
 
 class Space(NamedTuple):
-    """What schedules are made of: steps (k,) whose estimates were scored; the most checks at such; calls of the drafts
-    that were recorded, rising."""
+    """What schedules are made of."""
 
     steps: IntArray
+    """(k,) steps whose estimates were scored."""
     most: int
+    """The most checks at these steps."""
     drafts: tuple[int, ...]
+    """Calls of the recorded drafts, rising."""
 
 
 def _draw(rng: np.random.Generator, space: Space) -> SeedPruning:
@@ -250,7 +254,7 @@ def _change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> Se
 
 
 def _draw_share(rng: np.random.Generator) -> float:
-    """Of the cost, for drafts."""
+    """The share of the cost that goes to drafts."""
     return float(np.exp(rng.uniform(np.log(0.05), np.log(0.7))))
 
 
