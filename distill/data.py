@@ -78,7 +78,10 @@ class Frames:
     ) -> None:
         if not folders:
             raise ValueError("there are no recordings to read; give at least one folder of ttsnap record --images")
-        self._parts = [_open(Path(folder)) for folder in folders]
+        for folder in map(Path, folders):
+            if not folder.is_dir():
+                raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
+        self._parts = [_Part(Path(folder), *load_shards(folder)) for folder in folders]
         first = self._parts[0].header
         for part in self._parts[1:]:
             if part.header.levels != first.levels:
@@ -96,8 +99,8 @@ class Frames:
         self.last = len(first.levels) - 1
         common = set.intersection(*(set(part.header.steps) for part in self._parts))
         self.steps = tuple(sorted(common - {self.last}))
-        keys = ("prompts", "seeds", "first_seed", "levels", "steps")
-        about = [[*(getattr(p.header, key) for key in keys), [s.sha256 for s in p.shards]] for p in self._parts]
+        of = [(part.header, [shard.sha256 for shard in part.shards]) for part in self._parts]
+        about = [[h.prompts, h.seeds, h.first_seed, h.levels, h.steps, digests] for h, digests in of]
         self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.info = [dict(p.header.info) for p in self._parts]
         self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
@@ -111,10 +114,9 @@ class Frames:
         """
         if levels is not None:
             steps = [self._step_of(level) for level in levels]
-        for step in self.steps if steps is None else steps:
-            if step not in self.steps:
-                raise ValueError(f"step {step} was not recorded; these were: {list(self.steps)}")
-        chosen = tuple(sorted(self.steps if steps is None else set(steps)))
+        chosen = self.steps if steps is None else tuple(sorted(set(steps)))
+        if missing := set(chosen) - set(self.steps):
+            raise ValueError(f"step {min(missing)} was not recorded; these were: {list(self.steps)}")
         if not chosen:
             raise ValueError("the recordings hold no estimate before the final image; record with --score-steps")
         return chosen
@@ -154,7 +156,7 @@ class Frames:
         path = part.folder / IMAGES / part.shards[number].name
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
-            data = file.read(size)
+            data: bytes = file.read(size)
         if len(data) != size:
             raise ValueError(f"the images {path} were cut off while they were in use; restore the file")
         if size <= self._left:
@@ -178,12 +180,6 @@ def decode(data: bytes, space: str) -> Tensor:
         return pixels.permute(2, 0, 1).float() / 255
     with files.foreign(f"cannot read recorded {space}"):
         return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
-
-
-def _open(folder: Path) -> _Part:
-    if not folder.is_dir():
-        raise ValueError(f"no such recording: {folder}; a recording with images is a folder")
-    return _Part(folder, *load_shards(folder))
 
 
 def _verify(parts: Sequence[_Part], verified: Path | None) -> None:

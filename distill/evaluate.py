@@ -41,7 +41,7 @@ def measure(prediction: FloatArray, final: FloatArray) -> dict[str, float]:
     accuracy, regret = top_fraction(prediction, final, FRACTION)
     spread = float(np.var(prediction))
     slope = float(np.cov(prediction.ravel(), final.ravel(), bias=True)[0, 1] / spread) if spread > 0 else math.nan
-    error, varied = _centred(prediction - final), _centred(final)
+    error, varied = (x - x.mean(1, keepdims=True) for x in (prediction - final, final))
     total = float(np.square(varied).sum())
     return {
         "spearman": spearman,
@@ -53,10 +53,6 @@ def measure(prediction: FloatArray, final: FloatArray) -> dict[str, float]:
         "r2": 1 - float(np.square(error).sum()) / total if total > 0 else math.nan,
         "rmse": float(np.sqrt(np.square(prediction - final).mean())),
     }
-
-
-def _centred(values: FloatArray) -> FloatArray:
-    return np.asarray(values - values.mean(1, keepdims=True))
 
 
 @dataclass(frozen=True)

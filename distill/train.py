@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def train(
     extra = {f"uncertainty.{n}": p for n, p in (uncertainty or nn.Module()).named_parameters()}
     if not parameters:
         raise ValueError("the student has nothing to train: its trainable() is empty")
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim <= 1]},
         {"params": list(extra.values()), "lr": UNCERTAINTY_LR},
