@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -158,30 +158,24 @@ class OneDevice:
         return network
 
 
-@dataclass(frozen=True)
-class SharedBuilder(EngineBuilder):
-    """Makes engines in an actor, whose pipeline and rewards stay loaded for all specs of one model.
+def build_engine(spec: EngineSpec, names: Sequence[str]) -> LiveEngine:
+    """An engine in an actor, whose pipeline and rewards stay loaded for all specs of one model.
 
-    The spec names its rewards, and no scheduler.
+    spec: with its rewards as `--reward` takes them, and without a scheduler. names: of the rewards in results.
+    ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError where a
+    reward cannot: neither is the client's mistake.
     """
-
-    names: tuple[str, ...]
-    """Names of the rewards in results."""
-
-    def build(self) -> LiveEngine:
-        """ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError
-        where a reward cannot: neither is the client's mistake."""
-        spec, model = self.spec, self.spec.model or ModelOptions()
-        try:
-            pipe = _pipe(model)
-        except ValueError as error:
-            raise RuntimeError(str(error)) from error
-        try:
-            made = [_reward(reward, model) for reward in spec.rewards]
-        except ValueError as error:
-            raise RewardError(str(error)) from error
-        rewards = tuple(reward.called(name) for name, reward in zip(self.names, made, strict=True))
-        return EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
+    model = spec.model or ModelOptions()
+    try:
+        pipe = _pipe(model)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    try:
+        made = [_reward(reward, model) for reward in spec.rewards]
+    except ValueError as error:
+        raise RewardError(str(error)) from error
+    rewards = tuple(reward.called(name) for name, reward in zip(names, made, strict=True))
+    return EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
 
 
 @cache
@@ -214,7 +208,7 @@ class ManyDevices:
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.specs[name] for name in spec.rewards)
-        pool = self._pool(SharedBuilder(replace(spec, model=self.model, rewards=rewards), spec.rewards).build)
+        pool = self._pool(partial(build_engine, replace(spec, model=self.model, rewards=rewards), spec.rewards))
         try:
             yield ClusterEngine(pool)
         finally:
