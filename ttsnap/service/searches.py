@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.core.grid import Grid, Task
+from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
-from ttsnap.core.needs import Needs, missing
+from ttsnap.core.needs import missing
 from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm, AlgorithmState, Usage
 from ttsnap.core.results import Result
@@ -63,19 +63,9 @@ class Isolated:
 
     def __init__(self, algorithm: Algorithm, grid: Grid) -> None:
         self.algorithm, self.grid = algorithm, grid
+        self.n, self.needs, self.init = algorithm.n, algorithm.needs, algorithm.init
         self.error: Exception | None = None
         """Raised by the algorithm; the search has ended."""
-
-    @property
-    def n(self) -> int | None:
-        return self.algorithm.n
-
-    @property
-    def needs(self) -> Needs:
-        return self.algorithm.needs
-
-    def init(self, task: Task) -> AlgorithmState:
-        return self.algorithm.init(task)
 
     def step(
         self, state: AlgorithmState, particles: Particles, rng: np.random.Generator
