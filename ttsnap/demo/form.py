@@ -80,38 +80,38 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
         "image": picture,
         "strength": None if picture is None else fields.get("strength") or 0,
     })  # fmt: skip
-    asked = request_of(given, offer, limits)
+    request = request_of(given, offer, limits)
     if picture is not None:
-        asked = replace(asked, engine=replace(asked.engine, model=ModelOptions(asked.model, task=REDRAW)))
-    for name in asked.engine.rewards:
-        if name.startswith("scenes") and asked.model not in PACKAGED:
+        request = replace(request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW)))
+    for name in request.engine.rewards:
+        if name.startswith("scenes") and request.model not in PACKAGED:
             raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
-    return asked
+    return request
 
 
-def title_of(asked: SearchRequest) -> str:
+def title_of(request: SearchRequest) -> str:
     """The name of a search for people."""
-    return ALGORITHMS[asked.label].title
+    return ALGORITHMS[request.label].title
 
 
-def baseline(asked: SearchRequest) -> SearchRequest:
+def baseline(request: SearchRequest) -> SearchRequest:
     """Best-of-N at the same budget, on the same seeds and sampler, without drafts."""
     return replace(
-        asked,
+        request,
         search=BASELINE,
-        engine=replace(asked.engine, sampler=replace(asked.engine.sampler, draft=None)),
+        engine=replace(request.engine, sampler=replace(request.engine.sampler, draft=None)),
     )
 
 
-def picture_of(asked: SearchRequest) -> Picture | None:
+def picture_of(request: SearchRequest) -> Picture | None:
     """The picture that a search redraws, if any."""
-    picture = asked.prompt.inputs.get("image")
+    picture = request.prompt.inputs.get("image")
     return picture if isinstance(picture, Picture) else None
 
 
-def task_of(asked: SearchRequest) -> str | None:
+def task_of(request: SearchRequest) -> str | None:
     """The task of a search with a picture; None without one."""
-    return None if picture_of(asked) is None else REDRAW
+    return None if picture_of(request) is None else REDRAW
 
 
 def drafts(algorithm: str) -> bool:

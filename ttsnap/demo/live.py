@@ -16,7 +16,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
 from ttsnap.demo.form import DemoLimits, title_of
 from ttsnap.demo.html import FULL, LARGE, short, thumbnail_uri
-from ttsnap.demo.worker import Models, RunningSearch, SearchThread, found, opened
+from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
@@ -71,17 +71,17 @@ class LiveSearches(SearchThread):
     """Runs searches side by side."""
 
     def __init__(
-        self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
+        self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
         wishes: Sequence[Wish] | None,
     ) -> None:  # fmt: skip
-        super().__init__(asked, models, limits, stop)
+        super().__init__(requests, models, limits, stop)
         self.wishes = wishes
         """Of the visitor, a list that may grow meanwhile; None where the searches take none."""
         self.searches: list[RunningSearch] = []
         """In the order of the requests, from before any of them begins."""
 
     def work(self) -> None:
-        searches = [opened(self.pipe, asked, self.limits) for asked in self.asked]
+        searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
         self.news.put(partial(self.searches.extend, searches))
         turns = Turns(len(searches))
         self.start_clock(len(searches))
@@ -95,8 +95,8 @@ class LiveSearches(SearchThread):
             thread.join()
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
-        asked, board = search.asked, search.view.board
-        judge = self.models.judge(asked.prompt.text, asked.model)
+        request, board = search.request, search.view.board
+        judge = self.models.judge(request.prompt.text, request.model)
 
         def listen(event: Event) -> None:
             search.recorder(event)
@@ -113,21 +113,25 @@ class LiveSearches(SearchThread):
 
         try:
             turns.begin(place)
-            rows, led = _rows(self.pipe, asked.budget), asked
+            rows = _rows(self.pipe, request.budget)
             if (wishes := self.wishes) is not None:
-                wrapped = ByHand(asked.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                led = replace(asked, search=wrapped, options={})
-            result, settings = found(self.pipe, led, self.should_stop, listen, rows)
+                algorithm = ByHand(request.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
+                led = replace(request, search=algorithm, options={})
+            else:
+                led = request
+            result, settings = run_search(self.pipe, led, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
             return
         finally:
             turns.leave(place)
-        if len(self.asked) > 1:  # the clock of the search went on while the other one ran
+        if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        told = {**settings, "algorithm": asked.label, "options": {}}
-        self.news.put(partial(self._end, search, result, told))
+        settings |= {"algorithm": request.label, "options": {}}
+        if taken := by_hand(result):
+            settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
+        self.news.put(partial(self._end, search, result, settings))
 
     def _end(self, search: RunningSearch, result: Result, settings: Mapping[str, Any]) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
@@ -140,7 +144,7 @@ class LiveSearches(SearchThread):
         board.end()
         taken = by_hand(result)
         stopped = self.stop.is_set() or self.late
-        why = "" if stopped or taken else why_unspent(search.asked, search.grid, spent)
+        why = "" if stopped or taken else why_unspent(search.request, search.grid, spent)
         hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
         view.note = "; ".join([*result.warnings, *filter(None, (why, hand))])
         if result.images:
@@ -164,25 +168,25 @@ def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
     return result.state.taken if isinstance(result.state, State) else ()
 
 
-def why_unspent(asked: SearchRequest, grid: Grid, spent: Spent) -> str:
+def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or were not limited.
 
-    asked: with a budget in evaluations.
+    request: with a budget in evaluations.
     """
-    allowed, taken = asked.budget.nfe, spent.price.evaluations(spent.cost)
+    allowed, taken = request.budget.nfe, spent.price.evaluations(spent.cost)
     if not allowed or allowed - taken < UNSPENT * allowed:
         return ""
-    head = f"{title_of(asked)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next((option.text for option in options_of(asked.label) if option.name == "n"), "")
+    head = f"{title_of(request)} ended after {taken:,g} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(request.label) if option.name == "n"), "")
     meaning = re.split("[;.]", meaning)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
-    made: Any = asked.algorithm
+    made: Any = request.algorithm
     if made.n is not None:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed
-    engine = DryEngine(grid, asked.engine.rewards, price=spent.price, draft_calls=calls)
-    sized: Any = fit(made, engine, Budget(nfe=allowed), asked.keep)
-    (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=asked.keep)
+    engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
+    sized: Any = fit(made, engine, Budget(nfe=allowed), request.keep)
+    (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=request.keep)
     if (more := spent.price.evaluations(larger.spent.cost)) <= allowed:
         return f"{head}: it came to its end with less."
     return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."

@@ -33,8 +33,8 @@ class Replays:
     def open_files(self, payload: Any) -> tuple[Any, ...]:
         """Open uploaded files, at the end of the first prompt's search.
 
-        Values of the choice of prompts, the slider of moves, the play button, the stage, the settings, and the button
-        for another search.
+        Values, in order: the choice of prompts, the slider of moves, the play button, the stage; the settings, and the
+        button for another search.
         """
         folder = self._folder(payload)
         trace = folder.trace if folder is not None else None

@@ -16,20 +16,21 @@ PICTURE = "picture.png"
 """The name of the visitor's picture in these lines."""
 
 
-def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float32") -> str:
+def python_lines(request: SearchRequest, device: str = "cpu", dtype: str = "float32") -> str:
     """Lines that run this search and save its winner."""
+    rewards = request.engine.rewards
     arguments: dict[str, Any] = {
-        "search": asked.label,
-        "reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else list(asked.engine.rewards),
-        "budget": str(asked.budget),
-        **{option.name: value for option, value in _changed(asked)},
-        "seed": asked.seed,
-        **({"num_images_per_prompt": asked.keep} if asked.keep > 1 else {}),
-        **{name: value for name, value in asked.call.items() if name != "image"},
+        "search": request.label,
+        "reward": rewards[0] if len(rewards) == 1 else list(rewards),
+        "budget": str(request.budget),
+        **{option.name: value for option, value in _changed(request)},
+        "seed": request.seed,
+        **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
+        **{name: value for name, value in request.call.items() if name != "image"},
     }
-    task = task_of(asked)
+    task = task_of(request)
     lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    model = "" if asked.model == "embedded" else repr(asked.model)
+    model = "" if request.model == "embedded" else repr(request.model)
     plain = device == "cpu" and dtype == "float32"
     head = "" if plain else "import torch\n"
     options = ", ".join(part for part in (model, "" if plain else f"dtype=torch.{dtype}") if part)
@@ -41,37 +42,38 @@ def python_lines(asked: SearchRequest, device: str = "cpu", dtype: str = "float3
     return (
         f"{head}from ttsnap.pipelines import load\n\n"
         f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {'' if task is None else 'prompt='}{asked.prompt.text!r},\n{lines})\n"
+        f"out = pipe(\n    {'' if task is None else 'prompt='}{request.prompt.text!r},\n{lines})\n"
         f'out.images[0].save("best.png")\n'
         f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
 
 
-def command_line(asked: SearchRequest) -> str:
+def command_line(request: SearchRequest) -> str:
     """The same search by `ttsnap generate`."""
+    rewards = request.engine.rewards
     options: dict[str, Any] = {
-        "--model": None if asked.model == "embedded" else asked.model,
-        "--task": task_of(asked),
-        "--image": PICTURE if "image" in asked.call else None,
-        "--strength": asked.call.get("strength"),
-        "--algorithm": asked.label,
-        **{option.dashed: NONE if value is None else value for option, value in _changed(asked)},
-        "--reward": asked.engine.rewards[0] if len(asked.engine.rewards) == 1 else json.dumps(asked.engine.rewards),
-        "--budget": str(asked.budget),
-        **{option.dashed: asked.call.get(name) for name, option in WRITTEN.items()},
-        "--seed": asked.seed,
-        "--keep": asked.keep if asked.keep > 1 else None,
+        "--model": None if request.model == "embedded" else request.model,
+        "--task": task_of(request),
+        "--image": PICTURE if "image" in request.call else None,
+        "--strength": request.call.get("strength"),
+        "--algorithm": request.label,
+        **{option.dashed: NONE if value is None else value for option, value in _changed(request)},
+        "--reward": rewards[0] if len(rewards) == 1 else json.dumps(rewards),
+        "--budget": str(request.budget),
+        **{option.dashed: request.call.get(name) for name, option in WRITTEN.items()},
+        "--seed": request.seed,
+        "--keep": request.keep if request.keep > 1 else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
-    prompt = shlex.quote(asked.prompt.text)
-    end = f" -- {prompt}" if asked.prompt.text.startswith("-") else ""
+    prompt = shlex.quote(request.prompt.text)
+    end = f" -- {prompt}" if request.prompt.text.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
 
 
-def _changed(asked: SearchRequest) -> list[tuple[Option, Any]]:
+def _changed(request: SearchRequest) -> list[tuple[Option, Any]]:
     """Options of the sampler with other values than their defaults."""
-    names, given = changed(asked.engine.sampler), values(asked.engine.sampler)
-    if given["draft"] is None and not drafts(asked.label):  # this algorithm has no drafts to leave out
+    names, given = changed(request.engine.sampler), values(request.engine.sampler)
+    if given["draft"] is None and not drafts(request.label):  # this algorithm has no drafts to leave out
         names.remove("draft")
-    return [(option, given[option.name]) for option in options_of(type(asked.engine.sampler)) if option.name in names]
+    return [(option, given[option.name]) for option in options_of(type(request.engine.sampler)) if option.name in names]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsnap.algorithms.by_hand import Wish
-from ttsnap.core.results import Result
 from ttsnap.demo import snippet
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
-from ttsnap.demo.live import LiveSearches, by_hand
+from ttsnap.demo.live import LiveSearches
 from ttsnap.demo.panels import render_plain, render_stage
-from ttsnap.demo.worker import Models, RunningSearch
+from ttsnap.demo.worker import Models
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
 
@@ -35,7 +34,7 @@ class Frame:
 
 
 def stream(
-    asked: SearchRequest,
+    request: SearchRequest,
     models: Models,
     limits: DemoLimits,
     stop: threading.Event,
@@ -50,72 +49,64 @@ def stream(
     stops the search. ValueError for a request that the model or the search refuses.
     """
     if compare:
-        check_comparable(asked)
-    asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
-    both, heard = ([baseline(asked), asked], None) if compare else ([asked], wishes)
+        check_comparable(request)
+    request = request.worded(models.canonical(request.prompt.text, request.model))
+    both, heard = ([baseline(request), request], None) if compare else ([request], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
     busy = models.lock.locked()
     with worker:
         words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
-        yield Frame(render_plain(asked.prompt.text, words), "waiting for the device" if busy else "starting", True)
+        yield Frame(render_plain(request.prompt.text, words), "waiting for the device" if busy else "starting", True)
         for _ in worker.changes(PERIOD):
             views = [search.view for search in worker.searches]
             names = " and ".join(view.title for view in views)
-            how = about(worker.searches[-1].asked, both=compare)
-            yield Frame(render_stage(asked.prompt.text, views, how), f"searching: {names}")
+            how = about(worker.searches[-1].request, both=compare)
+            yield Frame(render_stage(request.prompt.text, views, how), f"searching: {names}")
         yield _last(worker, folder)
 
 
-def check_comparable(asked: SearchRequest) -> None:
+def check_comparable(request: SearchRequest) -> None:
     """ValueError where a search cannot be compared with best-of-N at equal evaluations."""
-    if asked.label == BASELINE:
+    if request.label == BASELINE:
         raise ValueError(f"choose another algorithm than {BASELINE} to compare with it")
-    if asked.budget.seconds is not None:
-        raise ValueError(
-            f"a comparison is one of equal evaluations, but the budget is {asked.budget}; give it as 6 images or 120nfe"
-        )
+    if request.budget.seconds is not None:
+        how = f"but the budget is {request.budget}; give it as 6 images or 120nfe"
+        raise ValueError(f"a comparison is one of equal evaluations, {how}")
 
 
-def about(asked: SearchRequest, *, both: bool = False) -> str:
+def about(request: SearchRequest, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    words = [title_of(asked), f"{asked.call['num_inference_steps']} steps"]
-    if asked.engine.sampler.kernel == "sde":
+    words = [title_of(request), f"{request.call['num_inference_steps']} steps"]
+    if request.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
-    if asked.engine.sampler.draft is not None:
+    if request.engine.sampler.draft is not None:
         words.append("seeds are drafted first" + (" (not by best-of-N)" if both else ""))
-    return ", ".join([*words, f"reward {' + '.join(asked.engine.rewards)}", f"seeds from {asked.seed}"])
+    return ", ".join([*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"])
 
 
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
-    found = {search.asked.label: (search, search.result) for search in worker.searches if search.result}
-    for name, (search, result) in found.items():
-        files += _write(folder / name if len(found) > 1 else folder, search, result)
-    views = [search.view for search in worker.searches]
-    asked = worker.searches[-1].asked
+    for search in worker.searches:
+        out = folder / search.request.label if len(worker.searches) > 1 else folder
+        if search.result is not None:
+            images = outputs.write_results(out, [search.result], search.recorder, search.settings)[0]
+            files += [*images, out / "sheet.png", out / "trace.json"]
+    request = worker.searches[-1].request
     status, caveat = "done", ""
     if worker.stop.is_set() or worker.late:
         caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
-    elif any(by_hand(result) for _, result in found.values()):
+    elif any("by_hand" in search.settings for search in worker.searches):
         caveat = "# The search on the page was led by hand, as its trace.json says; this one goes on without.\n"
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
+    views = [search.view for search in worker.searches]
     return Frame(
-        render_stage(asked.prompt.text, views, about(asked, both=len(views) > 1)),
+        render_stage(request.prompt.text, views, about(request, both=len(views) > 1)),
         status,
         files=tuple(files),
-        python=caveat + snippet.python_lines(asked, device, dtype),
-        command=snippet.command_line(asked),
+        python=caveat + snippet.python_lines(request, device, dtype),
+        command=snippet.command_line(request),
     )
-
-
-def _write(folder: Path, search: RunningSearch, result: Result) -> list[Path]:
-    """Images, contact sheet and trace, as `ttsnap generate` writes them."""
-    settings = dict(search.settings)
-    if taken := by_hand(result):
-        settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
-    images = outputs.write_results(folder, [result], search.recorder, settings)[0]
-    return [*images, folder / "sheet.png", folder / "trace.json"]

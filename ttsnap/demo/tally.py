@@ -12,7 +12,7 @@ from ttsnap.core.results import Candidate
 from ttsnap.demo.form import DemoLimits, baseline, title_of
 from ttsnap.demo.html import line, picture, short, thumbnail_uri, verdict
 from ttsnap.demo.stream import check_comparable
-from ttsnap.demo.worker import Models, SearchThread, found, opened
+from ttsnap.demo.worker import Models, SearchThread, prepare, run_search
 from ttsnap.request.request import SearchRequest
 
 PAIRS = 20
@@ -53,51 +53,51 @@ class Tallying(SearchThread):
     """Runs both searches from each first seed; `pairs` grows. All together may take as long as one comparison."""
 
     def __init__(
-        self, asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
+        self, request: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
-        super().__init__([baseline(asked), asked], models, limits, stop)
+        super().__init__([baseline(request), request], models, limits, stop)
         self.firsts = firsts
         self.pairs: list[Pair] = []
 
     def work(self) -> None:
-        self.start_clock(len(self.asked))
-        judge = self.models.judge(self.asked[0].prompt.text, self.asked[0].model)
-        searches = [opened(self.pipe, asked, self.limits).asked for asked in self.asked]
+        self.start_clock(len(self.requests))
+        judge = self.models.judge(self.requests[0].prompt.text, self.requests[0].model)
+        searches = [prepare(self.pipe, request, self.limits).request for request in self.requests]
 
         def side(best: Candidate) -> Side:
             return Side(best.seed, best.reward, judge(best.pixels), thumbnail_uri(best.pixels))
 
         for first in self.firsts:
-            results = [found(self.pipe, replace(asked, seed=first), self.should_stop)[0] for asked in searches]
+            results = [run_search(self.pipe, replace(request, seed=first), self.should_stop)[0] for request in searches]
             if self.should_stop():  # both searches of a pair must have had the same budget
                 return
             self.news.put(partial(self.pairs.append, Pair(first, *(side(result.best) for result in results))))
 
 
 def tally(
-    asked: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
+    request: SearchRequest, firsts: Sequence[int], models: Models, limits: DemoLimits, stop: threading.Event
 ) -> Iterator[tuple[str, str]]:
     """HTML of the tally after each pair, and a line of progress. Closing the iterator stops it.
 
     ValueError for a request that the model or the search refuses.
     """
-    check_comparable(asked)
-    asked = asked.worded(models.canonical(asked.prompt.text, asked.model))
-    work, wanted = Tallying(asked, firsts, models, limits, stop), len(firsts)
+    check_comparable(request)
+    request = request.worded(models.canonical(request.prompt.text, request.model))
+    work, wanted = Tallying(request, firsts, models, limits, stop), len(firsts)
     pairs = work.pairs
     with work:
-        yield render_tally(asked, pairs, wanted), "waiting for the first pair"
+        yield render_tally(request, pairs, wanted), "waiting for the first pair"
         for _ in work.changes():
-            yield render_tally(asked, pairs, wanted), f"{len(pairs)} of {wanted} other seeds"
+            yield render_tally(request, pairs, wanted), f"{len(pairs)} of {wanted} other seeds"
         ended = "done" if len(pairs) == wanted else "stopped"
         if work.late:
             ended = f"stopped after {2 * limits.seconds:g} seconds, the most that this demo allows"
-        yield render_tally(asked, pairs, wanted), f"{ended}: {len(pairs)} of {wanted} other seeds"
+        yield render_tally(request, pairs, wanted), f"{ended}: {len(pairs)} of {wanted} other seeds"
 
 
-def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> str:
+def render_tally(request: SearchRequest, pairs: Sequence[Pair], wanted: int) -> str:
     """Wins, ties and losses, and every pair of images. All text is escaped."""
-    name, base = escape(title_of(asked)), escape(title_of(baseline(asked)))
+    name, base = escape(title_of(request)), escape(title_of(baseline(request)))
     counts = {outcome: sum(pair.outcome == outcome for pair in pairs) for outcome in OUTCOMES}
     words = "".join(f'<b class="tt-p-{outcome}">{count}</b> {outcome} ' for outcome, count in counts.items())
     bar = "".join(f'<i class="tt-p-{outcome}" style="flex:{count}"></i>' for outcome, count in counts.items() if count)
@@ -112,7 +112,7 @@ def render_tally(asked: SearchRequest, pairs: Sequence[Pair], wanted: int) -> st
         )
     figures = "".join(_figure(pair) for pair in pairs)
     return (
-        f'<div class="tt-stage tt-tally">{line("prompt", asked.prompt.text)}'
+        f'<div class="tt-stage tt-tally">{line("prompt", request.prompt.text)}'
         f"<p>{name} (right) against {base} (left), by the reward, from first seeds drawn at random: {words}</p>"
         f'<div class="tt-score">{bar}{rest}</div>{right}<div class="tt-pairs">{figures}</div></div>'
     )

@@ -61,10 +61,10 @@ class SearchThread(threading.Thread):
     """
 
     def __init__(
-        self, asked: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event
+        self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
         super().__init__(daemon=True, name="searches")
-        self.asked, self.models, self.limits, self.stop = asked, models, limits, stop
+        self.requests, self.models, self.limits, self.stop = requests, models, limits, stop
         self.news: queue.SimpleQueue[Callable[[], object] | Exception | None] = queue.SimpleQueue()
         """Changes in their order, an error in place of the rest, and None at the end."""
         self.pipe: Any = None
@@ -105,7 +105,7 @@ class SearchThread(threading.Thread):
     def run(self) -> None:
         try:
             with self.models.lock:
-                self.pipe = self.models.pipeline(self.asked[0].model, task_of(self.asked[0]))
+                self.pipe = self.models.pipeline(self.requests[0].model, task_of(self.requests[0]))
                 self.work()
         except Exception as error:  # shown to the visitor; the server lives on
             self.news.put(error)
@@ -126,44 +126,43 @@ class SearchThread(threading.Thread):
 class RunningSearch:
     """A running search."""
 
-    asked: SearchRequest
+    request: SearchRequest
     grid: Grid
     view: View
     recorder: outputs.Recorder
     result: Result | None = None
     """At its end."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What its files say of the search, at its end."""
+    """Those of its files, at its end."""
 
 
-def opened(pipe: Any, asked: SearchRequest, limits: DemoLimits) -> RunningSearch:
-    """A search that has not begun: its budget in evaluations and within the limits, its drafter chosen."""
+def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
+    """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
     from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
 
-    sampler = drafting(pipe, asked.engine.sampler, asked.algorithm, asked.engine.rewards, asked.call)
-    asked = replace(asked, engine=replace(asked.engine, sampler=sampler))
-    denoiser = pipe.denoiser(**pictures_opened(asked.call))
-    if asked.engine.sampler.kernel != "pipeline":
-        denoiser.convert(asked.engine.sampler.path, asked.engine.sampler.times)
+    sampler = drafting(pipe, request.engine.sampler, request.algorithm, request.engine.rewards, request.call)
+    request = replace(request, engine=replace(request.engine, sampler=sampler))
+    denoiser = pipe.denoiser(**pictures_opened(request.call))
+    if request.engine.sampler.kernel != "pipeline":
+        denoiser.convert(request.engine.sampler.path, request.engine.sampler.times)
     grid: Grid = denoiser.grid
-    budget = limits.capped(asked.budget, grid)
-    view = View(title_of(asked), Board(grid.levels), budget, limits.seconds_of(budget))
-    if (picture := picture_of(asked)) is not None:
+    budget = limits.capped(request.budget, grid)
+    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget))
+    if (picture := picture_of(request)) is not None:
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(asked, budget=budget), grid, view, outputs.Recorder())
+    return RunningSearch(replace(request, budget=budget), grid, view, outputs.Recorder())
 
 
-def found(
+def run_search(
     pipe: Any,
-    asked: SearchRequest,
+    request: SearchRequest,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
 ) -> tuple[Result, dict[str, Any]]:
-    """Run a search to its end: its result and settings. rows: the most candidates per batch; None for as many as
-    fit."""
+    """The result and the settings of a search. rows: the most candidates per batch; None for as many as fit."""
     from ttsnap.pipelines.searching import run  # loaded with the model
 
-    asked = replace(asked, engine=replace(asked.engine, batch=EngineOptions(batch_size=rows)))
-    outcome = run(asked, pipe, on_event=listen, should_stop=should_stop)
+    request = replace(request, engine=replace(request.engine, batch=EngineOptions(batch_size=rows)))
+    outcome = run(request, pipe, on_event=listen, should_stop=should_stop)
     return outcome.results[0], outcome.settings

@@ -74,15 +74,15 @@ def make_app(
             wanted, pictures = await form_of(body, request.headers, limits)
         return await answered(request, caller, wanted, request_of(wanted, offer, limits, pictures))
 
-    async def answered(request: Request, caller: Caller, wanted: Generation, asked: SearchRequest) -> Response:
+    async def answered(request: Request, caller: Caller, wanted: Generation, search: SearchRequest) -> Response:
         try:
-            asked = asked.worded(canonical(asked.prompt.text))
+            search = search.worded(canonical(search.prompt.text))
         except ValueError as error:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
-        notes = notes_of(wanted, asked, limits)
-        ticket = worker.submit(asked, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
+        notes = notes_of(wanted, search, limits)
+        ticket = worker.submit(search, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
         request.state.ticket = ticket
-        logger.info("%s: %s by %s", caller.name, asked.label, asked.budget)
+        logger.info("%s: %s by %s", caller.name, search.label, search.budget)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
         async with aclosing(news_of(request, ticket, worker)) as followed:

@@ -148,17 +148,17 @@ def request_of(
     try:
         if wanted.partial_images and not wanted.stream:
             raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
-        asked = search_request_of(SearchFields(**fields), offer, limits)
+        request = search_request_of(SearchFields(**fields), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
-    return replace(asked, engine=replace(asked.engine, model=None, batch=FAIR))
+    return replace(request, engine=replace(request.engine, model=None, batch=FAIR))
 
 
-def notes_of(wanted: Generation, asked: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
+def notes_of(wanted: Generation, request: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
     """How the search differs from what the client wanted."""
     unused = [*wanted.ignored, *["moderation"] * (wanted.moderation == "low")]
     notes = [f"not used here: {', '.join(unused)}"] if unused else []
-    return (*notes, *search_notes_of(asked, limits))
+    return (*notes, *search_notes_of(request, limits))
 
 
 def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:

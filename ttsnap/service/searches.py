@@ -44,9 +44,9 @@ all end."""
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
 
-def taken_as(asked: SearchRequest, result: Result) -> list[str]:
+def taken_as(request: SearchRequest, result: Result) -> list[str]:
     """A warning where the images are of another size than the picture that they change."""
-    picture = asked.prompt.inputs.get("image")
+    picture = request.prompt.inputs.get("image")
     first = picture[0] if isinstance(picture, tuple) else picture
     if not isinstance(first, Picture):
         return []
@@ -121,24 +121,24 @@ class Searches:
         """The sum of callers' weights."""
         return sum(ticket.caller.weight for ticket in self.under_way)
 
-    def warm_up(self, asked: SearchRequest) -> None:
+    def warm_up(self, request: SearchRequest) -> None:
         """Prepare for requests like this one."""
-        self._prepared(asked, self.limits.capped(asked.budget, self.engine.grid))
+        self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
 
     def add(self, ticket: Ticket) -> None:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
-        asked, engine = ticket.asked, self.engine
-        budget = self.limits.capped(asked.budget, engine.grid)
-        spec = self._prepared(asked, budget)
+        request, engine = ticket.request, self.engine
+        budget = self.limits.capped(request.budget, engine.grid)
+        spec = self._prepared(request, budget)
         for name in self.spec.rewards:
-            self._check(name, asked.prompt.read)
+            self._check(name, request.prompt.read)
         now = time.monotonic()
-        listener = Progress(ticket, task_of(budget, engine, asked.keep).allowance)
+        listener = Progress(ticket, task_of(budget, engine, request.keep).allowance)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
-        request = self.run.add([asked.prompt], spec, watch, listener)
-        engine.weigh(request.jobs[0].index, ticket.caller.weight)
-        self.under_way[ticket] = request
+        running = self.run.add([request.prompt], spec, watch, listener)
+        engine.weigh(running.jobs[0].index, ticket.caller.weight)
+        self.under_way[ticket] = running
 
     def _check(self, name: str, prompt: str) -> None:
         try:
@@ -148,22 +148,22 @@ class Searches:
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
-    def _prepared(self, asked: SearchRequest, budget: Budget) -> SearchSpec:
+    def _prepared(self, request: SearchRequest, budget: Budget) -> SearchSpec:
         """The search with as many seeds as its budget affords, found once for equal requests. FieldError for a search
         that does not fit."""
-        key = (asked.label, budget, asked.keep)
-        spec = replace(asked.spec, algorithm=self._fitted.get(key) or asked.algorithm, budget=budget)
+        key = (request.label, budget, request.keep)
+        spec = replace(request.spec, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
         if key not in self._fitted:
             try:
                 spec = prepared(spec, self.engine)
             except ValueError as error:
-                raise FieldError(self._field_at_fault(asked, spec), str(error)) from error
+                raise FieldError(self._field_at_fault(request, spec), str(error)) from error
             if len(self._fitted) == MOST_FITTED:
                 self._fitted.clear()
             self._fitted[key] = spec.algorithm
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
 
-    def _field_at_fault(self, asked: SearchRequest, spec: SearchSpec) -> str:
+    def _field_at_fault(self, request: SearchRequest, spec: SearchSpec) -> str:
         """The parameter for which a search does not fit: a budget of less than an image, a chosen kernel without noise,
         chosen steps, or the search itself."""
         try:
@@ -171,9 +171,9 @@ class Searches:
         except ValueError:
             return "budget"
         if missing(spec.algorithm.needs, self.engine.offers):
-            return "kernel" if asked.engine.sampler.kernel != kernel_for(asked.search) else "search"
+            return "kernel" if request.engine.sampler.kernel != kernel_for(request.search) else "search"
         steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
-        return "steps" if steps != usual and not isinstance(asked.search, Mapping) else "search"
+        return "steps" if steps != usual and not isinstance(request.search, Mapping) else "search"
 
     def measure(self, seconds: float, nfe: int, room: int) -> None:
         """Note a batch: its time, its evaluations, and its places. The last ten or so count."""
@@ -188,7 +188,7 @@ class Searches:
         It is that of an image each, or of their batches one after the other, whichever is more. 0 where every search
         has an image, or nothing ran yet.
         """
-        bare = sum(not request.jobs[0].finished for request in self.under_way.values())
+        bare = sum(not running.jobs[0].finished for running in self.under_way.values())
         if not bare or not self._nfe or not self._room:
             return 0.0
         places = max(1, self.engine.capacity // 2)
@@ -201,15 +201,15 @@ class Searches:
 
     def stop(self) -> None:
         """End all searches with their best images, the oldest first: in a short time some end, instead of none."""
-        for rank, request in enumerate(self.under_way.values()):
-            if not request.stopping:
-                self.engine.weigh(request.jobs[0].index, 0.5 ** min(rank, FIRST))
-                self.run.stop(request)
+        for rank, running in enumerate(self.under_way.values()):
+            if not running.stopping:
+                self.engine.weigh(running.jobs[0].index, 0.5 ** min(rank, FIRST))
+                self.run.stop(running)
 
     def turn(self) -> dict[Ticket, Done | RequestError]:
         """One batch. Returns the requests that end with it, and their answers; an answer that fails, fails alone."""
         self.run.turn()
-        ended = [ticket for ticket, request in self.under_way.items() if request.done]
+        ended = [ticket for ticket, running in self.under_way.items() if running.done]
         answers: dict[Ticket, Done | RequestError] = {}
         for ticket in ended:
             try:
@@ -219,25 +219,25 @@ class Searches:
                 answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
         return answers
 
-    def _finished(self, ticket: Ticket, request: Request) -> Done | RequestError:
-        asked, algorithm = ticket.asked, request.spec.algorithm
+    def _finished(self, ticket: Ticket, running: Request) -> Done | RequestError:
+        request, algorithm = ticket.request, running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
-        found = report(request, self.engine, Usage())
-        rewards = [self.rewards[name] for name in asked.report]
-        (result,), _ = finish(self.pipe, found, [asked.prompt], rewards)
+        found = report(running, self.engine, Usage())
+        rewards = [self.rewards[name] for name in request.report]
+        (result,), _ = finish(self.pipe, found, [request.prompt], rewards)
         if not result.images:
             return RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
-        warnings = [*ticket.notes, *taken_as(asked, result), *[UNCHECKED] * self._unchecked]
-        warnings += [notice.sentence for notice in notices(request.jobs[0], self.engine, result.images, asked.keep)]
+        warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
+        warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
-        for name in asked.report:
+        for name in request.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.
-        engine = replace(asked.engine, sampler=replace(asked.engine.sampler, draft=None))
-        settings = settings_of(self.pipe, replace(asked, engine=engine))
+        engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
+        settings = settings_of(self.pipe, replace(request, engine=engine))
         return Done(result, for_prompt(settings, 0), tuple(warnings))

@@ -48,14 +48,14 @@ class Ticket:
 
     def __init__(
         self,
-        asked: SearchRequest,
+        request: SearchRequest,
         caller: Caller,
         loop: asyncio.AbstractEventLoop,
         seconds: float,
         partials: int = 0,
         notes: tuple[str, ...] = (),
     ) -> None:
-        self.asked, self.caller = asked, caller
+        self.request, self.caller = request, caller
         self.seconds = seconds
         """Time after which the search ends with its best image."""
         self.partials = partials

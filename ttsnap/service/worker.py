@@ -54,7 +54,7 @@ class Worker(threading.Thread):
 
     def submit(
         self,
-        asked: SearchRequest,
+        request: SearchRequest,
         caller: Caller,
         loop: asyncio.AbstractEventLoop,
         partials: int = 0,
@@ -62,9 +62,9 @@ class Worker(threading.Thread):
     ) -> Ticket:
         """Queue a request. partials, notes: of the Ticket. RequestError (429, 503) where the queue is full, and
         where the service ends."""
-        seconds = self.limits.seconds_of(asked.budget)
-        asked = replace(asked, budget=replace(asked.budget, seconds=None))
-        ticket = Ticket(asked, caller, loop, seconds, partials, notes)
+        seconds = self.limits.seconds_of(request.budget)
+        request = replace(request, budget=replace(request.budget, seconds=None))
+        ticket = Ticket(request, caller, loop, seconds, partials, notes)
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
@@ -159,7 +159,7 @@ class Worker(threading.Thread):
         return stay[:room]
 
     def _begin(self, ticket: Ticket) -> None:
-        spec = ticket.asked.engine
+        spec = ticket.request.engine
         try:
             self._searches_of(spec).add(ticket)
         except RequestError as refused:
