@@ -112,11 +112,11 @@ class ByHand:
         wanted = [wish.meant(particles) for turn, wish in state.taken if turn == state.turn and wish.verb == FINISH]
         if rows := [uid for uid in dict.fromkeys(wanted) if uid >= 0 and uid not in state.drops]:
             return self._wished(state, particles, rows, end)
-        for _ in range(10):  # an algorithm that wants nothing but what was dropped is asked again, and then ended
+        for _ in range(10):  # an algorithm that wants only what was dropped is called again, and then ended
             if state.todo:
                 return self._piece(state, particles)
-            told = particles.told(state.uids, float(particles.left))
-            move, inner = self._sized.step(state.inner, told, rng)
+            seen = particles.after_move(state.uids, float(particles.left))
+            move, inner = self._sized.step(state.inner, seen, rng)
             if move is None:
                 return self._end(state._replace(inner=inner), particles, end)
             state = self._begun(state._replace(inner=inner), move, particles)
@@ -162,7 +162,7 @@ class ByHand:
         return state
 
     def _without(self, state: State, uid: int, instead: int) -> State:
-        """The algorithm's move without the rows of a candidate, of which it is told that they became `instead`."""
+        """The algorithm's move without the rows of a candidate, which become `instead` for the algorithm."""
         if state.move is None:
             return state
         parents, uids = state.move.rows.parent, state.uids.copy()

@@ -56,8 +56,8 @@ class Entry(NamedTuple):
         return bool(self.fixed or self.defaults)
 
 
-def _entry(where: str, *texts: str, **preset: Any) -> Entry:
-    return Entry(f"ttsnap.algorithms.{where}", *texts, **preset)
+def _entry(where: str, group: str, title: str, summary: str, source: str = "", needs: str = "", **preset: Any) -> Entry:
+    return Entry(f"ttsnap.algorithms.{where}", group, title, summary, source, needs, **preset)
 
 
 ALGORITHMS: dict[str, Entry] = {

@@ -1,7 +1,7 @@
 """CoDe, blockwise best-of-n on the path (arXiv 2502.00968, Algorithm 1), and SVDD, its block of one step (2408.08252).
 
-Every `block` steps each stream's particle makes n children, and one of them goes on, by the score of its x0 estimate at
-the block's end. No weights are carried along: a choice is made within a stream and never taken back.
+Every `block` steps each stream's particle makes n children. One of them goes on, by the score of its x0 estimate at the
+block's end. No weights are carried along: a choice is made within a stream and never taken back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class State(NamedTuple):
     """Ends of the blocks to come."""
     parents: tuple[int, ...] = ()
     """Particles that go on, one of each stream."""
-    asked: bool = False
+    branched: bool = False
     """Whether the last move was to bring children of the parents."""
 
 
@@ -45,8 +45,8 @@ class CoDe(Settings):
     block: Count = 5
     """Grid steps between choices [configs of CoDe's authors; arXiv 2503.19385 takes 2 of 10 steps]."""
     temperature: NotNegative = 0.0
-    """0 for the best child, else one is drawn with probability proportional to exp(score / temperature), so it is in
-    units of the reward [SVDD's code takes the best]."""
+    """0 for the best child, else one is drawn by weights exp(score / temperature), in units of the reward [SVDD's code
+    takes the best]."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
@@ -69,7 +69,7 @@ class CoDe(Settings):
         if not state.stops:
             return None, state
         parents = state.parents or tuple(range(len(particles)))
-        if state.asked:
+        if state.branched:
             streams = [particles.moved[i :: len(parents)] for i in range(len(parents))]
             parents = tuple(self._choose(uids[uids >= 0], particles, rng) for uids in streams if uids[0] >= 0)
         stop, *later = state.stops

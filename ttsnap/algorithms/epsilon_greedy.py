@@ -1,9 +1,9 @@
 """Epsilon-greedy search of the noise trajectory (arXiv 2506.03164; public code: rvignav/diffusion-tts).
 
 At every step a stream tries step noises in rounds: with probability eps fresh ones, else ones near the best of this
-step so far, the pivot. The candidate with the best x0 estimate goes on. The public code adds a vector of length
-r sqrt(d), r uniform in [0, lam], to the pivot's d numbers, so that noise grows from round to round. Here it turns by
-the same angle and keeps its size: mix = 1 / sqrt(1 + r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
+step so far, the pivot. The candidate with the best x0 estimate goes on. The public code adds a vector of length r
+sqrt(d), r uniform in [0, lam], to the pivot's d numbers. Noise grows there from round to round. Here it turns by the
+same angle and keeps its size: mix = 1 / sqrt(1 + r^2) of the pivot, and sqrt(1 - mix^2) of fresh noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class State(NamedTuple):
     streams: tuple[Stream, ...] = ()
     left: int = 0
     """Candidates that a stream may still try at this step."""
-    asked: bool = False
+    tried: bool = False
     """Whether the last move was a round of candidates."""
 
 
@@ -79,8 +79,8 @@ class EpsilonGreedy(Settings):
             return fresh(state.paths, 0), state
         if not state.streams:
             state = self.adopt(state, np.arange(len(particles)), particles)
-        tried = particles.moved[len(state.streams) :] if state.asked else np.empty(0, int)
-        stuck = state.asked and (tried < 0).all()  # the budget afforded no candidate
+        tried = particles.moved[len(state.streams) :] if state.tried else np.empty(0, int)
+        stuck = state.tried and (tried < 0).all()  # the budget afforded no candidate
         state = self._learn(state, tried, particles)
         here = np.array([s.at for s in state.streams])
         step = int(particles.step[here[0]])
@@ -93,11 +93,11 @@ class EpsilonGreedy(Settings):
             return advance(particles, best, state.steps, drop=drop), state._replace(streams=(Stream(int(best[0])),))
         tries = min(self.width, state.left)
         move = self._round(state.streams, step, tries, particles, rng)
-        return move, state._replace(left=state.left - tries, asked=True)
+        return move, state._replace(left=state.left - tries, tried=True)
 
     def _learn(self, state: State, round_: IntArray, particles: Particles) -> State:
         """Take in the last round (by turns of the streams); after a step's last one, go on from its best candidates."""
-        if not state.asked:
+        if not state.tried:
             return state
         streams = []
         for i, (at, top) in enumerate(state.streams):

@@ -35,7 +35,7 @@ class State(NamedTuple):
     """Of the next step, in radians."""
     pivot: int = -1
     """Uid of the finished image to climb from, -1 before there is one."""
-    asked: str = ""
+    phase: str = ""
     """What the last move was: "start", "step", or nothing yet."""
     strikes: int = 0
     """Steps in a row that the held-out reward did not like."""
@@ -92,12 +92,12 @@ class NoiseAscent(Settings):
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
-        if not s.asked:
+        if not s.phase:
             check_scores_each(particles.utility, name_of(self))
             return self._start(s, particles)
         drop = reject = np.empty(0, int)
         new = int(particles.moved[0])
-        if s.asked == "start":
+        if s.phase == "start":
             s = s._replace(pivot=new)
         else:
             worse = self._disliked(new, s.pivot, particles)
@@ -116,15 +116,15 @@ class NoiseAscent(Settings):
         if s.angle < self.least and self.rounds is None:
             move, s = self._start(s._replace(angle=self.angle), particles)
         else:
-            move, s = ascend([s.pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+            move, s = ascend([s.pivot], math.cos(s.angle), s.end), s._replace(phase="step")
         return dataclasses.replace(move, drop=drop, reject=reject), s
 
     def _start(self, s: State, particles: Particles) -> tuple[Move, State]:
         if not s.given:
-            return fresh(1, s.end), s._replace(asked="start", strikes=0)
-        pivot, s = s.given[0], s._replace(asked="start", pivot=s.given[0], given=s.given[1:], strikes=0)
+            return fresh(1, s.end), s._replace(phase="start", strikes=0)
+        pivot, s = s.given[0], s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0)
         if particles.finished[pivot]:
-            return ascend([pivot], math.cos(s.angle), s.end), s._replace(asked="step")
+            return ascend([pivot], math.cos(s.angle), s.end), s._replace(phase="step")
         return advance(particles, [pivot], s.end), s
 
     def _disliked(self, new: int, old: int, particles: Particles) -> bool:

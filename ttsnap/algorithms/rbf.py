@@ -1,7 +1,7 @@
 """Rollover budget forcing (RBF, arXiv 2503.19385, Algorithm 1).
 
-Each stream draws candidates for its next step one by one. The first whose x0 estimate scores above the stream's best so
-far is taken at once, and what is left of the step's quota rolls over to the next; when none does, the step's best is.
+Each stream draws candidates for its next step one by one. The first whose x0 estimate scores above the stream's best
+so far is taken at once, and the rest of the step's quota rolls over to the next. When none does, the step's best is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class State(NamedTuple):
     """Quota of a step."""
     bars: tuple[float, ...] = ()
     """Scores to pass at each step, for algorithms that fix them."""
-    asked: bool = False
+    drew: bool = False
     """Whether the last move was to bring candidates."""
     done: bool = False
 
@@ -96,8 +96,8 @@ class RBF(Settings):
         if not state.streams:  # noises by turns, so that a cut leaves no stream without
             noises = [np.arange(i, now, self.streams) for i in range(min(self.streams, now))]
             state = self.adopt(state, np.array([u[particles.value(u).argmax()] for u in noises]), particles)
-        children = particles.moved[1::2] if state.asked else np.empty(0, int)
-        stuck = state.asked and (children < 0).all()  # some other cap than the allowance is reached
+        children = particles.moved[1::2] if state.drew else np.empty(0, int)
+        stuck = state.drew and (children < 0).all()  # some other cap than the allowance is reached
         state = self._learn(state, children[children >= 0], particles)
         finalists = self._finalists(state, particles)
         parents = [] if stuck else self._affordable(state, finalists, particles)
@@ -110,7 +110,7 @@ class RBF(Settings):
         needed = [*finalists, *(u for s in state.streams for u in (s.at, s.top))]
         drop = particles.others(needed)
         move = advance(particles, rows, particles.step[rows] + child, score=child, drop=drop)
-        return move, state._replace(asked=True)
+        return move, state._replace(drew=True)
 
     def _learn(self, state: State, candidates: IntArray, particles: Particles) -> State:
         """Take in the last move's candidates, as far as they were carried out."""

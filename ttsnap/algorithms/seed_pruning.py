@@ -65,7 +65,7 @@ class SeedPruning(Settings):
     m > 1. A seed takes m - 1 more evaluations, which are not reused: survivors go on from where they were."""
     draft_share: Decay = 0.2
     """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
-    (core.Draft), by which the first seeds are dropped before they are denoised; 0 for none, below 1."""
+    (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
     draft_calls: Count | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
     lockstep: ClassVar[bool] = True

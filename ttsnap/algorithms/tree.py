@@ -2,8 +2,8 @@
 
 Nodes are particles at block boundaries. From Diffusion Tree Sampling (arXiv 2506.20701) come the tree that is kept, and
 expanded where softmax(value / temperature) says; from classical search (arXiv 2505.23614) a best-first order by scores
-of x0 estimates. Ours are the value that compares depths, the temperature that falls with the budget, the terms for
-diversity, and the care that what is bought can still be finished.
+of x0 estimates. Ours are the value that compares depths, the temperature that falls with the budget, and the terms for
+diversity. Only what can still be finished is bought.
 """
 
 from __future__ import annotations

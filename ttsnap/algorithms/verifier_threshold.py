@@ -1,7 +1,7 @@
 """Verifier-threshold (arXiv 2512.08985): go on to the next step as soon as a candidate's score passes a threshold.
 
-The successor of RBF: thresholds are fixed per step, so that a lucky early score does not make all later ones fail, and
-a stream that passes the last one ends, which is where time is saved.
+The successor of RBF: thresholds are fixed per step, so that a lucky early score does not make all later ones fail. A
+stream that passes the last threshold ends, which saves time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class VerifierThreshold(RBF):
     """Scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the initial
     noises' scores [the paper's idea; its values are not known to us]."""
     quantiles: Annotated[tuple[float, float], Bounds(0, 1)] = (0.5, 1.0)
-    """Rising linearly from the first number at step 1 to the second at K - 1, where 1 asks for as much as the best
-    noise had [ours]."""
+    """Rising linearly from the first number at step 1 to the second at K - 1; 1 is the score of the best noise
+    [ours]."""
     exhaustive: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

@@ -30,7 +30,7 @@ class State(NamedTuple):
     """The last step of the grid."""
     left: float
     """Rounds that are left."""
-    asked: str = ""
+    phase: str = ""
     """What the last move was: nothing, a "pivot", neighbours up to the "check", or to the "end"."""
     pivot: int = -1
     """Uid of the image whose neighbours are tried."""
@@ -71,17 +71,17 @@ class ZeroOrder(Settings):
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
-        if not state.asked:
+        if not state.phase:
             return self._begin(state, particles)
         new = np.sort(particles.moved[particles.moved >= 0])
-        pivot = int(new[0]) if state.asked == "pivot" else state.pivot
-        if state.asked == "check":
+        pivot = int(new[0]) if state.phase == "pivot" else state.pivot
+        if state.phase == "check":
             ranked = particles.ranked(new)
             kept = max(1, math.floor(self.keep * len(new) + 0.5))
             move = advance(particles, ranked[:kept], state.end, drop=ranked[kept:])
-            return move, state._replace(asked="end")
+            return move, state._replace(phase="end")
         lost = np.empty(0, int)
-        if state.asked == "end":
+        if state.phase == "end":
             state = state._replace(left=state.left - 1)
             rivals = np.append(pivot, new)
             best = int(rivals[np.argmax(particles.value(rivals))])
@@ -95,9 +95,9 @@ class ZeroOrder(Settings):
 
     def _round(self, state: State, pivot: int, drop: IntArray) -> tuple[Move, State]:
         """Neighbours of a pivot, up to the check."""
-        asked = "end" if state.check == state.end else "check"
+        phase = "end" if state.check == state.end else "check"
         move = perturb(np.full(self.n, pivot), self.mix, state.check, drop=drop)
-        return move, state._replace(asked=asked, pivot=pivot)
+        return move, state._replace(phase=phase, pivot=pivot)
 
     def _begin(self, state: State, particles: Particles, drop: IntArray | None = None) -> tuple[Move, State]:
         """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
@@ -107,5 +107,5 @@ class ZeroOrder(Settings):
             state = state._replace(given=given)
             if particles.finished[pivot]:
                 return self._round(state, pivot, gone)
-            return advance(particles, [pivot], state.end, drop=gone), state._replace(asked="pivot")
-        return dataclasses.replace(fresh(1, state.end), drop=gone), state._replace(asked="pivot")
+            return advance(particles, [pivot], state.end, drop=gone), state._replace(phase="pivot")
+        return dataclasses.replace(fresh(1, state.end), drop=gone), state._replace(phase="pivot")

@@ -48,8 +48,8 @@ class CostKind:
 
 def kind(phase: Phase, label: str, unit: str, *, rare: bool = False, summed: bool = True, newer: bool = False) -> Any:
     """A line of the table below (`CostKind`). Like dataclasses.field, it may stand where a field of any type does."""
-    told = {"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed, "newer": newer}
-    return field(metadata=told)
+    metadata = {"phase": phase, "label": label, "unit": unit, "rare": rare, "summed": summed, "newer": newer}
+    return field(metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class Price:
     tokens: int = 0
     """The most that scoring one image takes of language models behind an API."""
     more_calls: int = 0
-    """Reward calls of a score beyond one of each reward, as of images' rewards that see several frames of a video."""
+    """Reward calls of a score beyond one of each reward: a reward of images may see several frames of a video."""
 
     def __post_init__(self) -> None:
         counts = (

@@ -1,4 +1,4 @@
-"""The denoising grid of a search, and what one search is asked for."""
+"""The denoising grid of a search, and the task of one search on it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Task:
-    """What one search is asked for: a grid, how many finished images, and what it may spend on them.
+    """The task of one search: a grid, how many finished images, and what it may spend on them.
 
     Costs are in units of one denoiser evaluation, in which the tightest cap is counted.
     """

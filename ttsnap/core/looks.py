@@ -90,8 +90,8 @@ class Rollout(Estimator):
 class Draft(Estimator):
     """A guess by the engine's drafter at the image in which the deterministic sampler ends from here.
 
-    A drafter is a network that was distilled to jump there, which a posterior mean such as the x0 estimate does not do:
-    it makes sharp images, of which a reward tells more (docs/drafts.md). The evaluation at the stop is not made.
+    A drafter is a network that was distilled to jump there. It makes sharp images, where the x0 estimate is a posterior
+    mean, and a reward tells more of them (docs/drafts.md). The evaluation at the stop is not made.
     """
 
     calls: int = 1
@@ -120,7 +120,7 @@ ESTIMATE = Estimate()
 class ByStep(Estimator):
     """A look of its own at each of these steps, and the x0 estimate at all others: {step: look}.
 
-    With it the rows of one move, of which some stop here and some there, are each looked at as is planned for its step.
+    Rows of one move may stop at several steps, and each is scored as is planned for its step.
     """
 
     looks: Mapping[int, Estimator]

@@ -27,7 +27,7 @@ class Kind(IntEnum):
     BRANCH = 2
     """A new particle goes on from where the parent is, with step noise of its own."""
     NEAR = 3
-    """A new sibling of the `parent`, one step from where that one came from, whose step noise is `share` times the
+    """A new sibling of the `parent`, one step from where the parent came from. Its step noise is `share` times the
     parent's and sqrt(1 - share^2) fresh noise."""
     RENOISE = 4
     """A new particle: the parent's latent, noised forward to an earlier step."""
@@ -115,8 +115,8 @@ def advance(
 ) -> Move:
     """Take these particles, in this order, from where they are to `stop`; give up those in `drop`.
 
-    A uid that is named again makes a child of that particle, which branches off where the particle was: name it once
-    with its own step for `stop`, and `score` False, to keep the particle as it is beside its children.
+    A uid that is named again makes a child of that particle, which branches off where the particle was. To keep the
+    particle as it is beside its children, name it once with its own step for `stop`, and `score` False.
     """
     parent = np.asarray(uids, int)
     n = parent.shape[-1:]  # in lockstep, these columns are the same for all searches

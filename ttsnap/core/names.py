@@ -37,9 +37,10 @@ def unknown(what: str, name: object, known: Iterable[str], more: str = "") -> st
 
 def load_object(where: str) -> Any:
     """The object at "module:attribute" or "file.py:attribute". The module or file is imported, that is, executed;
-    tables name classes as text, so that only what is asked for is imported.
+    tables name classes as text, so that only what is used is imported.
 
-    Raises ImportError where there is no such file, module or attribute. Callers say in their own words what was asked.
+    Raises ImportError where there is no such file, module or attribute. Callers say in their own words what was looked
+    for.
     """
     place, _, attribute = where.rpartition(":")
     try:

@@ -64,7 +64,7 @@ class Here(Decoded):
 
 
 def thinned(image: Tensor) -> Tensor:
-    """Every so many-th pixel of an image (3, H, W), or of a few frames of a video (T, 3, H, W), chosen evenly."""
+    """A small copy of an image (3, H, W), or of a few frames of a video (T, 3, H, W): every so many-th pixel."""
     shown = image if image.ndim == 3 else image[chosen(len(image), min(SHOWN, len(image)))]
     stride = max(1, min(image.shape[-2:]) // SMALL)
     return shown[..., ::stride, ::stride]
@@ -97,7 +97,7 @@ class Outcome:
     errors: Sequence[str | None] = ()
     """What went wrong in a reward, by row."""
     kept: Sequence[Mapping[str, Tensor]] = ()
-    """What else the engine was asked to keep of each row."""
+    """What else the engine keeps of each row (Engine.keep)."""
     look_cost: Cost = NOTHING
     """What looks took beyond the particles' own evaluations."""
     log_ratio: FloatArray | None = None

@@ -17,8 +17,8 @@ Utility = Callable[[FloatArray], FloatArray]
 class Particles:
     """Every particle that a search ever started, as an algorithm may see them. Row i is the particle with uid i.
 
-    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once,
-    every array with a leading axis B; that is how simulation is fast.
+    An algorithm that works along the last axis (`lockstep = True`) may also be shown a stack of B searches at once.
+    Every array then has a leading axis B, which makes simulation fast.
     """
 
     seed: IntArray
@@ -88,7 +88,7 @@ class Particles:
         """Uids of the living but these, ascending: what a move drops that goes on from these alone."""
         return np.setdiff1d(np.flatnonzero(self.alive), uids)
 
-    def told(self, moved: IntArray, left: float) -> Particles:
+    def after_move(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
         return Particles(*columns, self.log_ratio, self.has_gradient, self.utility, moved, left)

@@ -47,9 +47,9 @@ def row_costs(
     """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
     rows: resolved (plans.py), so that `parent` is the particle whose state a row starts from.
-    A row from step a to b takes the evaluations of the steps between (b - a, where each takes one), those of its look
-    if it is scored before the end (the x0 estimate at b takes one), and one less if the evaluation at a is paid
-    already. Children of one particle share its evaluation: the first row that uses it pays. So it is with gradients.
+    A row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A row that is scored
+    before the end takes those of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
+    is paid already. Children of one particle share its evaluation and its gradient: the first row that uses one pays.
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
@@ -171,8 +171,8 @@ class Plan:
 
 def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: Price = PLAIN, seed: int = 0) -> Plan:
     """The plan of a valid move (validate.py). Fresh seeds count up from `seed`; those of torch, uint64, wrap around."""
-    asked, now = move.rows, len(particles)
-    kind, parent, near = asked.kind, asked.parent, np.full(len(move), -1)
+    wanted, now = move.rows, len(particles)
+    kind, parent, near = wanted.kind, wanted.parent, np.full(len(move), -1)
     if np.count_nonzero(siblings := kind == NEAR):
         near = np.where(siblings, parent, -1)
         parent = np.where(siblings, particles.parent[parent], parent)
@@ -180,7 +180,7 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
     if len(set(parent[same].tolist())) < len(same):
         kind = kind.copy()
         kind[same[~first_ones(parent[same], now)]] = BRANCH
-    rows = Rows(kind, parent, asked.start, asked.stop, asked.score, asked.share)
+    rows = Rows(kind, parent, wanted.start, wanted.stop, wanted.score, wanted.share)
     new, fresh = kind != CONTINUE, kind == FRESH
     uid = np.where(new, now - 1 + new.cumsum(), parent)
     seeds = np.uint64(seed) + (particles.seeds - 1 + fresh.cumsum()).astype(np.uint64)

@@ -123,7 +123,7 @@ class UsageMeter(Protocol):
 
 
 class EngineLost(RuntimeError):  # noqa: N818 (it is no mistake of the user)
-    """An engine cannot go on; the message is a sentence that says why. What was found before can still be told."""
+    """An engine cannot go on; the message is a sentence that says why. What was found before can still be reported."""
 
 
 class Engine(ABC):

@@ -231,7 +231,7 @@ class Result:
     """A small copy of the picture that the prompt changes; None for prompts that are texts only."""
 
     def __repr__(self) -> str:
-        """A line: what was asked for, the best image and what it took."""
+        """A line: the prompt, the best image and what it took."""
         prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
         best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""

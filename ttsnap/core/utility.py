@@ -57,14 +57,14 @@ def make(spec: str | Sequence[float]) -> Utility:
 
 
 def check_scores_each(utility: Utility, name: str) -> None:
-    """ValueError where an algorithm of this name compares scores of images that were valued apart, and the utility only
+    """ValueError for an algorithm of this name, which compares images that were valued apart, where the utility only
     ranks images among each other."""
     if utility is rank_sum:
         raise ValueError(f"rank_sum only ranks images among each other; {name} needs a score of each: use mean")
 
 
 def described(spec: str | Sequence[float], rewards: Sequence[str]) -> str:
-    """What a utility of these rewards is, in words, as "mean of a and b", "1 a + 0.5 b", or just "a"."""
+    """A utility of these rewards in words: "mean of a and b", "1 a + 0.5 b", or just "a"."""
     if not isinstance(spec, str):
         return " + ".join(f"{weight:g} {name}" for weight, name in zip(spec, rewards, strict=True))
     if len(rewards) == 1:

@@ -85,7 +85,7 @@ def check_idle(moves: int, algorithm: Algorithm) -> None:
 
 
 def _check_columns(move: Move, who: str) -> None:
-    """ValueError where the columns of a move are no arrays of one value a row, of the types that Rows names."""
+    """ValueError unless the columns of a move are arrays of one value a row, of the types that Rows names."""
     shape = move.rows.parent.shape
     for (name, types), column in zip(_COLUMNS.items(), move.rows, strict=True):
         if column.shape != shape or len(shape) != 1 or column.dtype.kind not in types:
@@ -96,10 +96,10 @@ def _check_columns(move: Move, who: str) -> None:
 
 
 def _check_begins(kind: int, rows: Rows, particles: Particles, grid: Grid, who: str) -> None:
-    """ValueError where rows, all of this kind, do not begin where such may, or there is no such kind to ask for."""
+    """ValueError where rows of this kind do not begin where such may, or where no algorithm may use the kind."""
     if kind not in RULES:
-        asked = ", ".join(f"{Kind(known).name} {known}" for known in RULES)
-        raise ValueError(f"{who}: no row can be of kind {kind}; kinds to ask for are {asked}")
+        kinds = ", ".join(f"{Kind(known).name} {known}" for known in RULES)
+        raise ValueError(f"{who}: no row can be of kind {kind}; kinds to ask for are {kinds}")
     at = np.zeros(len(rows.parent), int) if kind == FRESH else particles.step[rows.parent]
     begins, sentence = RULES[kind]
     if not begins(rows, at, grid.steps).all():
@@ -127,9 +127,9 @@ def _check_given_up(move: Move, particles: Particles, who: str) -> None:
 
 
 def _check_siblings(rows: Rows, particles: Particles, who: str) -> None:
-    """ValueError where a row near another one could not have the step of that one, as far as the table tells.
+    """ValueError where a row near another one could not take that one's step, as far as the table tells.
 
-    Its parent's row in the same move, which waits there or goes on, keeps what was paid at the parent's step.
+    The parent needs a plain row in the same move, which keeps what was paid at the parent's step.
     """
     near = rows.kind == NEAR
     parent = particles.parent[rows.parent[near]]
@@ -147,7 +147,7 @@ def _check_siblings(rows: Rows, particles: Particles, who: str) -> None:
 def check_declared(plan: Plan, algorithm: Algorithm, *, drafter: bool) -> None:
     """ValueError where a plan does what the algorithm did not declare among its needs.
 
-    drafter: whether the task told the algorithm of one (Task.draft_calls), which it may then use undeclared.
+    drafter: whether the task has one (Task.draft_calls), which the algorithm may then use undeclared.
     """
     does = {NEED_OF[kind] for kind in set(plan.rows.kind.tolist()) if kind in NEED_OF} | plan.look.needs
     if drafter:

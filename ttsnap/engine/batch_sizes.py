@@ -27,8 +27,8 @@ R = TypeVar("R")
 class BatchSizes:
     """batch_size: most rows in a call of the denoiser; decode_batch_size: most images in a decode and a reward call.
 
-    None where a size is to be found when first asked for: by `find`, which gets both and returns both. ValueError for
-    sizes below 1. stats: where it counts how often memory ran out.
+    None where a size is to be found when it is first needed: by `find`, which gets both and returns both. ValueError
+    for sizes below 1. stats: where it counts how often memory ran out.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def fit_batches(
     def judge(n: int) -> None:
         images = denoiser.decode(_noise(denoiser, n))
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
-        for _, reward in scorer.asked:
+        for _, reward in scorer.local:
             ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
 
     if denoise is None:
@@ -162,7 +162,7 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
     level = torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    calls = [scorer.shown.by(reward, sources) for _, reward in scorer.asked]
+    calls = [scorer.shown.by(reward, sources) for _, reward in scorer.local]
     scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),

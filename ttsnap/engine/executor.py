@@ -45,11 +45,10 @@ class Executor:
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
 
     def forward(self, batch: Batch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
-        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call, which
-        takes what other engines have pending along.
+        """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
 
-        Where memory runs out, the nodes that it took too much for stay as they are, and the scheduler chooses them
-        again.
+        The call takes along what other engines have pending. Where memory runs out, the nodes that were too many stay
+        as they are, and the scheduler chooses them again.
         """
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
@@ -115,7 +114,7 @@ class Executor:
         self.count(Cost(draft_calls=calls * len(pending)))
 
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a network is called with for these nodes: latents, positions and prompts, padded where that is asked."""
+        """What a network is called with for these nodes: latents, positions and prompts, padded with `padded`."""
         for peer in dict.fromkeys(peer for peer, _ in pending):
             peer.noise.draw([node for whose, node in pending if whose is peer])
         rows = list(pending)

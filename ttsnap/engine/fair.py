@@ -2,8 +2,8 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next turn starts in a
 virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. Who has not waited for
-a while starts at the present of that time: no claim is saved up. While two wait all the time, what they got, each
-divided by its weight, differs by at most one turn of each, divided by the weights.
+a while starts at the present of that time: no claim is saved up. While two wait all the time, their shares, divided by
+their weights, differ by at most a turn of each.
 """
 
 from __future__ import annotations

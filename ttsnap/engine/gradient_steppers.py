@@ -1,8 +1,8 @@
 """The gradient of a finished image's reward with respect to its initial noise, back through its last evaluations.
 
 ReNO (arXiv 2406.04312) climbs along it for models of one step. With more steps it is truncated: it goes back through
-the last `depth` evaluations, one at a time, each made again from the latent that it started from, as gradient
-checkpointing does. The gradient at the earliest of those latents stands in for the one at the noise.
+the last `depth` evaluations, one at a time. Each is made again from its latent, as gradient checkpointing does. The
+gradient at the earliest of those latents stands in for the one at the noise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gradient of rewards with respect to latents: back through rewards, decoder and, if asked to, the denoiser."""
+"""The gradient of rewards with respect to latents: back through rewards, decoder and perhaps the denoiser."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ def differentiable(reward: RewardModel, images: Tensor, prompts: Sequence[str], 
 def check_reward(reward: RewardModel) -> None:
     """ValueError for a reward whose gradient cannot be had: tried on a gray image, which costs one call of it.
 
-    One that asks a model behind an API is not tried. What a gradient would take of its tokens nobody is charged, since
-    it is known afterwards only, when there is no score to give the rest back with.
+    One that asks a model behind an API is refused untried: a gradient has no score with which unused tokens could be
+    refunded.
     """
     if reward.tokens:
         raise ValueError(f"reward {reward.name!r} asks a language model behind an API: gradients are not taken of it; "

@@ -3,8 +3,8 @@
 Rows of one denoiser batch come from any prompt and any step. When pruning frees a row, another prompt's particle
 takes it, so the batch stays full.
 
-Its parts: rows.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them, a stepper
-(stepper.py) takes them from step to step, scoring.py scores them, store.py keeps particles between moves.
+Its parts: rows.py makes rows of a plan, scheduler.py chooses which run, executor.py runs them. A stepper (stepper.py)
+takes them from step to step, scoring.py scores them, store.py keeps particles between moves.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ from ttsnap.sampling.kernels import Kernel
 class LiveEngine(Engine):
     """Runs a Denoiser and rewards in full batches.
 
-    options: how large batches are, and what is handed to listeners (each field says what it does). A batch size that is
-    None is measured by a few throw-away calls (in `calibration_cost`), where the device tells its memory; too large a
-    size is halved. With classifier-free guidance the network sees twice as many rows.
-    kernel: the pipeline's own by default. guidance: steps follow the rewards' gradient (guided_steps.py). network:
-    that of engines which fill each other's batches, until they `leave`; plain steps without drafts only, else
-    ValueError.
+    options: how large batches are, and what is handed to listeners (each field says what it does). Where a batch size
+        is None and the device tells its memory, a few throw-away calls measure it (`calibration_cost`). Too large a
+        size is halved. With classifier-free guidance the network sees twice as many rows.
+    kernel: the pipeline's own by default.
+    guidance: steps follow the rewards' gradient (guided_steps.py).
+    network: that of engines which fill each other's batches, until they `leave`; plain steps without drafts only, else
+        ValueError.
+
     `stats` counts what ran.
     """
 

@@ -37,7 +37,7 @@ class LookRun:
         return here if self.node is None else self.node
 
     def level(self, stop: int, grid: Grid) -> float:
-        """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards are told it."""
+        """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards get it."""
         return grid.levels[stop if self.node is None else self.node.position]
 
     @property
@@ -110,10 +110,10 @@ class RolloutRun(BesideRun):
 
 
 class DraftRun(LookRun):
-    """Scores what the drafter makes of the particle's latent, on a node beside it that is made once it is there.
+    """Scores what the drafter makes of the particle's latent, on a node beside the particle.
 
-    level: the noise level that the drafter's last call is told. What it answers there is blurred as an x0 estimate of
-    about that level is, so that noise-aware rewards judge it as one.
+    level: the noise level that the drafter's last call is told. Its answer is blurred about as an x0 estimate of that
+    level is, and noise-aware rewards judge it as one.
     """
 
     scores = True
@@ -139,7 +139,7 @@ class DraftRun(LookRun):
 
 
 def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
-    """Take each of these looks, of particles that stop at these nodes, on to its next node, if it can go on."""
+    """Take each of these looks on to its next node, if it can go on; the nodes are where particles stop."""
     ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
     for look, here in looks:
         if isinstance(look, DraftRun):

@@ -85,7 +85,7 @@ class Row:
 
     @property
     def at_stop(self) -> bool:
-        """Whether it has come to where it goes, with all that it needs there but for what its look does beside it."""
+        """Whether it has come to its stop, with all that it needs there but what its look makes."""
         here = self.node.position == self.end and not self.needs_gradient
         return here and (self.node.prediction is not None or not self.look.reads_estimate)
 

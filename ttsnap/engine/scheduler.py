@@ -1,7 +1,7 @@
 """Which rows run next. It knows no torch, no model and no prices: it sees rows only as `Waits` describes them.
 
-Rows are served in the order in which they came. A batch holds the nodes for which the first rows wait, so a row that
-goes on stays in the batch until it is done, and the places of rows that are done go to the next ones, of any prompt.
+Rows are served in the order in which they came. A batch holds the nodes for which the first rows wait. So a row stays
+in the batch until it is done, and its place then goes to the next row, of any prompt.
 Where prompts belong to people who must not wait for each other, they take turns instead (fair.py).
 """
 
@@ -32,8 +32,8 @@ class Batch(Generic[NodeT]):
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
     """The nodes for which the first of these rows wait, at most `size`, all of one lane.
 
-    Drafts go first. A row is through once it has its draft, so that others do not wait for long, and those who go on
-    after it fill the denoiser's batches together.
+    Drafts go first. A row is through once it has its draft: others do not wait for long, and those that go on fill the
+    denoiser's batches together.
     """
     nodes: dict[int, NodeT] = {}
     lane = next((row.lane for row in rows if row.lane), 0)
@@ -65,7 +65,7 @@ class Scheduler(Generic[RowT]):
         return len(self.going) + len(self.arrived)
 
     def first(self, size: int) -> list[RowT]:
-        """The rows of which the next batch of `size` is made, first ones first. To be asked once for each batch."""
+        """The rows of which the next batch of `size` is made, first ones first. Called once for each batch."""
         return self.going if self.turns is None else self.turns.choose(self.going, size)
 
     def add(self, rows: Sequence[RowT]) -> None:
@@ -91,9 +91,8 @@ class Scheduler(Generic[RowT]):
     def due(self, size: int, *, hold: bool = False) -> list[RowT]:
         """Arrived rows that are to be scored now, `size` at a time.
 
-        Full batches, and what is left over only when the denoiser has nothing left to do meanwhile, or, where jobs take
-        turns, for one of them. hold: nothing before that, for engines where going from the denoiser to the decoder is
-        slow.
+        Full batches. The rest is due when the denoiser has nothing left to do or, where jobs take turns, nothing left
+        for one of them. hold: nothing before that, for engines where going from the denoiser to the decoder is slow.
         """
         going = {row.job for row in self.going} if self.turns is not None else set()
         if not self.going or (self.turns is not None and any(row.job not in going for row in self.arrived)):

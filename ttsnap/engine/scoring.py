@@ -55,7 +55,7 @@ class ScoredRows(NamedTuple):
 
 
 class RewardBatch(NamedTuple):
-    """What rewards are asked about: n rows."""
+    """What rewards score: n rows."""
 
     batch: Sequence[Row]
     latents: Tensor
@@ -71,7 +71,7 @@ class RewardBatch(NamedTuple):
 
 
 class RowScorer:
-    """Scores rows with every reward, but for those that are asked elsewhere (`RewardModel.remote`).
+    """Scores rows with every reward but remote ones (`RewardModel.remote`).
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
     of what is made, by the denoiser and the option `frames`. ValueError where there is no preview VAE, and for rewards
@@ -90,16 +90,16 @@ class RowScorer:
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
-        self.asked = [(place, reward) for place, reward in enumerate(rewards) if not reward.remote]
-        """The rewards that it asks, with their places among all."""
-        if denoiser.frames is not None and len(self.asked) < len(rewards):
+        self.local = [(place, reward) for place, reward in enumerate(rewards) if not reward.remote]
+        """The rewards that it scores by, with their places among all."""
+        if denoiser.frames is not None and len(self.local) < len(rewards):
             raise ValueError("rewards of videos are asked where the latents are; leave reward_actors out")
         self._first = RewardHealthCheck(rewards)
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
-        self.tokens = sum(r.tokens * self.shown.calls(r) for _, r in self.asked)
+        self.tokens = sum(r.tokens * self.shown.calls(r) for _, r in self.local)
         self.calls = sum(map(self.shown.calls, rewards))
-        self.calls_here = sum(self.shown.calls(r) for _, r in self.asked)
+        self.calls_here = sum(self.shown.calls(r) for _, r in self.local)
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     @property
@@ -122,16 +122,16 @@ class RowScorer:
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
-            columns = [self._column(reward, asked) for _, reward in self.asked]
+            columns = [self._column(reward, asked) for _, reward in self.local]
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])
         scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
         causes: dict[str, str | None] = {}
-        for (r, reward), (column, error, tokens) in zip(self.asked, columns, strict=True):
+        for (r, reward), (column, error, tokens) in zip(self.local, columns, strict=True):
             column[broken] = np.nan
             self._first.check(reward.name, column, finished, broken, error)
             scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
             taken += tokens
-        here = scores[:, [r for r, _ in self.asked]]
+        here = scores[:, [r for r, _ in self.local]]
         errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(here, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:

@@ -30,9 +30,9 @@ class EncodedPrompts:
     """Of the jobs of one engine, which come and go while it runs.
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
-    come, the denoiser is asked for the prompts of all that there are. One whose encoder pads to a fixed length keeps
-    those that it has. denoiser: encodes them. encode_all: has it do that, for the prompts here and those of other
-    engines on the same network, and calls `place` (SharedDenoiser.encode).
+    come, the denoiser encodes the prompts of all that there are. One whose encoder pads to a fixed length keeps those
+    that it has. encode_all: has the denoiser encode the prompts of all engines on the same network, and calls `place`
+    (SharedDenoiser.encode).
     """
 
     def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:
@@ -178,7 +178,7 @@ class PendingEval(NamedTuple):
 class SharedDenoiser:
     """Encodes the prompts of its engines together, and evaluates their rows together, wherever they are in their grids.
 
-    An engine that is told of none has one for itself, over its own denoiser. One that several share is made with a
+    An engine without a shared one has one for itself, over its own denoiser. One that several share is made with a
     denoiser that is none of theirs: a call like theirs, for any number of steps. Their grids lie in it one after the
     other (Denoiser.merge_schedule); what else belongs to a grid, as kernels, looks and initial noise do, stays with the
     engines.

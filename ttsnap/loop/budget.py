@@ -108,7 +108,7 @@ class Budget(PerKind[int | None], unset=None):
         return ",".join(caps) or "no limit"
 
     def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
-        """None when `cost` fits, else which cap it breaks, for a message. Seconds only where asked for."""
+        """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap counts."""
         for name, need, cap in self._needs(cost, price, seconds):
             if need > cap * (1 + 1e-12):
                 return f"{need:.6g} {name} of {cap:.6g}"

@@ -38,8 +38,8 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, s
         calibration=engine.calibration_cost,
         lost=engine.lost,
     )
-    told = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))
-    return Result(job.prompt.text, images, *told, state=job.state, levels=engine.grid.levels)
+    found = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))
+    return Result(job.prompt.text, images, *found, state=job.state, levels=engine.grid.levels)
 
 
 def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, ...]:
@@ -61,18 +61,18 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
 
 def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) -> list[Notice]:
     """What to say of a job that is done, and of the images that came of it."""
-    told = list(job.warnings)
+    found = list(job.warnings)
     if not images and not job.trace:
-        told.append(Notice("stopped before this prompt was taken up"))
+        found.append(Notice("stopped before this prompt was taken up"))
     elif images and not any(np.isfinite(candidate.reward) for candidate in images):
-        told.append(Notice("no image has a score: which of them is the best is not known"))
+        found.append(Notice("no image has a score: which of them is the best is not known"))
     if 0 < len(images) < keep:
-        told.append(Notice(f"{len(images)} of the {keep} images asked for were finished"))
+        found.append(Notice(f"{len(images)} of the {keep} images asked for were finished"))
     drafts = _started(job.particles) > 1  # of one seed, none is chosen
     if engine.draft_calls and images and drafts and not job.ledger.spent.draft_calls:
         why = "this search looks at none; seed-pruning with draft_share > 0 does"
-        told.append(Notice(f"the draft was not used: {why}"))
-    return told
+        found.append(Notice(f"the draft was not used: {why}"))
+    return found
 
 
 def _started(particles: Particles) -> int:

@@ -1,4 +1,4 @@
-"""What is asked of a running loop at once: some prompts with one specification, and how far they have come."""
+"""A request to a running loop: some prompts with one specification, and how far they have come."""
 
 from __future__ import annotations
 

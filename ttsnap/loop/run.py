@@ -88,8 +88,10 @@ class Run:
         self.requests = [request for request in self.requests if not request.done]
 
     def stop(self, request: Request) -> None:
-        """End a request early: each prompt with its best image, one being finished first where there is none, and
-        prompts that were not taken up yet without. What was charged and did not run is refunded."""
+        """End a request early: each prompt with its best image. One is finished first where there is none.
+
+        Prompts that were not taken up yet end without an image. What was charged and did not run is refunded.
+        """
         if request.stopping:
             return
         try:
@@ -115,8 +117,10 @@ class Run:
     # --- the loop -------------------------------------------------------------------------------------------
 
     def _take_up(self, request: Request) -> None:
-        """As many of its prompts as the engine has room for, but one at least, so that no other request keeps it out;
-        all at once where they share a budget."""
+        """Take up as many of its prompts as the engine has room for; all at once where they share a budget.
+
+        One at least is taken up, so that no other request keeps it out.
+        """
         shared = request.spec.shared
         while request.queue and (shared or not request.active or self.engine.pending() < self.engine.capacity):
             job = request.queue.popleft()
@@ -150,7 +154,7 @@ class Run:
             return Proposal(None, np.inf, job.state)
         algorithm, task = request.spec.algorithm, request.task
         left = task.allowance - request.cap.evaluations(job.ledger.spent)
-        particles = job.particles.told(job.moved, left)
+        particles = job.particles.after_move(job.moved, left)
         move, state = algorithm.step(job.state, particles, job.rng)
         if move is None:
             return Proposal(None, np.inf, state)
@@ -165,7 +169,7 @@ class Run:
         return resolve(move, particles, self.grid, self.rewards, self.engine.price, seed)
 
     def _submit_prefix(self, job: Job, plan: Plan) -> bool:
-        """Submit as many rows of the plan, from the first on, as fit with what must be held back after them."""
+        """Submit the first rows of the plan, as many as fit with what must be held back after them."""
         rows = len(plan)
         if not self._submit(job, plan):
             low, high = 0, rows
@@ -231,8 +235,8 @@ class Run:
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
         for uid, step, scores, picture, more in zip(*columns, outcome.images, kept, strict=True):
             look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
-            told = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
-            request.tell("score", job, uids=(uid,), step=step, look=look, **told)
+            details = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
+            request.tell("score", job, uids=(uid,), step=step, look=look, **details)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 

@@ -45,16 +45,18 @@ def search(
 ) -> list[Result]:
     """Run `algorithm` for every prompt on `engine` within `budget`; one Result per prompt, in order.
 
-    budget: caps per prompt; with `shared` the prompts draw on one pot of that many times the number of prompts.
-    A cap in seconds is for all prompts together (seconds times prompts): the engine is theirs in common.
+    budget: caps per prompt; with `shared` the prompts draw on one pot of that many times the number of prompts. A cap
+        in seconds is for all prompts together (seconds times prompts): the engine is theirs in common.
     seed: candidate i of a prompt starts from the noise of torch seed `seed + i`; seeds are those of torch, from 0 to
-    2^64 - 1, and 0 comes after the last. keep: how many finished images come back, best first. on_event: called with
-    every Event. should_stop: asked once per batch; when it says True, running prompts end with their best finished
-    image (one is finished first if there is none), and prompts not yet taken up come back without images.
+        2^64 - 1, and 0 comes after the last.
+    keep: how many finished images come back, best first.
+    on_event: called with every Event.
+    should_stop: called once per batch. When it says True, running prompts end with their best finished image; one is
+        finished first if there is none. Prompts not yet taken up come back without images.
 
-    Raises ValueError before any compute when the budget cannot pay for one image, the algorithm does not fit the
-    grid, or it branches on an engine that is deterministic; RuntimeError for an algorithm that keeps making moves which
-    cost nothing, and rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
+    ValueError, before any compute, where the budget cannot pay for one image, the algorithm does not fit the grid, or
+    the engine cannot do what the algorithm needs. RuntimeError for an algorithm that keeps making moves which cost
+    nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
     watch = RequestClock(clock, clock())
     if not prompts:

@@ -1,4 +1,4 @@
-"""What is asked of a model that denoises: the base class of every denoiser."""
+"""The base class of every denoiser: a model that takes noise away."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Denoiser(ABC):
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
     offloaded: bool = False
-    """Whether only one of its networks is on the device at a time, so that going from one to another is slow."""
+    """Whether only one of its networks is on the device at a time: going from one to another is slow."""
     gradient_checkpointing: bool = False
     """Whether a backward pass makes the forward pass again, to save memory."""
 
@@ -108,7 +108,7 @@ class Denoiser(ABC):
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
         """`cond` (N,) of rows of these encoded prompts (N,) and of these initial seeds: by default the prompts.
 
-        A call whose conditions differ from seed to seed, as where a VAE samples the image that is edited, numbers them.
+        A call numbers its conditions where they differ from seed to seed: a VAE may sample the image that is edited.
         """
         return prompts
 
@@ -156,7 +156,7 @@ class Denoiser(ABC):
         """FLOPs, of a preview and of a draft where it makes these."""
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
-        """What was measured before where a row cost as much time and memory as here, with the decoder "decode" or
+        """Measurements of calls in which a row costs as much time and memory as here, with the decoder "decode" or
         "preview"; by default nothing is kept."""
         return {}
 

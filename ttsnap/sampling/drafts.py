@@ -1,7 +1,7 @@
-"""Drafts: a guess of where the deterministic sampler ends from the state where a particle is, in a call or a few.
+"""Drafts: a guess of where the deterministic sampler ends from where a particle is, in a call or a few.
 
-A drafter is a network that guesses the end in place of the posterior mean: the model under a LoRA distilled for it,
-other weights, or the model itself, told that there is less noise than there is ("hot"). Here are what is known of one
+A drafter is a network that guesses the end in place of the posterior mean. It may be the model under a LoRA distilled
+for it, other weights, or the model itself, told of less noise than there is ("hot"). Here are what is known of one
 (`DraftSettings`, kept as draft.json beside its weights) and where its calls are made (`guess`).
 """
 
@@ -52,8 +52,8 @@ class Checked(Settings):
 
     @property
     def pays(self) -> bool:
-        """Whether some draft ranked seeds better than x0 estimates of about its cost, by more than chance may do (two
-        standard errors), as far as that was noted."""
+        """Whether some draft ranked seeds better than x0 estimates of about its cost, by two standard errors where
+        these were noted."""
         gains = {name: value for name, value in self.figures.items() if name.startswith("gain of ")}
         sure = (value > 2 * self.figures.get(f"error of the {name}", 0.0) for name, value in gains.items())
         return not gains or any(sure)
@@ -121,8 +121,7 @@ def read_hot(path: str | Path) -> DraftSettings:
 def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
     """The settings that the object of a draft.json stands for; `where` names it in messages.
 
-    ValueError for another format, unknown keys, values of another type or out of bounds, and texts or lists that are
-    too long.
+    ValueError for another format, unknown keys, values that do not fit, and texts or lists that are too long.
     """
     try:
         if check("format", data.get("format"), int) != FORMAT:
@@ -152,11 +151,11 @@ def write_settings(path: Path, settings: DraftSettings) -> None:
 
 
 def note_check(where: str | Path, check: Checked) -> None:
-    """Put what was measured into the draft.json of a drafter's folder, or into a file (HOT_FILE) of the model itself as
-    its own drafter, which is made where there is none.
+    """Note a measurement in the draft.json of a drafter's folder, in place of one for the same model, steps and
+    guidance.
 
-    It takes the place of what is there for the same model, steps and guidance. ValueError for a damaged file, which
-    stays as it is.
+    where: the folder, or a file (HOT_FILE) of the model itself as its own drafter, which is made where there is none.
+    ValueError for a damaged file, which stays as it is.
     """
     path = Path(where)
     if path.name.endswith(HOT_FILE):
@@ -169,11 +168,11 @@ def note_check(where: str | Path, check: Checked) -> None:
 
 
 def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) -> str | None:
-    """A sentence that says that a drafter was not measured for this model, number of steps and guidance, or that it
-    was and does not pay; else None.
+    """A warning where a drafter was not measured for this model, number of steps and guidance, or where it does not
+    pay; else None.
 
-    A drafter guesses the end of one deterministic sampler; the end is another at another guidance, and for a drafter
-    that was trained adversarially it may have little to do with the seed.
+    A drafter guesses the end of one deterministic sampler, and another guidance leads to another end. The guess of a
+    drafter that was trained adversarially may have little to do with the seed.
     """
     here = f"{model} at {steps} steps and guidance {guidance:g}"
     for there in settings.checked:
@@ -210,7 +209,7 @@ def carried(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> T
 
 
 def guess(path: Interpolant, estimate: Estimate, x: Tensor, t: Tensor, calls: int, first_time: float) -> Tensor:
-    """The guess of the end (N, ...) from x (N, ...) at times t (N,) of `path`, in this number of calls.
+    """The guess of the end (N, ...) from x (N, ...) at times t (N,) of `path`, in so many calls.
 
     The noise of x is kept: between calls x moves towards the last guess along the same noise, nothing is drawn.
     """

@@ -30,8 +30,8 @@ class Prediction(NamedTuple):
 
 
 KernelState: TypeAlias = Any
-"""What one particle carries from step to step beside its latent. Only the kernel that made it looks inside; it is None
-for kernels that keep no history, and it is never changed in place, since several children may start from it."""
+"""What one particle carries from step to step beside its latent. Only the kernel that made it looks inside; None
+for kernels that keep no history. It is never changed in place, since several children may start from it."""
 
 
 class Kernel(Protocol):

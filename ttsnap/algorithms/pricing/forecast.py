@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -97,8 +98,8 @@ class Forecast:
         if broken:
             raise ValueError(f"the forecast is damaged: {'; '.join(broken)}")
         levels, spread_range = (tuple(arrays[name].tolist()) for name in ("levels", "spread_range"))
-        plain = {"levels": levels, "spread_range": spread_range, "spread_count": float(arrays["spread_count"])}
-        return cls(**{**arrays, **plain, "checks": checks})
+        fields: dict[str, Any] = {**arrays, "levels": levels, "checks": checks, "spread_range": spread_range}
+        return cls(**{**fields, "spread_count": float(arrays["spread_count"])})
 
 
 def read_checks(entries: Json) -> tuple[EstimatorAt, ...]:

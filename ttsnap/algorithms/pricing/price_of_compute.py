@@ -7,8 +7,9 @@ Two ways to set the price:
 
 - a budget of one prompt's own: the price is `kappa` over what is left of it, in units of the prompt's spread, and
   falls until something is worth buying; only candidates that can still be finished are bought;
-- a pot that prompts share: every prompt stops at the price that spends the pot on average (by calibration), then the
-  price falls in rungs, each prompt saying (Move.value) at which it would go on; the loop serves the highest first.
+- a pot that prompts share: every prompt stops at the price that spends the pot on average, by calibration. Then the
+  price falls in rungs. Each prompt says (Move.value) at which price it would go on, and the loop serves the highest
+  first.
 """
 
 from __future__ import annotations
@@ -213,9 +214,9 @@ class PriceOfCompute:
         limit = np.where(open_, limit, 0.0).max(-1) / level
         rung, lower = self._fall(state, np.where(open_.any(-1), limit, np.inf))
         price = self._rung_price(tariff, rung)
-        asked = price * lower
-        worth = asked < limit
-        index = look_up(tariff.table, (asked * level)[..., None], stages, z)
+        offered = price * lower
+        worth = offered < limit
+        index = look_up(tariff.table, (offered * level)[..., None], stages, z)
         index = np.where(open_, center + spread * index, -np.inf)
         j = index.argmax(-1)
         uid = np.take_along_axis(first, j[..., None], -1)[..., 0]

@@ -1,9 +1,10 @@
 """What a candidate is worth at a price of compute: reservation values, tabulated once for a forecast.
 
-A candidate's reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins 1979) is the sure
-reward at which one would be indifferent between taking it and going on with the candidate, paying for each further
-check. `reservation` tabulates it by backward induction over the forecasts seen in the recorded trajectories, `look_up`
-reads the table, and `break_even` reads it the other way: up to which price a candidate is worth more than a reward.
+A candidate's reservation value (Weitzman 1979, "Optimal Search for the Best Alternative"; Gittins 1979) is a sure
+reward: the one at which taking it is worth as much as going on with the candidate, paying for each further check.
+`reservation` tabulates it by backward induction over the forecasts of recorded trajectories. `look_up` reads the table.
+`break_even` reads it the other way: up to which price a candidate is worth more than a reward. `tariff_of` says what
+checks cost one prompt of a search.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _BANDWIDTH, _PSEUDO_COUNT = 0.35, 30.0
 def reservation(f: Forecast, costs: tuple[float, ...]) -> FloatArray:
     """Reservation values (len(PRICES), d + 1, len(STATES)), standardised.
 
-    Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations (j = 0, a fresh seed, does
-    not depend on the state); entry d is a finished one's value itself.
+    Entry j < d is for a candidate with j checks paid, whose next costs costs[j] evaluations. That of a fresh
+    seed (j = 0) does not depend on the state. Entry d is the value of a finished one.
     """
     z, d = STATES, len(f.checks)
     moves = [_transitions(f.paths[:, j], f.paths[:, j + 1], _BANDWIDTH) for j in range(d - 1)]

@@ -58,7 +58,7 @@ class State(NamedTuple):
 
 
 def arrived(s: State, moved: IntArray) -> State:
-    """Of the rows that the last move asked for, those carried out (`moved`, -1 where the budget cut one off).
+    """Of the rows of the last move, those carried out (`moved`, -1 where the budget cut one off).
 
     Those left take over the weight of the others.
     """

@@ -3,7 +3,7 @@
 FK steering (arXiv 2501.06848), DAS (arXiv 2501.05803; with guidance "twisted"), the breadth-first search of arXiv
 2505.23614 and the funnel (arXiv 2508.12361) are settings of it. Under guidance (guided_steps.py) weights also carry the
 ratio of the plain sampler to the guided one. Whatever the potentials, their product along a path is exp(lam r), r the
-reward of the finished image, so that weighted images are drawn from p(x) exp(lam r(x)).
+reward of the finished image: weighted images are drawn from p(x) exp(lam r(x)).
 """
 
 from __future__ import annotations
