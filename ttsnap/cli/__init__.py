@@ -1,7 +1,7 @@
-"""The command line. No logic of its own, and nothing heavy before it is needed.
+"""The command line: one module for each command, which imports nothing heavy before it is needed.
 
-Each command is a module with `HELP` (one line), `parser()` and `run(arguments)`, which returns the exit status and
-raises ValueError for bad input. A new command is one file and one entry of COMMANDS.
+A command's module has `HELP` (one line), `parser()` and `run(arguments)`, which returns the exit status and raises
+ValueError for bad input. A new command is one file and one entry of COMMANDS.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from ttsnap.version import __version__
 
 
 class Command(Protocol):
-    """What a command's module offers."""
+    """The module of a command."""
 
     HELP: str
 
     def parser(self) -> Parser:
-        """Its arguments, made without importing torch."""
+        """The parser of its arguments, made without importing torch."""
 
     def run(self, a: Arguments) -> int:
-        """Do it; the exit status."""
+        """Run the command; the exit status."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def build_parser() -> Parser:
-    """What tells about all commands, without importing torch."""
+    """The parser that lists all commands, made without importing torch."""
     parser = Parser("Better images from frozen text-to-image models, by spending inference compute on purpose.")
     parser.prog = "ttsnap"
     parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
@@ -88,7 +88,7 @@ def build_parser() -> Parser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
-    """A command and what it is given. ValueError for what a configuration may not say."""
+    """The command and its arguments. ValueError for what a configuration may not say."""
     name = argv[0] if argv else ""
     if name in COMMANDS:
         parser = COMMANDS[name].parser()
@@ -103,14 +103,14 @@ def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when done, 2 with one line of explanation for bad input, 130 when interrupted by Ctrl-C."""
+    """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 130 after Ctrl-C."""
     CLOCK.start()
     try:
         command, given = parse(sys.argv[1:] if argv is None else argv)
         check_names(given)
         return command.run(given)
     except (ValueError, OSError, MemoryError) as error:
-        # What was asked for, or what a file holds, cannot be done. Anything else is a mistake of ours: a traceback.
+        # Bad input. Any other exception is a mistake of ours: a traceback.
         said = f"not enough memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else str(error)
         print(f"ttsnap: error: {printable(said)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""`ttsnap algorithms`: what there is to choose from for --algorithm, and the options of each."""
+"""`ttsnap algorithms`: the algorithms to choose from for --algorithm, and the options of each."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def described(name: str, width: int = 80) -> str:
 
 
 def _column(label: str, text: str, column: int, width: int, indent: str) -> list[str]:
-    """A label and a text beside it, from `column` on."""
+    """A label, and beside it a text that begins at `column`."""
     first = f"{indent}{label}".ljust(column)
     return textwrap.wrap(
         text,

@@ -51,9 +51,9 @@ def add_prompts(p: Any) -> None:
 
 
 def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (), **starts: Any) -> None:
-    """The options that a class declares: all that can be written, or those of these names; without some.
+    """Add the options that a class declares: all that can be written, or those of `names`, `without` some.
 
-    starts: defaults other than the declared ones. An option whose default is a value takes no null.
+    starts: defaults other than the declared ones. An option with such a default takes no null.
     """
     for option in _written(kind):
         if option.name not in without and (not names or option.name in names):
@@ -61,7 +61,7 @@ def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (
 
 
 def add_option(p: Any, option: Option, start: Any = None) -> None:
-    """One option; start: its default, where it is another than the declared one."""
+    """Add one option. start: its default, where it is not the declared one."""
     marked = Common if option.common else str
     if option.written is bool:
         p.add_argument(option.dashed, action="store_true", help=marked(option.help))
@@ -76,13 +76,13 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
 
 
 def add_call(p: Any, *names: str) -> None:
-    """Options for these arguments of the pipeline's call."""
+    """Add options for these arguments of the pipeline's call."""
     for name in names:
         add_option(p, WRITTEN[name])
 
 
 def add_sampler(p: Any, *, recorded: bool = False) -> None:
-    """Steps, guidance, the sampler and --call. recorded: only what `ttsnap record` has."""
+    """Add steps, guidance, the sampler and --call. recorded: only what `ttsnap record` has."""
     add_call(p, "num_inference_steps", "guidance_scale")
     add_options(p, SamplerOptions, without=unrecorded(SamplerOptions) if recorded else ())
     p.add_argument(
@@ -100,19 +100,19 @@ def unrecorded(kind: type[Any]) -> list[str]:
 
 
 def _written(kind: type[Any]) -> list[Option]:
-    """Options that can be written."""
+    """The options that can be written in a shell."""
     return [option for option in options_of(kind) if option.written is not None]
 
 
 def read(kind: type[T], a: Arguments) -> T:
-    """What was given for the options that a class declares; those that the command does not have at their defaults."""
+    """The settings of a class as they were given; those that the command does not have are at their defaults."""
     return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})
 
 
 def add_settings(p: Any, kind: type[Any], common: Collection[str]) -> None:
-    """All options of a class of settings, those of a section in a group of its own. true and false are written out.
+    """Add all options of a class of settings, a group for each section. true and false are written out.
 
-    common: the names of those that most people need.
+    common: the names of the options that most people need.
     """
     groups: dict[str, Any] = {"": p}
     for option in options_of(kind):

@@ -1,4 +1,4 @@
-"""What a --config file may say: settings, but no code, models or addresses that the user has not named as well."""
+"""The files of --config: settings, but no code, models or addresses that the user has not named as well."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITT
 
 
 def _loading(what: str) -> set[str]:
-    """The options whose values make ttsnap load such things."""
+    """The options whose values make ttsnap load something of this kind."""
     return {option.flag for option in _DECLARED if option.loads == what}
 
 
@@ -35,10 +35,10 @@ _TEXTS = {*_loading("text"), "prompts", "call"}
 
 
 def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
-    """The values in a configuration file by the names of options, read once and checked.
+    """The values of a configuration file by the names of options, read once and checked.
 
-    known: the options of the command; words: what else is typed. ValueError for what no configuration may say. With
-    --trust, or where the command line gives the same option itself, names of rewards and models pass.
+    known: the options of the command; words: the command line. ValueError for what no configuration may say. Names of
+    rewards and models pass with --trust, or where the command line gives the same option.
     """
     where = "standard input" if path == "-" else path
     data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
@@ -60,8 +60,9 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
 
 
 def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str, section: str = "") -> dict[str, Any]:
-    """Values by the names of options, "section.name" for those in a section. ValueError that names `where` for what is
-    no option, or does not fit its type."""
+    """Values by the names of options, "section.name" for those in a section.
+
+    ValueError that names `where` for what is no option or does not fit its type."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         name = section + key.replace("-", "_")
@@ -88,7 +89,7 @@ def _checked(action: Action, value: object, where: str) -> object:
 
 
 def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything in a configuration, as record.model; lists and mappings are gone through."""
+    """(name, value) of all values in a configuration, those in lists and mappings too, named as record.model."""
     if isinstance(data, dict):
         for key, value in data.items():
             yield from _leaves(value, f"{name}.{key}" if name else str(key))
@@ -100,7 +101,7 @@ def _leaves(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a configuration names beyond that which comes with ttsnap."""
+    """(name, value) of what a configuration names that does not come with ttsnap."""
     for name, value in _leaves(data):
         key = name.rpartition(".")[2].replace("-", "_")
         if not isinstance(value, str):
@@ -117,7 +118,7 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_away(text: str) -> bool:
-    """Whether it is a path that may lead out of the folder that ttsnap runs in."""
+    """Whether a text is a path that may lead out of the working directory."""
     path = PurePath(text)
     return path.is_absolute() or ".." in path.parts or text.startswith("~")
 

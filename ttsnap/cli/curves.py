@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ttsnap.simulation.simulate import Curve
 
 BASE = "best-of-n"
-"""With what searches are compared, and how tables and plots call it."""
+"""The algorithm that others are compared with, as tables and plots call it."""
 MOST_BUDGETS = 1000
 
 
@@ -135,7 +135,7 @@ def print_curves(curves: Mapping[str, Curve], recording: Recording, given: Any, 
 
 
 def too_few_seeds(name: str, budget: Budget, seeds: int) -> str:
-    """What to say of a method that would start more seeds under this budget than were recorded."""
+    """The warning for a method that would start more seeds under this budget than were recorded."""
     return (
         f"from {budget} on {name} would start more seeds than the {seeds} that were recorded, so that these figures "
         "are below what it would find live; record more seeds, or take smaller --budgets"

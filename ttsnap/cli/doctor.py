@@ -1,4 +1,4 @@
-"""`ttsnap doctor`: what is here, what it can do in a minute, and what is wrong."""
+"""`ttsnap doctor`: what is installed, what a minute of search buys, and what is broken."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ EXTRAS = {
 ATTENTION = {"xformers": "xformers", "flash_attn": "flash", "flash_attn_interface": "_flash_3", "sageattention": "sage"}
 """Modules that bring attention kernels, and what --attention calls those."""
 STEPS, SEEDS, SLOW = 4, 16, 1.0
-"""Of the search that is measured: steps of an image, images; and the seconds of an evaluation from which one image must
-do, since more would keep people waiting."""
+"""The search that is measured: its steps and images; with more seconds an evaluation than SLOW, it makes one image."""
 
 
 def parser() -> Parser:
@@ -55,30 +54,29 @@ def parser() -> Parser:
 
 
 def run(a: Arguments) -> int:
-    """Print a line for each; 1 where something is broken."""
-    broken: list[str] = []
-    _told("versions", _versions, broken)
+    """Print a line for each check; 1 where something is broken."""
     place, kind = common.placement(a.device, a.dtype)
-    _told("device", lambda: _device(place), broken)
-    _told("bfloat16", lambda: _bfloat16(place), broken)
-    _told("extras", _extras, broken)
-    _told("attention", _attention, broken)
-    _told("edits, video", _modular, broken)
-    _told("model", lambda: _measured(a, str(kind).removeprefix("torch.")), broken)
+    checks: dict[str, Callable[[], Iterator[str]]] = {
+        "versions": _versions,
+        "device": lambda: _device(place),
+        "bfloat16": lambda: _bfloat16(place),
+        "extras": _extras,
+        "attention": _attention,
+        "edits, video": _modular,
+        "model": lambda: _measured(a, str(kind).removeprefix("torch.")),
+    }
+    broken: list[str] = []
+    for title, check in checks.items():
+        head = title
+        try:
+            for line in check():
+                print(f"{head:<14}{line}", flush=True)
+                head = ""
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            broken.append(f"{title}: {' '.join(str(error).split())[:400]}")
     broken += _wrong(place)
     print("\n".join(["", "wrong:", *(f"  {line}" for line in broken)] if broken else ["", "nothing is wrong"]))
     return 1 if broken else 0
-
-
-def _told(title: str, lines: Callable[[], Iterator[str]], broken: list[str]) -> None:
-    """Print what is known of one thing; what fails is broken."""
-    head = title
-    try:
-        for line in lines():
-            print(f"{head:<14}{line}", flush=True)
-            head = ""
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        broken.append(f"{title}: {' '.join(str(error).split())[:400]}")
 
 
 def _versions() -> Iterator[str]:
@@ -90,7 +88,7 @@ def _versions() -> Iterator[str]:
 
 
 def unmet(requirements: Any, extra: str = "") -> list[str]:
-    """What is not installed, or in a version that does not do, of the requirements of an extra, "" being the core."""
+    """The requirements of an extra ("" for the core) that are not installed, or not in a version that does."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -133,7 +131,7 @@ def _bfloat16(place: Any) -> Iterator[str]:
 
 
 def _seconds_of_products(place: Any, dtype: Any) -> float:
-    """The least seconds of a few products of matrices, which is what a denoiser mostly does."""
+    """The least seconds of several products of matrices, which take most of a denoiser's time."""
     import torch
 
     matrix, least = torch.ones(768, 768, device=place, dtype=dtype), float("inf")
@@ -166,7 +164,7 @@ def _modular() -> Iterator[str]:
 
 
 def _measured(a: Arguments, dtype: str) -> Iterator[str]:
-    """Load the model, search shortly, and say what a minute buys. ValueError where it cannot be loaded."""
+    """Load the model, run short searches, and tell what a minute buys. ValueError where it cannot be loaded."""
     from ttsnap.algorithms import make_algorithm
     from ttsnap.pipelines import defaults
 
@@ -176,7 +174,7 @@ def _measured(a: Arguments, dtype: str) -> Iterator[str]:
     pipe.set_progress_bar_config(disable=True)
 
     def spent(seeds: int, steps: int) -> Any:
-        """What a search of so many images took; brightness takes next to nothing."""
+        """What a search of so many images took; the reward, brightness, takes next to nothing."""
         found = pipe("a red circle", search=make_algorithm("best-of-n", n=seeds), reward="brightness", seed=0,
                      num_inference_steps=steps, **call)  # fmt: skip
         return found.search[0].spent
@@ -199,7 +197,7 @@ def _count(number: float) -> str:
 
 
 def _wrong(place: Any) -> list[str]:
-    """What else would make searches fail, or slow."""
+    """What else would make searches fail or be slow."""
     wrong = []
     if place.type == "cpu" and shutil.which("nvidia-smi") is not None:
         wrong.append("there is an NVIDIA driver, but torch sees no GPU: install torch for CUDA (pytorch.org)")

@@ -1,4 +1,4 @@
-"""How help looks: a short usage, options in groups, defaults only where they say something, 80 columns."""
+"""The looks of help: a short usage, options in groups, defaults only where they say something, 80 columns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _METAVARS: dict[object, str] = {int: "N", float: "X", bool: "{true,false}"}
 
 
 class Common(str):
-    """The help of an option that most people need: the page of --help has it, others are in --help-all."""
+    """The help of an option that most people need: --help shows it, --help-all the others as well."""
 
 
 def page(parser: argparse.ArgumentParser) -> str:
-    """The help that --help prints: usage, what the command is for, an example or two, and the options that most people
-    need. The whole one for a parser with commands."""
+    """What --help prints: usage, what the command is for, an example or two, the options that most people need.
+
+    For a parser with commands it is the whole help."""
     whole = parser.format_help()
     if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
         return whole
@@ -48,11 +49,11 @@ def page(parser: argparse.ArgumentParser) -> str:
 _ELSEWHERE = ("-h", "--help-all", "--print_config", "--trust")
 """Options that the page of --help leaves to --help-all."""
 MOST_OPTIONS, EXAMPLE_LINES = 18, 3
-"""What fits on a page: of commands with more options it lists the common ones, and of the examples the first."""
+"""What fits on a page: with more options only the common ones are listed, of the examples the first lines."""
 
 
 def _in_a_line(action: argparse.Action) -> argparse.Action:
-    """The same option with as much of its help as fits beside it."""
+    """The same option, its help cut to one line."""
     short = copy.copy(action)
     text = (action.help or "").split(" (default: ")[0]
     room = shutil.get_terminal_size().columns - 2 - COLUMN
@@ -68,7 +69,7 @@ def is_needed(action: argparse.Action) -> bool:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions; leaves out types and defaults that say nothing."""
+    """Keeps line breaks of descriptions, and leaves out types and defaults that say nothing."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
         super().__init__(prog, **{**settings, "max_help_position": COLUMN})
@@ -125,7 +126,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
-        # The line above the list of commands, which says that one has to be given: the usage says so, too.
+        # Without the line above the list of commands, which repeats the usage.
         return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

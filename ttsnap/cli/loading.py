@@ -1,4 +1,4 @@
-"""What is loaded is said at once, with the seconds that it took: imports and models keep people waiting."""
+"""Announcements of what is loaded, with the seconds that it takes: imports and models keep people waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Set both to zero."""
         self._begin, self.loading = time.monotonic(), 0.0
 
     @property
@@ -29,17 +29,17 @@ class Clock:
 
 
 CLOCK = Clock()
-"""That of the command which runs."""
+"""The clock of the running command."""
 
 
 def speaks() -> bool:
-    """Whether this process says what happens: of those that `accelerate launch` starts, one does."""
+    """Whether this process prints: of those that `accelerate launch` starts, one does."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
 def loading(what: str, *, bars: bool = False) -> Iterator[None]:
-    """Say on stderr that this is being loaded, before it is, and afterwards how long it took.
+    """Print on stderr what is being loaded, and at the end how long it took.
 
     bars: whether progress bars may be drawn meanwhile, which need lines of their own.
     """
@@ -63,7 +63,7 @@ def load_torch() -> None:
 
 
 def load_libraries() -> None:
-    """Import torch and what pipelines need."""
+    """Import torch and the libraries of pipelines."""
     load_torch()
     if "ttsnap.pipelines.mixin" not in sys.modules:
         with loading("diffusers"):

@@ -1,4 +1,4 @@
-"""The parser of a command: argparse, whose types are those of declarations, read by the check of all plain values."""
+"""The parser of a command: argparse, with the type hints of declarations as types."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ttsnap.options.call import WRITTEN
 
 
 class Arguments(argparse.Namespace):
-    """What a command is given, by name; what stands in a section as "section.name"."""
+    """The arguments of a command by name; those of a section as "section.name"."""
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """One of them, or the default where the command has no such option."""
+        """An argument, or the default where the command has none of that name."""
         return vars(self).get(name, default)
 
     def nested(self) -> dict[str, Any]:
-        """All as --config reads them: sections as mappings."""
+        """All arguments as --config reads them: sections as mappings."""
         found: dict[str, Any] = {}
         for name, value in vars(self).items():
             section, _, key = name.rpartition(".")
@@ -38,10 +38,10 @@ class Arguments(argparse.Namespace):
 
 
 class _Store(argparse.Action):
-    """Keep what is typed, as a value of the option's type; --options.n 16 sets one key of a mapping.
+    """Store what is typed as a value of the option's type; --options.n 16 sets one key of a mapping.
 
-    hint: the type; argparse, which knows no hints, is told of none. needed: whether it must be given, on the command
-    line or in a file. ValueError for what does not fit its type.
+    hint: the type; argparse takes no type hints. needed: whether the option must be given, on the command line or in a
+    file. ValueError for what does not fit the type.
     """
 
     def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
@@ -62,7 +62,7 @@ class _Store(argparse.Action):
 
 
 def _loose(text: str) -> object:
-    """A value of an option without a type: what YAML makes of it, where it is more than words."""
+    """The value of an option without a type: what YAML reads, where that is more than words."""
     try:
         value = parse_yaml(text, "a value")
     except ValueError:
@@ -72,7 +72,7 @@ def _loose(text: str) -> object:
 
 
 def _with(values: Mapping[str, Any] | None, keys: Sequence[str], value: object) -> dict[str, Any]:
-    """These values with another one under a key, or under the keys that lead to it."""
+    """These values with one more, at a path of keys."""
     inner = (values or {}).get(keys[0])
     if len(keys) > 1:
         value = _with(inner if isinstance(inner, Mapping) else None, keys[1:], value)
@@ -80,7 +80,7 @@ def _with(values: Mapping[str, Any] | None, keys: Sequence[str], value: object) 
 
 
 class _HelpAll(argparse.Action):
-    """--help-all: the whole help, and the end."""
+    """--help-all: print the whole help and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser._print_message(parser.format_help(), sys.stdout)
@@ -103,11 +103,11 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **how)
 
     def add_argument_group(self, *words: Any, **how: Any) -> Any:
-        """A section of the help, to which options are added in the same way."""
+        """A group of options in the help, whose `add_argument` takes type hints, too."""
         return super().add_argument_group(*words, **how)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Arguments:  # type: ignore[override]
-        """What is typed and what the files of --config say. ValueError for what no file may say."""
+        """The arguments of the command line and of the files of --config. ValueError for what no file may say."""
         words = list(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
         for word in options:  # --options.n sets one key of the option --options
@@ -124,15 +124,16 @@ class Parser(argparse.ArgumentParser):
         return self._whole(given, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:
-        """The arguments that a mapping gives, as of a file, and the defaults of the others. ValueError for what is
-        unknown, missing, or does not fit."""
+        """The arguments that a mapping gives, as a file would, and defaults for the others.
+
+        ValueError for what is unknown, missing, or does not fit."""
         given = settings_in(self.settings(), data, where)
         if missing := self._missing(given):
             raise ValueError(f"{where} lacks {' and '.join(missing).lower()}")
         return self._whole(given, [])
 
     def settings(self) -> dict[str, argparse.Action]:
-        """What a configuration may set, by name."""
+        """The options that a configuration may set, by name."""
         return {action.dest: action for action in self._actions if action.dest not in _NO_SETTINGS}
 
     def _whole(self, given: Mapping[str, Any], words: Sequence[str]) -> Arguments:
@@ -151,7 +152,7 @@ class Parser(argparse.ArgumentParser):
         return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
 
     def print_help(self, file: Any = None) -> None:
-        """The page: usage, what the command is for, an example or two, and the options that most people need."""
+        """Print the page of --help (ttsnap.cli.help.page)."""
         self._print_message(page(self), sys.stdout if file is None else file)
 
     def error(self, message: str) -> NoReturn:
@@ -171,7 +172,7 @@ class Parser(argparse.ArgumentParser):
 
 
 _NO_SETTINGS = ("help", "help_all", "print_config", "config")
-"""What the command line alone takes."""
+"""Options of the command line alone."""
 
 
 def _origins(action: argparse.Action) -> list[object]:
@@ -180,7 +181,7 @@ def _origins(action: argparse.Action) -> list[object]:
 
 
 def _values(words: Sequence[str], flag: str) -> list[str]:
-    """What follows a flag, wherever it stands."""
+    """The values of a flag, wherever it stands."""
     after = [words[i + 1] for i, word in enumerate(words[:-1]) if word == flag]
     return [*after, *(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))]
 

@@ -1,4 +1,4 @@
-"""What SIGINT (Ctrl-C) and SIGTERM (a scheduler that wants the machine back) do to a command."""
+"""What SIGINT (Ctrl-C) and SIGTERM (from a scheduler that wants the machine back) do to a command."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
 
 @contextmanager
 def left_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds what runs here, as Ctrl-C does, so that nothing is left behind; the exit status is then 143."""
-    before = _handle(signal.SIGTERM, _leave)
+    """SIGTERM unwinds the block, as Ctrl-C does, so that nothing is left behind; the exit status is then 143."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = _handle(signal.SIGTERM, leave)
     try:
         yield
     finally:
@@ -25,8 +29,9 @@ def left_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
-    """Work whose parts are kept in a folder, so that the same command goes on with it. Ctrl-C says what is safe there;
-    ValueError where it cannot be written to."""
+    """Work whose parts are kept in a folder, so that the same command resumes it.
+
+    safe: says what is safe there, for the message after Ctrl-C. ValueError where the folder cannot be written to."""
     again = "run the same command again to go on"
     try:
         yield
@@ -38,8 +43,9 @@ def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") ->
 
 
 class StopOnSignal:
-    """The first SIGINT or SIGTERM ends the search with its best finished image, which is written. Another one aborts:
-    SIGINT by KeyboardInterrupt, SIGTERM by what it did before."""
+    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished image.
+
+    A second signal aborts: SIGINT by KeyboardInterrupt, SIGTERM by the handler before."""
 
     def __enter__(self) -> StopOnSignal:
         self._asked = False
@@ -60,12 +66,8 @@ class StopOnSignal:
         return self._asked
 
 
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def _handle(number: int, handler: Handler) -> Handler:
-    """Set a handler, and return the one before; nothing outside the main thread, which alone gets signals."""
+    """Set a handler and return the one before; no effect outside the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread() or handler is None:
         return None
     return signal.signal(number, handler)

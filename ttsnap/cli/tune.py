@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
 DEFAULT = "seed pruning as it is by default"
-"""What a schedule has to beat."""
+"""The schedule to beat, in words."""
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
@@ -115,7 +115,7 @@ def _about_drafts(schedule: SeedPruning) -> str:
 
 
 def _verdict(found: Tuned, name: str, kept_out: int) -> str:
-    """Whether the schedule is better than the default that it is compared with, in a sentence, or why none can say."""
+    """One sentence: whether the schedule is better than the default, or why that is not known."""
     worth = found.held_out
     if not kept_out:
         return "no prompt was kept out, so nothing says what it is worth on others; record more prompts"
