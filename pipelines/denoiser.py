@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.guidance.passes import Guidance, Guided, Texts
+from ttsnap.pipelines.guidance import Guidance, Guided, Texts
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
-from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import unscaled
+from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
 
@@ -197,6 +196,11 @@ class PipelineDenoiser(Denoiser):
         positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
         """
         return self.guidance(self.call, x, t, step, self.texts, at)
+
+    def forward(self, *inputs: Any, **more: Any) -> Tensor:
+        """What the network makes of these inputs."""
+        out: Tensor = self.net(*inputs, **more, return_dict=False)[0]
+        return out
 
     def embedded(self, x: Tensor) -> Tensor | None:
         """The scale (N,) float32 that a network with distilled guidance reads; None for other networks."""

@@ -63,36 +63,36 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if not isinstance(spec, str):
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
-    where = str(draft_path()) if where == EMBEDDED else where
+    path = draft_path() if where == EMBEDDED else Path(where).expanduser()
+    where = str(path) if path.exists() else where
     if where == HOT or where.endswith(HOT_FILE):
-        settings = HOT_SETTINGS if where == HOT else read_hot(Path(where).expanduser())
+        settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
-    key, state = ("draft", where, network), (_state(base), _stamps(where))
+    key, state = ("draft", where, network), (_state(base), _stamps(path))
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
         kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
-    at_hand = Path(where).expanduser().exists()  # then its draft.json is read anew: it may have been checked since
-    return replace(kept[1], calls=calls, settings=_settings(where, f"draft {where}") if at_hand else kept[1].settings)
+    # A draft.json on disk is read anew: the drafter may have been checked since.
+    return replace(kept[1], calls=calls, settings=_settings(where) if path.exists() else kept[1].settings)
 
 
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:
+    """The drafter at a path or on the hub."""
     said, base = f"draft {where}", _bare(getattr(pipe, network))
-    if not Path(where).expanduser().exists():
+    if not Path(where).exists():
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
             require_repository(repository)
     config, subfolder = _config(base, where, network)
     if config is None:
-        return Drafter(_under_lora(pipe, network, where, said), _settings(where, said))
+        return Drafter(_under_lora(pipe, network, where, said), _settings(where))
     if config["_class_name"] != type(base).__name__:
         raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
-        net = type(base).from_pretrained(
-            _found(where), subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True
-        )
+        net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
-    return Drafter(frozen, _settings(where, said))
+    return Drafter(frozen, _settings(where))
 
 
 # --- a network under a LoRA ---------------------------------------------------------------------------------------
@@ -166,13 +166,11 @@ def _state(net: nn.Module) -> Hashable:
 def hooked(pipe: Any) -> bool:
     """Whether hooks stand before calls of the pipeline's parts, which loading a LoRA takes off and puts on again."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return any("_hf_hook" in vars(part) or _registered(part) for network in networks for part in network.modules())
-
-
-def _registered(part: nn.Module) -> bool:
-    """Whether diffusers' own hooks are on it: transformers that cache by context have a registry without any."""
-    registry = getattr(part, "_diffusers_hook", None)
-    return registry is not None and bool(registry.hooks)
+    parts = [part for network in networks for part in network.modules()]
+    # Transformers that cache by context have a registry of diffusers' hooks that is empty.
+    registries = [getattr(part, "_diffusers_hook", None) for part in parts]
+    registered = any(registry is not None and registry.hooks for registry in registries)
+    return registered or any("_hf_hook" in vars(part) for part in parts)
 
 
 # --- another network ----------------------------------------------------------------------------------------------
@@ -180,12 +178,12 @@ def _registered(part: nn.Module) -> bool:
 
 def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None, str | None]:
     """The configuration of the network in a folder or on the hub, and its subfolder; None: there is none."""
-    path = Path(where).expanduser()
+    path = Path(where)
     if path.is_file() or (not path.exists() and hub_file(where, f"draft {where}")[1] is not None):
         return None, None
     for subfolder in (None, network):
         try:
-            config: dict[str, Any] = type(base).load_config(_found(where), subfolder=subfolder)
+            config: dict[str, Any] = type(base).load_config(where, subfolder=subfolder)
         except OSError:
             continue
         if "_class_name" in config:
@@ -193,15 +191,8 @@ def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None,
     return None, None
 
 
-def _found(where: str) -> str:
-    """The path of a file or folder, or else the hub id that it must be."""
-    path = Path(where).expanduser()
-    return str(path) if path.exists() else where
-
-
-def _stamps(where: str) -> Hashable:
+def _stamps(path: Path) -> Hashable:
     """When the weights of a drafter on disk were written, and their sizes: others may have taken their place."""
-    path = Path(where).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
@@ -233,9 +224,9 @@ def _bare(net: Any) -> Any:
 # --- draft.json ---------------------------------------------------------------------------------------------------
 
 
-def _settings(where: str, said: str) -> DraftSettings:
-    """The settings beside a drafter's weights, in a folder or on the hub; defaults where there are none."""
-    path = Path(where).expanduser()
+def _settings(where: str) -> DraftSettings:
+    """The draft.json beside a drafter's weights, in a folder or on the hub; defaults where there is none."""
+    path, said = Path(where), f"draft {where}"
     if path.exists():
         return read_draft(path.parent if path.is_file() else path)
     from huggingface_hub import hf_hub_download

@@ -10,10 +10,9 @@ from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import TwoCalls
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.layouts import Packed
-from ttsnap.pipelines.latents.rows import tokens, unscaled
+from ttsnap.pipelines.guidance import TwoCalls
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
+from ttsnap.pipelines.latents.layouts import Packed, unscaled
 from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -62,7 +61,7 @@ class FluxDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, pooled, text_ids = texts
-        out: Tensor = self.net(
+        return self.forward(
             hidden_states=x,
             timestep=t.to(x.dtype) / 1000,
             guidance=self.embedded(x),
@@ -71,9 +70,7 @@ class FluxDenoiser(PipelineDenoiser):
             txt_ids=text_ids[0],
             img_ids=self._picture_ids,
             joint_attention_kwargs=self._joint_attention_kwargs,
-            return_dict=False,
-        )[0]
-        return out
+        )
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         size = (self.layout.height, self.layout.width, self.pipe.vae_scale_factor)
@@ -82,7 +79,7 @@ class FluxDenoiser(PipelineDenoiser):
 
 
 def _by_prompt(text: Tensor, pooled: Tensor, text_ids: Tensor) -> list[Tensor]:
-    """With the ids of tokens, which are the same for all prompts, once for each prompt."""
+    """The fields, with the ids of tokens repeated for each prompt."""
     return [text, pooled, text_ids.expand(len(text), -1, -1)]
 
 

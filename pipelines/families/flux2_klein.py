@@ -12,10 +12,9 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Guided, TwoCalls
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.guidance import Guided, TwoCalls
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Packed
-from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.latents.schedule import flow_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -64,8 +63,8 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return start
 
     def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
-        # In the precision of the stock call: that of its latents, which steps may have narrowed. In a batch with noise
-        # all are wide again; the network reads wide times as they are.
+        # Times in the precision of the stock call's latents, which steps may have narrowed. A batch that holds initial
+        # noise is wide, and the network reads wide times as they are.
         time = t.to(x.dtype) / 1000
         if self._stepped not in (None, x.dtype):
             begun = torch.isin(step, self._begins, invert=True).to(t.device)
@@ -74,7 +73,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, text_ids = texts
-        out: Tensor = self.net(
+        out = self.forward(
             hidden_states=x.to(self.net.dtype),
             timestep=t,
             guidance=None,
@@ -82,8 +81,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
             txt_ids=text_ids,
             img_ids=self._picture_ids.expand(len(x), -1, -1),
             joint_attention_kwargs=self._attention_kwargs,
-            return_dict=False,
-        )[0]
+        )
         return out[:, : x.shape[1]]
 
     def finished(self, latents: Tensor) -> Tensor:
@@ -94,10 +92,10 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         return self.postprocess(vae.decode(latents.to(get_module_execution_device(vae)), return_dict=False)[0])
 
     def _unpacked(self, vae: Any, tokens: Tensor) -> Tensor:
-        """(N, C, H, W) of packed tokens, in the scale that this VAE decodes."""
+        """Latents (N, C, H, W) of packed tokens, in the scale of this VAE."""
         ids = self._picture_ids.expand(len(tokens), -1, -1)
         latents = self.pipe._unpack_latents_with_ids(tokens, ids, self.layout.rows, self.layout.columns)
-        norm = getattr(vae, "bn", None)  # small preview VAEs decode what the denoiser puts out
+        norm = getattr(vae, "bn", None)  # preview VAEs decode the denoiser's own scale
         if norm is not None:
             mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
             variance = norm.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps

@@ -8,10 +8,9 @@ from typing import Any, Self
 from diffusers import Lumina2Pipeline
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import TwoCalls, as_long, classifier_free
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import texts, unscaled
+from ttsnap.pipelines.guidance import TwoCalls, as_long, classifier_free
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts
+from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -40,7 +39,7 @@ class Lumina2Denoiser(PipelineDenoiser):
         masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
         seen = [None if mask is None else int(mask[0].sum()) for mask in masks]
         self.text_length = (*options.values(), *(texts(call.negative_prompt, 1) or ()), *seen)
-        # The pipeline takes its channels for its tokens.
+        # As in the pipeline, which counts channels in place of tokens.
         mu = token_shift(self.pipe.scheduler, self.layout.channels(self.net))
         schedule = flow_schedule(self.pipe.scheduler, call, mu)
         steps = len(schedule.timesteps)
@@ -49,7 +48,7 @@ class Lumina2Denoiser(PipelineDenoiser):
         self.set_up(schedule, TwoCalls(call.guidance_scale, any(at), combine, at))
 
     def meta_twin(self) -> Self:
-        # The network reads the lengths of texts off their masks, which need values until then.
+        # The network reads the lengths of texts from their masks, which therefore keep their values.
         twin = super().meta_twin()
         twin.texts = self.texts.each(lambda side: [side[0].to("meta"), side[1]])
         for block in twin.net.context_refiner:
@@ -58,14 +57,13 @@ class Lumina2Denoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts
-        out: Tensor = self.net(
+        out = self.forward(
             hidden_states=x,
             timestep=1 - t / self.pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=text,
             encoder_attention_mask=mask,
-            return_dict=False,
             attention_kwargs=self._attention_kwargs,
-        )[0]
+        )
         return -out
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:

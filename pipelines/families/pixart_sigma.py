@@ -14,10 +14,9 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Paired
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.guidance import Paired
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Binned, without_variance
-from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -54,18 +53,17 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts
-        out = self.net(
+        out = self.forward(
             x,
             encoder_hidden_states=text,
             encoder_attention_mask=mask.to(x.device),
             timestep=t,
-            added_cond_kwargs=self.size_told(x),
-            return_dict=False,
-        )[0]
+            added_cond_kwargs=self.size_conditions(x),
+        )
         return without_variance(out, x, self.net)
 
-    def size_told(self, latents: Tensor) -> dict[str, Tensor | None]:
-        """What networks are told of the size of pictures: those of Sigma nothing, as in the stock call."""
+    def size_conditions(self, latents: Tensor) -> dict[str, Tensor | None]:
+        """What the network reads of the size of pictures. Those of Sigma read nothing."""
         return {"resolution": None, "aspect_ratio": None}
 
 

@@ -9,10 +9,9 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import TwoCalls, as_long
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.guidance import TwoCalls, as_long
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts, tokens
 from ttsnap.pipelines.latents.layouts import Packed
-from ttsnap.pipelines.latents.rows import texts, tokens
 from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -46,7 +45,7 @@ class QwenImageDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, mask = texts  # the mask is None where no text is padded
-        out: Tensor = self.net(
+        return self.forward(
             hidden_states=x,
             timestep=t.to(x.dtype) / 1000,
             guidance=self.embedded(x),
@@ -54,9 +53,7 @@ class QwenImageDenoiser(PipelineDenoiser):
             encoder_hidden_states=text,
             img_shapes=[[(1, self.layout.rows, self.layout.columns)]] * len(x),
             attention_kwargs=self._attention_kwargs,
-            return_dict=False,
-        )[0]
-        return out
+        )
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         c = vae.config

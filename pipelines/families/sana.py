@@ -12,10 +12,9 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Paired
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.guidance import Paired
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Binned, without_variance
-from ttsnap.pipelines.latents.rows import tokens
 from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -55,14 +54,13 @@ class SanaDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         (text, mask), dtype = texts, self.net.dtype
-        out = self.net(
+        out = self.forward(
             x.to(dtype),
             encoder_hidden_states=text.to(dtype),
             encoder_attention_mask=mask,
             timestep=t * self.net.config.timestep_scale,
-            return_dict=False,
             attention_kwargs=self._attention_kwargs,
-        )[0]
+        )
         return without_variance(out.float(), x, self.net)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Paired
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import check_sides, tokens, unscaled
+from ttsnap.pipelines.guidance import Paired
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
+from ttsnap.pipelines.latents.layouts import Plain, check_sides, unscaled
 from ttsnap.pipelines.latents.schedule import make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -52,15 +51,13 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, pooled = texts
-        out: Tensor = self.net(
+        return self.forward(
             hidden_states=x,
             timestep=t,
             encoder_hidden_states=text,
             pooled_projections=pooled,
             joint_attention_kwargs=self._joint_attention_kwargs,
-            return_dict=False,
-        )[0]
-        return out
+        )
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         return self.postprocess(vae.decode(unscaled(vae, self.settled(x0, vae)), return_dict=False)[0])

@@ -11,11 +11,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.families import unet
-from ttsnap.pipelines.guidance.passes import Texts
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
-from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import tokens, unscaled
+from ttsnap.pipelines.families.stable_diffusion import READS_SCALE, apply_settings, guidance_of, unet_pass
+from ttsnap.pipelines.guidance import Texts
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
+from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -33,7 +32,7 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
     network = "unet"
     blocks = None
     encodes_apart = True
-    reads_scale = unet.READS_SCALE
+    reads_scale = READS_SCALE
     honours = (
         "prompt_2 height width num_inference_steps timesteps sigmas guidance_scale negative_prompt negative_prompt_2 "
         "eta prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "
@@ -44,24 +43,24 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
     def read_call(self, call: SimpleNamespace) -> None:
         size = self.native_size(call.height, call.width)
         self.layout = Plain(*size)
-        self.inputs = EncoderInputs.of(vars(call), **unet.settle(self, call))
+        self.inputs = EncoderInputs.of(vars(call), **apply_settings(self, call))
         self.check_inputs(call, *size)
         self.text_length = tokens(call.prompt_embeds)
         self._ids = (call.original_size or size, call.crops_coords_top_left, call.target_size or size)
         negative = (call.negative_original_size, call.negative_crops_coords_top_left, call.negative_target_size)
         self._negative_ids = self._ids if None in negative else negative
-        self.set_up(call_schedule(self.pipe.scheduler, call), unet.guidance(self.pipe))
+        self.set_up(call_schedule(self.pipe.scheduler, call), guidance_of(self.pipe))
 
     def encode(self, prompts: Sequence[str | Prompt]) -> None:
-        # Stock repeats the pair (negative, positive) of sizes and so mixes the two up in batches of more than one
-        # picture. Here every row has its own, as in a stock call for that picture alone.
+        # The stock call repeats the pair (negative, positive) of sizes, which mixes the two up in batches of several
+        # pictures. Here every row has its own, as in a stock call for that picture alone.
         super().encode(prompts)
         positive, negative = self.texts
         unwanted = None if negative is None else self._sized(negative, self._negative_ids)
         self.texts = Texts(self._sized(positive, self._ids), unwanted)
 
     def _sized(self, texts: Sequence[Tensor], sizes: tuple[Size, Size, Size]) -> list[Tensor]:
-        """With the original size, the crop and the target size (P, 6), as the U-Net is given them."""
+        """The texts with the original size, the crop and the target size (P, 6), as the U-Net reads them."""
         (text, pooled), encoder = texts, self.pipe.text_encoder_2
         width = int(pooled.shape[-1]) if encoder is None else encoder.config.projection_dim
         ids: Tensor = self.pipe._get_add_time_ids(
@@ -71,7 +70,7 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, pooled, sizes = texts
-        return unet.passed(self, x, t, text, {"text_embeds": pooled.to(sizes.device), "time_ids": sizes})
+        return unet_pass(self, x, t, text, {"text_embeds": pooled.to(sizes.device), "time_ids": sizes})
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         with without_overflow(vae) as widened:
@@ -80,7 +79,7 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
         return self.postprocess(self._marked(vae, decoded))
 
     def _marked(self, vae: Any, decoded: Tensor) -> Tensor:
-        """With the pipeline's invisible watermark, where it has one; previews are not the pipeline's pictures."""
+        """Images with the pipeline's invisible watermark, where it has one. Previews get none."""
         if self.pipe.watermark is None or vae is not self.pipe.vae or decoded.is_meta:
             return decoded
         marked: Tensor = self.pipe.watermark.apply_watermark(decoded)
@@ -88,7 +87,7 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
 
 
 def unnormalised(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as `vae` decodes them; some (Playground 2.5) come with a mean and a deviation per channel."""
+    """Latents as `vae` decodes them. Some VAEs (Playground 2.5) have a mean and a deviation per channel."""
     c = vae.config
     known = c.get("latents_mean"), c.get("latents_std")
     if None in known:
@@ -99,7 +98,7 @@ def unnormalised(vae: Any, latents: Tensor) -> Tensor:
 
 @contextmanager
 def without_overflow(vae: Any) -> Iterator[bool]:
-    """SDXL's VAE overflows in half precision; those that say so (`force_upcast`) decode in single. Yields if so."""
+    """Decode in single precision where half would overflow, as `force_upcast` of SDXL's VAE says. Yields whether."""
     half = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if half:
         vae.to(dtype=torch.float32)

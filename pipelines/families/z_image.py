@@ -11,10 +11,9 @@ from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Joined
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
+from ttsnap.pipelines.guidance import Joined
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts, tokens
 from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import texts, tokens
 from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
 
@@ -38,7 +37,7 @@ class ZImageDenoiser(PipelineDenoiser):
         if height % multiple or width % multiple:
             raise ValueError(f"height and width must be divisible by {multiple}, got {height} and {width}")
         self.layout = Plain(height, width)
-        # The pipeline counts prompts beside embeddings, too.
+        # encode_prompt counts prompts, also where there are embeddings.
         counted = {} if call.prompt_embeds is None else {"prompt": ""}
         self.inputs = EncoderInputs.of({**vars(call), **counted}, max_sequence_length=call.max_sequence_length)
         self._joint_attention_kwargs = call.joint_attention_kwargs
@@ -51,7 +50,7 @@ class ZImageDenoiser(PipelineDenoiser):
             call.sigmas = get_default_z_image_sigmas(max(1, call.num_inference_steps))  # make_schedule refuses fewer
         mu = token_shift(self.pipe.scheduler, (height // multiple) * (width // multiple))
         schedule = flow_schedule(self.pipe.scheduler, call, mu)
-        # As the pipeline compares them: Python's numbers, of times in float32.
+        # The pipeline compares Python numbers, made of times in float32.
         times = ((1000 - schedule.timesteps.float()) / 1000).tolist()
         last = 1.0 if call.cfg_truncation is None else float(call.cfg_truncation)
         at = tuple(scale > 0 and (last > 1 or time <= last) for time in times)
@@ -60,19 +59,18 @@ class ZImageDenoiser(PipelineDenoiser):
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         (text,) = texts
-        out = self.net(
+        out = self.forward(
             list(x.to(self.net.dtype).unsqueeze(2).unbind(0)),
             (1000 - t) / 1000,
             text,
             joint_attention_kwargs=self._joint_attention_kwargs,
-            return_dict=False,
-        )[0]
+        )
         return -torch.stack([row.float() for row in out]).squeeze(2)
 
 
 def limited(limit: float, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """conditional + scale * (conditional - unconditional), each row at most `limit` times as long as the conditional
-    one; 0 is no limit."""
+    """conditional + scale * (conditional - unconditional), each row at most `limit` times the norm of the conditional
+    row. 0 is no limit."""
     guided = conditional + scale * (conditional - unconditional)
     return guided if limit <= 0 else torch.stack([_cut(*rows, limit) for rows in zip(guided, conditional, strict=True)])
 

@@ -8,7 +8,6 @@ from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.latents.rows import first, texts
 
 from ttsnap.core.prompt import Prompt
 
@@ -116,3 +115,29 @@ def _by_prompt(prompts: Sequence[Prompt], parts: Parts) -> dict[Prompt, tuple[Te
 def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
     there = [row for row in rows if row is not None]
     return torch.stack(there) if there else None
+
+
+def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
+    """One text for each of n prompts: of one for all, or of a list (its first n). ValueError for too short a list."""
+    if value is None:
+        return None
+    if not isinstance(value, str) and len(value) < n:
+        raise ValueError(f"{len(value)} texts for {n} prompts: {value!r}")
+    return [value] * n if isinstance(value, str) else list(value)[:n]
+
+
+def first(embeds: Any, n: int) -> Any:
+    """Given embeddings, a tensor or one tensor a prompt, of the first n prompts: FLOPs are counted with a single one.
+
+    ValueError for fewer.
+    """
+    if embeds is not None and len(embeds) < n:
+        raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
+    return None if embeds is None else embeds[:n]
+
+
+def tokens(embeds: Any) -> int | None:
+    """Tokens of given embeddings: a tensor (P, L, D), or one (L, D) a prompt, of which the first counts."""
+    if embeds is None or not len(embeds):
+        return None
+    return int(embeds.shape[1]) if isinstance(embeds, Tensor) else len(embeds[0])

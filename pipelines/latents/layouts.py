@@ -87,3 +87,16 @@ def without_variance(out: Tensor, latents: Tensor, network: Any) -> Tensor:
     """A network's output without the variance that some checkpoints predict too, which no sampler reads."""
     learned = network.config.out_channels // 2 == latents.shape[1]
     return out.chunk(2, dim=1)[0] if learned else out
+
+
+def unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
+    c = vae.config
+    return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
+
+
+def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:
+    """ValueError for an image, in pixels, that is larger than the network has positions for, where they are a table."""
+    most = net.config.get("pos_embed_max_size")
+    if most is not None and max(height, width) > (pixels := most * net.config["patch_size"] * pipe.vae_scale_factor):
+        raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")

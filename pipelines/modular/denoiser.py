@@ -12,9 +12,8 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance.passes import Guided
-from ttsnap.pipelines.latents.layouts import Plain
-from ttsnap.pipelines.latents.rows import check_sides
+from ttsnap.pipelines.guidance import Guided
+from ttsnap.pipelines.latents.layouts import Plain, check_sides
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState

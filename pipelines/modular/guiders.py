@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
 from torch import Tensor
-from ttsnap.pipelines.guidance.passes import Guidance
+from ttsnap.pipelines.guidance import Guidance
 
 OF_SOUND = "audio_guider"
 """The guider of a video's sound, which goes through the network in the video's passes."""

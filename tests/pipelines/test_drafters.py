@@ -299,17 +299,17 @@ def test_the_settings_of_a_draft_on_the_hub(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     write_draft(tmp_path, told(first_time=0.5))
     for where in ("a/b", "a/b/c.safetensors", "a/b/c/d.safetensors"):
-        assert _settings(where, f"draft {where}") == told(first_time=0.5)
+        assert _settings(where) == told(first_time=0.5)
     assert asked == [("a/b", "draft.json")] * 3
     answer = EntryNotFoundError("no such file")
-    assert _settings("a/b", "draft a/b") == told()
+    assert _settings("a/b") == told()
     assert not caplog.text
     answer = LocalEntryNotFoundError("offline")
-    assert _settings("a/b", "draft a/b") == told()
+    assert _settings("a/b") == told()
     assert "draft a/b: the hub cannot be asked for its draft.json, whose defaults are taken" in caplog.text
     answer = OSError("the disk is full")
     with pytest.raises(ValueError, match=r"draft a/b: cannot read its draft\.json: the disk is full"):
-        _settings("a/b", "draft a/b")
+        _settings("a/b")
 
 
 # --- other networks -----------------------------------------------------------------------------------------------

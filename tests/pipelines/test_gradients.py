@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from ttsnap.pipelines import load, upgrade
-from ttsnap.pipelines.guidance.passes import Texts
+from ttsnap.pipelines.guidance import Texts
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradient_steppers import GuidedStepper

@@ -1,8 +1,8 @@
-"""Classifier-free guidance: how the passes of a network, with the prompt and with the negative one, make an output.
+"""Classifier-free guidance: how one output is made of passes with the prompt and with the negative prompt.
 
-A guidance is a value that a denoiser is given. It is called with one pass of the network, a `Call`, and the encoded
-prompts of both passes. `Paired` makes both in one call of twice the rows, `TwoCalls` one after the other, `Joined` in
-one call to which the rows that are guided add one more each.
+A guidance is a value that a denoiser holds. It is called with one pass of the network, a `Call`, and the encoded
+prompts of both passes. Families differ in how the two passes go into calls (`Paired`, `TwoCalls`, `Joined`), in how
+their outputs are combined, and in the steps that are guided.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.latents.rows import chained, taken
 
 Call: TypeAlias = Callable[..., Tensor]
 """(x (M, ...), t (M,), *texts of M rows) -> the network's output (M, ...)."""
@@ -23,23 +22,24 @@ Combine: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Texts(NamedTuple):
-    """What the text encoders made of the prompts, and of the negative ones: each as many fields as the network reads,
-    each field with a row for every prompt (rows.take). negative: None where nothing is guided."""
+    """The encoded prompts: the fields that the network reads, each with a row for every prompt (`take`)."""
 
     positive: Sequence[Any]
     negative: Sequence[Any] | None = None
+    """The same of the negative prompts; None without guidance."""
 
     def each(self, change: Callable[[Sequence[Any]], Sequence[Any]]) -> Texts:
-        """Both, changed alike."""
+        """The same change of both."""
         return Texts(change(self.positive), None if self.negative is None else change(self.negative))
 
 
 class Guided(NamedTuple):
-    """out (N, ...): what the sampler follows. estimate (N, ...): the output at the guidance at which estimates are
-    scored, where that is another one."""
+    """The output of a guided evaluation."""
 
     out: Tensor
+    """(N, ...): what the sampler follows."""
     estimate: Tensor | None = None
+    """(N, ...): the output at the scale at which estimates are scored, where that is another one."""
 
 
 def classifier_free(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
@@ -48,7 +48,7 @@ def classifier_free(unconditional: Tensor, conditional: Tensor, scale: float) ->
 
 
 def as_long(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """As `classifier_free`, at the length of the conditional output along the last dimension."""
+    """`classifier_free`, scaled to the norm of the conditional output along the last dimension."""
     guided = classifier_free(unconditional, conditional, scale)
     norm, too_large = (torch.norm(out, dim=-1, keepdim=True) for out in (conditional, guided))
     rescaled: Tensor = guided * (norm / too_large)
@@ -57,18 +57,17 @@ def as_long(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Guidance(ABC):
-    """How far and how an evaluation is guided.
-
-    scale: of guidance. guided: whether there is a second pass. combine: of the outputs of both. at: whether each
-    position of the schedule is guided; None: all are. Prices count two passes for all. estimates: the scale at which
-    estimates are scored; None: the same.
-    """
+    """How an evaluation is guided, and how far."""
 
     scale: float = 1.0
     guided: bool = False
+    """Whether there is a second pass."""
     combine: Combine = classifier_free
+    """Of the outputs of both passes."""
     at: tuple[bool, ...] | None = None
+    """Whether each position of the schedule is guided; None: all are. Prices count two passes for all."""
     estimates: float | None = None
+    """The scale at which estimates are scored; None: `scale`."""
 
     @property
     def passes(self) -> int:
@@ -76,13 +75,13 @@ class Guidance(ABC):
         return 2 if self.guided else 1
 
     def followed_by(self, other: Guidance) -> Self:
-        """This one, for the positions of another call after its own. ValueError where the two guide otherwise."""
+        """This guidance, for its own positions and then those of another call. ValueError where the two differ."""
         if (self.guided, self.scale) != (other.guided, other.scale):
             raise ValueError("calls share a network where they agree in size and guidance")
         return self if self.at is None or other.at is None else replace(self, at=(*self.at, *other.at))
 
     def __call__(self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor) -> Guided:
-        """The guided output for x (N, ...) at times t (N,), positions step (N,) and rows cond (N,) of the texts."""
+        """The guided output for x (N, ...) at timesteps t (N,), positions step (N,) and rows cond (N,) of the texts."""
         rows = None if self.at is None else [i for i, k in enumerate(step.tolist()) if self.at[k]]
         if not self.guided or texts.negative is None or rows == []:
             return Guided(call(x, t, *taken(texts.positive, cond)))
@@ -98,11 +97,11 @@ class Guidance(ABC):
     def both(
         self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
     ) -> tuple[Tensor, Tensor]:
-        """The network's outputs with the prompts, of all rows, and with the negative ones, of these rows."""
+        """The outputs with the prompts, for all rows, and with the negative prompts, for `rows` alone."""
 
 
 class Paired(Guidance):
-    """One call: the rows with the negative prompt first, then those with the prompt, as diffusers does."""
+    """One call of twice the rows: those with the negative prompt first, as in diffusers."""
 
     def both(
         self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
@@ -123,7 +122,7 @@ class TwoCalls(Guidance):
 
 
 class Joined(Guidance):
-    """One call: all rows with their prompts, then again those whose step is guided, with the negative ones."""
+    """One call: all rows with the prompts, then those whose step is guided, with the negative prompts."""
 
     def both(
         self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
@@ -131,3 +130,25 @@ class Joined(Guidance):
         fields = chained(taken(texts.positive, cond), taken(texts.negative or (), cond[rows]))
         out = call(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), *fields)
         return out[: len(x)], out[len(x) :]
+
+
+def take(encoded: Any, at: Tensor) -> Any:
+    """Rows `at` (N,) of encoded prompts: of a tensor (P, ...), or of a list with one tensor a prompt; None stays."""
+    if encoded is None:
+        return None
+    if isinstance(encoded, list):
+        return [encoded[i] for i in at.tolist()]
+    return encoded[at.to(encoded.device, non_blocking=True)]
+
+
+def taken(fields: Sequence[Any], at: Tensor) -> list[Any]:
+    """Rows `at` (N,) of each of these fields."""
+    return [take(field, at) for field in fields]
+
+
+def chained(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """The rows of these fields, tensors or lists, then those of the others, as one batch."""
+    return [
+        a + b if isinstance(a, list) else None if a is None else torch.cat([a, b])
+        for a, b in zip(first, second, strict=True)
+    ]
