@@ -1,8 +1,7 @@
-"""A workflow of a modular pipeline, taken apart at its loop, and its blocks run one by one.
+"""A workflow of a modular pipeline, split at its loop, and its blocks run one by one.
 
-`ModularPipeline.__call__` copies its whole state and runs everything for one batch; here blocks are called as it would
-call them, but those before the loop once for a prompt or a seed, those in it for rows at any steps, and those after it
-for any latents.
+`ModularPipeline.__call__` runs all blocks for one batch. Here blocks before the loop run once for a prompt or a seed,
+those in the loop for rows at any steps, and those after it for any latents.
 """
 
 from __future__ import annotations
@@ -17,29 +16,32 @@ from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineB
 from torch import Generator, Tensor, as_tensor
 
 Block: TypeAlias = Any
-"""A ModularPipelineBlocks; diffusers' types do not tell of its call, nor of its inputs."""
+"""A ModularPipelineBlocks; diffusers' types lack its call and its inputs."""
 CallState: TypeAlias = Any
 """A PipelineState: values by name."""
 STEP = "after_denoiser"
-"""The block in every loop of diffusers' workflows that calls the scheduler's step. What comes before it denoises."""
+"""The block in every loop of diffusers' workflows that calls the scheduler's step. Blocks before it denoise."""
 SOUND = "audio"
-"""The field with what is to be heard of a video, in the workflows that make it."""
+"""The field with the sound of a video, in the workflows that make it."""
 
 
 class Parts(NamedTuple):
-    """before: the blocks up to the loop; loop: the loop itself, whose inputs are what rows need; denoise: its blocks up
-    to the scheduler's step; end: the blocks after the loop, which make images of latents; sound: those of them that
-    make the sound of a video, if any."""
+    """The blocks of a workflow."""
 
     before: tuple[Block, ...]
+    """Those before the loop."""
     loop: Block
+    """The loop itself, whose inputs are what rows need."""
     denoise: tuple[Block, ...]
+    """Those of the loop before the scheduler's step."""
     end: tuple[Block, ...]
+    """Those after the loop, which make images of latents."""
     sound: tuple[Block, ...]
+    """Those after the loop that make the sound of a video."""
 
 
 def parts_of(workflow: Block) -> Parts:
-    """A workflow without conditional blocks (get_workflow), taken apart. ValueError where its loop is not as known."""
+    """The parts of a workflow without conditional blocks (get_execution_blocks). ValueError for other loops."""
     blocks = list(workflow.sub_blocks.values())
     loops = [i for i, block in enumerate(blocks) if isinstance(block, LoopSequentialPipelineBlocks)]
     if len(loops) != 1 or STEP not in blocks[loops[0]].sub_blocks:
@@ -54,7 +56,7 @@ def parts_of(workflow: Block) -> Parts:
 
 
 def start(workflow: Block, given: Mapping[str, Any]) -> CallState:
-    """The state that a call with these arguments begins with: defaults where nothing is given."""
+    """The state at the beginning of a call with these arguments, completed with defaults."""
     state = PipelineState()
     for parameter in workflow.inputs:
         if parameter.name is not None:
@@ -63,8 +65,8 @@ def start(workflow: Block, given: Mapping[str, Any]) -> CallState:
 
 
 def check_inputs(workflow: Block, task: str, call: Mapping[str, Any], besides: Collection[str] = ()) -> None:
-    """ValueError for arguments that no block of this workflow reads, which the stock call would leave out in silence,
-    and for videos of no given length. besides: inputs that its blocks take and do not use."""
+    """ValueError for arguments that no block of this workflow reads, which the stock call ignores silently, and for
+    videos without num_frames. besides: inputs that its blocks take and do not use."""
     read = set(workflow.input_names) - set(besides)
     if unread := sorted({name for name, value in call.items() if value is not None} - read):
         raise ValueError(f"{' and '.join(unread)} cannot be used here: a call with these images does {task}, whose "
@@ -75,7 +77,7 @@ def check_inputs(workflow: Block, task: str, call: Mapping[str, Any], besides: C
 
 
 def forked(state: CallState, **changes: Any) -> CallState:
-    """Another state with the same values, some of them changed; blocks that run on it leave the first one as it is."""
+    """A copy of a state with some values changed."""
     other = PipelineState(dict(state.values), {kind: list(names) for kind, names in state.kwargs_mapping.items()})
     for name, value in changes.items():
         other.set(name, value)
@@ -83,7 +85,7 @@ def forked(state: CallState, **changes: Any) -> CallState:
 
 
 def run(pipe: Any, blocks: Iterable[Block], state: CallState) -> CallState:
-    """Run these blocks on the state, one after the other."""
+    """The state after these blocks, run one after the other."""
     for block in blocks:
         _, state = block(pipe, state)
     return state
@@ -92,11 +94,10 @@ def run(pipe: Any, blocks: Iterable[Block], state: CallState) -> CallState:
 def first_that_draws(
     pipe: Any, blocks: Iterable[Block], state: CallState, generator: Generator
 ) -> tuple[int, CallState]:
-    """Run these blocks on the state with this generator; which is the first that draws from it, and the state after
-    all.
+    """Run these blocks with this generator: the index of the first block that draws from it, and the state after all.
 
-    Blocks before that one need to run once for a prompt; it and all after it once for a seed. Many blocks take a
-    generator and draw nothing, as VAE encoders that take the mean.
+    Blocks before that one run once for a prompt; it and all after it run once for a seed. Many blocks take a generator
+    and draw nothing, as VAE encoders that take the mean.
     """
     state.set("generator", generator)
     first = None
@@ -111,22 +112,24 @@ def first_that_draws(
 
 
 class AlreadyScaled:
-    """In the scheduler's place while the blocks of a loop run: rows come scaled, each for its own step
-    (Schedule.scaled), which no scheduler's `scale_model_input` can do for rows at different steps. sigmas (P,) are
-    those of the network at each position."""
+    """The scheduler while the blocks of a loop run, for rows that `Schedule.scaled` has scaled, each for its own step.
+
+    No scheduler's `scale_model_input` can scale rows at different steps. sigmas (P,): those of the network at each
+    position.
+    """
 
     def __init__(self, scheduler: Any, sigmas: Tensor) -> None:
         self.config, self.sigmas = scheduler.config, sigmas
 
     def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
-        """The sample as it is."""
+        """The sample, unchanged."""
         return sample
 
 
 class OneSide:
-    """The timesteps (N,) of rows that all lie on one side of a boundary, for blocks that choose a network by it.
+    """Timesteps (N,) of rows that all lie on one side of a boundary, for blocks that choose a network by it.
 
-    They ask `t >= boundary` as if all rows were at one timestep; `above` is the answer.
+    Blocks compare `t >= boundary` as if all rows were at one timestep; `above` is the result.
     """
 
     def __init__(self, timesteps: Tensor, above: bool) -> None:
@@ -141,14 +144,14 @@ class OneSide:
 
 
 def with_parts(pipe: Any, **changes: Any) -> Any:
-    """The same pipeline object over the same weights, with other components in some places."""
+    """A copy of the pipeline object, over the same weights, with some components replaced."""
     other = copy.copy(pipe)
     vars(other).update(changes)
     return other
 
 
 def check_decoder(vae: Any, call: Mapping[str, Any]) -> None:
-    """ValueError where this VAE draws noise as it decodes, at these arguments of a call."""
+    """ValueError where this VAE draws noise while it decodes, with these arguments of a call."""
     level = call.get("decode_noise_scale")
     level = call.get("decode_timestep", 0.0) if level is None else level
     if vae.config.get("timestep_conditioning") and bool(as_tensor(level).any()):
@@ -159,7 +162,7 @@ def check_decoder(vae: Any, call: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preview_refused(pipe: Any) -> Iterator[None]:
-    """ValueError where the blocks after the loop ask a preview VAE for what it does not have."""
+    """ValueError where the blocks after the loop need an attribute that a preview VAE lacks."""
     try:
         yield
     except AttributeError as error:

@@ -1,4 +1,4 @@
-"""Classic pipelines, which people load: searches with them run over modular ones of the same parts."""
+"""Searches with classic pipelines, run over modular pipelines of the same parts."""
 
 from __future__ import annotations
 
@@ -53,30 +53,25 @@ MODULAR: dict[str, str] = {
     **dict.fromkeys(("LTXPipeline", "LTXImageToVideoPipeline"), "LTXModularPipeline"),
     **dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline"), "LTX2ModularPipeline"),
 }
-"""The modular pipeline that has the workflows of a classic one, by the names of the classes."""
-
-
+"""The modular pipeline class with the workflows of a classic class."""
 EXPERTS = {
     "WanModularPipeline": "Wan22ModularPipeline",
     "WanImage2VideoModularPipeline": "Wan22Image2VideoModularPipeline",
 }
-"""The modular pipeline in place of another where a boundary parts the steps among two networks."""
-
-
+"""The modular pipeline class in place of another where a boundary divides the steps between two networks."""
 SET = ("_all_hooks", "_search_buckets", "_search_memo", "model_options", "preview_vae")
-"""What was set on a pipeline object, or is kept there, for searches."""
+"""Attributes of pipeline objects that users or searches set."""
 
 
 def tasks_of(classic: str) -> tuple[str, ...]:
-    """What the modular pipeline of a classic class can do; nothing where there is none."""
+    """The tasks of a classic class's modular pipeline; none where it has no such pipeline."""
     if classic not in MODULAR:
         return ()
     return tuple(dict.fromkeys(each.task for each in workflows_of(MODULAR[classic]) if each.why_not is None))
 
 
 def check_task(classic: str, task: str | None) -> None:
-    """ValueError where no modular pipeline does this with the parts of a classic one, with what they do, and with what
-    does it."""
+    """ValueError where no modular pipeline does this task with the parts of a classic one."""
     tasks = tasks_of(classic)
     if tasks and (task is None or task in tasks):
         return
@@ -89,7 +84,7 @@ def check_task(classic: str, task: str | None) -> None:
 def modular(pipe: Any, task: str | None = None) -> Any:
     """The modular search pipeline over the parts of a classic pipeline, which stays as it is.
 
-    task: what it is to do, if that has to be sure. ValueError where no modular pipeline does it, with what they do.
+    task: what it must be able to do. ValueError where no modular pipeline does it.
     """
     name = _stock_name(pipe)
     check_task(name, task)
@@ -110,8 +105,7 @@ def modular(pipe: Any, task: str | None = None) -> Any:
 
 
 def _modular_class(pipe: Any) -> str:
-    """The class that its settings ask for: FLUX.2 klein comes distilled, and as a base model that is guided, Wan with
-    one network or two."""
+    """The class for its settings: FLUX.2 klein is distilled or a guided base model, Wan has one network or two."""
     name = MODULAR[_stock_name(pipe)]
     if pipe.config.get("boundary_ratio") is not None:
         return EXPERTS[name]
@@ -126,8 +120,8 @@ def _stock_name(pipe: Any) -> str:
 class SearchClassicMixin(SearchMixin):
     """First base of the search twin of a classic pipeline, before its stock class, whose searches run over blocks.
 
-    Without `search=` the call is the stock one. With it, the arguments of that call, at its defaults, are translated
-    for the modular pipeline of the same parts, which is made anew for each search, so that it has the present ones.
+    Without `search=` the call is the stock one. With it, the arguments of that call and its defaults are translated for
+    a modular pipeline of the present parts, made anew for each search.
     """
 
     shares_networks = False
@@ -168,9 +162,9 @@ RENAMED = {
     "StableDiffusionXLControlNetPipeline": {"image": "control_image"},
     "Flux2Pipeline": {"attention_kwargs": "joint_attention_kwargs"},
 }
-"""What blocks call an argument of a classic call, where they call it otherwise."""
+"""Names of arguments that differ in blocks, by the classic class."""
 SHARED_BY_SOUND = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale")
-"""Settings of a video that are those of its sound as well, where that has none of its own."""
+"""Settings of a video that hold for its sound, where that has none of its own."""
 
 
 def _renamed(stock: Any) -> dict[str, str]:
@@ -193,7 +187,7 @@ def honoured(stock: Any, modular_class: str) -> frozenset[str]:
 
 
 def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a modular pipeline with which it does what a call of the classic class with `call` does."""
+    """The arguments with which a modular pipeline makes what a call of the classic class makes."""
     known, renamed = inspect.signature(stock.__call__).parameters, _renamed(stock)
     takes = honoured(stock, type(made).stock_class().__name__)
     given = {renamed.get(name, name): value for name, value in call.items() if value is not None}
@@ -227,8 +221,7 @@ def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _resized(image: Any, size: tuple[int, int]) -> Any:
-    """A picture, or each of a list, of this width and height, as the classic pipeline makes it. ValueError for what is
-    no picture."""
+    """A picture, or each of a list, resized to width and height as in the classic pipeline. ValueError for others."""
     if isinstance(image, list | tuple):
         return [_resized(each, size) for each in image]
     if not isinstance(image, Image.Image):

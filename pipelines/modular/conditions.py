@@ -1,4 +1,4 @@
-"""What rows are denoised under: the state of a loop for each prompt and seed, and many of them as one batch."""
+"""What rows are denoised under: the state of the loop for each prompt and seed, and the states of a batch as one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from ttsnap.pipelines.modular.blocks import CallState
 from ttsnap.core.prompt import Prompt
 
 Rule = Callable[[Sequence[Any]], Any]
-"""How one field of several rows' states becomes that of a batch."""
-
-
+"""How one field of the states of several rows becomes that of a batch."""
 KEPT = 512
-"""Conditions of seeds that are kept at a time; others are made again when their rows run."""
+"""How many states of seeds are kept. Others are made again when their rows run."""
 
 
 class Encoded(NamedTuple):
@@ -92,7 +90,7 @@ class Conditions:
 
 
 def stack(rows: Sequence[Any]) -> Any:
-    """Tensors (1, ...) as one (N, ...); anything else must be alike in all rows, and is taken once."""
+    """Tensors (1, ...) as one (N, ...). Anything else must be alike in all rows, and is taken once."""
     first = rows[0]
     if not isinstance(first, Tensor) or first.dim() == 0:
         return alike(rows)
@@ -100,12 +98,12 @@ def stack(rows: Sequence[Any]) -> Any:
 
 
 def alike(rows: Sequence[Any]) -> Any:
-    """What all rows share, without a batch axis: ids of positions, numbers, names. The first is taken for all."""
+    """The first value, for what all rows share without a batch axis: ids of positions, numbers, names."""
     return rows[0]
 
 
 def pad(rows: Sequence[Any]) -> Any:
-    """Texts (1, L, D), or their masks (1, L), of different lengths: zeros behind the shorter ones, as one batch."""
+    """Texts (1, L, D), or masks (1, L), of different lengths as one batch: shorter ones are padded with zeros."""
     if not isinstance(rows[0], Tensor):
         return alike(rows)
     longest = max(row.shape[1] for row in rows)
@@ -118,7 +116,7 @@ def joined(rows: Sequence[Any]) -> Any:
 
 
 def collated(rows: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """The states of a batch's rows as one state: fields by their rule, `stack` where there is none, dicts by field."""
+    """The states of rows as one state: each field by its rule, or by `stack`; dicts field by field."""
     values = {}
     for name, first in rows[0].items():
         column = [row[name] for row in rows]
@@ -127,7 +125,7 @@ def collated(rows: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> di
 
 
 def source_of(image: Any) -> Tensor:
-    """An image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
+    """The image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
     first = image[0] if isinstance(image, list | tuple) else image
     made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
     return made

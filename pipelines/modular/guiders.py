@@ -14,23 +14,21 @@ from torch import Tensor
 from ttsnap.pipelines.guidance import Guidance
 
 OF_SOUND = "audio_guider"
-"""The guider of a video's sound, which goes through the network in the video's passes."""
+"""The guider of a video's sound, which shares the passes of the video."""
 USABLE = (ClassifierFreeGuidance, LTX2Guidance)
-"""Guiders that remember nothing of the rows that they guided before."""
-
-
+"""Guiders that keep nothing of rows of earlier batches."""
 PLACES = {"guider": ("", ""), "guider_2": ("", "_2"), OF_SOUND: ("audio_", "")}
-"""What stands before and after a guider's setting in the argument of a call that sets it: guidance_scale_2."""
+"""The prefix and suffix of the arguments that set a guider: guidance_scale_2."""
 SETTINGS = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale", "spatio_temporal_guidance_blocks")
-"""Those settings of guiders that a call may give."""
+"""The settings of guiders that a call may give."""
 
 
 @dataclass(frozen=True)
 class InBlocks(Guidance):
-    """Guidance that the blocks of the loop make by themselves. count: their passes, which may be more than two where
-    guiders perturb the network as well."""
+    """Guidance that the blocks of the loop make by themselves."""
 
     count: int = 1
+    """Passes, which are more than two where guiders perturb the network as well."""
 
     @property
     def passes(self) -> int:
@@ -41,9 +39,9 @@ class InBlocks(Guidance):
 
 
 def settings(pipe: Any) -> dict[str, tuple[str, str]]:
-    """The arguments of a call that set the pipeline's guiders, and of each the guider and its setting.
+    """The arguments of a call that set the pipeline's guiders, each with the guider and its setting.
 
-    For example guidance_scale, guidance_scale_2 where there are two experts, and audio_guidance_scale.
+    Examples: guidance_scale, guidance_scale_2 for the second expert, audio_guidance_scale.
     """
     return {
         f"{before}{setting}{after}": (name, setting)
@@ -55,18 +53,18 @@ def settings(pipe: Any) -> dict[str, tuple[str, str]]:
 
 
 def parted(pipe: Any, call: Mapping[str, Any], inputs: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `settings` among the arguments of a call, and the others, with those that are inputs of its blocks, too."""
+    """The `settings` among the arguments of a call; the other arguments, and settings that its blocks read as well."""
     names = settings(pipe)
     given = {name: call[name] for name in names if call.get(name) is not None}
     return given, {name: value for name, value in call.items() if name not in names or name in inputs}
 
 
 def own(pipe: Any, given: Mapping[str, Any], *, from_zero: bool = False) -> dict[str, Any]:
-    """New guiders like the pipeline's, for one call: they keep a step and, some of them, more.
+    """Copies of the pipeline's guiders for one call, since guiders keep a step and more.
 
-    given: the call's `settings`. guidance_scale is that of both experts unless guidance_scale_2 is given, and a guider
-    that is disabled is enabled by it. from_zero: whether a scale of 0 is no guidance, where others count from 1.
-    ValueError for guiders that search cannot use.
+    given: the call's `settings`. guidance_scale is that of both experts unless guidance_scale_2 is given, and enables a
+    disabled guider. from_zero: whether a scale of 0 is no guidance, in place of 1. ValueError for guiders that search
+    cannot use.
     """
     guiders = _guiders(pipe)
     for name, guider in guiders.items():
@@ -92,7 +90,7 @@ def own(pipe: Any, given: Mapping[str, Any], *, from_zero: bool = False) -> dict
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Without diffusers' word at every guider that guiders are experimental: only tested `versions` are accepted."""
+    """Silence diffusers' warning at every guider that guiders are experimental: only tested versions are accepted."""
     logger = logging.getLogger("diffusers.guiders.guider_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -107,7 +105,7 @@ def passes(pipe: Any) -> int:
     guiders = _guiders(pipe)
     for guider in guiders.values():
         guider.set_state(step=0, num_inference_steps=1, timestep=torch.zeros(()))
-    if OF_SOUND in guiders:  # each pass is one of the video and of its sound, and is made if either guider wants it
+    if OF_SOUND in guiders:  # video and sound share passes, and one is made where either guider needs it
         return len({name for guider in guiders.values() for name in guider.active_predictions()})
     each = {int(guider.num_conditions) for guider in guiders.values()}
     if len(each) > 1:

@@ -1,4 +1,4 @@
-"""What turns a modular pipeline into its search twin."""
+"""The search twins of modular pipelines."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ NOT_TAKEN = {
     "prompt_embeds_mask",
     "negative_prompt_embeds_mask",
 }
-"""Inputs of blocks that a search does not hand on: seeds make latents, images are never cropped to their mask."""
+"""Inputs of blocks that a search does not take: seeds make latents, and images are never cropped to their mask."""
 
 
 class SearchModularMixin(SearchMixin):
     """First base of a modular search pipeline, before its stock class. Without `search` the call is the stock one.
 
-    A search takes the inputs of the workflow's blocks and `guidance_scale`, and returns images or frames as classic
-    pipelines do, not the state of the blocks."""
+    A search takes the inputs of the workflow's blocks and the settings of guiders. It returns images or frames, as
+    classic pipelines do, in place of the state of the blocks.
+    """
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
     shares_networks: ClassVar[bool] = False
@@ -73,18 +74,18 @@ class SearchModularMixin(SearchMixin):
 
     @property
     def name_or_path(self) -> str | None:
-        """Where it was loaded from."""
+        """The folder or hub id that it was loaded from."""
         where = self._pretrained_model_name_or_path  # type: ignore[attr-defined]
         return None if where is None else str(where)
 
     def maybe_free_model_hooks(self) -> None:
-        """Nothing: modular pipelines are offloaded by their ComponentsManager, as it sees fit."""
+        """Nothing: the ComponentsManager offloads modular pipelines."""
 
 
 @functools.cache
 def modular_search_class(stock: Any) -> Any:
-    """The search twin of a ModularPipeline class. ValueError for one without a workflow that search can run, and for a
-    version of diffusers whose blocks were not tested."""
+    """The search twin of a ModularPipeline class. ValueError for a class without a workflow that search can run, and
+    for an untested version of diffusers."""
     check_version()
     first = workflows_of(stock.__name__)[0]
     output = FramesOutput if first.latents is ONE else SoundOutput

@@ -1,7 +1,7 @@
-"""What a row of a modular pipeline is made of: one field of latents, or several that are denoised together.
+"""The fields of latents of a row in a modular pipeline: one, or several that are denoised together.
 
-A candidate is one tensor wherever a search sees it. Where a loop keeps several, as LTX-2 does with a video and its
-sound, their tokens follow each other in that tensor: they share the noise levels, the steps and the kernel.
+A search sees a candidate as one tensor. Where a loop has several fields, as LTX-2 has for a video and its sound, their
+tokens are concatenated in that tensor. They share noise levels, steps and kernel.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Streams:
-    """fields: the loop's fields of latents. outputs: where its blocks leave what they make of each. estimates: whether
-    that is an estimate of x0, and not yet what the scheduler takes."""
+    """The fields of a row, and the network's outputs for them."""
 
     fields: tuple[str, ...] = ("latents",)
+    """The loop's fields of latents."""
     outputs: tuple[str, ...] = ("noise_pred",)
+    """The field with the network's output for each of them."""
     estimates: bool = False
+    """Whether outputs are estimates of x0, in place of what the scheduler takes."""
 
     def joined(self, values: Sequence[Tensor]) -> Tensor:
-        """One tensor of the tokens (N, S, C) of each field; the only one as it is, whatever its shape. ValueError where
-        they differ in their channels."""
+        """One tensor of the tokens (N, S, C) of all fields; a single field is returned unchanged, in any shape.
+        ValueError for different channels."""
         if len({value.shape[2:] for value in values}) > 1:
             channels = " and ".join(str(value.shape[-1]) for value in values)
             raise ValueError(f"a candidate is one tensor of tokens, but those of {' and '.join(self.fields)} have "
@@ -33,21 +35,20 @@ class Streams:
         return values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
 
     def parted(self, x: Tensor, like: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The fields of rows x, of as many tokens as those that `like` tells by name, and laid out in memory as they
-        are."""
+        """The fields of rows x, with as many tokens and the same strides as `like` gives by name."""
         shown = [like(name) for name in self.fields]
         parts = [x] if len(shown) == 1 else x.split([each.shape[1] for each in shown], dim=1)
         return {name: laid_out(part, of) for name, part, of in zip(self.fields, parts, shown, strict=True)}
 
     def of(self, get: Callable[[str], Any]) -> Tensor:
-        """The latents of a state, whose values `get` tells by name, as one tensor."""
+        """The latents of a state, whose values `get` gives by name, as one tensor."""
         return self.joined([get(name) for name in self.fields])
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """x (N, ...) with its numbers in the order in memory of those of `like` (1, ...).
+    """x (N, ...) with the memory layout of `like` (1, ...).
 
-    Blocks hand on latents whose axes were exchanged, and the last digits of a matrix product depend on that.
+    Blocks pass on latents with permuted axes, and the last digits of a matrix product depend on that.
     """
     strides = like.stride()
     axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]

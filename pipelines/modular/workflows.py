@@ -1,8 +1,8 @@
-"""The workflows of modular pipelines that search can run, and what it must be told of each.
+"""The workflows of modular pipelines that search can run.
 
-A workflow is chosen as diffusers chooses it: by which images a call gives. What is declared here is only what the
-blocks do not say themselves: which field holds the initial noise, and how the fields of several rows become those of
-one batch."""
+A workflow is chosen as in diffusers: by the images that a call gives. Only what the blocks do not say themselves is
+declared here: which field holds the initial noise, and how the fields of several rows become one batch.
+"""
 
 from __future__ import annotations
 
@@ -17,57 +17,60 @@ from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 from ttsnap.options.model import TASKS
 
 DRAWN, TAKEN_OUT = "drawn", "taken out"
-"""Where the initial noise is, if no block names it: the latents as the first block makes them, or what is left of the
-noised image without the image."""
+"""Where the initial noise is, if no block names it. DRAWN: the latents as the first block makes them. TAKEN_OUT: the
+noised image less the image."""
 ANY, ONE_STEP, ONE_EXPERT = "any rows", "rows of one step", "rows of one expert"
-"""What may go through the blocks of the loop together."""
+"""Which rows may go through the blocks of the loop together."""
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING, EDITING, CONTROLLED, TEXT_TO_VIDEO, IMAGE_TO_VIDEO = TASKS
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """One workflow of one pipeline class.
-
-    task: what it is for, in this toolkit's words. given: the arguments that choose it. network: the component that
-    denoises. latents: the fields of the loop that a row is made of (streams.py). redraws: whether rows start from an
-    image, noised, and not from noise alone. noise: the field with that noise; by default the latents as the first block
-    makes them. by_seed: whether what a row is denoised under differs from seed to seed without that, since a VAE
-    samples it. rules: how fields of rows are put together (conditions.py), where that is not `stack`. together: which
-    rows may share a batch: ONE_STEP where a block of the loop reads the step as a number, ONE_EXPERT where another
-    network, `transformer_2`, denoises below the pipeline's boundary. scratch: fields that the loop itself makes, empty
-    dicts that its blocks fill at every step. keeps: what stays as the image has it: what lies outside of "mask", or the
-    "first frame" of a video, which is without noise at every step. references: whether a list of images is that of one
-    prompt, and not one image for each. always_guided: whether its blocks fail without guidance.
-    scale_from_zero: whether a guidance_scale of 0 is no guidance, as in the classic pipeline, and not one of 1. unread:
-    inputs that its blocks take and do not use. steps_in_float32:
-    whether the loop hands the network's output to the scheduler in float32. frames_every: of videos, the pipeline's
-    property that says how many frames one latent frame stands for. ends_with: what the blocks after the loop are told,
-    so that they make tensors. why_not: why search refuses it, where it does.
-    """
+    """One workflow of one pipeline class."""
 
     task: str
+    """What it is for: one of TASKS."""
     given: frozenset[str] = frozenset()
+    """The arguments that choose it."""
     network: str = "transformer"
+    """The component that denoises."""
     latents: Streams = ONE
+    """The fields of the loop that a row is made of (streams.py)."""
     redraws: bool = False
+    """Whether rows start from a noised image, in place of noise alone."""
     noise: str = DRAWN
+    """The field with the initial noise, or DRAWN or TAKEN_OUT."""
     by_seed: bool = False
+    """Whether a row's condition differs from seed to seed though it redraws nothing, as where a VAE samples it."""
     rules: Mapping[str, Rule] = field(default_factory=dict)
+    """How fields of several rows become one batch (conditions.py), where not by `stack`."""
     together: str = ANY
+    """Which rows may share a batch. ONE_STEP: a block reads the step as a number. ONE_EXPERT: another network,
+    `transformer_2`, denoises below the pipeline's boundary."""
     scratch: tuple[str, ...] = ()
+    """Fields that the loop makes: empty dicts, which its blocks fill at every step."""
     keeps: str | None = None
+    """What stays as in the image: "mask", what lies outside of it, or "first frame" of a video, which has no noise."""
     references: bool = False
+    """Whether a list of images is for one prompt, in place of one image for each."""
     always_guided: bool = False
+    """Whether its blocks fail without guidance."""
     scale_from_zero: bool = False
+    """Whether a guidance_scale of 0 is no guidance, as in the classic pipeline; elsewhere 1 is."""
     unread: tuple[str, ...] = ()
+    """Inputs that its blocks take and do not use."""
     steps_in_float32: bool = False
+    """Whether the loop passes the network's output to the scheduler in float32."""
     frames_every: str | None = None
+    """The pipeline's property with the frames of a video that one latent frame stands for; None for images."""
     ends_with: Mapping[str, Any] = field(default_factory=lambda: {"output_type": "pt"})
+    """Arguments of the blocks after the loop with which they make tensors."""
     why_not: str | None = None
+    """Why search refuses it, where it does."""
 
     @property
     def output(self) -> str:
-        """The field with what is made."""
+        """The field with the images or videos."""
         return "images" if self.frames_every is None else "videos"
 
 
@@ -173,7 +176,7 @@ WORKFLOWS: dict[str, tuple[Workflow, ...]] = {
 
 
 def workflows_of(pipeline_class: str) -> tuple[Workflow, ...]:
-    """Those of a modular pipeline class. ValueError where search runs none of them, with the classes that have some."""
+    """The workflows of a modular pipeline class. ValueError where search runs none of them."""
     known = WORKFLOWS.get(pipeline_class, ())
     if not any(workflow.why_not is None for workflow in known):
         able = [name for name, workflows in WORKFLOWS.items() if any(each.why_not is None for each in workflows)]
@@ -184,7 +187,7 @@ def workflows_of(pipeline_class: str) -> tuple[Workflow, ...]:
 
 
 def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
-    """The workflow that a call with these arguments runs. ValueError for one that is not supported, with what is."""
+    """The workflow that a call with these arguments runs. ValueError for one that search does not support."""
     known = workflows_of(pipeline_class)
     given = _images(known, call)
     fitting = [workflow for workflow in known if workflow.given == given]
@@ -199,8 +202,8 @@ def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
 
 
 def listed_for_prompts(workflow: Workflow, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call that are lists with an entry for each prompt: of texts, and of pictures but for those
-    that are all of one prompt."""
+    """The arguments of a call that are lists with an entry for each prompt: texts, and pictures that are not
+    `references`."""
     of_each = {name for name in call if "prompt" in name} | workflow.given
     of_each -= {"image"} if workflow.references else set()
     return {name: value for name, value in call.items() if name in of_each and isinstance(value, list | tuple)}
@@ -219,7 +222,7 @@ def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[s
 
 
 TESTED = ("0.42", "0.43")
-"""From the first of these versions on, and before the second."""
+"""The first version of diffusers that was tested, and the first that was not."""
 
 
 def check_version(version: str = diffusers.__version__) -> None:
