@@ -12,7 +12,7 @@ from ttsnap.bench.layout import RESULTS, SUMMARY, image_path, write_lists
 from ttsnap.bench.run import Bench
 from ttsnap.bench.summary import Line, MeanOverPrompts, summarize
 from ttsnap.core.utility import rank_sum
-from ttsnap.files.settings import to_json
+from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import write_json, write_text, write_whole
 
 ABOUT = {"TFLOPs": ".4g", "seconds": ".2f"}
@@ -35,7 +35,15 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     _write_results(bench, there, found)
     for arm in bench.arms:
         write_lists(there.folder, arm.folder, bench.prompts, bench.options.repeats)
-    write_json(there.folder / f"{SUMMARY}.json", _summary(bench, lines))
+    summary: dict[str, Json] = {
+        "prompts": len(bench.prompts),
+        "repeats": bench.options.repeats,
+        "budget": str(bench.budget),
+        "shared": bench.shared,
+        "first": lines[0].name,
+        "algorithms": [line.to_json() for line in lines],
+    }
+    write_json(there.folder / f"{SUMMARY}.json", summary)
     more = category_tables(lines)
     write_text(there.folder / f"{SUMMARY}.md", tables + (f"\n\n{more}" if more else "") + "\n")
     try:
@@ -55,17 +63,6 @@ def _in_order(bench: Bench, there: OpenBench) -> list[Found]:
         for repeat in range(bench.options.repeats)
     ]
     return [by_key[key] for key in keys if key in by_key]
-
-
-def _summary(bench: Bench, lines: Sequence[Line]) -> dict[str, Any]:
-    return {
-        "prompts": len(bench.prompts),
-        "repeats": bench.options.repeats,
-        "budget": str(bench.budget),
-        "shared": bench.shared,
-        "first": lines[0].name,
-        "algorithms": [line.to_json() for line in lines],
-    }
 
 
 def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> None:

@@ -37,7 +37,8 @@ def texts_in(data: bytes, where: object, formats: Sequence[str] = ("PNG",)) -> d
     ValueError for other formats, and for damage; for an mp4 where PyAV is not installed.
     """
     if is_mp4(data):
-        return _mp4_texts(data, where)
+        with foreign(f"cannot read {where} as an mp4"), _opened_mp4(data) as container:
+            return {str(key): str(value) for key, value in container.metadata.items()}
     with opened_picture(data, where, formats, PIXELS) as picture:
         texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
         with warnings.catch_warnings():  # of damage, which shows in what is not there
@@ -111,11 +112,6 @@ def _opened_mp4(data: bytes) -> Any:
     except ImportError as error:
         raise ValueError("an mp4 takes PyAV, which the extra video installs") from error
     return av.open(io.BytesIO(data), "r", format="mp4")
-
-
-def _mp4_texts(data: bytes, where: object) -> dict[str, str]:
-    with foreign(f"cannot read {where} as an mp4"), _opened_mp4(data) as container:
-        return {str(key): str(value) for key, value in container.metadata.items()}
 
 
 def _mp4_pixels(data: bytes, where: object, most: int) -> NDArray[np.uint8]:

@@ -42,7 +42,11 @@ def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
             if not ours:
                 raise OSError(errno.EBUSY, "another process writes the same file", str(path))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if os.name == "posix":  # the name is safe once its folder is on the disk, which some systems do not offer
+            folder = os.open(path.parent, os.O_RDONLY)
+            with contextlib.suppress(OSError):
+                os.fsync(folder)
+            os.close(folder)
         return value
     finally:
         if ours:
@@ -68,15 +72,6 @@ def sha256(path: Path) -> str:
     """Of the file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is safe only when its folder is on the disk, too; some systems do not offer that."""
-    if os.name == "posix":
-        fd = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            os.fsync(fd)
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Pric
     if path.is_dir():
         _require_finished(path)
         path = path / SCORES
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = files.read_tensors(path, "recording")
     if "recording" in metadata:
         header, values, _ = _check_scores(path, tensors, metadata)
         return header.recording(values)
@@ -81,7 +81,8 @@ def load_shards(folder: str | Path) -> tuple[Header, list[Shard]]:
     """
     folder = Path(folder)
     _require_finished(folder)
-    header, scores, shards = _check_scores(folder / SCORES, *_read_tensors(folder / SCORES))
+    path = folder / SCORES
+    header, scores, shards = _check_scores(path, *files.read_tensors(path, "recording"))
     header.recording(scores)  # every check of it
     if not header.images:
         raise ValueError(f"{folder} was recorded without images; record into another folder with --images")
@@ -254,11 +255,6 @@ def _require_finished(folder: Path) -> None:
             f"the recording in {folder} is unfinished: {there} of {units} units of work are there "
             f"({there / units:.0%}); run the same command again to go on with it"
         )
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata."""
-    return files.read_tensors(path, "recording")
 
 
 def _check_scores(

@@ -19,11 +19,13 @@ from ttsnap.core.cost import KINDS, Guided, Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json, check
+from ttsnap.files.settings import Json, build, check
 from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
+COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls")
+"""Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
 
@@ -221,21 +223,12 @@ def _price(data: Mapping[str, Json]) -> Price:
     if estimates not in ("decode", "preview", "nothing"):
         raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
     return Price(
-        _rates(_object("flops", data["flops"])),
-        None if seconds is None else _rates(_object("seconds", seconds)),
-        check("passes_per_nfe", data["passes_per_nfe"], int),
-        str(estimates),
-        None if guided is None else _guided(_object("guided", guided)),
-        check("depth", data.get("depth", 0), int),
-        check("asked", data.get("asked", 1), int),
-        check("passes_per_draft", data.get("passes_per_draft", 0), int),
-        more_calls=check("more_calls", data.get("more_calls", 0), int),
+        flops=_rates(_object("flops", data["flops"])),
+        seconds=None if seconds is None else _rates(_object("seconds", seconds)),
+        estimates=str(estimates),
+        guided=None if guided is None else build(Guided, guided, "guided."),
+        **{name: check(name, data[name], int) for name in COUNTS if name in data},
     )
-
-
-def _guided(data: Mapping[str, Json]) -> Guided:
-    steps: tuple[bool, ...] = check("guided.steps", data.get("steps"), tuple[bool, ...])
-    return Guided(steps, check("guided.through", data.get("through"), bool))
 
 
 def _rates(data: Mapping[str, Json]) -> Rates:
