@@ -39,20 +39,17 @@ class ClusterEngine(Engine):
         are among all. ValueError where the engines are not alike."""
         self.group = ActorGroup(pool, self._revived)
         self.everyone, self.actors = range(len(pool)), range(len(pool) - reward_actors)
-        apart = range(len(self.actors), len(pool))
-        self.rewards = RemoteRewards(self.group, apart, columns, lambda done: self._arrived.extend(done))
+        others = range(len(self.actors), len(pool))
+        self.rewards = RemoteRewards(self.group, others, columns, lambda done: self._arrived.extend(done))
         self._gradient: Gradient | None = None
         self._forget()
         for actor in self.everyone:  # all load side by side
             self.group.post(actor, Call(SearchActor.start))
         self.rewards.describe()
         self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
-        self.grid, self.keep, self.draft_calls = (
-            self._description.grid,
-            self._description.keep,
-            self._description.draft_calls,
-        )
-        self.reward_names = self.rewards.names(self._description.reward_names)
+        described = self._description
+        self.grid, self.keep, self.draft_calls = described.grid, described.keep, described.draft_calls
+        self.reward_names = self.rewards.names(described.reward_names)
 
     def _forget(self) -> None:
         self.group.reset()
