@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents import seeds
-from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_of
+from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_of
 from ttsnap.pipelines.searching import run
 
 from ttsnap.core.prompt import Prompt
@@ -139,9 +139,8 @@ class SearchMixin:
         that is unknown or does not fit.
         """
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
-        return self.engine_of(
-            EngineSpec(self.model_options, reward_tuple(reward), *how, completed(self, given)), network
-        )
+        call = defaults_of(self).completed(given, self.call_arguments())
+        return self.engine_of(EngineSpec(self.model_options, reward_tuple(reward), *how, call), network)
 
     def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above."""
@@ -172,16 +171,11 @@ class SearchMixin:
 
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         wanted = asked.search
-        takes, recommended = self.call_arguments(), defaults_of(self)
-        call = recommended.completed(call, takes)
-        stock_call = dict(call)
+        stock_call, takes = defaults_of(self).completed(call), self.call_arguments()
         generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
         call = {name: value for name, value in call.items() if name in takes}
-        reward = recommended.reward if wanted.reward is None else wanted.reward
-        if reward is None:
-            raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
         if output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
         if wanted.budget is not None and wanted.effort is not None:
@@ -191,14 +185,14 @@ class SearchMixin:
         with seeds.drawn(seeds.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
             request = SearchRequest(
                 tuple(prompts),
-                EngineSpec(None, reward_tuple(reward), asked.sampler, batch, call),
+                EngineSpec(None, reward_tuple(wanted.reward), asked.sampler, batch, call),
                 wanted.search,
                 Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort),
                 seed,
                 keep,
                 shared=wanted.shared,
                 utility=wanted.utility,
-                report=reward_tuple(wanted.report) if wanted.report else (),
+                report=reward_tuple(wanted.report),
             )
             output.tell(self, stock_call, known)
             found = run(request, self, asked.devices, wanted.on_event, wanted.should_stop)

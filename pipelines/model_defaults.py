@@ -79,8 +79,3 @@ def defaults_of(pipe: Any) -> ModelDefaults:
     if pipe.own_defaults is not None or not pipe.name_or_path:
         return pipe.own_defaults or ModelDefaults()
     return defaults_in(Path(pipe.name_or_path))
-
-
-def completed(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a search pipeline's call, with its defaults for those that are not given."""
-    return defaults_of(pipe).completed(call, pipe.call_arguments())

@@ -13,6 +13,7 @@ from ttsnap.pipelines import output
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
+from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.settings import model_name, settings_of
 
 from ttsnap.core.protocols import Engine
@@ -42,6 +43,21 @@ class SearchOutcome:
     """Of each image, on the CPU, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
 
 
+def completed(request: SearchRequest, pipe: Any) -> SearchRequest:
+    """The request with what the model recommends where it says nothing: arguments of the call, a reward, and the
+    model's own drafter where that is known to help. ValueError where there is no reward then."""
+    recommended, spec = defaults_of(pipe), request.engine
+    if not spec.rewards and recommended.reward is None:
+        raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
+    rewards = spec.rewards or (recommended.reward,)
+    call = recommended.completed(spec.call, pipe.call_arguments())
+    own = dict(call)
+    for prompt in request.prompts:
+        own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
+    sampler = drafting(pipe, spec.sampler, request.algorithm, rewards, own)
+    return replace(request, engine=replace(spec, rewards=rewards, sampler=sampler, call=call))
+
+
 def run(
     request: SearchRequest,
     pipe: Any,
@@ -49,7 +65,8 @@ def run(
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> SearchOutcome:
-    """Search with a search pipeline. The prompts may have lists in the call, with an entry for each.
+    """Search with a search pipeline, with what its model recommends (`completed`). Arguments of the call may be lists
+    with an entry for each prompt.
 
     on_event: called with every Event. should_stop: asked once per batch; when it says True, or `pipe._interrupt` is
     set, prompts under way end with their best finished image. ValueError for what the model refuses.
@@ -59,13 +76,13 @@ def run(
             pipe.check_prompt(prompt.text)
     pipe._interrupt = False
     refuse_step_caches(pipe.components)
+    asked, request = request, completed(request, pipe)
     backend, call = pipe.backend(request.engine.call)
     prompts, shared = backend.apart(request.prompts, call)
-    spec, left_open = replace(request.engine, call=shared), request.engine.sampler
-    spec = replace(spec, sampler=drafting(backend, left_open, request.algorithm, spec.rewards, shared))
+    spec = replace(request.engine, call=shared)
     report = make_rewards(request.report, device=pipe._execution_device) if request.report else ()
     with open_engine(spec, devices or DeviceOptions(), backend) as (engine, denoiser):
-        if spec.sampler is left_open:  # the model's own is taken where it was checked
+        if spec.sampler is asked.engine.sampler:  # the model's own is taken where it was checked
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         shown = shown_of(denoiser, spec.batch.frames)
         shown.check(report)
@@ -73,18 +90,18 @@ def run(
         listeners: list[Listener] = [recorder, *([] if on_event is None else [on_event])]
         if "latents" in spec.batch.keep:
             listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
-        asked = request.spec
+        how = request.spec
         try:
             with _progress(pipe, request, engine, listeners) as listen:
                 results = search(
                     prompts,
-                    asked.algorithm,
+                    how.algorithm,
                     engine,
-                    asked.budget,
-                    utility=asked.utility,
-                    seed=asked.seed,
-                    keep=asked.keep,
-                    shared=asked.shared,
+                    how.budget,
+                    utility=how.utility,
+                    seed=how.seed,
+                    keep=how.keep,
+                    shared=how.shared,
                     on_event=listen,
                     should_stop=lambda: pipe._interrupt or (should_stop is not None and should_stop()),
                 )

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
-from ttsnap.pipelines.model_defaults import ModelDefaults, completed, defaults_in, defaults_of
+from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_in, defaults_of
 
 from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm
@@ -122,7 +122,7 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     plain, again = (one(PROMPT, generator=torch.Generator().manual_seed(0), **call).images for one in (stock, twin))
     assert torch.equal(plain, again)
     assert defaults_of(twin) == recommended("embedded")
-    assert completed(twin, {}) == FULL
+    assert defaults_of(twin).completed({}, twin.call_arguments()) == FULL
 
 
 def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> None:

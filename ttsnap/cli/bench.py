@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.curves import read_span
@@ -102,65 +102,62 @@ def parser() -> Parser:
     return p
 
 
-class BenchPlan(NamedTuple):
-    """What is run, the set that its prompts are of, the model's call, the rewards as named, and the folder."""
-
-    bench: Bench
-    prompts: PromptSet
-    call: dict[str, Any]
-    reward: Any
-    report: Any
-    out: Path
-
-
 def run(a: Arguments) -> int:
     """Run what is missing, write the summary and print it."""
     from ttsnap.bench.folder import OpenBench, check_folder
 
-    asked = _asked(a)
-    settings = _settings(a, asked)
-    check_folder(asked.out, settings)  # before a model is loaded
-    bench, out = asked.bench, asked.out
-    count = f"{len(bench.prompts)} of {len(asked.prompts.prompts)}"
-    print(f"{count} prompts of {a.prompts_file} ({asked.prompts.kind}), {bench.images} images", file=sys.stderr)
+    bench, whole, request = _planned(a)
+    settings, out = _settings(a, bench, whole, request), Path(a.out)
+    check_folder(out, settings)  # before a model is loaded
+    count = f"{len(bench.prompts)} of {len(whole.prompts)}"
+    print(f"{count} prompts of {a.prompts_file} ({whole.kind}), {bench.images} images", file=sys.stderr)
     with resumable(out), left_by_sigterm(), OpenBench(out, settings) as there:
-        return _run(a, asked, there)
+        return _run(a, bench, request, there)
 
 
-def _asked(a: Arguments) -> BenchPlan:
-    """ValueError for what does not fit."""
+def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
+    """What is run, the set that its prompts are of, and the request for all prompts by the first algorithm. ValueError
+    for what does not fit."""
     from ttsnap.bench.arms import read_arms
     from ttsnap.bench.prompts import read_prompt_set
     from ttsnap.bench.run import Bench
-    from ttsnap.core import utility
 
     whole = read_prompt_set(Path(a.prompts_file))
     prompts = whole.prompts[read_span(a.prompts)]
     if not prompts:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
-    reward = common.require_reward(a)
-    report = common.report_of(a)
+    reward, report = common.require_reward(a), common.report_of(a)
     texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
     call = {**common.call_arguments(a), **common.picture_arguments(a, texts)}
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
-    budget = common.budget_of(a)
-    common.check_affordable(budget, call)
-    combine, how = utility.make(a.utility), arguments.read(BenchOptions, a)
-    bench = Bench(prompts, texts, arms, budget, combine, a.seed, a.shared, how)
-    return BenchPlan(bench, whole, call, reward, report, Path(a.out))
+    batch = EngineOptions.of(arguments.read(BatchOptions, a))
+    request = SearchRequest(
+        tuple(texts),
+        EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), arms[0].sampler, batch, call),
+        arms[0].made,
+        common.budget_of(a),
+        a.seed,
+        shared=a.shared,
+        utility=a.utility,
+        report=reward_tuple(report),
+    )
+    common.check_affordable(request.budget, call)
+    how = arguments.read(BenchOptions, a)
+    bench = Bench(prompts, texts, arms, request.budget, request.spec.utility, request.seed, a.shared, how)
+    return bench, whole, request
 
 
-def _settings(a: Arguments, asked: BenchPlan) -> dict[str, Json]:
+def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchRequest) -> dict[str, Json]:
     """What must be the same to go on: all that decides on the images and their scores."""
-    bench = asked.bench
+    call = request.engine.call
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
-    pictures = json.dumps([digests({**asked.call, **text.inputs}) for text in bench.texts])
+    pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
     place, kind = common.placement(a.device, a.dtype)
     model = arguments.read(ModelOptions, a)
     return {
         "versions": versions("torch", "diffusers"),
         "prompts": {
-            "kind": asked.prompts.kind,
+            "kind": whole.kind,
             "count": len(bench.prompts),
             "first": bench.prompts[0].index,
             "sha256": hashlib.sha256(told.encode()).hexdigest(),
@@ -169,27 +166,26 @@ def _settings(a: Arguments, asked: BenchPlan) -> dict[str, Json]:
         "algorithms": [arm.noted() for arm in bench.arms],
         "budget": str(bench.budget),
         "shared": bench.shared,
-        "reward": asked.reward,
+        "reward": common.require_reward(a),
         "utility": a.utility,
-        "report": asked.report,
+        "report": common.report_of(a),
         "seed": bench.seed,
         **{name: value for name, value in values(bench.options).items() if name != "sheets"},  # they decide nothing
         **values(dataclasses.replace(model, device=place.type, dtype=str(kind).removeprefix("torch."))),
-        "call": {**asked.call, **digests(asked.call)},
+        "call": {**call, **digests(call)},
         **values(arguments.read(BatchOptions, a)),
     }
 
 
-def _run(a: Arguments, asked: BenchPlan, there: Any) -> int:
+def _run(a: Arguments, bench: Bench, request: SearchRequest, there: Any) -> int:
     """Load the model where images are missing, run, and report."""
     from tqdm.auto import tqdm
 
     from ttsnap.bench.report import write_report
     from ttsnap.bench.run import missing, run
 
-    bench = asked.bench
     if missing(bench, there):
-        model = _Model(a, asked)
+        model = _Model(a, request)
         with tqdm(total=bench.images, unit="image", desc="bench") as bar:
 
             def advance(images: int) -> None:
@@ -204,23 +200,13 @@ def _run(a: Arguments, asked: BenchPlan, there: Any) -> int:
 
 
 class _Model:
-    """The pipeline, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
+    """The pipeline of a request, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
-    def __init__(self, a: Arguments, asked: BenchPlan) -> None:
-        place, kind = common.placement(a.device, a.dtype)
+    def __init__(self, a: Arguments, request: SearchRequest) -> None:
         self._devices = arguments.read(DeviceOptions, a)
-        # Where others search, they load what they need themselves, and this process keeps off the devices.
-        here = common.alone(self._devices, place.type)
-        self._rewards = common.load_rewards(asked.reward, device=place) if here else asked.reward
-        self._metrics = common.load_rewards(asked.report, device=place) if asked.report else []
-        for reward in self._metrics:
-            reward.check([prompt.read for prompt in asked.bench.texts])
-        device, offload = (a.device, a.offload) if here else ("cpu", "none")
-        self.pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
-        common.check_call(self.pipe, asked.call, a.task)
-        common.prepare_model(self.pipe, a)
-        self._call, self._batches = asked.call, arguments.read(BatchOptions, a)
-        self._model = dataclasses.replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
+        self.pipe, self._request = common.loaded(a, request, self._devices)
+        for reward in self._request.report:
+            reward.check([prompt.read for prompt in request.prompts])
 
     @contextmanager
     def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
@@ -228,12 +214,11 @@ class _Model:
         from ttsnap.engine.scoring import shown_of
         from ttsnap.pipelines.engine_factory import open_engine
 
-        batch = EngineOptions.of(self._batches)
-        spec = EngineSpec(self.pipe.model_options, reward_tuple(self._rewards), sampler, batch, self._call)
+        spec = dataclasses.replace(self._request.engine, sampler=sampler)
         with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
-            shown_of(denoiser, self._batches.frames).check(self._metrics)
+            shown_of(denoiser, spec.batch.frames).check(self._request.report)
             self._denoiser = denoiser
             yield engine
 
@@ -241,11 +226,14 @@ class _Model:
         """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
         from ttsnap.pipelines.output import finish
 
-        return finish(self.pipe, results, prompts, self._metrics, denoiser=self._denoiser, thumbnails=seen)[0]
+        return finish(self.pipe, results, prompts, self._request.report, denoiser=self._denoiser, thumbnails=seen)[0]
 
     def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
         """What each image of a search of these prompts says."""
         from ttsnap.pipelines.settings import settings_of
 
-        spec = EngineSpec(self._model, reward_tuple(self._rewards), arm.sampler, call=self._call)
-        return settings_of(self.pipe, SearchRequest(tuple(prompts), spec, arm.algorithm, budget, options=arm.options))
+        engine = dataclasses.replace(self._request.engine, sampler=arm.sampler)
+        made = dataclasses.replace(
+            self._request, prompts=tuple(prompts), engine=engine, search=arm.algorithm, options=arm.options
+        )
+        return settings_of(self.pipe, made)

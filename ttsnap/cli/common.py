@@ -22,6 +22,7 @@ from ttsnap.rewards.registry import named
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
+    from ttsnap.request.request import SearchRequest
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -189,6 +190,22 @@ def load_model(
     with loading(name, bars=model not in PACKAGED):
         pipe = opening.loaded(model, kind, lora, task)
     return opening.placed(pipe, place, offload)
+
+
+def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tuple[Any, SearchRequest]:
+    """The pipeline of a request, and the request with its rewards loaded. Where other processes search, they load what
+    they need themselves, and this one keeps off the devices."""
+    place, kind = placement(a.device, a.dtype)
+    here = alone(devices, place.type)
+    rewards = load_rewards(request.engine.rewards, device=place) if here else request.engine.rewards
+    report = load_rewards(request.report, device=place) if request.report else ()
+    device, offload = (a.device, a.offload) if here else ("cpu", "none")
+    pipe = load_model(a.model, device, a.dtype, offload, a.lora, a.task)
+    check_call(pipe, request.engine.call, a.task)
+    prepare_model(pipe, a)
+    model = replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
+    engine = replace(request.engine, model=model, rewards=tuple(rewards))
+    return pipe, replace(request, engine=engine, report=tuple(report))
 
 
 def prepare_model(pipe: Any, a: Arguments) -> None:

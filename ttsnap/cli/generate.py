@@ -126,27 +126,11 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         a.options,
         a.shared,
         a.utility,
-        reward_tuple(report) if report else (),
+        reward_tuple(report),
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
     common.check_affordable(first.budget, call)
     return {a.algorithm: first, **({a.compare: replace(first, search=a.compare, options={})} if a.compare else {})}
-
-
-def _loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tuple[Any, SearchRequest]:
-    """The pipeline, and the request with its rewards. Where other processes search, they load what they need
-    themselves, and this one keeps off the devices."""
-    place, kind = common.placement(a.device, a.dtype)
-    alone = common.alone(devices, place.type)
-    rewards = common.load_rewards(request.engine.rewards, device=place) if alone else request.engine.rewards
-    report = common.load_rewards(request.report, device=place) if request.report else ()
-    device, offload = (a.device, a.offload) if alone else ("cpu", "none")
-    pipe = common.load_model(a.model, device, a.dtype, offload, a.lora, a.task)
-    common.check_call(pipe, request.engine.call, a.task)
-    common.prepare_model(pipe, a)
-    model = replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
-    engine = replace(request.engine, model=model, rewards=tuple(rewards))
-    return pipe, replace(request, engine=engine, report=tuple(report))
 
 
 def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: VideoOptions, out: Path) -> int:
@@ -154,7 +138,7 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
     from ttsnap.results.folders import keep
 
     devices = arguments.read(DeviceOptions, a)
-    pipe, first = _loaded(a, requests[a.algorithm], devices)
+    pipe, first = common.loaded(a, requests[a.algorithm], devices)
     from ttsnap.pipelines import searching  # loaded with the model
 
     # How stock diffusers is called is told where that takes no pictures.

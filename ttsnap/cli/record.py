@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
@@ -91,9 +91,8 @@ def run(a: Arguments) -> int:
     options = EngineOptions.of(batches, what.keep)
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
     spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), sampler, options, call)
-    asked = RecordPlan(spec, common.canonical(prompts, a.model), Path(a.out), what)
-    make = _alone(asked) if workers == WorkerOptions() else _together(asked, workers)
-    out = asked.out
+    asked = spec, common.canonical(prompts, a.model), (out := Path(a.out)), what
+    make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
     try:
         recording = make()
     except KeyboardInterrupt:
@@ -113,40 +112,33 @@ def run(a: Arguments) -> int:
     return 0
 
 
-class RecordPlan(NamedTuple):
-    """What is recorded: by engines of this spec, these prompts, into this folder, with these settings."""
+def _check(prompts: Sequence[Prompt], out: Path, what: RecordOptions, **more: Json) -> None:
+    """ValueError where the folder holds something else; what can be refused is refused before a model is loaded."""
+    from ttsnap.recordings.folder import check_folder
 
-    spec: EngineSpec
-    prompts: list[Prompt]
-    out: Path
-    what: RecordOptions
-
-    def check(self, **more: Json) -> None:
-        """ValueError where the folder holds something else; what can be refused is refused before a model is loaded."""
-        from ttsnap.recordings.folder import check_folder
-
-        check_folder(self.out, {"prompts": [prompt.text for prompt in self.prompts], **self.what.noted(), **more})
+    check_folder(out, {"prompts": [prompt.text for prompt in prompts], **what.noted(), **more})
 
 
-def _alone(asked: RecordPlan) -> Callable[[], Recording]:
+def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions) -> Callable[[], Recording]:
     """Load the model and be ready to record in this process."""
     from ttsnap.recordings.record import record
 
-    spec, model = asked.spec, asked.spec.model or ModelOptions()
+    model = spec.model or ModelOptions()
     rewards = common.load_rewards(spec.rewards, device=common.placement(model.device, model.dtype)[0])
-    asked.check(rewards=[r.name for r in rewards])
+    _check(prompts, out, what, rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
     common.check_call(pipe, spec.call, model.task)
     engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
     from ttsnap.pipelines.recording_info import recording_info
 
-    info = recording_info(pipe, engine, spec)
-    return partial(record, engine, asked.prompts, asked.out, asked.what, info=info, progress_bar=True)
+    return partial(record, engine, prompts, out, what, info=recording_info(pipe, engine, spec), progress_bar=True)
 
 
-def _together(asked: RecordPlan, by: WorkerOptions) -> Callable[[], Recording]:
+def _together(
+    spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordOptions, by: WorkerOptions
+) -> Callable[[], Recording]:
     """Be ready to record by workers, each of which loads the model."""
-    asked.check()
+    _check(prompts, out, what)
 
     def make() -> Recording:
         from ttsnap.cluster.devices import connect
@@ -156,11 +148,11 @@ def _together(asked: RecordPlan, by: WorkerOptions) -> Callable[[], Recording]:
         from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.pipelines.opening import settled
 
-        model = asked.spec.model or ModelOptions()
+        model = spec.model or ModelOptions()
         if not on_gpus(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
             model = settled(model, "cpu")
-        builder = EngineBuilder(dataclasses.replace(asked.spec, model=model))
-        return record(builder, asked.prompts, asked.out, asked.what, workers=by.workers, progress_bar=True)
+        builder = EngineBuilder(dataclasses.replace(spec, model=model))
+        return record(builder, prompts, out, what, workers=by.workers, progress_bar=True)
 
     return make
 

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
 from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.core.prompt import Prompt
+from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec, SearchRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,8 +144,8 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     """Make one image again, write it, and say how far it is from the original."""
     import numpy as np
 
-    from ttsnap import BestOfN
     from ttsnap.pipelines.model_defaults import ModelDefaults
+    from ttsnap.pipelines.searching import run
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8
     from ttsnap.results.payload import MAKING
@@ -151,16 +155,11 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     call = {**payload["call"], **wanted.pictures}
     pipe.own_defaults = ModelDefaults()  # the PNG says all; what the model recommends may have changed since
     check_call(pipe, call, wanted.task)
-    output = pipe(
-        prompt=payload["prompt"],
-        search=BestOfN(1),
-        reward=_no_reward,
-        **{name: payload[name] for name in MAKING if name in payload},
-        seed=payload["seed"],
-        output_type="pt",
-        **call,
-    )
-    made = output.search[0].best.pixels
+    making = {name: payload[name] for name in MAKING if name in payload}
+    engine = EngineSpec(None, (_no_reward,), SamplerOptions(**making, draft=None), call=call)
+    prompt, seed = Prompt(payload["prompt"]), payload["seed"]
+    found = run(SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1}), pipe)
+    made = found.results[0].best.pixels
     place.parent.mkdir(exist_ok=True)
     outputs.save_made(place, made, payload)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)

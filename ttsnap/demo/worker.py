@@ -138,10 +138,9 @@ class RunningSearch:
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
-    from ttsnap.pipelines.drafting.own_draft import drafting  # loaded with the model
+    from ttsnap.pipelines.searching import completed  # loaded with the model
 
-    sampler = drafting(pipe, request.engine.sampler, request.algorithm, request.engine.rewards, request.call)
-    request = replace(request, engine=replace(request.engine, sampler=sampler))
+    request = completed(request, pipe)
     denoiser = pipe.denoiser(**pictures_opened(request.call))
     if request.engine.sampler.kernel != "pipeline":
         denoiser.convert(request.engine.sampler.path, request.engine.sampler.times)

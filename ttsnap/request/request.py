@@ -38,7 +38,7 @@ class EngineSpec:
     model: ModelOptions | None
     """Which pipeline, on which device, in which dtype, with which LoRA; None: a pipeline that is there."""
     rewards: tuple[Spec, ...]
-    """Names, as `--reward` takes them. A function or an object is sent whole, with its weights."""
+    """None: that which the model recommends. Names, as `--reward` takes them. A function or an object is sent whole, with its weights."""
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch: EngineOptions = field(default_factory=EngineOptions)
     call: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -129,5 +129,7 @@ def checked_seed(seed: object) -> int:
 
 
 def reward_tuple(rewards: Spec) -> tuple[Spec, ...]:
-    """Rewards as users give them, one or several, as those of a spec."""
-    return tuple(rewards) if isinstance(rewards, list | tuple) else (rewards,)
+    """Rewards as users give them, one, several or none, as those of a spec."""
+    if isinstance(rewards, list | tuple):
+        return tuple(rewards)
+    return () if rewards is None else (rewards,)
