@@ -38,7 +38,8 @@ class EngineSpec:
     model: ModelOptions | None
     """Which pipeline, on which device, in which dtype, with which LoRA; None: a pipeline that is there."""
     rewards: tuple[Spec, ...]
-    """None: that which the model recommends. Names, as `--reward` takes them. A function or an object is sent whole, with its weights."""
+    """Names, as `--reward` takes them. A function or an object is sent whole, with its weights. Empty: the one that the
+    model recommends."""
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch: EngineOptions = field(default_factory=EngineOptions)
     call: Mapping[str, Any] = field(default_factory=dict, hash=False)
