@@ -74,15 +74,15 @@ def parse(body: bytes, limits: Limits) -> Request:
     """The request in a body, with images still encoded. RefusedError for malformed ones and ones beyond the limits."""
     rest, images = _parted(body, limits)
     try:
-        asked = parse_json(rest.decode(), "the body")
+        given = parse_json(rest.decode(), "the body")
     except ValueError as error:
         raise RefusedError(400, f"cannot read the request: {error}") from None
-    if not isinstance(asked, dict):
+    if not isinstance(given, dict):
         raise RefusedError(400, "cannot read the request: it must be a JSON object with prompts and images")
-    if unknown := [name for name in asked if name not in KNOWN]:
+    if unknown := [name for name in given if name not in KNOWN]:
         raise RefusedError(400, f"unknown key {unknown[0]!r:.80}; known are {', '.join(KNOWN)}")
-    prompts, named = (_listed(asked, name, str, "texts") for name in ("prompts", "images"))
-    levels = _listed({"levels": [0.0] * len(named), **asked}, "levels", (int, float), "numbers")
+    prompts, named = (_listed(given, name, str, "texts") for name in ("prompts", "images"))
+    levels = _listed({"levels": [0.0] * len(named), **given}, "levels", (int, float), "numbers")
     if not len(prompts) == len(named) == len(levels):
         lengths = f"{len(prompts)}, {len(levels)} and {len(named)}"
         raise RefusedError(400, f"prompts, levels and images must be lists of one length, got {lengths}")
@@ -140,9 +140,9 @@ def _check(what: str, count: int, most: tuple[int, int], limits: Limits) -> None
         raise RefusedError(413, f"a request of more than {allowed:,} {what}")
 
 
-def _listed(asked: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
+def _listed(given: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
     """The list under `name` in a request. RefusedError unless all items are of this kind; bool is no number."""
-    values = asked.get(name)
+    values = given.get(name)
     known = values if isinstance(values, list) else []
     items = [value for value in known if isinstance(value, kind) and not isinstance(value, bool)]
     if not isinstance(values, list) or len(items) < len(values):

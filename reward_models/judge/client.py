@@ -99,7 +99,7 @@ class Client:
                 self.cache.put(key, verdict.score)
         return [found[key] if new.get(key, at) == at else found[key]._replace(tokens=0) for at, key in enumerate(keys)]
 
-    async def _all(self, asked: Sequence[tuple[Question, dict[str, Json]]]) -> list[Verdict]:
+    async def _all(self, questions: Sequence[tuple[Question, dict[str, Json]]]) -> list[Verdict]:
         o = self.options
         turns = asyncio.Semaphore(o.concurrency)
         with read_proxies():
@@ -113,7 +113,7 @@ class Client:
                 async with turns:
                     return await self._one(client, question, body)
 
-            return await asyncio.gather(*(one(question, body) for question, body in asked))
+            return await asyncio.gather(*(one(question, body) for question, body in questions))
 
     async def _one(self, client: openai.AsyncOpenAI, question: Question, body: dict[str, Json]) -> Verdict:
         """One question, and further attempts where the openai package makes some."""
@@ -167,9 +167,9 @@ async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:
     return bytes(text)
 
 
-def key_of(asked: Mapping[str, Json], server: str) -> str:
+def key_of(body: Mapping[str, Json], server: str) -> str:
     """The SHA-256 of a request and its server: images, text, model and template."""
-    return hashlib.sha256(json.dumps([server, asked], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([server, body], sort_keys=True).encode()).hexdigest()
 
 
 class Cache:

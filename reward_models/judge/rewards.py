@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from ttsnap.reward_models.http import encode_image
-from ttsnap.reward_models.judge.client import Client, Usage
+from ttsnap.reward_models.judge.client import Client
 from ttsnap.reward_models.judge.options import JudgeOptions
 from ttsnap.reward_models.judge.questions import CRITERIA, PAIR, Either, Marks, Question, rubric
 from ttsnap.reward_models.preprocess import check_images
@@ -44,10 +44,7 @@ class Judge(RewardModel):
         self.kind, self.criteria = kind, dict(criteria)
         self.client = Client(options or JudgeOptions())
         self.name, self.tokens = f"judge:{kind} {self.client.options.model}", self.client.options.image_tokens
-
-    @property
-    def usage(self) -> Usage:
-        return self.client.usage
+        self.usage = self.client.usage
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Tensor:
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
@@ -80,11 +77,8 @@ class PairJudge(TournamentReward):
         rounds, model = self.client.options.rounds, self.client.options.model
         super().__init__(self._prefer, rounds, f"judge:pairs {model}")
         self.tokens = 2 * math.ceil(rounds + 0.5) * self.client.options.image_tokens  # of each pair, two images
+        self.usage = self.client.usage
         self._taken: Counter[str] = Counter()
-
-    @property
-    def usage(self) -> Usage:
-        return self.client.usage
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> NDArray[np.float32]:
         """As TournamentReward; the images of a prompt share the tokens that their comparisons take."""

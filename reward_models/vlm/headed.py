@@ -172,7 +172,7 @@ def build_backbone(config: object, state: Mapping[str, Tensor], dtype: torch.dty
 
     kind = str(getattr(config, "model_type", ""))
     if kind not in KINDS:
-        raise ValueError(f"the configuration beside {source} is of a {kind!r}; this reward reads {' and '.join(KINDS)}")
+        raise ValueError(f"the configuration of {source} is of a {kind!r}; this reward reads {' and '.join(KINDS)}")
     if EMBEDDING not in state:
         raise ValueError(f"the weights in {source} are for another model: no {EMBEDDING}")
     config.text_config.vocab_size = len(state[EMBEDDING])  # type: ignore[attr-defined]

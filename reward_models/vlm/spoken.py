@@ -72,8 +72,8 @@ class SpokenVLM(AskedVLM):
     def score(self, images: Tensor, prompts: Sequence[str], source: Tensor | None = None) -> Tensor:
         scores = torch.empty(self.passes, len(images), device=self.device)
         for passed, row in enumerate(scores):
-            asked = range(len(self.questions))
-            answers = [self.answers(question, images, prompts, source, passed) for question in asked]
+            each = range(len(self.questions))
+            answers = [self.answers(question, images, prompts, source, passed) for question in each]
             row.copy_(torch.tensor([self.read(one) for one in zip(*answers, strict=True)]))
         return scores.nanmean(0)
 

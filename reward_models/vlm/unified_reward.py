@@ -36,6 +36,6 @@ class UnifiedReward(SpokenVLM):
         """nan unless the answer has one score from 1 to 5 on each axis."""
         found = [(axis, float(score)) for axis, score in SCORE.findall(answers[0])]
         marks = dict(found)
-        asked = [marks.get(axis, 0.0) for axis in self.axes]
-        sure = len(marks) == len(found) and all(1 <= mark <= 5 for mark in asked)
-        return sum(asked) / len(asked) if sure else float("nan")
+        chosen = [marks.get(axis, 0.0) for axis in self.axes]
+        sure = len(marks) == len(found) and all(1 <= mark <= 5 for mark in chosen)
+        return sum(chosen) / len(chosen) if sure else float("nan")

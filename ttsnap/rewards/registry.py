@@ -217,16 +217,16 @@ def _here(specs: Spec | Sequence[Spec]) -> list[Any]:
     return [_what(stage) for stage in _stages(specs) if not isinstance(stage, str) or _elsewhere(stage) is None]
 
 
-def _load(path: str, asked: str) -> Any:
-    """The object at "module:attribute" or "file.py:attribute". asked: the user's spec, for messages."""
+def _load(path: str, spec: str) -> Any:
+    """The object at "module:attribute" or "file.py:attribute". spec: the user's, for messages."""
     if not path.rpartition(":")[0]:
-        raise ValueError(_unknown(asked))
+        raise ValueError(_unknown(spec))
     try:
         return load_object(path)
     except ImportError as error:
-        known = f"choose one of {', '.join(_NAMES)}{_OR}{did_you_mean(asked.partition(':')[0], _NAMES)}"
-        raise ValueError(f"cannot load reward {asked!r}: {error}; {known}") from error
+        known = f"choose one of {', '.join(_NAMES)}{_OR}{did_you_mean(spec.partition(':')[0], _NAMES)}"
+        raise ValueError(f"cannot load reward {spec!r}: {error}; {known}") from error
 
 
-def _unknown(asked: str) -> str:
-    return unknown("reward", asked, _NAMES, _OR)
+def _unknown(spec: str) -> str:
+    return unknown("reward", spec, _NAMES, _OR)
