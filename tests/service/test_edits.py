@@ -108,7 +108,8 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
         drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "32nfe", "negative_prompt": f"noise {i % 2}"})
         asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
-        tickets.append(worker.submit(asked, Caller(f"caller {i % 5}"), loop))
+        tickets.append(Ticket(asked, Caller(f"caller {i % 5}"), loop))
+        worker.submit(tickets[-1])
     found = [loop.run_until_complete(asyncio.wait_for(ticket.news.get(), 120)) for ticket in tickets]
     worker.drain(now=True)
     worker.join(60)

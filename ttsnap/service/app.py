@@ -80,7 +80,8 @@ def make_app(
         except ValueError as error:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
         notes = notes_of(wanted, search, limits)
-        ticket = worker.submit(search, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
+        ticket = Ticket(search, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
+        worker.submit(ticket)
         request.state.ticket = ticket
         logger.info("%s: %s by %s", caller.name, search.label, search.budget)
         if wanted.stream:

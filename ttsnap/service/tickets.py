@@ -43,37 +43,30 @@ class Done:
 News: TypeAlias = Partial | Done | RequestError
 
 
+@dataclass(eq=False)
 class Ticket:
     """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
-    def __init__(
-        self,
-        request: SearchRequest,
-        caller: Caller,
-        loop: asyncio.AbstractEventLoop,
-        seconds: float,
-        partials: int = 0,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.request, self.caller = request, caller
-        self.seconds = seconds
-        """Time after which the search ends with its best image."""
-        self.partials = partials
-        """Partial images to send."""
-        self.notes = notes
-        """How the search differs from what the client wanted."""
-        self.news: asyncio.Queue[News] = asyncio.Queue()
-        self.cancelled = False
-        """Set by the application, and read by the thread before each batch."""
-        self.came = time.monotonic()
-        self.nfe = 0
-        """Evaluations of rows that have arrived."""
-        self._loop = loop
+    request: SearchRequest
+    caller: Caller
+    loop: asyncio.AbstractEventLoop
+    partials: int = 0
+    """Partial images to send."""
+    notes: tuple[str, ...] = ()
+    """How the search differs from what the client wanted."""
+    seconds: float = math.inf
+    """Time after which the search ends with its best image."""
+    news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+    """Set by the application, and read by the thread before each batch."""
+    came: float = field(default_factory=time.monotonic)
+    nfe: int = 0
+    """Evaluations of rows that have arrived."""
 
     def tell(self, news: News) -> None:
         """Called in the thread. Nothing happens where the application has ended."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.news.put_nowait, news)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.news.put_nowait, news)
 
 
 class Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -15,7 +14,6 @@ from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.rewards.registry import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.searches import Searches
@@ -52,23 +50,15 @@ class Worker(threading.Thread):
 
     # --- called by the application ----------------------------------------------------------------------------
 
-    def submit(
-        self,
-        request: SearchRequest,
-        caller: Caller,
-        loop: asyncio.AbstractEventLoop,
-        partials: int = 0,
-        notes: tuple[str, ...] = (),
-    ) -> Ticket:
-        """Queue a request. partials, notes: of the Ticket. RequestError (429, 503) where the queue is full, and
-        where the service ends."""
-        seconds = self.limits.seconds_of(request.budget)
-        request = replace(request, budget=replace(request.budget, seconds=None))
-        ticket = Ticket(request, caller, loop, seconds, partials, notes)
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request. RequestError (429, 503) where the queue is full, and where the service ends."""
+        budget = ticket.request.budget
+        ticket.seconds = self.limits.seconds_of(budget)
+        ticket.request = replace(ticket.request, budget=replace(budget, seconds=None))
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            if sum(other.caller.name == caller.name for other in self._open) >= self.limits.per_key:
+            if sum(other.caller.name == ticket.caller.name for other in self._open) >= self.limits.per_key:
                 most = f"{self.limits.per_key} requests of yours wait or run already, the most that one key may have"
                 raise RequestError(429, f"{most}; try again when one is done", code="too_many_requests", retry_after=2)
             if len(self._waiting) >= self.limits.queue:
@@ -77,7 +67,6 @@ class Worker(threading.Thread):
             self._open.add(ticket)
             self._waiting.append(ticket)
             self._wake.notify()
-        return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request before the next batch, as its client has gone. Nothing where it has ended."""
