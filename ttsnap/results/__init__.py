@@ -1,6 +1,6 @@
-"""What a search leaves behind: images that know how they were made, contact sheets, traces, rankings of folders.
+"""What a search leaves behind: images with metadata, contact sheets, traces; rankings of folders.
 
-It imports the core, files and rewards. Torch is needed by `rank` only, which asks rewards about images.
+It imports the core, files and rewards. Only `rank` needs torch, as it scores images by rewards.
 """
 
 from ttsnap.results.media import Sound, png_info, save_video

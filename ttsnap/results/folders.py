@@ -1,4 +1,4 @@
-"""Where results go: found free, made and tried before anything is computed, elsewhere where writing fails later."""
+"""Folders for results: checked, made and tried before anything is computed; another one where writing fails later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 JOURNAL = "journal.bin"
 """Where earlier versions kept what was done of a recording or a benchmark."""
 PROBE = bytes(2**16)
-"""Written and removed again where results are to go: a full disk lets files be made, but not filled."""
+"""Written to a folder and removed as a test: a full disk lets files be made, but not filled."""
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -31,10 +31,10 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def check_same(folder: Path, about: str, differing: Callable[[], list[str]], what: str) -> None:
-    """ValueError unless work may begin in `folder`, or go on there with the settings that it was begun with.
+    """ValueError unless work may begin in `folder`, or resume there with the settings that it was begun with.
 
-    about: the name of the file that holds those settings, the first one written there. differing: says in words how
-    they differ from those asked for now; only called where the file is there. what: "recording", for messages.
+    about: the name of the file that holds those settings, the first one written there. differing: the differences from
+    the present settings in words; called only where the file exists. what: "recording", for messages.
     """
     check_free(folder, overwrite=True)
     if (folder / about).exists():
@@ -61,18 +61,17 @@ def refuse_journal(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to: `out`, or the next free outputs/NNNN-name, made, which no other process gets. name: of what
-    is in it, as a prompt or the name of a set of prompts.
+    """A folder to write to, made and locked: `out`, or the next free outputs/NNNN-name.
 
-    Where nothing was written to it by the end, it is removed again, with the folders that were made around it.
-    ValueError, before anything is computed, where it holds files already (unless `overwrite`), another process has it,
-    or nothing can be written to it.
+    name: of its contents, as a prompt. A folder that is empty at the end is removed, with those that were made around
+    it. ValueError at once where it holds files already (unless `overwrite`), another process has it, or nothing can be
+    written to it.
     """
     if out is not None:
         check_free(out, overwrite)
+    made: list[Path] = []
     with contextlib.ExitStack() as held:
-        made: list[Path] = []
-        held.callback(_remove_empty, made)
+        held.callback(lambda: [_remove_empty(folder) for folder in reversed(made)])
         try:
             folder = _numbered(name, made) if out is None else _make(out, made)
             held.enter_context(locked(folder))
@@ -85,7 +84,7 @@ def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
 
 
 def new_file(path: str | Path, overwrite: bool) -> Path:
-    """A path to write a file to, where one can be written. ValueError where it exists, or its folder does not."""
+    """The path of a file that can be written. ValueError where it exists, or its folder does not."""
     out = Path(path)
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give a file")
@@ -101,10 +100,10 @@ def new_file(path: str | Path, overwrite: bool) -> Path:
 
 
 def keep(out: Path, write: Callable[[Path], T]) -> tuple[Path, T, OSError | None]:
-    """write(out), or write(a new temporary folder) where that fails: which folder, what it returned, what failed.
+    """write(out), or write(a new temporary folder) where that fails: the folder, the value, the first failure.
 
-    What took long to compute must not be lost to a full disk, or to a folder that has vanished. OSError that names both
-    where the temporary folder cannot be written to, either.
+    What took long to compute is not lost to a full disk or a folder that has vanished. OSError that names both folders
+    where neither can be written to.
     """
     try:
         return out, write(out), None
@@ -120,12 +119,12 @@ def keep(out: Path, write: Callable[[Path], T]) -> tuple[Path, T, OSError | None
 
 
 def slug(text: str, most: int = 40) -> str:
-    """A short piece of a prompt that is safe as a file name."""
+    """The beginning of a prompt as a safe file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:most].strip("-") or "prompt"
 
 
 def _numbered(name: str, made: list[Path]) -> Path:
-    """The next free outputs/NNNN-name, made: whoever makes a folder has it, whatever others found free meanwhile."""
+    """Make the next free outputs/NNNN-name; the process that makes a folder has it."""
     while True:
         root = _make(Path("outputs"), made)
         taken = [int(match.group(1)) for path in root.iterdir() if (match := re.match(r"(\d+)-", path.name))]
@@ -139,16 +138,15 @@ def _numbered(name: str, made: list[Path]) -> Path:
 
 
 def _make(folder: Path, made: list[Path]) -> Path:
-    """Make a folder and those that it lies in, where they are missing; `made` gets the new ones, outermost first."""
+    """Make a folder and its missing parents; `made` gets the new ones, outermost first."""
     made += reversed([path for path in (folder, *folder.parents) if not path.exists()])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _remove_empty(made: list[Path]) -> None:
-    for folder in reversed(made):
-        with contextlib.suppress(OSError):  # it holds something, or is gone
-            folder.rmdir()
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it holds something, or is gone
+        folder.rmdir()
 
 
 def _probe(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""The tree of what a search looked at: which look came from which, and where each is drawn.
+"""The tree of looks of a search: which came from which, and where each is drawn.
 
-A look is a candidate at a step where it was scored. It came from the look before it: the candidate's own, or that of
-the candidate which it branched off. What several candidates share is one look, so that it is drawn once.
+A look is a candidate at a step where it was scored. Its origin is the look before it, of the same candidate or of the
+one that the candidate branched off. A look that several candidates descend from is drawn once.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from ttsnap.core.results import Result
 
 
 class CandidateAtStep(NamedTuple):
-    """A candidate (uid) scored at a step; at step -1 the seed itself, of which there is no picture."""
+    """A candidate (uid) scored at a step; step -1 is its seed, which has no picture."""
 
     uid: int
     step: int
 
 
 SIBLINGS, NARROW, FILLED = 3, 12, 0.4
-"""The most that came of one look and were given up at once, as tries of one step are, which a sheet shows. A sheet of
-more columns than NARROW is one of which at least the share FILLED holds pictures: the rest would be white."""
+"""Limits of what a sheet shows: at most SIBLINGS continuations of one look that were dropped at once, as tries of one
+step are; with more columns than NARROW, pictures in at least the share FILLED of the sheet."""
 Origins = dict[CandidateAtStep, CandidateAtStep | None]
-"""Every look with the one that it came from; None for seeds."""
+"""The origin of every look; None for seeds."""
 
 
 def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
-    """Where each of these looks (uid, step) of a search came from, in the order in which they were made.
+    """The origins of these looks (uid, step) of a search, in the order in which they were made.
 
-    What came from a look at the same step or a later one hangs on its seed: a candidate that was taken back to noisier
-    steps, or that started from noise near another's.
+    A look whose origin would be at the same step or a later one has its seed as origin: its candidate was taken back to
+    noisier steps, or started from noise near another's.
     """
     origin: Origins = {}
     last: dict[int, CandidateAtStep] = {}
@@ -52,7 +52,7 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
 
 
 def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep]:
-    """A look and those that it came from, itself first."""
+    """A look and all its ancestors, itself first."""
     links = []
     while look is not None:
         links.append(look)
@@ -61,8 +61,9 @@ def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep
 
 
 def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
-    """As many of these looks, the most wanted first, as fit into `most` columns, with all that they came from. Of what
-    was given up, no more than SIBLINGS and FILLED say."""
+    """As many looks as fit into `most` columns, with all their ancestors; `ends` has the most wanted first.
+
+    Of dropped candidates there are no more than SIBLINGS and FILLED allow."""
     steps = {look.step for look in origin if look.step >= 0}
     shown: Origins = {}
     refused: Counter[int] = Counter()
@@ -87,10 +88,10 @@ def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
 
 
 def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep, int]:
-    """A column for each look: below the one that it came from where there is room, else to the right of it.
+    """A column for each look: below its origin where there is room, else to the right.
 
-    The families of seeds stand side by side, in the order of their first look among `ends`; a look's most wanted
-    continuation goes straight down.
+    The families of seeds are in the order of their first look among `ends`. A look's most wanted continuation is right
+    below it.
     """
     rank = {look: len(ends) for look in origin}
     for position, end in enumerate(ends):
@@ -120,7 +121,7 @@ def place(origin: Origins, ends: list[CandidateAtStep]) -> dict[CandidateAtStep,
 
 
 def hidden_below(origin: Origins, shown: Collection[CandidateAtStep]) -> Mapping[CandidateAtStep, int]:
-    """How many continuations of each shown look are not shown, with all that came of them, in candidates."""
+    """The number of candidates below each shown look that are not shown."""
     hidden: dict[CandidateAtStep, set[int]] = {}
     for look in origin:
         if look not in shown:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # to write arrays takes no torch
 Pixels: TypeAlias = "FloatArray | Tensor"
 """An image (3, H, W), or a video (T, 3, H, W), in [0, 1], an array or a tensor on any device."""
 GAP = 32
-"""Between them, one part in so many of a frame's width stays white."""
+"""The white gap between frames is 1 / GAP of a frame's width."""
 KEYS = ("parameters", "ttsnap")
 """What a picture's `info` holds of a search: infotext, and JSON (payload.py)."""
 QUALITY = 90
@@ -52,7 +52,7 @@ def to_uint8(image: Pixels) -> NDArray[np.uint8]:
 
 
 def still(image: Pixels, columns: int = 2) -> Image.Image:
-    """An image as a picture; of a video a few frames, chosen evenly, row by row in so many columns."""
+    """An image as a picture; of a video several evenly chosen frames, row by row in `columns` columns."""
     if image.ndim == 3:
         return Image.fromarray(to_uint8(image))
     frames = to_uint8(image[chosen(len(image), min(SHOWN, len(image)))])
@@ -71,16 +71,16 @@ def frames_of(video: Pixels) -> list[Image.Image]:
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as an address that holds it, which pages show without a file. options: of PIL's writer of this kind."""
+    """A picture as a data: address, which pages show without a file. options: of PIL's writer of this kind."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def png_info(picture: Image.Image, keys: Sequence[str] = KEYS) -> PngImagePlugin.PngInfo:
-    """What a search put into a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
+    """The metadata in a picture's `info`, to be written with it: picture.save(path, pnginfo=png_info(picture)).
 
-    PIL leaves `info` out of what it writes. Without such entries, as after edits that made a new picture, it is empty.
+    PIL leaves `info` out of what it writes. The metadata is empty where an edit made a new picture.
     """
     info = PngImagePlugin.PngInfo()
     for key in keys:
@@ -95,19 +95,19 @@ def save_png(path: Path, picture: Image.Image, keys: Sequence[str] = KEYS) -> No
 
 
 class Sound(NamedTuple):
-    """What is to be heard. samples: (1 or 2, S) float32 in [-1, 1], of one channel or of a left and a right one; rate:
-    how many of them make a second."""
+    """The sound of a video."""
 
     samples: NDArray[np.float32]
+    """(1, S) mono or (2, S) left and right, in [-1, 1]."""
     rate: int
+    """Samples a second."""
 
 
 def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.0, sound: Sound | None = None) -> None:
     """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by the name's end.
 
-    What a search put into the first frame's `info` goes into the file. sound: for .mp4 alone. ValueError for another
-    ending, for no frames, for an fps outside (0, 240] and for a sound of another shape; for .mp4 where PyAV is not
-    installed.
+    The file carries the metadata in the first frame's `info`. sound: for .mp4 only. ValueError for another ending, no
+    frames, an fps outside (0, 240], a sound of another shape, and for .mp4 where PyAV is not installed.
     """
     path = Path(path)
     writers: dict[str, Callable[[BinaryIO, Sequence[Image.Image], Mapping[str, str], float], None]]
@@ -127,7 +127,7 @@ def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.
 
 
 def require_av(path: str | Path) -> None:
-    """ValueError, which says what to install, where PyAV is not there to write or read this mp4."""
+    """ValueError that says what to install where PyAV, which this mp4 takes, is missing."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -135,7 +135,7 @@ def require_av(path: str | Path) -> None:
 
 
 def durations(frames: int, fps: float) -> list[int]:
-    """Milliseconds that each frame stays, whole numbers whose sum is right."""
+    """Whole milliseconds for which each frame is shown; their sum is right."""
     return [round((i + 1) * 1000 / fps) - round(i * 1000 / fps) for i in range(frames)]
 
 

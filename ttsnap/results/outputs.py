@@ -1,4 +1,4 @@
-"""What a search leaves on disk: images that know how they were made (payload.py), a contact sheet, a trace."""
+"""The files of a search: images with metadata (payload.py), a contact sheet, a trace."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ttsnap.results.payload import for_prompt, label, payload_of, plain
 from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
 
 SMALL, TIMES = 128, 8
-"""Of images of fewer pixels a side the best gets a copy so many times as large."""
+"""Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""
 ENLARGED = f"best-{TIMES}x.png"
 Thumbnails = dict[int, dict[tuple[int, int], Image.Image]]
-"""Small pictures of scored estimates, by the number of the prompt, then by candidate (uid) and step."""
+"""Small pictures of scored estimates, by the number of the prompt, then by (uid, step)."""
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Recorder:
             kept[event.uids[0], event.step] = thumbnail(still(event.picture.small()))
 
     def sheet(self, result: Result, job: int = 0) -> Image.Image:
-        """The contact sheet of a search that this listened to, of its prompt number `job`."""
+        """The contact sheet of the result of prompt number `job`."""
         return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:
-    """A copy with as many pixels on its longer side as a contact sheet has room for."""
+    """A copy whose longer side is CELL pixels, as in a contact sheet."""
     small = max(picture.size) < CELL
     scale = CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -67,11 +67,12 @@ def write_results(
     settings: Mapping[str, object],
     videos: VideoOptions | None = None,
 ) -> list[list[Path]]:
-    """Write every prompt's kept images or videos, its contact sheet, and one trace.json; the images' paths by prompt.
+    """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
+    prompt.
 
     settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), those of SamplerOptions as
-    texts, lora where there is one, and where prompts are about pictures `task` and `pictures`, for each prompt the
-    digests of its own. videos: in which format, and how fast; the defaults where it is None.
+    texts, and lora where there is one; where prompts have pictures, `task` and `pictures`, the digests of each
+    prompt's. videos: their format and speed.
     """
     videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def write_results(
 
 
 def sheet_path(out: Path, results: Sequence[Result], index: int) -> Path:
-    """Where `write_results` puts the contact sheet of a result, where it has images."""
+    """The path of the contact sheet of a result that has images, as `write_results` has it."""
     return out / f"{_stem(results, index)}sheet.png"
 
 
@@ -121,13 +122,12 @@ def _stem(results: Sequence[Result], index: int) -> str:
 
 
 def enlarged_path(out: Path, results: Sequence[Result], index: int) -> Path:
-    """Where `write_enlarged` puts the copy of a result's best image."""
+    """The path of the enlarged copy of a result's best image."""
     return out / f"{_stem(results, index)}{ENLARGED}"
 
 
 def write_enlarged(path: Path, image: Pixels) -> bool:
-    """Write a copy of a small image, or of a video's frames, for the eye, TIMES as large, without metadata; False for
-    other images."""
+    """Write a copy TIMES as large of a small image, or of a video's frames, without metadata; False for others."""
     if max(image.shape[-2:]) >= SMALL:
         return False
     picture = still(image, columns=SHOWN)

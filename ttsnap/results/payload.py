@@ -1,9 +1,9 @@
-"""What an image says of how it was made, written and read back as something that anyone may have written.
+"""The metadata of an image: how it was made. Written by ttsnap, and read as a file that anyone may have written.
 
-It is there twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by `ttsnap
-replay`). Replaying an image calls the pipeline with that JSON, so that only plain arguments of the models' own calls
-pass, each of its type and within bounds. What a search takes besides (rewards, reports, callbacks: some name Python to
-import, or servers to ask) is refused by name, and so is everything else that is not listed here.
+An image carries it twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by
+`ttsnap replay`). Replay calls the pipeline with the JSON, so that only plain arguments of the models' own calls pass,
+each of its type and within bounds. Everything else is refused by name: rewards, reports and callbacks of a search may
+name Python to import, or servers to ask.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ttsnap.options.sampler import SamplerOptions
 
 SAMPLER = tuple(option.name for option in options_of(SamplerOptions))
 MAKING = tuple(option.name for option in options_of(SamplerOptions) if not option.loads)
-"""Those that make an image from its seed. What else is loaded (a drafter) only helps to choose the seed."""
+"""The options that make an image from its seed. What is loaded (a drafter) only helps to choose the seed."""
 
 
 Place = Annotated[
@@ -77,11 +77,11 @@ REMOVED = {
     "orthogonal": "orthogonal initial noises",
     "spectral-evolution": "evolution in the low frequencies of the noise",
 }
-"""What earlier versions could write, and what it was; none found better images (docs/measured.md)."""
+"""Names in files of earlier versions, and what they meant; none found better images (docs/measured.md)."""
 
 
 def removed(name: object) -> str:
-    """Why a file that names this cannot be followed; empty where nothing of that name was removed."""
+    """Why a file that names this cannot be followed; empty for what was not removed."""
     what = REMOVED.get(name) if isinstance(name, str) else None
     return f"{what} ({name}) found no better images, and ttsnap no longer has them" if what else ""
 
@@ -89,8 +89,7 @@ def removed(name: object) -> str:
 def checked(payload: object, where: object) -> dict[str, Any]:
     """The payload, once everything in it is known and fits. ValueError that names what does not.
 
-    Optional keys that hold null are left out, so that one that is there holds a value; so is what was removed since, at
-    the default that it had.
+    Optional keys that hold null are left out. So are options that were removed since, at their old defaults.
     """
     fields = dict(payload) if isinstance(payload, dict) else {}
     if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of earlier versions
@@ -110,7 +109,7 @@ def checked(payload: object, where: object) -> dict[str, Any]:
 
 
 def checked_call(call: object, where: object) -> dict[str, Any]:
-    """Arguments of a model's own call from a file, as they are. ValueError that names what is none or does not fit."""
+    """The arguments of a model's own call from a file. ValueError that names what is none or does not fit."""
     if not isinstance(call, dict):
         raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
     _check(call, {name: argument.hint for name, argument in CALL.items()}, "call.", where)
@@ -161,7 +160,7 @@ def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
 
 
 def for_prompt(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The settings of the prompt at this place, as `payload_of` takes them, of those of all prompts."""
+    """The settings of one prompt, as `payload_of` takes them, from those of all prompts."""
     pictures = settings.get("pictures")
     call = {
         name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
@@ -171,8 +170,9 @@ def for_prompt(settings: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dict[str, Json]:
-    """What the image at this place, from 0, of a result says about itself, JSON-ready; settings as in write_results,
-    with the pictures of its prompt alone (`for_prompt`)."""
+    """The payload, JSON-ready, of the image at this rank (from 0) of a result.
+
+    settings: as in write_results, with the pictures of its prompt only (`for_prompt`)."""
     candidate = result.images[rank]
     payload = {
         **{k: settings[k] for k in ("ttsnap", "model", "sampler", "call")},
@@ -194,7 +194,7 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
 
 
 def label(picture: Image.Image, payload: Mapping[str, Json]) -> None:
-    """Put the infotext and the payload into a picture's `info`, under the keys that PNGs carry them by."""
+    """Put the infotext and the payload into a picture's `info`, under the keys of a PNG."""
     picture.info |= {"parameters": infotext(payload, picture.size), "ttsnap": json.dumps(payload)}
 
 

@@ -1,4 +1,4 @@
-"""Rank images and videos that are on disk already. They are only read."""
+"""Rank images and videos on disk by rewards. The files are only read."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
 MOST_WAITING = 2**27
-"""Bytes of the images that wait for others of their size; scoring them takes some ten times as many."""
+"""Bytes of images that wait for others of their size; scoring them takes about ten times as many."""
 CELL, COLUMNS, MOST = 160, 8, 64
 
 
 @dataclass(frozen=True)
 class RankedImage:
-    """One image: its scores by reward (nan where one failed), their utility (-inf without), and what went wrong."""
+    """An image and its scores."""
 
     path: Path
     prompt: str
     scores: tuple[float, ...]
+    """By reward; nan where one failed."""
     value: float
+    """Their utility; -inf where a score failed."""
     error: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet of a search: every look at a candidate, over the steps, with the lines of descent."""
+"""The contact sheet of a search: the looks at its candidates, a row for each step, with lines of descent."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
 TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
 PRUNED = 4
-"""Where there is no room for all, one candidate in so many is one that was pruned."""
+"""Where there is no room for all candidates, one in PRUNED was pruned."""
 SPREAD = 3
-"""At so many places of their ranking pruned ones are taken first."""
+"""The pruned candidates that are taken first are spread over SPREAD places of their ranking."""
 WIDEST, TALLEST = 1740, 1500
 HIGH = 192
 """Pixels of an image's height in a notebook."""
@@ -37,13 +37,16 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Page:
-    """Where things are: the side of a picture, the line of each step, the first pixel of the first column, and what is
-    drawn where."""
+    """The layout of a sheet."""
 
     cell: int
+    """Pixels of a picture's side."""
     lines: dict[int, int]
+    """The row of each step."""
     left: int
+    """The first pixel of the first column."""
     columns: dict[CandidateAtStep, int]
+    """The column of each look."""
 
     def corner(self, look: CandidateAtStep) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
@@ -52,24 +55,25 @@ class Page:
 
     @property
     def pitch(self) -> int:
-        """From row to row."""
+        """Pixels from row to row."""
         return self.cell + TEXT + GAP
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the sheet."""
+        """Width and height of the sheet, in pixels."""
         wide = self.left + (max(self.columns.values(), default=0) + 1) * (self.cell + MARGIN) + MARGIN
         return max(640, wide), HEAD + len(self.lines) * self.pitch + MARGIN
 
 
 def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Image]) -> Image.Image:
-    """What a search looked at: steps are rows, the winner's column is the first, and lines lead from each look to what
-    came of it. Dropped candidates are dimmed, the kept images are framed, a score stands under each picture. The
-    picture that the prompt changes (`Result.source`), where there is one, stands left of the first row.
+    """The looks of a search: steps are rows, the winner's column is the first, lines lead to continuations.
 
-    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, the kept ones and those
-    that got furthest are shown, with some that were pruned, and "+3" tells that three more came of a look. The image's
-    info holds what LOOKS describes.
+    Dropped candidates are dimmed, kept images are framed, a score is under each picture. The picture that the prompt
+    changes (`Result.source`) is left of the first row.
+
+    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, the sheet shows the kept
+    ones, those that got furthest, and some that were pruned; "+3" means that three more descend from a look. The
+    sheet's `info` holds what LOOKS describes.
     """
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
@@ -115,7 +119,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
 
 
 def _most_wanted(result: Result, origin: Origins) -> list[CandidateAtStep]:
-    """The last look at each candidate: the kept ones', then by how far it got, then by its score."""
+    """The last look at each candidate: the kept ones first, then by step, then by score."""
     p = result.particles
     last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
     rank = {candidate.uid: place for place, candidate in enumerate(result.images)}
@@ -124,8 +128,9 @@ def _most_wanted(result: Result, origin: Origins) -> list[CandidateAtStep]:
 
 
 def _mixed(ends: Sequence[CandidateAtStep], result: Result) -> list[CandidateAtStep]:
-    """The last looks in the order in which they get a place: after so many that were finished, one that was pruned.
-    The pruned ones come from all over their ranking, so that a few of them tell of all."""
+    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones, a pruned one.
+
+    The pruned ones are from all over their ranking."""
     kept, last = len(result.images), len(result.levels) - 1
     finished = [look for look in ends[kept:] if look.step == last]
     pruned = [look for look in ends[kept:] if look.step < last]
@@ -150,7 +155,7 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
 
 
 def _looks(result: Result) -> list[str]:
-    """What to call the row of each step: where all that was scored there were drafts, or rollouts, it says so."""
+    """The name of each step's row: "draft" or "rollout" where all looks at the step are such, else the step."""
     looks: list[set[str]] = [set() for _ in result.levels]
     for move in result.trace:
         for step in move["stop"]:
@@ -160,7 +165,7 @@ def _looks(result: Result) -> list[str]:
 
 
 def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
-    """A line from each look to those that came of it; the winner's last, so that it lies on top."""
+    """Draw a line from each look to its continuations; the winner's last, on top."""
     half = page.cell // 2
     for look in sorted(shown, key=lambda look: look in golden):
         source = shown[look]
@@ -194,7 +199,7 @@ def _score(p: Particles, look: CandidateAtStep) -> str:
 
 
 def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int) -> None:
-    """Under a picture: its score, and how many of its continuations are not shown; or the name of a seed."""
+    """Write under a picture its score and the number of its hidden continuations; or the name of a seed."""
     x, y = page.corner(look)
     font = ImageFont.load_default(12 if page.cell >= 64 else 10)
     kind, _, number = words.rpartition(" ")
@@ -213,7 +218,7 @@ def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: 
 
 
 def _shorten(text: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
-    """The text, cut with an ellipsis where it would be wider than `width` pixels."""
+    """The text, cut with an ellipsis to at most `width` pixels."""
     text = text.replace("\n", " ")
     if draw.textlength(text, font) <= width:
         return text
