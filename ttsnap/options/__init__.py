@@ -1,5 +1,5 @@
-"""What a user can set, each option declared once: its name, type, default, bounds, and the words that explain it.
+"""The options that a user can set, each declared once: name, type, default, bounds, and the words that explain it.
 
-The call of a pipeline, its docstring, the command line, --config files, the metadata of PNGs, what recordings note and
-the documentation are made from these declarations. It imports the core and files, and no torch.
+From these declarations come the call of a pipeline with its docstring, the command line, --config files, the metadata
+of PNGs, the headers of recordings, and the documentation. It imports the core and files, and no torch.
 """

@@ -28,8 +28,7 @@ Attention = Annotated[dict[Literal["scale"], Scale], Size(1, 1)]
 
 @dataclass(frozen=True)
 class CallOptions(Settings):
-    """Each argument by its name, those with a flag of their own first, in the order of tables. None stands for the
-    model's own default."""
+    """Arguments of the call, those with a flag first, in the order of tables. None means the model's own default."""
 
     negative_prompt: Texts | None = option(
         None,
@@ -94,12 +93,12 @@ class CallOptions(Settings):
 
 CALL: dict[str, Option] = {option.name: option for option in options_of(CallOptions)}
 WRITTEN = {name: argument for name, argument in CALL.items() if argument.metavar is not None}
-"""Those with a flag of their own; others are given with --call."""
+"""The arguments with a flag; others are given with --call."""
 
 
 @dataclass(frozen=True)
 class PictureOptions(Settings):
-    """The pictures of all prompts, as files, and what is done with them.
+    """The pictures of all prompts, as files, and how much of them is redrawn.
 
     Raises ValueError for a strength out of (0, 1].
     """
@@ -125,7 +124,7 @@ class PictureOptions(Settings):
 
 @dataclass(frozen=True)
 class VideoOptions(Settings):
-    """The files of a search that makes videos. Raises ValueError for what is no speed."""
+    """The files of a search that makes videos."""
 
     fps: Annotated[float, Bounds(0, 240, open_low=True)] = option(
         16.0, "frames of a video that are shown in a second", metavar="N"

@@ -1,4 +1,4 @@
-"""What runs a search beside the sampler: devices, workers, the size of batches, what is handed to listeners."""
+"""How a search runs: on which devices, by how many workers, in batches of which size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
 
 @dataclass(frozen=True)
 class BatchOptions(Settings):
-    """How much runs at once, which decides speed and memory; results differ by it in the last digits only. And how
-    much of a video is scored, on which scores, and so results, do depend.
+    """Sizes of batches, which decide speed, memory, and the last digits of results; and how much of a video is scored.
 
     Raises ValueError for sizes below 1.
     """
@@ -50,7 +49,7 @@ class BatchOptions(Settings):
 
 @dataclass(frozen=True)
 class EngineOptions(BatchOptions):
-    """All that an engine is told beside the denoiser, the rewards and the sampler."""
+    """The settings of an engine, except for the denoiser, the rewards and the sampler."""
 
     keep: Sequence[str] = option(
         (), 'what to hand to listeners beside the decoded estimates: "latents", or nothing', written=None
@@ -70,13 +69,13 @@ class EngineOptions(BatchOptions):
 
     @classmethod
     def of(cls, batches: BatchOptions, keep: Sequence[str] = ()) -> EngineOptions:
-        """Those of batches, which hand `keep` to listeners."""
+        """The options of an engine with these batches, which hands `keep` to listeners."""
         return cls(**values(batches), keep=keep)
 
 
 @dataclass(frozen=True)
 class DeviceOptions(Settings):
-    """Where a search finds its devices. What comes out is the same, but for the last digits.
+    """The devices of one search. Results are the same but for the last digits.
 
     Raises ValueError for what is no number of devices.
     """
@@ -105,7 +104,7 @@ class DeviceOptions(Settings):
 
 @dataclass(frozen=True)
 class WorkerOptions(Settings):
-    """How the work of one command is spread. What comes out is the same.
+    """The processes that share the work of one command. Results are the same.
 
     Raises ValueError for fewer workers than one.
     """

@@ -1,4 +1,4 @@
-"""The model and how it is kept in memory, for the commands that load one."""
+"""The model, and how it is kept in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttsnap.options.option import option
 EMBEDDED = "embedded"
 """The name of the model that comes with ttsnap."""
 TURBO = "scenes-turbo"
-"""The name of its few-step relative, which takes no guidance."""
+"""The name of the embedded model's few-step version, which takes no guidance."""
 TEXT = "text-to-image"
 """The task that takes no picture."""
 TASKS = (
@@ -24,7 +24,7 @@ TASKS = (
     "text-to-video",
     "image-to-video",
 )
-"""What models do, in this toolkit's words; which model does what: ttsnap.pipelines.modular.workflows."""
+"""What models do; which model does what: ttsnap.pipelines.modular.workflows."""
 _SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "text", "v": "video"}
 PACKAGED = (EMBEDDED, TURBO)
 """All models that come with ttsnap; they read the captions of the embedded world."""
@@ -32,7 +32,7 @@ PACKAGED = (EMBEDDED, TURBO)
 
 @dataclass(frozen=True)
 class ModelOptions(Settings):
-    """A model, the device that it runs on, and what saves memory or time there.
+    """A model, its device, and what saves memory or time there.
 
     Raises ValueError for an unknown task.
     """

@@ -1,10 +1,9 @@
-"""How an option is declared: as a field of a frozen dataclass, made by `option`, which says all about it in one place.
+"""Declarations of options: fields of frozen dataclasses, made by `option`.
 
     batch_size: Count | None = option(None, "most candidates per denoiser call", metavar="N")
 
-The type tells the bounds: `Count` is a whole number from 1 on. The class is a `Settings` (ttsnap.files.settings), which
-checks its values when it is made. `options_of` reads the fields back. A value that may be a text or the object that the
-text stands for (a kernel, a budget) is a `Spec`.
+The type has the bounds: `Count` is a whole number from 1 on. The class is a `Settings` (ttsnap.files.settings), which
+checks its values when it is made. `options_of` reads the declarations back.
 """
 
 from __future__ import annotations
@@ -19,77 +18,76 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Spec: TypeAlias = Any
-"""A text that names something, or the object itself. What takes it reads it, and refuses what it cannot read."""
+"""A text that names something (a kernel, a budget), or the object itself. Whoever takes it reads and checks it."""
 Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
 class Option:
-    """All that is known of an option."""
+    """The declaration of an option."""
 
     name: str
-    """Its argument in Python; "section.name" for one of a section."""
+    """The argument in Python; "section.name" for one of a section."""
     default: Any
     text: str
-    """What it does, without a capital and a full stop, as `--help` prints it."""
+    """What the option does, as `--help` prints it: without a capital and a full stop."""
     hint: Any = None
-    """The type of its value, with bounds."""
+    """The type of the value, with bounds."""
     python: str = ""
-    """Sentences about it for the documentation of the call."""
+    """Sentences for the documentation of the call."""
     shell: str = ""
-    """More for `--help`."""
+    """Further words for `--help`."""
     unset: str = ""
-    """What None stands for."""
+    """What None means."""
     written: Any = None
-    """Its type on the command line and in files, by default `hint`; None where only Python can give it."""
+    """The type on the command line and in files, by default `hint`; None where only Python has the option."""
     flag: str = ""
-    """Its name there, with _ for -."""
+    """The name on the command line and in files, with _ for -."""
     start: Any = None
-    """Its default there."""
+    """The default on the command line and in files."""
     metavar: str | None = None
-    """What stands for its value in `--help`."""
+    """The placeholder of the value in `--help`."""
     title: str = ""
-    """What tables for people call it."""
+    """The name in tables for people."""
     loads: str = ""
-    """What its value makes ttsnap load, which a file from elsewhere must not decide: "reward" or "model"; "address"
-    where ttsnap connects to it; "text" where it is for models to read."""
+    """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward", "model", "address" (that
+    ttsnap connects to) or "text" (for models to read)."""
     common: bool = False
-    """Whether most people need it, so that the page of `--help` has it; others are in `--help-all`."""
+    """Whether most people need the option, so that `--help` lists it; `--help-all` lists all."""
     recorded: bool = True
-    """Whether `ttsnap record` has it."""
+    """Whether `ttsnap record` has the option."""
     noted: bool = False
-    """Whether a recording with another kernel than the pipeline's own notes it even at its default."""
+    """Whether recordings with another kernel than the pipeline's own note the value even at its default."""
     many: bool = False
-    """Whether several values may follow its flag."""
+    """Whether several values may follow the flag."""
     determines: bool = True
-    """Whether another value gives another result, so that a run refuses to go on with it."""
+    """Whether another value gives another result, so that a run is not resumed with it."""
 
     @property
     def dashed(self) -> str:
-        """As the command line has it: --batch-size."""
+        """The flag: --batch-size."""
         return f"--{self.flag.replace('_', '-')}"
 
     @property
     def help(self) -> str:
-        """For `--help`."""
+        """The words for `--help`."""
         unset = f" (default: {self.unset})" if self.unset else ""
         return "; ".join(part for part in (self.text, self.shell) if part) + unset
 
     @property
     def documented(self) -> str:
-        """For the documentation of the call, in sentences, of which the first goes on from the option's name."""
+        """Sentences for the documentation of the call; the first follows the option's name."""
         unset = f"; by default {self.unset}" if self.unset else ""
         return f"{self.text}{unset}. {self.python}".strip()
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
-    """A field with its default and the rest of its Option."""
+    """A field with its default, and the other fields of its Option."""
     return dataclasses.field(default=default, metadata={"option": {"text": text, **more}})
 
 
 def options_of(kind: type[Any], section: str = "") -> list[Option]:
-    """The options that a class declares, in their order; those of a field that is such a class itself as
-    "field.option". Other fields are none."""
+    """The options that a class declares, in their order; those of a field that is such a class as "field.option"."""
     options: list[Option] = []
     for f in dataclasses.fields(kind):
         hint, name = hints_of(kind)[f.name], section + f.name
@@ -102,12 +100,12 @@ def options_of(kind: type[Any], section: str = "") -> list[Option]:
 
 
 def values(given: Any) -> dict[str, Any]:
-    """The values of an object of such a class by name, not copied."""
+    """The values of a settings object by name, not copied."""
     return {f.name: vars(given)[f.name] for f in dataclasses.fields(given)}
 
 
 def taken(kind: type[Options], given: dict[str, Any]) -> Options:
-    """An object of this class from arguments of its options, which are taken out of `given`; others stay there."""
+    """A settings object of the arguments that are its options, which are taken out of `given`."""
     names = [option.name for option in options_of(kind)]
     return kind(**{name: given.pop(name) for name in names if name in given})
 
@@ -119,12 +117,12 @@ def changed(given: Any) -> list[str]:
 
 
 def same(value: object, default: object) -> bool:
-    """Whether a value is a default. Those that are not plain are compared by identity: tensors have no truth value."""
+    """Whether a value is a default. Objects are compared by identity: tensors have no truth value."""
     plain = (bool, int, float, str, list, tuple, dict)
     return value is default or (isinstance(value, plain) and isinstance(default, plain) and value == default)
 
 
 def determining(given: DataclassInstance) -> dict[str, Json]:
-    """The values of options on which the result depends, for files."""
+    """The values of options that determine the result, for files."""
     skipped = [f.name for f in dataclasses.fields(given) if not f.metadata.get("option", {}).get("determines", True)]
     return {key: value for key, value in to_json(given).items() if key not in skipped}

@@ -1,4 +1,4 @@
-"""What a recording keeps of every seed, and how large a benchmark is."""
+"""Settings of recordings and of benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttsnap.options.option import option
 
 @dataclass(frozen=True)
 class RecordOptions(Settings):
-    """The settings of a recording beside its prompts and the sampler.
+    """The settings of a recording, except for its prompts and the sampler.
 
     Raises ValueError for latents without images.
     """
@@ -51,17 +51,17 @@ class RecordOptions(Settings):
 
     @property
     def keep(self) -> tuple[str, ...]:
-        """What the engine hands over beside the decoded estimates, as in EngineOptions."""
+        """What the engine hands to listeners in addition to the decoded estimates, as in EngineOptions."""
         return ("latents",) * self.latents
 
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
-        """Those that are recorded with an engine whose drafts take so many calls, 0 where it has no drafter."""
+        """The looks that are recorded. draft_calls: of the drafter in a draft, 0 without a drafter."""
         if self.looks is not None:
             return tuple(str(EstimatorAt.read(text)) for text in self.looks)
         return (str(EstimatorAt(Draft(draft_calls).name, 0)),) if draft_calls else ()
 
     def noted(self) -> dict[str, Json]:
-        """What recording.json says of it, by its keys there, as far as that does not depend on the model."""
+        """The entries of recording.json that do not depend on the model."""
         return {"seeds": self.seeds, "first_seed": self.seed, "images": self.images, "extras": list(self.keep)}
 
 

@@ -1,4 +1,4 @@
-"""How candidates are denoised: the options that decide, with the seed and the model, which image comes out."""
+"""How candidates are denoised: the options that determine an image, with the seed and the model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ttsnap.files.settings import Bounds, Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
 AUTO, NONE = "auto", "none"
-"""As a drafter: the one that the model's folder names, where it is known to help; and none."""
+"""As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
 HOT = "hot"
-"""The name of the model itself as its own drafter, told that there is less noise than there is."""
+"""The model as its own drafter, called with a noise level below the true one."""
 
 
 @dataclass(frozen=True)
 class SamplerOptions(Settings):
-    """The sampler of a search. What it is made of goes into PNGs and recordings, so that it can be made again."""
+    """The sampler of a search. PNGs and recordings note it, so that it can be made again."""
 
     kernel: Spec = option(
         "pipeline",
@@ -75,25 +75,24 @@ class SamplerOptions(Settings):
             object.__setattr__(self, "draft", None)
 
     def drafted_by(self, drafter: Spec) -> SamplerOptions:
-        """The same with this drafter, or None for none, where it was left open (`AUTO`)."""
+        """The same with this drafter (None for none) in place of `AUTO`."""
         left_open = isinstance(self.draft, str) and self.draft == AUTO
         return replace(self, draft=drafter) if left_open else self
 
     @property
     def stock(self) -> bool:
-        """Whether plain diffusers makes the same image from the same seed."""
+        """Whether plain diffusers makes the same images from the same seeds."""
         return not set(changed(self)) - {"estimate_guidance", "draft"}
 
     def told(self) -> dict[str, Json]:
-        """The values for metadata; an object that was given in place of a text goes by its class's name. A drafter that
-        was left open is none."""
+        """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none."""
         return {
             name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
             for name, value in values(self.drafted_by(None)).items()
         }
 
     def noted(self) -> dict[str, Json]:
-        """What a recording notes: the kernel, what belongs to it, and what else is not at its default."""
+        """The values that a recording notes: the kernel, what belongs to it, and all that are not at their defaults."""
         names = {"kernel", *changed(self)} - ({"draft"} if self.drafted_by(None).draft is None else set())
         if self.kernel != "pipeline":
             names |= {option.name for option in options_of(type(self)) if option.noted}

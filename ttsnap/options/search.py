@@ -1,4 +1,4 @@
-"""What is searched for, how, and how much it may spend."""
+"""The settings of a search: algorithm, rewards, budget, seed, listeners."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttsnap.options.option import Spec, option
 
 @dataclass(frozen=True)
 class SearchOptions(Settings):
-    """A search, but for its prompts and its sampler."""
+    """The settings of a search, except for its prompts and its sampler."""
 
     search: Spec = option(
         None,
