@@ -143,9 +143,10 @@ class Frames:
                     f"seed {part.header.first_seed + s}, step {list(steps)[k]}, and {len(missing) - 1} others"
                 )
 
-    def seed_of(self, prompt: int, position: int) -> int:
-        """The seed at a position of a prompt."""
-        return self._where[prompt][0].header.first_seed + position
+    def named(self, entry: Frame) -> str:
+        """The prompt and the seed of an entry, for messages."""
+        seed = self._where[entry.prompt][0].header.first_seed + entry.seed
+        return f"prompt {self.prompts[entry.prompt]!r}, seed {seed}"
 
     def read(self, entry: Frame, extension: str) -> bytes:
         """The bytes of an entry, from memory or from its tar."""

@@ -110,10 +110,7 @@ def evaluate(
             scores = score_entries(score, frames, entries, space, batch_size=batch_size, member=member, bar=bar)
             if not np.isfinite(scores).all():
                 at = entries[int(np.flatnonzero(~np.isfinite(scores))[0])]
-                raise ValueError(
-                    f"the reward {name!r} gave no number for prompt {frames.prompts[at.prompt]!r}, seed "
-                    f"{frames.seed_of(at.prompt, at.seed)}, step {at.step}"
-                )
+                raise ValueError(f"the reward {name!r} gave no number for {frames.named(at)}, step {at.step}")
             for row, step_scores in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
                 row[name] = measure(step_scores, final)
     return Evaluation(tuple(rewards), len(prompts), seeds, held_out, rows=tuple(rows))

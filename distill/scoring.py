@@ -35,11 +35,11 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 @torch.no_grad()
 def score_entries(
     score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int, member: Member = ALONE,
-    bar: Bar | None = None, keep: Callable[[int, FloatArray], None] = lambda first, scores: None,
+    bar: Bar | None = None, keep: Callable[[FloatArray], None] = lambda scores: None,
 ) -> FloatArray:  # fmt: skip
     """Scores (N,) float64 of N entries, nan included. Each process scores its share, and all get all scores.
 
-    keep(first, scores) is called in order, round by round.
+    keep: called in order with the scores of each round.
     """
     done = np.zeros(len(entries))
     for first in range(0, len(entries), batch_size * member.count):
@@ -49,7 +49,7 @@ def score_entries(
             scores[: len(mine)] = _one_batch(score, frames, mine, space)
         round_scores = member.gather(scores)[: len(entries) - first].numpy()
         done[first : first + len(round_scores)] = round_scores
-        keep(first, round_scores)
+        keep(round_scores)
         if bar is not None:
             bar.update(len(round_scores))
     return done
@@ -76,8 +76,8 @@ def final_scores(
 ) -> list[FloatArray]:  # fmt: skip
     """Per prompt, (S,) float64: base(image, prompt) of each seed's finished image, as stored.
 
-    out/targets.safetensors keeps what is done, so that an interrupted run resumes. `reward` names the base. ValueError
-    for targets of another base or other data, and for a score that is nan or infinite.
+    out/targets.safetensors keeps the scores so far, so that an interrupted run resumes. reward: what names the base.
+    ValueError for targets of another base or other data, and for a score that is nan or infinite.
     """
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])
@@ -94,9 +94,14 @@ def final_scores(
             write_whole(path, lambda file: file.write(packed(scores[:done], "targets", about)))
             saved = done
 
-    def keep(_: int, part: FloatArray) -> None:
+    def keep(part: FloatArray) -> None:
         nonlocal done
-        _require_finite(frames, entries[done : done + len(part)], part, reward)
+        if len(bad := np.flatnonzero(~np.isfinite(part))):
+            image = frames.named(entries[done + bad[0]])
+            raise ValueError(
+                f"the reward {reward!r} gave {part[bad[0]]} for the final image of {image}; a target must be a number: "
+                "mend the reward, or record without that prompt"
+            )
         scores[done : done + len(part)] = part
         done += len(part)
         if done >= saved + SAVED_EVERY:
@@ -127,17 +132,6 @@ def _read(path: Path, about: Mapping[str, Json], most: int) -> FloatArray:
     if mismatches := differences(there, dict(about)):
         raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
     return scores
-
-
-def _require_finite(frames: Frames, entries: list[Frame], scores: FloatArray, reward: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        entry = entries[int(bad[0])]
-        prompt, seed = frames.prompts[entry.prompt], frames.seed_of(entry.prompt, entry.seed)
-        raise ValueError(
-            f"the reward {reward!r} gave {scores[bad[0]]} for the final image of prompt {prompt!r}, seed {seed}; "
-            "a target must be a number: mend the reward, or record without that prompt"
-        )
 
 
 def spread(targets: list[FloatArray], prompts: list[int]) -> float:

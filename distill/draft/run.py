@@ -87,16 +87,17 @@ def distill_draft(
             student = _train(pipe, config, Trajectories.read(files, settings), settings, out, member)
             about = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
             member.alone(lambda: export(student, pipe, about, card(config, purpose, last_validation(out), []), draft))
-        if measured is not None:
 
-            def measure() -> None:
-                engine = pipe.engine(measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call)
-                found, checked = evaluate(engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown)
-                note_check(draft, checked)
-                write_text(draft / CARD, card(config, purpose, last_validation(out), found))
-                looks.extend(found)
+        def measure() -> None:
+            if measured is None:  # as in all processes but the first, which wait
+                return
+            engine = pipe.engine(measured.reward, draft=str(draft), batch_size=config.trajectories.batch, **call)
+            found, checked = evaluate(engine, measured.prompts, config, purpose, out / EVALUATION, bar=member.shown)
+            note_check(draft, checked)
+            write_text(draft / CARD, card(config, purpose, last_validation(out), found))
+            looks.extend(found)
 
-            member.alone(measure)
+        member.alone(measure)
     return looks
 
 

@@ -38,7 +38,7 @@ def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
         latents = frames.load(entries, "latents")
         expected = np.stack([2 * estimate(*e)[:2] - 1 for e in entries])
         torch.testing.assert_close(latents, torch.from_numpy(expected).float(), rtol=0, atol=1e-3)
-    assert frames.seed_of(0, 2) == 7
+    assert frames.named(Frame(0, 2, 0)) == "prompt 'prompt 0', seed 7"
     again = pickle.loads(pickle.dumps(frames))  # as to a spawned worker
     torch.testing.assert_close(again.load(entries, "pixels"), pixels)
 
