@@ -73,7 +73,7 @@ def draw() -> str:
         frame(30, 30, 230, 450, "Your process"),
         box(46, 66, 198, 60, "the loop: asks, charges,\ncollects"),
         box(46, 166, 198, 60, "placement: which rows\ngo where"),
-        box(46, 266, 198, 60, "journal: how to make\nparticles again"),
+        box(46, 266, 198, 60, "job log: how to make\nparticles again"),
         box(46, 400, 198, 56, "the kept images"),
         frame(390, 30, 320, 150, "Actor 0, a device"),
         box(406, 66, 128, 96, "particles\nat rest"),
