@@ -17,7 +17,7 @@ from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import ImageScores, ImageToScore
 from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
-from ttsnap.cluster.reward_actor import RemoteReward, split_rewards
+from ttsnap.cluster.reward_actor import RemoteReward, load_rewards, split_rewards
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Here, Outcome
@@ -280,9 +280,9 @@ def test_which_rewards_are_worth_a_device_is_known_without_their_weights() -> No
 
 def test_a_spec_parts_from_its_heavy_rewards() -> None:
     cpu = ModelOptions(device="cpu")
-    bare, rewards = split_rewards(EngineSpec(cpu, ("brightness", "scenes-learned")))
+    bare, columns = split_rewards(EngineSpec(cpu, ("brightness", "scenes-learned")))
     assert [getattr(reward, "remote", reward) for reward in bare.rewards] == ["brightness", True]
-    assert (rewards.rewards, rewards.columns) == (("scenes-learned",), (1,))
-    assert [reward.name for reward in rewards.build()] == ["scenes-learned"]
+    assert columns == (1,)
+    assert [reward.name for reward in load_rewards(("scenes-learned",), "cpu")] == ["scenes-learned"]
     with pytest.raises(ValueError, match="none of these rewards has a network"):
         split_rewards(EngineSpec(cpu, ("brightness",)))

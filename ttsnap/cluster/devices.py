@@ -13,7 +13,7 @@ import torch
 
 from ttsnap.cluster.actor import Actor, EngineActor
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.reward_actor import RewardActor, split_rewards
+from ttsnap.cluster.reward_actor import RewardActor, load_rewards, split_rewards
 from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
@@ -69,15 +69,16 @@ def clustered(
     builder: gives the function that makes the engine of a spec, which is sent to the devices. ValueError without Ray,
     where no cluster answers, for too few devices, and where no reward is worth a device that is set apart for rewards.
     """
-    bare, rewards = split_rewards(spec) if options.reward_actors else (spec, None)
-    with hosts(options, torch.device((spec.model or ModelOptions()).device).type) as devices:
+    bare, columns = split_rewards(spec) if options.reward_actors else (spec, ())
+    device = (spec.model or ModelOptions()).device
+    with hosts(options, torch.device(device).type) as devices:
         from ttsnap.cluster.ray_pool import RayPool
 
         makers: list[Callable[[], Actor]] = [partial(EngineActor, builder(bare))] * len(devices.actors)
-        if rewards is not None:
-            makers[-options.reward_actors :] = [partial(RewardActor, rewards.build)] * options.reward_actors
-        pool = RayPool(devices, makers)
-        yield ClusterEngine(pool, options.reward_actors, rewards.columns if rewards else ())
+        if columns:
+            load = partial(load_rewards, tuple(spec.rewards[i] for i in columns), device)
+            makers[-options.reward_actors :] = [partial(RewardActor, load)] * options.reward_actors
+        yield ClusterEngine(RayPool(devices, makers), options.reward_actors, columns)
 
 
 @contextmanager

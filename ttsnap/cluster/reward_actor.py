@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
 from ttsnap.engine.batch_sizes import BatchSizes
-from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.request.request import EngineSpec
@@ -29,23 +28,17 @@ BATCH = 16
 """Images that are scored at once; half as many from then on where memory runs out."""
 
 
-@dataclass(frozen=True)
-class RewardsBuilder:
-    """Makes the rewards of an actor."""
+def load_rewards(specs: tuple[Spec, ...], device: str) -> tuple[RewardModel, ...]:
+    """The rewards of an actor, with their weights, here.
 
-    rewards: tuple[Spec, ...]
-    columns: tuple[int, ...]
-    """Their places among all rewards of a search."""
-    device: str
-
-    def build(self) -> tuple[RewardModel, ...]:
-        """Load the weights, here. ValueError for an unknown one, and for rewards that must be where the latents are."""
-        made = make_rewards(self.rewards, device=self.device)
-        for reward in made:
-            if reward.estimates != "pixels" or reward.tokens or reward.needs:
-                raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
-                                 "an API: it is scored where the latents are; leave reward_actors out")  # fmt: skip
-        return made
+    ValueError for an unknown one, and for rewards that must be where the latents are.
+    """
+    made = make_rewards(specs, device=device)
+    for reward in made:
+        if reward.estimates != "pixels" or reward.tokens or reward.needs:
+            raise ValueError(f"reward {reward.name!r} reads more than images and prompts, or asks a model behind "
+                             "an API: it is scored where the latents are; leave reward_actors out")  # fmt: skip
+    return made
 
 
 class RemoteReward(RewardModel):
@@ -63,15 +56,14 @@ class RemoteReward(RewardModel):
         raise ValueError(f"gradients of reward {self.name!r} are taken where the latents are; leave reward_actors out")
 
 
-def split_rewards(spec: EngineSpec) -> tuple[EngineSpec, RewardsBuilder]:
-    """A spec without its heavy rewards, and these rewards. ValueError where it has none."""
+def split_rewards(spec: EngineSpec) -> tuple[EngineSpec, tuple[int, ...]]:
+    """A spec without its heavy rewards, and the columns of these. ValueError where it has none."""
     columns = tuple(i for i, reward in enumerate(spec.rewards) if heavy(reward))
     if not columns:
         raise ValueError("none of these rewards has a network that is worth a device of its own; leave "
                          "reward_actors out, or say heavy = True in your own reward's class")  # fmt: skip
-    device = (spec.model or ModelOptions()).device
     left = tuple(RemoteReward(f"reward {i + 1}") if i in columns else reward for i, reward in enumerate(spec.rewards))
-    return replace(spec, rewards=left), RewardsBuilder(tuple(spec.rewards[i] for i in columns), columns, device)
+    return replace(spec, rewards=left), columns
 
 
 class RewardActor(SearchActor):
