@@ -9,7 +9,6 @@ to write them. The rubric and the question about two images are ttsnap's own.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,32 +39,20 @@ PAIR = (
 )
 
 
-class Answer(ABC):
-    """A kind of answer: the fields of the request that ask for it, and its score."""
-
-    low, high = 0.0, 1.0
-    """The range of the score."""
-
-    @abstractmethod
-    def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
-        """Most tokens of the answer, given those allowed for words, and further fields of the request."""
-
-    @abstractmethod
-    def read(self, choice: Mapping[str, Json]) -> float:
-        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the entry."""
-
-
 @dataclass(frozen=True)
-class Either(Answer):
+class Either:
     """The probability of one word against another as the first token: p(first) / (p(first) + p(second)), in float64."""
 
     first: str = "yes"
     second: str = "no"
+    low, high = 0.0, 1.0
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
+        """Most tokens of the answer, given those allowed for words, and further fields of the request."""
         return 1, {"logprobs": True, "top_logprobs": TOP}
 
     def read(self, choice: Mapping[str, Json]) -> float:
+        """The score in an entry of the reply's `choices`. ValueError says what is wrong with the entry."""
         content = _mapping(choice, "logprobs").get("content")
         first = content[0] if isinstance(content, list) and content else None
         likely = first.get("top_logprobs") if isinstance(first, dict) else None
@@ -84,11 +71,11 @@ class Either(Answer):
 
 
 @dataclass(frozen=True)
-class Marks(Answer):
+class Marks:
     """The mean of marks from 0 to MOST for each criterion, in a JSON object by a schema."""
 
     criteria: tuple[str, ...]
-    high = float(MOST)
+    low, high = 0.0, float(MOST)
 
     def fields(self, most_tokens: int) -> tuple[int, dict[str, Json]]:
         mark: dict[str, Json] = {"type": "integer", "enum": list(range(MOST + 1))}
@@ -119,6 +106,10 @@ class Marks(Answer):
                 raise ValueError(f"the mark for {name} must be a whole number from 0 to {MOST}")
             found.append(mark)
         return sum(found) / len(found)
+
+
+Answer = Either | Marks
+"""A kind of answer: the fields of the request that ask for it, its score, and the range of that."""
 
 
 @dataclass(frozen=True)
