@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,14 +25,14 @@ from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
-from ttsnap.files.settings import Json, check
+from ttsnap.files.settings import Json, Settings, build, to_json
 from ttsnap.files.writing import write_whole
 from ttsnap.options.option import determining
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.kernels import KernelState, Ode, Prediction
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,19 @@ class Trajectories:
         """Trajectories first..last - 1."""
         at = slice(first, last)
         return Trajectories(self.prompts[at], self.first_seed + first, self.states[at], self.ends[at])
+
+
+@dataclass(frozen=True)
+class ShardInfo(Settings):
+    """What a shard says of itself."""
+
+    format: Literal[1]
+    digest: str
+    """Of the settings that made it."""
+    first_seed: int
+    prompts: tuple[str, ...]
+    crc32: int
+    """Of its numbers."""
 
 
 def settings_of(
@@ -192,46 +206,38 @@ def write_shard(path: Path, shard: Trajectories, settings: Mapping[str, Json]) -
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError(f"trajectories from seed {shard.first_seed} on have numbers that are not finite in float16; "
                          "give the model another --dtype, as float32, or a lower guidance")  # fmt: skip
-    about = {
-        "format": FORMAT,
-        "digest": digest(settings),
-        "first_seed": shard.first_seed,
-        "prompts": list(shard.prompts),
-        "crc32": _checksum(shard.states, shard.ends),
-    }
-    data = save(tensors, {"trajectories": json.dumps(about)})
+    crc32 = _checksum(shard.states, shard.ends)
+    about = ShardInfo(FORMAT, digest(settings), shard.first_seed, tuple(shard.prompts), crc32)
+    data = save(tensors, {"trajectories": json.dumps(to_json(about))})
     write_whole(path, lambda file: file.write(data))
 
 
 def read_shard(path: Path, settings: Mapping[str, Json]) -> Trajectories:
     """Read a shard. ValueError for one that is missing, damaged, or of other settings."""
     tensors, metadata = files.read_tensors(path, "file of trajectories")
-    about = files.parse_object(metadata.get("trajectories", ""), path)
+    header = files.parse_object(metadata.get("trajectories", ""), path)
     try:
-        if check("format", about["format"], int) != FORMAT:
-            raise ValueError(f"its format is {about['format']}, this version of ttsnap reads {FORMAT}")
-        if about["digest"] != digest(settings):
+        about = build(ShardInfo, header)
+        if about.digest != digest(settings):
             raise ValueError(
                 "it was made with other settings (model, dtype, call, prompts or trajectories.*); use the same "
                 "to resume, or choose another folder"
             )
-        prompts = check("prompts", about["prompts"], tuple[str, ...])
-        first, crc = check("first_seed", about["first_seed"], int), check("crc32", about["crc32"], int)
         states, ends = (_half(tensors, name) for name in ("states", "ends"))
-        if len(states) != len(prompts) or len(ends) != len(prompts) or states.shape[2:] != ends.shape[1:]:
-            raise ValueError(
-                f"it holds states {tuple(states.shape)} and ends {tuple(ends.shape)} of {len(prompts)} prompts"
-            )
-        if _checksum(states, ends) != crc:
+        count = len(about.prompts)
+        if len(states) != count or len(ends) != count or states.shape[2:] != ends.shape[1:]:
+            raise ValueError(f"it holds states {tuple(states.shape)} and ends {tuple(ends.shape)} of {count} prompts")
+        if _checksum(states, ends) != about.crc32:
             raise ValueError("its numbers are not those that were written")
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"cannot use {path}: {why}. A file that is removed is made again") from None
-    return Trajectories(prompts, first, states, ends)
+    except ValueError as error:
+        raise ValueError(f"cannot use {path}: {error}. A file that is removed is made again") from None
+    return Trajectories(about.prompts, about.first_seed, states, ends)
 
 
 def _half(tensors: Mapping[str, files.Tensor], name: str) -> Tensor:
-    array = tensors[name]
+    array = tensors.get(name)
+    if array is None:
+        raise ValueError(f"it has no {name}")
     if array.dtype != np.float16 or array.ndim < 2 or not np.isfinite(array).all():
         raise ValueError(f"its {name} must be finite float16 numbers, got {array.dtype} of shape {array.shape}")
     return torch.from_numpy(np.array(array))
