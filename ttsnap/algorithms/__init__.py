@@ -88,7 +88,7 @@ def takes(name: str, options: Iterable[str]) -> bool:
 def name_of(algorithm: Algorithm) -> str:
     """The name under which people know an algorithm; that of its class where the catalogue does not have it.
 
-    Where several names make one class (svdd is a setting of CoDe), it is the one with the most options in common.
+    Where several names make one class (svdd is a preset of CoDe), the one with the most options in common.
     """
     names = _names_of(type(algorithm))
 

@@ -1,7 +1,7 @@
 """Evolution of initial noises (after EvoSearch, arXiv 2505.17618): select, mutate, and denoise only the best of all.
 
-EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts of the noise, each
-at a fraction of one image, or by x0 estimates on the way.
+EvoSearch scores every generation by finished images, which is dear. Here it may be scored by drafts of the noise, at a
+fraction of an image each, or by x0 estimates.
 """
 
 from __future__ import annotations

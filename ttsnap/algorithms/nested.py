@@ -46,7 +46,7 @@ class Nested:
     """Of second; None for as many as the budget affords, where first has a number of seeds."""
     share: float | None = None
     """Of the budget, for pruning, where first is a seed pruning without a number of seeds. It is known for a given
-    budget only, and so second must have its n, which is otherwise fitted by searches without a budget."""
+    budget only, and n of second is fitted by searches without a budget: then second must have its n."""
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

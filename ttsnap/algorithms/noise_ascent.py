@@ -56,8 +56,8 @@ class NoiseAscent(Settings):
     target: float | None = None
     """Reward at which to stop; None for no such stop."""
     held_out: Natural | None = None
-    """Which of the rewards, from 0, is not climbed but watched: an image that it likes less than the one climbed from
-    is not returned, and three of those in a row end the climb; None for no such reward."""
+    """Which of the rewards, from 0, is not climbed but watched: an image that it likes less than
+    the one climbed from is not returned. Three of those in a row end the climb; None for no such reward."""
     weights: tuple[float, ...] | None = None
     """Of the rewards in the gradient, as `utility` should have them, 0 for the held-out one; None for all alike."""
     least: float = 0.02

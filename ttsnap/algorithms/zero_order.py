@@ -47,8 +47,7 @@ class ZeroOrder(Settings):
     mix: Decay = 0.95
     """Share of the pivot's noise in theirs, in [0, 1) [tt-scale-flux]."""
     rounds: Natural | None = None
-    """None to go on until the budget is used up, which must then be one in NFE, FLOPs or seconds [4 in
-    tt-scale-flux]."""
+    """How many; None to go on until the budget is used up, one in NFE, FLOPs or seconds [4 in tt-scale-flux]."""
     restart: Share = 1.0
     """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux]."""
     check: Annotated[float, Bounds(0, 1, open_low=True)] | None = None

@@ -15,7 +15,7 @@ Two ways to set the price:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +39,25 @@ class State(NamedTuple):
 
     tariff: Tariff
     mean: FloatArray
+    """(d,) posterior mean of the prompt's mean scores."""
     cov: FloatArray
+    """(d, d) its covariance."""
     squares: FloatArray
+    """Sum of squared innovations, which tell the prompt's spread."""
     seen: FloatArray
-    stage: IntArray  # checks paid by each particle, -1 when its reward failed
-    evidence: FloatArray  # its scores' part of the forecast
+    """How many innovations there were."""
+    stage: IntArray
+    """(N,) checks paid by each particle, -1 where its reward failed."""
+    evidence: FloatArray
+    """(N,) the part of each particle's forecast that its scores tell."""
     best: FloatArray
+    """The best finished reward."""
     spent: FloatArray
-    rung: FloatArray  # how often the price of a pot has fallen
-    lower: FloatArray  # factor on the price for the present rung
+    """Of the allowance."""
+    rung: FloatArray
+    """How often the price of a pot has fallen."""
+    lower: FloatArray
+    """Factor on the price for the present rung."""
 
 
 @dataclass(frozen=True)
@@ -137,23 +147,12 @@ class PriceOfCompute:
 
     def _begin(self, state: State, shape: tuple[int, ...]) -> State:
         """A state with room for the particles of `shape` (..., n), and a copy of each belief for every search."""
-
-        def spread(a: FloatArray) -> FloatArray:
-            return np.array(np.broadcast_to(a, (*shape[:-1], *a.shape)))
-
-        return State(
-            state.tariff,
-            mean=spread(state.mean),
-            cov=spread(state.cov),
-            squares=spread(state.squares),
-            seen=spread(state.seen),
-            stage=np.zeros(shape, int),
-            evidence=np.full(shape, -np.inf),
-            best=spread(state.best),
-            spent=spread(state.spent),
-            rung=spread(state.rung),
-            lower=spread(state.lower),
-        )
+        beliefs: dict[str, Any] = {
+            name: np.array(np.broadcast_to(belief, (*shape[:-1], *belief.shape)))
+            for name, belief in state._asdict().items()
+            if name not in ("tariff", "stage", "evidence")
+        }
+        return state._replace(**beliefs, stage=np.zeros(shape, int), evidence=np.full(shape, -np.inf))
 
     def _learn(self, state: State, particles: Particles) -> State:
         """Take in the scores of the last move's rows that were carried out."""

@@ -75,7 +75,7 @@ def ssp(weights: FloatArray, m: int, rng: np.random.Generator) -> IntArray:
     """Srinivasan sampling process (Gerber, Chopin & Whiteley 2019, arXiv 1707.01845): m w, rounded at random.
 
     What is left of m w after rounding down is settled between two at a time: one of them ends up whole, at 0 or 1, so
-    that both means stay, and the other goes on to the next. Counts are m w rounded down or up, negatively associated.
+    that both means stay. The other goes on to the next. Counts are m w rounded down or up, negatively associated.
     """
     counts, rest = _whole(weights, m)
     open_, *others = np.flatnonzero(rest).tolist() or [0]

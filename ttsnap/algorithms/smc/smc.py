@@ -39,8 +39,8 @@ class SMC(Settings):
     """Of a check, from the score there (current), the max or sum of all so far, or the difference from the last [arXiv
     2505.23614]."""
     temper: fk.Temper = "increase"
-    """How the inverse temperature rises to lam: constant, linear, increase (by min((1 + gamma)^step - 1, 1)) or
-    adaptive (as far as the effective sample size allows) [arXiv 2501.05803]."""
+    """How the inverse temperature rises to lam: constant, linear, increase (by
+    min((1 + gamma)^step - 1, 1)), or adaptive: as far as the effective sample size allows [arXiv 2501.05803]."""
     gamma: Positive | None = None
     """Of temper increase; None so that 1 is reached after 87 % of the steps, as by .008 at 100 steps [arXiv
     2501.05803]."""
