@@ -1,7 +1,7 @@
-"""Drafters of a pipeline: the network that guesses finished images, made beside the model's own, and found by name.
+"""Drafters of a pipeline: networks that guess finished images, found by name.
 
-A drafter is another network object, never an adapter that is switched on and off, so that nothing of it can leak into
-the model's own evaluations. One made by a LoRA shares all weights of the model's network; only the LoRA takes memory.
+A drafter is a network object of its own, never an adapter that is switched on and off, so that it cannot leak into the
+model's evaluations. A drafter made by a LoRA shares all weights of the model's network.
 """
 
 from __future__ import annotations
@@ -30,30 +30,35 @@ _MEETS = (
     *("in_channels", "out_channels", "patch_size", "cross_attention_dim", "encoder_hid_dim", "addition_embed_type"),
     *("joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim"),
 )  # fmt: skip
-"""Settings of networks that decide which latents and texts they read, and what they put out."""
+"""Settings of networks that decide which latents and texts they read, and their output."""
 
 
 @dataclass(frozen=True)
 class Drafter:
-    """A network of the class of the model's own, how it is called, and in how many calls a guess is made."""
+    """A network that guesses finished images."""
 
     net: nn.Module
+    """Of the class of the model's own network."""
     settings: DraftSettings = field(default_factory=DraftSettings)
     calls: int = 1
+    """The calls of a guess."""
 
 
 DraftSpec: TypeAlias = str | nn.Module | Drafter
-"""What the option `draft` may be."""
+"""A value of the option `draft`."""
 
 
 def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
-    """The drafter that is meant, for the network of this name ("unet", "transformer") of a pipeline.
+    """The drafter of a spec, for the network of this name ("unet", "transformer") of a pipeline.
 
-    spec: "hot", the model itself, told that there is less noise, or a .json file with settings for that; "embedded",
-    the embedded model's own draft; a LoRA (folder, .safetensors file, hub id, or owner/name/file.safetensors) or a
-    network (folder or hub id, also of a whole pipeline), each with ":CALLS" after it where a guess takes more than one;
-    or a network or a Drafter. What was loaded is kept with the pipeline, so that the next call finds it. ValueError
-    where there is none, or it does not fit the model.
+    spec is one of these. ":CALLS" after a text says how many calls a guess takes.
+    - "hot": the model itself, at a lower noise level than the latents have; or a .json file with its settings.
+    - "embedded": the embedded model's own draft.
+    - a LoRA: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors.
+    - a network: a folder or a hub id, also of a whole pipeline.
+    - a network object, or a Drafter.
+
+    What was loaded is kept with the pipeline. ValueError where there is none, or it does not fit the model.
     """
     base = _bare(getattr(pipe, network))
     if isinstance(spec, Drafter):
@@ -99,13 +104,13 @@ def _loaded(pipe: Any, network: str, where: str) -> Drafter:
 
 
 def shared_copy(net: nn.Module) -> nn.Module:
-    """Another object over the same parameters and buffers, with modules, adapters and settings of its own."""
-    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # taken for copied by deepcopy
+    """A copy over the same parameters and buffers, with modules, adapters and settings of its own."""
+    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # which deepcopy then shares
     return copy.deepcopy(net, memo)
 
 
 def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
-    """A copy of the network that shares its weights and carries the LoRA beside the adapters that are in force."""
+    """A copy of the network that shares its weights, with the LoRA besides the active adapters."""
     base = _bare(getattr(pipe, network))
     if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
@@ -116,7 +121,7 @@ def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
     trained = {p: p.requires_grad for p in base.parameters()}  # which loading a LoRA changes, also of shared weights
     twin, words = pipeline_copy.copied(pipe, type(pipe)), list[bool]()
     vars(twin)[network] = shared_copy(base)
-    # Drafts read prompts as the model encoded them; layers for its text encoders stay away from those.
+    # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
     vars(twin)["load_lora_into_text_encoder"] = lambda state, **_: words.append(any("text_encoder" in k for k in state))
     try:
         add_lora(twin, where, _ADAPTER, said)
@@ -151,9 +156,9 @@ def _tuned(net: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _state(net: nn.Module) -> Hashable:
-    """What a drafter that was made of a network hangs on: its weights, their place, and the adapters in force.
+    """What a drafter made of a network depends on: its weights, their device and dtype, and the active adapters.
 
-    Weights go by id: the drafter keeps those that it shares, so that no others can have their ids.
+    Weights go by id, which stays theirs, since the drafter keeps the weights that it shares.
     """
     tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
     adapters = [
@@ -164,7 +169,7 @@ def _state(net: nn.Module) -> Hashable:
 
 
 def hooked(pipe: Any) -> bool:
-    """Whether hooks stand before calls of the pipeline's parts, which loading a LoRA takes off and puts on again."""
+    """Whether the pipeline's networks have hooks, which loading a LoRA removes and adds again."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     parts = [part for network in networks for part in network.modules()]
     # Transformers that cache by context have a registry of diffusers' hooks that is empty.
@@ -177,7 +182,7 @@ def hooked(pipe: Any) -> bool:
 
 
 def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The configuration of the network in a folder or on the hub, and its subfolder; None: there is none."""
+    """The configuration of a network in a folder or on the hub, and its subfolder; None for a LoRA."""
     path = Path(where)
     if path.is_file() or (not path.exists() and hub_file(where, f"draft {where}")[1] is not None):
         return None, None
@@ -192,13 +197,13 @@ def _config(base: Any, where: str, network: str) -> tuple[dict[str, Any] | None,
 
 
 def _stamps(path: Path) -> Hashable:
-    """When the weights of a drafter on disk were written, and their sizes: others may have taken their place."""
+    """The times and sizes of the weights of a drafter on disk, which may be replaced."""
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _fitting(base: Any, net: Any, said: str) -> nn.Module:
-    """The network, if it is of the model's class and reads the same latents and texts; ValueError for another."""
+    """The network, if it has the model's class and reads the same latents and texts. ValueError for others."""
     bare = _bare(net)
     if not isinstance(bare, type(base)):
         raise ValueError(f"{said}: it is a {type(bare).__name__}, but the model's network is a {type(base).__name__}")
@@ -212,7 +217,7 @@ def _fitting(base: Any, net: Any, said: str) -> nn.Module:
 
 
 def _plain(value: object) -> object:
-    """Lists, as configurations on disk have them, as tuples."""
+    """Lists, as in configurations on disk, as tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 

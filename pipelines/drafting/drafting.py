@@ -1,4 +1,4 @@
-"""A drafter at work for a denoiser: the same call with another network, at times that need not be the sampler's."""
+"""Drafts of a denoiser: the same call with the drafter's network, at times that may differ from the sampler's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ttsnap.sampling.interpolants import level, rows
 
 
 def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> None:
-    """Let a denoiser draft by this from now on (drafters.make_drafter). ValueError where that cannot work."""
+    """Set the drafter of a denoiser (drafters.make_drafter). ValueError where it cannot draft."""
     denoiser.must(Can.DRAFT)
     drafts = Drafting(denoiser, make_drafter(denoiser.pipe, denoiser.network, spec))
     drafts.twin()  # refuses guidance that this call cannot make
@@ -45,7 +45,7 @@ class Drafting:
         twin, schedule, path = self.twin(), self.denoiser.schedule, own_path(self.denoiser.schedule)
         position = torch.from_numpy(self.denoiser.grid.calls)[step]
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
-        # Onto the path that the network was trained on, at equal signal-to-noise ratio; for most it is there already.
+        # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models are there already.
         t = path.inverse_ratio(alpha / sigma)
         scale = torch.hypot(alpha, sigma) / torch.hypot(path.alpha(t), path.sigma(t))
         wide = x if x.dtype == torch.float64 else x.float()
@@ -69,17 +69,15 @@ class Drafting:
         return counted_draft(self.denoiser, self.twin)
 
     def doubt(self, model: str) -> str | None:
-        """A sentence where the drafter was not checked for this model (by its name), number of steps and guidance."""
+        """A warning where the drafter was not checked for this model (by its name), number of steps and guidance."""
         return unchecked(self.drafter.settings, model, self.denoiser.grid.steps, self.denoiser.scale)
 
     def twin(self) -> PipelineDenoiser:
-        """The denoiser as it is now, with what it has encoded, but with the drafter's network and guidance.
+        """A copy of the present denoiser, with its encoded prompts, and the drafter's network and guidance.
 
-        It is made for each guess, and shares all but its own settings. ValueError for guidance that needs passes which
-        the call does not prepare.
+        ValueError for guidance that needs negative prompts, where the call encodes none.
         """
         own, twin = self.denoiser.guidance, copy.copy(self.denoiser)
-        # What is kept of this call's estimates and steps is the sampler's matter.
         vars(twin).update(pipe=copy.copy(self.denoiser.pipe), drafts=None, _stepped=None)
         vars(twin.pipe)[self.denoiser.network] = self.drafter.net
         scale = self.drafter.settings.guidance

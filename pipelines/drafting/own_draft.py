@@ -1,7 +1,7 @@
-"""The drafter that a model's folder names, and the searches that take it where nobody said anything of drafts.
+"""The drafter that a model's folder names, and the searches that take it by default.
 
-A draft guesses where one sampler of one model ends, and was measured for one schedule of pruning. Elsewhere it is left
-out: a search without drafts is never wrong, only dearer.
+A draft guesses where one sampler of one model ends, and was measured for one schedule of pruning. Other searches leave
+it out: without drafts they are as good, and cost more.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
 _SCALES = ("true_cfg_scale", "guidance_scale")
-"""What a guided call names its guidance, that of two passes first."""
+"""The arguments with a guidance scale, that of two passes first."""
 
 
 @dataclass(frozen=True)
 class OwnDraft:
-    """name: as `draft=` takes it. call: of the model's defaults, with the size that it has by itself."""
+    """The drafter of a model's folder."""
 
     name: str
+    """As `draft=` takes it."""
     settings: DraftSettings
     call: Mapping[str, Any]
+    """The model's default arguments, with its native size."""
 
     def suits(self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]) -> bool:
-        """Whether a search takes it by itself. call: complete, with the model's defaults.
+        """Whether a search takes it by default. call: complete, with the model's defaults.
 
-        It does where the algorithm is the default pruning, or cannot do without drafts, the sampler is the pipeline's
-        own, and draft.json says that the draft pays at these steps and this guidance; all else is as the model's folder
-        has it.
+        The algorithm is the default pruning or needs drafts, the sampler is the pipeline's own, and draft.json says
+        that the draft pays at these steps and this guidance. Other arguments have the model's defaults.
         """
         if not (_drafts(algorithm) and sampler.stock and suits_drafts(rewards)):
             return False
@@ -58,7 +59,7 @@ class OwnDraft:
         return any((c.steps, c.guidance_scale) == (steps, scale) and c.pays for c in self.settings.checked)
 
     def _has(self, name: str, value: object) -> bool:
-        """Whether an argument is as the model has it. None and "" say nothing; None is its own size, too."""
+        """Whether an argument has the model's default. None and "" are no value, and a size of None is native."""
         default = self.call.get(name)
         nothing = (None,) if name in ("height", "width") else (None, "") if default in (None, "") else ()
         return same(value, default) or value in nothing
@@ -67,8 +68,8 @@ class OwnDraft:
 def drafting(
     pipe: Any, sampler: SamplerOptions, algorithm: Algorithm, rewards: Spec, call: Mapping[str, Any]
 ) -> SamplerOptions:
-    """The sampler of a search with its drafter, where that was left open: the model's own, or None where that would not
-    help. call: of the pipeline, complete."""
+    """The sampler of a search with its drafter. A drafter that was left open is the model's own, where it `suits`, or
+    None. call: of the pipeline, complete."""
     if sampler.drafted_by(None) is sampler:
         return sampler
     own = own_draft(pipe)
@@ -76,7 +77,7 @@ def drafting(
 
 
 def warn_of_doubt(drafts: Any, model: str) -> None:
-    """Log, once for a process, why the drafter of a denoiser may choose worse seeds. drafts: None for no drafter."""
+    """Log, once in a process, why the drafts of a denoiser, if any, may choose worse seeds."""
     if drafts is not None and (doubt := drafts.doubt(model)) is not None:
         _warn_once(doubt)
 
@@ -87,8 +88,8 @@ def _warn_once(text: str) -> None:
 
 
 def own_draft(pipe: Any) -> OwnDraft | None:
-    """The drafter that the pipeline's folder names; None without one, and where the pipeline is no more as its folder
-    has it: under a LoRA, with another network or scheduler, offloaded. ValueError for a damaged draft.json."""
+    """The drafter that the pipeline's folder names. None for a pipeline that differs from its folder: with a LoRA,
+    another network or scheduler, or offloading. ValueError for a damaged draft.json."""
     defaults = defaults_of(pipe)
     if defaults.draft is None or not pipe.can_draft or not pipe.name_or_path:
         return None
@@ -105,7 +106,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
 
 
 def _drafts(algorithm: Algorithm) -> bool:
-    """Whether it is the pruning for which drafts were measured to help, or needs some."""
+    """Whether it needs drafts, or is the pruning for which they were measured to help."""
     if Need.DRAFT in algorithm.needs:
         return True
     if not isinstance(algorithm, SeedPruning) or not algorithm.draft_share:

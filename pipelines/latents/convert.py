@@ -1,8 +1,8 @@
 """Another path between data and noise under a pretrained model, at equal signal-to-noise ratio (arXiv 2503.19385, 4.2).
 
-A network trained on one path serves any other: x on the new path, divided by a scale, is x on its own at another time,
-and x0 and eps are the same. Stochastic kernels and particle methods gain by it, since another path spends its steps and
-its noise at other levels.
+A network trained on one path serves any other: x on the new path, divided by a scale, is x on the network's own path at
+another time, with the same x0 and eps. Stochastic kernels and particle methods gain, since another path spends steps
+and noise at other levels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
     """The schedule of as many steps on `path` (a name of INTERPOLANTS; None: the model's own), one evaluation a step.
 
     times: "pipeline", the points of the scheduler's own noise levels; "uniform", 1 - i/N; "sqrt", sqrt(1 - (i/N)^2),
-    which RBF takes with "vp" and which stays near the noise; or (K+1,) float64, falling from at most 1 to 0. x starts
-    from standard normal noise. ValueError for unknown names and times that do not fall.
+    which stays near the noise, as RBF does with "vp"; or (K+1,) float64, falling from at most 1 to 0. Initial latents
+    are standard normal noise. ValueError for unknown names and times that do not fall.
     """
     source = own_path(schedule)
     target = source if path is None else INTERPOLANTS.get(path) if isinstance(path, str) else path
@@ -53,12 +53,12 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
 
 
 def own_path(schedule: Schedule) -> Interpolant:
-    """The path that the model was trained on: Linear for flows, else the scheduler's variance-preserving schedule."""
+    """The path that the model was trained on: Linear for flows, otherwise the scheduler's variance-preserving one."""
     return Linear() if schedule.prediction == "flow" else Discrete(schedule.scheduler.alphas_cumprod)
 
 
 def timestep_unit(schedule: Schedule, source: Interpolant) -> float:
-    """What the network gets as its timestep at time 1; timesteps grow in proportion to time."""
+    """The network's timestep at time 1; timesteps are proportional to time."""
     if isinstance(source, Discrete):
         return float(len(source.log_ratio) - 1)
     return float(schedule.scheduler.config.num_train_timesteps)
@@ -74,7 +74,7 @@ def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
     elif times == "pipeline":
         levels = torch.tensor(grid.levels[:-1], dtype=torch.float64)
         starts = path.inverse_ratio(1 / levels - 1)
-        # A path may begin with less noise than the scheduler does: these points are spread over its first stretch.
+        # Where the path begins with less noise than the scheduler, early points are spread evenly before the next one.
         early = int((starts >= 1).sum())
         following = starts[early] if early < len(starts) else starts.new_zeros(())
         starts[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)

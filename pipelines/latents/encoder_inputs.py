@@ -1,4 +1,4 @@
-"""What a call gives its text encoders beside the prompts: further texts, embeddings, options."""
+"""What text encoders read besides the prompts, and the encoded prompts that are kept."""
 
 from __future__ import annotations
 
@@ -12,52 +12,50 @@ from torch import Tensor
 from ttsnap.core.prompt import Prompt
 
 NEGATIVE = ("negative_prompt", "prompt")
-"""What the negative prompt is called among the texts: by itself it stands in place of the prompts."""
+"""The names of negative prompts among the texts: "prompt" in a call that encodes them alone."""
 
 
 @dataclass(frozen=True)
 class EncoderInputs:
-    """Arguments of a pipeline's `encode_prompt`, by name.
-
-    texts: one for all prompts or a list with one a prompt; a "prompt" among them stands in place of the prompts (the
-    negative one, where a family encodes it by a call of its own). embeds: tensors, or lists with a tensor a prompt,
-    "prompt_embeds" first of all; None where there are none. options: passed as they are.
-    """
+    """Arguments of a pipeline's `encode_prompt`, by name."""
 
     texts: Mapping[str, str | list[str] | None]
+    """One for all prompts, or a list with one for each. A "prompt" among them replaces the prompts."""
     embeds: Mapping[str, Any]
+    """Tensors, or lists with a tensor for each prompt, or None. "prompt_embeds" is always there."""
     options: Mapping[str, Any]
+    """Passed unchanged."""
 
     @classmethod
     def of(cls, call: Mapping[str, Any], **options: Any) -> Self:
         """The texts and embeddings among the arguments of a stock call, by their names."""
         named = {name: value for name, value in call.items() if "prompt" in name and name not in options}
         embeds = {name: value for name, value in named.items() if name.endswith(("_embeds", "_mask"))}
-        # Stock calls take an empty text for a further encoder as none.
+        # Stock calls take an empty text for a second or third encoder as none.
         texts = {n: v or None if n[-1].isdigit() else v for n, v in named.items() if n not in embeds}
         return cls(texts, embeds, options)
 
     @classmethod
     def both(cls, call: Mapping[str, Any], **options: Any) -> tuple[Self, Self]:
-        """For pipelines that encode the negative prompts by a call of their own: those of each of the two calls."""
+        """The positive and the negative inputs, for pipelines that encode them by two calls."""
         positive = {name: value for name, value in call.items() if not name.startswith("negative_")}
         negative = {name.removeprefix("negative_"): call[name] for name in call if name not in positive}
         return cls.of(positive, **options), cls.of(negative, **options)
 
     @property
     def checked(self) -> str | None:
-        """What stands for the prompts where a pipeline checks its inputs: embeddings take no prompt beside them."""
+        """The prompt with which a pipeline checks its inputs: none beside embeddings."""
         return None if self.embeds["prompt_embeds"] is not None else ""
 
     @property
     def alike(self) -> bool:
-        """Whether all prompts get the same beside themselves."""
+        """Whether all prompts have the same texts, and no embeddings."""
         lists = any(isinstance(value, list) for value in self.texts.values())
         return not lists and all(value is None for value in self.embeds.values())
 
     def arguments(self, prompts: Sequence[Prompt], n: int | None = None) -> dict[str, Any]:
-        """For these prompts, or for all embeddings in their place, of which there are `n`. ValueError where a text or
-        embedding is missing, and for prompts with pictures."""
+        """The arguments for these prompts, or for embeddings in their place. n: how many texts without embeddings.
+        ValueError where a text or embedding is missing, and for prompts with pictures."""
         given = self.embeds["prompt_embeds"]
         n = (n or len(prompts)) if given is None else len(given)
         if own := sorted({name for prompt in prompts for name in prompt.inputs}):
@@ -71,7 +69,7 @@ class EncoderInputs:
         }
 
     def _texts(self, name: str, value: str | list[str] | None, prompts: Sequence[Prompt], n: int) -> list[str] | None:
-        """One text for each of n prompts: of the negative one each prompt's own, where it has one."""
+        """A text for each of n prompts: its own negative prompt, where it has one, or that of the call."""
         given = texts(value, n)
         own = [prompt.negative for prompt in prompts] if name in NEGATIVE else []
         if all(text is None for text in own):
@@ -86,15 +84,15 @@ Parts: TypeAlias = "Sequence[Tensor | None]"
 
 
 class Encodings:
-    """Of one denoiser, of a family that encodes each prompt as in any other company."""
+    """The encoded prompts of one denoiser, in a family with `encodes_apart`."""
 
     def __init__(self) -> None:
         self._rows: dict[Prompt, tuple[Tensor | None, ...]] = {}
 
     def __call__(self, prompts: Sequence[Prompt], encode: Callable[[Sequence[Prompt]], Parts]) -> Parts:
-        """What encode(prompts) returns, asked of those alone that the last call did not have; all others are forgotten.
+        """What encode(prompts) returns. Only prompts that the last call did not have are encoded; others are forgotten.
 
-        Where none is known, all are encoded in one call, so that a search encodes its prompts as the stock call does.
+        Where none is known, all are encoded in one call, as in the stock call.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if len(new) == len(set(prompts)):
@@ -107,7 +105,7 @@ class Encodings:
 
 
 def _by_prompt(prompts: Sequence[Prompt], parts: Parts) -> dict[Prompt, tuple[Tensor | None, ...]]:
-    """The rows of each prompt, apart from those of the others, which may be forgotten sooner."""
+    """The rows of each prompt, copied, since those of others may be forgotten sooner."""
     rows = (tuple(None if part is None else part[i].clone() for part in parts) for i in range(len(prompts)))
     return dict(zip(prompts, rows, strict=True))
 
@@ -118,7 +116,7 @@ def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
-    """One text for each of n prompts: of one for all, or of a list (its first n). ValueError for too short a list."""
+    """One text for each of n prompts, from one for all or the first n of a list. ValueError for a shorter list."""
     if value is None:
         return None
     if not isinstance(value, str) and len(value) < n:
@@ -127,17 +125,15 @@ def texts(value: str | Sequence[str] | None, n: int) -> list[str] | None:
 
 
 def first(embeds: Any, n: int) -> Any:
-    """Given embeddings, a tensor or one tensor a prompt, of the first n prompts: FLOPs are counted with a single one.
-
-    ValueError for fewer.
-    """
+    """The embeddings, a tensor or a list of tensors, of the first n prompts, as FLOPs are counted with one. ValueError
+    for fewer."""
     if embeds is not None and len(embeds) < n:
         raise ValueError(f"embeddings of {len(embeds)} prompts for {n} prompts")
     return None if embeds is None else embeds[:n]
 
 
 def tokens(embeds: Any) -> int | None:
-    """Tokens of given embeddings: a tensor (P, L, D), or one (L, D) a prompt, of which the first counts."""
+    """The tokens of embeddings: a tensor (P, L, D), or a list of (L, D), of which the first counts."""
     if embeds is None or not len(embeds):
         return None
     return int(embeds.shape[1]) if isinstance(embeds, Tensor) else len(embeds[0])

@@ -1,7 +1,7 @@
-"""Layouts of latents: what shape they have for pictures of a size, in pixels.
+"""Layouts of latents: their shape for pictures of a size in pixels.
 
-`Plain` latents are maps. `Packed` ones are tokens, as FLUX.1, FLUX.2 and Qwen-Image take them. `Binned` ones are maps
-of the nearest size that the network was trained on; their pictures are resized afterwards (PixArt-Sigma, Sana).
+`Plain` latents are maps. `Packed` latents are tokens (FLUX.1, FLUX.2, Qwen-Image). `Binned` latents are maps of the
+nearest size that the network was trained on, whose pictures are resized afterwards (PixArt-Sigma, Sana).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Plain:
     width: int
 
     def channels(self, network: Any) -> int:
-        """The channels that the pipeline's `prepare_latents` is given."""
+        """The channels that the pipeline's `prepare_latents` takes."""
         return int(network.config.in_channels)
 
     def fitted(self, processor: Any, images: Tensor) -> Tensor:
-        """What a VAE decoded, at the size that was wanted."""
+        """Decoded images at the size that the call asks for."""
         return images
 
 
@@ -38,14 +38,14 @@ class Packed(Plain):
 
     @classmethod
     def of(cls, height: int, width: int, vae_scale_factor: int) -> Self:
-        """For this size, rounded down to whole tokens as the pipeline does."""
+        """The layout for this size, rounded down to whole tokens as in the pipeline."""
         side = 2 * vae_scale_factor  # in pixels
         rows, columns = height // side, width // side
         return cls(rows * side, columns * side, rows, columns)
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """The number of tokens."""
         return self.rows * self.columns
 
     def channels(self, network: Any) -> int:
@@ -54,15 +54,16 @@ class Packed(Plain):
 
 @dataclass(frozen=True)
 class Binned(Plain):
-    """Maps of a size that the network knows. wanted: height and width of the pictures."""
+    """Maps of a size that the network knows."""
 
     wanted: tuple[int, int]
+    """Height and width of the pictures."""
 
     @classmethod
     def of(cls, height: int, width: int, pipe: Any, bins: Mapping[int, Any] | None) -> Self:
-        """The bin of this shape, or the size itself where there are no bins to take.
+        """The bin of this shape, or the size itself without bins.
 
-        bins: sizes by aspect ratio, for each `sample_size` of a transformer. ValueError for a transformer without.
+        bins: sizes by aspect ratio, for each `sample_size` of a transformer. ValueError for another sample_size.
         """
         wanted = (height, width)
         if bins is not None:
@@ -84,19 +85,19 @@ class Binned(Plain):
 
 
 def without_variance(out: Tensor, latents: Tensor, network: Any) -> Tensor:
-    """A network's output without the variance that some checkpoints predict too, which no sampler reads."""
+    """A network's output without the variance that some checkpoints predict, which no sampler reads."""
     learned = network.config.out_channels // 2 == latents.shape[1]
     return out.chunk(2, dim=1)[0] if learned else out
 
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as this VAE decodes them: by its own scale and shift, where it has them."""
+    """Latents in the scale of this VAE, by its own scale and shift, where it has them."""
     c = vae.config
     return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
 
 
 def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:
-    """ValueError for an image, in pixels, that is larger than the network has positions for, where they are a table."""
+    """ValueError for an image, in pixels, that is larger than the network's table of positions, if it has one."""
     most = net.config.get("pos_embed_max_size")
     if most is not None and max(height, width) > (pixels := most * net.config["patch_size"] * pipe.vae_scale_factor):
         raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")

@@ -1,7 +1,7 @@
 """A diffusers scheduler, laid open: noise levels, x0 estimates and steps for rows that sit at different steps.
 
-Everything counts evaluations of the denoiser, position p = 0, 1, ...: most schedulers make one per step; Heun and
-KDPM2 make two (the second at an intermediate point), PNDM two in its first.
+A position p = 0, 1, ... is an evaluation of the denoiser. Most schedulers make one evaluation a step. Heun and KDPM2
+make two, the second at an intermediate point, and PNDM makes two in its first step.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
-from ttsnap.pipelines.latents.scheduler_kernel import CandidateKernel, FlowEuler, NoisyKernel, RowKernel
+from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler, SchedulerKernel
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows
 from ttsnap.sampling.kernels import Kernel
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
-# One evaluation a step, nothing remembered but noise.
+# One evaluation a step, and no history.
 MEMORYLESS = {
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
     "TCDScheduler", "FlowMatchLCMScheduler",
 }  # fmt: skip
-# These remember earlier predictions, or the start of a step of several evaluations.
+# These keep earlier predictions, or the start of a step of several evaluations.
 HISTORY = {
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
     "SASolverScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
@@ -48,7 +48,7 @@ STOCHASTIC = {
     "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "FlowMatchLCMScheduler", "SASolverScheduler",
     "KDPM2AncestralDiscreteScheduler",
 }  # fmt: skip
-# A step leaves latents in the dtype of the network's output; the others keep that of the latents, if it is wider.
+# A step leaves latents in the dtype of the network's output. Other schedulers keep that of the latents, if it is wider.
 NARROWING = {
     FLOW_EULER, "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -58,30 +58,30 @@ WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator
 
 @dataclass(frozen=True)
 class Schedule:
-    """One call's schedule: P evaluations, K grid steps.
-
-    timesteps (P,) as the network is given them; alpha, sigma (P,) float32, with x = alpha x0 + sigma eps in the
-    scheduler's own scaling; prediction: what the network puts out ("epsilon", "v_prediction", "sample", "flow").
-    path and times (K+1,) float64 hold for flows; other schedules have no continuous path (None). scale (P,) is what
-    the input is divided by, or None. narrows: whether a step leaves x in the dtype of the network's output, even if it
-    is narrower than its own.
-    """
+    """One call's schedule: P evaluations, K grid steps."""
 
     scheduler: Any
     timesteps: Tensor
+    """(P,) as the network reads them."""
     alpha: Tensor
+    """(P,) float32, with x = alpha x0 + sigma eps in the scheduler's own scaling."""
     sigma: Tensor
     scale: Tensor | None
+    """(P,) by which the network's input is divided, if it is."""
     prediction: str
+    """The network's output: "epsilon", "v_prediction", "sample" or "flow"."""
     grid: Grid
     path: Interpolant | None
+    """None but for flows: other schedules have no continuous path."""
     times: Tensor | None
+    """(K+1,) float64 on `path`."""
     kernel: Kernel
     narrows: bool = False
+    """Whether a step leaves x in the dtype of the network's output, even if that is narrower."""
 
     def followed_by(self, other: Schedule) -> Schedule:
-        """This one with the positions of another after its own, for `scaled` and `x0`; grid, path, times and kernel are
-        still its own. ValueError where the two differ in more than their positions."""
+        """This schedule with the positions of another after its own, for `scaled` and `x0`. Grid, path, times and
+        kernel stay. ValueError where the two differ in more than their positions."""
         if self.prediction != other.prediction or (self.scale is None) != (other.scale is None):
             raise ValueError("calls share a network where they follow one scheduler, path and prediction type")
         return replace(
@@ -93,10 +93,8 @@ class Schedule:
         )
 
     def stepped(self, noise: torch.dtype, out: torch.dtype) -> torch.dtype:
-        """The dtype of latents that were stepped, from that of initial noise and of the network's output.
-
-        They differ under autocast, and stock pipelines calculate on in it.
-        """
+        """The dtype of latents after a step, by those of initial noise and of the network's output, which differ under
+        autocast."""
         return out if self.narrows else torch.promote_types(noise, out)
 
     def scaled(self, x: Tensor, step: Tensor) -> Tensor:
@@ -106,7 +104,7 @@ class Schedule:
         return (x.float() / rows(self.scale[step], x.float())).to(x.dtype)
 
     def x0(self, x: Tensor, out: Tensor, step: Tensor) -> Tensor:
-        """The x0 (Tweedie) estimate, float32 (float64 for float64), that the network's output at x implies."""
+        """The x0 (Tweedie) estimate of the network's output at x, in float32, or float64 for float64."""
         wide, out = (v if v.dtype == torch.float64 else v.float() for v in (x, out))
         alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
         if self.prediction == "flow":  # out = eps - x0; alpha + sigma is 1 on the model's own path
@@ -130,12 +128,11 @@ def make_schedule(
     scaled: bool = True,
     **extra: Any,
 ) -> Schedule:
-    """The schedule of one call. The scheduler itself stays as it is: a copy is used.
+    """The schedule of one call, with a copy of the scheduler.
 
     timesteps, sigmas: as in the pipeline's call. extra: for set_timesteps (mu). step_arguments: for the scheduler's
-    step (eta). scaled: whether the pipeline calls the scheduler's scale_model_input; most for flows do not. Raises
-    ValueError for a scheduler that is not supported or that cannot be set up with these arguments, and as set_timesteps
-    does.
+    step (eta). scaled: whether the pipeline calls the scheduler's scale_model_input, which most flow pipelines do not.
+    ValueError for a scheduler that is not supported or cannot be set up with these arguments.
     """
     check_scheduler(scheduler)
     if num_inference_steps < 1:
@@ -154,7 +151,7 @@ def make_schedule(
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """ValueError for a scheduler that search cannot use, with the reason."""
+    """ValueError for a scheduler that search cannot use."""
     name = type(scheduler).__name__
     if name not in SUPPORTED:
         why = WHY_NOT.get(name, f"supported are {', '.join(sorted(SUPPORTED))}")
@@ -166,9 +163,9 @@ def check_scheduler(scheduler: Any) -> None:
 def laid_open(
     scheduler: Any, *, begin: int = 0, scaled: bool = True, step_arguments: Mapping[str, Any] | None = None
 ) -> Schedule:
-    """The schedule of a scheduler whose timesteps are set, from its position `begin` on, where an image is redrawn.
+    """The schedule of a scheduler whose timesteps are set, from position `begin` on, as where an image is redrawn.
 
-    scaled, step_arguments: as in make_schedule. ValueError for a scheduler that cannot begin there.
+    scaled, step_arguments: see make_schedule. ValueError for a scheduler that cannot begin there.
     """
     name = type(scheduler).__name__
     if begin and name == "PNDMScheduler":
@@ -195,8 +192,10 @@ def laid_open(
 
 
 def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True) -> Schedule:
-    """That of the steps, timesteps, sigmas and eta of a stock call. scaled: whether the pipeline asks the scheduler how
-    to scale initial noise and the network's input. ValueError for a scheduler that cannot say."""
+    """The schedule by the steps, timesteps, sigmas and eta of a stock call.
+
+    scaled: whether the scheduler scales initial noise and the network's input. ValueError for one that cannot.
+    """
     if scaled and not hasattr(scheduler, "init_noise_sigma"):
         name = type(scheduler).__name__
         raise ValueError(f"{name} cannot be used with this pipeline, nor in its stock call: it has no init_noise_sigma")
@@ -211,8 +210,10 @@ def call_schedule(scheduler: Any, call: SimpleNamespace, *, scaled: bool = True)
 
 
 def flow_schedule(scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigmas: bool = False) -> Schedule:
-    """That of the steps and sigmas of a stock call for a flow: by default sigmas evenly spaced from 1. own_sigmas:
-    whether schedulers with `use_flow_sigmas` keep to theirs."""
+    """The schedule of a flow by the steps and sigmas of a stock call, by default evenly spaced from 1.
+
+    own_sigmas: whether schedulers with `use_flow_sigmas` keep their own.
+    """
     steps = max(1, call.num_inference_steps)  # make_schedule refuses fewer
     sigmas = np.linspace(1.0, 1 / steps, steps) if call.sigmas is None else call.sigmas
     own = own_sigmas and scheduler.config.get("use_flow_sigmas")
@@ -220,14 +221,14 @@ def flow_schedule(scheduler: Any, call: SimpleNamespace, mu: float, *, own_sigma
 
 
 def token_shift(scheduler: Any, tokens: int, most: float = 1.15) -> float:
-    """mu for a picture of so many tokens, as Flux and its kin calculate it. most: where the scheduler does not say."""
+    """mu for a picture of so many tokens, as in Flux. most: max_shift, where the scheduler has none."""
     c = scheduler.config
     limits = (c.get("base_image_seq_len", 256), c.get("max_image_seq_len", 4096))
     return float(calculate_shift(tokens, *limits, c.get("base_shift", 0.5), c.get("max_shift", most)))
 
 
 def _full(scheduler: Any, positions: int) -> list[int]:
-    """Positions where a step begins. At the others x is an intermediate point, its estimate fit for nothing else."""
+    """Positions where a step begins. At the others x is an intermediate point, whose estimate serves no other step."""
     if scheduler.order == 2:
         return list(range(0, positions, 2))
     if type(scheduler).__name__ == "PNDMScheduler" and positions > 1:
@@ -260,7 +261,7 @@ def _prediction(scheduler: Any) -> str:
 
 
 def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
-    """Exactly the scheduler's own step; its first is that from position `begin`."""
+    """The scheduler's own step, exactly, from position `begin` on."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:
         return FlowEuler(scheduler.sigmas[begin:])
@@ -270,10 +271,8 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
         raise ValueError(f"{name} takes no {', '.join(unknown)}")
     arguments = {k: v for k, v in arguments.items() if k in takes}
     eta = arguments.get("eta", takes["eta"].default if "eta" in takes else 0.0)
-    # Most flow pipelines hand their generator to no step: stock noise then comes from torch's global state, and no seed
-    # makes it again. Here it always comes from the candidate's generator.
+    # Most flow pipelines pass no generator to the step, so that stock noise comes from torch's global state, which no
+    # seed reproduces. Here it always comes from the candidate's generator.
     sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
     noisy = name in STOCHASTIC or bool(sde or eta)
-    if name in HISTORY:
-        return CandidateKernel(scheduler, noisy, arguments, begin)
-    return NoisyKernel(scheduler, arguments, begin) if noisy else RowKernel(scheduler, arguments, begin)
+    return SchedulerKernel(scheduler, noisy, arguments, begin, copied=name in HISTORY)

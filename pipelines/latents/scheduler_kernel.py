@@ -1,12 +1,9 @@
 """Steps by a diffusers scheduler's own `step`, for rows at different positions, exact under pruning and branching.
 
-Stock schedulers step one batch at one position and keep what they remember (earlier predictions, the position) for
-that batch. Here a scheduler without memory steps all rows of one position together; one with memory is copied for
-every candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers, so
-that its seed alone makes its image again; a branch gets a generator of its own.
-
-Kernels count positions from the one where the call begins (`begin`), which is a later one of the scheduler's where an
-image is redrawn.
+Stock schedulers step one batch at one position, and keep earlier predictions and the position of that batch. Here a
+scheduler without such a history steps all rows of one position together. One with a history is copied for every
+candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers, so that its
+seed alone reproduces its image. A branch gets a generator of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,17 +23,18 @@ from ttsnap.sampling.kernels import KernelState, Prediction, Stateless
 
 
 class Memory(NamedTuple):
-    """What a candidate (`owner`: seed, branch) keeps: the state of its generator, and its scheduler, where needed."""
+    """The state of a candidate."""
 
     owner: tuple[int, ...]
+    """The candidate: seed and branch."""
     generator: torch.Generator
     scheduler: Any = None
+    """Its own copy, where schedulers have a history."""
 
     def at(self, key: rng.Source) -> tuple[rng.Key, torch.Generator]:
-        """Who takes the step of this key (seed, branch, step), and the generator that its noise comes from.
+        """The candidate that takes the step of this key (seed, branch, step), and the generator of its noise.
 
-        That is a copy of the candidate's own generator, and a new one for a branch. TypeError for noise near other
-        noise.
+        That is a copy of the candidate's own generator, or a new one for a branch. TypeError for mixed noise.
         """
         if isinstance(key, rng.Mixture):
             raise TypeError("a diffusers scheduler draws its noise from a generator and cannot mix it with other "
@@ -49,10 +47,11 @@ class Memory(NamedTuple):
 class FlowEuler(Stateless):
     """diffusers' FlowMatchEulerDiscreteScheduler.step, exactly, with a step of its own for every row.
 
-    sigmas (K+1,) float32 from the scheduler. Its `stochastic_sampling` is another kernel: see schedule.py.
+    Its `stochastic_sampling` is a SchedulerKernel.
     """
 
     sigmas: Tensor
+    """(K+1,) float32, the scheduler's."""
     stochastic: bool = False
 
     def step(
@@ -66,112 +65,71 @@ class FlowEuler(Stateless):
 
 
 @dataclass(frozen=True)
-class RowKernel(Stateless):
-    """A deterministic scheduler of one evaluation a step that remembers nothing (DDIM, Euler)."""
-
-    scheduler: Any
-    arguments: Mapping[str, object]
-    begin: int = 0
-    stochastic: bool = False
-
-    def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[None]
-    ) -> tuple[Tensor, Sequence[None]]:
-        return _by_position(self.scheduler, x, prediction.out, k + self.begin, self.arguments, None), state
-
-
-@dataclass(frozen=True)
-class NoisyKernel:
-    """A scheduler of one evaluation a step that draws noise and remembers nothing else (Euler ancestral, LCM)."""
-
-    scheduler: Any
-    arguments: Mapping[str, object]
-    begin: int = 0
-    stochastic: bool = True
-
-    keeps_history: ClassVar[bool] = True
-
-    def init(self, key: rng.Key, generator: torch.Generator) -> Memory:
-        return Memory(key, generator)
-
-    def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Memory]
-    ) -> tuple[Tensor, list[Memory]]:
-        after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
-        generators = [memory.generator for memory in after]
-        return _by_position(self.scheduler, x, prediction.out, k + self.begin, self.arguments, generators), after
-
-
-@dataclass(frozen=True)
-class CandidateKernel:
-    """Any scheduler: every candidate has a copy of its own, with its own history (DPM-Solver++, UniPC, Heun)."""
+class SchedulerKernel:
+    """Any scheduler by its own step."""
 
     scheduler: Any
     stochastic: bool
     arguments: Mapping[str, object]
+    """Of the scheduler's step."""
     begin: int = 0
+    """The scheduler's position where the call begins: a later one where an image is redrawn."""
+    copied: bool = False
+    """Whether every candidate has a copy of the scheduler with a history of its own (DPM-Solver++, UniPC, Heun). The
+    others make one evaluation a step, and keep nothing but the generator of their noise (DDIM, Euler ancestral)."""
 
-    keeps_history: ClassVar[bool] = True
+    @property
+    def keeps_history(self) -> bool:
+        return self.stochastic or self.copied
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> Memory:
-        return Memory(key, generator, self.scheduler)
+    def init(self, key: rng.Key, generator: torch.Generator) -> Memory | None:
+        return Memory(key, generator, self.scheduler if self.copied else None) if self.keeps_history else None
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Memory]
-    ) -> tuple[Tensor, list[Memory]]:
-        moved, after = [], []
-        for i, (key, before) in enumerate(zip(keys, state, strict=True)):
-            own, (owner, generator) = _copied(before.scheduler), before.at(key)
-            here = slice(i, i + 1)
-            at = int(k[i]) + self.begin
-            moved.append(_step(own, x[here], prediction.out[here], at, self.arguments, [generator]))
-            after.append(Memory(owner, generator, own))
+        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Any]
+    ) -> tuple[Tensor, Sequence[Memory | None]]:
+        out, k = prediction.out, k + self.begin
+        if not self.keeps_history:
+            return self._by_position(x, out, k, None), state
+        after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
+        if not self.copied:
+            return self._by_position(x, out, k, [memory.generator for memory in after]), after
+        after = [memory._replace(scheduler=_copied(b.scheduler)) for memory, b in zip(after, state, strict=True)]
+        moved = [
+            self._step(memory.scheduler, x[i : i + 1], out[i : i + 1], int(k[i]), [memory.generator])
+            for i, memory in enumerate(after)
+        ]
         return torch.cat(moved), after
 
+    def _by_position(self, x: Tensor, out: Tensor, k: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+        """One call of scheduler.step for all rows of each position."""
+        positions, moved = sorted(set(k.tolist())), list(x)
+        for position in positions:
+            here = (k == position).nonzero()[:, 0].tolist()
+            own = None if generators is None else [generators[i] for i in here]
+            at = here if len(positions) > 1 else slice(None)
+            self.scheduler._step_index = position
+            part = self._step(self.scheduler, x[at], out[at], position, own)
+            if len(positions) == 1:
+                return part
+            for i, row in zip(here, part, strict=True):
+                moved[i] = row
+        return torch.stack(moved)
 
-def _by_position(
-    scheduler: Any,
-    x: Tensor,
-    out: Tensor,
-    k: Tensor,
-    arguments: Mapping[str, object],
-    generators: Sequence[torch.Generator] | None,
-) -> Tensor:
-    """One call of scheduler.step for all rows of each position."""
-    positions = sorted(set(k.tolist()))
-    moved = list(x)
-    for position in positions:
-        here = (k == position).nonzero()[:, 0].tolist()
-        own = None if generators is None else [generators[i] for i in here]
-        rows = here if len(positions) > 1 else slice(None)
-        scheduler._step_index = position
-        part = _step(scheduler, x[rows], out[rows], position, arguments, own)
-        if len(positions) == 1:
-            return part
-        for i, row in zip(here, part, strict=True):
-            moved[i] = row
-    return torch.stack(moved)
-
-
-def _step(
-    scheduler: Any,
-    x: Tensor,
-    out: Tensor,
-    position: int,
-    arguments: Mapping[str, object],
-    generators: Sequence[torch.Generator] | None,
-) -> Tensor:
-    if hasattr(scheduler, "is_scale_input_called"):  # Schedule.scaled did what it would have
-        scheduler.is_scale_input_called = True
-    extra = dict(arguments)
-    if generators is not None and "generator" in inspect.signature(scheduler.step).parameters:
-        extra["generator"] = list(generators) if len(generators) > 1 else generators[0]
-    moved: Tensor = scheduler.step(out, scheduler.timesteps[position], x, return_dict=False, **extra)[0]
-    return moved
+    def _step(
+        self, scheduler: Any, x: Tensor, out: Tensor, position: int, generators: Sequence[torch.Generator] | None
+    ) -> Tensor:
+        if hasattr(scheduler, "is_scale_input_called"):  # Schedule.scaled scaled the input
+            scheduler.is_scale_input_called = True
+        more = dict(self.arguments)
+        if generators is not None and "generator" in inspect.signature(scheduler.step).parameters:
+            more["generator"] = list(generators) if len(generators) > 1 else generators[0]
+        moved: Tensor = scheduler.step(out, scheduler.timesteps[position], x, return_dict=False, **more)[0]
+        return moved
 
 
 def _copied(scheduler: Any) -> Any:
-    """A scheduler with the same history that can go its own way. Tensors are shared: schedulers replace them."""
+    """A copy of a scheduler with its history. Tensors are shared, since schedulers replace them."""
     own = copy.copy(scheduler)
     for name, value in vars(own).items():
         if isinstance(value, list):

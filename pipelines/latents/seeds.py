@@ -10,18 +10,16 @@ import torch
 from ttsnap.request.request import checked_seed
 
 DRAWN = 2**32
-"""How many different ones torch's generator on the CPU, which draws the noises, makes of them. Other tools read no
-larger ones."""
+"""How many seeds differ in torch's generator on the CPU, which draws the noise. Other tools read no larger ones."""
 
 
 def source_of(
     seed: int | None, generator: torch.Generator | list[torch.Generator] | None, images: int
 ) -> int | torch.Generator:
-    """Where a call that returns so many images gets its first seed from; nothing is drawn yet.
+    """The seed or generator of a call that returns so many images; nothing is drawn yet.
 
-    A list of generators is taken where the stock call takes it and one candidate could start from it: with a single
-    one, for a single image. ValueError for other lists, for both arguments at once, and for a seed that torch does not
-    take.
+    A list with one generator is taken for one image. ValueError for other lists, for both arguments at once, and for a
+    seed that torch does not take.
     """
     if isinstance(generator, list):
         if len(generator) != 1 or images != 1:
@@ -40,11 +38,10 @@ def source_of(
 
 
 def first_seed(source: int | torch.Generator) -> int:
-    """The number itself, or the next seed of a generator, which is advanced by it.
+    """The number itself, or the next seed of a generator, which advances.
 
-    That is the generator's own seed, modulo 2^32, as long as nothing was drawn from it, so that candidate 0 starts from
-    the noise that a stock call would draw: torch's generator on the CPU makes the same of both. After that it is a
-    number drawn from the generator, below 2^32 as well.
+    Before any draw that is the generator's own seed, modulo 2^32, so that candidate 0 starts from the noise of a stock
+    call: torch's generator on the CPU is the same for both. Later it is a number drawn from the generator, below 2^32.
     """
     if isinstance(source, int):
         return source

@@ -1,8 +1,8 @@
 """Tiny autoencoders of video latents, as published under the name TAEHV, for previews of unfinished estimates.
 
-Diffusers has `AutoencoderTiny` for images, and none for videos. The files (github.com/madebyollin/taehv, in its folder
-`safetensors`) hold plain convolutions, whose names and shapes say all that is needed: `taew2_1` for Wan 2.1, Wan 2.2
-A14B and Qwen-Image, `taeltx_2` for LTX-2. Only the decoder is read.
+Diffusers has `AutoencoderTiny` for images, and none for videos. The files are in the folder `safetensors` of
+github.com/madebyollin/taehv: `taew2_1` for Wan 2.1, Wan 2.2 A14B and Qwen-Image, `taeltx_2` for LTX-2. The names and
+shapes of their convolutions give all sizes. Only the decoder is read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.nn import functional
 from ttsnap.files.reading import foreign
 
 STAGES = (3, 9, 15)
-"""Where three stages begin: three blocks with a memory, then layers for more pixels, more frames and fewer channels."""
+"""The first layers of the three stages: three blocks with a memory, then more pixels, more frames, fewer channels."""
 BOUND = 3.0
-"""Latents are softly held within plus and minus this."""
+"""Latents are softly clamped to plus and minus this."""
 
 
 class _Remembering(nn.Module):
-    """A residual block that sees each frame beside the one before it."""
+    """A residual block that reads each frame together with the one before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class _Remembering(nn.Module):
         self.conv = nn.Sequential(*steps)
 
     def forward(self, frames: Tensor, before: Tensor) -> Tensor:
-        """frames (N, T, C, h, w), of which `before` (N, 1, C, h, w) is the one that came last."""
+        """frames (N, T, C, h, w) -> the same shape. before (N, 1, C, h, w): the frame that precedes them."""
         seen = torch.cat([frames, torch.cat([before, frames[:, :-1]], dim=1)], dim=2)
         made: Tensor = functional.relu(frames + _each(self.conv, seen))
         return made
 
 
 class _MoreFrames(nn.Module):
-    """`times` frames of each, which are groups of channels first."""
+    """`times` frames of each frame, made as groups of channels."""
 
     def __init__(self, width: int, times: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class _MoreFrames(nn.Module):
 
 
 class TinyVideoVAE(nn.Module):
-    """The decoder of a TAEHV, in the place of a pipeline's own VAE: `pipe.preview_vae = TinyVideoVAE.from_file(FILE)`.
+    """The decoder of a TAEHV, for previews: `pipe.preview_vae = TinyVideoVAE.from_file(FILE)`.
 
-    z_dim: channels of latents. widths: of the three stages and of what follows. times: how many frames each stage makes
-    of one. patch_size: the side of the square of pixels that the last layer makes of each of its own.
+    z_dim: channels of latents. widths: of the three stages and of the last layers. times: how many frames each stage
+    makes of one. patch_size: the side of the square of pixels that the last layer makes of each position.
 
-    Latents are read as the diffusion model has them, so that what pipelines unscale by is 0 and 1 here.
+    It reads latents in the diffusion model's scale, so that its own mean is 0 and its deviation 1.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TinyVideoVAE(nn.Module):
             layers += [nn.Upsample(scale_factor=2), _MoreFrames(width, more), _local(width, after, bias=False)]
         self.decoder = nn.ModuleList([*layers, nn.ReLU(), _local(widths[-1], 3 * patch_size**2)])
         self.z_dim, self.patch_size = z_dim, patch_size
-        # What the blocks and pipelines that decode ask of a VAE.
+        # What blocks and pipelines read of a VAE's config.
         unscaled = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim, "scaling_factor": 1.0}
         sizes = {"z_dim": z_dim, "widths": tuple(widths), "times": tuple(times), "patch_size": patch_size}
         self.config: Any = FrozenDict({**sizes, **unscaled, "timestep_conditioning": False})
@@ -91,17 +91,17 @@ class TinyVideoVAE(nn.Module):
 
     @property
     def latents_mean(self) -> Tensor:
-        """(C,), as latents come unscaled."""
+        """(C,) zeros."""
         return torch.zeros(self.z_dim)
 
     @property
     def latents_std(self) -> Tensor:
-        """(C,), as latents come unscaled."""
+        """(C,) ones."""
         return torch.ones(self.z_dim)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """That of a safetensors file, in float32. ValueError for one that is no TAEHV, with what differs."""
+        """The VAE of a safetensors file, in float32. ValueError for a file that is no TAEHV."""
         wrong = f"cannot load a tiny video VAE from {path}"
         with foreign(wrong):
             tensors = load_file(path)
@@ -111,7 +111,7 @@ class TinyVideoVAE(nn.Module):
             raise ValueError(f"{wrong}: its tensors are not those of the decoder of a TAEHV, which has three stages of "
                              "blocks, from decoder.1.weight to decoder.22.weight")  # fmt: skip
         with foreign(wrong):
-            with torch.device("meta"):  # no memory is taken by what a file says of itself
+            with torch.device("meta"):  # a file that claims large sizes takes no memory
                 vae = cls(**sizes)
             vae.load_state_dict(state, assign=True)
         vae.eval()
@@ -131,7 +131,7 @@ class TinyVideoVAE(nn.Module):
         return (torch.cat(clips, dim=1)[:, self.temporal_compression_ratio - 1 :].transpose(1, 2),)
 
     def _clip(self, latent: Tensor, memory: dict[int, Tensor]) -> Tensor:
-        """The frames (N, times, 3, H, W) of one latent frame (N, 1, C, h, w); memory: of each block its last frame."""
+        """Frames (N, times, 3, H, W) of one latent frame (N, 1, C, h, w). memory: the last frame of each block."""
         frames = BOUND * torch.tanh(latent / BOUND)
         for i, layer in enumerate(self.decoder):
             if isinstance(layer, _Remembering):
@@ -148,13 +148,13 @@ def _local(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
 
 
 def _each(layer: nn.Module, frames: Tensor) -> Tensor:
-    """A layer of images, run on every frame (N, T, ...)."""
+    """A layer for images, applied to every frame (N, T, ...)."""
     made: Tensor = layer(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     return made
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of a TinyVideoVAE with these tensors; None where those that tell of its sizes are not there."""
+    """The arguments of a TinyVideoVAE with these tensors; None where tensors that give its sizes are missing."""
     first, *others, last = (f"decoder.{i}.weight" for i in (1, *(start + 5 for start in STAGES), 22))
     growing = [f"decoder.{start + 4}.conv.weight" for start in STAGES]
     needed = [state.get(name) for name in (first, *others, last, *growing)]

@@ -1,6 +1,6 @@
-"""How the denoising network runs: the kernels of its attention, and torch.compile.
+"""Attention kernels and torch.compile for the denoising network.
 
-Native SDPA is the default and needs nothing. A compiled network does not recompile each time a batch shrinks.
+SDPA of PyTorch is the default. A compiled network does not recompile each time a batch shrinks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ttsnap.core.names import unknown
 from ttsnap.extras import install
 
 SDPA = "sdpa"
-# Processors that diffusers swaps for xformers' own and that compute the same there. Its method
-# enable_xformers_memory_efficient_attention() swaps all others, too, also where that changes the model: Sana's linear
-# attention would become softmax, Lumina2 would lose its rotary embedding.
+# Processors whose counterpart for xformers computes the same. diffusers' own method,
+# enable_xformers_memory_efficient_attention(), replaces all processors, which changes some models: Sana's linear
+# attention would become softmax, and Lumina2 would lose its rotary embedding.
 TWINS: dict[type, type] = {
     processors.AttnProcessor: processors.XFormersAttnProcessor,
     processors.AttnProcessor2_0: processors.XFormersAttnProcessor,
@@ -37,21 +37,18 @@ BACK: dict[type, type] = {
 # Denoisers that mask the padding of shorter prompts inside their attention.
 MASKING = ("PixArtTransformer2DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel")
 MOST_ERROR = 0.1
-"""Largest relative error against SDPA at which a kernel is accepted. It leaves room for kernels that quantise; a kernel
-that ignores or misreads the mask has an error far above it."""
+"""The largest relative error against SDPA at which a kernel is accepted. Kernels that quantise are below it; a kernel
+that misreads the mask is far above it."""
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value (B, L, heads, D), mask (B, L), True where a key is attended to) -> (B, L, heads, D)."""
 
 
 class _UnfitError(Exception):
-    """Why a backend cannot run this model here."""
+    """A backend cannot run this model here."""
 
 
 def network(pipe: Any) -> Any:
-    """The denoising network of a pipeline, its transformer or UNet, without the wrapper of torch.compile.
-
-    ValueError where it has neither.
-    """
+    """The transformer or U-Net of a pipeline, without the wrapper of torch.compile. ValueError where it has neither."""
     model = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if model is None:
         raise ValueError(f"{type(pipe).__name__} has neither a transformer nor a unet")
@@ -84,7 +81,7 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
 
 
 def dispatches(model: Any) -> bool:
-    """Whether set_attention_backend reaches this model's attention; elsewhere it does nothing and says nothing."""
+    """Whether set_attention_backend reaches this model's attention. Elsewhere it silently does nothing."""
     return any(hasattr(module.processor, "_attention_backend") for module in _attention(model))
 
 
@@ -93,7 +90,7 @@ def _attention(model: Any) -> Iterator[Any]:
 
 
 def _native(model: Any) -> None:
-    """Back to SDPA. diffusers' own disable_xformers_... would give SD3 a processor that ignores the prompt."""
+    """Return to SDPA. diffusers' disable_xformers_... would give SD3 a processor that ignores the prompt."""
     for module in _attention(model):
         if type(module.processor) in BACK:
             module.set_processor(BACK[type(module.processor)]())
@@ -102,7 +99,7 @@ def _native(model: Any) -> None:
 
 
 def _switch(pipe: Any, model: Any, name: str) -> None:
-    """Let the model use this backend. _UnfitError where it cannot."""
+    """Set the backend of the model. _UnfitError where that is impossible."""
     if name == "xformers" and not is_xformers_available():
         raise _UnfitError(f"xformers is not installed; {install('xformers')} (Linux, x86-64)")
     if dispatches(model):
@@ -150,9 +147,9 @@ def _memory_efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def _try(pipe: Any, model: Any, name: str, kernel: Kernel) -> None:
-    """Compare the kernel with SDPA on random tensors on the pipeline's device, of the model's dtype and head sizes.
+    """Compare the kernel with SDPA on random tensors, on the pipeline's device, in the model's dtype and head sizes.
 
-    _UnfitError where it fails, or where its relative error is not below MOST_ERROR.
+    _UnfitError where it fails, or its relative error is not below MOST_ERROR.
     """
     device, dtype = pipe._execution_device, model.dtype
     where = f"{str(dtype).removeprefix('torch.')} on {device.type}"
@@ -187,7 +184,7 @@ def _first_line(error: Exception) -> str:
 
 
 RECOMPILE_LIMIT = 64
-"""Block kinds times batch sizes; PyTorch's 8 would be an error in a search of a larger batch."""
+"""Kinds of blocks times batch sizes. PyTorch's limit of 8 would be an error in searches with larger batches."""
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
@@ -215,7 +212,7 @@ def compile_denoiser(
 
 
 def _limit() -> dict[str, int]:
-    """The number of compilations to allow: per call where PyTorch can, else for the process."""
+    """The limit of compilations: an option of torch.compile, or in older versions set for the process."""
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": RECOMPILE_LIMIT}
     config: Any = importlib.import_module("torch._dynamo.config")

@@ -21,11 +21,10 @@ _TYPICAL = "a red circle and a blue square"
 
 
 class Memo(dict[tuple[Hashable, ...], Any]):
-    """What was measured of a pipeline (FLOPs, batch sizes), by what it was measured of: keys may hold weak references
-    to networks. Entries of networks that are gone are dropped.
+    """Measurements of a pipeline (FLOPs, batch sizes) by their setting, which holds weak references to networks.
 
-    An `id` in their place would sooner or later be another network's. Deep copies and pickles of a pipeline are of
-    other networks, and begin with an empty memo.
+    Entries of networks that are gone are dropped. An `id` in place of a reference could become another network's. Deep
+    copies and pickles of a pipeline have other networks, and begin with an empty memo.
     """
 
     def __setitem__(self, key: tuple[Hashable, ...], value: Any) -> None:
@@ -35,7 +34,7 @@ class Memo(dict[tuple[Hashable, ...], Any]):
         super().__setitem__(key, value)
 
     def of(self, setting: tuple[Hashable, ...]) -> dict[Hashable, Any]:
-        """All that was measured in one setting of a denoiser."""
+        """The measurements in one setting of a denoiser."""
         if setting not in self:
             self[setting] = {}
         found: dict[Hashable, Any] = self[setting]
@@ -96,7 +95,7 @@ def meta_twin(denoiser: Any) -> Any:
 
 
 def values_on_meta(value: Any) -> Any:
-    """The value with all tensors in it, in lists and dicts of any depth, on the meta device."""
+    """The value with all its tensors, also in nested lists and dicts, on the meta device."""
     if isinstance(value, Tensor):
         return value.to("meta")
     if isinstance(value, Texts):
@@ -107,7 +106,7 @@ def values_on_meta(value: Any) -> Any:
 
 
 def filling(part: Any) -> tuple[Any, ...]:
-    """What changes in a network that stays the same: its number of weights, and the names of active LoRA adapters."""
+    """What may change within a network: the number of weights, and the names of active LoRA adapters."""
     size = sum(parameter.numel() for parameter in part.parameters())
     try:
         return (size, *part.active_adapters()) if getattr(part, "peft_config", None) else (size,)

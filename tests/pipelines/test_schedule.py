@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.schedule import SUPPORTED, make_schedule
-from ttsnap.pipelines.latents.scheduler_kernel import _step
+from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh
@@ -250,6 +250,6 @@ def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
         own, x = copy.deepcopy(schedule.scheduler), torch.ones(1, 4, 2, 2, dtype=noise)
         for position in range(len(schedule.timesteps)):
             out = torch.full(x.shape, 0.1, dtype=torch.bfloat16)
-            x = _step(own, x, out, position, {}, [torch.Generator()])
+            x = SchedulerKernel(own, True, {})._step(own, x, out, position, [torch.Generator()])
             assert x.dtype == schedule.stepped(noise, torch.bfloat16)
     assert not convert(schedule, "cosine").narrows  # the kernels of ttsnap keep the dtype of the noise
