@@ -70,8 +70,7 @@ class ActorGroup:
         self.pool, self.revived = pool, revived
         n = len(pool)
         self.flights: list[deque[Flight]] = [deque() for _ in range(n)]
-        self.later: list[list[Call[Any]]] = [[] for _ in range(n)]
-        """Calls that go with the next one that is posted."""
+        self._postponed: list[list[Call[Any]]] = [[] for _ in range(n)]
         self.deaths = [0] * n
         self.died = False
         """Whether any actor has died since `reset`."""
@@ -86,18 +85,24 @@ class ActorGroup:
 
     def reset(self) -> None:
         """Forget what is under way; answers to it are not heard."""
-        for flights, later in zip(self.flights, self.later, strict=True):
+        for flights in self.flights:
             flights.clear()
-            later.clear()
+        for postponed in self._postponed:
+            postponed.clear()
         self.died, self.gone = False, Cost()
+
+    def postpone(self, actors: Iterable[int], call: Call[None]) -> None:
+        """Send a call to each of these actors with the next one that is posted there."""
+        for actor in actors:
+            self._postponed[actor].append(call)
 
     def post(
         self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None] | None = None, *,
         failed: Callable[[Exception], None] | None = None, ahead: bool = False,
     ) -> None:  # fmt: skip
-        """Send a call now, after all that was to be sent later. The keywords are those of `Flight`."""
-        ticket = self.pool.send(actor, (*self.later[actor], call))
-        self.later[actor].clear()
+        """Send a call now, after all that was postponed. The keywords are those of `Flight`."""
+        ticket = self.pool.send(actor, (*self._postponed[actor], call))
+        self._postponed[actor].clear()
         self.flights[actor].append(Flight(ticket, call, then, failed, ahead))
 
     def post_ahead(self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None]) -> None:
@@ -163,7 +168,7 @@ class ActorGroup:
                              "ended with what was found before") from death  # fmt: skip
         lost = [flight, *self.flights[actor]]
         self.flights[actor].clear()
-        self.later[actor].clear()
+        self._postponed[actor].clear()
         self.gone += self.last[actor].ran
         self.gone_nfe += self.last[actor].nfe
         self.gone_room += self.last[actor].room

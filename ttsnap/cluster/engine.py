@@ -47,9 +47,7 @@ class ClusterEngine(Engine):
             self.group.post(actor, Call(SearchActor.start))
         self.rewards.describe()
         self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
-        described = self._description
-        self.grid, self.keep, self.draft_calls = described.grid, described.keep, described.draft_calls
-        self.reward_names = self.rewards.names(described.reward_names)
+        self.reward_names = self.rewards.names(self._description.reward_names)
 
     def _forget(self) -> None:
         self.group.reset()
@@ -64,9 +62,10 @@ class ClusterEngine(Engine):
         self.rewards.start()
 
     def _describe(self, descriptions: Sequence[Description]) -> None:
-        self._description = agreed(descriptions)
-        self.calibration_cost = self._description.calibration_cost
-        if self._description.fair and self.placement.turns is None:
+        self._description = one = agreed(descriptions)
+        self.grid, self.keep, self.draft_calls = one.grid, one.keep, one.draft_calls
+        self.calibration_cost = one.calibration_cost
+        if one.fair and self.placement.turns is None:
             self.placement.turns = FairShare()
         self.placement.batches = [one.batch_sizes.get("batch_size", SOME) for one in descriptions]
 
@@ -142,22 +141,18 @@ class ClusterEngine(Engine):
         except Exception:
             self._following = first
             self._prompts = {job: prompt for job, prompt in self._prompts.items() if job < first}
-            self._later(Call(EngineActor.retract, first))  # some actors may have these jobs
+            self.group.postpone(self.actors, Call(EngineActor.retract, first))  # some actors may have these jobs
             raise
 
     def release(self, job: int) -> None:
         self._logs.pop(job, None)
         self._prompts.pop(job, None)
         self.placement.weights.pop(job, None)
-        self._later(Call(EngineActor.release, job))
+        self.group.postpone(self.actors, Call(EngineActor.release, job))
 
     def weigh(self, job: int, weight: float) -> None:
         self.placement.weights[job] = weight
-        self._later(Call(EngineActor.weigh, job, weight))
-
-    def _later(self, call: Call[None]) -> None:
-        for actor in self.actors:
-            self.group.later[actor].append(call)
+        self.group.postpone(self.actors, Call(EngineActor.weigh, job, weight))
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
@@ -181,7 +176,7 @@ class ClusterEngine(Engine):
         if (log := self._logs.get(job)) is None:
             return
         for actor, mine in by_home([uid for uid in uids if uid in log.home], log.home).items():
-            self.group.later[actor].append(Call(EngineActor.drop, job, tuple(mine)))
+            self.group.postpone([actor], Call(EngineActor.drop, job, tuple(mine)))
         log.drop(uids)
 
     def pending(self) -> int:
@@ -250,7 +245,7 @@ class ClusterEngine(Engine):
             log.send(uids, actor)
             part = log.plans[-1].take(np.sort([log.row[uid] for uid in uids]))
             copies = {id(data): data for rows in groups for data in rows.copies}
-            self.group.later[actor].append(Call(EngineActor.submit, job, part, tuple(copies.values())))
+            self.group.postpone([actor], Call(EngineActor.submit, job, part, tuple(copies.values())))
 
     def _move(self, moves: Sequence[ColocatedRows]) -> None:
         """Fetch what these rows start from, so that they can go elsewhere."""
@@ -287,15 +282,14 @@ class ClusterEngine(Engine):
         if actor not in self.actors:
             self.rewards.revived(actor)
             return
-        start = Call(EngineActor.start, dict(self._prompts), self._following, self._gradient,
-                     dict(self.placement.weights))  # fmt: skip
+        weights = dict(self.placement.weights)
+        start = Call(EngineActor.start, dict(self._prompts), self._following, self._gradient, weights)
         self.group.post(actor, start)
         more: dict[int, set[int]] = {}
         for rows in self._copies.given_up(actor):
             more.setdefault(rows.job, set()).update(rows.uids)
-        orders = [order for job, log in self._logs.items()
-                  if (order := log.remake(job, actor, more.get(job, ()))) is not None]  # fmt: skip
-        if orders:
+        remakes = [log.remake(job, actor, more.get(job, ())) for job, log in self._logs.items()]
+        if orders := [order for order in remakes if order is not None]:
             self.group.post(actor, Call(EngineActor.remake, orders))
         for job, uids in more.items():
             self._logs[job].send(uids, actor)

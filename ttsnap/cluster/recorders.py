@@ -109,7 +109,7 @@ def recorded_by(
 
     def revived(actor: int) -> None:
         if at_work:
-            group.later[actor].append(Call(RecordingActor.begin, what))
+            group.postpone([actor], Call(RecordingActor.begin, what))
 
     def failed(error: Exception) -> None:
         raise error
@@ -139,7 +139,7 @@ def recorded_by(
             next_unit(actor)
 
         for actor in range(len(group)):
-            group.later[actor].append(Call(RecordingActor.begin, what))
+            group.postpone([actor], Call(RecordingActor.begin, what))
             next_unit(actor)
         while at_work or done:
             try:
