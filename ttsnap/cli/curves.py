@@ -155,4 +155,7 @@ def _shown(amount: float, budgets: Sequence[Budget] = ()) -> str:
 
     if amount == float("inf"):
         return "not reached"
-    return str(dataclasses.replace(budgets[0], **{unit_of(budgets): amount})) if budgets else f"{amount:.4g}"
+    if not budgets:
+        return f"{amount:.4g}"
+    unit: dict[str, Any] = {unit_of(budgets): amount}
+    return str(dataclasses.replace(budgets[0], **unit))

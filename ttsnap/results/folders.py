@@ -71,7 +71,7 @@ def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
         check_free(out, overwrite)
     made: list[Path] = []
     with contextlib.ExitStack() as held:
-        held.callback(lambda: [_remove_empty(folder) for folder in reversed(made)])
+        held.callback(_remove_empty, made)
         try:
             folder = _numbered(name, made) if out is None else _make(out, made)
             held.enter_context(locked(folder))
@@ -144,9 +144,10 @@ def _make(folder: Path, made: list[Path]) -> Path:
     return folder
 
 
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it holds something, or is gone
-        folder.rmdir()
+def _remove_empty(made: list[Path]) -> None:
+    for folder in reversed(made):
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()
 
 
 def _probe(folder: Path) -> None:

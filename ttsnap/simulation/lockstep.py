@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,7 +222,7 @@ def _part(column: NDArray[_Kind], searches: IntArray) -> NDArray[_Kind]:
 
 def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:
     """The rows (B, n) of all searches: `new` (k, n) of these k searches, `old` of the others."""
-    columns = [np.array(np.broadcast_to(column, old.parent.shape)) for column in old]
+    columns: list[Any] = [np.array(np.broadcast_to(column, old.parent.shape)) for column in old]
     for column, part in zip(columns, new, strict=True):
         column[searches] = part
     return Rows(*columns)
