@@ -86,7 +86,7 @@ class NetworkReward(RewardModel):
         parts = [torch.zeros(0, device=self.device)]
         for start in range(0, len(images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            given = () if source is None else (source[rows],)
+            given = (source[rows],) if source is not None and "source" in self.needs else ()
             parts.append(self.score(images[rows], list(prompts[rows]), *given))
         return torch.cat(parts)
 

@@ -133,6 +133,7 @@ def test_rows_do_not_change_each_other(load: Callable[[str], HeadedVLM]) -> None
     together = reward(images, prompts, torch.full((2,), 0.3))
     alone = torch.cat([reward(images[i : i + 1], prompts[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert torch.equal(reward(images, prompts, source=images), together)  # only rewards of edits see a source
     assert len(reward(images[:0], [])) == 0
     assert not together.requires_grad
     with pytest.raises(ValueError, match="1 prompts for 2 images"):
