@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from ttsnap import search
-from ttsnap.algorithms import ALGORITHMS, GROUPS, class_of, make_algorithm, name_of, options
+from ttsnap.algorithms import ALGORITHMS, GROUPS, class_of, make_algorithm, name_of, options, spec_of
+from ttsnap.algorithms.code import CoDe
+from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.options import Option, options_of
+from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 from ttsnap.loop.dry import DryEngine
@@ -72,6 +77,18 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     assert next(o.default for o in options_of("refined")) == make_algorithm("seed-pruning")
     with pytest.raises(ValueError, match="unknown algorithm 'svd'"):
         options_of("svd")
+
+
+def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
+    assert make_algorithm("svdd", alpha=0.1) == CoDe(block=1, temperature=0.1)
+    assert make_algorithm("fk-steering") == SMC(4, temper="constant", resampler="multinomial")
+    pruning = SeedPruning(None, (0.5, 0.4), (0.9, 0.7))
+    assert make_algorithm("ttsnap-rbf", keep=(0.5, 0.4), streams=3) == Nested(pruning, RBF(3), share=0.5)
+    assert spec_of(CoDe(block=1)) == {"name": "code", "block": 1}
+    with pytest.raises(ValueError, match=r"svdd: unknown option\(s\) \['block'\]; it has \['n', 'streams', 'alpha'\]"):
+        make_algorithm("svdd", block=3)
+    with pytest.raises(ValueError, match="keep must be"):
+        make_algorithm("ttsnap-rbf", keep=(2.0, 0.5))
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in NEED_MORE])
