@@ -17,7 +17,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import Described, Made
+from ttsnap.recordings.units import RecordedUnit, RecordingSetup
 
 from .local import LocalPool
 
@@ -35,21 +35,21 @@ class Worker(Actor):
         if not self.loads:
             raise ActorDied("out of memory")
 
-    def describe(self, prompts: Sequence[Prompt], options: Any) -> Described:
+    def describe(self, prompts: Sequence[Prompt], options: Any) -> RecordingSetup:
         self.load()
-        return Described(HEADER, tuple(prompts), 2.0)
+        return RecordingSetup(HEADER, tuple(prompts), 2.0)
 
-    def begin(self, what: Described) -> None:
-        self.what = what
+    def begin(self, setup: RecordingSetup) -> None:
+        self.setup = setup
 
-    def make(self, unit: Unit, path: Path) -> Made:
-        assert self.what.prompts == (Prompt("a"),)
+    def make(self, unit: Unit, path: Path) -> RecordedUnit:
+        assert self.setup.prompts == (Prompt("a"),)
         self.begun.append(unit.index)
         if unit.index in self.deadly:
             raise ActorDied("out of memory")
         if unit.index == 7 and path.parent.parent.name == "broken":
             raise ValueError("the disk is full")
-        return Made(np.full(1, float(unit.index)), None)
+        return RecordedUnit(np.full(1, float(unit.index)), None)
 
 
 def pool_of(workers: int, seed: int = 0, *args: Any, kills: int = 0) -> tuple[LocalPool, list[int]]:
@@ -62,10 +62,10 @@ def pool_of(workers: int, seed: int = 0, *args: Any, kills: int = 0) -> tuple[Lo
 
 
 def made_by(pool: LocalPool, units: list[Unit], folder: str = "r") -> list[tuple[int, float]]:
-    what, making = recorded_by(pool, [Prompt("a")], Path(folder), RecordOptions(20))
+    setup, making = recorded_by(pool, [Prompt("a")], Path(folder), RecordOptions(20))
     spent: list[float] = []
     found = [(unit.index, float(made.scores[0])) for unit, made in making(units, spent.append)]
-    assert sum(spent) == what.nfe * len(found)
+    assert sum(spent) == setup.nfe * len(found)
     return found
 
 

@@ -30,7 +30,7 @@ from ttsnap.recordings.folder import shard_path
 from ttsnap.recordings.header import Unit
 from ttsnap.recordings.record import Making, describe, keep
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import Described, Made, make_unit
+from ttsnap.recordings.units import RecordedUnit, RecordingSetup, make_unit
 from ttsnap.request.request import EngineSpec
 
 
@@ -54,18 +54,18 @@ class RecordingActor(Actor):
         """Load the model. ValueError where something does not fit."""
         assert self._engine
 
-    def describe(self, prompts: Sequence[Prompt], options: RecordOptions) -> Described:
-        """What this worker would record. ValueError where something does not fit."""
+    def describe(self, prompts: Sequence[Prompt], options: RecordOptions) -> RecordingSetup:
+        """The recording that is to be made. ValueError where something does not fit."""
         engine, info = self._engine
         return describe(engine, prompts, options, info)
 
-    def begin(self, what: Described) -> None:
-        """What units are a part of."""
-        self.what = what
+    def begin(self, setup: RecordingSetup) -> None:
+        """Begin with the units of this recording."""
+        self.setup = setup
 
-    def make(self, unit: Unit, path: Path) -> Made:
+    def make(self, unit: Unit, path: Path) -> RecordedUnit:
         """A unit, with its images at `path`."""
-        return make_unit(self._engine[0], self.what, unit, path, lambda nfe: None)
+        return make_unit(self._engine[0], self.setup, unit, path, lambda nfe: None)
 
     @cached_property
     def _engine(self) -> tuple[LiveEngine, dict[str, Json]]:
@@ -97,19 +97,19 @@ def record(
     gpu = on_gpus((builder.spec.model or ModelOptions()).device, workers)
     with closing(Hosts(workers, gpu=gpu)) as hosts:
         pool = RayPool(hosts, [partial(RecordingActor, builder, Path.cwd())] * workers)
-        what, making = recorded_by(pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options)
-        return keep(what, folder.resolve(), making, progress_bar=progress_bar)
+        setup, making = recorded_by(pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options)
+        return keep(setup, folder.resolve(), making, progress_bar=progress_bar)
 
 
 def recorded_by(
     pool: Pool, prompts: Sequence[Prompt], folder: Path, options: RecordOptions
-) -> tuple[Described, Making]:
-    """What workers record, and how they make its units. ValueError where something does not fit."""
+) -> tuple[RecordingSetup, Making]:
+    """The recording that is to be made, and how workers make its units. ValueError where something does not fit."""
     at_work: dict[int, Unit] = {}
 
     def revived(actor: int) -> None:
         if at_work:
-            group.postpone([actor], Call(RecordingActor.begin, what))
+            group.postpone([actor], Call(RecordingActor.begin, setup))
 
     def failed(error: Exception) -> None:
         raise error
@@ -118,14 +118,14 @@ def recorded_by(
     for actor in range(len(group)):  # all load side by side
         group.post(actor, Call(RecordingActor.load))
     try:
-        what = group.ask([0], Call(RecordingActor.describe, prompts, options))[0]
+        setup = group.ask([0], Call(RecordingActor.describe, prompts, options))[0]
     except EngineLost:
         raise ValueError(
             f"{MOST_DEATHS} workers were lost while they loaded the model: killed, or out of memory"
         ) from None
 
-    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
-        waiting, done = deque(units), deque[tuple[Unit, Made]]()
+    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, RecordedUnit]]:
+        waiting, done = deque(units), deque[tuple[Unit, RecordedUnit]]()
 
         def next_unit(actor: int) -> None:
             at_work.pop(actor, None)
@@ -134,12 +134,12 @@ def recorded_by(
                 call = Call(RecordingActor.make, unit, shard_path(folder, unit))
                 group.post(actor, call, partial(made, actor, unit), failed=failed)
 
-        def made(actor: int, unit: Unit, made: Made) -> None:
+        def made(actor: int, unit: Unit, made: RecordedUnit) -> None:
             done.append((unit, made))
             next_unit(actor)
 
         for actor in range(len(group)):
-            group.postpone([actor], Call(RecordingActor.begin, what))
+            group.postpone([actor], Call(RecordingActor.begin, setup))
             next_unit(actor)
         while at_work or done:
             try:
@@ -152,10 +152,10 @@ def recorded_by(
                 ) from None
             while done:
                 unit, scores = done.popleft()
-                on_nfe(len(unit.prompts) * len(unit.seeds) * what.nfe)
+                on_nfe(len(unit.prompts) * len(unit.seeds) * setup.nfe)
                 yield unit, scores
 
-    return what, making
+    return setup, making
 
 
 def on_gpus(device: str, workers: int) -> bool:
@@ -166,9 +166,9 @@ def on_gpus(device: str, workers: int) -> bool:
     if device not in ("auto", "cuda", "cpu"):
         raise ValueError(f"every worker has a device of its own: give --device auto, cuda or cpu, got {device}")
     has = ray.cluster_resources()
-    what = "GPU" if device != "cpu" and has.get("GPU", 0) else "CPU"
-    if device == "cuda" and what == "CPU":
+    kind = "GPU" if device != "cpu" and has.get("GPU", 0) else "CPU"
+    if device == "cuda" and kind == "CPU":
         raise ValueError("no GPU is there for --device cuda")
-    if has.get(what, 0) < workers:
-        raise ValueError(f"{workers} workers take a {what} each, and there are {has.get(what, 0):.0f}")
-    return what == "GPU"
+    if has.get(kind, 0) < workers:
+        raise ValueError(f"{workers} workers take a {kind} each, and there are {has.get(kind, 0):.0f}")
+    return kind == "GPU"

@@ -23,10 +23,10 @@ from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import Described, Made, make_unit
+from ttsnap.recordings.units import RecordedUnit, RecordingSetup, make_unit
 from ttsnap.version import versions
 
-Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, Made]]]
+Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, RecordedUnit]]]
 """Makes these units in any order, and reports evaluations to the function."""
 
 
@@ -52,16 +52,18 @@ def record(
     Raises ValueError before any compute where the folder holds something else or settings do not fit. Raises it later
     where a reward fails on every image of a unit, which is not kept then, or on the first images.
     """
-    what = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
+    setup = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
 
-    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, Made]]:
+    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, RecordedUnit]]:
         for unit in units:
-            yield unit, make_unit(engine, what, unit, shard_path(Path(folder), unit), on_nfe)
+            yield unit, make_unit(engine, setup, unit, shard_path(Path(folder), unit), on_nfe)
 
-    return keep(what, Path(folder), making, progress_bar=progress_bar)
+    return keep(setup, Path(folder), making, progress_bar=progress_bar)
 
 
-def describe(engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, info: Mapping[str, Json]) -> Described:
+def describe(
+    engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, info: Mapping[str, Json]
+) -> RecordingSetup:
     """What `record` would record. ValueError for arguments that do not fit together."""
     grid, names = engine.grid, engine.reward_names
     engine.check(prompts)
@@ -92,15 +94,15 @@ def describe(engine: Engine, prompts: Sequence[Prompt], options: RecordOptions, 
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
     every = KeepAll(steps=header.steps, looks=looks)
-    return Described(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1)))
+    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1)))
 
 
-def keep(what: Described, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
+def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
     """Make the units that a folder lacks, keep each as soon as it is made, and finish the recording.
 
     ValueError before any unit is made where the folder holds something else.
     """
-    header, _, nfe = what
+    header, _, nfe = setup
     with OpenRecording(folder, header) as there:
         missing = there.missing()
         total, left = (

@@ -21,8 +21,8 @@ from ttsnap.recordings.shards import Shard, ShardWriter
 from ttsnap.rewards.registry import RewardError
 
 
-class Described(NamedTuple):
-    """What an engine is about to record."""
+class RecordingSetup(NamedTuple):
+    """A recording that is to be made."""
 
     header: Header
     prompts: tuple[Prompt, ...]
@@ -30,7 +30,7 @@ class Described(NamedTuple):
     """Evaluations of each seed."""
 
 
-class Made(NamedTuple):
+class RecordedUnit(NamedTuple):
     """A unit that was made."""
 
     scores: FloatArray
@@ -39,33 +39,34 @@ class Made(NamedTuple):
     """The tar of its images, where these are kept."""
 
 
-def make_unit(engine: Engine, what: Described, unit: Unit, path: Path, on_nfe: Callable[[float], None]) -> Made:
+def make_unit(
+    engine: Engine, setup: RecordingSetup, unit: Unit, path: Path, on_nfe: Callable[[float], None]
+) -> RecordedUnit:
     """Denoise and score a unit. Images that are kept are at `path` on return, whole.
 
     A unit runs in the same batches on any engine of the same settings. The result is the same to the last bit where the
     engine is deterministic for equal batches. on_nfe: called with the evaluations of each batch. Raises ValueError
     where a reward fails on every image; nothing is kept then.
     """
-    if not what.header.images:
-        return Made(_scores(engine, what, unit, on_nfe, None), None)
 
     def save(file: BinaryIO) -> FloatArray:
         writer = ShardWriter(file)
-        scores = _scores(engine, what, unit, on_nfe, writer)
+        scores = _scores(engine, setup, unit, on_nfe, writer)
         writer.close()
         return scores
 
-    scores = write_whole(path, save)
-    return Made(scores, Shard.of(path))
+    if setup.header.images:
+        return RecordedUnit(write_whole(path, save), Shard.of(path))
+    return RecordedUnit(_scores(engine, setup, unit, on_nfe, None), None)
 
 
 def _scores(
-    engine: Engine, what: Described, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
+    engine: Engine, setup: RecordingSetup, unit: Unit, on_nfe: Callable[[float], None], shard: ShardWriter | None
 ) -> FloatArray:
     """The scores of a unit. Images go to the shard, where there is one."""
-    header = what.header
+    header = setup.header
     first = header.first_seed + unit.seeds.start
-    prompts = what.prompts[unit.prompts.start : unit.prompts.stop]
+    prompts = setup.prompts[unit.prompts.start : unit.prompts.stop]
     column = {seen: i for i, seen in enumerate(header.seen)}
     looked = np.full((len(prompts), len(unit.seeds), len(column), len(header.rewards)), np.nan)
 
