@@ -98,7 +98,7 @@ def no_sideways_scroll(page: Any) -> None:
 
 def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> None:
     page = visit()
-    choose(page, "120nfe")
+    choose(page, "800nfe")  # long enough for several frames
     page.fill("#prompt textarea", PROMPT)
     page.click("#search")
     assert len(boards(page, "#download")) >= 2
