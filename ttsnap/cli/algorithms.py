@@ -70,7 +70,9 @@ def described(name: str, width: int = 80) -> str:
     lines += ["", "example:", f"{INDENT}{_example(name, entry.needs)}"]
     if any(option.default is REQUIRED for option in options):
         return "\n".join(lines)  # its file is made by the command that the option names
-    given = next(({o.name: o.default} for o in options if isinstance(o.default, int | float)), {"n": 16})
+    numbers = {option.name: option.default for option in options if isinstance(option.default, int | float)}
+    shown = "n" if any(option.name == "n" for option in options) else next(iter(numbers), "n")
+    given = {shown: numbers.get(shown, 16)}
     lines += ["", "as a file, for --algorithm FILE.json:", f"{INDENT}{json.dumps({'name': name, **given})}"]
     return "\n".join(lines)
 
