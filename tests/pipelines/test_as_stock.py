@@ -170,3 +170,15 @@ def test_misspelt_arguments_are_recognised(pipe: Any, wrong: str, right: str) ->
 def test_misspelt_arguments_of_calls_that_take_any_name_are_recognised() -> None:
     with pytest.raises(ValueError, match=r"\['budgets'\] cannot be used with search= .*; did you mean budget\?"):
         upgrade(sd15())("a cat", budgets="100nfe", num_inference_steps=2, **SEARCH)
+
+
+def test_an_unknown_argument_of_a_denoiser_is_refused_with_those_that_it_takes(pipe: Any) -> None:
+    with pytest.raises(TypeError, match=r"StableDiffusion3Denoiser takes no heigth; it takes height, width"):
+        pipe.denoiser(heigth=64)
+
+
+def test_an_empty_text_for_another_encoder_is_none(pipe: Any) -> None:
+    call = {**CALL, "prompt_2": "", "prompt_3": ""}
+    found = pipe("a cat", **{**SEARCH, "search": BestOfN(1), "seed": 3}, **call).images
+    stock = shared("sd3")("a cat", generator=torch.Generator().manual_seed(3), **call).images
+    torch.testing.assert_close(found, stock, atol=1e-5, rtol=0)
