@@ -6,7 +6,7 @@ declared here: which field holds the initial noise, and how the fields of severa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,7 +189,8 @@ def workflows_of(pipeline_class: str) -> tuple[Workflow, ...]:
 def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
     """The workflow that a call with these arguments runs. ValueError for one that search does not support."""
     known = workflows_of(pipeline_class)
-    given = _images(known, call)
+    choosing = frozenset[str]().union(*(workflow.given for workflow in known))
+    given = frozenset(name for name in choosing if call.get(name) is not None)
     fitting = [workflow for workflow in known if workflow.given == given]
     if not fitting:
         ways = "; ".join(", ".join(sorted(each.given)) or "no image" for each in known)
@@ -213,12 +214,6 @@ def check_lists(workflow: Workflow, pipeline_class: str, call: Mapping[str, Any]
     """ValueError for lists where the workflow of this class takes one picture, or text, for a prompt."""
     for name, values in listed_for_prompts(workflow, call).items():
         raise ValueError(f"{workflow.task} by {pipeline_class} takes one {name} for each prompt, got {len(values)}")
-
-
-def _images(known: Collection[Workflow], call: Mapping[str, Any]) -> frozenset[str]:
-    """The arguments of a call that choose among workflows."""
-    choosing = frozenset[str]().union(*(workflow.given for workflow in known))
-    return frozenset(name for name in choosing if call.get(name) is not None)
 
 
 TESTED = ("0.42", "0.43")
