@@ -51,10 +51,10 @@ class Drafting:
         wide = x if x.dtype == torch.float64 else x.float()
         unit, each = timestep_unit(schedule, path), torch.arange(len(x))
 
-        def estimate(at: Tensor, told: Tensor) -> Tensor:
-            time = (told * unit).float().to(x.device, non_blocking=True)
-            out = twin.guided(at.to(x.dtype), time, position, cond).out
-            there = replace(schedule, alpha=path.alpha(told), sigma=path.sigma(told), scale=None)
+        def estimate(at: Tensor, time: Tensor) -> Tensor:
+            timestep = (time * unit).float().to(x.device, non_blocking=True)
+            out = twin.guided(at.to(x.dtype), timestep, position, cond).out
+            there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
         return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
