@@ -31,6 +31,11 @@ FAMILIES: dict[str, str] = {
     "ZImagePipeline": "ttsnap.pipelines.families.z_image:SearchZImagePipeline",
     "Lumina2Pipeline": "ttsnap.pipelines.families.lumina2:SearchLumina2Pipeline",
 }
+SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
+"""First base of all search pipelines."""
+CLASSIC, MODULAR = "ttsnap.pipelines.modular.classic", "ttsnap.pipelines.modular.pipeline"
+"""What makes search twins of pipelines that are of no family. As the families, they import what loads pipelines, so that
+they are imported when they are needed."""
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""
@@ -48,28 +53,24 @@ def upgrade(pipe: Any) -> Any:
     cls = search_class(stock)
     if cls is stock:
         return pipe
-    from ttsnap.pipelines.modular.classic import SearchClassicMixin, modular
     from ttsnap.pipelines.pipeline_copy import copied
 
-    if issubclass(cls, SearchClassicMixin):
-        modular(pipe)  # refuses settings that its blocks do not know
+    if issubclass(cls, load_object(f"{CLASSIC}:SearchClassicMixin")):
+        load_object(f"{CLASSIC}:modular")(pipe)  # refuses settings that its blocks do not know
     return copied(pipe, cls)
 
 
 def downgrade(pipe: Any) -> Any:
     """The stock pipeline that shares the weights of a search pipeline, for code that checks the name of the class."""
-    from ttsnap.pipelines.mixin import SearchMixin
     from ttsnap.pipelines.pipeline_copy import copied
 
-    return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, SearchMixin) else pipe
+    return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe
 
 
 def _alike(name: str) -> list[str]:
     """The classic pipelines that search supports for what one of this name is for; all, where its name does not say."""
-    from ttsnap.pipelines.modular.classic import MODULAR
-
     marks = ("ControlNet", "Img2Img", "Inpaint", "ImageToVideo", "Edit", "Kontext")
-    known = list(dict.fromkeys([*FAMILIES, *MODULAR]))
+    known = list(dict.fromkeys([*FAMILIES, *load_object(f"{CLASSIC}:MODULAR")]))
     mark = next((mark for mark in marks if mark in name), None)
     return [each for each in known if mark is not None and mark in each] or known
 
@@ -80,19 +81,13 @@ def search_class(cls: Any) -> Any:
 
     ValueError for a class of no supported family, and for one with a `__call__` of its own.
     """
-    from ttsnap.pipelines.mixin import SearchMixin
-
-    if issubclass(cls, SearchMixin):
+    if issubclass(cls, load_object(SEARCH)):
         return cls
     if any(base.__name__ == "ModularPipeline" and base.__module__.startswith("diffusers.") for base in cls.__mro__):
-        from ttsnap.pipelines.modular.pipeline import modular_search_class
-
-        return modular_search_class(cls)
-    if cls.__name__ not in FAMILIES and cls.__module__.startswith("diffusers.pipelines."):
-        from ttsnap.pipelines.modular.classic import MODULAR, classic_search_class
-
-        if cls.__name__ in MODULAR:
-            return classic_search_class(cls)
+        return load_object(f"{MODULAR}:modular_search_class")(cls)
+    stock = cls.__name__ not in FAMILIES and cls.__module__.startswith("diffusers.pipelines.")
+    if stock and cls.__name__ in load_object(f"{CLASSIC}:MODULAR"):
+        return load_object(f"{CLASSIC}:classic_search_class")(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None:
         raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(_alike(cls.__name__))}")
@@ -142,12 +137,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )
-    if task is None or task == TEXT:
-        twin = upgrade(pipe)
-    else:
-        from ttsnap.pipelines.modular.classic import modular
-
-        twin = modular(pipe, task)
+    twin = upgrade(pipe) if task in (None, TEXT) else load_object(f"{CLASSIC}:modular")(pipe, task)
     if str(model) in PACKAGED:
         from ttsnap.scenes import parse
 
@@ -198,11 +188,9 @@ def located(model: str | Path) -> Path | None:
 def check_class(stock: Any, task: str | None = None) -> None:
     """ValueError where search does not support a pipeline class of diffusers, or not for this task, with what it
     supports for it."""
-    from ttsnap.pipelines.modular.classic import MODULAR, check_task
-
-    if task is not None and task != TEXT:
-        check_task(stock.__name__, task)
-    elif stock.__name__ not in MODULAR:
+    if task not in (None, TEXT):
+        load_object(f"{CLASSIC}:check_task")(stock.__name__, task)
+    elif stock.__name__ not in load_object(f"{CLASSIC}:MODULAR"):
         search_class(stock)
 
 

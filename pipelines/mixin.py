@@ -30,17 +30,12 @@ from ttsnap.sampling.kernels import make_kernel
 
 
 class SearchMixin:
-    """First base of a search pipeline, before its stock class; `denoiser_class` is the family's Denoiser."""
+    """First base of a search pipeline, before its stock class; `denoiser_class` is the family's PipelineDenoiser."""
 
     denoiser_class: ClassVar[Any]
     output_class: ClassVar[type[Any]]
     """The stock output class; where a family does not set it, the one that the code of the stock `__call__` names."""
     output_types: ClassVar[tuple[str, ...]] = output.TYPES
-    shares_networks: ClassVar[bool] = True
-    """Whether engines of calls that differ in their steps alone can fill each other's batches
-    (Denoiser.merge_schedule)."""
-    can_draft: ClassVar[bool] = True
-    """Whether a drafter can guess for its denoiser."""
     own_defaults: ModelDefaults | None = None
     """What its searches take where their users say nothing, in place of what the model's folder says."""
     model_options: ModelOptions | None = None
@@ -118,8 +113,8 @@ class SearchMixin:
         return None
 
     def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
-        """The prompts with what the call gives for each of them alone, and the call as an engine takes it, in which
-        what the first has of its own stands in for the others'. ValueError for lists of other lengths."""
+        """The prompts with what lists in the call give for each of them, and the call as engines take it: with blank
+        pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""
         return list(prompts), dict(call)
 
     def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

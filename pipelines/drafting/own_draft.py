@@ -26,6 +26,7 @@ from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.rewards.registry import suits_drafts
+from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
 from ttsnap.scenes import draft_path
 
@@ -91,7 +92,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     """The drafter that the pipeline's folder names. None for a pipeline that differs from its folder: with a LoRA,
     another network or scheduler, or offloading. ValueError for a damaged draft.json."""
     defaults = defaults_of(pipe)
-    if defaults.draft is None or not pipe.can_draft or not pipe.name_or_path:
+    if defaults.draft is None or Can.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
         return None
     folder = Path(pipe.name_or_path)
     network = getattr(pipe, type(pipe).denoiser_class.network)

@@ -14,6 +14,7 @@ from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.model_defaults import ModelDefaults
 from ttsnap.pipelines.modular import guiders
+from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
 from ttsnap.pipelines.output import TYPES
@@ -124,8 +125,7 @@ class SearchClassicMixin(SearchMixin):
     a modular pipeline of the present parts, made anew for each search.
     """
 
-    shares_networks = False
-    can_draft = False
+    denoiser_class = ModularDenoiser
 
     def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         pipe: Any = self

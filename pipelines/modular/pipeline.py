@@ -22,6 +22,7 @@ from ttsnap.pipelines.modular.workflows import (
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import blanks
 
 NOT_TAKEN = {
     "latents",
@@ -50,8 +51,6 @@ class SearchModularMixin(SearchMixin):
     """
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
-    shares_networks: ClassVar[bool] = False
-    can_draft: ClassVar[bool] = False
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]
@@ -66,7 +65,8 @@ class SearchModularMixin(SearchMixin):
                                  "for all, or one for each")  # fmt: skip
         own = [{name: values[i] for name, values in listed.items()} for i in range(len(prompts))]
         with_own = [replace(prompt, inputs={**prompt.inputs, **own[i]}) for i, prompt in enumerate(prompts)]
-        return with_own, {**call, **own[0]}
+        negative = {"negative_prompt": ""} if "negative_prompt" in listed else {}
+        return with_own, {**call, **blanks(with_own[0].inputs), **negative}
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
         task = workflow_for(self.stock_class().__name__, call).task

@@ -15,6 +15,7 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser, new_parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
+from ttsnap.files.pictured import blanks
 from ttsnap.options.call import PictureOptions, VideoOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -118,7 +119,7 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
     call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
     first = SearchRequest(
         tuple(prompts),
-        EngineSpec(model, reward_tuple(reward), sampler, batch, call),
+        EngineSpec(model, reward_tuple(reward), sampler, batch, {**call, **blanks(prompts[0].inputs)}),
         a.algorithm,
         common.budget_of(a),
         a.seed,

@@ -79,6 +79,8 @@ def blanks(inputs: Mapping[str, object]) -> dict[str, object]:
 def _blank(value: object) -> object:
     if isinstance(value, Picture):
         return Blank(value.size, value.mask)
+    if isinstance(value, Image.Image):
+        return Blank(value.size, value.mode in ("1", "L"))
     return tuple(map(_blank, value)) if isinstance(value, list | tuple) else value
 
 

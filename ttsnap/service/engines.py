@@ -28,6 +28,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.registry import RewardError, make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask
+from ttsnap.sampling.denoiser import Can
 
 PARAMS = {
     "size": ("width", "height"),
@@ -137,7 +138,7 @@ class OneDevice:
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = [self.rewards[name] for name in spec.rewards]
         drafts = spec.sampler.drafted_by(None).draft is not None
-        alone = drafts or not self.pipe.shares_networks
+        alone = drafts or Can.SHARE in self.pipe.denoiser_class.cannot
         network = None if alone else self._network(spec)
         engine = self.pipe.engine_of(replace(spec, rewards=tuple(rewards)), network)
         if engine.denoiser.frames is not None:
