@@ -34,8 +34,8 @@ FAMILIES: dict[str, str] = {
 SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 """First base of all search pipelines."""
 CLASSIC, MODULAR = "ttsnap.pipelines.modular.classic", "ttsnap.pipelines.modular.pipeline"
-"""What makes search twins of pipelines that are of no family. As the families, they import what loads pipelines, so that
-they are imported when they are needed."""
+"""What makes search twins of pipelines that are of no family. Like the families, they are imported when they are
+needed, since they import what loads pipelines."""
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""

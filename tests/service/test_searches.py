@@ -16,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 from ttsnap.pipelines import defaults
+from ttsnap.pipelines.denoiser import PipelineDenoiser
 
 from tests.clips import Clips, Mean
 from tests.service.conftest import client_of
@@ -252,7 +253,7 @@ def test_a_model_of_videos_is_refused() -> None:
     class Videos:
         """A pipeline of videos."""
 
-        shares_networks = True
+        denoiser_class = PipelineDenoiser
 
         def engine_of(self, spec: EngineSpec, network: Any) -> LiveEngine:
             return LiveEngine(network.denoiser, spec.rewards)
