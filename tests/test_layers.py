@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service": {
         *("core", "files", "options", "algorithms", "loop", "engine", "results", "pipelines", "reward_models"),
-        *("cluster", "rewards", "scenes", "request"),
+        *("cluster", "rewards", "sampling", "scenes", "request"),
     },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""

@@ -124,7 +124,7 @@ class SearchRequest:
 
 def checked_seed(seed: object) -> int:
     """A seed from 0 to 2^64 - 1, as torch makes it of a negative one: -5 is 2^64 - 5. ValueError for others."""
-    if not isinstance(seed, Integral) or not -SEEDS // 2 <= seed < SEEDS:
+    if not isinstance(seed, Integral) or not -SEEDS // 2 <= int(seed) < SEEDS:
         raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
     return int(seed) % SEEDS
 
