@@ -9,8 +9,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from ttsnap.algorithms import make_algorithm
-from ttsnap.algorithms.options import spec_of
+from ttsnap.algorithms import make_algorithm, spec_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
