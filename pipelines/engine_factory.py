@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines.recording_info import recording_info
 from ttsnap.pipelines.settings import model_name
 
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
@@ -77,6 +77,24 @@ class EngineBuilder:
         check_call(pipe, self.spec.call)
         engine: LiveEngine = pipe.engine_of(self.spec)
         return engine
+
+
+def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str, Json]:
+    """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to go on with it.
+    Pictures of the call go by their digests."""
+    denoiser: Any = engine.denoiser
+    model, sampler, call = spec.model or ModelOptions(), spec.sampler, spec.call
+    return {
+        "model": model.model,
+        **({"lora": model.lora} if model.lora else {}),
+        **({"task": model.task} if model.task != TEXT else {}),
+        "sampler": type(pipe.scheduler).__name__,
+        **sampler.noted(),
+        **({"draft_guidance": denoiser.scale} if sampler.drafted_by(None).draft is not None else {}),
+        "call": {**call, **digests(call)},
+        "device": pipe.device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
 
 
 def elsewhere(spec: EngineSpec, pipe: Any, kind: str, *, previews: bool = False) -> EngineSpec:

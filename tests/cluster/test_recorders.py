@@ -101,6 +101,6 @@ def test_what_workers_cannot_do_gets_one_line(
 
 def test_one_process_takes_no_ray() -> None:
     code = ("import sys, ttsnap.cli.record, ttsnap.request.request, ttsnap.recordings.record\n"
-            "import ttsnap.pipelines.recording_info\n"
+            "import ttsnap.pipelines.engine_factory\n"
             "sys.exit('ray' in sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -129,7 +129,7 @@ def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordO
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
     common.check_call(pipe, spec.call, model.task)
     engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
-    from ttsnap.pipelines.recording_info import recording_info
+    from ttsnap.pipelines.engine_factory import recording_info
 
     return partial(record, engine, prompts, out, what, info=recording_info(pipe, engine, spec), progress_bar=True)
 
