@@ -58,6 +58,7 @@ from ttsnap.recordings.folder import OpenRecording, load_recording, packed, prog
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
+from ttsnap.request.request import SearchRequest
 from ttsnap.results.media import save_video
 from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
@@ -199,15 +200,15 @@ class Pipe:
     def call_arguments(self) -> set[str]:
         return {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
 
-    def __call__(self, prompt: str, **call: Any) -> Any:
-        assert type(call.pop("search")).__name__ == "BestOfN"
-        assert call.pop("reward") is replay._no_reward
-        own = {"kernel", "path", "times", "seed", "output_type"}
-        assert set(call) - own <= set(self.call_arguments())
-        assert all(isinstance(value, int | float | str | list | None) for value in call.values())
-        return SimpleNamespace(
-            search=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(*self.frames, 3, 2, 2)))]
-        )
+
+def found(request: SearchRequest, pipe: Pipe) -> Any:
+    """Stands for the search."""
+    assert (request.search, request.engine.rewards) == ("best-of-n", (replay._no_reward,))
+    call = request.engine.call
+    assert set(call) <= set(pipe.call_arguments())
+    assert all(isinstance(value, int | float | str | list | None) for value in [*call.values(), request.seed])
+    best = SimpleNamespace(pixels=torch.zeros(*pipe.frames, 3, 2, 2))
+    return SimpleNamespace(results=[SimpleNamespace(best=best)])
 
 
 def write_png(folder: Path, doc: Any) -> None:
@@ -236,6 +237,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
+        patch.setattr("ttsnap.pipelines.searching.run", found)
         replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 

@@ -15,6 +15,9 @@ from PIL import Image, PngImagePlugin
 from ttsnap.pipelines import FAMILIES
 
 from ttsnap.cli import main, replay
+from ttsnap.core.prompt import Prompt
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import SearchRequest
 from ttsnap.results import payload
 from ttsnap.results.payload import read_payload
 
@@ -111,30 +114,32 @@ class Pipe:
     """Stands for a loaded pipeline: takes the call's arguments that the embedded model's family takes."""
 
     def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
+        self.requests: list[SearchRequest] = []
 
     def call_arguments(self) -> set[str]:
         from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 
         return set(SearchStableDiffusion3Pipeline.denoiser_class.honours.split())
 
-    def __call__(self, prompt: str, **call: Any) -> Any:
-        self.calls.append({"prompt": prompt, **call})
-        best = SimpleNamespace(pixels=torch.zeros(3, 32, 32))
-        return SimpleNamespace(search=[SimpleNamespace(best=best)])
+
+def found(request: SearchRequest, pipe: Pipe) -> Any:
+    """Stands for the search."""
+    pipe.requests.append(request)
+    return SimpleNamespace(results=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(3, 32, 32)))])
 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, Pipe]]:
     """What `ttsnap replay` loaded: model, LoRA and pipeline."""
-    found: list[tuple[str, str | None, Pipe]] = []
+    models: list[tuple[str, str | None, Pipe]] = []
 
     def load(model: str, device: str, dtype: str, *, lora: str | None, task: str) -> Pipe:
-        found.append((model, lora, Pipe()))
-        return found[-1][2]
+        models.append((model, lora, Pipe()))
+        return models[-1][2]
 
     monkeypatch.setattr(replay, "load_model", load)
-    return found
+    monkeypatch.setattr("ttsnap.pipelines.searching.run", found)
+    return models
 
 
 def test_nothing_is_loaded_because_a_picture_names_it(
@@ -161,8 +166,7 @@ def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: 
     path = str(forged(tmp_path, draft="someone/draft:2", noises="independent"))
     assert main(["replay", path]) == 0
     ((_, _, pipe),) = loaded
-    assert "draft" not in pipe.calls[0]
-    assert "noises" not in pipe.calls[0]  # an option of earlier versions, at its default
+    assert pipe.requests[0].engine.sampler.draft is None
     assert read_payload(tmp_path / "replays" / "theirs.png")["draft"] == "someone/draft:2"
 
 
@@ -215,14 +219,15 @@ def test_arguments_of_another_family_are_refused(
 ) -> None:
     assert main(["replay", str(forged(tmp_path, call__true_cfg_scale=2.0))]) == 2
     assert "unknown argument(s) ['true_cfg_scale'] for this pipeline" in capsys.readouterr().err
-    assert not loaded[0][2].calls
+    assert not loaded[0][2].requests
 
 
 def test_only_plain_arguments_reach_the_pipeline(loaded: list[Any], tmp_path: Path) -> None:
     assert main(["replay", str(forged(tmp_path))]) == 0
-    (call,) = loaded[0][2].calls
-    assert {k: v for k, v in call.items() if k in PLAIN["call"]} == PLAIN["call"]
-    assert (call["prompt"], call["seed"], call["kernel"]) == ("a red circle", 7, "pipeline")
+    (request,) = loaded[0][2].requests
+    assert request.engine.call == PLAIN["call"]
+    assert (request.prompts, request.seed) == ((Prompt("a red circle"),), 7)
+    assert request.engine.sampler == SamplerOptions(draft=None)
 
 
 def test_a_picture_that_says_it_is_huge_is_not_decoded(
