@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,11 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchReque
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
     place, kind = common.placement(a.device, a.dtype)
-    model = arguments.read(ModelOptions, a)
+    model = replace(arguments.read(ModelOptions, a), device=place.type, dtype=str(kind).removeprefix("torch."))
+    options: dict[str, Json] = {}
+    for each in (bench.options, model, arguments.read(BatchOptions, a)):
+        options |= values(each)
+    del options["sheets"]  # they decide nothing
     return {
         "versions": versions("torch", "diffusers"),
         "prompts": {
@@ -170,10 +174,8 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchReque
         "utility": a.utility,
         "report": common.report_of(a),
         "seed": bench.seed,
-        **{name: value for name, value in values(bench.options).items() if name != "sheets"},  # they decide nothing
-        **values(dataclasses.replace(model, device=place.type, dtype=str(kind).removeprefix("torch."))),
+        **options,
         "call": {**call, **digests(call)},
-        **values(arguments.read(BatchOptions, a)),
     }
 
 
@@ -214,7 +216,7 @@ class _Model:
         from ttsnap.engine.scoring import shown_of
         from ttsnap.pipelines.engine_factory import open_engine
 
-        spec = dataclasses.replace(self._request.engine, sampler=sampler)
+        spec = replace(self._request.engine, sampler=sampler)
         with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
@@ -232,8 +234,6 @@ class _Model:
         """What each image of a search of these prompts says."""
         from ttsnap.pipelines.settings import settings_of
 
-        engine = dataclasses.replace(self._request.engine, sampler=arm.sampler)
-        made = dataclasses.replace(
-            self._request, prompts=tuple(prompts), engine=engine, search=arm.algorithm, options=arm.options
-        )
+        engine = replace(self._request.engine, sampler=arm.sampler)
+        made = replace(self._request, prompts=tuple(prompts), engine=engine, search=arm.algorithm, options=arm.options)
         return settings_of(self.pipe, made)

@@ -1,5 +1,4 @@
-"""The search loop: takes prompts up, asks, charges, submits, collects, for all requests on one engine. See search.py
-for its promises."""
+"""The search loop: asks, charges, submits and collects, for all requests on one engine. Its promises: search.py."""
 
 from __future__ import annotations
 

@@ -26,9 +26,6 @@ from ttsnap.request.limits import FieldError, SearchLimits, fitting
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
 
-ARGUMENTS = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "strength": "strength"}
-"""Fields that set one argument of the pipeline's call."""
-PICTURES = ("image", "mask_image")
 Name = Annotated[str, Size(100)]
 
 
@@ -129,7 +126,8 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
     rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
-    inputs = {name: picture for name in PICTURES if (picture := getattr(given, name)) is not None}
+    pictures = {"image": given.image, "mask_image": given.mask_image}
+    inputs = {name: picture for name, picture in pictures.items() if picture is not None}
     call = _call(given, model, offer, limits)
     negative, steps = call.get("negative_prompt"), call.get("num_inference_steps")
     sampler = _sampler(given, search, rewards, {**call, **inputs}, model, offer)
@@ -153,7 +151,11 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
         raise FieldError("true_cfg_scale", both)
     if given.steps is not None and given.steps > limits.steps:
         raise FieldError("steps", f"at most {limits.steps} steps are made here, got {given.steps}")
-    own = {name: getattr(given, field) for field, name in ARGUMENTS.items()}
+    own: dict[str, Any] = {
+        "num_inference_steps": given.steps,
+        "guidance_scale": given.guidance_scale,
+        "strength": given.strength,
+    }
     if given.true_cfg_scale is not None:
         own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale
     if given.negative_prompt is not None:
