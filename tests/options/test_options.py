@@ -13,7 +13,7 @@ from ttsnap.pipelines import FAMILIES
 from ttsnap.pipelines.arguments import DECLARED, SearchArguments
 
 from ttsnap.cli import COMMANDS, arguments, configs
-from ttsnap.cli.parser import new_parser
+from ttsnap.cli.parser import Parser
 from ttsnap.core.names import load_object
 from ttsnap.files.settings import Bounds, Settings, Word, check, words
 from ttsnap.options.call import CALL
@@ -39,7 +39,7 @@ class Toy(Settings):
 
 
 def parsed(argv: list[str], **starts: Any) -> Any:
-    p = new_parser("toy")
+    p = Parser("toy")
     arguments.add_config(p)
     arguments.add_options(p, Toy, **starts)
     return p.parse_args(argv)
@@ -54,7 +54,7 @@ def test_command_line_and_files_follow_from_the_fields(tmp_path: Path) -> None:
     for wrong in (["--size", "large"], ["--seen", "x"]):
         with pytest.raises((SystemExit, ValueError)):
             parsed(wrong)
-    p = new_parser("toy")
+    p = Parser("toy")
     arguments.add_options(p, Toy)
     text = " ".join(p.format_help().split())
     assert "--size N how large (default: the model's own)" in text

@@ -8,7 +8,7 @@ import textwrap
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS, REQUIRED
 from ttsnap.algorithms.options import Option, about, as_written, options_of
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 
 HELP = "list the search algorithms, or the options of one"
 DESCRIPTION = """List the search algorithms, or the options of one with their defaults and sources.
@@ -22,7 +22,7 @@ NAME, INDENT = 20, "  "
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("name", nargs="?", type=str | None, help="one of them (default: list all)")
     return p
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments, common
 from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_sigterm, resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
@@ -66,7 +66,7 @@ ALGORITHMS = ("best-of-n", "seed-pruning")
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     make.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttsnap.cli import arguments
 from ttsnap.cli.curves import add_file_arguments, add_recording_arguments, progress, read_recording
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.files.settings import NotNegative
 from ttsnap.options.engine import WorkerOptions
 
@@ -25,7 +25,7 @@ example:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument(
         "--checks",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
@@ -40,7 +40,7 @@ LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument(
         "--model",
         type=str | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from ttsnap.cli import arguments
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 
@@ -36,7 +36,7 @@ def parser() -> Parser:
     """The command's arguments: every key of distill.config.DistillConfig."""
     from ttsnap.distill.config import DistillConfig
 
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
     arguments.add_settings(p, DistillConfig, COMMON)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 from ttsnap.options.model import PACKAGED, ModelOptions
@@ -47,7 +47,7 @@ def parser() -> Parser:
     """The command's arguments: every key of distill.draft.config.DraftConfig, and where the model runs."""
     from ttsnap.distill.draft.config import DraftConfig
 
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument(
         "--out", type=str, required=True, metavar="FOLDER", help=Common("folder to write to, or of a run to resume")

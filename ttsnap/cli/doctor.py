@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
@@ -48,7 +48,7 @@ STEPS, SEEDS, SLOW = 4, 16, 1.0
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_options(p, ModelOptions, "model", "lora", "device", "dtype")
     return p
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import load_torch, loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.model import ModelOptions
 
 HELP = "measure a reward on noisy estimates of recordings"
@@ -26,7 +26,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--reward", type=str, required=True, help=arguments.REWARD)
     p.add_argument("--recordings", type=str, nargs="+", required=True, help="folders of `ttsnap record --images`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 
@@ -36,7 +36,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("recording", type=str, metavar="RECORDING", help="a folder made by `ttsnap record --draft ...`")
     p.add_argument("--utility", type=str, default="mean", help="one number of several rewards: mean or rank_sum")
     p.add_argument("--note", type=bool, default=True, help="whether to note it in the draft.json of a local folder")

@@ -13,7 +13,7 @@ from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.files.pictured import blanks
 from ttsnap.options.call import PictureOptions, VideoOptions
@@ -39,7 +39,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
+    p = Parser(DESCRIPTION, epilog=f"algorithms:\n{listed()}")
     arguments.add_config(p)
     make = p.add_argument_group("what to make")
     arguments.add_prompts(make)

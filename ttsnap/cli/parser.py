@@ -97,6 +97,8 @@ class Parser(argparse.ArgumentParser):
         # No abbreviations: read_config looks for options by their whole names.
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
         self.register("action", None, _Store)
+        shown = "show all options and exit"
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=shown)
 
     def add_argument(self, *names: str, **how: Any) -> argparse.Action:  # type: ignore[override]
         """As argparse has it; `type` is a type hint."""
@@ -184,10 +186,3 @@ def _values(words: Sequence[str], flag: str) -> list[str]:
     """The values of a flag, wherever it stands."""
     after = [words[i + 1] for i, word in enumerate(words[:-1]) if word == flag]
     return [*after, *(word.partition("=")[2] for word in words if word.startswith(f"{flag}="))]
-
-
-def new_parser(description: str, epilog: str | None = None) -> Parser:
-    """An empty parser for a command."""
-    p = Parser(description, epilog)
-    p.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all options and exit")
-    return p

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, EngineOptions, WorkerOptions
@@ -48,7 +48,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     arguments.add_config(p)
     make = p.add_argument_group("what to record")
     arguments.add_prompts(make)

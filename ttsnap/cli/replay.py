@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttsnap.cli import arguments
 from ttsnap.cli.common import check_call, load_model
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
@@ -43,7 +43,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
     arguments.add_options(p, PictureOptions, without=("strength",))
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ttsnap.cli import arguments, common
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.search import SearchOptions
@@ -28,7 +28,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
     arguments.add_options(p, SearchOptions, "utility")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import load_torch, loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -45,7 +45,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
     p.add_argument("--host", type=str, default="127.0.0.1", help=Common("address to listen on; 0.0.0.0 for all"))
     p.add_argument("--port", type=int, default=8000, help=Common("port to listen on; 0 for any free one"))

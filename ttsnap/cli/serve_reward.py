@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import load_torch, loading
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
@@ -21,7 +21,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     p.add_argument("reward", type=str, help=arguments.REWARD)
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     p.add_argument("--port", type=int, default=8765, help="port to listen on; 0 for any free one")

@@ -19,7 +19,7 @@ from ttsnap.cli.curves import (
     read_recording,
     too_few_seeds,
 )
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
@@ -64,7 +64,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument(
         "--algorithms",

@@ -17,7 +17,7 @@ from ttsnap.cli.curves import (
     read_span,
     too_few_seeds,
 )
-from ttsnap.cli.parser import Arguments, Parser, new_parser
+from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions
 
@@ -49,7 +49,7 @@ example:
 
 def parser() -> Parser:
     """The command's arguments."""
-    p = new_parser(DESCRIPTION)
+    p = Parser(DESCRIPTION)
     add_recording_arguments(p)
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
     p.add_argument("--trials", type=Count, default=400, help="schedules to try")
