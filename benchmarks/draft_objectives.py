@@ -41,13 +41,13 @@ from ttsnap.distill.draft.train import Batch, Rows, batch_of, draw, factor, loss
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.metrics import spearman
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
-from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.drafts import DraftSettings, guess
 from ttsnap.scenes import draft_path, sample_prompts
 

@@ -40,6 +40,7 @@ from ttsnap.distill.draft.student import DraftStudent, start_from
 from ttsnap.distill.draft.trajectories import Trajectories, begin
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
@@ -48,7 +49,6 @@ from ttsnap.core.metrics import spearman
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
-from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, sample_prompts
 from ttsnap.simulation.simulate import curve

@@ -29,6 +29,7 @@ import torch
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import distill
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -40,7 +41,6 @@ from ttsnap.loop.budget import task_of
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve

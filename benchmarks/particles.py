@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
 from ttsnap.pipelines import load
+from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.options.model import EMBEDDED, PACKAGED
-from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 KERNELS: dict[str, dict[str, Any]] = {

@@ -31,6 +31,7 @@ from dtypes import add_dtype
 from torch import Tensor
 from tqdm import tqdm
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, __version__
 from ttsnap.algorithms import make_algorithm
@@ -44,7 +45,6 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import fit, search
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 from ttsnap.simulation.sizing import sized_for

@@ -35,9 +35,9 @@ import psutil
 import torch
 from openai import OpenAI
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.request.offer import Offer
-from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits

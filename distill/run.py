@@ -18,6 +18,7 @@ from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
+from ttsnap.reward_models.registry import make_reward, refuse_credentials
 
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, to_json
@@ -25,7 +26,6 @@ from ttsnap.files.writing import locked, write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
-from ttsnap.rewards.registry import make_reward, refuse_credentials
 from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 

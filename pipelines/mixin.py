@@ -13,6 +13,7 @@ from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_of
 from ttsnap.pipelines.searching import run
+from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
@@ -23,7 +24,6 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
-from ttsnap.rewards.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import make_kernel

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ttsnap.reward_models.registry import REWARDS
+
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
 from ttsnap.results.payload import checked_call
-from ttsnap.rewards.registry import REWARDS
 
 DEFAULTS_FILE = "ttsnap.json"
 _DRAFT = re.compile(r"(?P<where>[^:\\]{1,200})(?P<calls>:([1-9]|1[0-6]))?")
@@ -29,7 +30,7 @@ _INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt"
 class ModelDefaults:
     """What is taken where a user says nothing.
 
-    call: arguments of the model's own call, as steps and guidance. reward: a name of ttsnap.rewards.registry.REWARDS.
+    call: arguments of the model's own call, as steps and guidance. reward: a name of reward_models.registry.REWARDS.
     draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.drafting.own_draft decides.
     """
 

@@ -15,6 +15,7 @@ from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
@@ -24,7 +25,6 @@ from ttsnap.loop.search import search
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.outputs import Recorder
-from ttsnap.rewards.registry import make_rewards
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Reward models, one file per family. Names are registered in ttsnap.rewards.registry.REWARDS."""
+"""Reward models, one file per family, by the names in `registry.REWARDS`. The registry imports them when needed."""

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "request": {"core", "files", "options", "algorithms", "loop"},
     "sampling": {"core", "files", "options"},
     "rewards": {"core"},
-    "engine": {"core", "options", "sampling", "rewards", "profiling"},
+    "engine": {"core", "options", "sampling", "rewards", "reward_models", "profiling"},
     "cluster": {
         "request",
         "core",
@@ -31,19 +31,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "options",
         "sampling",
         "rewards",
+        "reward_models",
         "engine",
         "loop",
         "profiling",
         "recordings",
     },
-    "results": {"core", "files", "options", "rewards"},
+    "results": {"core", "files", "options", "rewards", "reward_models"},
     "recordings": {"core", "files", "options", "algorithms", "loop", "results", "rewards"},
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
     "bench": {"core", "files", "options", "algorithms", "loop", "results", "recordings"},
     "scenes": {"files"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
-        *("scenes", "cluster", "request"),
+        *("scenes", "cluster", "request", "reward_models"),
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {
@@ -63,7 +64,7 @@ FLAT = {"__init__", "__main__", "extras", "version"}
 REGISTRIES: dict[str, set[str]] = {
     "ttsnap.algorithms.catalogue": {"algorithms"},
     "ttsnap.pipelines": {"pipelines"},
-    "ttsnap.rewards.registry": {"reward_models"},
+    "ttsnap.reward_models.registry": {"reward_models"},
 }
 """Modules that name others in texts, which are imported when they are needed, and the rooms of those. Their own room
 need not be allowed to import these rooms, and such an arrow may close a circle."""

@@ -36,6 +36,7 @@ from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
+from ttsnap.reward_models.registry import REWARDS, make_reward
 
 import ttsnap
 from ttsnap import make_algorithm
@@ -60,7 +61,6 @@ from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.media import save_video
-from ttsnap.rewards.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import FOLDER
 

@@ -17,6 +17,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.pipelines.drafting.drafters import hooked
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.settings import adapters
+from ttsnap.reward_models.registry import suits_drafts
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.needs import Need
@@ -25,7 +26,6 @@ from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.rewards.registry import suits_drafts
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
 from ttsnap.scenes import draft_path

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from ttsnap.reward_models.registry import REWARDS, make_reward
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import read_state
 
@@ -20,7 +21,6 @@ from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256, write_text, write_whole
-from ttsnap.rewards.registry import REWARDS, make_reward
 
 FORMAT = 1
 HEADER, TENSORS = "adapter.json", "adapter.safetensors"

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from ttsnap.reward_models.registry import make_rewards
 
 from train_scenes.evaluate import load, markdown
 from train_scenes.generator import encode_captions
@@ -26,7 +27,6 @@ from train_scenes.recipes import NoiseLevels
 from train_scenes.training import Trainer, sample_sigma
 from ttsnap.files.settings import Count, Json, Natural, NotNegative, Positive, Settings, to_json
 from ttsnap.files.writing import write_json
-from ttsnap.rewards.registry import make_rewards
 
 CHECKS = ("scenes", "scenes-strict")
 """What is measured on the way besides the reward that prefers: the exact checker."""

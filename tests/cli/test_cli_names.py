@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from ttsnap.reward_models.registry import named
 
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
 from ttsnap.loop.budget import Budget
-from ttsnap.rewards.registry import named
 
 from ..said import error_of  # noqa: TID252
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ttsnap.reward_models.pickscore import PickScore
+from ttsnap.reward_models.registry import heavy, make_rewards
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
@@ -27,8 +28,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.request import EngineSpec
-from ttsnap.rewards import RewardError, make_rewards
-from ttsnap.rewards.registry import heavy
+from ttsnap.rewards.reward_model import RewardError
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
 
 from tests.shallow import shallow
@@ -21,7 +22,6 @@ from ttsnap.core.results import Event
 from ttsnap.loop.search import fit
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
-from ttsnap.rewards.registry import make_reward
 
 CALL = {**defaults(), "num_inference_steps": 6}
 PROMPTS = ["a red circle and a blue square", "three green crosses"]

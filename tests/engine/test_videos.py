@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
@@ -19,7 +20,6 @@ from ttsnap.loop.job import Job
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import make_reward
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import KERNELS

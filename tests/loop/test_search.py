@@ -25,8 +25,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import dry_costs, fit
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import RewardError
-from ttsnap.rewards.reward_model import FunctionReward
+from ttsnap.rewards.reward_model import FunctionReward, RewardError
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded

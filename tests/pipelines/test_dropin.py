@@ -34,10 +34,10 @@ from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, loa
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 from ttsnap.pipelines.output import reported, search_output, stock_output
+from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import BestOfN, SeedPruning
 from ttsnap.core.results import Candidate, Result
-from ttsnap.rewards.registry import make_rewards
 
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15, shared

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoProcessor
 from ttsnap.reward_models.preprocess import Sight
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.vlm.edit_reward import EditReward
 from ttsnap.reward_models.vlm.headed import HeadedVLM
 from ttsnap.reward_models.vlm.hpsv3 import HPSv3
 from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.weights import adapter_scale, merge_adapters
-
-from ttsnap.rewards import make_reward
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.vlm.edit_score import EditScore, marks
 from ttsnap.reward_models.vlm.model import template
 from ttsnap.reward_models.vlm.unified_reward import UnifiedReward
-
-from ttsnap.rewards import make_reward
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
 

@@ -25,8 +25,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.rewards.registry import RewardError
-from ttsnap.rewards.reward_model import FunctionReward, RewardModel
+from ttsnap.rewards.reward_model import FunctionReward, RewardError, RewardModel
 from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
 from ttsnap.sampling.interpolants import VP, Linear
 from ttsnap.sampling.kernels import Ddim, Ode, Renoise, Sde

@@ -16,11 +16,11 @@ from train_scenes.evaluate import prompts_of_kind
 from train_scenes.near_captions import CHANGES, changed, hard_negatives, shown
 from train_scenes.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, save_reader, train
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.files.settings import to_json
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
-from ttsnap.rewards.registry import make_reward
 from ttsnap.scenes import (
     HARD_KINDS,
     Spec,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_rewards
 
 from tests.shallow import shallow
 from ttsnap.request.offer import Offer
-from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys

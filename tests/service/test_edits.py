@@ -16,6 +16,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import client_of
@@ -28,7 +29,6 @@ from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
-from ttsnap.rewards.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.edits import Edit
 from ttsnap.service.engines import ManyDevices, OneDevice

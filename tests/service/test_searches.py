@@ -17,6 +17,7 @@ import openai
 import pytest
 from ttsnap.pipelines import defaults
 from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.reward_models.registry import make_reward, make_rewards
 
 from tests.clips import Clips, Mean
 from tests.service.conftest import client_of
@@ -30,7 +31,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import OFFERED, search_of, searches_of
-from ttsnap.rewards.registry import make_reward, make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits

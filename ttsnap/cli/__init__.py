@@ -35,7 +35,7 @@ from ttsnap.cli.loading import CLOCK, speaks
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
-from ttsnap.rewards.registry import RewardError
+from ttsnap.rewards.reward_model import RewardError
 from ttsnap.version import __version__
 
 

@@ -17,8 +17,8 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.rewards.registry import check_names as check_rewards
-from ttsnap.rewards.registry import named
+from ttsnap.reward_models.registry import check_names as check_rewards
+from ttsnap.reward_models.registry import named
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
@@ -77,7 +77,7 @@ def canonical(prompts: Sequence[Prompt], model: str) -> list[Prompt]:
 def require_reward(a: Arguments) -> Any:
     """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
     from ttsnap.pipelines import recommended
-    from ttsnap.rewards.registry import refuse_credentials
+    from ttsnap.reward_models.registry import refuse_credentials
 
     refuse_credentials(a.reward)  # before it is written into a file
     reward = a.reward if a.reward is not None else recommended(a.model).reward
@@ -93,7 +93,7 @@ def report_of(a: Arguments) -> Any:
 
 def load_rewards(spec: Any, **where: Any) -> Any:
     """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
-    from ttsnap.rewards.registry import make_rewards, refuse_credentials
+    from ttsnap.reward_models.registry import make_rewards, refuse_credentials
 
     names = [spec] if isinstance(spec, str) else list(spec)
     refuse_credentials(spec)

@@ -19,7 +19,7 @@ from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.rewards.registry import REWARDS, refuse_credentials
+from ttsnap.reward_models.registry import REWARDS, refuse_credentials
 
 _KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
 _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())

@@ -55,7 +55,7 @@ def run(a: Arguments) -> int:
     from ttsnap.cli.record import run_with
     from ttsnap.distill.report import table, usage
     from ttsnap.distill.training import CHECKPOINTS
-    from ttsnap.rewards.registry import REWARDS
+    from ttsnap.reward_models.registry import REWARDS
 
     with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps are"):
         evaluation = distill(config, out, record=run_with, bar=True)

@@ -59,7 +59,7 @@ def run(a: Arguments) -> int:
     from ttsnap.distill.processes import Member
     from ttsnap.distill.scoring import progress, score_entries
     from ttsnap.files.writing import write_json
-    from ttsnap.rewards.registry import make_reward
+    from ttsnap.reward_models.registry import make_reward
 
     frames = Frames(a.recordings)
     steps = frames.select(a.steps)

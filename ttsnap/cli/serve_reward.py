@@ -38,7 +38,7 @@ def run(a: Arguments) -> int:
         from ttsnap.reward_models.serve import RewardServer
     except ImportError as error:
         raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
-    from ttsnap.rewards.registry import make_reward, refuse_credentials
+    from ttsnap.reward_models.registry import make_reward, refuse_credentials
 
     refuse_credentials(a.reward)
     limits = Limits(max_images=a.max_images)

@@ -20,8 +20,8 @@ from ttsnap.engine.batch_sizes import BatchSizes
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.request.request import EngineSpec
-from ttsnap.rewards.registry import heavy, make_rewards, said
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.reward_models.registry import heavy, make_rewards
+from ttsnap.rewards.reward_model import RewardModel, said
 from ttsnap.rewards.scoring import RewardHealthCheck, ask, explained
 
 BATCH = 16

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost, Rates
-from ttsnap.rewards.registry import RewardError, place_of, said
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction

@@ -34,7 +34,7 @@ from ttsnap.engine.stepper import Stepper, at_rest
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
-from ttsnap.rewards.registry import make_rewards
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.guided_steps import Guidance
 from ttsnap.sampling.kernels import Kernel

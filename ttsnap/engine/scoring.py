@@ -18,8 +18,7 @@ from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.rows import Row
 from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.profiling.meter import Stopwatch
-from ttsnap.rewards.registry import said
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardModel, said
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
 from ttsnap.sampling.denoiser import Can, Denoiser
 

@@ -18,7 +18,7 @@ from ttsnap.files.writing import write_whole
 from ttsnap.loop.search import search
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.shards import Shard, ShardWriter
-from ttsnap.rewards.registry import RewardError
+from ttsnap.rewards.reward_model import RewardError
 
 
 class RecordingSetup(NamedTuple):

@@ -24,7 +24,7 @@ from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import still
 from ttsnap.results.outputs import ENLARGED
-from ttsnap.rewards.registry import make_reward
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
 

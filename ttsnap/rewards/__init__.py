@@ -1,9 +1,8 @@
-"""The complete interface of a reward, RewardModel, and how users name rewards: a name, a function, a file, an address.
+"""The complete interface of a reward, RewardModel, and how its scores are taken and its failures told.
 
-The rewards themselves are in `ttsnap.reward_models`. This room imports the core, and loads them by name only.
+The rewards themselves, and their names, are in `ttsnap.reward_models`. This room imports the core only.
 """
 
-from ttsnap.rewards.registry import REWARDS, RewardError, make_reward, make_rewards
-from ttsnap.rewards.reward_model import FunctionReward, RewardModel
+from ttsnap.rewards.reward_model import FunctionReward, RewardError, RewardModel
 
-__all__ = ["REWARDS", "FunctionReward", "RewardError", "RewardModel", "make_reward", "make_rewards"]
+__all__ = ["FunctionReward", "RewardError", "RewardModel"]

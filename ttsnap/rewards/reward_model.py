@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sysconfig
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from ttsnap.core.protocols import Reward, Scores
@@ -21,6 +24,16 @@ SPACES = ("pixels", "latents")
 """What a reward may read of an unfinished x0 estimate: its image, or its latent."""
 NEEDS = ("source", "video")
 """What a reward may need besides images and prompts: the image that was edited, or whole videos."""
+_CORE = Path(__file__).parent
+"""The folder of the code that calls rewards, which is never a reward's own."""
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+class RewardError(RuntimeError):
+    """A reward failed on all of its first images, so that a search would waste its budget.
+
+    The message names the reward, its error, and the line of its code; `__cause__` is its exception, if it raised one.
+    """
 
 
 class RewardModel(ABC):
@@ -157,6 +170,21 @@ def stated(given: object, name: str, default: T) -> T:
     """An optional attribute of a user's reward, function or class, of the default's type."""
     value: T = getattr(given, name, default)
     return value
+
+
+def said(name: str, error: Exception) -> str:
+    """A reward's exception in words."""
+    return f"{name}: {type(error).__name__}: {error}"
+
+
+def place_of(error: Exception) -> str:
+    """The origin of an exception in the reward's code, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
+
+    The origin is the last line outside installed packages, which the reward may have called, or else the last line.
+    """
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
+    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _gray(device: torch.device | str, size: int = 64) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.outcome import chosen
 from ttsnap.core.protocols import Scores
-from ttsnap.rewards.registry import RewardError, place_of, said
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
 
 logger = logging.getLogger(__name__)
 NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bfloat16 or a VAE in float32"

@@ -23,7 +23,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import AUTO
 from ttsnap.pipelines.opening import opened, placement, reward_placement
 from ttsnap.request.searches import searches_of
-from ttsnap.rewards.registry import make_rewards
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys

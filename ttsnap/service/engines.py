@@ -25,8 +25,8 @@ from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec
-from ttsnap.rewards.registry import RewardError, make_rewards
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.reward_models.registry import make_rewards
+from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling.denoiser import Can
 

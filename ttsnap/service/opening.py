@@ -12,7 +12,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import defaults, recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.request.offer import Offer
-from ttsnap.rewards.registry import named, refuse_credentials, suits_drafts
+from ttsnap.reward_models.registry import named, refuse_credentials, suits_drafts
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import Engines

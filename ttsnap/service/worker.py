@@ -12,7 +12,7 @@ from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
-from ttsnap.rewards.registry import RewardError
+from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Metrics

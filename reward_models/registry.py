@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,18 +19,6 @@ if TYPE_CHECKING:
     Device = torch.device | str
 Spec: TypeAlias = str | Reward | Callable[..., Scores]
 """A reward as a user gives it: see make_reward."""
-
-
-class RewardError(RuntimeError):
-    """A reward failed on all of its first images, so that a search would waste its budget.
-
-    The message names the reward, its error, and the line of its code; `__cause__` is its exception, if it raised one.
-    """
-
-
-_CORE = Path(__file__).parent
-"""The folder of the code that calls rewards, which is never a reward's own."""
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 REWARDS: dict[str, str] = {
     "scenes": "ttsnap.reward_models.scenes:ScenesReward",
     "scenes-learned": "ttsnap.reward_models.scenes:ScenesLearned",
@@ -83,21 +69,6 @@ def refuse_credentials(spec: object) -> None:
             "a reward's address holds a name or a password, which would show in messages and files: leave out what is "
             "before the @, and set TTSNAP_REWARD_KEY=NAME:PASSWORD, for a judge OPENAI_API_KEY (an @ of a path is %40)"
         )
-
-
-def said(name: str, error: Exception) -> str:
-    """A reward's exception in words."""
-    return f"{name}: {type(error).__name__}: {error}"
-
-
-def place_of(error: Exception) -> str:
-    """The origin of an exception in the reward's code, as " (FILE:LINE, in FUNCTION)"; nothing where none of it ran.
-
-    The origin is the last line outside installed packages, which the reward may have called, or else the last line.
-    """
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if Path(line.filename).parent != _CORE]
-    own = [line for line in lines if not line.filename.startswith(_INSTALLED)] or lines
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
