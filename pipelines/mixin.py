@@ -25,7 +25,7 @@ from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
 from ttsnap.sampling.denoiser import Can
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel
 
 
@@ -146,7 +146,7 @@ class SearchMixin:
             make_rewards(spec.rewards, device=self._execution_device),  # type: ignore[attr-defined]
             replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=Can.PREVIEW in denoiser.can),
             kernel=make_kernel(sampler.kernel, denoiser),
-            guidance=None if sampler.guide is None else Guidance.parse(sampler.guide),
+            guidance=None if sampler.guide is None else RewardGuidance.parse(sampler.guide),
             network=network,
         )
 

@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from ttsnap.algorithms import REQUIRED
-from ttsnap.algorithms.options import Option, as_written, options_of
+from ttsnap.algorithms.options import AlgorithmOption, as_written, options_of
 
 HEAD = ("option", "what it does", "by default", "from")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
@@ -41,7 +41,7 @@ def lines_of(names: list[str]) -> list[Line]:
     return list(found.values())
 
 
-def default_of(option: Option) -> str:
+def default_of(option: AlgorithmOption) -> str:
     """In the words of Markdown; nothing where the text says what None stands for."""
     if option.default is REQUIRED:
         return "has to be given"

@@ -13,7 +13,7 @@ from ttsnap import search
 from ttsnap.algorithms import ALGORITHMS, GROUPS, class_of, make_algorithm, name_of, options, spec_of
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
-from ttsnap.algorithms.options import Option, options_of
+from ttsnap.algorithms.options import AlgorithmOption, options_of
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.algorithms.smc.smc import SMC
@@ -68,7 +68,7 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     found = {o.name: o for o in options_of("svdd")}
     assert list(found) == ["n", "streams", "alpha"]
     assert found["n"].source == "the authors of SVDD take 20"
-    assert found["streams"] == Option(
+    assert found["streams"] == AlgorithmOption(
         "streams", 2, "Particles, at least as many as images are asked for.", "as compared in arXiv 2503.19385"
     )
     assert "exp(score / alpha)" in found["alpha"].text

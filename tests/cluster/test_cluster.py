@@ -15,11 +15,11 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import Request, RequestClock, SearchSpec
+from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
@@ -87,13 +87,13 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
     assert "ended with what was found" in found.warnings[0]
 
 
-def add(run: Run, nfe: int) -> Request:
+def add(run: Run, nfe: int) -> RunningRequest:
     """A search for the best of as many seeds as such a budget affords."""
     spec = prepared(SearchSpec(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
     return run.add([Prompt(PROMPTS[0])], spec, RequestClock(time.monotonic, 0.0))
 
 
-def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[Request]]:
+def requests_on(cluster: ClusterEngine, *budgets: int) -> tuple[Run, list[RunningRequest]]:
     """A loop over a cluster with searches under way, and one batch behind them."""
     run = Run(cluster)
     found = [add(run, nfe) for nfe in budgets]
@@ -184,7 +184,7 @@ def test_steps_that_follow_gradients_are_the_same_on_several_engines_that_die(co
     def make() -> LiveEngine:
         stock = counted(STEPS)
         denoiser = ByText(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
-        guidance = Guidance.parse("tilted:0.2")
+        guidance = RewardGuidance.parse("tilted:0.2")
         return LiveEngine(denoiser, [Coarse()], EngineOptions(3), kernel=KERNELS["sde"](denoiser), guidance=guidance)
 
     for name in ("svdd", "seed-pruning"):

@@ -29,7 +29,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardError
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
@@ -163,7 +163,7 @@ def test_gradients_of_rewards_apart_are_refused(counted: Any) -> None:
     denoiser = counted(STEPS)
     with pytest.raises(ValueError, match="leave reward_actors out"):
         LiveEngine(denoiser, [RemoteReward("far")], EngineOptions(3), kernel=KERNELS["sde"](denoiser),
-                   guidance=Guidance.parse("tilted:0.2"))  # fmt: skip
+                   guidance=RewardGuidance.parse("tilted:0.2"))  # fmt: skip
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------

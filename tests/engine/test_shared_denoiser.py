@@ -12,7 +12,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap import Budget, make_algorithm
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Usage
+from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.report import report
@@ -57,7 +57,7 @@ def searched(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) ->
         for i in turns:
             if runs[i].busy:
                 runs[i].turn()
-    found = [report(request, engine, Usage())[0] for request, engine in zip(requests, engines, strict=True)]
+    found = [report(request, engine, RunUsage())[0] for request, engine in zip(requests, engines, strict=True)]
     return [(one.best.seed, pytest.approx(one.best.reward, abs=1e-5), one.spent.nfe) for one in found]
 
 

@@ -21,7 +21,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.sampling.denoiser import Can
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
@@ -197,7 +197,7 @@ def test_a_reward_of_latents_must_score_videos_whole() -> None:
 def test_gradients_are_refused_plainly() -> None:
     denoiser = Clips()
     with pytest.raises(ValueError, match="gradients of rewards are not taken through videos"):
-        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=Guidance())
+        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=RewardGuidance())
 
 
 def test_a_function_takes_its_source_by_name() -> None:

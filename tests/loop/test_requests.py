@@ -17,11 +17,11 @@ from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Usage
+from ttsnap.core.protocols import RunUsage
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Request, RequestClock, SearchSpec
+from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
@@ -46,14 +46,14 @@ def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
     return LiveEngine(denoiser, live.rewards, EngineOptions(batch), kernel=kernel)
 
 
-def ask(run: Run, prompts: Sequence[str], spec: SearchSpec, listener: Any = None) -> Request:
+def ask(run: Run, prompts: Sequence[str], spec: SearchSpec, listener: Any = None) -> RunningRequest:
     return run.add(
         [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), listener
     )
 
 
-def told(run: Run, request: Request) -> list[Result]:
-    return report(request, run.engine, Usage())
+def told(run: Run, request: RunningRequest) -> list[Result]:
+    return report(request, run.engine, RunUsage())
 
 
 specs = st.builds(

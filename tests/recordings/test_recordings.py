@@ -34,7 +34,7 @@ from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.results.media import to_uint8
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.interpolants import Linear
 from ttsnap.sampling.kernels import Sde
 
@@ -344,7 +344,7 @@ def test_recordings_of_the_old_format_are_read_and_gone_on_with(recorder: Any, t
 def test_a_guided_recording_is_gone_on_with_and_replayed(engine: Any, tmp_path: Path) -> None:
     def guided(reward: Any = None) -> Any:
         kernel = Sde(Linear(), torch.linspace(1, 0, 5).double())
-        guidance = Guidance.parse("tilted:0.3:x0:1-0")
+        guidance = RewardGuidance.parse("tilted:0.3:x0:1-0")
         return engine(steps=4, rewards=[reward or Brightness()], kernel=kernel, guidance=guidance)
 
     options = RecordOptions(5, seed=7, block=BLOCK)

@@ -26,7 +26,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.reward_model import FunctionReward, RewardError, RewardModel
-from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
+from ttsnap.sampling.guided_steps import GuidedKernel, RewardGuidance
 from ttsnap.sampling.interpolants import VP, Linear
 from ttsnap.sampling.kernels import Ddim, Ode, Renoise, Sde
 from ttsnap.sampling.mixture import MixtureDenoiser
@@ -92,7 +92,7 @@ def tilted(mu: Tensor, v: Tensor, name: str, lam: float) -> tuple[Tensor, Tensor
 
 def run(algorithm: SMC, denoiser: Plain, reward: str, guide: str | None, seed: int) -> Result:
     """One search by the DDPM kernel, with its weighted sample in `state`."""
-    guidance = None if guide is None else Guidance.parse(guide)
+    guidance = None if guide is None else RewardGuidance.parse(guide)
     engine = LiveEngine(
         denoiser,
         [FunctionReward(REWARD[reward], "r")],
@@ -150,7 +150,7 @@ def law(denoiser: Plain, kernel: Any) -> tuple[Tensor, Tensor]:
 def test_log_ratio_is_that_of_two_gaussians(spec: str, kernel: Any, path: Any) -> None:
     denoiser = mixture(8, path=path)
     denoiser.encode([""])
-    sampler, guidance = kernel(denoiser.path, denoiser.times), Guidance.parse(spec)
+    sampler, guidance = kernel(denoiser.path, denoiser.times), RewardGuidance.parse(spec)
     k, x = torch.tensor([1, 4, 6]), torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
     zero = torch.zeros(3, dtype=torch.long)
     pulled = Differentiator(denoiser, [FunctionReward(quadratic)], guidance.through)(x, k, zero, [""] * 3)
@@ -209,7 +209,7 @@ def test_no_gradient_no_guidance() -> None:
     kernel, prediction = Sde(denoiser.path, denoiser.times), denoiser.predict(x, k, torch.tensor([0]))
     for gradient in (torch.zeros(1, 3), torch.full((1, 3), float("nan"))):
         for spec in ANY:
-            guided = GuidedKernel(kernel, Guidance.parse(spec), denoiser.grid)
+            guided = GuidedKernel(kernel, RewardGuidance.parse(spec), denoiser.grid)
             moved, ratio = guided.step(x, prediction, gradient, k, [(0, 0, 2)])
             torch.testing.assert_close(moved, kernel.step(x, prediction, k, [(0, 0, 2)], [None])[0])
             assert float(ratio) == pytest.approx(0, abs=1e-12)
@@ -331,7 +331,7 @@ NAMES = ["smc", "svdd", "code", "rbf", "best-first", "best-of-n", "seed-pruning"
 )
 def test_every_gradient_is_paid(name: str, spec: str, nfe: int, batch: int, first: float, after: int | None) -> None:
     denoiser, reward = mixture(), Counted()
-    guidance = replace(Guidance.parse(spec), first=first)
+    guidance = replace(RewardGuidance.parse(spec), first=first)
     engine = LiveEngine(
         denoiser, [reward], EngineOptions(batch), kernel=Sde(denoiser.path, denoiser.times), guidance=guidance
     )
@@ -366,7 +366,7 @@ def test_budgets_in_flops_hold_and_batches_change_nothing(name: str) -> None:
             [reward],
             EngineOptions(batch),
             kernel=Sde(denoiser.path, denoiser.times),
-            guidance=Guidance("dps", 0.5, first=1.0, last=0.0),
+            guidance=RewardGuidance("dps", 0.5, first=1.0, last=0.0),
         )
         budget = Budget(flops=60 * (engine.price.flops.nfe + 3000))
         (result,) = search(["a"], make_algorithm(name), engine, budget)
@@ -383,7 +383,7 @@ def test_dry_runs_price_gradients(weights: Any) -> None:
     """A gradient is a decode and a call of each reward that it asks, those with a weight: live, dry and replayed."""
     denoiser, rewards = gaussian(), [Counted(), FunctionReward(linear, "other")]
     engine = LiveEngine(denoiser, rewards, kernel=Sde(denoiser.path, denoiser.times),
-                        guidance=Guidance(weights=weights))  # fmt: skip
+                        guidance=RewardGuidance(weights=weights))  # fmt: skip
     dry = DryEngine(engine.grid, ("r", "other"), price=engine.price)
     (recorded,) = search([""], KeepAll(5), engine)
     replay = ReplayEngine(Recording.from_results([recorded], engine.grid, ("r", "other"), price=engine.price))
@@ -405,7 +405,9 @@ def test_caps_on_decodes_and_reward_calls_hold_under_gradients(
     name: str, spec: str, decodes: int | None, calls: int | None, shared: bool
 ) -> None:
     denoiser, reward = mixture(), Counted()
-    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance.parse(spec))
+    engine = LiveEngine(
+        denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=RewardGuidance.parse(spec)
+    )
     engine.start()
     engine.admit([Prompt("a")])
     denoiser.decoded = reward.plain = reward.pulled = 0
@@ -423,7 +425,7 @@ def test_flops_are_paid_once_and_trials_are_counted() -> None:
     """A gradient's forward half is among the decodes and reward calls, as it was: three forward passes in all."""
     denoiser, reward = mixture(), Counted()
     reward.flops = 500.0  # type: ignore[attr-defined]
-    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
+    engine = LiveEngine(denoiser, [reward], kernel=Sde(denoiser.path, denoiser.times), guidance=RewardGuidance())
     tried = reward.pulled
     assert (tried, engine.calibration_cost.counts()) == (1, {"nfe": 0, "decodes": 0, "reward_calls": tried})
     (result,) = search(["a"], make_algorithm("best-of-n", n=2), engine)
@@ -452,21 +454,21 @@ def test_refusals_come_before_any_compute() -> None:
 
     for rewards in ([FunctionReward(blind, "blind")], [FunctionReward(numbers, "numbers")]):
         with pytest.raises(ValueError, match=r"has no gradient"):
-            LiveEngine(denoiser, rewards, kernel=sde, guidance=Guidance())
+            LiveEngine(denoiser, rewards, kernel=sde, guidance=RewardGuidance())
     with pytest.raises(ValueError, match=r"stochastic step, and Ode draws none"):
-        LiveEngine(denoiser, [reward], kernel=Ode(denoiser.path, denoiser.times), guidance=Guidance())
+        LiveEngine(denoiser, [reward], kernel=Ode(denoiser.path, denoiser.times), guidance=RewardGuidance())
     with pytest.raises(ValueError, match=r"2 weights for 1 rewards"):
-        LiveEngine(denoiser, [reward], kernel=sde, guidance=Guidance(weights=(1.0, 2.0)))
+        LiveEngine(denoiser, [reward], kernel=sde, guidance=RewardGuidance(weights=(1.0, 2.0)))
     with pytest.raises(ValueError, match=r"at least 1, got 0"):
-        LiveEngine(denoiser, [reward], EngineOptions(gradient_batch_size=0), kernel=sde, guidance=Guidance())
+        LiveEngine(denoiser, [reward], EngineOptions(gradient_batch_size=0), kernel=sde, guidance=RewardGuidance())
     assert denoiser.predicted == denoiser.decoded == 0
-    assert Guidance.parse("dps:2:x0:0.9-0.2") == Guidance("dps", 2.0, "x0", 0.9, 0.2)
-    assert Guidance.parse("tilted:0.1:0.8-0.1") == Guidance("tilted", 0.1, "denoiser", 0.8, 0.1)
-    assert Guidance.parse("dps") == Guidance()
+    assert RewardGuidance.parse("dps:2:x0:0.9-0.2") == RewardGuidance("dps", 2.0, "x0", 0.9, 0.2)
+    assert RewardGuidance.parse("tilted:0.1:0.8-0.1") == RewardGuidance("tilted", 0.1, "denoiser", 0.8, 0.1)
+    assert RewardGuidance.parse("dps") == RewardGuidance()
     for text in ("dps:-1", "tilted:1", "up:1", "dps:1:y0", "dps:one", "dps:inf", "dps:1:x0:2", "dps:1:x0:1-2-3",
                  "dps:1:x0:0.2-0.9", "dps:1:x0:x:1-0"):  # fmt: skip
         with pytest.raises(ValueError, match=r"cannot read guidance"):
-            Guidance.parse(text)
+            RewardGuidance.parse(text)
 
 
 def test_plain_searches_build_no_graph() -> None:
@@ -487,7 +489,7 @@ def test_memory_of_a_row_is_known_before_the_search() -> None:
     denoiser = gaussian()
     for through in ("denoiser", "x0"):
         engine = LiveEngine(denoiser, [FunctionReward(linear, "r")], kernel=Sde(denoiser.path, denoiser.times),
-                            guidance=Guidance(through=through))  # fmt: skip
+                            guidance=RewardGuidance(through=through))  # fmt: skip
         engine.start()
         engine.admit([Prompt("")])
         assert isinstance(engine.stepper, GuidedStepper)
@@ -505,7 +507,7 @@ def test_a_gradient_that_fails_from_the_start_ends_the_search() -> None:
             return images.mean((1, 2, 3))
 
     denoiser = mixture()
-    engine = LiveEngine(denoiser, [Picky()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance())
+    engine = LiveEngine(denoiser, [Picky()], kernel=Sde(denoiser.path, denoiser.times), guidance=RewardGuidance())
     with pytest.raises(RewardError, match=r"the first gradient failed: r: KeyError: 'too small' \(.*test_guidance.py:"):
         search(["a"], make_algorithm("best-of-n", n=4), engine)
     assert denoiser.predicted <= 1
@@ -526,12 +528,12 @@ def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
     denoiser = gaussian()
     sde, rewards = Sde(denoiser.path, denoiser.times), [Talks(), FunctionReward(linear, "r")]
     with pytest.raises(ValueError, match="'talks' asks a language model behind an API: gradients are not taken of it"):
-        LiveEngine(denoiser, rewards, kernel=sde, guidance=Guidance("dps", 0.5))
+        LiveEngine(denoiser, rewards, kernel=sde, guidance=RewardGuidance("dps", 0.5))
     climbing = LiveEngine(denoiser, rewards, kernel=Ode(denoiser.path, denoiser.times))
     with pytest.raises(ValueError, match="'talks' asks a language model"):
         search(["a"], make_algorithm("noise-ascent"), climbing)
     assert not asked
-    engine = LiveEngine(denoiser, rewards, kernel=sde, guidance=Guidance("dps", 0.5, weights=(0.0, 1.0)))
+    engine = LiveEngine(denoiser, rewards, kernel=sde, guidance=RewardGuidance("dps", 0.5, weights=(0.0, 1.0)))
     (result,) = search(["a"], make_algorithm("best-of-n", n=3), engine, "100tokens,200nfe")
     assert result.spent.cost.gradients > 0
     assert result.spent.cost.tokens == 7 * len(asked) == engine.stats["tokens"]
@@ -557,7 +559,9 @@ def test_a_reward_that_fails_costs_a_gradient_and_not_the_search(caplog: Any) ->
                 raise RuntimeError("the scorer is down")
             return quadratic(images, prompts)
 
-    engine = LiveEngine(denoiser, [Fails()], kernel=Sde(denoiser.path, denoiser.times), guidance=Guidance("dps", 0.5))
+    engine = LiveEngine(
+        denoiser, [Fails()], kernel=Sde(denoiser.path, denoiser.times), guidance=RewardGuidance("dps", 0.5)
+    )
     (result,) = search(["a"], make_algorithm("best-of-n", n=4), engine)
     assert result.images
     assert "no gradient of r: the scorer is down" in caplog.text

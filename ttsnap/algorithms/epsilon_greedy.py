@@ -21,7 +21,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Positive, Settings, Share
 
 
-class Stream(NamedTuple):
+class PivotStream(NamedTuple):
     """One path."""
 
     at: int
@@ -37,7 +37,7 @@ class State(NamedTuple):
     """Of the grid."""
     paths: int
     """How many streams there are to be."""
-    streams: tuple[Stream, ...] = ()
+    streams: tuple[PivotStream, ...] = ()
     left: int = 0
     """Candidates that a stream may still try at this step."""
     tried: bool = False
@@ -72,7 +72,7 @@ class EpsilonGreedy(Settings):
         Streams go together, so that of particles at several steps only those that are furthest are taken.
         """
         uids = uids[particles.step[uids] == particles.step[uids].max()]
-        return state._replace(streams=tuple(Stream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
+        return state._replace(streams=tuple(PivotStream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):
@@ -89,8 +89,8 @@ class EpsilonGreedy(Settings):
         if stuck or step == state.steps - 1:
             best = np.array([s.at if s.top < 0 else s.top for s in state.streams])
             best = particles.ranked(best)
-            drop = particles.others(best)
-            return advance(particles, best, state.steps, drop=drop), state._replace(streams=(Stream(int(best[0])),))
+            state = state._replace(streams=(PivotStream(int(best[0])),))
+            return advance(particles, best, state.steps, drop=particles.others(best)), state
         tries = min(self.width, state.left)
         move = self._round(state.streams, step, tries, particles, rng)
         return move, state._replace(left=state.left - tries, tried=True)
@@ -103,14 +103,14 @@ class EpsilonGreedy(Settings):
         for i, (at, top) in enumerate(state.streams):
             tried = np.append(top, round_[i :: len(state.streams)])
             tried = tried[tried >= 0]
-            streams.append(Stream(at, int(tried[particles.value(tried).argmax()]) if len(tried) else -1))
+            streams.append(PivotStream(at, int(tried[particles.value(tried).argmax()]) if len(tried) else -1))
         if state.left:
             return state._replace(streams=tuple(streams))
-        moved = tuple(Stream(s.top) for s in streams if s.top >= 0)
+        moved = tuple(PivotStream(s.top) for s in streams if s.top >= 0)
         return state._replace(streams=moved or tuple(streams), left=self.n or 1)
 
     def _round(
-        self, streams: tuple[Stream, ...], step: int, tries: int, particles: Particles, rng: np.random.Generator
+        self, streams: tuple[PivotStream, ...], step: int, tries: int, particles: Particles, rng: np.random.Generator
     ) -> Move:
         """A round of candidates, by turns, so that a cut leaves no stream without. States wait, for the next round."""
         states, tops = np.array(streams).T

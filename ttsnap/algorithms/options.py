@@ -18,7 +18,7 @@ from ttsnap.algorithms import ALGORITHMS, class_of, defaults_of, spec_of
 from ttsnap.core.protocols import Algorithm
 
 
-class Option(NamedTuple):
+class AlgorithmOption(NamedTuple):
     """An option as help pages show it."""
 
     name: str
@@ -29,7 +29,7 @@ class Option(NamedTuple):
     """Where the default comes from; may be empty."""
 
 
-def options_of(name: str) -> list[Option]:
+def options_of(name: str) -> list[AlgorithmOption]:
     """The options of an algorithm of the catalogue, in their order.
 
     ValueError for an unknown name, and for an option that no docstring explains.
@@ -39,7 +39,7 @@ def options_of(name: str) -> list[Option]:
     if unexplained := [key for key in defaults if key not in texts]:
         raise ValueError(f"{name} explains {', '.join(texts) or 'no option'}, but not {', '.join(unexplained)}; "
                          f"write a docstring below the field {unexplained[0]}")  # fmt: skip
-    return [Option(key, value, *_split(texts[key])) for key, value in defaults.items()]
+    return [AlgorithmOption(key, value, *_split(texts[key])) for key, value in defaults.items()]
 
 
 def about(name: str) -> str:

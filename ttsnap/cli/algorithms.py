@@ -7,7 +7,7 @@ import shutil
 import textwrap
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS, REQUIRED
-from ttsnap.algorithms.options import Option, about, as_written, options_of
+from ttsnap.algorithms.options import AlgorithmOption, about, as_written, options_of
 from ttsnap.cli.parser import Arguments, Parser
 
 HELP = "list the search algorithms, or the options of one"
@@ -90,7 +90,7 @@ def _column(label: str, text: str, column: int, width: int, indent: str) -> list
     )
 
 
-def _default(option: Option) -> str:
+def _default(option: AlgorithmOption) -> str:
     """A sentence about the default and its source; where the default is None, the option's text tells about it."""
     if option.default is REQUIRED:
         return " Has to be given."

@@ -17,9 +17,9 @@ from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Usage
+from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.scheduler import Batch
+from ttsnap.engine.scheduler import ScheduledBatch
 from ttsnap.engine.store import Node, Particle
 from ttsnap.profiling.meter import Meter
 
@@ -59,7 +59,7 @@ class SearchActor(Actor, ABC):
         self._begun.enter_context(self._meter)
         self._measures = True
 
-    def end_measuring(self) -> Usage | None:
+    def end_measuring(self) -> RunUsage | None:
         """What was used since; None where a predecessor of this actor began."""
         self._begun.pop_all().close()
         usage = self._meter.summary() if self._measures else None
@@ -228,7 +228,7 @@ class EngineActor(SearchActor):
         """Evaluate those of these nodes that are not."""
         size = self.engine.batch_size
         while left := [node for node in nodes if node.prediction is None]:
-            self.engine.executor.forward(Batch([], left[:size]), self.engine.stepper)
+            self.engine.executor.forward(ScheduledBatch([], left[:size]), self.engine.stepper)
 
     def _differentiated(self, nodes: Sequence[Node]) -> None:
         """Give those of these nodes their gradients that have none."""

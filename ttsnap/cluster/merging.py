@@ -15,7 +15,7 @@ from ttsnap.core.cost import NAMES, Cost, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
-from ttsnap.core.protocols import EngineLost, Usage
+from ttsnap.core.protocols import EngineLost, RunUsage
 
 
 def agreed(engines: Sequence[Description]) -> Description:
@@ -75,7 +75,7 @@ class ClusterMeter:
 
     def __init__(self, group: ActorGroup) -> None:
         self.group = group
-        self.parts: list[Usage] = []
+        self.parts: list[RunUsage] = []
 
     def __enter__(self) -> ClusterMeter:
         self.group.ask(range(len(self.group)), Call(SearchActor.begin_measuring))
@@ -86,12 +86,12 @@ class ClusterMeter:
             usages = self.group.ask(range(len(self.group)), Call(SearchActor.end_measuring))
             self.parts += [usage for usage in usages if usage is not None]
 
-    def summary(self) -> Usage:
+    def summary(self) -> RunUsage:
         """Energy and CO2e of all together, the memory of the one that held most."""
         if not self.parts:
-            return Usage()
+            return RunUsage()
         most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
-        return Usage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
+        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
                         "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
 
 

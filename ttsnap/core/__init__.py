@@ -4,7 +4,7 @@ It imports numpy and nothing else of ttsnap.
 """
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
-from ttsnap.core.cost import Cost, Guided, Price, Rates
+from ttsnap.core.cost import Cost, GuidedSteps, Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.looks import Estimate, Estimator, Rollout
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
@@ -29,7 +29,7 @@ __all__ = [
     "FloatArray",
     "Gradient",
     "Grid",
-    "Guided",
+    "GuidedSteps",
     "IntArray",
     "Kind",
     "Move",

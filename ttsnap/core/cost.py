@@ -166,7 +166,7 @@ class Rates(PerKind[float], unset=0.0):
 
 
 @dataclass(frozen=True)
-class Guided:
+class GuidedSteps:
     """Which steps a reward's gradient guides.
 
     A particle that moves on from such a step takes one gradient there, which its siblings share. Through the denoiser,
@@ -202,7 +202,7 @@ class Price:
     estimates: str = "decode"
     """What scoring an unfinished estimate takes: a "decode", a "preview" by a cheap VAE, or "nothing". A finished image
     always takes a decode."""
-    guided: Guided | None = None
+    guided: GuidedSteps | None = None
     """Steps that follow a reward's gradient; None where none do."""
     depth: int = 0
     """Evaluations that the gradient of a finished image goes back through."""

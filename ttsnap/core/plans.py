@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
-from ttsnap.core.cost import PLAIN, Cost, Guided, Price
+from ttsnap.core.cost import PLAIN, Cost, GuidedSteps, Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
@@ -81,7 +81,7 @@ def row_costs(
     return costs
 
 
-def _guided(costs: RowCosts, rows: Rows, particles: Particles, price: Price, guided: Guided) -> RowCosts:
+def _guided(costs: RowCosts, rows: Rows, particles: Particles, price: Price, guided: GuidedSteps) -> RowCosts:
     """With what guidance adds to each row."""
     gradients = guided.before[rows.stop] - guided.before[rows.start]
     (shared,) = (goes_on(rows) & (rows.stop > rows.start) & guided.at[rows.start]).nonzero()

@@ -93,7 +93,7 @@ class Reward(Protocol):
         """
 
 
-class Usage(TypedDict, total=False):
+class RunUsage(TypedDict, total=False):
     """What a run used besides evaluations, JSON-ready: None where it is unknown, no key where nothing is measured."""
 
     seconds: float
@@ -118,7 +118,7 @@ class Usage(TypedDict, total=False):
 class UsageMeter(Protocol):
     """Tells what a run used besides evaluations, once its context is left (profiling.meter.Meter)."""
 
-    def summary(self) -> Usage:
+    def summary(self) -> RunUsage:
         """All that it knows."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ttsnap.core.cost import KINDS, PHASES, Cost, Phase, Price
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import AlgorithmState, Usage
+from ttsnap.core.protocols import AlgorithmState, RunUsage
 
 if TYPE_CHECKING:  # the core runs without torch
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class Spent:
     """`seconds` by phase ("denoise", "decode", "reward", "gradient"); empty where the engine takes no time."""
     seconds_all_prompts: float = 0.0
     """Of the whole run."""
-    usage: Usage = field(default_factory=Usage)
+    usage: RunUsage = field(default_factory=RunUsage)
     """Memory, energy and CO2 (profiling/meter.py); energy by this prompt's share."""
     seeds: int = 0
     """Seeds started."""

@@ -13,7 +13,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
 from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.rows import Row
-from ttsnap.engine.scheduler import Batch
+from ttsnap.engine.scheduler import ScheduledBatch
 from ttsnap.engine.scoring import RowScorer, ScoredRows
 from ttsnap.engine.shared_denoiser import InitialNoise, Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
@@ -44,7 +44,7 @@ class Executor:
         self.peer = Peer(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
 
-    def forward(self, batch: Batch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
+    def forward(self, batch: ScheduledBatch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
         """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
 
         The call takes along what other engines have pending. Where memory runs out, the nodes that were too many stay

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsnap.core.cost import Cost, Guided, Price, Rates
+from ttsnap.core.cost import Cost, GuidedSteps, Price, Rates
 from ttsnap.core.needs import Gradient
 from ttsnap.engine.gradients import Differentiator, saved_bytes
 from ttsnap.engine.rows import Row
@@ -26,7 +26,7 @@ from ttsnap.profiling.memory import SHARE, gauge_of
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser
-from ttsnap.sampling.guided_steps import Guidance, GuidedKernel
+from ttsnap.sampling.guided_steps import GuidedKernel, RewardGuidance
 from ttsnap.sampling.interpolants import rows as by_row
 from ttsnap.sampling.kernels import GaussianKernel, Kernel, Prediction
 
@@ -38,7 +38,7 @@ class GradientStepper(Stepper):
 
     depth: int = 0
     """As in Price."""
-    guided: Guided | None = None
+    guided: GuidedSteps | None = None
     """As in Price."""
 
     def __init__(self, kernel: Kernel, gradients: Differentiator, batch_size: int | None) -> None:
@@ -61,7 +61,7 @@ class GuidedStepper(GradientStepper):
 
     def __init__(
         self,
-        guidance: Guidance,
+        guidance: RewardGuidance,
         kernel: Kernel,
         denoiser: Denoiser,
         rewards: Sequence[RewardModel],
@@ -72,7 +72,7 @@ class GuidedStepper(GradientStepper):
                              "or keeps a history; choose kernel sde, ddim, ancestral or renoise")  # fmt: skip
         super().__init__(kernel, Differentiator(denoiser, rewards, guidance.through, guidance.weights), batch_size)
         self.guiding, self.through = GuidedKernel(kernel, guidance, self.grid), guidance.through == "denoiser"
-        self.guided: Guided = Guided(guidance.steps(self.grid), self.through)
+        self.guided: GuidedSteps = GuidedSteps(guidance.steps(self.grid), self.through)
         self.row_bytes: int | None = None
 
     def prepare(self, prompts: Sequence[str]) -> Cost:

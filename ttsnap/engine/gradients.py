@@ -33,8 +33,8 @@ class WithGradient(NamedTuple):
 class Differentiator:
     """Rewards made ready for gradients, or refused with the reason, before anything is computed with the model.
 
-    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in guidance.Guidance. `tried` is what
-    trying the rewards took: a call of each.
+    weights: of the rewards; None: all alike. through: "denoiser" or "x0", as in guided_steps.RewardGuidance. `tried` is
+    what trying the rewards took: a call of each.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from ttsnap.engine.fair import FairTurns
 from ttsnap.engine.gradient_steppers import AscentStepper, GuidedStepper
 from ttsnap.engine.looks import check_drafts
 from ttsnap.engine.rows import Row, RowBuilder
-from ttsnap.engine.scheduler import Batch, Scheduler, by_job, next_batch
+from ttsnap.engine.scheduler import ScheduledBatch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import RowScorer
 from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper, at_rest
@@ -36,7 +36,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Can, Denoiser
-from ttsnap.sampling.guided_steps import Guidance
+from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import Kernel
 
 
@@ -61,7 +61,7 @@ class LiveEngine(Engine):
         options: EngineOptions | None = None,
         *,
         kernel: Kernel | None = None,
-        guidance: Guidance | None = None,
+        guidance: RewardGuidance | None = None,
         network: SharedDenoiser | None = None,
     ) -> None:
         options = options or EngineOptions()
@@ -262,7 +262,7 @@ class LiveEngine(Engine):
             done, due = done + outcomes, due[n:]
         return done
 
-    def _from_peers(self, batch: Batch[Node]) -> list[PendingEval]:
+    def _from_peers(self, batch: ScheduledBatch[Node]) -> list[PendingEval]:
         """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
         if batch.lane or not batch.evaluations:
             return []

@@ -18,7 +18,7 @@ RowT = TypeVar("RowT", bound=Waits[object])
 
 
 @dataclass(frozen=True)
-class Batch(Generic[NodeT]):
+class ScheduledBatch(Generic[NodeT]):
     """Nodes to compute, each once; together no more than the batch size."""
 
     gradients: list[NodeT]
@@ -29,7 +29,7 @@ class Batch(Generic[NodeT]):
     """Calls of the drafter; 0: the denoiser."""
 
 
-def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
+def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> ScheduledBatch[NodeT]:
     """The nodes for which the first of these rows wait, at most `size`, all of one lane.
 
     Drafts go first. A row is through once it has its draft: others do not wait for long, and those that go on fill the
@@ -47,7 +47,7 @@ def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> Batch[NodeT]:
         if row.needs_gradient and (node := row.waiting) is not None and id(node) in nodes:
             gradients[id(node)] = node
     evaluations = [node for key, node in nodes.items() if key not in gradients]
-    return Batch(list(gradients.values()), evaluations, lane)
+    return ScheduledBatch(list(gradients.values()), evaluations, lane)
 
 
 class Scheduler(Generic[RowT]):

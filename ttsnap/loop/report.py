@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Engine, Usage
+from ttsnap.core.protocols import Engine, RunUsage
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.loop.job import Job, Notice
-from ttsnap.loop.request import Request
+from ttsnap.loop.request import RunningRequest
 
 
-def report(request: Request, engine: Engine, usage: Usage) -> list[Result]:
+def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
     """A Result for each job of a request that is done. usage: what the run used besides (profiling/meter.py)."""
     jobs, keep, seconds = request.jobs, request.spec.keep, request.watch.seconds
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
@@ -21,7 +21,7 @@ def report(request: Request, engine: Engine, usage: Usage) -> list[Result]:
     return [_result(job, engine, keep, seconds, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
 
 
-def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: Usage, share: float) -> Result:
+def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
     particles, images = job.particles, _candidates(job, engine.reward_names, keep)
     spent = Spent(
@@ -81,7 +81,7 @@ def _started(particles: Particles) -> int:
     return int(((particles.parent < 0) & begun).sum())
 
 
-def _shared(usage: Usage, share: float, images: int) -> Usage:
+def _shared(usage: RunUsage, share: float, images: int) -> RunUsage:
     """What the run used, its energy by this prompt's share of it; without the seconds, which Spent has itself."""
     joules, grams = usage.get("energy_joules"), usage.get("co2_grams")
     used = usage.copy()

@@ -66,7 +66,7 @@ class RequestClock:
 
 
 @dataclass(eq=False)
-class Request:
+class RunningRequest:
     """Prompts that are searched by one specification."""
 
     spec: SearchSpec
@@ -115,7 +115,7 @@ def request_of(
     watch: RequestClock,
     listener: Listener | None,
     first: int,
-) -> Request:
+) -> RunningRequest:
     """A request whose jobs are numbered from `first` on; all of them are queued."""
     cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
     task, whole = cap.task(spec.keep, spec.shared), finish_cost(0, False, engine.grid, rewards, price)
@@ -130,4 +130,4 @@ def request_of(
         return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
     jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
-    return Request(spec, cap, task, whole, watch, listener, jobs, deque(jobs))
+    return RunningRequest(spec, cap, task, whole, watch, listener, jobs, deque(jobs))

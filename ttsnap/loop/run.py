@@ -16,7 +16,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
 from ttsnap.loop.budget import reserve_after
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import Listener, Request, RequestClock, SearchSpec, request_of
+from ttsnap.loop.request import Listener, RequestClock, RunningRequest, SearchSpec, request_of
 
 
 class Run:
@@ -27,8 +27,8 @@ class Run:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.grid, self.rewards = engine, engine.grid, len(engine.reward_names)
-        self.requests: list[Request] = []
-        self._of_job: dict[int, Request] = {}
+        self.requests: list[RunningRequest] = []
+        self._of_job: dict[int, RunningRequest] = {}
         self._admitted = 0
         self.lost = False
         """Whether the engine cannot go on; nothing can be added then."""
@@ -36,7 +36,7 @@ class Run:
 
     def add(
         self, prompts: Sequence[Prompt], spec: SearchSpec, watch: RequestClock, listener: Listener | None = None
-    ) -> Request:
+    ) -> RunningRequest:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
         ValueError for prompts that its rewards or its model cannot read; nothing is queued then. EngineLost where the
@@ -86,7 +86,7 @@ class Run:
                 self._wind_up(request)
         self.requests = [request for request in self.requests if not request.done]
 
-    def stop(self, request: Request) -> None:
+    def stop(self, request: RunningRequest) -> None:
         """End a request early: each prompt with its best image. One is finished first where there is none.
 
         Prompts that were not taken up yet end without an image. What was charged and did not run is refunded.
@@ -99,7 +99,7 @@ class Run:
         except EngineLost as lost:
             self._end_all(str(lost))
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: RunningRequest) -> None:
         """End a request at once, as nobody waits for it any more: no image is finished for it. What did not run is
         refunded. Where the engine turns out to be lost, all requests end with what they have."""
         request.stopping = True
@@ -115,7 +115,7 @@ class Run:
 
     # --- the loop -------------------------------------------------------------------------------------------
 
-    def _take_up(self, request: Request) -> None:
+    def _take_up(self, request: RunningRequest) -> None:
         """Take up as many of its prompts as the engine has room for; all at once where they share a budget.
 
         One at least is taken up, so that no other request keeps it out.
@@ -129,7 +129,7 @@ class Run:
             if not shared:
                 self._ask(request, [job])
 
-    def _ask(self, request: Request, jobs: list[Job]) -> None:
+    def _ask(self, request: RunningRequest, jobs: list[Job]) -> None:
         """Get the next move of each job and carry out what the ledgers afford, the most valuable first."""
         shared = request.spec.shared
         for job in jobs:
@@ -148,7 +148,7 @@ class Run:
             if plan is None or not len(plan) or not self._submit_prefix(job, plan):
                 self._stop(job)
 
-    def _propose(self, request: Request, job: Job) -> Proposal:
+    def _propose(self, request: RunningRequest, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
         algorithm, task = request.spec.algorithm, request.task
@@ -239,7 +239,7 @@ class Run:
 
     # --- stopping early ---------------------------------------------------------------------------------------
 
-    def _wind_up(self, request: Request) -> None:
+    def _wind_up(self, request: RunningRequest) -> None:
         """Cancel what runs, refund what did not run, and end each prompt with what it has."""
         request.stopping = True
         for job in list(request.active):
@@ -280,7 +280,7 @@ class Run:
             request.queue.clear()
         self.requests = []
 
-    def _forget_queue(self, request: Request) -> None:
+    def _forget_queue(self, request: RunningRequest) -> None:
         """Prompts that were not taken up yet never are."""
         while request.queue:
             self._release(request.queue.popleft())

@@ -20,7 +20,7 @@ from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Algorithm, Engine, Usage
+from ttsnap.core.protocols import Algorithm, Engine, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
@@ -72,7 +72,7 @@ def search(
             run.turn()
             if should_stop is not None and not request.stopping and should_stop():
                 run.stop(request)
-    return report(request, engine, meter.summary() if meter is not None else Usage())
+    return report(request, engine, meter.summary() if meter is not None else RunUsage())
 
 
 def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:

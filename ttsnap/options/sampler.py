@@ -45,7 +45,7 @@ class SamplerOptions(Settings):
         "let the steps of a kernel that draws noise follow the rewards' gradient: dps:SCALE, twisted:LAM, "
         "tilted:SCALE, with :x0 after it to spare the denoiser's backward pass, and :0.9-0.2 for other noise levels "
         "than 0.75-0.3",
-        python="A Guidance is taken as it is (ttsnap.sampling.guided_steps).",
+        python="A RewardGuidance is taken as it is (ttsnap.sampling.guided_steps).",
         written=Word | None,
         recorded=False,
     )

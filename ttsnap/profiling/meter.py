@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from ttsnap.core.protocols import Usage
+from ttsnap.core.protocols import RunUsage
 from ttsnap.profiling.energy import SAMPLING_SECONDS, Clock, Energy, Nvml, open_energy
 
 WORLD_GRID = 458.0
@@ -54,7 +54,7 @@ class Meter:
         self._nvml, self._interval, self._clock = nvml, interval, clock
         self._energy: Energy | None = None
         self._begin: float | None = None
-        self._end: tuple[float, float | None, Usage] | None = None
+        self._end: tuple[float, float | None, RunUsage] | None = None
 
     def __enter__(self) -> Meter:
         self._end = None
@@ -78,7 +78,7 @@ class Meter:
         with suppress(RuntimeError):  # that of a failed kernel: the run itself reports it
             torch.cuda.synchronize(self.device)
 
-    def _read(self) -> tuple[float, float | None, Usage]:
+    def _read(self) -> tuple[float, float | None, RunUsage]:
         if self._begin is None:
             raise RuntimeError("the meter was not started; use it as `with Meter(device) as meter:`")
         if self._cuda:
@@ -86,7 +86,7 @@ class Meter:
         seconds = self._clock() - self._begin
         return seconds, self._energy.joules() if self._energy is not None else None, self._memory()
 
-    def _memory(self) -> Usage:
+    def _memory(self) -> RunUsage:
         if not self._cuda:
             peak = peak_rss()
             kind = None if peak is None else "peak resident memory of the process so far"
@@ -97,7 +97,7 @@ class Meter:
             "memory_kind": "peak allocated by PyTorch on the GPU",
         }
 
-    def summary(self, images: int | None = None, *, grams_per_kwh: float = WORLD_GRID, pue: float = 1.0) -> Usage:
+    def summary(self, images: int | None = None, *, grams_per_kwh: float = WORLD_GRID, pue: float = 1.0) -> RunUsage:
         """Seconds, memory, energy and CO2e.
 
         images: how many the run returned, for energy_joules_per_image.

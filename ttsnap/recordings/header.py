@@ -15,7 +15,7 @@ from typing import get_type_hints
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import KINDS, Guided, Price, Rates
+from ttsnap.core.cost import KINDS, GuidedSteps, Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.files import reading as files
@@ -226,7 +226,7 @@ def _price(data: Mapping[str, Json]) -> Price:
         flops=_rates(_object("flops", data["flops"])),
         seconds=None if seconds is None else _rates(_object("seconds", seconds)),
         estimates=str(estimates),
-        guided=None if guided is None else build(Guided, guided, "guided."),
+        guided=None if guided is None else build(GuidedSteps, guided, "guided."),
         **{name: check(name, data[name], int) for name in COUNTS if name in data},
     )
 

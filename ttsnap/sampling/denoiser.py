@@ -168,7 +168,7 @@ class Denoiser(ABC):
 
     def differentiable(self, through: str) -> Sequence[Tensor]:
         """The weights of its networks. ValueError where gradients cannot go back through its decoder and, where
-        `through` is "denoiser" and not "x0" (guided_steps.Guidance), through its network."""
+        `through` is "denoiser" and not "x0" (guided_steps.RewardGuidance), through its network."""
         return ()
 
 

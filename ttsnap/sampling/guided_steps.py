@@ -28,7 +28,7 @@ KINDS = ("dps", "twisted", "tilted")
 
 
 @dataclass(frozen=True)
-class Guidance:
+class RewardGuidance:
     """How a reward's gradient guides the steps of a kernel.
 
     "dps": d = scale c g / |g|, a step of `scale` deviations uphill, after DPS (arXiv 2209.14687), which divides by a
@@ -64,12 +64,12 @@ class Guidance:
             raise ValueError(f"guidance levels must be 0 <= last <= first <= 1, got {self.first} and {self.last}")
 
     @classmethod
-    def parse(cls, text: str | Guidance) -> Guidance:
+    def parse(cls, text: str | RewardGuidance) -> RewardGuidance:
         """Read "dps:1", "twisted:10", "tilted:0.1", with ":x0" after it, and levels as in "dps:1:x0:0.9-0.2".
 
         ValueError for anything else.
         """
-        if isinstance(text, Guidance):
+        if isinstance(text, RewardGuidance):
             return text
         kind, *rest = text.strip().split(":")
         try:
@@ -96,7 +96,7 @@ class Guidance:
 class GuidedKernel:
     """The steps of a kernel on a grid, guided."""
 
-    def __init__(self, kernel: GaussianKernel, guidance: Guidance, grid: Grid) -> None:
+    def __init__(self, kernel: GaussianKernel, guidance: RewardGuidance, grid: Grid) -> None:
         self.kernel, self.guidance, self._lam = kernel, guidance, guidance.tempered(grid)
 
     def step(

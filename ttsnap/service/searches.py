@@ -16,13 +16,13 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import missing
 from ttsnap.core.particles import Particles
-from ttsnap.core.protocols import Algorithm, AlgorithmState, Usage
+from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import Request, RequestClock, SearchSpec
+from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish
@@ -102,7 +102,7 @@ class Searches:
             logger.warning("drafts cannot be used", exc_info=error)  # it may name the operator's files
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
-        self.under_way: dict[Ticket, Request] = {}
+        self.under_way: dict[Ticket, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
         self._unchecked = spec.sampler.draft is not None and self._has_doubts()
@@ -219,12 +219,12 @@ class Searches:
                 answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
         return answers
 
-    def _finished(self, ticket: Ticket, running: Request) -> Done | RequestError:
+    def _finished(self, ticket: Ticket, running: RunningRequest) -> Done | RequestError:
         request, algorithm = ticket.request, running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
-        found = report(running, self.engine, Usage())
+        found = report(running, self.engine, RunUsage())
         rewards = [self.rewards[name] for name in request.report]
         (result,), _ = finish(self.pipe, found, [request.prompt], rewards)
         if not result.images:
