@@ -43,7 +43,7 @@ def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_p
     command = [sys.executable, str(script), str(folder), "--rewards", "scenes", "brightness", "--once"]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
     told = read_payload(folder / "fox.png")
-    assert (told["prompt"], told["search"]["algorithm"]) == ("two red circles and a blue square", "svdd")
+    assert (told["prompt"], told["search"]["algorithm"]) == ("two red circles and a blue square", "best-of-n")
     assert told["search"]["nfe"] <= 120
     assert Image.open(folder / "fox.png").size == (32, 32)
     for number, said in enumerate(REFUSED.values()):
