@@ -251,7 +251,7 @@ def test_one_prompt_and_budgets_that_buy_the_same(inside: str, capsys: Any) -> N
     assert re.search(r"omega, % +- +-\n", out.out), out.out
     assert "omega is not defined: best-of-n gains nothing from the smallest budget to the largest" in out.out
     assert main(["tune", inside, "--holdout", "0.1", "--trials", "2", *FEW]) == 0
-    assert "a single prompt tells no error; record more prompts" in capsys.readouterr().out
+    assert "a single prompt gives no error; record more prompts" in capsys.readouterr().out
 
 
 def refuse(argv: list[str], message: str, capsys: Any) -> None:

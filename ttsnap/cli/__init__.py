@@ -1,6 +1,6 @@
 """The command line: one module for each command, which imports nothing heavy before it is needed.
 
-A command's module has `HELP` (one line), `parser()` and `run(arguments)`, which returns the exit status and raises
+A command's module has `HELP` (one line), `parser()` and `run(arguments)`. `run` returns the exit status and raises
 ValueError for bad input. A new command is one file and one entry of COMMANDS.
 """
 
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
     commands = parser.add_subparsers(
         title="commands",
-        description="ttsnap COMMAND --help is a page about one, --help-all tells all.",
+        description="ttsnap COMMAND --help is a page about one, --help-all lists all options.",
         parser_class=argparse.ArgumentParser,
     )
     for name, command in COMMANDS.items():

@@ -47,7 +47,7 @@ def grouped(width: int = 80) -> str:
         )
         for group, title in GROUPS.items()
     ]
-    return "\n\n".join([*blocks, "ttsnap algorithms NAME tells what one needs, its options and where it is from."])
+    return "\n\n".join([*blocks, "ttsnap algorithms NAME shows what one needs, its options and its source."])
 
 
 def _line(name: str) -> str:
@@ -78,7 +78,7 @@ def described(name: str, width: int = 80) -> str:
 
 
 def _column(label: str, text: str, column: int, width: int, indent: str) -> list[str]:
-    """A label, and beside it a text that begins at `column`."""
+    """A label, and on the same line a text that begins at `column`."""
     first = f"{indent}{label}".ljust(column)
     return textwrap.wrap(
         text,
@@ -91,7 +91,7 @@ def _column(label: str, text: str, column: int, width: int, indent: str) -> list
 
 
 def _default(option: AlgorithmOption) -> str:
-    """A sentence about the default and its source; where the default is None, the option's text tells about it."""
+    """A sentence about the default and its source; where the default is None, the option's text explains it."""
     if option.default is REQUIRED:
         return " Has to be given."
     source = f" ({'our choice' if option.source == 'ours' else option.source})" if option.source else ""

@@ -46,7 +46,7 @@ def add_file_arguments(p: Parser, name: str) -> None:
 
 
 def read_recording(a: Arguments) -> Recording:
-    """The recording, cut to the prompts and seeds that are asked for."""
+    """The recording, cut to the prompts and seeds of the options."""
     from ttsnap.recordings.folder import load_recording
 
     whole = load_recording(a.recording, scores=a.scores)

@@ -1,4 +1,4 @@
-"""`ttsnap evaluate`: how well a reward of noisy estimates tells the final reward, level by level."""
+"""`ttsnap evaluate`: how well a reward of noisy estimates predicts the final reward, level by level."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _verdict(found: Tuned, name: str, kept_out: int) -> str:
         return f"whether it is better than {DEFAULT} takes {why}, to say"
     side = "higher" if worth.lead > 0 else "lower"
     if math.isnan(worth.lead_error):
-        return f"its omega is {abs(worth.lead):.1f} {side}, but a single prompt tells no error; record more prompts"
+        return f"its omega is {abs(worth.lead):.1f} {side}, but a single prompt gives no error; record more prompts"
     by = f"its omega is {abs(worth.lead):.1f} ± {worth.lead_error:.1f} {side}"
     if worth.better:
         return f"{name} is better on them than {DEFAULT}: {by}"

@@ -104,7 +104,7 @@ def read_zip(
     """The files of a zip whose last part of the name is `wanted`, by that part; of two alike, the first.
 
     Files are unpacked in memory, so that a name such as ../../x does no harm. ValueError for a damaged or encrypted
-    archive, more than `entries` files, and more than `most` bytes unpacked, whatever its directory says.
+    archive, more than `entries` files, and more than `most` bytes: those unpacked, not those of its directory.
     """
     unpacked: dict[str, bytes] = {}
     with foreign(f"cannot read {where} as a zip"), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -134,8 +134,8 @@ def read_json(path: str | Path, *, what: str = "file", most: int = JSON_BYTES, n
 def parse_json(text: str | bytes, where: object, *, nan: bool = False) -> Json:
     """The value that JSON text stands for; `where` names it in messages.
 
-    ValueError for damage, deep nesting, a key that stands twice, broken Unicode, and numbers that are not finite or
-    beyond 64 bits. nan: NaN and Infinity pass.
+    ValueError for damage, deep nesting, repeated keys, broken Unicode, and numbers that are not finite or beyond 64
+    bits. nan: NaN and Infinity pass.
     """
 
     def constant(name: str) -> float:

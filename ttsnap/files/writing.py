@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and locks of folders that one process at a time writes to."""
+"""Files that appear whole or not at all, their checksums, and locks of folders for one writing process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ unlocked, which keeps no one out."""
 
 
 def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
-    """Let `save` write to a temporary file in the same folder, and rename it to `path` once it is on the disk.
+    """Let `save` write to a temporary file in the same folder, and rename it to `path` once it is synced.
 
     Returns what `save` returned. Where `save` raises, no file is left. OSError also where another process has begun to
     write the same file since, which may finish.

@@ -64,8 +64,7 @@ def reserved(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
     """A folder to write to, made and locked: `out`, or the next free outputs/NNNN-name.
 
     name: of its contents, as a prompt. A folder that is empty at the end is removed, with those that were made around
-    it. ValueError at once where it holds files already (unless `overwrite`), another process has it, or nothing can be
-    written to it.
+    it. ValueError at once for a folder that holds files (unless `overwrite`), is locked, or cannot be written to.
     """
     if out is not None:
         check_free(out, overwrite)

@@ -1,9 +1,8 @@
 """Images and videos as arrays, as pictures, and as files that carry what made them.
 
 Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG carries (payload.py)
-are in an animated PNG where any PNG has them. A WebP has them in its EXIF data, the infotext as the user comment, where
-A1111 and others look for it, the JSON as the description; an mp4 under their own names among the tags, where ComfyUI
-keeps its workflows.
+are in an animated PNG where any PNG has them. A WebP has them in its EXIF data: the infotext as the user comment, as of
+A1111, and the JSON as the description. An mp4 has them as tags of their own names, where ComfyUI keeps its workflows.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def save_video(path: str | Path, frames: Sequence[Image.Image], fps: float = 16.
     """Write frames of one size as a video, whole or not at all: .webp, .png (lossless) or .mp4 by the name's end.
 
     The file carries the metadata in the first frame's `info`. sound: for .mp4 only. ValueError for another ending, no
-    frames, an fps outside (0, 240], a sound of another shape, and for .mp4 where PyAV is not installed.
+    frames, an fps outside (0, 240], a sound of another shape, or an .mp4 without PyAV.
     """
     path = Path(path)
     writers: dict[str, Callable[[BinaryIO, Sequence[Image.Image], Mapping[str, str], float], None]]

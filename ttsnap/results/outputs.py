@@ -50,7 +50,7 @@ def thumbnail(picture: Image.Image) -> Image.Image:
 
 
 def save_made(path: Path, made: Pixels, payload: Mapping[str, Json]) -> None:
-    """Write an image as a PNG, or a video by the path's ending, with its metadata, whole or not at all."""
+    """Write an image as a PNG, or a video by the path's ending, with its metadata; whole or not at all."""
     frames = frames_of(made if made.ndim > 3 else made[None])
     label(frames[0], payload)
     if made.ndim == 3:
@@ -70,9 +70,9 @@ def write_results(
     """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
     prompt.
 
-    settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), those of SamplerOptions as
-    texts, and lora where there is one; where prompts have pictures, `task` and `pictures`, the digests of each
-    prompt's. videos: their format and speed.
+    settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), and lora if there is one;
+    those of SamplerOptions as texts; where prompts have pictures, `task` and `pictures`, the digests of each prompt's.
+    videos: their format and speed.
     """
     videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """The metadata of an image: how it was made. Written by ttsnap, and read as a file that anyone may have written.
 
 An image carries it twice: as A1111 infotext (key "parameters", read by most tools) and as JSON (key "ttsnap", read by
-`ttsnap replay`). Replay calls the pipeline with the JSON, so that only plain arguments of the models' own calls pass,
-each of its type and within bounds. Everything else is refused by name: rewards, reports and callbacks of a search may
-name Python to import, or servers to ask.
+`ttsnap replay`). Replay calls the pipeline with the JSON. Only plain arguments of the models' own calls pass, each of
+its type and within bounds. Everything else is refused by name: rewards, reports and callbacks of a search may name
+Python to import, or servers to call.
 """
 
 from __future__ import annotations

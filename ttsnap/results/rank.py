@@ -101,7 +101,7 @@ def read_prompt(path: Path) -> str | None:
 def read_source(path: Path | None, rewards: Sequence[RewardModel]) -> Tensor | None:
     """The image that was edited, (1, 3, h, w) in [0, 1], for the rewards that need it; None without a path.
 
-    ValueError where one needs it and no path is given, where none does and one is, or where the file cannot be read.
+    ValueError for a path that is missing or that no reward needs, and for a file that cannot be read.
     """
     edits = [reward for reward in rewards if "source" in reward.needs]
     if edits and path is None:
@@ -131,9 +131,9 @@ def rank(
     few frames, as in a search, and the score is their mean."""
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
-    asked = [make_reward(reward) for reward in rewards]
+    judges = [make_reward(reward) for reward in rewards]
     edits, source = source is not None, None if source is None else source.to(device)
-    Shown(edits=edits).check([reward for reward in asked if "video" not in reward.needs])
+    Shown(edits=edits).check([reward for reward in judges if "video" not in reward.needs])
     scores, errors = np.full((len(paths), len(rewards)), np.nan), [""] * len(paths)
     waiting: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
 
@@ -141,7 +141,7 @@ def rank(
         rows, pixels = [i for i, _ in batch], np.stack([np.moveaxis(pixels, -1, -3) for _, pixels in batch])
         images = torch.from_numpy(pixels).to(device).float() / 255
         shown = Shown(min(BatchOptions().frames, images.shape[1]) if images.ndim > 4 else None, edits)
-        for column, reward in enumerate(asked):
+        for column, reward in enumerate(judges):
             some, levels = [prompts[i] for i in rows], torch.zeros(len(rows), device=device)
             # A copy for each reward: what one of them writes into its images must not be what the next one sees.
             seen = reward.without_alpha(images) if images.shape[-3] == 4 else images
@@ -186,7 +186,7 @@ def scored(
 
 
 def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
-    """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel that is asked for; (T, H, W, 3) of a video."""
+    """(H, W, 3) of an image, (H, W, 4) where it has an alpha channel and `alpha` is set; (T, H, W, 3) of a video."""
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
     if is_video(data, path, FORMATS):
         return video_pixels(data, path, FORMATS)

@@ -71,9 +71,9 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     Dropped candidates are dimmed, kept images are framed, a score is under each picture. The picture that the prompt
     changes (`Result.source`) is left of the first row.
 
-    thumbnails: by candidate and step (outputs.Recorder). Where there are too many candidates, the sheet shows the kept
-    ones, those that got furthest, and some that were pruned; "+3" means that three more descend from a look. The
-    sheet's `info` holds what LOOKS describes.
+    thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows the kept ones, the
+    longest denoised, and some that were pruned; "+3" means that three more descend from a look. The sheet's `info`
+    holds what LOOKS describes.
     """
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
@@ -134,8 +134,8 @@ def _mixed(ends: Sequence[CandidateAtStep], result: Result) -> list[CandidateAtS
     kept, last = len(result.images), len(result.levels) - 1
     finished = [look for look in ends[kept:] if look.step == last]
     pruned = [look for look in ends[kept:] if look.step < last]
-    apart = max(1, len(pruned) // SPREAD)
-    pruned = [look for first in range(apart) for look in pruned[first::apart]]
+    stride = max(1, len(pruned) // SPREAD)
+    pruned = [look for first in range(stride) for look in pruned[first::stride]]
     mixed = list(ends[:kept])
     while finished or pruned:
         mixed += [*finished[: PRUNED - 1], *pruned[:1]]
