@@ -37,7 +37,7 @@ from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.prompts import SceneCaptions
 from ttsnap.distill.draft.student import DraftStudent, export, start_from
-from ttsnap.distill.draft.train import Batch, Rows, batch_of, draw, factor, loss, validate
+from ttsnap.distill.draft.train import Batch, DrawnRows, batch_of, draw, factor, loss, validate
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
 from ttsnap.pipelines import defaults, load
@@ -61,7 +61,7 @@ class Lesson:
 
     student: DraftStudent
     data: Trajectories
-    rows: Rows
+    rows: DrawnRows
     batch: Batch
     found: Tensor
     decode: Decode

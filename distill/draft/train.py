@@ -98,7 +98,7 @@ def losses(
 
 
 @dataclass(frozen=True)
-class Rows:
+class DrawnRows:
     """B rows of a batch."""
 
     trajectories: IntArray
@@ -108,13 +108,13 @@ class Rows:
     second: int
     """The first so many rows are second calls, which start from the network's own first guess."""
 
-    def part(self, index: int, parts: int) -> Rows:
+    def part(self, index: int, parts: int) -> DrawnRows:
         """Every so many rows, from row `index` on."""
         chosen = slice(index, None, parts)
-        return Rows(self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts)))
+        return DrawnRows(self.trajectories[chosen], self.steps[chosen], len(range(index, self.second, parts)))
 
 
-def draw(step: int, count: int, states: int, config: TrainingConfig) -> Rows:
+def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRows:
     """The rows of optimiser step `step`, from `count` trajectories with `states` states; a function of seed and step.
 
     Every trajectory comes once before any comes again. Each batch has as many rows of each kind.
@@ -129,7 +129,7 @@ def draw(step: int, count: int, states: int, config: TrainingConfig) -> Rows:
     rng = np.random.default_rng((config.seed, 1, step))
     steps = rng.integers(1, states, config.batch) if states > 1 else np.zeros(config.batch, np.int64)
     steps[: second + noise] = 0
-    return Rows(chosen, steps, second)
+    return DrawnRows(chosen, steps, second)
 
 
 class Batch(NamedTuple):
@@ -145,7 +145,7 @@ class Batch(NamedTuple):
     """Ends to guess, (N, ...)."""
 
 
-def batch_of(student: DraftStudent, data: Trajectories, drawn: Rows, config: TrainingConfig) -> Batch:
+def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> Batch:
     """These rows, with the network's own first guesses where second calls begin."""
     at, k, n = torch.from_numpy(drawn.trajectories), torch.from_numpy(drawn.steps), drawn.second
     texts = [data.prompts[int(i)] for i in drawn.trajectories]
@@ -184,7 +184,7 @@ def loss(path: Interpolant, guess: Tensor, end: Tensor, time: Tensor, floor: flo
     return ((guess - end) / rows(weight, guess)).pow(2).flatten(1).mean(1).mean()
 
 
-def rows_loss(student: DraftStudent, data: Trajectories, drawn: Rows, config: TrainingConfig) -> Tensor:
+def rows_loss(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> Tensor:
     """The loss of these rows, differentiable."""
     batch = batch_of(student, data, drawn, config)
     with _autocast(student, config):

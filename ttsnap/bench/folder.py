@@ -25,7 +25,7 @@ class Found:
     repeat: int
     index: int
     """The number of the prompt in its set."""
-    bytes: int
+    image_bytes: int
     """The size of the PNG. A damaged one has another."""
     seed: int
     """The seed of the winner."""
@@ -75,7 +75,7 @@ class OpenBench:
         """Whether an image was made and still lies there, whole."""
         found = self._found.get((arm, repeat, index))
         path = image_path(self.folder, arm, index, repeat)
-        return found is not None and path.is_file() and path.stat().st_size == found.bytes
+        return found is not None and path.is_file() and path.stat().st_size == found.image_bytes
 
     def add(self, images: Sequence[Found]) -> None:
         """Note images that lie in the folder. They are not made again, even if the process is killed next."""

@@ -72,7 +72,7 @@ def _write_results(bench: Bench, there: OpenBench, found: Sequence[Found]) -> No
     rows = []
     for image in found:
         path = image_path(there.folder, image.arm, image.index, image.repeat).relative_to(there.folder)
-        told = {key: value for key, value in to_json(image).items() if key not in ("arm", "bytes")}
+        told = {key: value for key, value in to_json(image).items() if key not in ("arm", "image_bytes")}
         rows.append({
             "algorithm": names[image.arm], "image": path.as_posix(), "prompt": prompts[image.index].metadata["prompt"],
             **told,

@@ -179,7 +179,7 @@ def _found(work: Work, prompt: PromptRecord, result: Result, path: Path) -> Foun
         arm=work.arm.folder,
         repeat=work.repeat,
         index=prompt.index,
-        bytes=path.stat().st_size,
+        image_bytes=path.stat().st_size,
         seed=best.seed,
         reward=_known(best.reward),
         scores={name: _known(score) for name, score in best.scores.items()},

@@ -61,7 +61,7 @@ def make_app(
     @app.post("/v1/images/generations", dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
     async def generate(request: Request) -> Response:
         caller = caller_of(request)
-        async with bodies.of(request, limits.bytes) as body:
+        async with bodies.of(request, limits.body_bytes) as body:
             wanted = parse(bytes(body))
         return await answered(request, caller, wanted, request_of(wanted, offer, limits))
 

@@ -20,7 +20,7 @@ class ServiceLimits(SearchLimits):
     queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
     per_key: Count = option(32, "requests of one caller that wait or run")
     drain: Positive = option(30.0, "seconds within which searches end on SIGTERM")
-    bytes: Count = 2**16
+    body_bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24
     """Bytes of a request with pictures."""
