@@ -443,7 +443,8 @@ def test_control_c_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_its_libraries_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "ttsnap.reward_models.serve")
+    for module in ("serve", "connections"):
+        monkeypatch.delitem(sys.modules, f"ttsnap.reward_models.{module}")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve-reward", "brightness", "--port", "0"]) == 2
     assert "serving needs starlette and uvicorn (import of uvicorn halted" in capsys.readouterr().err

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.demo.listeners import Listeners
+from ttsnap.reward_models.connections import parts_of
+from ttsnap.reward_models.request import RefusedError
 
 FORM = 256 * 2**10
 """Bytes of a form: a prompt and a few settings."""
@@ -26,10 +29,6 @@ SECONDS = 120.0
 CLOSED = ("component_server", "custom_component", "deep_link", "dev", "monitoring", "process_recording", "profiling",
           "run-history", "undo-vibe", "vibe")  # fmt: skip
 """Addresses of gradio that this page does not use; some of them write files or run programs."""
-
-
-class RefusedError(Exception):
-    """A request that is refused: reason and status."""
 
 
 class RequestGuard:
@@ -53,23 +52,24 @@ class RequestGuard:
         try:
             await self._guarded(scope, receive, send)
         except RefusedError as refused:
-            why, status = refused.args
-            await PlainTextResponse(why, status)(scope, receive, send)
+            await PlainTextResponse(str(refused), refused.status)(scope, receive, send)
+        except ClientDisconnect:  # before its request was whole
+            return
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope["path"]).lower()
         if "file=http" in path or "proxy=" in path or "\\" in path:
-            raise RefusedError("files come from this server only", 403)
+            raise RefusedError(403, "files come from this server only")
         place = path.removeprefix("/gradio_api").strip("/")
         if place.startswith(CLOSED):
-            raise RefusedError("not here", 404)
+            raise RefusedError(404, "not here")
         if scope["method"] == "GET" and (key := _listener(place, scope)):
             with self.listeners.listening(key):
                 await self.app(scope, receive, send)
         elif scope["method"] == "POST" and place.endswith("upload"):
             await self._upload(scope, receive, send)
         elif scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await _body(_timed(receive), FORM)
+            body = b"".join([part async for part in parts_of(Request(scope, receive), FORM, SECONDS)])
             await self.app(scope, _again(body, receive), send)
             self.listeners.watch()
         else:
@@ -85,7 +85,7 @@ class RequestGuard:
             size = len(message.get("body", b""))
             taken, self.coming = taken + size, self.coming + size
             if taken > self.most:
-                raise RefusedError(f"one upload may have {self.most} bytes", 413)
+                raise RefusedError(413, f"one upload may have {self.most} bytes")
             self._check()
             return message
 
@@ -109,7 +109,7 @@ class RequestGuard:
         if self.settled + self.coming + self.broken > self.quota:
             self.settled = self._whole()
         if self.settled + self.coming + self.broken > self.quota:
-            raise RefusedError("the demo holds too many files just now; try again later", 507)
+            raise RefusedError(507, "the demo holds too many files just now; try again later")
 
     def _whole(self) -> int:
         """Bytes of whole files in the cache: gradio moves them into folders."""
@@ -167,21 +167,9 @@ def _timed(receive: Receive) -> Receive:
         try:
             return await asyncio.wait_for(receive(), end - time.monotonic())
         except TimeoutError:
-            raise RefusedError("the request took too long to arrive", 408) from None
+            raise RefusedError(408, f"the request was not whole after {SECONDS:g} s") from None
 
     return timed
-
-
-async def _body(receive: Receive, most: int) -> bytes:
-    """The request's body. RefusedError where it is larger than `most`."""
-    body = b""
-    while True:
-        message = await receive()
-        body += bytes(message.get("body", b""))
-        if len(body) > most:
-            raise RefusedError(f"a request may have {most} bytes", 413)
-        if not message.get("more_body", False):
-            return body
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -22,6 +22,8 @@ from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
+from ttsnap.reward_models.connections import parts_of
+from ttsnap.reward_models.request import RefusedError
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.keys import Caller, Keys
@@ -202,21 +204,18 @@ class Bodies:
             self.held -= len(body)
 
     async def _read(self, request: Request, most: int, body: bytearray) -> None:
-        seconds = self.limits.body_seconds
         try:
-            async with asyncio.timeout(seconds):
-                async for part in request.stream():
-                    body += part
-                    self.held += len(part)
-                    if len(body) > most:
-                        raise RequestError(413, f"a request has at most {most} bytes here", code="too_large")
-                    if self.held > self.limits.held:
-                        busy = "others send too much at this moment; try again later"
-                        raise RequestError(503, busy, code="busy", retry_after=5)
+            async for part in parts_of(request, most, self.limits.body_seconds):
+                body += part
+                self.held += len(part)
+                if self.held > self.limits.held:
+                    busy = "others send too much at this moment; try again later"
+                    raise RequestError(503, busy, code="busy", retry_after=5)
         except asyncio.CancelledError:  # by uvicorn at the end of its time
             raise stopping() from None
-        except TimeoutError:
-            raise RequestError(408, f"the request was not whole after {seconds:g} s") from None
+        except RefusedError as refused:
+            code = "too_large" if refused.status == 413 else None
+            raise RequestError(refused.status, str(refused), code=code) from None
 
 
 async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:

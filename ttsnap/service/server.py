@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
-import threading
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from ttsnap.files.settings import Json
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.connections import Guarded, SocketServer
 from ttsnap.reward_models.request import Limits as ConnectionLimits
-from ttsnap.reward_models.serve import Guarded
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Keys
@@ -24,10 +22,10 @@ from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
 from ttsnap.service.worker import Worker
 
-BACKLOG, GRACE, IDLE = 512, 10, 30
-"""Connections that wait to be accepted; seconds for replies to leave after the last search; seconds for which a
-connection without a request stays open. OpenAI's clients keep theirs for 5: with as many here, they would now and
-then send a request into a connection that is being closed."""
+GRACE, IDLE = 10, 30
+"""Seconds for replies to leave after the last search; seconds for which a connection without a request stays open.
+OpenAI's clients keep theirs for 5: with as many here, they would now and then send a request into a connection that is
+being closed."""
 
 
 class Connection(Guarded):
@@ -43,7 +41,9 @@ class Server(uvicorn.Server):
     Every request is answered before uvicorn ends open ones, with a bare status of 500 or half a stream.
     """
 
-    worker: Worker
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self.worker = worker
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         giving_up = asyncio.create_task(self._give_up())
@@ -60,8 +60,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class GenerationServer:
-    """Serves a model at `url`: by `run` until Ctrl-C or SIGTERM, or in a thread as a context manager."""
+class GenerationServer(SocketServer):
+    """Serves a model until Ctrl-C or SIGTERM."""
 
     def __init__(
         self,
@@ -72,45 +72,22 @@ class GenerationServer:
         address: tuple[str, int] = ("127.0.0.1", 8000),
         canonical: Callable[[str], str] = str,
     ) -> None:
-        """address: host and port, of which 0 takes any free one. canonical: as of `make_app`. OSError or OverflowError
-        where it cannot listen."""
-        limits, (host, port) = limits or ServiceLimits(), address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        """canonical: as of `make_app`. address, OSError and OverflowError: as of SocketServer."""
+        limits = limits or ServiceLimits()
         self.worker = Worker(engines, limits, Metrics(), plain(offer, limits))
-        guard = ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections)
-        config = uvicorn.Config(
+        super().__init__(
             make_app(self.worker, offer, keys or Keys(), limits, canonical),
-            http=type("Limited", (Connection,), {"limits": guard}),
-            ws="none",
-            lifespan="off",
-            loop="asyncio",
-            log_config=None,
-            log_level="critical",  # failures are logged by the application
-            access_log=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=IDLE,
-            timeout_graceful_shutdown=int(limits.drain) + GRACE,
+            address,
+            ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections),
+            grace=int(limits.drain) + GRACE,
+            connection=Connection,
+            server=partial(Server, worker=self.worker),
+            idle=IDLE,
         )
-        self._server = Server(config)
-        self._server.worker = self.worker
-        self._thread = threading.Thread(target=self.run, name="generation server", daemon=True)
 
     def run(self) -> None:
         """Serve until a signal, and let running searches end (ServiceLimits.drain)."""
         self.worker.start()
-        with suppress(KeyboardInterrupt):
-            self._server.run(sockets=[self._socket])
+        super().run()
         self.worker.drain(now=True)
         self.worker.join()
-
-    def __enter__(self) -> GenerationServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.handle_exit(signal.SIGTERM, None)
-        self._thread.join()
