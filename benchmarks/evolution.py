@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from runs import SETTINGS, cell, parser, read, winners, write
 from scipy.stats import spearmanr
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
@@ -60,7 +60,7 @@ def main() -> None:
     settings = {k: getattr(a, k) for k in (*SETTINGS, "draft", "kinds")}
     done = read(a.json, settings)
     pipe = load(dtype=getattr(torch, a.dtype))
-    call = {**defaults(), "num_inference_steps": a.steps, "batch_size": a.batch_size}
+    call = {"num_inference_steps": a.steps, "batch_size": a.batch_size}
     prompts, metrics = sample_prompts(a.prompts, a.prompt_seed, a.kinds), make_rewards(a.held_out)
     if a.heritability:
         tell_heritability(prompts, pipe.engine(a.reward, **call))

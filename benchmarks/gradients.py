@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import make_algorithm, search
@@ -112,7 +112,7 @@ def main() -> None:
 def run(pipe: Any, name: str, nfe: int, seed: int, prompts: list[str], metrics: Any, a: Any) -> dict[str, Any]:
     """One search of every prompt."""
     build, how = METHODS[name]
-    call, watched = {**defaults(), "num_inference_steps": a.steps}, "watched" in how
+    call, watched = {"num_inference_steps": a.steps}, "watched" in how
     rewards = make_rewards([a.reward, a.guard] if watched else a.reward)
     engine = pipe.engine(rewards, batch_size=a.batch_size, **{k: v for k, v in how.items() if k != "watched"}, **call)
     budget, utility = flops_of(nfe, pipe.engine(a.reward, **call)), make([1.0, 0.0] if watched else "mean")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import distill
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load
 from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, __version__, make_algorithm
@@ -115,7 +115,7 @@ def folder(name: str) -> str:
 def ablate(a: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train every variant; per variant the levels' Spearman of base and student on the held-out share. The student is
     what was trained, at every level, though the exported one leaves some of them to the base."""
-    engine = load(dtype=torch.bfloat16).engine("scenes", batch_size=a.batch_size, **defaults())
+    engine = load(dtype=torch.bfloat16).engine("scenes", batch_size=a.batch_size)
     prompts = sample_prompts(a.train_prompts, 77, held_out=False)
     options = RecordOptions(16, seed=5000, steps=[*STEPS, 20], images=True)
     record(engine, prompts, work / "train", options, progress_bar=True)
@@ -159,7 +159,7 @@ def ablation_table(found: dict[str, Any]) -> str:
 def record_all(a: argparse.Namespace, work: Path) -> tuple[Recording, Recording, dict[str, Price]]:
     """Held-out captions, others to tune on, scored by every reward at every step; and what each costs."""
     rewards = [make_reward(BASE), make_reward(AWARE), make_reward("scenes"), make_reward("scenes-strict")]
-    engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size, **defaults())
+    engine = load(dtype=torch.bfloat16).engine(rewards, batch_size=a.batch_size)
     steps = [*SCORED, 20]
     held_out = sample_prompts(a.prompts, a.prompt_seed)
     test = record(
