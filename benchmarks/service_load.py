@@ -34,7 +34,7 @@ import openai
 import psutil
 import torch
 from openai import OpenAI
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load, recommended
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.request.offer import Offer
@@ -54,7 +54,7 @@ def server_of(limits: ServiceLimits) -> GenerationServer:
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     rewards = {"scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
+    offer = Offer("embedded", tuple(rewards), recommended)
     return GenerationServer(
         OneDevice(pipe, rewards),
         offer,

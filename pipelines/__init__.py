@@ -11,12 +11,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_in
+from ttsnap.pipelines.model_defaults import defaults_in
 
 from ttsnap.core.names import did_you_mean, load_object
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
+from ttsnap.request.request import ModelDefaults
 
 # Stock class: its search twin.
 FAMILIES: dict[str, str] = {

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents import seeds
-from ttsnap.pipelines.model_defaults import ModelDefaults, defaults_of
+from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.searching import run
 from ttsnap.reward_models.registry import make_rewards
 
@@ -23,7 +23,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel

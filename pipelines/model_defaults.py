@@ -9,8 +9,6 @@ drafter: the packaged one, or a folder inside the model's, with its calls as in 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,34 +16,11 @@ from ttsnap.reward_models.registry import REWARDS
 
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
+from ttsnap.request.request import ModelDefaults
 from ttsnap.results.payload import checked_call
 
 DEFAULTS_FILE = "ttsnap.json"
 _DRAFT = re.compile(r"(?P<where>[^:\\]{1,200})(?P<calls>:([1-9]|1[0-6]))?")
-_INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt": {"negative_prompt_embeds"}}
-"""Arguments in whose presence a default of another one would contradict them."""
-
-
-@dataclass(frozen=True)
-class ModelDefaults:
-    """What is taken where a user says nothing.
-
-    call: arguments of the model's own call, as steps and guidance. reward: a name of reward_models.registry.REWARDS.
-    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.drafting.own_draft decides.
-    """
-
-    call: Mapping[str, Any] = field(default_factory=dict)
-    reward: str | None = None
-    draft: str | None = None
-
-    def completed(self, given: Mapping[str, Any], takes: Collection[str] | None = None) -> dict[str, Any]:
-        """The arguments of a call with those that are not given. takes: what the call takes; None for all."""
-        more = {
-            name: value
-            for name, value in self.call.items()
-            if (takes is None or name in takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
-        }
-        return {**more, **given}
 
 
 def defaults_in(folder: Path) -> ModelDefaults:

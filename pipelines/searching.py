@@ -46,16 +46,12 @@ class SearchOutcome:
 def completed(request: SearchRequest, pipe: Any) -> SearchRequest:
     """The request with what the model recommends where it says nothing: arguments of the call, a reward, and the
     model's own drafter where that is known to help. ValueError where there is no reward then."""
-    recommended, spec = defaults_of(pipe), request.engine
-    if not spec.rewards and recommended.reward is None:
-        raise ValueError("search needs reward=: a name, a function (images, prompts) -> scores, or a list of them")
-    rewards = spec.rewards or (recommended.reward,)
-    call = recommended.completed(spec.call, pipe.call_arguments())
-    own = dict(call)
+    spec = request.engine.completed(defaults_of(pipe), pipe.call_arguments())
+    own = dict(spec.call)
     for prompt in request.prompts:
         own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
-    sampler = drafting(pipe, spec.sampler, request.algorithm, rewards, own)
-    return replace(request, engine=replace(spec, rewards=rewards, sampler=sampler, call=call))
+    sampler = drafting(pipe, spec.sampler, request.algorithm, spec.rewards, own)
+    return replace(request, engine=replace(spec, sampler=sampler))
 
 
 def run(

@@ -59,7 +59,7 @@ from ttsnap.recordings.folder import OpenRecording, load_recording, packed, prog
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import ModelDefaults, SearchRequest
 from ttsnap.results.media import save_video
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import FOLDER
@@ -384,7 +384,7 @@ def read_upload(path: Path) -> None:
         found.kept(told)
     for picture in found.images:
         render_settings(picture.settings or {})
-        offer = Offer("embedded", ("scenes",), lambda model: {}, any_model=True)
+        offer = Offer("embedded", ("scenes",), lambda model: ModelDefaults(), any_model=True)
         values, _ = restored(picture.settings or {}, offer, DemoLimits())
         assert values.get("rewards", ["scenes"]) == ["scenes"]
         assert "model" not in values

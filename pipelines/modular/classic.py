@@ -12,7 +12,6 @@ import diffusers
 from PIL import Image
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.model_defaults import ModelDefaults
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.pipeline import modular_search_class
@@ -21,6 +20,7 @@ from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.pipeline_copy import copied
 
 from ttsnap.files.pictured import opened
+from ttsnap.request.request import ModelDefaults
 
 MODULAR: dict[str, str] = {
     **dict.fromkeys(

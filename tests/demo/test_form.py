@@ -13,7 +13,7 @@ from ttsnap.demo.folder import render_settings
 from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import ModelDefaults, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 from .conftest import FIELDS
@@ -21,12 +21,12 @@ from .conftest import FIELDS
 REWARDS = ("scenes", "brightness", "compressibility", "colourfulness")
 
 
-def own(model: str) -> dict[str, Any]:
-    return {"guidance_scale": 4.0}
+def own(model: str) -> ModelDefaults:
+    return ModelDefaults({"guidance_scale": 4.0})
 
 
-def none(model: str) -> dict[str, Any]:
-    return {}
+def none(model: str) -> ModelDefaults:
+    return ModelDefaults()
 
 
 OFFER = Offer("embedded", REWARDS, own)

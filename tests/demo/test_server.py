@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load, recommended
 
 from ttsnap.algorithms.by_hand import Wish
 from ttsnap.demo.folder import read_folder
@@ -481,7 +481,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
     """The iterator is closed, the thread ends, and the next visitor is served."""
     models = Models(load, lambda prompt, name: prompt)
     fields = {**FIELDS, "budget": "1600nfe", "steps": 20}
-    asked = read(fields, Offer("embedded", ("scenes",), defaults), DemoLimits())
+    asked = read(fields, Offer("embedded", ("scenes",), recommended), DemoLimits())
     stop = threading.Event()
     frames = stream(asked, models, DemoLimits(), stop, tmp_path)
     while "tt-grid" not in next(frames).stage:
@@ -503,7 +503,7 @@ def known(**changes: Any) -> tuple[Any, Models]:
     """What was asked for, and a server's models with a judge to whom every second image is right."""
     verdicts = itertools.cycle((True, False))
     models = Models(load, lambda prompt, name: prompt, lambda prompt, name: lambda image: next(verdicts))
-    offer = Offer("embedded", ("scenes", "brightness"), defaults)
+    offer = Offer("embedded", ("scenes", "brightness"), recommended)
     return read({**FIELDS, **changes}, offer, DemoLimits()), models
 
 
@@ -600,7 +600,7 @@ def test_candidates_are_named_as_on_the_board() -> None:
 
 def test_a_comparison_takes_no_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, models = known()
-    handlers = Handlers(Offer("embedded", ("scenes",), defaults), DemoLimits(), models, tmp_path)
+    handlers = Handlers(Offer("embedded", ("scenes",), recommended), DemoLimits(), models, tmp_path)
     request: Any = SimpleNamespace(session_hash="a")
     taken: list[bool] = []
 

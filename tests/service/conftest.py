@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import load, recommended
 from ttsnap.reward_models.registry import make_rewards
 
 from tests.shallow import shallow
 from ttsnap.request.offer import Offer
+from ttsnap.request.request import ModelDefaults
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
@@ -32,7 +33,12 @@ def pipe() -> Any:
 
 @pytest.fixture(scope="session")
 def offer() -> Offer:
-    return Offer("embedded", REWARDS, lambda _: defaults())
+    return Offer("embedded", REWARDS, recommended)
+
+
+def few_steps(model: str) -> ModelDefaults:
+    """What it recommends, but for fewer steps."""
+    return ModelDefaults({**recommended(model).call, "num_inference_steps": 4})
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, ImageFile
-from ttsnap.pipelines import defaults
 from ttsnap.reward_models.registry import make_rewards
 
+from tests.service.conftest import few_steps
 from tests.service.test_edits import PROMPT, editor, png
 from tests.service.test_service import until
 from ttsnap.files.pictured import Picture
@@ -35,7 +35,7 @@ HUGE = 8191
 
 @pytest.fixture(scope="module")
 def attacked(editor: Any) -> Iterator[GenerationServer]:
-    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         yield server
@@ -180,7 +180,7 @@ SLOW = {
 @pytest.fixture(scope="module")
 def strict(editor: Any) -> Iterator[GenerationServer]:
     """Has little patience and few places."""
-    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:

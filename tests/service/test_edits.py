@@ -19,7 +19,7 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
-from tests.service.conftest import client_of
+from tests.service.conftest import client_of, few_steps
 from tests.shallow import shallow
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.core.prompt import Prompt
@@ -65,7 +65,7 @@ def editor() -> Any:
 
 @pytest.fixture(scope="module")
 def editing(editor: Any) -> Iterator[GenerationServer]:
-    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     limits = ServiceLimits(drain=0.1, side=64)
     with GenerationServer(served, offer, limits, None, ("127.0.0.1", 0), lambda text: caption(parse(text))) as server:
@@ -98,7 +98,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
             made.append(spec)
             return super().engine(spec)
 
-    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     served, limits = Counting(editor, {"brightness": make_rewards("brightness")[0]}), ServiceLimits(drain=0.1, side=64)
     worker = Worker(served, limits, Metrics(), plain(offer, limits))
     rng, loop = np.random.default_rng(0), asyncio.new_event_loop()
@@ -138,7 +138,7 @@ def test_prompts_with_negative_ones_of_their_own_find_what_each_finds_alone(pipe
 
 @pytest.mark.usefixtures("shallow_model")
 def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: Image.Image) -> None:
-    offer = Offer("embedded", ("brightness",), lambda _: {**defaults(), "num_inference_steps": 4}, edits=True)
+    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     here = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
     served = ManyDevices(here, model, {"brightness": "brightness"}, lambda recipe: LocalPool(recipe, 2))

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from ttsnap.pipelines import defaults
+from ttsnap.pipelines import defaults, recommended
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.reward_models.registry import make_reward, make_rewards
 
@@ -90,7 +90,7 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    offer = Offer("embedded", tuple(rewards), lambda _: defaults(), searches, draft="embedded")
+    offer = Offer("embedded", tuple(rewards), recommended, searches, draft="embedded")
     engines, where = OneDevice(pipe, rewards), ("127.0.0.1", 0)
     with GenerationServer(
         engines, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))
@@ -130,7 +130,7 @@ def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any
 
 def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
-    offer, limits = Offer("embedded", tuple(rewards), lambda _: defaults()), ServiceLimits()
+    offer, limits = Offer("embedded", tuple(rewards), recommended), ServiceLimits()
 
     def draft(offer: Offer, **own: Any) -> Any:
         wanted = Generation(PROMPT, **own)
@@ -149,7 +149,8 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
         draft(none, draft=True)
     other = with_drafts(offer, "hot:2", pipe, rewards)
     assert (draft(other), draft(other, draft=True)) == (None, "hot:2")
-    assert draft(replace(auto, draftable=["moody"])) is None
+    rewards["scenes"].tokens = 100
+    assert draft(with_drafts(offer, "auto", pipe, rewards)) is None
 
 
 def test_drafts_are_looked_at_where_they_are_asked_for(service: GenerationServer, client: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from ttsnap.pipelines import defaults
+from ttsnap.pipelines import recommended
 from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
@@ -62,7 +62,7 @@ class Patchy(Vault):
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[GenerationServer]:
     rewards: dict[str, Any] = {"vault-a": Patchy(), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
+    offer = Offer("embedded", tuple(rewards), recommended)
     with GenerationServer(OneDevice(pipe, rewards), offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         yield server
 
@@ -118,7 +118,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
     engines = ManyDevices(
         OneDevice(pipe, rewards), ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1)
     )
-    offer = Offer("embedded", tuple(rewards), lambda _: defaults())
+    offer = Offer("embedded", tuple(rewards), recommended)
     with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
         assert list(sent(server).json()["data"][0]["scores"]) == ["vault-a"]
         assert list(sent(server, reward=["vault-b", "vault-a"]).json()["data"][0]["scores"]) == ["vault-b", "vault-a"]

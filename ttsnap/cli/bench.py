@@ -19,13 +19,13 @@ from ttsnap.cli.signals import left_by_sigterm, resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
+from ttsnap.request.request import SearchRequest, reward_tuple
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
@@ -126,22 +126,19 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
     prompts = whole.prompts[read_span(a.prompts)]
     if not prompts:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
-    reward, report = common.require_reward(a), common.report_of(a)
     texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
-    call = {**common.call_arguments(a), **common.picture_arguments(a, texts)}
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
-    batch = EngineOptions.of(arguments.read(BatchOptions, a))
     request = SearchRequest(
         tuple(texts),
-        EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), arms[0].sampler, batch, call),
+        common.engine_spec(a, texts, arms[0].sampler),
         arms[0].made,
         common.budget_of(a),
         a.seed,
         shared=a.shared,
         utility=a.utility,
-        report=reward_tuple(report),
+        report=reward_tuple(common.report_of(a)),
     )
-    common.check_affordable(request.budget, call)
+    common.check_affordable(request.budget, request.engine.call)
     how = arguments.read(BenchOptions, a)
     bench = Bench(prompts, texts, arms, request.budget, request.spec.utility, request.seed, a.shared, how)
     return bench, whole, request
@@ -170,7 +167,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchReque
         "algorithms": [arm.noted() for arm in bench.arms],
         "budget": str(bench.budget),
         "shared": bench.shared,
-        "reward": common.require_reward(a),
+        "reward": a.reward or request.engine.rewards[0],
         "utility": a.utility,
         "report": common.report_of(a),
         "seed": bench.seed,

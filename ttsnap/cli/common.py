@@ -15,14 +15,15 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
-from ttsnap.options.engine import DeviceOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
 from ttsnap.reward_models.registry import check_names as check_rewards
 from ttsnap.reward_models.registry import named
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
-    from ttsnap.request.request import SearchRequest
 
 # --- reading them -------------------------------------------------------------------------------------------------
 
@@ -74,18 +75,6 @@ def canonical(prompts: Sequence[Prompt], model: str) -> list[Prompt]:
     return [replace(prompt, text=caption(parse(prompt.text))) for prompt in prompts]
 
 
-def require_reward(a: Arguments) -> Any:
-    """--reward as given, or the one that the model's folder names; ValueError where there is neither."""
-    from ttsnap.pipelines import recommended
-    from ttsnap.reward_models.registry import refuse_credentials
-
-    refuse_credentials(a.reward)  # before it is written into a file
-    reward = a.reward if a.reward is not None else recommended(a.model).reward
-    if reward is None:
-        raise ValueError(f"model {a.model} needs a --reward: file.py:function, module:attribute or a known name")
-    return reward
-
-
 def report_of(a: Arguments) -> Any:
     """--report as given, or the strict checker beside the checker by which packaged models are searched; else None."""
     return a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
@@ -103,15 +92,25 @@ def load_rewards(spec: Any, **where: Any) -> Any:
         return make_rewards(spec, **where)
 
 
-def call_arguments(a: Arguments) -> dict[str, Any]:
-    """Arguments of the pipeline call: those that were given, and the model's defaults for the others."""
+def engine_spec(
+    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[str] = ()
+) -> EngineSpec:
+    """The engine that is asked for, with what the model's folder recommends for the rest. keep: as in EngineOptions.
+
+    ValueError where neither names a reward, and for pictures that do not fit.
+    """
     from ttsnap.pipelines import recommended
+    from ttsnap.reward_models.registry import refuse_credentials
 
-    given = {name: a[option.flag] for name, option in WRITTEN.items()}
-    return recommended(a.model).completed({**{k: v for k, v in given.items() if v is not None}, **a.call})
+    refuse_credentials(a.reward)  # before it is written into a file
+    written = {name: a[option.flag] for name, option in WRITTEN.items()}
+    call = {**{k: v for k, v in written.items() if v is not None}, **a.call, **_picture_arguments(a, prompts)}
+    batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
+    spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
+    return spec.completed(recommended(a.model))
 
 
-def picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Pictures and strength, by argument of the pipeline's call. Where each prompt has pictures of its own, those of
     the first stand in, by which an engine is told what it is for.
 

@@ -136,7 +136,7 @@ def judged(prompt: str, name: str) -> Any:
 
 def offered(a: Arguments) -> Any:
     """The choices of visitors: fewer where strangers can reach the page."""
-    from ttsnap.pipelines import defaults, recommended
+    from ttsnap.pipelines import recommended
     from ttsnap.request.offer import Offer
 
     model = a.model or EMBEDDED
@@ -149,4 +149,4 @@ def offered(a: Arguments) -> Any:
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own
-    return Offer(model, tuple(rewards), defaults, draft=draft, drafts_first=first, any_model=any_model)
+    return Offer(model, tuple(rewards), recommended, draft=draft, drafts_first=first, any_model=any_model)

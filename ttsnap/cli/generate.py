@@ -17,11 +17,11 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
 from ttsnap.files.pictured import blanks
 from ttsnap.options.call import PictureOptions, VideoOptions
-from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
+from ttsnap.request.request import SearchRequest, reward_tuple
 
 HELP = "find the best image for a prompt under a budget"
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
@@ -111,15 +111,12 @@ def run(a: Arguments) -> int:
 def _requests(a: Arguments) -> dict[str, SearchRequest]:
     """The searches by the names of their algorithms, that of --algorithm first. ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
-    reward, report = common.require_reward(a), common.report_of(a)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    batch = EngineOptions.of(arguments.read(BatchOptions, a))
-    model, sampler = arguments.read(ModelOptions, a), arguments.read(SamplerOptions, a)
-    call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
+    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
     first = SearchRequest(
         tuple(prompts),
-        EngineSpec(model, reward_tuple(reward), sampler, batch, {**call, **blanks(prompts[0].inputs)}),
+        replace(engine, call={**engine.call, **blanks(prompts[0].inputs)}),
         a.algorithm,
         common.budget_of(a),
         a.seed,
@@ -127,10 +124,10 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         a.options,
         a.shared,
         a.utility,
-        reward_tuple(report),
+        reward_tuple(common.report_of(a)),
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
-    common.check_affordable(first.budget, call)
+    common.check_affordable(first.budget, engine.call)
     return {a.algorithm: first, **({a.compare: replace(first, search=a.compare, options={})} if a.compare else {})}
 
 

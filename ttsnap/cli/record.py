@@ -14,12 +14,12 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.engine import BatchOptions, EngineOptions, WorkerOptions
+from ttsnap.options.engine import BatchOptions, WorkerOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, reward_tuple
+from ttsnap.request.request import EngineSpec
 
 if TYPE_CHECKING:
     from ttsnap.files.settings import Json
@@ -82,15 +82,12 @@ def run_with(options: dict[str, Any]) -> None:
 
 def run(a: Arguments) -> int:
     """Record, or go on with it, and say how well early scores tell the final ones."""
-    prompts, reward = common.read_prompts(a, "record", a.task), common.require_reward(a)
-    sampler, batches = arguments.read(SamplerOptions, a).drafted_by(None), arguments.read(BatchOptions, a)
+    prompts = common.read_prompts(a, "record", a.task)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     common.placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.recordings.folder import RECORDING, progress
 
-    options = EngineOptions.of(batches, what.keep)
-    call = {**common.call_arguments(a), **common.picture_arguments(a, prompts)}
-    spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(reward), sampler, options, call)
+    spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None), what.keep)
     asked = spec, common.canonical(prompts, a.model), (out := Path(a.out)), what
     make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
     try:

@@ -15,7 +15,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,6 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     """Make one image again, write it, and say how far it is from the original."""
     import numpy as np
 
-    from ttsnap.pipelines.model_defaults import ModelDefaults
     from ttsnap.pipelines.searching import run
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8

@@ -99,7 +99,7 @@ def _by_hand(handlers: Handlers) -> None:
 def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     """The settings below the prompt, by the names of FIELDS."""
     offer, limits = handlers.offer, handlers.limits
-    defaults = offer.defaults(offer.model)
+    defaults = offer.defaults(offer.model).call
     showcased = offer.model == "embedded"
     steps_now = defaults.get("num_inference_steps", 28)
     budget_now = showcase.BUDGET if showcased else BUDGETS[1]

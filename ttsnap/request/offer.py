@@ -7,9 +7,9 @@ holds nothing that is not offered and nothing beyond the limits.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, TypeAlias
 
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.names import unknown
@@ -23,10 +23,12 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
-from ttsnap.request.request import AlgorithmSpec, EngineSpec, SearchRequest
+from ttsnap.request.request import AlgorithmSpec, EngineSpec, ModelDefaults, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, Size(100)]
+Helps: TypeAlias = Callable[[Algorithm, SamplerOptions, tuple[str, ...], Mapping[str, Any]], bool]
+"""Whether a drafter helps a search: its algorithm, sampler, rewards by name, and complete call."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,6 @@ class SearchFields(CommonFields):
         return cls(**known)
 
 
-class OwnDrafter(Protocol):
-    """The drafter of the model's folder (ttsnap.pipelines.drafting.own_draft.OwnDraft)."""
-
-    @property
-    def name(self) -> str: ...
-
-    def suits(self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Any, call: Mapping[str, Any]) -> bool: ...
-
-
 @dataclass(frozen=True)
 class Offer:
     """What strangers choose from."""
@@ -98,17 +91,16 @@ class Offer:
     """The name that they use."""
     rewards: tuple[str, ...]
     """By the names that they use; the first where none is named."""
-    defaults: Callable[[str], Mapping[str, Any]]
-    """The arguments of a model's call where nothing else is given."""
+    defaults: Callable[[str], ModelDefaults]
+    """What a model recommends where nothing is given."""
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     """Those of the operator's files, beside the algorithms of the catalogue."""
     draft: str | None = None
     """The drafter that they may ask for."""
     drafts_first: bool = False
     """Whether that is left to the model, which takes it where it is known to help."""
-    own: OwnDrafter | None = None
-    """The model's own drafter, which is taken where nothing is said, all rewards are `draftable` and it helps."""
-    draftable: Collection[str] = ()
+    helps: Helps | None = None
+    """Of `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
     any_model: bool = False
     """Whether another model may be named."""
     edits: bool = False
@@ -163,7 +155,7 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
     if given.size is not None:
         limits.check_size(*given.size)
         own |= dict(zip(("width", "height"), given.size, strict=True))
-    return {**offer.defaults(model), **{name: value for name, value in own.items() if value is not None}}
+    return offer.defaults(model).completed({name: value for name, value in own.items() if value is not None})
 
 
 def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
@@ -180,9 +172,9 @@ def _sampler(
 ) -> SamplerOptions:  # fmt: skip
     """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
     sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
-    if given.draft is None and offer.own is not None and set(rewards) <= set(offer.draftable):
-        helps = offer.own.suits(make_algorithm(search), sampler, (), call)
-        return replace(sampler, draft=offer.own.name if helps else None)
+    if given.draft is None and offer.helps is not None:
+        helps = offer.helps(make_algorithm(search), sampler, rewards, call)
+        return replace(sampler, draft=offer.draft if helps else None)
     if not given.draft:
         return sampler
     if offer.drafts_first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -25,6 +25,31 @@ AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
 
 SEEDS = 2**64
 """How many seeds torch takes."""
+_INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt": {"negative_prompt_embeds"}}
+"""Arguments in whose presence a default of another one would contradict them."""
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a model recommends, in the file that `ttsnap.pipelines.model_defaults` reads. Every door takes it where its
+    users say nothing, by `completed`.
+
+    call: arguments of the model's own call, as steps and guidance. reward: a name of reward_models.registry.REWARDS.
+    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.drafting.own_draft decides.
+    """
+
+    call: Mapping[str, Any] = field(default_factory=dict)
+    reward: str | None = None
+    draft: str | None = None
+
+    def completed(self, given: Mapping[str, Any], takes: Collection[str] | None = None) -> dict[str, Any]:
+        """The arguments of a call with those that are not given. takes: what the call takes; None for all."""
+        more = {
+            name: value
+            for name, value in self.call.items()
+            if (takes is None or name in takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
+        }
+        return {**more, **given}
 
 
 @dataclass(frozen=True)
@@ -42,11 +67,23 @@ class EngineSpec:
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     batch: EngineOptions = field(default_factory=EngineOptions)
     call: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the pipeline's own call (steps, guidance, sizes), complete. Where engines are shared, they say of a
-    prompt only that it has a negative one (""), and of what size its pictures are (Blank): latents of other shapes
-    share no batch."""
+    """Arguments of the pipeline's own call (steps, guidance, sizes). Where engines are shared, they say of a prompt
+    only that it has a negative one (""), and of what size its pictures are (Blank): latents of other shapes share no
+    batch."""
     scheduler: Any = field(default=None, hash=False)
     """One that was put in place of the model's own, else None."""
+
+    def completed(self, defaults: ModelDefaults, takes: Collection[str] | None = None) -> EngineSpec:
+        """The spec with the reward and the arguments that its model recommends, where it has none. takes: what the
+        pipeline's call takes; None where that is not known yet. ValueError where there is no reward then."""
+        rewards = self.rewards or reward_tuple(defaults.reward)
+        if not rewards:
+            raise ValueError(
+                "search needs reward=: a name, a function (images, prompts) -> scores, or a list of them"
+                if self.model is None
+                else f"model {self.model.model} needs a --reward: file.py:function, module:attribute or a known name"
+            )
+        return replace(self, rewards=rewards, call=defaults.completed(self.call, takes))
 
 
 @dataclass(frozen=True)

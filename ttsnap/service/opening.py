@@ -9,10 +9,10 @@ from typing import Any
 from ttsnap.core.protocols import Algorithm
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import defaults, recommended
+from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.request.offer import Offer
-from ttsnap.reward_models.registry import named, refuse_credentials, suits_drafts
+from ttsnap.reward_models.registry import named, refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import Engines
@@ -44,7 +44,7 @@ def offer_of(
 ) -> Offer:
     """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
     `with_drafts`."""
-    name, known = name or model.rstrip("/").rpartition("/")[2], defaults(model)
+    name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
     true_cfg = "true_cfg_scale" in engines.pipe.call_arguments()
     offer = Offer(name, tuple(engines.rewards), lambda _: known, searches, edits=edits, true_cfg=true_cfg)
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
@@ -56,10 +56,14 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     own, named = own_draft(pipe), SamplerOptions(draft=draft)
     drafter = named.drafted_by(None if own is None else own.name).draft
     if drafter is not None:  # errors of a drafter come at once
-        pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model))
-    own = own if own is not None and own.name == drafter else None
-    draftable = [name for name, reward in rewards.items() if suits_drafts(reward)]
-    return replace(offer, draft=drafter, own=own, draftable=draftable)
+        pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model).call)
+    if own is None or own.name != drafter:
+        return replace(offer, draft=drafter)
+
+    def helps(algorithm: Algorithm, sampler: SamplerOptions, names: Sequence[str], call: Mapping[str, Any]) -> bool:
+        return own.suits(algorithm, sampler, [rewards[name] for name in names], call)
+
+    return replace(offer, draft=drafter, helps=helps)
 
 
 def canonical_of(model: str) -> Callable[[str], str]:
