@@ -7,8 +7,7 @@ those in the loop for rows at any steps, and those after it for any latents.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -158,13 +157,3 @@ def check_decoder(vae: Any, call: Mapping[str, Any]) -> None:
         raise ValueError(f"this VAE mixes drawn noise into latents before it decodes them (decode_noise_scale, or "
                          f"decode_timestep without it, is {level}), and what is decoded on the way would differ from "
                          "what comes out in the end; set decode_noise_scale=0.0")  # fmt: skip
-
-
-@contextmanager
-def preview_refused(pipe: Any) -> Iterator[None]:
-    """ValueError where the blocks after the loop need an attribute that a preview VAE lacks."""
-    try:
-        yield
-    except AttributeError as error:
-        raise ValueError(f"the blocks of {pipe.stock_class().__name__} cannot decode by preview_vae: {error}; set "
-                         "pipe.preview_vae to None") from error  # fmt: skip

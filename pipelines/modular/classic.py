@@ -167,16 +167,12 @@ SHARED_BY_SOUND = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_
 """Settings of a video that hold for its sound, where that has none of its own."""
 
 
-def _renamed(stock: Any) -> dict[str, str]:
-    return RENAMED.get(stock.__name__, {})
-
-
 @functools.cache
 def honoured(stock: Any, modular_class: str) -> frozenset[str]:
     """The arguments of a classic class's call that a search over this modular class honours."""
     with guiders.unwarned():
         made = modular_search_class(getattr(diffusers, modular_class))()
-    known, renamed = inspect.signature(stock.__call__).parameters, _renamed(stock)
+    known, renamed = inspect.signature(stock.__call__).parameters, RENAMED.get(stock.__name__, {})
     inputs = made.call_arguments()
     takes = {name for name in known if renamed.get(name, name) in inputs}
     if stock.__name__.startswith("LTX"):  # they set sigmas themselves, and refuse times beside these
@@ -188,7 +184,7 @@ def honoured(stock: Any, modular_class: str) -> frozenset[str]:
 
 def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with which a modular pipeline makes what a call of the classic class makes."""
-    known, renamed = inspect.signature(stock.__call__).parameters, _renamed(stock)
+    known, renamed = inspect.signature(stock.__call__).parameters, RENAMED.get(stock.__name__, {})
     takes = honoured(stock, type(made).stock_class().__name__)
     given = {renamed.get(name, name): value for name, value in call.items() if value is not None}
     guided = guiders.settings(made)

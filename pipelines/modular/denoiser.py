@@ -280,8 +280,11 @@ class ModularDenoiser(PipelineDenoiser):
         return blocks.run(blocks.with_parts(self.pipe, vae=vae), end, state)
 
     def preview(self, x0: Tensor) -> Tensor:
-        with blocks.preview_refused(self.pipe):
+        try:
             return super().preview(x0)
+        except AttributeError as error:  # of a preview VAE, which the blocks after the loop read
+            raise ValueError(f"the blocks of {self.pipe.stock_class().__name__} cannot decode by preview_vae: {error}; "
+                             "set pipe.preview_vae to None") from error  # fmt: skip
 
     def meta_twin(self) -> Self:
         twin = super().meta_twin()

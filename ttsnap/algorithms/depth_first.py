@@ -78,7 +78,7 @@ class DepthFirst(Settings):
         at, uid = state.checks[j], int(particles.moved[0])
         passes = self._passes(state, particles, uid)
         if passes and at < end:
-            return self._go(state, particles, uid, j + 1)
+            return advance(particles, [uid], state.checks[j + 1]), state._replace(j=j + 1)
         back = max(0, min(task.grid.step_at(min(1.0, task.grid.levels[at] + self.back + 1e-6)), at - 1))
         if not passes and state.tries > 0 and self._affords(state, particles, back):
             move, state = self._start(state, particles, back)
@@ -87,8 +87,8 @@ class DepthFirst(Settings):
             more = self.thresholds is None and np.isfinite(task.allowance) and self._affords(state, particles, 0)
             return self._start(state, particles, 0) if more else (None, state)
         resting = np.flatnonzero(particles.alive & (particles.step == at) & (particles.scored == at))
-        best = int(resting[np.argmax(particles.value(resting))])
-        return self._go(state, particles, best, len(self.levels))
+        best = resting[[np.argmax(particles.value(resting))]]
+        return advance(particles, best, end), state._replace(j=len(self.levels))
 
     def _passes(self, state: State, particles: Particles, uid: int) -> bool:
         """Whether the particle's score is up to the threshold of its check."""
@@ -112,6 +112,3 @@ class DepthFirst(Settings):
         """A new particle to the first check after `step`: the last one noised forward to it, or a fresh seed at 0."""
         j, to = next((j, s) for j, s in enumerate(state.checks) if s > step)
         return (renoise(particles.moved, step, to) if step > 0 else fresh(1, to)), state._replace(j=j)
-
-    def _go(self, state: State, particles: Particles, uid: int, j: int) -> tuple[Move, State]:
-        return advance(particles, [uid], state.checks[j]), state._replace(j=j)

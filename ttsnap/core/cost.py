@@ -241,9 +241,5 @@ class Price:
         """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes."""
         return cost.nfe + cost.draft_calls * self.nfe_per_draft if cost.draft_calls else cost.nfe
 
-    def of_gradients(self, gradients: int, backwards: int, nfe: int = 0) -> Cost:
-        """The cost of so many gradients, which go back through `backwards` evaluations, of which `nfe` are new."""
-        return Cost(nfe, gradients, gradients * self.asked, gradients=gradients, backwards=backwards)
-
 
 PLAIN = Price()

@@ -118,7 +118,8 @@ def finish_cost(
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
     least = np.lexsort((gradients_left, calls + again))[0]
     gradients = int(gradients_left[least])
-    cost = price.of_gradients(gradients, gradients if guided.through else 0, int(again[least]))
+    backwards, asked = gradients if guided.through else 0, gradients * price.asked
+    cost = Cost(int(again[least]), gradients, asked, gradients=gradients, backwards=backwards)
     return Cost(int(calls[least]), 1, scoring, tokens=price.tokens) + cost
 
 
@@ -165,7 +166,7 @@ class Plan:
     def take(self, rows: IntArray | slice) -> Plan:
         """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on later ones."""
         columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows]
-        costs = _some(self.costs, rows)
+        costs = {kind: column[rows] for kind, column in self.costs.items()}
         return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)
 
 
@@ -190,11 +191,6 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
         paid &= particles.cached[parent]
     costs = row_costs(rows, move.look, particles, grid, rewards, price)
     return Plan(rows, uid, seeds, near, paid, costs, move.look, move.drop, move.reject)
-
-
-def _some(costs: RowCosts, rows: IntArray | slice) -> RowCosts:
-    """Of some rows."""
-    return {kind: column[rows] for kind, column in costs.items()}
 
 
 def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> BoolArray:
@@ -224,7 +220,8 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
     whole, part = at[~ran], at[ran]
     # Gradients of finished images are the first thing that an engine does, so that they are spent.
     ascents = whole[plan.rows.kind[whole] == ASCEND]
-    cost = total(_some(plan.costs, np.setdiff1d(whole, ascents)))
+    untouched = np.setdiff1d(whole, ascents)
+    cost = total({kind: column[untouched] for kind, column in plan.costs.items()})
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ttsnap.core.cost import Cost, Price, Rates
@@ -30,7 +31,7 @@ from ttsnap.engine.rows import Row, RowBuilder
 from ttsnap.engine.scheduler import ScheduledBatch, Scheduler, by_job, next_batch
 from ttsnap.engine.scoring import RowScorer
 from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise, PendingEval, SharedDenoiser
-from ttsnap.engine.stepper import Stepper, at_rest
+from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
@@ -283,7 +284,16 @@ class LiveEngine(Engine):
         ], n
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
-        """These rows stop here; their particles keep their state, ready for another move."""
+        """These rows stop here, without scores; their particles keep their state, ready for another move."""
         for row in rows:
             self.store[job, row.uid] = Particle(row.node, row.key)
-        return at_rest(job, rows, self.stepper)
+        where, report = [row.node.step(self.grid) for row in rows], self.stepper.report([row.node for row in rows])
+        return Outcome(
+            job,
+            uids=np.array([row.uid for row in rows], int),
+            step=np.array([step for step, _ in where], int),
+            cached=np.array([paid for _, paid in where], bool),
+            look_cost=Cost().plus(*(row.look.cost for row in rows)),
+            log_ratio=report.log_ratio,
+            has_gradient=report.has_gradient,
+        )

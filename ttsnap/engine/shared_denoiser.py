@@ -31,12 +31,12 @@ class EncodedPrompts:
 
     A text encoder may pad its prompts to the longest one, so that what it gives for them belongs together: when jobs
     come, the denoiser encodes the prompts of all that there are. One whose encoder pads to a fixed length keeps those
-    that it has. encode_all: has the denoiser encode the prompts of all engines on the same network, and calls `place`
+    that it has. encode: has the denoiser encode the prompts of all engines on the same network, and calls `place`
     (SharedDenoiser.encode).
     """
 
-    def __init__(self, denoiser: Denoiser, encode_all: Callable[[], None]) -> None:
-        self.denoiser, self._encode_all = denoiser, encode_all
+    def __init__(self, denoiser: Denoiser, encode: Callable[[], None]) -> None:
+        self.denoiser, self.encode = denoiser, encode
         self.clear()
 
     def clear(self) -> None:
@@ -71,11 +71,6 @@ class EncodedPrompts:
         self._prompts, self._next = dict(prompts), following
         if prompts:
             self.encode()
-
-    @torch.no_grad()
-    def encode(self) -> None:
-        """Have the denoiser encode all prompts that there are."""
-        self._encode_all()
 
     def place(self, first: int) -> int:
         """They are encoded, in rows from `first` on; returns the row after the last."""
@@ -197,6 +192,7 @@ class SharedDenoiser:
             self._starts[denoiser.grid] = self.denoiser.merge_schedule(denoiser)
         return self._starts[denoiser.grid]
 
+    @torch.no_grad()
     def encode(self) -> None:
         """Encode the prompts of all jobs that there are, and tell the engines where theirs are."""
         prompts = [peer.noise.prompts for peer in self.peers]

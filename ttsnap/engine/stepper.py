@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.core.cost import Cost, Price, Rates
-from ttsnap.core.outcome import Outcome
 from ttsnap.engine.rows import Row
 from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.engine.store import Node, stacked
@@ -81,17 +78,3 @@ class Stepper:
     def report(self, nodes: Sequence[Node]) -> Report:
         """What there is to tell of these particles beside where they are."""
         return Report()
-
-
-def at_rest(job: int, rows: Sequence[Row], stepper: Stepper) -> Outcome:
-    """Where these rows of one job are, without scores."""
-    where, report = [row.node.step(stepper.grid) for row in rows], stepper.report([row.node for row in rows])
-    return Outcome(
-        job,
-        uids=np.array([row.uid for row in rows], int),
-        step=np.array([step for step, _ in where], int),
-        cached=np.array([paid for _, paid in where], bool),
-        look_cost=Cost().plus(*(row.look.cost for row in rows)),
-        log_ratio=report.log_ratio,
-        has_gradient=report.has_gradient,
-    )

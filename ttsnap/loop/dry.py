@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
@@ -37,10 +35,7 @@ class DryEngine(Engine):
         self.grid, self.reward_names, self.offers, self.price = grid, reward_names, offers, price or Price()
         self.draft_calls = draft_calls
         self._done: list[Outcome] = []
-
-    @cached_property
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(0)
+        self._rng = np.random.default_rng(0)
 
     def start(self) -> None:
         self._done = []

@@ -30,6 +30,8 @@ from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shar
 from ttsnap.results.folders import check_same, refuse_journal
 
 RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
+UNIT_FILES = "unit-*.safetensors"
+"""Their names, as a pattern (Unit.file)."""
 
 
 def load_recording(path: str | Path, *, scores: str = "noise_aware", price: Price = PUBLISHED) -> Recording:
@@ -183,8 +185,8 @@ class OpenRecording:
         return self.header.recording(scores)
 
     def _remove_units(self) -> None:
-        for name in _unit_names(self.folder):
-            (self.folder / name).unlink()
+        for path in list(self.folder.glob(UNIT_FILES)):
+            path.unlink()
 
     def __enter__(self) -> OpenRecording:
         return self
@@ -209,18 +211,13 @@ def unpacked(path: Path, key: str, what: str) -> tuple[FloatArray, dict[str, Jso
     return _held_to_checksum(path, tensors, about.pop("crc32", None)), about
 
 
-def _unit_names(folder: Path) -> set[str]:
-    """The names of the units' files in a folder."""
-    return {path.name for path in folder.glob("unit-*.safetensors")}
-
-
 def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard | None]]:
     """The scores and the shard of each unit that is in a folder, by the unit's index.
 
     ValueError for a damaged file, for one of other settings, and for a folder that an earlier version began.
     """
     refuse_journal(folder)
-    names, digest = _unit_names(folder), header.digest()
+    names, digest = {path.name for path in folder.glob(UNIT_FILES)}, header.digest()
     units = [unit for unit in header.units() if unit.file in names] if names else []
     return {unit.index: _read_unit(folder / unit.file, unit, header, digest) for unit in units}
 

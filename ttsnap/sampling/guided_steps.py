@@ -108,7 +108,8 @@ class GuidedKernel:
         """
         scale = self.guidance.scale
         mean, std = self.kernel.moments(x, prediction, k)
-        g = torch.where(_finite(gradient), gradient, 0.0).to(mean.dtype)
+        finite = rows(gradient.flatten(1).isfinite().all(1), gradient)
+        g = torch.where(finite, gradient, 0.0).to(mean.dtype)
         size = g.flatten(1).norm(dim=1)
         unit = g / rows(torch.where(size > 0, size, 1.0), g)
         c, d = rows(std, mean), mean[0].numel()
@@ -124,8 +125,3 @@ class GuidedKernel:
         away = (shift / torch.where(c > 0, c, 1.0) + rows(kappa, mean) * xi).flatten(1).double()  # in deviations
         ratio = (xi.flatten(1).double().square() - away.square()).sum(1) / 2 + d * kappa.log()
         return moved.to(x.dtype), ratio
-
-
-def _finite(gradient: Tensor) -> Tensor:
-    """(N, 1, ...) rows without nan or inf."""
-    return rows(gradient.flatten(1).isfinite().all(1), gradient)

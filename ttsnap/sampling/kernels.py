@@ -123,7 +123,7 @@ class Ode(Stateless):
         t, s = self.times[k], self.times[to]
         eps = eps_from_x0(self.path, wide, x0, t)
         moved = rows(self.path.alpha(s), wide) * x0 + rows(self.path.sigma(s), wide) * eps
-        return torch.where(_last(self.times, to - 1, wide), x0, moved).to(x.dtype)
+        return torch.where(rows(to == len(self.times) - 1, wide), x0, moved).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,8 @@ def _toward(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, c: T
 
 def _ending(times: Tensor, k: Tensor, mean: Tensor, x0: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Moments of a step, but for rows whose next point is the image: they take the x0 estimate, without noise."""
-    return torch.where(_last(times, k, mean), x0, mean), torch.where(k + 1 == len(times) - 1, 0.0, std)
-
-
-def _last(times: Tensor, k: Tensor, like: Tensor) -> Tensor:
-    """Rows whose next point is the image: they take the x0 estimate, also where a path ends with a little noise."""
-    return rows(k + 1 == len(times) - 1, like)
+    last = k + 1 == len(times) - 1  # also where a path ends with a little noise
+    return torch.where(rows(last, mean), x0, mean), torch.where(last, 0.0, std)
 
 
 MOST_GROWTH = 1e15

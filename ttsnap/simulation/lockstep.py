@@ -141,7 +141,9 @@ class _Lockstep:
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
-        self._record(searches, uids, _part(move.rows.stop, searches), _part(move.rows.score, searches), move.look)
+        columns = move.rows.stop, move.rows.score  # (B, n), or (n,) where they are the same in all searches
+        stop, score = (column if column.ndim == 1 else column[searches] for column in columns)
+        self._record(searches, uids, stop, score, move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
         """The particles (k, n) that the rows of a move advance or start; drops those that the move gives up."""
@@ -213,11 +215,6 @@ class _Lockstep:
             value[done] = self.particles.utility(final[done][:, None])[:, 0]
         best = value.argmax(1)
         return Outcomes(uids[searches, best], value[searches, best], self.paid)
-
-
-def _part(column: NDArray[_Kind], searches: IntArray) -> NDArray[_Kind]:
-    """A column of a move, (B, n) or (n,) where it is the same in all searches, for k searches: (k, n) or (n,)."""
-    return column if column.ndim == 1 else column[searches]
 
 
 def _merged(old: Rows, new: Rows, searches: IntArray) -> Rows:

@@ -89,7 +89,9 @@ class SMC(Settings):
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if s.at < 0:
-            move = _branched(s.uids, s.steps[0], particles) if len(s.uids) else fresh(s.n, s.steps[0])
+            move = fresh(s.n, s.steps[0])
+            if len(s.uids):
+                move = advance(particles, s.uids, s.steps[0], drop=particles.others(s.uids))
             none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)  # below any score, which may be negative
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
@@ -98,7 +100,7 @@ class SMC(Settings):
             if s.last:
                 return None, s
             s = self._resampled(s, rng)
-            move = _branched(s.uids, s.steps[s.at + 1], particles)
+            move = advance(particles, s.uids, s.steps[s.at + 1], drop=particles.others(s.uids))
         return move, s._replace(at=s.at + 1)
 
     def _size(self, s: State, at: int) -> int:
@@ -149,8 +151,3 @@ class SMC(Settings):
             logw = np.full(len(logw), s.log_z - np.log(m))
         rows = rows[np.argsort(-s.logw[rows], kind="stable")]
         return s._replace(logw=logw).of(rows)
-
-
-def _branched(parents: IntArray, stop: int, particles: Particles) -> Move:
-    """From these alone: all others are given up."""
-    return advance(particles, parents, stop, drop=particles.others(parents))
