@@ -31,6 +31,7 @@ from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
 from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
+_warn_once = functools.cache(logger.warning)
 _SCALES = ("true_cfg_scale", "guidance_scale")
 """The arguments with a guidance scale, that of two passes first."""
 
@@ -80,12 +81,7 @@ def drafting(
 def warn_of_doubt(drafts: Any, model: str) -> None:
     """Log, once in a process, why the drafts of a denoiser, if any, may choose worse seeds."""
     if drafts is not None and (doubt := drafts.doubt(model)) is not None:
-        _warn_once(doubt)
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    logger.warning(text)
+        _warn_once("%s", doubt)
 
 
 def own_draft(pipe: Any) -> OwnDraft | None:

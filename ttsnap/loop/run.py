@@ -63,27 +63,24 @@ class Run:
 
         Where the engine is lost, all requests end with what they have."""
         try:
-            self._turn()
+            for request in list(self.requests):
+                self._take_up(request)
+                ready = [job for job in request.active if not job.waiting]
+                # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
+                if ready and (not request.spec.shared or len(ready) == len(request.active)):
+                    self._ask(request, ready)
+            before = self.engine.nfe
+            outcomes = self.engine.tick()
+            if self.engine.nfe > before:
+                for request in self.requests:
+                    request.tell("tick", None, nfe=self.engine.nfe - before)
+            for outcome in outcomes:
+                self._collect(outcome)
+            for request in list(self.requests):
+                if not request.stopping and request.late(self.engine):
+                    self._wind_up(request)
         except EngineLost as lost:
             self._end_all(str(lost))
-
-    def _turn(self) -> None:
-        for request in list(self.requests):
-            self._take_up(request)
-            ready = [job for job in request.active if not job.waiting]
-            # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
-            if ready and (not request.spec.shared or len(ready) == len(request.active)):
-                self._ask(request, ready)
-        before = self.engine.nfe
-        outcomes = self.engine.tick()
-        if self.engine.nfe > before:
-            for request in self.requests:
-                request.tell("tick", None, nfe=self.engine.nfe - before)
-        for outcome in outcomes:
-            self._collect(outcome)
-        for request in list(self.requests):
-            if not request.stopping and request.late(self.engine):
-                self._wind_up(request)
         self.requests = [request for request in self.requests if not request.done]
 
     def stop(self, request: RunningRequest) -> None:
@@ -254,18 +251,14 @@ class Run:
         cancelled = self.engine.cancel(job.index)
         for outcome in self.engine.arrived():
             self._collect(outcome)
-        refund = self._unspent(job, cancelled)
+        job.table.record(cancelled)  # how far its rows got
+        refund = Cost()
+        if job.plan is not None:
+            refund = unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
         job.ledger.refund(refund)
         if job.trace:
             job.trace[-1]["refund"] = refund.counts()
         job.waiting = 0
-
-    def _unspent(self, job: Job, cancelled: Outcome) -> Cost:
-        """The part of a cancelled plan's cost that did not run. Records how far its rows got."""
-        job.table.record(cancelled)
-        if job.plan is None:
-            return Cost()
-        return unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
 
     def _end_all(self, why: str) -> None:
         """The engine is lost: there is nothing to tell it, and no more to hear from it."""

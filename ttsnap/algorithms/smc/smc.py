@@ -89,9 +89,10 @@ class SMC(Settings):
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if s.at < 0:
-            move = fresh(s.n, s.steps[0])
             if len(s.uids):
                 move = advance(particles, s.uids, s.steps[0], drop=particles.others(s.uids))
+            else:
+                move = fresh(s.n, s.steps[0])
             none = np.full(s.n, -np.inf if self.potential == "max" else 0.0)  # below any score, which may be negative
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
