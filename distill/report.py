@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from ttsnap.distill.evaluate import Evaluation
 
 from ttsnap.extras import install
-from ttsnap.files.writing import write_whole
+from ttsnap.files.writing import markdown, write_whole
 
 COLUMNS = {
     "spearman": "Spearman",
@@ -62,17 +61,6 @@ def usage(evaluation: Evaluation) -> str:
         f"{student} uses what was trained above noise {below:.3f}. Up to there it scores as {base} does, which ranks "
         f"the held-out estimates as well or better (Spearman {ranks} of what was trained)"
     )
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """A Markdown table whose columns are padded; those in `left` are aligned to the left, others to the right."""
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    cells = [
-        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in (head, rule, *body)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _number(value: float | None) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
-from ttsnap.distill.report import markdown
 
 from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import sha256
+from ttsnap.files.writing import markdown, sha256
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.sampling.drafts import Checked, TrainedFor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from PIL import Image
 
 from train_scenes.recipes import Call
 from ttsnap.core.arrays import BoolArray, FloatArray
+from ttsnap.files.writing import markdown
 from ttsnap.scenes import weights_path
 from ttsnap.scenes.checker import check
 from ttsnap.scenes.grammar import KINDS, caption, is_held_out, parse, sample_spec
@@ -89,12 +90,6 @@ def accuracy_table(rows: dict[str, Accuracy]) -> str:
         for kind, (strict, strict_error, soft, soft_error, n) in rows.items()
     )
     return markdown(("kind", "strict", "soft", "n"), cells)
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (header, *rows)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def save_grid(images: NDArray[np.float32], columns: int, path: Path, scale: int = 3) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train_scenes.evaluate import markdown, prompts_of_kind
+from train_scenes.evaluate import prompts_of_kind
 from train_scenes.stored import training_specs
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
+from ttsnap.files.writing import markdown
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.scenes.checker import Objects, check
 from ttsnap.scenes.grammar import (

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from ttsnap.reward_models.registry import make_rewards
 
-from train_scenes.evaluate import load, markdown
+from train_scenes.evaluate import load
 from train_scenes.generator import encode_captions
 from train_scenes.preference_pairs import Pairs, PreferenceData, load_pairs, sample, score, split
 from train_scenes.recipes import NoiseLevels
 from train_scenes.training import Trainer, sample_sigma
 from ttsnap.files.settings import Count, Json, Natural, NotNegative, Positive, Settings, to_json
-from ttsnap.files.writing import write_json
+from ttsnap.files.writing import markdown, write_json
 
 CHECKS = ("scenes", "scenes-strict")
 """What is measured on the way besides the reward that prefers: the exact checker."""

@@ -10,8 +10,9 @@ import pytest
 from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import Found
 from ttsnap.bench.prompts import PromptRecord
-from ttsnap.bench.report import category_tables, main_tables, markdown
+from ttsnap.bench.report import category_tables, main_tables
 from ttsnap.bench.summary import Line, summarize
+from ttsnap.files.writing import markdown
 from ttsnap.options.sampler import SamplerOptions
 
 ARMS = read_arms(["best-of-n", "svdd"], SamplerOptions())

@@ -13,7 +13,7 @@ from ttsnap.bench.run import Bench
 from ttsnap.bench.summary import Line, MeanOverPrompts, summarize
 from ttsnap.core.utility import rank_sum
 from ttsnap.files.settings import Json, to_json
-from ttsnap.files.writing import write_json, write_text, write_whole
+from ttsnap.files.writing import markdown, write_json, write_text, write_whole
 
 ABOUT = {"TFLOPs": ".4g", "seconds": ".2f"}
 """Formats of costs. Counts have one digit after the point."""
@@ -113,17 +113,6 @@ def category_tables(lines: Sequence[Line]) -> str:
             ]
             tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
     return "\n\n".join(tables)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are aligned, the first to the left."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    ruled = [cells[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *cells[1:]]
-    return "\n".join(
-        "| " + " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]) + " |"
-        for first, *rest in ruled
-    )
 
 
 def _cost(name: str, value: float) -> str:

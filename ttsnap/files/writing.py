@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and locks of folders for one writing process."""
+"""Files that appear whole or not at all, their checksums, locks of folders for one writing process, and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -110,3 +110,16 @@ def _holder(path: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return f" ({text})" if text.isprintable() and text else ""
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
+    """A Markdown table whose columns are padded: those in `left` are aligned to the left, others to the right."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    columns = enumerate(zip(*cells, strict=True))
+    widths = [max(1 if i in left else 2, *map(len, column)) for i, column in columns]  # a rule has a dash
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = (
+        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in (cells[0], rule, *cells[1:])
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
