@@ -88,7 +88,10 @@ def main_tables(lines: Sequence[Line], title: str) -> str:
     scores = list(lines[0].scores)
     costs = list(dict.fromkeys(name for line in lines for name in line.costs))
     means = [
-        [line.name, *map(str, line.scores.values()), *(_cost(name, line.costs.get(name, 0.0)) for name in costs)]
+        [
+            *(line.name, *map(str, line.scores.values())),
+            *(format(line.costs.get(name, 0.0), ABOUT.get(name, ".1f")) for name in costs),
+        ]
         for line in lines
     ]
     text = f"{title}\n\n{markdown(['algorithm', *scores, *costs], means)}"
@@ -113,10 +116,6 @@ def category_tables(lines: Sequence[Line]) -> str:
             ]
             tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
     return "\n\n".join(tables)
-
-
-def _cost(name: str, value: float) -> str:
-    return format(value, ABOUT.get(name, ".1f"))
 
 
 # --- as a picture ---------------------------------------------------------------------------------------------------
