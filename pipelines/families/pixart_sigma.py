@@ -58,9 +58,13 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
             encoder_hidden_states=text,
             encoder_attention_mask=mask.to(x.device),
             timestep=t,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},  # networks of Sigma read no sizes
+            added_cond_kwargs=self.size_conditions(x),
         )
         return without_variance(out, x, self.net)
+
+    def size_conditions(self, latents: Tensor) -> dict[str, Tensor | None]:
+        """What the network reads of the size of pictures. Those of Sigma read nothing."""
+        return {"resolution": None, "aspect_ratio": None}
 
 
 class SearchPixArtSigmaPipeline(SearchMixin, PixArtSigmaPipeline):
