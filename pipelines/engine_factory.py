@@ -53,12 +53,12 @@ class EngineBuilder:
 
     def recording(self) -> tuple[LiveEngine, dict[str, Json]]:
         """The engine, and the `info` of a recording with it. ValueError as above."""
-        from ttsnap.pipelines.opening import check_task
+        from ttsnap.pipelines.opening import check_call
 
         pipe = self.opened()
-        engine = self.engine_of(pipe)
         if self.spec.model is not None:
-            check_task(pipe, self.spec.call, self.spec.model.task)
+            check_call(pipe, self.spec.call, self.spec.model.task)
+        engine = self.engine_of(pipe)
         return engine, recording_info(pipe, engine, self.spec)
 
     def opened(self) -> Any:

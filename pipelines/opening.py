@@ -118,17 +118,14 @@ def prepare(pipe: Any, options: ModelOptions) -> None:
         compile_denoiser(pipe)
 
 
-def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search."""
+def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
+    """ValueError for arguments that this pipeline's call does not take under search. task: what the pipeline was loaded
+    for; one with pictures is all that it may do."""
     takes = sorted(pipe.call_arguments())
     if set(call) - set(takes):
         strange = sorted(set(call) - set(takes))
         meant = "".join(did_you_mean(name, takes) for name in strange)
         raise ValueError(f"unknown argument(s) {strange} for this pipeline; it takes {takes}{meant}")
-
-
-def check_task(pipe: Any, call: Mapping[str, Any], task: str) -> None:
-    """ValueError for arguments that make a pipeline, which was loaded for a task with pictures, do something else."""
     if task != TEXT and (does := pipe.task_of(call) or TEXT) != task:
         raise ValueError(f"the task is {task}, and a call with these pictures does {does}; give the pictures of the "
                          "task (--image, --mask-image, --control-image, or a prompt set that names them)")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,14 +136,6 @@ def budget_of(a: Arguments) -> Budget:
     return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
 
 
-def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
-    """ValueError for arguments that this pipeline's call does not take under search, or that do another task."""
-    from ttsnap.pipelines import opening
-
-    opening.check_call(pipe, call)
-    opening.check_task(pipe, call, task)
-
-
 def check_names(given: Arguments) -> None:
     """ValueError for a model, a task or a reward that surely is none, of any command; nothing is loaded for it."""
     from ttsnap.pipelines import located
@@ -195,23 +188,23 @@ def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tupl
     """The pipeline of a request, and the request with its rewards loaded. Where other processes search, they load what
     they need themselves, and this one keeps off the devices."""
     place, kind = placement(a.device, a.dtype)
-    here = alone(devices, place.type)
+    from ttsnap.pipelines.opening import check_call, prepare
+
+    here = devices == DeviceOptions()
+    if not here:
+        from ttsnap.cluster.devices import alone
+
+        here = alone(devices, place.type)
     rewards = load_rewards(request.engine.rewards, device=place) if here else request.engine.rewards
     report = load_rewards(request.report, device=place) if request.report else ()
     device, offload = (a.device, a.offload) if here else ("cpu", "none")
     pipe = load_model(a.model, device, a.dtype, offload, a.lora, a.task)
     check_call(pipe, request.engine.call, a.task)
-    prepare_model(pipe, a)
-    model = replace(arguments.read(ModelOptions, a), dtype=str(kind).removeprefix("torch."))
+    model = arguments.read(ModelOptions, a)
+    prepare(pipe, model)
+    model = replace(model, dtype=str(kind).removeprefix("torch."))
     engine = replace(request.engine, model=model, rewards=tuple(rewards))
     return pipe, replace(request, engine=engine, report=tuple(report))
-
-
-def prepare_model(pipe: Any, a: Arguments) -> None:
-    """Apply --preview-vae, --attention and --compile. ValueError for a preview VAE that cannot be loaded."""
-    from ttsnap.pipelines.opening import prepare
-
-    prepare(pipe, arguments.read(ModelOptions, a))
 
 
 def placement(device: str, dtype: str) -> tuple[Any, Any]:
@@ -237,15 +230,6 @@ def check_here(place: Any) -> None:
     opening.check_here(place)
 
 
-def alone(devices: DeviceOptions, kind: str) -> bool:
-    """Whether this process searches itself. kind: of the devices, "cuda" or "cpu"."""
-    if devices == DeviceOptions():
-        return True
-    from ttsnap.cluster.devices import alone as on_one_device
-
-    return on_one_device(devices, kind)
-
-
 @contextmanager
 def listening(a: Arguments) -> Iterator[None]:
     """ValueError where a server cannot listen on --host and --port."""
@@ -263,12 +247,8 @@ def exit_status(out: Path, where: Path, failure: OSError | None) -> int:
     if failure is None:
         return 0
     files = sorted(path for path in where.rglob("*") if path.is_file())
-    both = [str(path.relative_to(where)) for path in files if _same(path, out / path.relative_to(where))]
+    both, _, _ = filecmp.cmpfiles(where, out, [str(path.relative_to(where)) for path in files], shallow=False)
     there = f"of all files, only {', '.join(both)} got there" if both else "no file got there"
     why = failure.strerror or str(failure)
     print(f"ttsnap: error: cannot write to {out}: {why}; {there}; all are in {where}", file=sys.stderr)
     return 1
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()

@@ -85,6 +85,7 @@ def run(a: Arguments) -> int:
         from ttsnap.distill import processes
         from ttsnap.distill.draft.report import DRAFT, table
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
+        from ttsnap.pipelines.opening import check_call
     place = common.placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
     member = processes.start(COMMAND, cpu=place.type == "cpu", announced=True)
@@ -92,7 +93,7 @@ def run(a: Arguments) -> int:
         place = member.device
     rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and member.is_main else []
     pipe = common.load_model(a.model, str(place), dtype)
-    common.check_call(pipe, dict(config.call or {}))
+    check_call(pipe, dict(config.call or {}))
     with resumable(out):
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)

@@ -124,10 +124,11 @@ def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordO
     rewards = common.load_rewards(spec.rewards, device=common.placement(model.device, model.dtype)[0])
     _check(prompts, out, what, rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
-    common.check_call(pipe, spec.call, model.task)
-    engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
     from ttsnap.pipelines.engine_factory import recording_info
+    from ttsnap.pipelines.opening import check_call
 
+    check_call(pipe, spec.call, model.task)
+    engine = pipe.engine_of(dataclasses.replace(spec, rewards=tuple(rewards)))
     return partial(record, engine, prompts, out, what, info=recording_info(pipe, engine, spec), progress_bar=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttsnap.cli import arguments
-from ttsnap.cli.common import check_call, load_model
+from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
@@ -144,6 +144,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     """Make one image again, write it, and say how far it is from the original."""
     import numpy as np
 
+    from ttsnap.pipelines.opening import check_call
     from ttsnap.pipelines.searching import run
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8

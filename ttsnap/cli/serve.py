@@ -130,7 +130,7 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
 def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> Iterator[Engines]:
     """Engines on the device of this process or on several. specs: of the rewards, by the names of clients."""
     from ttsnap.cluster.devices import alone, hosts
-    from ttsnap.pipelines.opening import settled
+    from ttsnap.pipelines.opening import prepare, settled
     from ttsnap.service.engines import ManyDevices, OneDevice
 
     place, _ = common.placement(a.device, a.dtype)
@@ -139,7 +139,7 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     device = "cpu" if spread else a.device
     where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
-    common.prepare_model(pipe, a)
+    prepare(pipe, arguments.read(ModelOptions, a))
     here = OneDevice(pipe, {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()})
     if not spread:
         yield here
