@@ -141,8 +141,9 @@ class _Lockstep:
         for total, more in zip(self.paid, takes, strict=True):
             total[searches] += more[searches]
         uids = self._place(searches, move)
-        columns = move.rows.stop, move.rows.score  # (B, n), or (n,) where they are the same in all searches
-        stop, score = (column if column.ndim == 1 else column[searches] for column in columns)
+        stop, score = move.rows.stop, move.rows.score  # (B, n), or (n,) where they are the same in all searches
+        stop = stop if stop.ndim == 1 else stop[searches]
+        score = score if score.ndim == 1 else score[searches]
         self._record(searches, uids, stop, score, move.look)
 
     def _place(self, searches: IntArray, move: Move) -> IntArray:
