@@ -52,6 +52,7 @@ class ModularDenoiser(PipelineDenoiser):
         self._conditions = Conditions(lambda begun, seed: self._seeded(begun, seeded(seed)))
         self.workflow = workflow_for(name, given)
         self.network = self.workflow.network  # type: ignore[misc]
+        self._holds_first_frame = self.workflow.keeps == "first frame"
         whole = self.pipe.blocks.get_execution_blocks(**{**given, "prompt": ""})
         self._whole, self._parts = whole, blocks.parts_of(whole)
         guidance, given = guiders.parted(self.pipe, given, whole.input_names)
@@ -230,10 +231,6 @@ class ModularDenoiser(PipelineDenoiser):
         if Can.MASK not in self.can:
             return prediction
         return prediction._replace(x0=self._kept(prediction.x0, self._conditions.column("image_latents", cond), cond))
-
-    @property
-    def _holds_first_frame(self) -> bool:
-        return self.workflow.keeps == "first frame"
 
     def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         if Can.MASK not in self.can:
