@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Self
@@ -17,15 +18,40 @@ import h11
 import uvicorn
 from starlette.requests import Request
 from starlette.types import ASGIApp
-from ttsnap.reward_models.request import Limits, RefusedError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ttsnap.files.settings import Json
+from ttsnap.files.settings import Count, Json, Positive, Settings
 
 BACKLOG = 512
 """Connections that wait to be accepted."""
 LEAST = 2**19
 """Bytes of a long reply that a client must read within Limits.seconds."""
+BATCH_PIXELS = 4096 * 4096
+"""Most pixels decoded at a time, and so most of one image. In float32 that is 201 MB."""
+
+
+@dataclass(frozen=True)
+class Limits(Settings):
+    """What a server accepts. ValueError for limits that are not positive."""
+
+    max_images: Count = 64
+    """Of one request."""
+    max_bytes: Count = 256 * 2**20
+    """Of one request."""
+    max_pixels: Count = 4 * BATCH_PIXELS
+    """Of all images of a request together; one image has at most BATCH_PIXELS."""
+    seconds: Positive = 60.0
+    """From the connection to the head of a request, and from there to its end."""
+    connections: Count = 128
+    """At a time; more are answered with status 503."""
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error: an HTTP status and a sentence."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Guarded(H11Protocol):

@@ -13,16 +13,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
-from ttsnap.files.settings import Count, Json, Positive, Settings
+from ttsnap.files.settings import Json
 from ttsnap.rewards.scoring import score_in_parts
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-BATCH_PIXELS = 4096 * 4096
-"""Most pixels decoded at a time, and so most of one image. In float32 that is 201 MB."""
 PROMPT_LENGTH = 20_000
 """Most characters of a prompt."""
 TEXT_BYTES = 12 * PROMPT_LENGTH
@@ -34,30 +33,6 @@ STRINGS = 8, 4
 PNG = re.compile(rb'"(iVBORw0KGgo[A-Za-z0-9+/=\\]*+)"')
 TEXT = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % TEXT_BYTES, re.DOTALL)
 KNOWN = ("prompts", "levels", "images")
-
-
-@dataclass(frozen=True)
-class Limits(Settings):
-    """What a server accepts. ValueError for limits that are not positive."""
-
-    max_images: Count = 64
-    """Of one request."""
-    max_bytes: Count = 256 * 2**20
-    """Of one request."""
-    max_pixels: Count = 4 * BATCH_PIXELS
-    """Of all images of a request together; one image has at most BATCH_PIXELS."""
-    seconds: Positive = 60.0
-    """From the connection to the head of a request, and from there to its end."""
-    connections: Count = 128
-    """At a time; more are answered with status 503."""
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error: an HTTP status and a sentence."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,7 @@ READERS: dict[str, Reader] = {
     "checkpoint": Reader(CHECKPOINT, write_checkpoint, lambda folder: checkpoints.latest(folder, {"lr": 1})),
     "evaluation": Reader(EVALUATION, as_json("x.json"), lambda folder: Evaluation.read(folder / "x.json")),
     "prompt set": Reader([{"prompt": "a cup", "tag": "x", "tags": {"y": [1]}}], as_json("x.json"), read_prompts),
-    "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "bytes": 3, "seed": 4, "reward": 0.5,
+    "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "image_bytes": 3, "seed": 4, "reward": 0.5,
                          "scores": {"r": 0.5}, "metrics": {}, "spent": {"nfe": 3}, "warnings": ["w"]},
                         write_bench, read_bench),
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],

@@ -48,7 +48,7 @@ class ToyBuilder(EngineBuilder):
     """A Gaussian mixture in place of a pipeline; the reward is the folder of a Deadly one."""
 
     def opened(self) -> Any:
-        return SimpleNamespace(scheduler=None, device=torch.device("cpu"), dtype=torch.float32)
+        return SimpleNamespace(scheduler=None, device=torch.device("cpu"), dtype=torch.float32, call_arguments=tuple)
 
     def engine_of(self, pipe: Any) -> LiveEngine:
         torch.set_num_threads(1)

@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ttsnap.reward_models import request, serve
 from ttsnap.reward_models.closed_form import Brightness
+from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
 from ttsnap.reward_models.http import HttpReward, encode_image
-from ttsnap.reward_models.request import BATCH_PIXELS, Limits, RefusedError, batches, parse, score
+from ttsnap.reward_models.request import batches, parse, score
 from ttsnap.reward_models.serve import RewardServer
 
 from ttsnap.cli import main

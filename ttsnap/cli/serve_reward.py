@@ -34,7 +34,7 @@ def run(a: Arguments) -> int:
     """Serve until interrupted."""
     load_torch()
     try:
-        from ttsnap.reward_models.request import Limits
+        from ttsnap.reward_models.connections import Limits
         from ttsnap.reward_models.serve import RewardServer
     except ImportError as error:
         raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None

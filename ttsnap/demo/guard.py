@@ -18,8 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.demo.listeners import Listeners
-from ttsnap.reward_models.connections import parts_of
-from ttsnap.reward_models.request import RefusedError
+from ttsnap.reward_models.connections import RefusedError, parts_of
 
 FORM = 256 * 2**10
 """Bytes of a form: a prompt and a few settings."""

@@ -22,8 +22,7 @@ from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
-from ttsnap.reward_models.connections import parts_of
-from ttsnap.reward_models.request import RefusedError
+from ttsnap.reward_models.connections import RefusedError, parts_of
 from ttsnap.service import replies
 from ttsnap.service.edits import Edit, form_of
 from ttsnap.service.keys import Caller, Keys

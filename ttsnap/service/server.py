@@ -13,7 +13,7 @@ import uvicorn
 from ttsnap.files.settings import Json
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.connections import Guarded, SocketServer
-from ttsnap.reward_models.request import Limits as ConnectionLimits
+from ttsnap.reward_models.connections import Limits as ConnectionLimits
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Keys
