@@ -48,8 +48,7 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
         bar: whether to print the number of processes and show progress.
 
     Raises:
-        ValueError: where `out` is in use, holds other files or a run with other settings, before anything is changed;
-            and for settings and data that do not fit.
+        ValueError: where `out` is in use, holds other files or a run with other settings, or settings or data misfit.
         OSError: where the disk is full; files that were there stay.
     """
     out = Path(out)

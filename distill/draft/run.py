@@ -61,8 +61,7 @@ def distill_draft(
         bar: whether to show progress.
 
     Raises:
-        ValueError: where `out` is in use, holds other files or a run with other settings, before anything is changed;
-            and for settings that do not fit.
+        ValueError: where `out` is in use, holds other files or a run with other settings, or settings misfit.
         OSError: where the disk is full.
     """
     member = processes.start(COMMAND, cpu=pipe.device.type == "cpu", shown=bar)
