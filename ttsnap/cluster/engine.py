@@ -1,7 +1,7 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
 To the loop it is an engine like any other. Particles live on actors, not prompts: placement.py says where rows go.
-journal.py knows how to make again what a dead actor had. Rewards may have actors of their own (remote_rewards.py).
+job_log.py knows how to make again what a dead actor had. Rewards may have actors of their own (remote_rewards.py).
 """
 
 from __future__ import annotations

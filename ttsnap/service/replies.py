@@ -98,5 +98,10 @@ def _image(done: Done, rank: int, wanted: Generation, model: str) -> dict[str, J
         image = {"url": f"data:image/{wanted.output_format};base64,{data}"}
     else:
         image = {"b64_json": data}
-    scores = {name: getattr(candidate, name) for name in ("seed", "reward", "scores", "metrics")}
-    return {**image, **{name: plain(value) for name, value in scores.items()}}
+    return {
+        **image,
+        "seed": plain(candidate.seed),
+        "reward": plain(candidate.reward),
+        "scores": plain(candidate.scores),
+        "metrics": plain(candidate.metrics),
+    }
