@@ -46,6 +46,8 @@ SYSTEM = (
     *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
     *("pipelines/test_compilation.py", "test_strangers.py"),
+    # ComfyUI itself, where COMFYUI_PATH names a checkout.
+    *("comfyui/test_real_model.py",),
     # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
     *("pipelines/modular/test_classic.py",),
 )
