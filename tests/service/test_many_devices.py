@@ -16,6 +16,7 @@ from ttsnap.reward_models.registry import make_rewards
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
 from tests.service.test_service import PROMPT, metric, until
+from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
@@ -87,6 +88,23 @@ def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Off
         assert lost.status_code == 503
         until(lambda: metric(server, "ttsnap_configurations") == 0)
         assert httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).status_code == 200
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_devices_that_fail_during_a_search_are_said_as_those_that_fail_before_it(
+    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick(engine: LiveEngine) -> None:
+        raise EngineLost("actor 1 of 2 died 3 times in a row")
+
+    with server_of(one_device(pipe), offer) as server:
+        url, body = f"{server.url}/v1/images/generations", {"prompt": PROMPT, **OWN}
+        with monkeypatch.context() as broken:
+            broken.setattr(LiveEngine, "tick", tick)
+            reply = httpx.post(url, json=body, timeout=60)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+        assert "keep failing" in reply.json()["error"]["message"]
+        assert httpx.post(url, json=body, timeout=60).status_code == 200
 
 
 @pytest.mark.slow

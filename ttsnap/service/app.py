@@ -149,7 +149,7 @@ def make_app(
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        if request.method == "POST" and not hasattr(request.state, "ticket"):  # the worker counts those that it ended
+        if request.method == "POST" and request.state.ticket is None:  # the worker counts those that it ended
             worker.metrics.requests.labels("refused").inc()
         headers = error.headers() | ({"Connection": "close"} if error.status == 408 else {})
         return JSONResponse(error.body(), error.status, headers)

@@ -55,6 +55,7 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         status, begin, state = 500, time.monotonic(), scope.setdefault("state", {})
+        state.update(caller=None, ticket=None)  # the application notes them
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -65,7 +66,7 @@ class AccessLog:
         try:
             await self.app(scope, receive, sent)
         finally:
-            caller, ticket = state.get("caller"), state.get("ticket")
+            caller, ticket = state["caller"], state["ticket"]
             key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
             path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
             access.info("%s %s %d %.3f s key=%s nfe=%s", scope["method"], path, status, seconds, key, nfe)

@@ -56,6 +56,11 @@ def taken_as(request: SearchRequest, result: Result) -> list[str]:
     return [f"the picture of {width}x{height} was taken as one of {columns}x{rows}"]
 
 
+def devices_fail() -> RequestError:
+    """The answer to a search that has no image when the engine's devices fail."""
+    return RequestError(503, "the devices keep failing; try again later", retry_after=30)
+
+
 class Isolated:
     """An algorithm whose mistakes end its own search only: options come from clients, and others share the loop."""
 
@@ -228,7 +233,7 @@ class Searches:
         rewards = [self.rewards[name] for name in request.report]
         (result,), _ = finish(self.pipe, found, [request.prompt], rewards)
         if not result.images:
-            return RequestError(500, "no image was finished")
+            return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]

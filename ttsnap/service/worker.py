@@ -16,7 +16,7 @@ from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Metrics
-from ttsnap.service.searches import Searches
+from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.tickets import Done, Ticket
 
 logger = logging.getLogger(__name__)
@@ -162,9 +162,9 @@ class Worker(threading.Thread):
                 said = "this model does not take these settings; leave some out"
             param = field_at_fault(self.engines.pipe, spec, self._usual)
             self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
-        except EngineLost as lost:
-            logger.error("the devices keep failing", exc_info=lost)
-            self._end(ticket, "failed", RequestError(503, "the devices keep failing; try again later", retry_after=30))
+        except EngineLost as error:
+            logger.error("the devices keep failing", exc_info=error)
+            self._end(ticket, "failed", devices_fail())
         except Exception as error:
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
