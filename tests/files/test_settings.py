@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from ttsnap.files.settings import Bounds, Count, Decay, Positive, Settings, Share, build, to_json
+from ttsnap.files.settings import Bounds, Count, Decay, Positive, Settings, Share, Size, build, check, to_json
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ def test_there_and_back() -> None:
 def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(Whole, data)
+
+
+def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
+    class Unread(list[str]):
+        def __iter__(self) -> Any:
+            raise AssertionError("its items were looked at")
+
+    message = r"^x must be a list of whole numbers of at most 3 values, got \['a', 'a'"
+    with pytest.raises(ValueError, match=message):
+        check("x", Unread(["a"] * 10**6), Annotated[list[int], Size(3)])
 
 
 def test_bounds_hold_without_a_file_too() -> None:

@@ -75,11 +75,24 @@ def test_no_benchmark_is_written_through_a_link(tmp_path: Path, precious: Path) 
     assert json.loads(found.read_text())["seed"] == 4
 
 
+def test_no_folder_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (folder / "images").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"images is a link to another folder, which would be written to"):
+        OpenRecording(folder, HEADER)
+    (bench := tmp_path / "b" / "arm").mkdir(parents=True)
+    (tmp_path / "b" / "bench.json").write_text("{}")
+    (bench / "00000").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"00000 is a link to another folder, which would be written to"):
+        OpenBench(tmp_path / "b", {})
+    assert not list(elsewhere.iterdir())
+
+
 def test_a_benchmark_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("bench.json", "journal.bin"):
         (tmp_path / "b" / name).write_text("{}")
-    with pytest.raises(ValueError, match=r"begun by a version .* finish it with that .*, or remove journal\.bin"):
+    with pytest.raises(ValueError, match=r"is of a version .* resume it with that .*, or remove journal\.bin, and"):
         OpenBench(tmp_path / "b", {})
 
 

@@ -307,9 +307,9 @@ def test_an_unfinished_recording_of_an_earlier_version_is_refused(recorder: Any,
     with pytest.raises(KeyboardInterrupt):
         recorder(tmp_path / "r", reward=Dies(0))
     (tmp_path / "r" / "journal.bin").write_bytes(b"units")
-    with pytest.raises(ValueError, match=r"begun by a version .* finish it with that .*, or remove journal\.bin"):
+    with pytest.raises(ValueError, match=r"is of a version .* resume it with that .*, or remove journal\.bin, and"):
         recorder(tmp_path / "r")
-    with pytest.raises(ValueError, match="begun by a version"):
+    with pytest.raises(ValueError, match="is of a version"):
         progress(tmp_path / "r")
     (tmp_path / "r" / "journal.bin").unlink()  # as the message says
     made = recorder(tmp_path / "r")

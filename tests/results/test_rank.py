@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.cli import main
 from ttsnap.core.utility import mean
-from ttsnap.results.rank import rank
+from ttsnap.results.rank import rank, write_ranking
 
 
 @pytest.fixture
@@ -50,6 +52,21 @@ def test_ranks_with_prompts_from_metadata_and_touches_nothing(folder: Path, tmp_
     assert float(rows[0]["brightness"]) == pytest.approx(200 / 255)
     assert "cannot be read" in rows[3]["error"]
     assert Image.open(out / "sheet.png").width > 500
+
+
+def test_files_of_a_ranking_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_ranking(tmp_path / "ranked", [], ["mean"])
+    assert not list((tmp_path / "ranked").iterdir())
+    first = write_ranking(tmp_path / "ranked", [], ["mean"])[0]
+    with pytest.raises(OSError, match=r"there already: .*scores\.csv"):
+        write_ranking(tmp_path / "ranked", [], ["mean"])
+    assert first.read_text().startswith("rank,file,mean,")
 
 
 def test_a_reward_that_writes_into_its_images_changes_no_other(folder: Path) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,15 +17,15 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
-from ttsnap.files.writing import write_whole
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, search
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder, Thumbnails, save_made
 from ttsnap.results.payload import for_prompt, payload_of, plain
-from ttsnap.results.sheet import contact_sheet
+from ttsnap.results.sheet import LOOKS, contact_sheet
 
 STRIDE = 10**6
 """Distance of the first seeds of two repeats: more seeds than any search starts."""
@@ -166,8 +165,7 @@ def _written(
         write_metadata(there.folder, arm, prompt)
         path = image_path(there.folder, arm, prompt.index, work.repeat)
         if result.thumbnails:
-            sheet = contact_sheet(result, result.thumbnails)
-            write_whole(sheet_path(path), partial(sheet.save, format="PNG"))
+            save_png(sheet_path(path), contact_sheet(result, result.thumbnails), (LOOKS,))
         save_made(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
         images.append(_found(work, prompt, result, path))
     return images

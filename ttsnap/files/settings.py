@@ -132,7 +132,8 @@ def check(name: str, value: object, hint: object) -> object:
     if get_origin(kind) is Literal and value not in inner:
         where, colon, last = name.rpartition(": ")
         raise ValueError(f"{where}{colon}{unknown(last, value, list(map(str, inner)))}")
-    if not _fits(value, kind):
+    # Sizes first: of a list that is too long, no item is looked at.
+    if not _fits(value, kind) or not all(mark.fits(value) for mark in marks if isinstance(mark, Size)):
         raise ValueError(f"{name} must be {words(hint)}, got {short(value)}")
     checked = _inside(name, value, kind, inner)
     for mark in marks:
@@ -227,7 +228,7 @@ def _is_union(kind: object) -> bool:
 
 def short(value: object) -> str:
     """A value as messages show it."""
-    text = repr(value)
+    text = repr(value[:81] if isinstance(value, list | tuple) else value)
     return text if len(text) <= 80 else text[:80] + "..."
 
 

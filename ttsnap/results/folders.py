@@ -31,13 +31,17 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def check_same(folder: Path, about: str, differing: Callable[[], list[str]], what: str) -> None:
-    """ValueError unless work may begin in `folder`, or resume there with the settings that it was begun with.
+    """ValueError unless work may begin in `folder`, or resume there with the settings that it was begun with; and for
+    links to folders elsewhere.
 
     about: the name of the file that holds those settings, the first one written there. differing: the differences from
     the present settings in words; called only where the file exists. what: "recording", for messages.
     """
     check_free(folder, overwrite=True)
     if (folder / about).exists():
+        for path, inside, _ in os.walk(folder):
+            for link in (Path(path, name) for name in inside if Path(path, name).is_symlink()):
+                raise ValueError(f"{link} is a link to another folder, which would be written to; remove it")
         if differences := differing():
             raise ValueError(
                 f"{folder} holds a {what} with other settings: {'; '.join(differences[:4])}; "
@@ -51,11 +55,11 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
 
 
 def refuse_journal(folder: Path) -> None:
-    """ValueError for a folder of unfinished work with a journal, which earlier versions kept."""
+    """ValueError for a folder with the journal of an earlier version: an unfinished recording, or any benchmark."""
     if (folder / JOURNAL).exists() or (folder / JOURNAL).is_symlink():
         raise ValueError(
-            f"{folder} was begun by a version of ttsnap before 0.2, which kept {JOURNAL}: finish it with that version, "
-            f"or remove {JOURNAL} to begin again"
+            f"{folder} is of a version of ttsnap before 0.2, which kept {JOURNAL}: resume it with that version, or "
+            f"remove {JOURNAL}, and everything is made again"
         )
 
 

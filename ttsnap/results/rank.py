@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
+from ttsnap.files.writing import write_text
 from ttsnap.options.engine import BatchOptions
-from ttsnap.results.media import still
+from ttsnap.results.media import save_png, still
 from ttsnap.results.outputs import ENLARGED
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
@@ -194,21 +195,19 @@ def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:
 
 
 def write_ranking(out: Path, ranked: Sequence[RankedImage], names: Sequence[str]) -> tuple[Path, Path]:
-    """scores.csv and sheet.png in a folder; their paths. OSError where one is there already or cannot be written."""
+    """scores.csv and sheet.png in a folder, each whole or not at all; their paths. OSError where one is there already
+    or cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "file", *names, "utility", "prompt", "error"])
     for place, r in enumerate(ranked, 1):
         writer.writerow([place, r.path, *r.scores, r.value, r.prompt, r.error])
-    picture = io.BytesIO()
-    contact_sheet(ranked).save(picture, format="PNG")
-    files = {out / "scores.csv": text.getvalue().encode(), out / "sheet.png": picture.getvalue()}
+    table, sheet = out / "scores.csv", out / "sheet.png"
+    if there := [path for path in (table, sheet) if path.exists()]:
+        raise FileExistsError(errno.EEXIST, "the file is there already", str(there[0]))
     out.mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        with open(path, "xb") as file:  # Exclusive: nothing that is there is replaced.
-            file.write(content)
-            os.fsync(file.fileno())
-    table, sheet = files
+    write_text(table, text.getvalue())
+    save_png(sheet, contact_sheet(ranked), ())
     return table, sheet
 
 
