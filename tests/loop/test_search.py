@@ -15,7 +15,7 @@ from ttsnap.reward_models.staged import Staged
 
 from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.moves import Kind, Move, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Need, Needs
 from ttsnap.core.prompt import Prompt
@@ -259,6 +259,19 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
             budget = Budget.parse(text)
             affordable = [n for n in range(1, 61) if budget.shortfall(costs(n), price) is None]
             assert fit(schedule, dry, budget, most=60).n == max(affordable, default=1), (schedule, text)
+
+
+def test_costs_that_rise_evenly_are_fitted_by_a_few_dry_runs() -> None:
+    dry = DryEngine(Grid(tuple(np.linspace(1, 0, 9).tolist())), ("r",))
+    algorithm = make_algorithm("epsilon-greedy")  # of n candidates it takes 1 + 7 n evaluations
+    costs, ran = dry_costs(algorithm, dry), list[int]()
+
+    def counted(n: int) -> Cost:
+        ran.append(n)
+        return costs(n)
+
+    assert fit(algorithm, dry, Budget(nfe=706), costs=counted).n == 100
+    assert set(ran) == {1, 2, 4, 100, 101}
 
 
 def test_n_is_fitted_to_the_budget(engine: Any) -> None:

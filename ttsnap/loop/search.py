@@ -9,6 +9,7 @@ share a budget.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -155,14 +156,21 @@ def fit(
     def affords(n: int) -> bool:
         return budget.shortfall(costs(n), engine.price, seconds=True) is None
 
-    high = 1
-    while high * 2 <= most and affords(high * 2):
-        high *= 2
-    low, high = high, min(high * 2, most + 1)
+    def share(n: int) -> float:
+        return budget.share(costs(n), engine.price, seconds=True)
+
+    low, high = 1, 2
+    while high <= most and affords(high):
+        low, high = high, 2 * high
+        if low == 4 and (each := share(2) - share(1)) > 0 and math.isclose(share(4) - share(2), 2 * each):
+            evenly = min(int(1 + (1 - share(1)) / each + 1e-9), most)
+            if evenly > low and affords(evenly):
+                low, high = evenly, evenly + 1  # most likely the last that fits, and the first that does not
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         if algorithm.lockstep and high <= most:  # what scores do not change rises evenly with n
-            part, whole = (budget.share(costs(n), engine.price, seconds=True) for n in (low, high))
+            part, whole = share(low), share(high)
             middle = min(max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
     return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
