@@ -33,6 +33,7 @@ EXTRAS = {
     "cluster": "several devices",
     "distill": "ttsnap distill, drafts",
     "rewards": "open_clip rewards",
+    "ocr": "text in images",
     "judge": "judges behind an API",
     "video": "mp4",
     "plot": "charts",
