@@ -43,6 +43,7 @@ from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.writing import markdown
 from ttsnap.loop.search import search
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
@@ -120,9 +121,8 @@ def main() -> None:
         engine = pipe.engine(rewards, batch_size=a.batch_size, draft=name, **call)
         drafted = with_looks(test, engine, [EstimatorAt.read(text) for text in a.looks], a.seed)
         ranks, curves = ranked(drafted, SOFT), list(known)
-        print(f"\n## {name}\n\n| NFE | look | Spearman |\n|---|---|---|")
-        for r in ranks:
-            print(f"| {r.nfe:g} | {r.seen} | {r.mean:.3f} ± {r.error:.3f} |")
+        rows = [(f"{r.nfe:g}", r.seen, f"{r.mean:.3f} ± {r.error:.3f}") for r in ranks]
+        print(f"\n## {name}\n\n{markdown(['NFE', 'look', 'Spearman'], rows)}")
         for label, algorithm in methods(drafted).items():
             curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
         if fit is not None:

@@ -31,6 +31,8 @@ from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.student import DraftStudent
 from ttsnap.pipelines import upgrade
 
+from ttsnap.files.writing import markdown
+
 STEPS = {"sdxl": 30, "sd3": 28, "flux": 28}
 NAMES = {"sdxl": "SDXL", "sd3": "SD3.5 medium", "flux": "FLUX.1 dev"}
 STATE = 20
@@ -222,8 +224,7 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
             [hours(config.steps * p.step(config)) for p in papers],
         ),
     ]
-    lines = [["", *(p.model for p in papers)], ["---"] * (1 + len(papers)), *([name, *row] for name, row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(["", *(p.model for p in papers)], [[name, *row] for name, row in rows])
 
 
 def main() -> None:

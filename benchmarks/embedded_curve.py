@@ -25,6 +25,7 @@ from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.utility import weighted
+from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
@@ -103,15 +104,15 @@ def rows_of(name: str, c: Curve) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line a budget."""
     names = list(dict.fromkeys(r["algorithm"] for r in rows))
-    head = "| NFE | " + " | ".join(f"{n}: reward | strict" for n in names) + " |"
-    lines = [head, "|---" * (1 + 2 * len(names)) + "|"]
+    head = ["NFE", *(column for n in names for column in (f"{n}: reward", "strict"))]
+    lines = []
     for budget in sorted({r["budget"] for r in rows}):
         cells = []
         for name in names:
             found = [r for r in rows if (r["algorithm"], r["budget"]) == (name, budget)]
             cells += [f"{found[0][k]:.3f} ± {found[0][k + '_se']:.3f}" if found else "" for k in ("reward", "strict")]
-        lines.append(f"| {budget} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([budget, *cells])
+    return markdown(head, lines)
 
 
 PANELS = {"reward": "reward (soft checker)", "strict": "strictly right"}

@@ -31,6 +31,7 @@ from ttsnap import Budget, make_algorithm, search
 from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.writing import markdown
 from ttsnap.scenes import HARD_KINDS, sample_prompts
 
 METHODS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -105,7 +106,7 @@ def trusted(results: list[Result]) -> dict[str, list[float]]:
 def table(runs: dict[str, Any], held_out: list[str]) -> str:
     """Markdown: a line for each method and budget, over the seeds that were run."""
     names = ["reward", *held_out, "draft", "image"]
-    lines = [f"| method | NFE | seeds | {' | '.join(names)} | over {BASE} |", "|---" * (4 + len(names)) + "|"]
+    lines = []
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for key, run in runs.items():
         name, nfe, seed = key.split("|")
@@ -115,8 +116,8 @@ def table(runs: dict[str, Any], held_out: list[str]) -> str:
         base = groups.get((BASE, nfe), {})
         pairs = [np.subtract(run["reward"], base[seed]["reward"]) for seed, run in found.items() if seed in base]
         over = cell([{"over": pair} for pair in pairs], "over") if pairs and name != BASE else ""
-        lines.append(f"| {name} | {nfe} | {len(found)} | {' | '.join(cells)} | {over} |")
-    return "\n".join(lines)
+        lines.append([name, nfe, len(found), *cells, over])
+    return markdown(["method", "NFE", "seeds", *names, f"over {BASE}"], lines)
 
 
 if __name__ == "__main__":

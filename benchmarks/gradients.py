@@ -31,6 +31,7 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap import make_algorithm, search
 from ttsnap.core.results import Result
 from ttsnap.core.utility import make
+from ttsnap.files.writing import markdown
 from ttsnap.scenes import sample_prompts
 
 SDE: dict[str, Any] = {"kernel": "sde"}
@@ -135,8 +136,9 @@ def changed(results: list[Result]) -> dict[str, Any]:
 def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
     """Markdown: a line for each method and budget, over the seeds that were run."""
     names = ["reward", *a.held_out]
-    lines = ["| method | budget | " + " | ".join(names) + " | diversity | NFE | gradients | TFLOPs | checker of the "
-             "image before, after, fell |", "|---" * (7 + len(names)) + "|"]  # fmt: skip
+    head = ["method", "budget", *names, "diversity", "NFE", "gradients", "TFLOPs"]
+    head.append("checker of the image before, after, fell")
+    lines = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for key, found in runs.items():
         name, budget, _ = key.split("|")
@@ -148,8 +150,8 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
         if "before" in found[0]:
             before, after = (np.array([run[k] for run in found]) for k in ("before", "after"))
             cells[-1] = f"{before.mean():.3f}, {after.mean():.3f}, {np.mean(after < before - 1e-9):.0%}"
-        lines.append(f"| {name} | {budget} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, budget, *cells])
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.utility import weighted
+from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
@@ -159,11 +160,11 @@ def kinds_of(tests: list[Recording], best_of: int) -> dict[str, dict[str, float]
 
 def kind_table(kinds: dict[str, dict[str, float]]) -> str:
     """Markdown, one line a kind."""
-    lines = ["| kind | prompts | one seed | best-of-N at 400 NFE | any recorded seed |", "|---|---|---|---|---|"]
+    lines = []
     for name, k in kinds.items():
-        cells = f"{k['one']:.3f} ± {k['one_se']:.3f} | {k['best']:.2f} ± {k['best_se']:.2f} | {k['any']:.2f}"
-        lines.append(f"| {name} | {k['prompts']:.0f} | {cells} |")
-    return "\n".join(lines)
+        cells = [f"{k['one']:.3f} ± {k['one_se']:.3f}", f"{k['best']:.2f} ± {k['best_se']:.2f}", f"{k['any']:.2f}"]
+        lines.append([name, f"{k['prompts']:.0f}", *cells])
+    return markdown(["kind", "prompts", "one seed", "best-of-N at 400 NFE", "any recorded seed"], lines)
 
 
 if __name__ == "__main__":

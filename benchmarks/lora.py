@@ -27,6 +27,7 @@ from ttsnap.pipelines.lora import load_lora, parse_lora
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.files.writing import markdown
 from ttsnap.scenes import sample_prompts
 
 # What is searched, and its budget in images.
@@ -80,10 +81,7 @@ def fingerprint(lora: str) -> str:
 
 def table(runs: dict[str, Any], names: list[str]) -> str:
     """Markdown: a line for each search and model, and one for what a LoRA adds, over the seeds that all models have."""
-    lines = [
-        "| search | model | " + " | ".join(names) + " | diversity | NFE | TFLOPs |",
-        "|---" * (5 + len(names)) + "|",
-    ]
+    lines = []
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for key, run in runs.items():
         method, model, seed = key.split("|")
@@ -96,12 +94,12 @@ def table(runs: dict[str, Any], names: list[str]) -> str:
         means = {m: {n: np.mean([run[n] for run in group], axis=0) for n in names} for m, group in by_model.items()}
         for model, group in by_model.items():
             nfe, flops = (np.mean([run[k] for run in group]) for k in ("nfe", "flops"))
-            cells = " | ".join(figure(means[model][n]) for n in names)
-            lines.append(f"| {method} | {model} | {cells} | {diversity(group)} | {nfe:.0f} | {flops / 1e12:.3f} |")
+            cells = [figure(means[model][n]) for n in names]
+            lines.append([method, model, *cells, diversity(group), f"{nfe:.0f}", f"{flops / 1e12:.3f}"])
             if model != "frozen" and "frozen" in means:
-                cells = " | ".join(figure(means[model][n] - means["frozen"][n], "+") for n in names)
-                lines.append(f"| {method} | {model} - frozen | {cells} | | | |")
-    return "\n".join(lines)
+                cells = [figure(means[model][n] - means["frozen"][n], "+") for n in names]
+                lines.append([method, f"{model} - frozen", *cells, "", "", ""])
+    return markdown(["search", "model", *names, "diversity", "NFE", "TFLOPs"], lines, left=(0, 1))
 
 
 def figure(by_prompt: Any, sign: str = "") -> str:

@@ -37,6 +37,7 @@ from ttsnap.core.cost import Price, Rates
 from ttsnap.core.metrics import best_of_n, rank_correlation
 from ttsnap.core.utility import weighted
 from ttsnap.files.settings import build
+from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
@@ -143,14 +144,14 @@ def ablation_table(found: dict[str, Any]) -> str:
         return ""
     levels = next(iter(found.values()))["levels"]
     early = [i for i, level in enumerate(levels) if level > 0.75]
-    lines = ["| trained | " + " | ".join(f"{v:.2f}" for v in levels) + " | mean | above .75 |"]
-    lines.append("|---" * (len(levels) + 3) + "|")
     rows = {"base reward, untrained": next(iter(found.values()))["base"]} | {n: f["student"] for n, f in found.items()}
-    for name, r in rows.items():
-        cells = [f"{v:.2f}" for v in r] + [f"{np.mean(r):.3f}", f"{np.mean([r[i] for i in early]):.3f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = [
+        [name, *(f"{v:.2f}" for v in r), f"{np.mean(r):.3f}", f"{np.mean([r[i] for i in early]):.3f}"]
+        for name, r in rows.items()
+    ]
     prompts = next(iter(found.values()))["prompts"]
-    return f"\nSpearman by noise level on {prompts} prompts held out from training\n" + "\n".join(lines)
+    table = markdown(["trained", *(f"{v:.2f}" for v in levels), "mean", "above .75"], lines)
+    return f"\nSpearman by noise level on {prompts} prompts held out from training\n{table}"
 
 
 # --- parts 2 and 3 ------------------------------------------------------------------------------------------------
@@ -237,9 +238,9 @@ def hacking(test: Recording) -> dict[str, list[float]]:
 
 
 def hacking_table(found: dict[str, list[float]]) -> str:
-    lines = ["| best of | " + " | ".join(str(n) for n in found["n"]) + " |", "|---" * (len(found["n"]) + 1) + "|"]
-    lines += [f"| {k} | " + " | ".join(f"{v:.3f}" for v in r) + " |" for k, r in found.items() if k != "n"]
-    return "\nWhat the searched reward and the exact checker say\n" + "\n".join(lines)
+    lines = [[k, *(f"{v:.3f}" for v in r)] for k, r in found.items() if k != "n"]
+    table = markdown(["best of", *map(str, found["n"])], lines)
+    return f"\nWhat the searched reward and the exact checker say\n{table}"
 
 
 def row(found: Curve, reference: Curve, recording: Recording) -> dict[str, Any]:
@@ -256,31 +257,28 @@ def row(found: Curve, reference: Curve, recording: Recording) -> dict[str, Any]:
 
 
 def correlation_table(found: dict[str, list[float]]) -> str:
-    lines = ["| step | " + " | ".join(map(str, SCORED)) + " |", "|---" * (len(SCORED) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{v:.2f}" for v in r) + " |" for name, r in found.items()]
-    return "\nSpearman within a prompt of a score at a step with the base's final one, held-out captions\n" + "\n".join(
-        lines
-    )
+    lines = [[name, *(f"{v:.2f}" for v in r)] for name, r in found.items()]
+    table = markdown(["step", *map(str, SCORED)], lines)
+    return f"\nSpearman within a prompt of a score at a step with the base's final one, held-out captions\n{table}"
 
 
 def price_table(prices: dict[str, Price]) -> str:
-    lines = ["| | MFLOPs per check: decode | reward | together, in evaluations |", "|---|---|---|---|"]
+    lines = []
     for name, price in prices.items():
         decode = price.flops.decodes * (price.estimates == "decode")
         reward = 3 * price.flops.reward_calls
-        lines.append(
-            f"| {name} | {decode / 1e6:.0f} | {reward / 1e6:.0f} | {(decode + reward) / price.flops.nfe:.2f} |"
-        )
-    return "\n" + "\n".join(lines)
+        both = f"{(decode + reward) / price.flops.nfe:.2f}"
+        lines.append([name, f"{decode / 1e6:.0f}", f"{reward / 1e6:.0f}", both])
+    return "\n" + markdown(["", "MFLOPs per check: decode", "reward", "together, in evaluations"], lines)
 
 
 def curve_table(images: list[float], curves: dict[str, Any]) -> str:
-    lines = ["| | omega | " + " | ".join(f"{n:g} images: reward, soft, strict" for n in images) + " |"]
-    lines.append("|---" * (len(images) + 2) + "|")
+    lines = []
     for name, c in curves.items():
         cells = [", ".join(f"{v:.3f}" for v in c["mean"][i]) for i in range(len(images))]
-        lines.append(f"| {name} | {c['omega']:.1f} ± {c['omega_se']:.1f} | " + " | ".join(cells) + " |")
-    return "\nBudgets in images' worth of FLOPs\n" + "\n".join(lines)
+        lines.append([name, f"{c['omega']:.1f} ± {c['omega_se']:.1f}", *cells])
+    table = markdown(["", "omega", *(f"{n:g} images: reward, soft, strict" for n in images)], lines)
+    return f"\nBudgets in images' worth of FLOPs\n{table}"
 
 
 def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str, Any], path: Path) -> None:

@@ -34,6 +34,7 @@ from ttsnap.pipelines import load
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
+from ttsnap.files.writing import markdown
 from ttsnap.options.model import EMBEDDED, PACKAGED
 from ttsnap.scenes import sample_prompts
 
@@ -128,8 +129,7 @@ def main() -> None:
 def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
     """Markdown: a line for each algorithm, kernel and budget, over the seeds that were run."""
     names = ["reward", *a.held_out]
-    lines = ["| algorithm | kernel | budget | " + " | ".join(names) + " | diversity | NFE | TFLOPs | verifier's time |",
-             "|---" * (7 + len(names)) + "|"]  # fmt: skip
+    lines = []
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for key, run in runs.items():
         name, kernel, budget, _ = key.split("|")
@@ -138,9 +138,10 @@ def table(runs: dict[str, Any], a: argparse.Namespace) -> str:
         cells = [cell(found, metric) for metric in names]
         nfe, flops = (np.mean([run[k] for run in found]) for k in ("nfe", "flops"))
         share = np.mean([run["verifier_share"] for run in found])
-        lines.append(f"| {name} | {kernel} | {budget} | {' | '.join(cells)} | {diversity(found)} | {nfe:.0f} | "
-                     f"{flops / 1e12:.3f} | {share:.0%} |")  # fmt: skip
-    return "\n".join(lines)
+        spent = [f"{nfe:.0f}", f"{flops / 1e12:.3f}", f"{share:.0%}"]
+        lines.append([name, kernel, budget, *cells, diversity(found), *spent])
+    head = ["algorithm", "kernel", "budget", *names, "diversity", "NFE", "TFLOPs", "verifier's time"]
+    return markdown(head, lines, left=(0, 1))
 
 
 def paired(runs: dict[str, Any], a: argparse.Namespace, base_name: str, base_kernel: str) -> str:
@@ -149,16 +150,15 @@ def paired(runs: dict[str, Any], a: argparse.Namespace, base_name: str, base_ker
     Seeds that only one of the two was run with are left out.
     """
     names = ["reward", *a.held_out]
-    lines = ["| algorithm | kernel | budget | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for key, run in runs.items():
         name, kernel, budget, seed = key.split("|")
         base = runs.get(f"{base_name}|{base_kernel or kernel}|{budget}|{seed}")
         if base is not None and base is not run:
             more = {metric: np.subtract(run[metric], base[metric]) for metric in names}
-            groups.setdefault(f"| {name} | {kernel} | {budget} | ", []).append(more)
-    lines += [head + " | ".join(cell(found, metric) for metric in names) + " |" for head, found in groups.items()]
-    return "\n".join(lines)
+            groups.setdefault((name, kernel, budget), []).append(more)
+    lines = [[*group, *(cell(found, metric) for metric in names)] for group, found in groups.items()]
+    return markdown(["algorithm", "kernel", "budget", *names], lines, left=(0, 1))
 
 
 if __name__ == "__main__":

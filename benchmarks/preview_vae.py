@@ -42,6 +42,7 @@ from ttsnap.core.cost import Price, Rates
 from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.writing import markdown
 from ttsnap.loop.search import fit, search
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -180,14 +181,13 @@ def prices(pipe: Any) -> dict[str, float]:
 
 
 def cost_table(c: dict[str, Any]) -> str:
-    lines = ["| | decode | preview | ratio |", "|---|---|---|---|"]
+    lines = []
     for what, unit, scale, end in (("MFLOP", "", 1e-6, ".1f"), ("ms, batches of 32", "_seconds", 1e3, ".3f")):
         real, seen = c[f"decode{unit}"], c[f"preview{unit}"]
-        lines.append(f"| {what} | {real * scale:{end}} | {seen * scale:{end}} | {real / seen:.1f} |")
-    steps = list(c["pixels"])
-    lines += ["", "| step | " + " | ".join(steps) + " |", "|---" * (len(steps) + 1) + "|"]
-    lines.append("| mean absolute difference | " + " | ".join(f"{c['pixels'][s]:.4f}" for s in steps) + " |")
-    return "\n" + "\n".join(lines)
+        lines.append([what, f"{real * scale:{end}}", f"{seen * scale:{end}}", f"{real / seen:.1f}"])
+    differences = ["mean absolute difference", *(f"{value:.4f}" for value in c["pixels"].values())]
+    costs = markdown(["", "decode", "preview", "ratio"], lines)
+    return f"\n{costs}\n\n{markdown(['step', *c['pixels']], [differences])}"
 
 
 # --- part 2 -------------------------------------------------------------------------------------------------------
@@ -210,11 +210,11 @@ def correlations(real: Recording, seen: Recording) -> dict[str, dict[str, list[f
 
 
 def rank_table(found: dict[str, dict[str, list[float]]]) -> str:
-    lines = ["| step | " + " | ".join(map(str, SCORED)) + " |", "|---" * (len(SCORED) + 1) + "|"]
+    lines = []
     for name, rows in found.items():
-        lines.append(f"| **{name}** " + "| " * len(SCORED) + "|")
-        lines += [f"| {what} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for what, row in rows.items()]
-    return "\nRank correlation within a prompt, held-out captions\n" + "\n".join(lines)
+        lines.append([f"**{name}**", *[""] * len(SCORED)])
+        lines += [[what, *(f"{v:.2f}" for v in row)] for what, row in rows.items()]
+    return f"\nRank correlation within a prompt, held-out captions\n{markdown(['step', *map(str, SCORED)], lines)}"
 
 
 # --- part 3 -------------------------------------------------------------------------------------------------------
@@ -269,20 +269,19 @@ def mean_of(rewards: FloatArray) -> tuple[float, float]:
 
 
 def pruning_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| reward | schedule | seeds | best-of-N | decode | preview | gain | gain of free decodes |",
-        "|---" * 8 + "|",
-    ]
+    lines = []
     for r in rows:
         cells = [r["reward"], r["schedule"]]
         cells.append(" ".join("/".join(str(r[what]["seeds"][i]) for what in SIDES) for i in range(len(r["images"]))))
         cells.append(f"{r['best-of-N'][0]:.3f}")
         cells += ["{:.3f} ± {:.3f}".format(*r[what]["mean"]) for what in SIDES[:2]]
         cells += ["{:+.4f} ± {:.4f}".format(*r[what]["gain"]) for what in SIDES[1:]]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
+    head = ["reward", "schedule", "seeds", "best-of-N", "decode", "preview", "gain", "gain of free decodes"]
+    table = markdown(head, lines, left=(0, 1))
     budgets = ", ".join(f"{n:g}" for n in rows[0]["images"])
     title = f"Seed pruning at equal FLOPs, mean final reward over budgets of {budgets} images"
-    return f"\n{title}; seeds with decodes/previews/free decodes\n" + "\n".join(lines)
+    return f"\n{title}; seeds with decodes/previews/free decodes\n{table}"
 
 
 def lived(a: argparse.Namespace, pipe: Any, seen: Recording, costs: dict[str, Any]) -> dict[str, Any]:

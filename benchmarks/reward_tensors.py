@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Price, Rates
+from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording
 from ttsnap.recordings.replay import ReplayEngine
@@ -102,10 +103,12 @@ def main() -> None:
     bar.close()
     names = [path.stem for path in files]
     print(f"omega over best-of-N, {a.ledger} ledger, prompts {a.test_prompts.start}:{a.test_prompts.stop}")
-    print("| | " + " | ".join(names) + " | mean |\n" + "|---" * (len(names) + 2) + "|")
-    for name, row in table.items():
-        cells = [f"{row[n]['omega']:.1f} ± {row[n]['se']:.1f}" for n in names]
-        print(f"| {name} | " + " | ".join(cells) + f" | {np.mean([row[n]['omega'] for n in names]):.1f} |")
+    lines = [
+        [name, *(f"{row[n]['omega']:.1f} ± {row[n]['se']:.1f}" for n in names),
+         f"{np.mean([row[n]['omega'] for n in names]):.1f}"]
+        for name, row in table.items()
+    ]  # fmt: skip
+    print(markdown(["", *names, "mean"], lines))
     if a.json:
         setting = {k: str(v) for k, v in vars(a).items()}
         amounts = [b.flops / 1e12 for b in budgets if b.flops]

@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 
+from ttsnap.files.writing import markdown
 from ttsnap.profiling.memory import SHARE
 
 GIB = 2**30
@@ -204,14 +205,14 @@ def table(papers: list[Paper], gpus: tuple[int, ...] = GPUS) -> str:
     gib = ["weights", "a row", "a decode", "tiled", "a preview"]
     head = ["model", *(f"{name}, GiB" for name in gib), "latents, MiB", "a video, MiB"]
     head += [f"rows / decodes / tiled in {each} GiB" for each in gpus]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for paper in papers:
         sizes = (paper.weights, paper.row, paper.decode, paper.tiled, paper.preview)
         line = [paper.model, *("no" if size is None else f"{size / GIB:.2f}" for size in sizes)]
         line += [f"{paper.latent / 2**20:.1f}", f"{paper.video / 2**20:.0f}"]
         each = (paper.row, paper.decode, paper.tiled)
         lines.append(line + [" / ".join(str(paper.fit(size, gpu)) for size in each) for gpu in gpus])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(head, lines)
 
 
 def main() -> None:

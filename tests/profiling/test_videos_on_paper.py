@@ -64,4 +64,4 @@ def test_a_table_says_what_fits(paper: Any) -> None:
     assert found.video == 4 * 3 * 9 * 16 * 32
     big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
     assert (big.fit(big.row, 24), big.fit(big.decode, 24), big.fit(big.row, 8)) == (10, 3, 0)  # 0.85 x 24 - 10 GiB
-    assert "| 10 / 3 / 10 |" in paper.table([big], gpus=(24,))
+    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_hours_follow_from_the_figures(paper: Any) -> None:
     assert one.stored(states=5) == 12_000
     config = TrainingConfig(batch=48, second=0.25, steps=3600, checkpointing=True)
     assert one.step(config) == 48 * 6e12 + 12 * 2e12
-    told = paper.table([one], 100.0, 9000, config)
+    told = re.sub(" +", " ", paper.table([one], 100.0, 9000, config))
     assert "| 9,000 trajectories at 100 TFLOP/s | 1.0 h |" in told
     assert "| 3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h |" in told
     assert "| its file, bfloat16 | 60 MB |" in told
