@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,31 +11,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.browser import chromium
 from ttsnap.results.payload import read_payload
 
 from .conftest import PROMPT
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WAIT = 60_000
 Opener = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    must = os.environ.get("TTSNAP_BROWSER_TESTS") == "1"
-    if path is None and not must:
-        pytest.skip("no Chromium on this machine; install it, or set TTSNAP_BROWSER_TESTS=1 to fail without it")
-    assert path is not None, "TTSNAP_BROWSER_TESTS=1, but there is no Chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
