@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
 
 from tests.comfyui.real import checkout
@@ -24,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 PACKS = {"ttsnap": ROOT / "comfyui", "toy_nodes": Path(__file__).parent / "toy_nodes"}
 WAIT = 240.0
 """Seconds that a start or a graph may take on a busy machine."""
+
+CLIENT = "tests"
+PREVIEW = (1).to_bytes(4, "big")
+"""How messages with a preview begin: what they are, the picture's format in four bytes, the picture."""
 
 Output = tuple[str, int]
 """One output of a node: the node's id, and which."""
@@ -48,6 +55,23 @@ class Graph:
         return found[0] if outputs == 1 else found
 
 
+@dataclass
+class Heard:
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    previews: list[Image.Image] = field(default_factory=list)
+
+    def take(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            self.messages.append(json.loads(message))
+        elif message[:4] == PREVIEW:
+            self.previews.append(Image.open(io.BytesIO(message[8:])))
+
+    def progress(self, node: Output) -> list[tuple[float, float]]:
+        """Of a node: (done, of how many), as often as it said so."""
+        said = [message["data"] for message in self.messages if message["type"] == "progress"]
+        return [(data["value"], data["max"]) for data in said if data["node"] == node[0]]
+
+
 @dataclass(frozen=True)
 class ComfyServer:
     address: str
@@ -59,7 +83,8 @@ class ComfyServer:
     def run(self, graph: Graph, workflow: Any = None) -> dict[str, Any]:
         """The outputs of a graph, by node. `workflow` is its page's form, which goes into pictures."""
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
-        reply = self.client.post("/prompt", json={"prompt": graph.nodes, "extra_data": extra})
+        body = {"prompt": graph.nodes, "extra_data": extra, "client_id": CLIENT}
+        reply = self.client.post("/prompt", json=body)
         if reply.status_code != 200:
             raise ValueError(reply.text)
         key, end = reply.json()["prompt_id"], time.monotonic() + WAIT
@@ -72,6 +97,19 @@ class ComfyServer:
             time.sleep(0.05)
         raise TimeoutError(f"no result after {WAIT:g} s; the log ends in {self.log.read_text()[-2000:]}")
 
+    @contextmanager
+    def listening(self) -> Iterator[Heard]:
+        """What the page would hear of graphs that run meanwhile."""
+        sync = pytest.importorskip("websockets.sync.client")
+        heard = Heard()
+        with sync.connect(f"ws{self.address.removeprefix('http')}/ws?clientId={CLIENT}", max_size=None) as socket:
+            thread = threading.Thread(target=lambda: [heard.take(message) for message in socket])
+            thread.start()
+            yield heard
+            time.sleep(0.5)  # what has been sent arrives
+            socket.close()
+            thread.join()
+
     def files(self, outputs: dict[str, Any], node: Output) -> list[bytes]:
         """The files that a node saved."""
         named = [file for files in outputs[node[0]].values() for file in files if "filename" in file]
@@ -83,7 +121,7 @@ class ComfyServer:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[ComfyServer]:
-    """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's."""
+    """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's. Previews are shown."""
     path, log = checkout(), folder / "log.txt"
     packs = {name: pack for name, pack in PACKS.items() if pack.exists()}
     for name, pack in packs.items():
@@ -93,12 +131,13 @@ def serving(folder: Path) -> Iterator[ComfyServer]:
         port = found.getsockname()[1]
     command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, "--disable-api-nodes"]
-    command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:"]
+    command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with log.open("w") as told, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         process = subprocess.Popen(command, cwd=path, env=environment, stdout=told, stderr=subprocess.STDOUT)
         try:
             _wait_for(client, process, log)
+            assert f"Cannot import {folder}" not in log.read_text(), log.read_text()
             yield ComfyServer(str(client.base_url), folder, client, log)
         finally:
             process.terminate()

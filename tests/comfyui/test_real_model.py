@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -116,6 +117,19 @@ def test_the_vae_is_that_of_the_pipeline() -> None:
     decoded = stock.decode(latents, return_dict=False)[0] / 2 + 0.5
     assert close(vae.decode(latents), decoded.clamp(0, 1).movedim(1, -1))
     assert (vae.spacial_compression_decode(), vae.temporal_compression_decode()) == (4, None)
+
+
+def test_previews_have_the_colours_of_the_image() -> None:
+    import latent_preview
+
+    model, vae = embedded().embedded_model().model, embedded().embedded_vae()
+    image = torch.zeros(1, 32, 32, 3)
+    image[:, :16, :, 0], image[:, 16:, :, 2] = 1, 1  # red above blue
+    form = model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, form.latent_rgb_factors_bias)
+    shown = np.asarray(previewer.decode_latent_to_preview(model.process_latent_in(vae.encode(image))))
+    assert shown.shape == (8, 8, 3)
+    assert (shown.argmax(2) == [[0]] * 4 + [[2]] * 4).mean() > 0.9
 
 
 def test_as_a_model_of_noise_it_has_the_same_estimates() -> None:

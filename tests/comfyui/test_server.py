@@ -98,6 +98,17 @@ def test_a_graph_that_cannot_run(server: ComfyServer) -> None:
         server.run(graph)
 
 
+def test_progress_and_previews_are_heard(server: ComfyServer) -> None:
+    graph = Graph()
+    model, clip, _ = graph.add("ToyCheckpoint", 3, parametrisation="flow")
+    latent = sampled(graph, model, clip, seed=2**33)  # not in the cache
+    graph.add("SaveLatent", samples=latent, filename_prefix="heard")
+    with server.listening() as heard:
+        server.run(graph)
+    assert heard.progress(latent)[-1] == (STEPS, STEPS)
+    assert [preview.size for preview in heard.previews] == [(512, 512)] * STEPS  # enlarged
+
+
 @pytest.mark.browser
 def test_the_page_loads_and_runs_a_graph(server: ComfyServer, tmp_path: Path) -> None:
     graph, _ = toy_graph()
