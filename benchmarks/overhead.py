@@ -341,7 +341,7 @@ def our_step(name: str, x: Tensor, out: Tensor, k: Tensor) -> Callable[[], Calla
     def keys(at: Tensor) -> list[rng.Key]:
         return [(i, 0, position) for i, position in enumerate(at.tolist())]
 
-    state = [kernel.init((i, 0), rng.seeded(i)) for i in range(ROWS)]
+    state = [kernel.init(x[i], (i, 0), rng.seeded(i)) for i in range(ROWS)]
     for position in range(int(k.max()) if kernel.keeps_history else 0):
         here = (k > position).nonzero()[:, 0].tolist()
         at = torch.full((ROWS,), position)

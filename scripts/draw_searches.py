@@ -90,8 +90,8 @@ class Traced:
     def keeps_history(self) -> bool:
         return self.kernel.keeps_history
 
-    def init(self, key: Any, generator: torch.Generator) -> Any:
-        return self.kernel.init(key, generator)
+    def init(self, noise: Any, key: Any, generator: torch.Generator) -> Any:
+        return self.kernel.init(noise, key, generator)
 
     def step(self, x: Tensor, prediction: Any, k: Tensor, keys: Any, state: Any) -> tuple[Tensor, Any]:
         after, states = self.kernel.step(x, prediction, k, keys, state)

@@ -182,7 +182,9 @@ def begin(denoiser: Denoiser, seeds: Sequence[int]) -> tuple[Tensor, Sequence[Ke
     """Initial noise (N, ...) of N seeds, as stock diffusers draws it, and the sampler's states."""
     generators = [rng.seeded(seed) for seed in seeds]
     x = denoiser.init_latents(generators)
-    return x, [denoiser.kernel.init((seed, 0), made) for seed, made in zip(seeds, generators, strict=True)]
+    return x, [
+        denoiser.kernel.init(noise, (seed, 0), made) for noise, seed, made in zip(x, seeds, generators, strict=True)
+    ]
 
 
 def predict(denoiser: Denoiser, x: Tensor, step: Tensor, cond: Tensor, precision: str) -> Prediction:

@@ -16,25 +16,20 @@ from torch import Tensor
 from ttsnap.pipelines.latents.schedule import Schedule
 
 from ttsnap.core.grid import Grid
-from ttsnap.core.names import unknown
-from ttsnap.sampling.interpolants import INTERPOLANTS, Discrete, Interpolant, Linear, level, transfer
+from ttsnap.sampling.interpolants import Discrete, Interpolant, Linear, level, transfer
 from ttsnap.sampling.kernels import Ode
-
-TIMES = ("pipeline", "uniform", "sqrt")
+from ttsnap.sampling.paths import make_path, times_on
 
 
 def convert(schedule: Schedule, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> Schedule:
-    """The schedule of as many steps on `path` (a name of INTERPOLANTS; None: the model's own), one evaluation a step.
+    """The schedule of as many steps on `path` (None: the model's own), one evaluation a step.
 
-    times: "pipeline", the points of the scheduler's own noise levels; "uniform", 1 - i/N; "sqrt", sqrt(1 - (i/N)^2),
-    which stays near the noise, as RBF does with "vp"; or (K+1,) float64, falling from at most 1 to 0. Initial latents
-    are standard normal noise. ValueError for unknown names and times that do not fall.
+    path, times: as of ttsnap.sampling.paths. Initial latents are standard normal noise. ValueError for unknown names
+    and times that do not fall.
     """
     source = own_path(schedule)
-    target = source if path is None else INTERPOLANTS.get(path) if isinstance(path, str) else path
-    if target is None:
-        raise ValueError(unknown("path", path, INTERPOLANTS))
-    at = _times(times, target, schedule.grid)
+    target = source if path is None else make_path(path)
+    at = times_on(target, times, torch.tensor(schedule.grid.levels[:-1], dtype=torch.float64))
     t, scale = transfer(source, target, at[:-1])
     grid = Grid((*level(target, at[:-1]).tolist(), 0.0))
     return replace(
@@ -62,27 +57,6 @@ def timestep_unit(schedule: Schedule, source: Interpolant) -> float:
     if isinstance(source, Discrete):
         return float(len(source.log_ratio) - 1)
     return float(schedule.scheduler.config.num_train_timesteps)
-
-
-def _times(times: str | Tensor, path: Interpolant, grid: Grid) -> Tensor:
-    """Times (K+1,) float64 on `path`: where each of the K steps starts, then 0. `times`: see `convert`."""
-    steps = torch.arange(grid.steps, dtype=torch.float64) / grid.steps
-    if isinstance(times, Tensor):
-        starts = times.double()[:-1]
-        if float(times[-1]) != 0:
-            raise ValueError(f"times must end with 0, got {times.tolist()}")
-    elif times == "pipeline":
-        levels = torch.tensor(grid.levels[:-1], dtype=torch.float64)
-        starts = path.inverse_ratio(1 / levels - 1)
-        # Where the path begins with less noise than the scheduler, early points are spread evenly before the next one.
-        early = int((starts >= 1).sum())
-        following = starts[early] if early < len(starts) else starts.new_zeros(())
-        starts[:early] = 1 - (1 - following) * torch.arange(early) / max(1, early)
-    elif times in TIMES:
-        starts = 1 - steps if times == "uniform" else torch.sqrt(1 - steps**2)
-    else:
-        raise ValueError(unknown("times", times, TIMES))
-    return torch.cat([starts, torch.zeros(1, dtype=torch.float64)])
 
 
 def _unscaled(schedule: Schedule) -> Any:

@@ -29,7 +29,7 @@ class Remembering:
     stochastic: ClassVar[bool] = True
     keeps_history: ClassVar[bool] = True
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> tuple[Any, ...]:
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> tuple[Any, ...]:
         return (key,)
 
     def step(

@@ -109,9 +109,10 @@ class InitialNoise:
         if not new:
             return
         generators = [rng.seeded(node.seed) for node in new]
-        begun = self.denoiser.begin(self.denoiser.init_latents(generators), self.prompts.rows(new))
-        for node, latent, generator in zip(new, begun, generators, strict=True):
-            node.latent, node.kernel_state = latent, self.kernel.init((node.seed, 0), generator)
+        noise = self.denoiser.init_latents(generators)
+        begun = self.denoiser.begin(noise, self.prompts.rows(new))
+        for node, latent, drawn, generator in zip(new, begun, noise, generators, strict=True):
+            node.latent, node.kernel_state = latent, self.kernel.init(drawn, (node.seed, 0), generator)
         self.device = begun.device
 
     def of(self, node: Node) -> Tensor:
@@ -126,7 +127,7 @@ class InitialNoise:
         branch, step)."""
         generator = rng.generator(key)
         x = mixed(self.of(node), share, self._fresh(generator))
-        state = self.kernel.init(key[:-1], generator)
+        state = self.kernel.init(x, key[:-1], generator)
         return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key))))
 
     def begun(self, node: Node) -> Node:

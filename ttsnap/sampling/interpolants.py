@@ -198,15 +198,6 @@ class Discrete:
         return (1 - (high - 1 + part) / (len(rising) - 1)).to(rho.dtype)
 
 
-INTERPOLANTS: dict[str, Interpolant] = {
-    "linear": Linear(),
-    "vp": VP(),
-    "cosine": Cosine(),
-    "linear-vp": LinearVP(),
-    "polynomial": Polynomial(),
-}
-
-
 def rows(value: Tensor, like: Tensor) -> Tensor:
     """(N,) -> (N, 1, ...) on like's device, in like's dtype where a float, to multiply rows of `like` (N, ...)."""
     dtype = like.dtype if value.is_floating_point() else value.dtype

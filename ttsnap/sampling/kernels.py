@@ -53,8 +53,8 @@ class Kernel(Protocol):
         in initial noise.
         """
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> KernelState:
-        """The state of a new particle `key` (seed, branch), whose initial noise was just drawn from `generator`."""
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> KernelState:
+        """The state of a new particle `key` (seed, branch), whose initial noise (...) `generator` just drew."""
 
     def step(
         self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
@@ -71,7 +71,7 @@ class Stateless:
 
     keeps_history: ClassVar[bool] = False
 
-    def init(self, key: rng.Key, generator: torch.Generator) -> KernelState:
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> KernelState:
         return None
 
 

@@ -1,0 +1,188 @@
+"""The denoiser over ComfyUI's guider, inside one `guider.sample`: what stock samplers and ttsnap's kernels share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsnap.core.prompt import Prompt
+from ttsnap.sampling import rng
+from ttsnap.sampling.denoiser import Can, Costs, Denoiser
+
+Options = Mapping[str, Any]
+"""ComfyUI's model_options."""
+
+
+class Decoder(Protocol):
+    """ComfyUI's VAE, as far as a search calls it."""
+
+    def decode(self, samples_in: Tensor) -> Tensor:
+        """Latents (N, C, ...) in the VAE's scale -> images (N, H, W, 3), or videos (N, T, H, W, 3), in [0, 1]."""
+
+
+class Previewer(Protocol):
+    """ComfyUI's cheap decoder of previews: TAESD, or a linear map of latents to colours."""
+
+    def decode_latent_to_preview(self, x0: Tensor) -> Any:
+        """Latents (1, C, ...) in the network's scale -> a PIL image."""
+
+
+@dataclass(frozen=True)
+class GuidedCall:
+    """What ComfyUI hands a SAMPLER in the middle of `guider.sample`. Latents are in the network's scale."""
+
+    guider: Any
+    """A CFGGuider, with its model loaded and its conditioning processed."""
+    sigmas: Tensor
+    """(K+1,) noise levels of the steps, falling to 0."""
+    options: Options
+    """Patches, hooks and wrappers that the MODEL carries."""
+    latent: Tensor
+    """(1, C, ...) what is redrawn; zeros where an image is made from noise alone."""
+    mask: Tensor | None = None
+    """(1, C, ...) 1 where the latent is painted anew; None: everywhere."""
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
+            got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
+            raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "
+                             "schedule, and denoise more than 0")  # fmt: skip
+
+    @property
+    def flow(self) -> bool:
+        """Whether x = (1 - sigma) x0 + sigma eps. All other models of ComfyUI have x = x0 + sigma eps."""
+        from comfy.model_sampling import CONST
+
+        return isinstance(self.guider.inner_model.model_sampling, CONST)
+
+    @property
+    def max_denoise(self) -> bool:
+        """Whether the first step begins at pure noise, as ComfyUI's samplers decide it."""
+        from comfy.samplers import Sampler
+
+        return bool(Sampler().max_denoise(self.guider, self.sigmas))
+
+    def passes(self, *, hooked: bool) -> int:
+        """Forward passes of one evaluation, by the rule of ComfyUI's guider: no negative one at a scale of 1.
+
+        hooked: whether the sampler reads the negative pass, which is then always made.
+        """
+        spared = math.isclose(self.guider.cfg, 1.0) and not self.options.get("disable_cfg1_optimization", False)
+        return 2 if self.guider.conds.get("negative") is not None and (hooked or not spared) else 1
+
+
+class Residency:
+    """Whose networks are on the device. ComfyUI may unload them when it loads others."""
+
+    def __init__(self) -> None:
+        self.here: Any = None
+        """The guider whose networks are there; None where that is not known."""
+
+    def need(self, guider: Any, x: Tensor) -> None:
+        """Load the networks of a guider for a call with latents x (N, ...), where something else came in between.
+
+        Raises ComfyUI's InterruptProcessingException where the user has cancelled.
+        """
+        from comfy import model_management
+
+        model_management.throw_exception_if_processing_interrupted()
+        if self.here is not guider:
+            needed = guider.model_patcher.model.memory_required([2 * len(x), *x.shape[1:]])
+            model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models], memory_required=needed)
+            self.here = guider
+
+
+class GuidedDenoiser(Denoiser):
+    """A denoiser over a guider, whose conditioning is the only prompt. Its latents are in the network's scale.
+
+    Subclasses set `grid` and `kernel`, and define `begin` and `predict`.
+    """
+
+    def __init__(self, guided: GuidedCall, vae: Decoder, previewer: Previewer | None, *, hooked: bool = False) -> None:
+        self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
+        self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
+        self.can = frozenset({Can.PREVIEW} if previewer is not None else ())
+        shape = guided.latent.shape
+        self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
+        self._seeds: list[int] = []
+        """The seed of each condition."""
+
+    def by_level(self, call: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
+        """call(rows of x, their sigmas, their numbers) of latents x (N, ...) at noise levels (N,), in one call a level.
+
+        Ranges of conditioning, ControlNets and hooks read the noise level of a call's first row alone.
+        """
+        out: Tensor | None = None
+        for level in sorted(set(sigma.tolist()), reverse=True):
+            here = (sigma == level).nonzero()[:, 0]
+            self.residency.need(self.guided.guider, x[: len(here)])
+            rows = x if len(here) == len(x) else x[here.to(x.device)]
+            part = call(rows, sigma[here].to(x.device), here)
+            if len(here) == len(x):
+                return part
+            out = part.new_empty((len(x), *part.shape[1:])) if out is None else out
+            out[here.to(x.device)] = part
+        if out is None:
+            raise ValueError("no latents to denoise")
+        return out
+
+    @abstractmethod
+    def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents x (N, ...) at grid steps (N,) before the last, as the guider takes them, and its sigmas (N,)."""
+
+    def close(self) -> None:
+        """End what is still under way."""
+
+    def kept(self, x0: Tensor) -> Tensor:
+        """Estimates (N, ...) with the latent where the mask keeps it."""
+        mask = self.guided.mask
+        return x0 if mask is None else x0 * mask + self.guided.latent * (1 - mask)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Finished latents (N, ...) as VAEs and other nodes take them."""
+        made: Tensor = self.guided.guider.inner_model.process_latent_out(latents.float())
+        return made
+
+    # --- sampling.Denoiser ------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[Prompt]) -> None:
+        if len(prompts) > 1:
+            raise ValueError(f"a guider of ComfyUI holds one prompt, got {len(prompts)}; search for them in turn")
+
+    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
+        self._seeds += [seed for seed in dict.fromkeys(seeds) if seed not in self._seeds]
+        return torch.tensor([self._seeds.index(seed) for seed in seeds])
+
+    def noise_of(self, cond: Tensor) -> Tensor:
+        """The initial noise (N, ...) of the seeds of these conditions (N,)."""
+        return self.init_latents([rng.seeded(self._seeds[number]) for number in cond.tolist()])
+
+    def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
+        # comfy.sample.prepare_noise draws the same for one latent, from torch's global generator.
+        shape = self.guided.latent.shape
+        return torch.cat([torch.randn(shape, generator=each) for each in generators]).to(self.device)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        images = self.vae.decode(self.unscaled(x0))
+        self.residency.here = None
+        if self.frames is None and images.ndim == 5:  # one frame, of a model of videos
+            images = images[:, 0]
+        if self.frames is not None and images.ndim == 4:  # frames of all videos in a row
+            images = images.unflatten(0, (len(x0), -1))
+        return images[..., :3].movedim(-1, -3).to(self.device, torch.float32)
+
+    def preview(self, x0: Tensor) -> Tensor:
+        if self.previewer is None:
+            return super().preview(x0)
+        pictures = [np.array(self.previewer.decode_latent_to_preview(one[None])) for one in x0]
+        return torch.from_numpy(np.stack(pictures)).movedim(-1, -3).to(self.device).float() / 255
+
+    def costs(self) -> Costs:
+        return Costs(0.0, 0.0)  # ComfyUI's networks are not counted in FLOPs; latents.py refuses budgets in these

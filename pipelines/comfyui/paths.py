@@ -1,0 +1,69 @@
+"""A guider under ttsnap's own kernels: steps that branch, draw noise by key, or go back, for particle methods."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+
+from ttsnap.core.grid import Grid
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level, rows, transfer
+from ttsnap.sampling.kernels import Ode, Prediction
+from ttsnap.sampling.paths import make_path, times_on
+
+
+class PathDenoiser(GuidedDenoiser):
+    """A guider along a path, one evaluation a step. x is scaled as on the path.
+
+    ComfyUI's models have x = (1 - sigma) x0 + sigma eps, the linear path, or x = x0 + sigma eps, which is a
+    variance-preserving path after division by sqrt(1 + sigma^2).
+    """
+
+    def __init__(
+        self, guided: GuidedCall, sampler: SamplerOptions, vae: Decoder, previewer: Previewer | None = None
+    ) -> None:
+        super().__init__(guided, vae, previewer)
+        self.can |= {Can.PATH}
+        own, sigma = own_path(guided), guided.sigmas[:-1].double().cpu()
+        self.path = own if sampler.path is None else make_path(sampler.path)
+        self.times = times_on(self.path, sampler.times, sigma if guided.flow else sigma / (1 + sigma))
+        t, scale = transfer(own, self.path, self.times[:-1])
+        self.sigmas = t if guided.flow else t / own.alpha(t)
+        """(K,) float64, the guider's noise levels."""
+        self.scale = scale if guided.flow else scale * own.alpha(t)
+        """(K,) float64, by which latents of the guider are multiplied."""
+        self.grid = Grid((*level(self.path, self.times[:-1]).tolist(), 0.0))
+        self.kernel = Ode(self.path, self.times)
+
+    def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        return x / rows(self.scale[step], x), self.sigmas[step].float()
+
+    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        guided, sampling = self.guided, self.guided.guider.inner_model.model_sampling
+        sigma = self.sigmas[0].to(noise.device, torch.float32)
+        # Some models add the latent in place.
+        x: Tensor = sampling.noise_scaling(sigma, noise.clone(), guided.latent.expand_as(noise), guided.max_denoise)
+        return x * float(self.scale[0])
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        from comfy.samplers import KSamplerX0Inpaint
+
+        guided, (there, sigmas) = self.guided, self.in_model(x, step)
+
+        def call(x: Tensor, sigma: Tensor, here: Tensor) -> Tensor:
+            model = KSamplerX0Inpaint(guided.guider, guided.sigmas)
+            model.latent_image, mask = guided.latent, guided.mask
+            if mask is not None:
+                model.noise, mask = self.noise_of(cond[here]), mask.expand_as(x)
+            made: Tensor = model(x, sigma, denoise_mask=mask, model_options=guided.options, seed=None)
+            return made
+
+        x0 = self.by_level(call, there, sigmas)
+        return Prediction(x0, x0)
+
+
+def own_path(guided: GuidedCall) -> Interpolant:
+    """The path of a guider's model: for models that keep x0 unscaled, with t = sigma / sqrt(1 + sigma^2)."""
+    return Linear() if guided.flow else LinearVP()
