@@ -47,7 +47,7 @@ SYSTEM = (
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
     *("pipelines/test_compilation.py", "test_strangers.py"),
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
-    *("comfyui/test_real_model.py", "comfyui/test_server.py"),
+    *("comfyui/test_real_model.py", "comfyui/test_real_search.py", "comfyui/test_server.py"),
     # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
     *("pipelines/modular/test_classic.py",),
 )

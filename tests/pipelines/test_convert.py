@@ -12,7 +12,8 @@ from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.schedule import make_schedule
 
 from ttsnap import BestOfN, search
-from ttsnap.sampling.interpolants import INTERPOLANTS, rows
+from ttsnap.sampling.interpolants import rows
+from ttsnap.sampling.paths import INTERPOLANTS
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES

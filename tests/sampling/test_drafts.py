@@ -21,7 +21,8 @@ from ttsnap.sampling.drafts import (
     unchecked,
     write_draft,
 )
-from ttsnap.sampling.interpolants import INTERPOLANTS, Interpolant, Linear, rows
+from ttsnap.sampling.interpolants import Interpolant, Linear, rows
+from ttsnap.sampling.paths import INTERPOLANTS
 
 WHOLE: dict[str, Any] = {
     "format": 1,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ttsnap.sampling import interpolants as ip
-from ttsnap.sampling.interpolants import INTERPOLANTS, VP, Cosine, Linear
+from ttsnap.sampling.interpolants import VP, Cosine, Linear
+from ttsnap.sampling.paths import INTERPOLANTS
 
 paths = pytest.mark.parametrize("path", INTERPOLANTS.values(), ids=INTERPOLANTS)
 exact = {"rtol": 1e-12, "atol": 1e-12}
