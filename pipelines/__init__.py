@@ -131,7 +131,10 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
     if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
         index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
         if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
-            check_class(getattr(diffusers, kind), task)
+            if task not in (None, TEXT):  # what searches do not support is refused before anything is loaded
+                load_object(f"{CLASSIC}:check_task")(kind, task)
+            elif kind not in load_object(f"{CLASSIC}:MODULAR"):
+                search_class(getattr(diffusers, kind))
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
         require_repository(str(model), options.get("revision"), options.get("cache_dir"))
@@ -184,15 +187,6 @@ def located(model: str | Path) -> Path | None:
             f"no diffusers pipeline at {name}: expected a folder with model_index.json, or a hub id{meant}"
         )
     return where
-
-
-def check_class(stock: Any, task: str | None = None) -> None:
-    """ValueError where search does not support a pipeline class of diffusers, or not for this task, with what it
-    supports for it."""
-    if task not in (None, TEXT):
-        load_object(f"{CLASSIC}:check_task")(stock.__name__, task)
-    elif stock.__name__ not in load_object(f"{CLASSIC}:MODULAR"):
-        search_class(stock)
 
 
 def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:

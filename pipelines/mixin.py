@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.latents import seeds
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.searching import run
 from ttsnap.reward_models.registry import make_rewards
@@ -175,9 +174,9 @@ class SearchMixin:
             raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
         if wanted.budget is not None and wanted.effort is not None:
             raise ValueError(f"give budget= or effort=, not both: {wanted.budget!r} and {wanted.effort!r}")
-        latent, sounds = output_type == "latent", output.has_sound(self.output_class)
+        latent, sounds = output_type == "latent", "audio" in {field.name for field in fields(self.output_class)}
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
-        with seeds.drawn(seeds.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
+        with arguments.drawn(arguments.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
             request = SearchRequest(
                 tuple(prompts),
                 EngineSpec(None, reward_tuple(wanted.reward), asked.sampler, batch, call),

@@ -21,7 +21,7 @@ from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Reward
-from ttsnap.core.results import Event, Result
+from ttsnap.core.results import Result
 from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
 from ttsnap.results.payload import for_prompt, label, payload_of
@@ -214,17 +214,6 @@ def converted(made: list[Tensor], output_type: str, dtype: torch.dtype, device: 
         return np.stack(arrays) if moving else np.concatenate(arrays)
     pictures = [VaeImageProcessor.numpy_to_pil(array) for array in arrays]
     return pictures if moving else [picture for (picture,) in pictures]
-
-
-def keep_finished(event: Event, steps: int, finished: dict[tuple[int, int], Tensor]) -> None:
-    """Copy the latents that an event scored at the last step to the CPU, into `finished` by (prompt index, uid)."""
-    if event.kind == "score" and event.step == steps:
-        finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
-
-
-def has_sound(stock: Any) -> bool:
-    """Whether a stock output class has a field for the sound of videos."""
-    return any(field.name == "audio" for field in fields(stock))
 
 
 def sound(denoiser: PipelineDenoiser, found: list[Tensor], device: torch.device) -> Tensor | None:

@@ -83,9 +83,14 @@ def run(
         shown = shown_of(denoiser, spec.batch.frames)
         shown.check(report)
         recorder, finished = Recorder(), dict[tuple[int, int], Tensor]()
+
+        def keep_latents(event: Event) -> None:
+            if event.kind == "score" and event.step == engine.grid.steps:
+                finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
+
         listeners: list[Listener] = [recorder, *([] if on_event is None else [on_event])]
         if "latents" in spec.batch.keep:
-            listeners.append(lambda event: output.keep_finished(event, engine.grid.steps, finished))
+            listeners.append(keep_latents)
         how = request.spec
         try:
             with _progress(pipe, request, engine, listeners) as listen:

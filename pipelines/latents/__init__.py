@@ -1,4 +1,4 @@
-"""What the rows of a batch are made of: latents, noise levels, encoded prompts, seeds.
+"""What the rows of a batch are made of: latents, noise levels, encoded prompts.
 
 `layouts` has the shapes of latents. `encoder_inputs` has what text encoders read, and keeps encoded prompts.
 `schedule` lays a diffusers scheduler open, so that rows at different steps share a batch. `scheduler_kernel` steps as

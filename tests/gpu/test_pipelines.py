@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.arguments import first_seed
 from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.latents.seeds import first_seed
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
 from ttsnap import BestOfN, SeedPruning, search

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.latents.seeds import first_seed, source_of
+from ttsnap.pipelines.arguments import first_seed, source_of
 
 from ttsnap import BestOfN
 from ttsnap.algorithms.keep_all import KeepAll
