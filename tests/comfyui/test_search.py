@@ -1,0 +1,238 @@
+"""Searches over a guider of ComfyUI, on a double with known answers (double.py)."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
+
+from tests.comfyui import double
+from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Guider, Model, Stock, Vae
+from ttsnap.core.prompt import Prompt
+from ttsnap.loop.budget import Budget
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec, SearchRequest
+
+STEPS, SEEDS = 8, 6
+PRUNED = {"name": "seed-pruning", "n": SEEDS, "keep": [2 / SEEDS], "levels": [0.7]}
+EMPTY = torch.zeros(SHAPE)
+
+
+@pytest.fixture(autouse=True)
+def management() -> Iterator[double.Management]:
+    threads = threading.active_count()
+    with double.comfyui() as management, torch.inference_mode():  # as nodes run
+        yield management
+    assert threading.active_count() == threads
+
+
+@pytest.fixture(params=[Const, Exploding], ids=["flow", "eps"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return Model(request.param())
+
+
+def sigmas(model: Model) -> Tensor:
+    falling = torch.linspace(1, 0, STEPS + 1)
+    return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
+
+
+def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> SearchRequest:
+    spec = EngineSpec(None, ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
+    given = {"search": PRUNED, "budget": Budget(), "seed": 11, **more}
+    return SearchRequest((Prompt("a red circle"),), spec, **given)
+
+
+def searching(model: Model, how: SearchRequest, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
+    loop = LOOPS[name] if isinstance(name, str) else name
+    return LatentSearch(how, Guider(model, cfg), Stock(loop), sigmas(model), **{"latent": EMPTY, "vae": Vae(), **more})
+
+
+def alone(model: Model, seed: int, name: str, cfg: float, latent: Tensor = EMPTY, mask: Tensor | None = None) -> Tensor:
+    """What the sampler makes of a seed without a search."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+    return Guider(model, cfg).sample(noise, latent, Stock(LOOPS[name]), sigmas(model), mask, seed=seed)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_winner_is_what_the_sampler_makes_of_its_seed(model: Model, name: str, cfg: float) -> None:
+    found = searching(model, wanted(), name, cfg).run()
+    made, spent = sum(model.rows), found.result.spent
+    winner = found.result.best.seed
+    assert torch.allclose(alone(model, winner, name, cfg), found.latents, atol=1e-5)
+    assert made == spent.nfe * spent.price.passes_per_nfe
+    each = EVALUATIONS[name] * (STEPS - 1) + 1
+    assert spent.nfe < SEEDS * each
+    assert spent.price.passes_per_nfe == (2 if cfg != 1 or name == "unguided" else 1)
+
+
+def test_an_image_is_the_vaes_and_latents_come_back_in_its_scale(model: Model) -> None:
+    found = searching(model, wanted(keep=2, search="best-of-n", budget=Budget(images=4))).run()
+    assert found.latents.shape == (2, *SHAPE[1:])
+    for image, latent in zip(found.result.images, found.latents, strict=True):
+        assert torch.allclose(image.pixels.movedim(0, -1), Vae().decode(latent[None])[0], atol=1e-6)
+
+
+def test_rows_at_one_noise_level_share_a_call_and_others_do_not(model: Model) -> None:
+    searching(model, wanted(batch=4)).run()
+    assert max(model.rows) == 8
+    assert set(model.rows) <= {8, 4}
+
+
+def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model) -> None:
+    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    for name in LOOPS:
+        found = searching(model, wanted(), name, latent=latent, mask=mask).run()
+        assert torch.allclose(alone(model, found.result.best.seed, name, 2.0, latent, mask), found.latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", [None, "vp"])
+def test_ttsnaps_kernels_end_where_the_model_does(model: Model, path: str | None) -> None:
+    """The only image of a model without spread."""
+    model.spread = 1e-4
+    for kernel in ("ode", "sde", "ddim:0.5"):
+        how = wanted(sampler=SamplerOptions(kernel, path=path), search="smc", budget=Budget(nfe=40))
+        if kernel == "ode":
+            how = replace(how, search=PRUNED, budget=Budget())
+        found = searching(model, how, cfg=1.0).run()
+        assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
+
+
+def test_ttsnaps_ode_is_euler(model: Model) -> None:
+    found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
+    assert torch.allclose(alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4)
+
+
+def test_masks_hold_under_ttsnaps_kernels(model: Model) -> None:
+    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    how = wanted(sampler=SamplerOptions("sde"), search="smc", budget=Budget(nfe=40))
+    found = searching(model, how, latent=latent, mask=mask).run()
+    assert torch.allclose(found.latents[..., :2], latent[..., :2], atol=1e-6)
+    assert not torch.allclose(found.latents[..., 2:], latent[..., 2:], atol=1e-2)
+
+
+def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
+    model.spread = 1e-4
+    drafts = Model(model.model_sampling, spread=1e-4)
+    how = wanted(search={"name": "seed-pruning", "n": 20})
+    events: list[Any] = []
+    found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9)).run(events.append)
+    calls = found.result.spent.cost.draft_calls
+    assert sum(drafts.rows) == calls >= 40
+    drafted = [event for event in events if event.kind == "score" and event.look.startswith("draft")]
+    assert len(drafted) == calls / 2
+    assert all(torch.allclose(event.image, torch.tensor(0.625), atol=1e-2) for event in drafted)
+
+
+def test_a_model_drafts_for_itself(model: Model) -> None:
+    search = searching(model, wanted(search={"name": "seed-pruning", "n": 20}), cfg=1.0)
+    found = replace(search, drafter=GuiderDrafter(search.guider, 1, 0.87)).run()
+    spent = found.result.spent
+    assert sum(model.rows) == spent.nfe + spent.cost.draft_calls
+    assert spent.cost.draft_calls > 0
+
+
+def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
+    model: Model, management: double.Management
+) -> None:
+    found = searching(model, wanted()).run()
+    assert found.result.spent.cost.decodes == SEEDS + 2
+    assert len(management.loads) == 2  # before the first call, and after the check's decode
+    management.loads.clear()
+    searching(model, wanted(search={"name": "seed-pruning", "n": 20}), drafter=GuiderDrafter(Guider(model, 1.0))).run()
+    assert len(management.loads) >= 4
+
+
+def test_cancelling_ends_all_threads_and_leaves_the_guider(model: Model, management: double.Management) -> None:
+    threads = threading.active_count()
+    search = searching(model, wanted(), "ancestral")
+
+    def cancel() -> None:
+        management.interrupted = len(model.rows) == 4
+
+    model.on_call = cancel
+    with pytest.raises(double.InterruptProcessingException):
+        search.run()
+    assert len(model.rows) == 5
+    assert threading.active_count() == threads
+    assert not search.guider.running
+
+
+def test_a_search_that_is_stopped_gives_its_best(model: Model) -> None:
+    found = searching(model, wanted(search="best-of-n", budget=Budget(nfe=400))).run(
+        should_stop=lambda: len(model.rows) >= 10
+    )
+    assert len(found.latents) == 1
+    assert found.result.spent.nfe < 400
+
+
+def test_a_dropped_candidates_thread_ends_at_once(model: Model) -> None:
+    seen: list[int] = []
+    model.on_call = lambda: seen.append(threading.active_count())
+    threads = threading.active_count()
+    searching(model, wanted(), "heun").run()
+    gc.collect()
+    assert max(seen) == threads + SEEDS
+    assert seen[-1] == threads + 2
+
+
+def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
+    def broken(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+        if args["seed"] == 13:
+            raise RuntimeError("no such step")
+        return LOOPS["euler"](model, x, sigmas, args, step)
+
+    with pytest.raises(RuntimeError, match="no such step"):
+        searching(model, wanted(), broken).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("loop", "why"),
+    [(double.churning, "s_churn"), (double.adaptive, "chooses its steps by the image")],
+    ids=["churning", "adaptive"],
+)
+def test_samplers_without_common_steps_or_seeds_are_refused(model: Model, loop: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        searching(model, wanted(), loop).run()
+    assert model.rows == []
+
+
+def test_what_cannot_be_searched_is_refused_before_the_model_runs(model: Model) -> None:
+    with pytest.raises(ValueError, match="batch of 2"):
+        searching(model, wanted(), latent=torch.zeros(2, *SHAPE[1:]))
+    with pytest.raises(ValueError, match="FLOPs"):
+        searching(model, wanted(budget=Budget(flops=1e9)))
+    with pytest.raises(ValueError, match="gradient"):
+        searching(model, wanted(sampler=SamplerOptions("sde", guide="dps:1")))
+    with pytest.raises(ValueError, match="end at 0"):
+        replace(searching(model, wanted()), sigmas=torch.tensor([1.0, 0.5])).run()
+    with pytest.raises(ValueError, match="sampler"):
+        searching(model, wanted(search="smc", budget=Budget(nfe=40))).run()
+    assert model.rows == []
+
+
+def test_the_batch_is_as_large_as_free_memory_allows(management: double.Management) -> None:
+    patcher = Guider(Model(Const())).model_patcher
+    assert rows_that_fit(patcher, EMPTY) == 16
+    management.free = 1000
+    assert rows_that_fit(patcher, EMPTY) == 3
+    patcher.size = 700
+    assert rows_that_fit(patcher, EMPTY) == 1
+
+
+def test_videos_are_scored_by_their_frames() -> None:
+    model, latent = Model(Const()), torch.zeros(1, 2, 3, 4, 4)
+    found = searching(model, wanted(), latent=latent).run()
+    assert found.result.best.pixels.shape == (3, 3, 4, 4)
+    assert found.result.spent.cost.reward_calls == 3 * found.result.spent.cost.decodes
+    assert found.latents.shape == latent.shape
