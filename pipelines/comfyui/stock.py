@@ -47,6 +47,8 @@ class StockKernel:
 class StockDenoiser(GuidedDenoiser):
     """A guider under a stock sampler. x at a position is the input of that call of the model."""
 
+    kernel: StockKernel
+
     def __init__(self, guided: GuidedCall, sampler: Any, vae: Decoder, previewer: Previewer | None = None) -> None:
         self.stock = StockSampler(sampler, guided)
         self.rehearsal = rehearse(self.stock)

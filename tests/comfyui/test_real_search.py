@@ -200,3 +200,31 @@ def test_a_model_drafts_for_another(model: Any) -> None:
     result = searching(own[0], how, drafter=drafter).run().result
     assert sum(drafts[1].rows) == result.spent.cost.draft_calls > 0
     assert sum(own[1].rows) == 2 * result.spent.nfe
+
+
+def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
+    """`ttsnap generate` on the same model, seeds, sigmas and reward."""
+    from comfy.samplers import CFGGuider, sampler_object
+    from ttsnap.pipelines import load
+    from ttsnap.pipelines.comfyui.latents import LatentSearch
+
+    from tests.comfyui.toy_nodes.embedded import conditioning, embedded_model, embedded_vae
+
+    text = "a red circle left of a blue square"
+    how = {"name": "seed-pruning", "n": 12, "keep": [0.25], "levels": [0.7]}
+    with torch.inference_mode(False):
+        pipe = load("embedded", dtype=torch.float32)
+        made = pipe(text, search=how, reward="scenes", seed=5, guidance_scale=4.0,
+                    num_inference_steps=STEPS, batch_size=12, draft=None, output_type="pt")  # fmt: skip
+    spec = EngineSpec(None, ("scenes",), batch=EngineOptions(batch_size=12))
+    request = SearchRequest((Prompt(text),), spec, how, Budget(), seed=5)
+    guider = CFGGuider(embedded_model())
+    guider.set_conds(conditioning(text), conditioning(""))
+    guider.set_cfg(4.0)
+    pipe.scheduler.set_timesteps(STEPS)
+    found = LatentSearch(request, guider, sampler_object("euler"), pipe.scheduler.sigmas, EMPTY, embedded_vae()).run()
+    theirs, ours = made.search[0], found.result
+    assert ours.best.seed == theirs.best.seed
+    assert ours.spent.cost == theirs.spent.cost
+    assert ours.best.reward == pytest.approx(theirs.best.reward, abs=1e-3)
+    assert apart(ours.best.pixels, theirs.best.pixels) < 1e-3
