@@ -111,8 +111,8 @@ class GuidedDenoiser(Denoiser):
         self.can = frozenset({Can.PREVIEW} if previewer is not None else ())
         shape = guided.latent.shape
         self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
-        self._seeds: list[int] = []
-        """The seed of each condition."""
+        self._conditions: dict[int, int] = {}
+        """The number of each seed's condition, from 0 in the order of the seeds."""
 
     def by_level(self, call: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
         """call(rows of x, their sigmas, their numbers) of latents x (N, ...) at noise levels (N,), in one call a level.
@@ -157,12 +157,16 @@ class GuidedDenoiser(Denoiser):
             raise ValueError(f"a guider of ComfyUI holds one prompt, got {len(prompts)}; search for them in turn")
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        self._seeds += [seed for seed in dict.fromkeys(seeds) if seed not in self._seeds]
-        return torch.tensor([self._seeds.index(seed) for seed in seeds])
+        return torch.tensor([self._conditions.setdefault(seed, len(self._conditions)) for seed in seeds])
+
+    def seeds_of(self, cond: Tensor) -> list[int]:
+        """The seeds of these conditions (N,)."""
+        seeds = list(self._conditions)
+        return [seeds[number] for number in cond.tolist()]
 
     def noise_of(self, cond: Tensor) -> Tensor:
         """The initial noise (N, ...) of the seeds of these conditions (N,)."""
-        return self.init_latents([rng.seeded(self._seeds[number]) for number in cond.tolist()])
+        return self.init_latents([rng.seeded(seed) for seed in self.seeds_of(cond)])
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
         # comfy.sample.prepare_noise draws the same for one latent, from torch's global generator.

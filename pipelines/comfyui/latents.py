@@ -91,6 +91,8 @@ class LatentSearch:
     """What decodes unfinished estimates for rewards, in place of the VAE."""
 
     def __post_init__(self) -> None:
+        if self.latent.is_nested:  # ComfyUI's, of several tensors
+            raise ValueError("latents of videos with sound cannot be searched yet; give a latent of images or frames")
         if self.latent.shape[0] != 1:
             raise ValueError(f"a search makes candidates of one latent, got a batch of {self.latent.shape[0]}; give a "
                              "latent of batch size 1")  # fmt: skip

@@ -62,8 +62,8 @@ class StockDenoiser(GuidedDenoiser):
         self.kernel = StockKernel(self.stock, self.sigmas)
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        seeds = [self._seeds[number] for number in cond.tolist()]
-        return torch.cat([self.stock.first_input(one[None], seed) for one, seed in zip(noise, seeds, strict=True)])
+        begun = zip(noise, self.seeds_of(cond), strict=True)
+        return torch.cat([self.stock.first_input(one[None], seed) for one, seed in begun])
 
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return x, self.sigmas[torch.from_numpy(self.grid.calls)[step]]
