@@ -29,7 +29,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
         conditions=lambda prompts, seeds: prompts,
         begin=lambda noise, cond: noise,
     )
-    kernel: Any = SimpleNamespace(init=lambda key, generator: None)
+    kernel: Any = SimpleNamespace(init=lambda x, key, generator: None)
     prompts = EncodedPrompts(denoiser, lambda: None)
     prompts.admit([Prompt("")])
     prompts.place(0)
@@ -38,7 +38,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
 
 def test_a_seeds_noise_depends_on_the_seed_alone() -> None:
     noise, shape, begun = noise_of((2, 3)), (2, 3), []
-    noise.kernel.init = lambda key, generator: begun.append((key, torch.randn(3, generator=generator)))
+    noise.kernel.init = lambda x, key, generator: begun.append((key, torch.randn(3, generator=generator)))
     nodes = [Node(0, seed, 0) for seed in (17, 3, 8, 16)]
     noise.draw(nodes)
     for node, (key, next_drawn) in zip(nodes, begun, strict=True):
