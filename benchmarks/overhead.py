@@ -378,8 +378,9 @@ def batching(a: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     for how, run in ways:
         own = engine()
         seconds.append(timed(functools.partial(run, own), device))
-        print(f"{how}: {seconds[-1]:.1f} s, {own.stats['batches']} batches, occupancy {own.occupancy:.0%}", flush=True)
-        yield {"how": how, "seconds": seconds[-1], "occupancy": own.occupancy, **dict(own.stats)}
+        share = own.stats["nfe"] / own.room
+        print(f"{how}: {seconds[-1]:.1f} s, {own.stats['batches']} batches, occupancy {share:.0%}", flush=True)
+        yield {"how": how, "seconds": seconds[-1], "occupancy": share, **dict(own.stats)}
     print(f"one at a time / all at once: {seconds[1] / seconds[0]:.2f}")
 
 

@@ -117,7 +117,7 @@ def main() -> None:
             results = search(prompts, make_algorithm(build(nfe)), engine, budget, seed=seed * 100_000)
             done[key] = {**winners(results, metrics), "verifier_share": results[0].spent.verifier_share,
                          "seconds": time.perf_counter() - begin,
-                         "occupancy": engine.occupancy, "engine_seconds": engine.timings}  # fmt: skip
+                         "occupancy": engine.stats["nfe"] / engine.room, "engine_seconds": engine.timings}  # fmt: skip
             print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
             write(a.json, settings, done)
     print(table(done, a))

@@ -137,7 +137,8 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
                 search_class(getattr(diffusers, kind))
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
-        require_repository(str(model), options.get("revision"), options.get("cache_dir"))
+        if where is None:
+            require_repository(str(model), options.get("revision"), options.get("cache_dir"))
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import weakref
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -273,17 +272,11 @@ class PipelineDenoiser(Denoiser):
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
         memo: flops.Memo = self.pipe._search_memo
-        return memo.of(self.setting(decoder))
-
-    def setting(self, decoder: str = "decode") -> tuple[Hashable, ...]:
-        """What the cost and the memory of a row depend on: networks, size, passes, length of texts."""
-        parts = (self.net, self.pipe.vae if decoder == "decode" else self.pipe.preview_vae)
-        call = (self.layout.height, self.layout.width, self.passes_per_nfe, self.text_length)
-        return (*(weakref.ref(part) for part in parts), *(flops.filling(part) for part in parts), *call)
+        return memo.of(flops.setting_of(self, decoder))
 
     def merge_schedule(self, other: Self) -> int:
         self.must(Can.SHARE)
-        if self.setting() != other.setting():
+        if flops.setting_of(self, "decode") != flops.setting_of(other, "decode"):
             raise ValueError("calls share a network where they agree in size and guidance")
         start, guidance = len(self.schedule.timesteps), self.guidance.followed_by(other.guidance)
         self.schedule, self.guidance = self.schedule.followed_by(other.schedule), guidance

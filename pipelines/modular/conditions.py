@@ -88,6 +88,17 @@ class Conditions:
         """One field (N, ...) of these numbers (N,)."""
         return torch.cat([row[name] for row in self.rows(cond)])
 
+    def held(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Latents x (N, S, C), tokens of frames and perhaps of sound, with the image as their first frame."""
+        mask = self.column("conditioning_mask", cond)
+        first = torch.nn.functional.pad(mask, (0, x.shape[1] - mask.shape[1]))[..., None] > 0
+        return torch.where(first, self.column("latents", cond).to(x.dtype), x)
+
+    def inside(self, x: Tensor, cond: Tensor, noised: Callable[[Tensor], Tensor] = lambda image: image) -> Tensor:
+        """Latents x (N, ...) inside the mask; outside those of the image, `noised` to their level."""
+        mask, outside = self.column("mask", cond), noised(self.column("image_latents", cond))
+        return ((1 - mask) * outside + mask * x).to(x.dtype)
+
 
 def stack(rows: Sequence[Any]) -> Any:
     """Tensors (1, ...) as one (N, ...). Anything else must be alike in all rows, and is taken once."""

@@ -21,6 +21,7 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter, _settings, shared_copy
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
+from ttsnap.pipelines.memory.flops import setting_of
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
@@ -199,7 +200,7 @@ def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable
     assert all(torch.equal(one, other) for one, other in zip(weights, base.net.parameters(), strict=True))
     assert flags == [p.requires_grad for p in base.net.parameters()]
     assert not any(pipe.get_list_adapters().values())
-    assert base.setting() == denoiser(pipe, name).setting()
+    assert setting_of(base, "decode") == setting_of(denoiser(pipe, name), "decode")
 
 
 def test_only_the_lora_takes_memory(lora: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result, Spent
-from ttsnap.files.writing import write_whole
+from ttsnap.files.writing import write_text
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
@@ -48,7 +48,7 @@ def write_runs(out: Path, runs: Sequence[AlgorithmRun], videos: VideoOptions | N
     if len(runs[0].results) > 1:
         text = io.StringIO()
         csv.writer(text).writerows(_rows(out, runs, written))
-        write_whole(out / TABLE, lambda file: file.write(text.getvalue().encode()))
+        write_text(out / TABLE, text.getvalue())
     return written
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ttsnap.core.cost import Cost, Price, Rates
+from ttsnap.core.cost import Cost, Price
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -107,14 +107,7 @@ class LiveEngine(Engine):
     def price(self) -> Price:
         """FLOPs per unit, counted once; seconds per unit once `calibrate` has run."""
         if self._price is None:
-            costs, drafts = self.denoiser.costs(), self.denoiser.drafts
-            preview = costs.preview if self.scorer.estimates == "preview" else 0.0
-            passes, per_draft = self.denoiser.passes_per_nfe, 0 if drafts is None else drafts.passes
-            rates = Rates(costs.nfe, costs.decode, self.scorer.flops, preview, draft_calls=costs.draft * per_draft)
-            pixels, more = self.scorer.estimates, self.scorer.calls - len(self.rewards)
-            plain = Price(rates, None, passes, pixels, passes_per_draft=per_draft, tokens=self.scorer.tokens,
-                          more_calls=more)  # fmt: skip
-            self._price = self.stepper.priced(plain)
+            self._price = self.stepper.priced(self.scorer.price(self.denoiser))
         return self._price
 
     def calibrate(self) -> Cost:
@@ -174,11 +167,6 @@ class LiveEngine(Engine):
     @property
     def room(self) -> int:
         return self.stats["room"]
-
-    @property
-    def occupancy(self) -> float:
-        """Mean share of the denoiser batch that was in use, in (0, 1]."""
-        return self.stats["nfe"] / max(1, self.room)
 
     def meter(self) -> Meter:
         """Measures memory and energy of a run."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
-from ttsnap.core.cost import Cost
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.rows import Row
@@ -101,10 +101,21 @@ class RowScorer:
         self.calls_here = sum(self.shown.calls(r) for _, r in self.local)
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
-    @property
-    def flops(self) -> float:
-        """FLOPs of a reward call, on average over those of a score."""
-        return sum(r.flops * self.shown.calls(r) for r in self.rewards) / self.calls
+    def price(self, denoiser: Denoiser) -> Price:
+        """What plain steps of this denoiser take, with drafts and scores, in FLOPs."""
+        costs, drafts = denoiser.costs(), denoiser.drafts
+        per_draft = 0 if drafts is None else drafts.passes
+        # Of a reward call on average over those of a score.
+        reward = sum(r.flops * self.shown.calls(r) for r in self.rewards) / self.calls
+        preview = costs.preview if self.estimates == "preview" else 0.0
+        return Price(
+            Rates(costs.nfe, costs.decode, reward, preview, draft_calls=costs.draft * per_draft),
+            passes_per_nfe=denoiser.passes_per_nfe,
+            estimates=self.estimates,
+            passes_per_draft=per_draft,
+            tokens=self.tokens,
+            more_calls=self.calls - len(self.rewards),
+        )
 
     def sources(self, cond: Tensor) -> Tensor | None:
         """What these prompts (N,) edit, where a reward is to see it."""
