@@ -80,7 +80,7 @@ class EngineBuilder:
 
 
 def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str, Json]:
-    """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to go on with it.
+    """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to resume it.
     Pictures of the call go by their digests."""
     denoiser: Any = engine.denoiser
     model, sampler, call = spec.model or ModelOptions(), spec.sampler, spec.call

@@ -83,7 +83,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
 
     monkeypatch.setattr(ScenesReward, "__call__", interrupted)
     assert main([*ARGV, "--out", "part"]) == 130
-    assert "what is done is safe in part\nrun the same command again to go on" in capsys.readouterr().err
+    assert "what is done is safe in part\nrun the same command again to resume" in capsys.readouterr().err
     there = images("part")
     assert 0 < len(there) < 8
     monkeypatch.setattr(ScenesReward, "__call__", score)

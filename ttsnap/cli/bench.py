@@ -44,7 +44,7 @@ DESCRIPTION = """Search for every prompt of a set by several algorithms with equ
 
 --out gets a folder an algorithm, in the layout of GenEval, with lists of the images for evalscope and GenEval 2, and
 summary.md, .json and .png: means with their standard errors over prompts, differences to the first algorithm prompt by
-prompt, and what it took. Ctrl-C is safe: the same command goes on, and makes the same images.
+prompt, and what it took. Ctrl-C is safe: the same command resumes, and makes the same images.
 
 Prompt sets are read as their authors publish them: text with a prompt a line, JSON Lines (GenEval, GenEval 2), JSON
 (HPDv2, VBench), CSV or TSV with a header (PartiPrompts, DrawBench), or a folder of .txt files (DPG).
@@ -92,12 +92,12 @@ def parser() -> Parser:
     arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions)
-    # Part of what must stay the same to go on with a benchmark, so not measured.
+    # Part of what must stay the same to resume a benchmark, so not measured.
     arguments.add_options(model, BatchOptions, batch_size=32)
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a benchmark to go on with")
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a benchmark to resume")
     )
     return p
 
@@ -145,7 +145,7 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
 
 
 def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchRequest) -> dict[str, Json]:
-    """What must be the same to go on: all that decides on the images and their scores."""
+    """What must be the same to resume: all that decides on the images and their scores."""
     call = request.engine.call
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
 
-Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command goes on.
+Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command resumes.
 
 With --workers N so many processes record side by side, each with a model of its own: on a GPU each, or a CPU core each
 where there is none. Ray runs them, on this machine or, with --ray-address, on the machines of a cluster. A worker that
-is killed costs the unit of work that it was at, which another one makes again, and what one number of workers has begun
-another may go on with.
+is killed costs the unit of work that it was at, which another one makes again. What one number of workers has begun,
+another may resume.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/first
@@ -59,11 +59,11 @@ def parser() -> Parser:
     arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=arguments.unrecorded(ModelOptions))
-    # Part of what must stay the same to go on with a recording, so not measured.
+    # Part of what must stay the same to resume a recording, so not measured.
     arguments.add_options(model, BatchOptions, without=arguments.unrecorded(BatchOptions), batch_size=32)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a recording to go on with")
+        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a recording to resume")
     )
     arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
     arguments.add_options(p.add_argument_group("workers"), WorkerOptions)
@@ -81,7 +81,7 @@ def run_with(options: dict[str, Any]) -> None:
 
 
 def run(a: Arguments) -> int:
-    """Record, or go on with it, and say how well early scores tell the final ones."""
+    """Record, or resume, and say how well early scores tell the final ones."""
     prompts = common.read_prompts(a, "record", a.task)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
     common.placement(a.device, a.dtype)  # says that torch is loaded
@@ -97,7 +97,7 @@ def run(a: Arguments) -> int:
             raise
         there, units = progress(out)
         print(
-            f"\ninterrupted; {there} of {units} units of work are safe in {out}\nrun the same command again to go on",
+            f"\ninterrupted; {there} of {units} units of work are safe in {out}\nrun the same command again to resume",
             file=sys.stderr,
         )
         return 130

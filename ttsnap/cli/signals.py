@@ -32,7 +32,7 @@ def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") ->
     """Work whose parts are kept in a folder, so that the same command resumes it.
 
     safe: says what is safe there, for the message after Ctrl-C. ValueError where the folder cannot be written to."""
-    again = "run the same command again to go on"
+    again = "run the same command again to resume"
     try:
         yield
     except KeyboardInterrupt:

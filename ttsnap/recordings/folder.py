@@ -250,7 +250,7 @@ def _require_finished(folder: Path) -> None:
         there, units = progress(folder)
         raise ValueError(
             f"the recording in {folder} is unfinished: {there} of {units} units of work are there "
-            f"({there / units:.0%}); run the same command again to go on with it"
+            f"({there / units:.0%}); run the same command again to resume"
         )
 
 

@@ -45,7 +45,7 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
         if differences := differing():
             raise ValueError(
                 f"{folder} holds a {what} with other settings: {'; '.join(differences[:4])}; "
-                "ask for the same ones to go on with it, or choose another folder"
+                "ask for the same ones to resume it, or choose another folder"
             )
     elif folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p not in (folder / LOCK, part_of(folder / about)))

@@ -62,7 +62,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     with monkeypatch.context() as patched:
         patched.setattr(train, "losses", stopped)
         assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 130
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert main(["distill-draft", "--config", "small.yaml", "--out", "parts"]) == 0
     assert bytes_in(Path("parts/draft")) == bytes_in(Path("whole/draft"))
 
