@@ -1,8 +1,8 @@
 """Classifier-free guidance: how one output is made of passes with the prompt and with the negative prompt.
 
 A guidance is a value that a denoiser holds. It is called with one pass of the network, a `Call`, and the encoded
-prompts of both passes. Families differ in how the two passes go into calls (`Paired`, `TwoCalls`, `Joined`), in how
-their outputs are combined, and in the steps that are guided.
+prompts of both passes. Families differ in how the two passes go into calls (`Paired`, `TwoCalls`, `Joined`). They also
+differ in how outputs are combined, and in the steps that are guided.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class SearchMixin:
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Any:
         """A search pipeline of the parts of another one, with other parts or settings in `changes`.
 
-        As in diffusers the weights are shared, but they are cast only when `dtype` is given, and the original keeps its
+        As in diffusers the weights are shared. They are cast only when `dtype` is given, and the original keeps its
         hooks and its scheduler. ValueError for changes that this class does not know, and for networks of another
         family.
         """

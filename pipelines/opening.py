@@ -145,7 +145,7 @@ def _preview_vae(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loading bars of diffusers and transformers, as the embedded model loads at once, and without the
+    """Without the loading bars of diffusers and transformers, as the embedded model loads at once. Nor is there the
     advice to install torchvision for image processors, of which it has none."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -112,8 +112,8 @@ def make(
     """Make the shards that are missing in `folder`; the paths of all shards that `config` asks for.
 
     Processes divide the shards and wait for each other. A shard does not depend on the process that makes it, so that
-    another number of processes may resume. It is written whole or not at all, so that a run that was killed resumes
-    after its last shard, with the same bytes where the network gives equal numbers for equal batches.
+    another number of processes may resume. It is written whole or not at all, and a run that was killed resumes after
+    its last shard. The bytes are the same where the network gives equal numbers for equal batches.
 
     ValueError for what `check_trajectories` refuses, and for a shard that is damaged or of other settings. OSError
     where the disk is full.

@@ -1,7 +1,7 @@
 """Drafters of a pipeline: networks that guess finished images, found by name.
 
-A drafter is a network object of its own, never an adapter that is switched on and off, so that it cannot leak into the
-model's evaluations. A drafter made by a LoRA shares all weights of the model's network.
+A drafter is a network object of its own, so that it cannot leak into the model's evaluations. It is never an adapter
+that is switched on and off. A drafter made by a LoRA shares all weights of the model's network.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class OwnDraft:
     def suits(self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]) -> bool:
         """Whether a search takes it by default. call: complete, with the model's defaults.
 
-        The algorithm is the default pruning or needs drafts, the sampler is the pipeline's own, and draft.json says
-        that the draft pays at these steps and this guidance. Other arguments have the model's defaults.
+        The algorithm is the default pruning or needs drafts, and the sampler is the pipeline's own. By draft.json the
+        draft pays at these steps and this guidance. Other arguments have the model's defaults.
         """
         if not (_drafts(algorithm) and sampler.stock and suits_drafts(rewards)):
             return False

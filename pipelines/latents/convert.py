@@ -1,8 +1,8 @@
 """Another path between data and noise under a pretrained model, at equal signal-to-noise ratio (arXiv 2503.19385, 4.2).
 
-A network trained on one path serves any other: x on the new path, divided by a scale, is x on the network's own path at
-another time, with the same x0 and eps. Stochastic kernels and particle methods gain, since another path spends steps
-and noise at other levels.
+A network trained on one path serves any other. x on the new path, divided by a scale, is x on the network's own path
+at another time. Its x0 and eps are the same. Stochastic kernels and particle methods gain, since another path
+spends steps and noise at other levels.
 """
 
 from __future__ import annotations

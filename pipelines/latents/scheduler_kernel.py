@@ -2,8 +2,8 @@
 
 Stock schedulers step one batch at one position, and keep earlier predictions and the position of that batch. Here a
 scheduler without such a history steps all rows of one position together. One with a history is copied for every
-candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers, so that its
-seed alone reproduces its image. A branch gets a generator of its own.
+candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers. So its seed
+alone reproduces its image. A branch gets a generator of its own.
 """
 
 from __future__ import annotations

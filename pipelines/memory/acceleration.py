@@ -61,8 +61,8 @@ def use_attention(pipe: Any, backend: str = SDPA) -> str:
     backend: "sdpa", "xformers", or another name of diffusers' AttentionBackendName ("flash", "sage", ...). It is tried
     on the pipeline's device, dtype and head sizes before it is used: move the pipeline first. ValueError for an unknown
     name. Pipelines that share the network share the change. Where diffusers dispatches attention (Flux, Flux.2,
-    Qwen-Image, Z-Image) it sets the backend for the whole process, that is, also for other models of these families
-    that were not given one. Switch before compile_denoiser.
+    Qwen-Image, Z-Image) it sets the backend for the whole process. Other models of these families that were not given
+    one get it, too. Switch before compile_denoiser.
     """
     name, model = backend.lower(), network(pipe)
     known = [SDPA, *(b.value for b in AttentionBackendName)]

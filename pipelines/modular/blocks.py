@@ -1,7 +1,7 @@
 """A workflow of a modular pipeline, split at its loop, and its blocks run one by one.
 
-`ModularPipeline.__call__` runs all blocks for one batch. Here blocks before the loop run once for a prompt or a seed,
-those in the loop for rows at any steps, and those after it for any latents.
+`ModularPipeline.__call__` runs all blocks for one batch. Here blocks before the loop run once for a prompt or a seed.
+Those in the loop run for rows at any steps, and those after it for any latents.
 """
 
 from __future__ import annotations

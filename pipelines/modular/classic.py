@@ -122,7 +122,7 @@ class SearchClassicMixin(SearchMixin):
     """First base of the search twin of a classic pipeline, before its stock class, whose searches run over blocks.
 
     Without `search=` the call is the stock one. With it, the arguments of that call and its defaults are translated for
-    a modular pipeline of the present parts, made anew for each search.
+    a modular pipeline of the present parts. Each search makes that anew.
     """
 
     denoiser_class = ModularDenoiser

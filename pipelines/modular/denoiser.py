@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guided
 from ttsnap.pipelines.latents.layouts import Plain, check_sides
@@ -35,8 +34,8 @@ class ModularDenoiser(PipelineDenoiser):
     """One call of a modular pipeline.
 
     Arguments are the inputs of the workflow's blocks and the settings of the pipeline's guiders (guiders.py). A trial
-    run for an empty prompt tells which blocks run once for a prompt and which once for a seed, the size of images and
-    the timesteps.
+    run for an empty prompt tells which blocks run once for a prompt and which once for a seed. It also tells the size
+    of images and the timesteps.
     """
 
     blocks = None
@@ -178,7 +177,7 @@ class ModularDenoiser(PipelineDenoiser):
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         if self._holds_first_frame:
-            return self._held(noise, cond)
+            return self._conditions.held(noise, cond)
         if not self.workflow.redraws:
             return noise
         # The blocks noised the image by a draw of their own: the difference of the two noises is added.
@@ -227,31 +226,20 @@ class ModularDenoiser(PipelineDenoiser):
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         prediction = super().predict(x, step, cond)
         if self._holds_first_frame:
-            return prediction._replace(x0=self._held(prediction.x0, cond))
+            return prediction._replace(x0=self._conditions.held(prediction.x0, cond))
         if Can.MASK not in self.can:
             return prediction
-        return prediction._replace(x0=self._kept(prediction.x0, self._conditions.column("image_latents", cond), cond))
+        return prediction._replace(x0=self._conditions.inside(prediction.x0, cond))
 
     def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         if Can.MASK not in self.can:
             return x
         if self._holds_first_frame:
-            return self._held(x, cond)
+            return self._conditions.held(x, cond)
         alpha, sigma = (torch.cat([values, values.new_tensor([last])])[step]
                         for values, last in ((self.schedule.alpha, 1.0), (self.schedule.sigma, 0.0)))  # fmt: skip
-        image, noise = self._conditions.column("image_latents", cond), self._conditions.column(NOISE, cond)
-        return self._kept(x, rows(sigma, image) * noise + rows(alpha, image) * image, cond)
-
-    def _held(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Latents x (N, S, C), tokens of frames and perhaps of sound, with the image as their first frame."""
-        mask = self._conditions.column("conditioning_mask", cond)
-        first = pad(mask, (0, x.shape[1] - mask.shape[1]))[..., None] > 0
-        return torch.where(first, self._conditions.column("latents", cond).to(x.dtype), x)
-
-    def _kept(self, x: Tensor, outside: Tensor, cond: Tensor) -> Tensor:
-        """Latents x (N, ...) inside the mask, others outside."""
-        mask = self._conditions.column("mask", cond)
-        return ((1 - mask) * outside + mask * x).to(x.dtype)
+        noise = self._conditions.column(NOISE, cond)
+        return self._conditions.inside(x, cond, lambda image: rows(sigma, image) * noise + rows(alpha, image) * image)
 
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
         # Loops cast back to the dtype of initial latents what their scheduler narrowed.

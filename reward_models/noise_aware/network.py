@@ -120,8 +120,8 @@ def share(network: nn.Module, own: str = "") -> nn.Module:
 class ProjectedAttention(nn.Module):
     """The self-attention of an nn.MultiheadAttention, on the same parameters, with projections as modules for adapters.
 
-    peft's own way with nn.MultiheadAttention adds the update to the weight before every call and subtracts it after,
-    which leaves a rounding error each time, and has no DoRA.
+    peft's own way with nn.MultiheadAttention adds the update to the weight before every call and subtracts it after.
+    That leaves a rounding error each time, and there is no DoRA.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:

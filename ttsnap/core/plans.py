@@ -128,8 +128,8 @@ class Plan:
     """Rows (n,) of a move with everything that follows from them."""
 
     rows: Rows
-    """As in Move, but that children which BRANCH are told from the row that CONTINUEs a particle, and that `parent` is
-    the particle whose state a row starts from."""
+    """As in Move, but that children which BRANCH are told from the row that CONTINUEs a particle. `parent` is the
+    particle whose state a row starts from."""
     uid: IntArray
     """(n,) particle that the row takes on or makes."""
     seed: IntArray

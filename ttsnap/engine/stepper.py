@@ -1,8 +1,8 @@
 """Steppers: how rows go on from nodes that have been evaluated, and what that takes beside the evaluations.
 
 The one here is plain: it takes the kernel's step. GuidedStepper follows the gradient of rewards, AscentStepper turns
-initial noise along it. How rows are marked, priced, computed and reported is theirs, so that the rest of the
-engine need not know which one it has.
+initial noise along it. How rows are marked, priced, computed and reported is theirs. The rest of the engine need not
+know which one it has.
 """
 
 from __future__ import annotations

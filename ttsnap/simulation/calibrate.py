@@ -97,8 +97,8 @@ def enlarge(columns: FloatArray, recording: Recording, seeds: int, rng: np.rando
     """A recording of one reward with `seeds` trajectories a prompt: those of all prompts, moved to its mean and spread.
 
     Larger budgets would use up forty recorded seeds. Each trajectory is mixed with Gaussian noise of the trajectories'
-    covariance (a smoothed bootstrap, Silverman and Young 1987), so that a fit does not depend on a few of them; means
-    and covariances stay. columns: utilities of `Recording.columns`; nan stays nan.
+    covariance (a smoothed bootstrap, Silverman and Young 1987). So a fit does not depend on a few of them. Means and
+    covariances stay. columns: utilities of `Recording.columns`; nan stays nan.
     """
     last = recording.grid.steps
     mean, spread = columns.mean(1, keepdims=True), columns[..., last, None].std(1, keepdims=True)

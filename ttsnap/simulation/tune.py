@@ -81,10 +81,10 @@ def tune(
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
-    Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too), the calls of
-    one, and whether checks follow at all. The last `holdout` share of the prompts (`split`) is kept out of the fit and
-    tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`),
-    so that large budgets do not use up the recorded ones; `judge` uses the recorded seeds only.
+    Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too) and the calls
+    of one. It also says whether checks follow at all. The last `holdout` share of the prompts (`split`) is kept out of
+    the fit and tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds
+    (`calibrate.enlarge`), so that large budgets do not use up the recorded ones; `judge` uses the recorded seeds only.
 
     workers: processes that judge schedules in parallel (`processes.working`); the winner is the same. on_progress:
     called with (done, of) trials. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and
