@@ -111,6 +111,10 @@ class SearchMixin:
         """What a call with these arguments does, where that is not to make images from text alone."""
         return None
 
+    def frames_every(self) -> int | None:
+        """How many frames of a video one latent frame stands for; None where it makes images."""
+        return None
+
     def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts with what lists in the call give for each of them, and the call as engines take it: with blank
         pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""

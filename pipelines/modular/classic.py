@@ -143,6 +143,10 @@ class SearchClassicMixin(SearchMixin):
         task: str | None = made.task_of(translation)
         return task
 
+    def frames_every(self) -> int | None:
+        every: int | None = modular(self).frames_every()
+        return every
+
     def denoiser(self, **call: Any) -> Any:
         made, translation = self.backend(call)
         return made.denoiser(**translation)

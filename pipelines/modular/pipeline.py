@@ -72,6 +72,10 @@ class SearchModularMixin(SearchMixin):
         task = workflow_for(self.stock_class().__name__, call).task
         return None if task == TEXT_TO_IMAGE else task
 
+    def frames_every(self) -> int | None:
+        name = workflows_of(self.stock_class().__name__)[0].frames_every
+        return None if name is None else int(getattr(self, name))
+
     @property
     def name_or_path(self) -> str | None:
         """The folder or hub id that it was loaded from."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ttsnap.cli import arguments, common
@@ -21,6 +25,7 @@ from ttsnap.service.limits import ServiceLimits
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.request.offer import Offer
     from ttsnap.service.engines import Engines
+    from ttsnap.service.job_store import JobStore
     from ttsnap.service.keys import Keys
     from ttsnap.service.server import GenerationServer
 
@@ -81,6 +86,20 @@ def parser() -> Parser:
     p.add_argument(
         "--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY [WEIGHT]")
     )
+    p.add_argument(
+        "--state",
+        type=str | None,
+        metavar="FOLDER",
+        help=Common("where jobs and what they made are kept (default: ttsnap/serve-PORT in $XDG_STATE_HOME or "
+                    "~/.local/state; with --port 0 a temporary folder)"),
+    )  # fmt: skip
+    p.add_argument(
+        "--database",
+        type=str | None,
+        metavar="URL",
+        help="where the rows of jobs are kept, as SQLAlchemy takes it: postgresql+psycopg://HOST/NAME (default: a file "
+        "of SQLite in --state)",
+    )
     p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
     p.add_argument("--no-access-log", action="store_true", help="write no line to stderr for each request")
     arguments.add_options(p, ServiceLimits)
@@ -99,16 +118,19 @@ def run(a: Arguments) -> int:
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.request.searches import searches_of
+    from ttsnap.results.media import require_av
     from ttsnap.service.opening import canonical_of, offer_of, offered
 
     limits = arguments.read(ServiceLimits, a)
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))
-    with engines(a, devices, specs) as made:
+    with store_of(a, limits) as store, engines(a, devices, specs) as made:
         offer = offer_of(a.model, made, a.name, searches, a.draft, edits=a.task != TEXT)
+        if offer.frames_every is not None:
+            require_av("serving videos, as .mp4 where clients say nothing,")
         with common.listening(a), loading("the service"):
-            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model))
+            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store)
         log_to_stderr(requests=not a.no_access_log)
         _serve(server, offer, keys)
     print("stopped")
@@ -124,6 +146,29 @@ def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
         server.run()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
+    """The store of jobs; of a folder that goes with the server where no port is chosen, and where the default folder
+    cannot be written. ValueError where --state cannot be."""
+    from ttsnap.service.job_store import JobStore
+
+    home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    with ExitStack() as stack:
+        where = Path(a.state).expanduser() if a.state else home / "ttsnap" / f"serve-{a.port}" if a.port else None
+        try:
+            store = None if where is None else JobStore(where, limits, a.database)
+        except OSError as error:
+            if a.state:
+                raise ValueError(f"--state {a.state} cannot be written: {error}") from None
+            print(
+                f"jobs end with this server, as {where} cannot be written; choose a folder by --state", file=sys.stderr
+            )
+            store = None
+        if store is None:
+            store = JobStore(Path(stack.enter_context(TemporaryDirectory(prefix="ttsnap-"))), limits, a.database)
+        yield stack.enter_context(closing(store))
 
 
 @contextmanager

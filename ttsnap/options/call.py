@@ -13,7 +13,7 @@ from ttsnap.files.settings import Bounds, Settings, Size
 from ttsnap.options.model import TEXT
 from ttsnap.options.option import Option, changed, option, options_of
 
-MOST_STEPS, MOST_SIDE = 1000, 4096
+MOST_STEPS, MOST_SIDE, MOST_FRAMES = 1000, 4096, 1000
 Scale = Annotated[float, Bounds(-1000, 1000)]
 Steps = Annotated[int, Bounds(1, MOST_STEPS)]
 Strength = Annotated[float, Bounds(0, 1)]
@@ -59,6 +59,11 @@ class CallOptions(Settings):
     )
     height: Side | None = option(None, "of the image", title="Height", metavar="PIXELS", unset="the model's own")
     width: Side | None = option(None, "of the image", title="Width", metavar="PIXELS", unset="the model's own")
+    num_frames: Annotated[int, Bounds(1, MOST_FRAMES)] | None = option(None, "of a video")
+    frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = option(
+        None, "frames a second of a video, for models that read it (LTX)"
+    )
+    guidance_scale_2: Scale | None = option(None, "guidance of the second network (Wan 2.2)")
     true_cfg_scale: Scale | None = option(None, "guidance by a negative prompt, beside a distilled one")
     guidance_rescale: Scale | None = option(None, "how far guided predictions keep the contrast of unguided ones")
     eta: Scale | None = option(None, "noise of DDIM's steps")

@@ -58,6 +58,8 @@ class SearchLimits(Settings):
     """Pixels a side."""
     images: Count = 10
     """Images to return."""
+    frames: Count = 257
+    """Of a video."""
     prompt: Count = 4000
     """Characters of a text."""
     rewards: Count = 3

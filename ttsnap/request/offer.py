@@ -67,8 +67,12 @@ class SearchFields(CommonFields):
     """Width and height in pixels."""
     strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
     """How much of the picture is redrawn."""
+    num_frames: Count | None = None
+    """Of a video."""
+    frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = None
+    """Frames a second of a video, for models that read it."""
     image: Any = None
-    """A picture to change, or several of which one result is made."""
+    """A picture to change or to set in motion, or several of which one result is made."""
     mask_image: Any = None
 
     @classmethod
@@ -104,7 +108,11 @@ class Offer:
     any_model: bool = False
     """Whether another model may be named."""
     edits: bool = False
-    """Whether the model can change pictures."""
+    """Whether the model can change pictures, or set one in motion."""
+    frames_every: int | None = None
+    """Frames of a video beyond the first come in such numbers; None where the model makes images."""
+    frame_rate: bool = False
+    """Whether its call has a frame_rate."""
     true_cfg: bool = False
     """Whether its call has a true_cfg_scale beside another guidance."""
 
@@ -143,10 +151,14 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
         raise FieldError("true_cfg_scale", both)
     if given.steps is not None and given.steps > limits.steps:
         raise FieldError("steps", f"at most {limits.steps} steps are made here, got {given.steps}")
+    if given.num_frames is not None and given.num_frames > limits.frames:
+        raise FieldError("num_frames", f"videos have at most {limits.frames} frames here, got {given.num_frames}")
     own: dict[str, Any] = {
         "num_inference_steps": given.steps,
         "guidance_scale": given.guidance_scale,
         "strength": given.strength,
+        "num_frames": given.num_frames,
+        "frame_rate": given.frame_rate,
     }
     if given.true_cfg_scale is not None:
         own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import MISSING
 from typing import Any
@@ -20,32 +20,29 @@ from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
-from ttsnap.request.offer import Offer
-from ttsnap.request.request import SearchRequest
 from ttsnap.reward_models.connections import RefusedError, parts_of
 from ttsnap.service import replies
-from ttsnap.service.edits import Edit, form_of
+from ttsnap.service.edits import FRAME, Edit, Pictures, edit_of, video_of
+from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes, shown
+from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Generation, notes_of, parse, request_of
-from ttsnap.service.tickets import Done, News, Ticket
+from ttsnap.service.requests import Body, Generation, Video, parse
+from ttsnap.service.tickets import Desk, Done, News, Ticket
 from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
 
 logger = logging.getLogger(__name__)
-FILES: dict[str, Json] = {name: {"type": "string", "format": "binary"} for name in ("image", "mask")}
-"""Files of an edit, for its documentation."""
+BINARY: Json = {"type": "string", "format": "binary"}
+FILES, FRAMES = {"image": BINARY, "mask": BINARY}, {FRAME: BINARY}
+"""Files of an edit, and of a video, for their documentation."""
 
 
-def make_app(
-    worker: Worker, offer: Offer, keys: Keys, limits: ServiceLimits, canonical: Callable[[str], str] = str
-) -> FastAPI:
+def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
     """The application over a running worker. Health and metrics need no key; all else does where there are keys, and
-    the documentation unless `keys.open_docs`.
-
-    canonical: puts a prompt into the model's words; ValueError for a prompt that the model cannot read.
-    """
+    the documentation unless `keys.open_docs`. Without jobs, requests are answered at once or not at all."""
+    offer, limits = desk.offer, desk.limits
     # FastAPI's own pages of documentation need no key.
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessLog)
@@ -59,41 +56,88 @@ def make_app(
 
     keyed = [Depends(HTTPBearer(auto_error=False))]  # for the documentation; `caller_of` checks keys
 
-    @app.post("/v1/images/generations", dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
+    @app.post(PATHS[Generation.kind], dependencies=keyed, openapi_extra=body_schema(Generation, "application/json"))
     async def generate(request: Request) -> Response:
         caller = caller_of(request)
+        refuse_unless(offer.frames_every is None, Video)
         async with bodies.of(request, limits.body_bytes) as body:
             wanted = parse(bytes(body))
-        return await answered(request, caller, wanted, request_of(wanted, offer, limits))
+        return await answered(request, caller, wanted, {})
 
-    @app.post("/v1/images/edits", dependencies=keyed, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
+    @app.post(PATHS[Edit.kind], dependencies=keyed, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
     async def edit(request: Request) -> Response:
         caller = caller_of(request)
+        refuse_unless(offer.frames_every is None, Video)
         if not offer.edits:
             raise RequestError(404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model")
         async with bodies.of(request, limits.form_bytes) as body:
-            wanted, pictures = await form_of(body, request.headers, limits)
-        return await answered(request, caller, wanted, request_of(wanted, offer, limits, pictures))
+            wanted, pictures = await edit_of(body, request.headers, limits)
+        return await answered(request, caller, wanted, pictures)
 
-    async def answered(request: Request, caller: Caller, wanted: Generation, search: SearchRequest) -> Response:
-        try:
-            search = search.worded(canonical(search.prompt.text))
-        except ValueError as error:
-            raise RequestError(400, str(error), "prompt", "invalid_value") from None
-        notes = notes_of(wanted, search, limits)
-        ticket = Ticket(search, caller, asyncio.get_running_loop(), wanted.partial_images, notes)
-        worker.submit(ticket)
-        request.state.ticket = ticket
-        logger.info("%s: %s by %s", caller.name, search.label, search.budget)
+    @app.post(PATHS[Video.kind], dependencies=keyed, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))
+    async def make_video(request: Request) -> Response:
+        """Starts a job."""
+        caller = caller_of(request)
+        return await submitted(caller, *await video_in(request))
+
+    @app.post("/v1/videos/sync", dependencies=keyed, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))
+    async def video_at_once(request: Request) -> Response:
+        """The file of the best video."""
+        caller = caller_of(request)
+        wanted, pictures = await video_in(request)
+        done = await found(request, ticket_of(request, caller, wanted, pictures))
+        best, *_ = await asyncio.to_thread(replies.files_of, done, wanted, offer)
+        return Response(best, media_type=MEDIA[wanted.output_format])
+
+    async def video_in(request: Request) -> tuple[Video, Pictures]:
+        refuse_unless(offer.frames_every is not None, Generation)
+        async with bodies.of(request, limits.form_bytes) as body:
+            wanted, pictures = await video_of(body, request.headers, limits)
+        if pictures and not offer.edits:
+            raise RequestError(400, f"{offer.model!r} takes no first frame; leave it out", FRAME, "invalid_value")
+        return wanted, pictures
+
+    def refuse_unless(right: bool, other: type[Body]) -> None:
+        if not right:
+            made = "videos" if other is Video else "images"
+            raise RequestError(404, f"{offer.model!r} makes {made}; ask POST {PATHS[other.kind]}", "model")
+
+    async def submitted(caller: Caller, wanted: Generation | Video, pictures: Pictures) -> Response:
+        if jobs is None:
+            raise RequestError(404, "no jobs are kept here; ask for an answer at once", "background", "no_jobs")
+        job = await jobs.submit(wanted, caller, pictures)
+        logger.info("%s: job %s", caller.name, job.id)
+        return JSONResponse(shown(job, jobs))
+
+    async def answered(request: Request, caller: Caller, wanted: Generation, pictures: Pictures) -> Response:
+        if wanted.background is True:
+            return await submitted(caller, wanted, pictures)
+        ticket = ticket_of(request, caller, wanted, pictures)
         if wanted.stream:
             return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
+        done = await found(request, ticket)
+        files = await asyncio.to_thread(replies.files_of, done, wanted, offer)
+        return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.told_of(done), files, wanted))
+
+    def ticket_of(request: Request, caller: Caller, wanted: Body, pictures: Pictures) -> Ticket:
+        ticket = desk.ticket(wanted, caller, pictures)
+        worker.submit(ticket)
+        request.state.ticket = ticket
+        logger.info("%s: %s by %s", caller.name, ticket.request.label, ticket.request.budget)
+        return ticket
+
+    async def found(request: Request, ticket: Ticket) -> Done:
         async with aclosing(news_of(request, ticket, worker)) as followed:
             async for news in followed:
                 if isinstance(news, RequestError):
                     raise news
                 if isinstance(news, Done):
-                    return JSONResponse(await asyncio.to_thread(replies.reply_of, news, wanted, offer.model))
+                    return news
         raise AssertionError("a ticket's news end with an answer")
+
+    for kind in (Generation, Edit, Video):
+        if jobs is not None:
+            add_job_routes(app, jobs, kind.kind, caller_of, keyed)
 
     async def streamed(request: Request, ticket: Ticket, wanted: Generation) -> AsyncIterator[bytes]:
         async with aclosing(news_of(request, ticket, worker)) as followed:
@@ -101,7 +145,7 @@ def make_app(
                 if isinstance(news, RequestError):
                     yield replies.event("error", news.body())
                 elif isinstance(news, Done):
-                    for event in await asyncio.to_thread(replies.completed_events, news, wanted, offer.model):
+                    for event in await asyncio.to_thread(replies.completed_events, news, wanted, offer):
                         yield event
                 else:
                     yield await asyncio.to_thread(replies.partial_event, news, wanted)
@@ -156,7 +200,8 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refused_by_starlette(request: Request, error: HTTPException) -> Response:
-        there = "POST /v1/images/generations makes images, /v1/images/edits changes one, GET /v1/models lists models"
+        there = ", ".join(["POST /v1/images/generations makes images", "/v1/images/edits changes one",
+                           "/v1/videos makes videos", "GET /v1/models lists models"])  # fmt: skip
         body = RequestError(error.status_code, f"{error.detail}: {there}").body()
         return JSONResponse(body, error.status_code, error.headers)
 
@@ -172,7 +217,7 @@ def make_app(
     return app
 
 
-def body_schema(kind: type[Generation], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
+def body_schema(kind: type[Body], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
     """The documentation of a body with the fields of a kind, and with files."""
     declared: Any = {}
     for option in options_of(kind):

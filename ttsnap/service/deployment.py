@@ -31,6 +31,7 @@ from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics, log_to_stderr
 from ttsnap.service.opening import canonical_of, offer_of, offered
 from ttsnap.service.requests import plain
+from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
 
 
@@ -83,7 +84,7 @@ class Replica:
         offer = offer_of(settings.model, engines, settings.name, searches, settings.draft)
         self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits))
         self._worker.start()
-        self._app = make_app(self._worker, offer, keys, settings.limits, canonical_of(settings.model))
+        self._app = make_app(self._worker, Desk(offer, settings.limits, canonical_of(settings.model)), keys)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The same application as that of `ttsnap serve`."""

@@ -71,6 +71,10 @@ class Keys:
         key = os.environ.get(KEY)
         return cls.of(key) if key else cls()
 
+    def named(self, name: str) -> Caller:
+        """The caller of a name, as it is now."""
+        return next((caller for _, caller in self.callers if caller.name == name), ANYBODY)
+
     def check_reader(self, authorization: str | None) -> None:
         """RequestError (401) for a header with which the documentation cannot be read."""
         if not self.open_docs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ttsnap.files.settings import Count, Json, Positive
 from ttsnap.options.option import option
@@ -20,6 +20,12 @@ class ServiceLimits(SearchLimits):
     queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
     per_key: Count = option(32, "requests of one caller that wait or run")
     drain: Positive = option(30.0, "seconds within which searches end on SIGTERM")
+    frames: Count = option(257, "most frames of a video", flag="max_frames")
+    jobs: Count = option(4, "jobs that run at a time", flag="active_jobs")
+    jobs_per_key: Count = option(20, "jobs of one caller that wait or run; others get status 429")
+    job_seconds: Positive = option(3600.0, "most seconds for one job", flag="max_job_seconds")
+    job_hours: Positive = option(24.0, "hours for which what a job made is kept")
+    job_mib: Count = option(1024, "MiB that the jobs of one caller keep on the disk")
     body_bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24
@@ -32,6 +38,11 @@ class ServiceLimits(SearchLimits):
     """Open connections."""
     idle: Count = 4
     """Engines without work that stay ready."""
+
+    @property
+    def of_jobs(self) -> ServiceLimits:
+        """The same for jobs, for which nobody waits at a connection."""
+        return replace(self, seconds=self.job_seconds)
 
 
 class RequestError(Exception):

@@ -97,6 +97,8 @@ class Metrics:
         self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=registry)
         self.active = Gauge("ttsnap_active", "Searches that run.", registry=registry)
         self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=registry)
+        self.jobs = Gauge("ttsnap_jobs", "Stored jobs by status.", ["status"], registry=registry)
+        self.job_bytes = Gauge("ttsnap_job_bytes", "Bytes of the files of jobs.", registry=registry)
         if torch.cuda.is_available():
             memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry)
             memory.set_function(torch.cuda.memory_allocated)

@@ -45,8 +45,17 @@ def offer_of(
     """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
     `with_drafts`."""
     name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
-    true_cfg = "true_cfg_scale" in engines.pipe.call_arguments()
-    offer = Offer(name, tuple(engines.rewards), lambda _: known, searches, edits=edits, true_cfg=true_cfg)
+    takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
+    offer = Offer(
+        name,
+        tuple(engines.rewards),
+        lambda _: known,
+        searches,
+        edits=edits if every is None else "image" in takes,
+        frames_every=every,
+        frame_rate=every is not None and "frame_rate" in takes,
+        true_cfg="true_cfg_scale" in takes,
+    )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
 
 

@@ -1,4 +1,4 @@
-"""Replies: images and usage in OpenAI's shapes, and ours in addition."""
+"""Replies: images, videos and usage in OpenAI's shapes, and ours in addition."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import base64
 import io
 import json
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files.settings import Json
-from ttsnap.results.media import png_info, to_uint8
+from ttsnap.request.offer import Offer
+from ttsnap.results.media import QUALITY, frames_of, png_info, save_video, still, to_uint8
 from ttsnap.results.payload import label, payload_of, plain
-from ttsnap.service.requests import Generation
+from ttsnap.service.requests import Generation, Video
 from ttsnap.service.tickets import Done, Partial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def encoded(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None = None) -> str:
-    """(3, H, W) in [0, 1] -> a file of the requested format, in base64. A PNG carries the payload."""
+def file_of(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None = None) -> bytes:
+    """(3, H, W) in [0, 1] -> a file of the requested format. A PNG carries the payload."""
     picture, file = Image.fromarray(to_uint8(pixels)), io.BytesIO()
     if wanted.output_format == "png":
         if payload is not None:
@@ -30,7 +34,36 @@ def encoded(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None 
         picture.save(file, format="PNG", pnginfo=png_info(picture))
     else:
         picture.save(file, format=wanted.output_format.upper(), quality=wanted.output_compression)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
+
+
+def files_of(done: Done, wanted: Generation | Video, offer: Offer) -> list[bytes]:
+    """A file for each kept image or video, best first, which carries what made it where its format can."""
+    files = []
+    for rank, candidate in enumerate(done.result.images):
+        payload = payload_of(done.result, rank, {**done.settings, "model": offer.model})
+        if isinstance(wanted, Generation):
+            files.append(file_of(candidate.pixels, wanted, payload))
+            continue
+        frames = frames_of(candidate.pixels)
+        label(frames[0], payload)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"video.{wanted.output_format}"
+            save_video(path, frames, wanted.rate(offer))
+            files.append(path.read_bytes())
+    return files
+
+
+def stills_of(pixels: Tensor) -> dict[str, bytes]:
+    """(3, H, W), or a video (T, 3, H, W), in [0, 1] -> WebP pictures by name: the middle frame, and several frames."""
+    frame = pixels if pixels.ndim == 3 else pixels[len(pixels) // 2]
+    return {"thumbnail": _webp(still(frame)), "spritesheet": _webp(still(pixels))}
+
+
+def _webp(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="WEBP", quality=QUALITY)
+    return file.getvalue()
 
 
 def usage_of(result: Result) -> dict[str, Json]:
@@ -49,26 +82,42 @@ def usage_of(result: Result) -> dict[str, Json]:
     }
 
 
-def reply_of(done: Done, wanted: Generation, model: str) -> dict[str, Json]:
-    """The whole reply to a request without a stream."""
-    images = done.result.images
-    data: list[Json] = [_image(done, rank, wanted, model) for rank in range(len(images))]
-    made = {"created": int(time.time()), **_shape(images[0].pixels, wanted)}
-    return {**made, "data": data, "usage": usage_of(done.result), "warnings": list(done.warnings)}
+def told_of(done: Done) -> dict[str, Any]:
+    """What a search found, but for its images: of each its scores, which are null where they are no numbers."""
+    data = [
+        {
+            "seed": plain(candidate.seed),
+            "reward": plain(candidate.reward),
+            "scores": plain(candidate.scores),
+            "metrics": plain(candidate.metrics),
+        }
+        for candidate in done.result.images
+    ]
+    height, width = done.result.images[0].pixels.shape[-2:]
+    return {"size": f"{width}x{height}", "data": data, "usage": usage_of(done.result), "warnings": list(done.warnings)}
+
+
+def reply_of(told: Mapping[str, Any], files: Sequence[bytes], wanted: Generation) -> dict[str, Json]:
+    """The whole reply to a request for images without a stream: what was told of its search, with the images."""
+    data = [{**_image(file, wanted), **each} for file, each in zip(files, told["data"], strict=True)]
+    return {"created": int(time.time()), **_shape(told["size"], wanted), **told, "data": data}
 
 
 def partial_event(partial: Partial, wanted: Generation) -> bytes:
     """The event of a partial image."""
-    image: dict[str, Json] = {"b64_json": encoded(partial.image, wanted), "partial_image_index": partial.index}
-    return _event_of("partial_image", partial.image, wanted, image)
+    height, width = partial.image.shape[-2:]
+    image = {**_image(file_of(partial.image, wanted), wanted), "partial_image_index": partial.index}
+    return _event_of("partial_image", f"{width}x{height}", wanted, image)
 
 
-def completed_events(done: Done, wanted: Generation, model: str) -> list[bytes]:
+def completed_events(done: Done, wanted: Generation, offer: Offer) -> list[bytes]:
     """An event for each kept image, best first."""
-    more: dict[str, Json] = {"usage": usage_of(done.result), "warnings": list(done.warnings)}
+    told = told_of(done)
+    more = {"usage": told["usage"], "warnings": told["warnings"]}
+    images = zip(files_of(done, wanted, offer), told["data"], strict=True)
     return [
-        _event_of("completed", best.pixels, wanted, {**_image(done, rank, wanted, model), "rank": rank + 1, **more})
-        for rank, best in enumerate(done.result.images)
+        _event_of("completed", told["size"], wanted, {**_image(file, wanted), **each, "rank": rank, **more})
+        for rank, (file, each) in enumerate(images, 1)
     ]
 
 
@@ -77,31 +126,16 @@ def event(name: str, data: dict[str, Json]) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
-def _event_of(name: str, pixels: Tensor, wanted: Generation, image: dict[str, Json]) -> bytes:
-    return event(f"{wanted.kind}.{name}", {"created_at": int(time.time()), **_shape(pixels, wanted), **image})
+def _event_of(name: str, size: str, wanted: Generation, image: dict[str, Json]) -> bytes:
+    return event(f"{wanted.kind}.{name}", {"created_at": int(time.time()), **_shape(size, wanted), **image})
 
 
-def _shape(pixels: Tensor, wanted: Generation) -> dict[str, Json]:
-    return {
-        "background": "opaque",
-        "output_format": wanted.output_format,
-        "quality": wanted.effort,
-        "size": f"{pixels.shape[-1]}x{pixels.shape[-2]}",
-    }
+def _shape(size: str, wanted: Generation) -> dict[str, Json]:
+    return {"background": "opaque", "output_format": wanted.output_format, "quality": wanted.effort, "size": size}
 
 
-def _image(done: Done, rank: int, wanted: Generation, model: str) -> dict[str, Json]:
-    """An image with its scores, which are null where they are no numbers."""
-    candidate = done.result.images[rank]
-    data = encoded(candidate.pixels, wanted, payload_of(done.result, rank, {**done.settings, "model": model}))
+def _image(file: bytes, wanted: Generation) -> dict[str, Json]:
+    data = base64.b64encode(file).decode()
     if wanted.response_format == "url" and not wanted.stream:  # OpenAI's events have no addresses
-        image = {"url": f"data:image/{wanted.output_format};base64,{data}"}
-    else:
-        image = {"b64_json": data}
-    return {
-        **image,
-        "seed": plain(candidate.seed),
-        "reward": plain(candidate.reward),
-        "scores": plain(candidate.scores),
-        "metrics": plain(candidate.metrics),
-    }
+        return {"url": f"data:image/{wanted.output_format};base64,{data}"}
+    return {"b64_json": data}

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Bounds, Rule, check, hints_of
+from ttsnap.files.settings import Bounds, Count, Positive, Rule, check, hints_of
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import FieldError, SearchLimits
@@ -25,8 +25,7 @@ from ttsnap.request.offer import request_of as search_request_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.service.limits import RequestError
 
-Body = TypeVar("Body", bound="Generation")
-Format: TypeAlias = Literal["png", "jpeg", "webp"]
+B = TypeVar("B", bound="Body")
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
 """The effort of qualities with another name."""
@@ -48,11 +47,11 @@ _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
 
 
 @dataclass(frozen=True)
-class Generation(CommonFields):
-    """The body of a request. Fields of OpenAI's API that this service cannot honour are refused by name."""
+class Body(CommonFields):
+    """The body of any request. Fields of OpenAI's API that this service cannot honour are refused by name."""
 
-    kind: ClassVar[str] = "image_generation"
-    """The subject of a stream's events."""
+    kind: ClassVar[str]
+    """The subject of a stream's events, and of a job."""
 
     size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", re.compile(WIDTH_HEIGHT).search)] = option(
         "auto", "WIDTHxHEIGHT, or auto"
@@ -60,13 +59,6 @@ class Generation(CommonFields):
     quality: Quality = option(
         "auto", "the effort: compute of 5, 20 or 80 images; auto and standard are medium, hd is high"
     )
-    response_format: Literal["b64_json", "url"] = option("b64_json", "images in base64, or as data: URLs")
-    output_format: Format = option("png", "of images")
-    output_compression: Annotated[int, Bounds(0, 100)] = option(100, "of jpeg and webp: 100 is the best quality")
-    background: Literal["auto", "opaque"] = option("auto", "images are opaque")
-    moderation: Literal["auto", "low"] = option("auto", "taken and not used")
-    stream: bool = option(False, "send events while the search runs")
-    partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
     ignored: tuple[str, ...] = ()
     """Names of other fields in the body, which change nothing."""
 
@@ -76,18 +68,73 @@ class Generation(CommonFields):
         return EFFORT.get(self.quality, self.quality)
 
 
+@dataclass(frozen=True)
+class Generation(Body):
+    """An image from a text."""
+
+    kind: ClassVar[str] = "image_generation"
+
+    response_format: Literal["b64_json", "url"] = option("b64_json", "images in base64, or as data: URLs")
+    output_format: Literal["png", "jpeg", "webp"] = option("png", "of images")
+    output_compression: Annotated[int, Bounds(0, 100)] = option(100, "of jpeg and webp: 100 is the best quality")
+    background: Literal["auto", "opaque"] | bool = option(
+        "auto", "images are opaque; true: make a job of it, and answer at once"
+    )
+    moderation: Literal["auto", "low"] = option("auto", "taken and not used")
+    stream: bool = option(False, "send events while the search runs")
+    partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
+
+
+@dataclass(frozen=True)
+class Video(Body):
+    """A video from a text, and from a first frame where the model takes one."""
+
+    kind: ClassVar[str] = "video"
+
+    seconds: Positive | None = option(None, "how long it is, as near as the model's frames allow")
+    num_frames: Count | None = option(None, "in place of seconds")
+    fps: Annotated[float, Bounds(0, 120, open_low=True)] | None = option(
+        None, "frames a second: 16, or 24 for models that read it"
+    )
+    frames: Annotated[int, Bounds(1, 32)] = option(4, "frames, chosen evenly, that a reward of images sees")
+    output_format: Literal["mp4", "webp", "png"] = option("mp4", "of videos; webp and png are animated")
+
+    def rate(self, offer: Offer) -> float:
+        """Frames a second."""
+        return self.fps or (24.0 if offer.frame_rate else 16.0)
+
+    def length(self, offer: Offer, limits: SearchLimits) -> int | None:
+        """Frames; None for as many as the model makes by itself. FieldError for too many seconds, and for two
+        lengths."""
+        if self.seconds is None:
+            return self.num_frames
+        if self.num_frames is not None:
+            raise FieldError("num_frames", "give seconds or num_frames, not both")
+        every, rate = offer.frames_every or 1, self.rate(offer)
+        frames = 1 + every * max(0, round((self.seconds * rate - 1) / every))
+        if frames > limits.frames:
+            most = f"{limits.frames / rate:.3g} s at {rate:g} frames a second"
+            raise FieldError("seconds", f"videos last at most {most} here, got {self.seconds:g} s")
+        return frames
+
+
 def parse(data: bytes) -> Generation:
-    """JSON as the body of a request. RequestError names the parameter."""
+    """JSON as the body of a request for images. RequestError names the parameter."""
+    return validated(Generation, json_of(data))
+
+
+def json_of(data: bytes) -> dict[str, Any]:
+    """The object in a body. RequestError for anything else."""
     try:
         fields = parse_json(data, "the request")
     except ValueError as error:
         raise RequestError(400, str(error), code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError(400, f"the request must be a JSON object, got {str(fields)[:60]}", code="invalid_json")
-    return validated(Generation, fields)
+    return fields
 
 
-def validated(kind: type[Body], fields: Mapping[str, Any], read: Callable[[str, Any, Any], Any] = check) -> Body:
+def validated(kind: type[B], fields: Mapping[str, Any], read: Callable[[str, Any, Any], Any] = check) -> B:
     """Fields as a body of this kind. read: (name, value, type) -> the value, checked. RequestError names the
     parameter."""
     ours, called, unused = in_our_names(fields)
@@ -134,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 
 def request_of(
-    wanted: Generation, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
+    wanted: Body, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
 ) -> SearchRequest:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not
     offered here, or more than the limits allow."""
@@ -145,22 +192,35 @@ def request_of(
     fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
     fields["effort"] = None if wanted.quality == "auto" else wanted.effort
     fields |= pictures or {}
+    batch = FAIR
     try:
-        if wanted.partial_images and not wanted.stream:
-            raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
+        if isinstance(wanted, Video):
+            fields["num_frames"], batch = wanted.length(offer, limits), replace(FAIR, frames=wanted.frames)
+            fields["frame_rate"] = wanted.rate(offer) if offer.frame_rate else None
+        elif isinstance(wanted, Generation):
+            _check_stream(wanted)
         request = search_request_of(SearchFields(**fields), offer, limits)
     except FieldError as error:
         raise RequestError.of(error) from None
-    return replace(request, engine=replace(request.engine, model=None, batch=FAIR))
+    return replace(request, engine=replace(request.engine, model=None, batch=batch))
 
 
-def notes_of(wanted: Generation, request: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
+def _check_stream(wanted: Generation) -> None:
+    """FieldError for partial images without a stream, and for a job with one."""
+    if wanted.partial_images and not wanted.stream:
+        raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
+    if wanted.stream and wanted.background is True:
+        raise FieldError("background", "a job has no stream; leave background or stream out")
+
+
+def notes_of(wanted: Body, request: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
     """How the search differs from what the client wanted."""
-    unused = [*wanted.ignored, *["moderation"] * (wanted.moderation == "low")]
+    low = isinstance(wanted, Generation) and wanted.moderation == "low"
+    unused = [*wanted.ignored, *["moderation"] * low]
     notes = [f"not used here: {', '.join(unused)}"] if unused else []
     return (*notes, *search_notes_of(request, limits))
 
 
 def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:
     """A request of a prompt alone."""
-    return request_of(Generation("-"), offer, limits)
+    return request_of(Generation("-") if offer.frames_every is None else Video("-"), offer, limits)

@@ -31,6 +31,7 @@ from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt
+from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.tickets import Done, Progress, Ticket
@@ -134,16 +135,20 @@ class Searches:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         request, engine = ticket.request, self.engine
-        budget = self.limits.capped(request.budget, engine.grid)
-        spec = self._prepared(request, budget)
-        for name in self.spec.rewards:
-            self._check(name, request.prompt.read)
+        spec = self.checked(request)
         now = time.monotonic()
-        listener = Progress(ticket, task_of(budget, engine, request.keep).allowance)
+        listener = Progress(ticket, task_of(spec.budget, engine, request.keep).allowance)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
         running = self.run.add([request.prompt], spec, watch, listener)
         engine.weigh(running.jobs[0].index, ticket.caller.weight)
         self.under_way[ticket] = running
+
+    def checked(self, request: SearchRequest) -> SearchSpec:
+        """What the loop runs of a request, with all that `add` refuses refused."""
+        spec = self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
+        for name in self.spec.rewards:
+            self._check(name, request.prompt.read)
+        return spec
 
     def _check(self, name: str, prompt: str) -> None:
         try:
@@ -224,6 +229,11 @@ class Searches:
                 answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
         return answers
 
+    def _shown(self, result: Result) -> Shown:
+        """What rewards that report see: as many frames of a video as those that choose."""
+        lengths = [len(candidate.pixels) for candidate in result.images if candidate.pixels.ndim == 4]
+        return Shown(min(self.spec.batch.frames, *lengths)) if lengths else Shown()
+
     def _finished(self, ticket: Ticket, running: RunningRequest) -> Done | RequestError:
         request, algorithm = ticket.request, running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
@@ -231,7 +241,7 @@ class Searches:
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
         rewards = [self.rewards[name] for name in request.report]
-        (result,), _ = finish(self.pipe, found, [request.prompt], rewards)
+        (result,), _ = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
         if not result.images:
             return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
         ticket.nfe = result.spent.nfe

@@ -16,10 +16,13 @@ from ttsnap.reward_models.connections import Guarded, SocketServer
 from ttsnap.reward_models.connections import Limits as ConnectionLimits
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
+from ttsnap.service.job_store import JobStore
+from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
+from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
 
 GRACE, IDLE = 10, 30
@@ -41,14 +44,21 @@ class Server(uvicorn.Server):
     Every request is answered before uvicorn ends open ones, with a bare status of 500 or half a stream.
     """
 
-    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker, jobs: Jobs | None) -> None:
         super().__init__(config)
-        self.worker = worker
+        self.worker, self.jobs = worker, jobs
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.jobs is not None:
+            self.jobs.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         giving_up = asyncio.create_task(self._give_up())
         await super().shutdown(sockets)
         giving_up.cancel()
+        if self.jobs is not None:
+            await self.jobs.close()
 
     async def _give_up(self) -> None:
         while (seconds := self.worker.patience) > 0:  # less after a second signal
@@ -71,17 +81,21 @@ class GenerationServer(SocketServer):
         keys: Keys | None = None,
         address: tuple[str, int] = ("127.0.0.1", 8000),
         canonical: Callable[[str], str] = str,
+        store: JobStore | None = None,
     ) -> None:
-        """canonical: as of `make_app`. address, OSError and OverflowError: as of SocketServer."""
-        limits = limits or ServiceLimits()
+        """canonical: as of Desk. store: of jobs; without it there are none. address, OSError and OverflowError: as of
+        SocketServer."""
+        limits, keys = limits or ServiceLimits(), keys or Keys()
         self.worker = Worker(engines, limits, Metrics(), plain(offer, limits))
+        desk = Desk(offer, limits, canonical)
+        jobs = None if store is None else Jobs(store, self.worker, desk, keys)
         super().__init__(
-            make_app(self.worker, offer, keys or Keys(), limits, canonical),
+            make_app(self.worker, desk, keys, jobs),
             address,
             ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections),
             grace=int(limits.drain) + GRACE,
             connection=Connection,
-            server=partial(Server, worker=self.worker),
+            server=partial(Server, worker=self.worker, jobs=jobs),
             idle=IDLE,
         )
 

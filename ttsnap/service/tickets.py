@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.results import Event, Result
+from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
+from ttsnap.service.edits import Pictures
 from ttsnap.service.keys import Caller
-from ttsnap.service.limits import RequestError
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.requests import Body, Generation, notes_of, request_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PREVIEWS = 20
+"""Previews of a job."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Partial:
     index: int
     """From 0."""
     image: Tensor = field(repr=False)
-    """(3, H, W) in [0, 1] on the CPU."""
+    """(3, H, W) in [0, 1] on the CPU; of a video a few frames (F, 3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,18 @@ class Done:
     """For the client."""
 
 
-News: TypeAlias = Partial | Done | RequestError
+@dataclass(frozen=True)
+class Passed:
+    """A request in which nothing was found wrong."""
+
+
+News: TypeAlias = Partial | Done | Passed | RequestError
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
+    """One request. The thread that searches sends news to the application's event loop: at last a Done, a Passed or an
+    error."""
 
     request: SearchRequest
     caller: Caller
@@ -56,12 +68,18 @@ class Ticket:
     """How the search differs from what the client wanted."""
     seconds: float = math.inf
     """Time after which the search ends with its best image."""
+    job: bool = False
+    """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
+    trial: bool = False
+    """Whether it is only checked."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     """Set by the application, and read by the thread before each batch."""
     came: float = field(default_factory=time.monotonic)
     nfe: int = 0
     """Evaluations of rows that have arrived."""
+    share: float = 0.0
+    """Of the budget or of the time, whichever is used up first: from 0 to 1."""
 
     def tell(self, news: News) -> None:
         """Called in the thread. Nothing happens where the application has ended."""
@@ -100,16 +118,42 @@ class Progress:
             value = sum(event.scores) / len(event.scores)
             if self.ticket.partials and event.picture is not None and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture
-        elif event.kind == "tick" and self.picture is not None:  # all scores of the batch are there
-            self._send(self.picture, event.seconds)
+        elif event.kind == "tick":  # all scores of the batch are there
+            self.ticket.share = max(self.arrived / self.allowance, event.seconds / self.ticket.seconds)
+            if self.picture is not None:
+                self._send(self.picture)
 
     def _arrive(self, uids: Sequence[int]) -> None:
         self.arrived += sum(self._under_way.pop(uid, 0.0) for uid in uids)
         self.ticket.nfe = round(self.arrived)
 
-    def _send(self, picture: Decoded, seconds: float) -> None:
-        share = max(self.arrived / self.allowance, seconds / self.ticket.seconds)
-        if self.sent < self.ticket.partials and share >= self.due:
-            self.ticket.tell(Partial(self.sent, picture.fetch().detach().float().cpu()))
+    def _send(self, picture: Decoded) -> None:
+        share, most = self.ticket.share, self.ticket.partials
+        if self.sent < most and share >= self.due:
+            image = picture.small() if self.ticket.job else picture.fetch()
+            self.ticket.tell(Partial(self.sent, image.detach().float().cpu()))
             self.sent, self.picture = self.sent + 1, None
-            self.due = (math.floor(share * self.ticket.partials) + 1) / self.ticket.partials
+            self.due = (math.floor(share * most) + 1) / most
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Makes tickets of what clients write."""
+
+    offer: Offer
+    limits: ServiceLimits
+    canonical: Callable[[str], str] = str
+    """Puts a prompt into the model's words; ValueError for a prompt that the model cannot read."""
+
+    def ticket(self, wanted: Body, caller: Caller, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
+        """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
+        limits = self.limits.of_jobs if job else self.limits
+        search = request_of(wanted, self.offer, limits, pictures)
+        try:
+            search = search.worded(self.canonical(search.prompt.text))
+        except ValueError as error:
+            raise RequestError(400, str(error), "prompt", "invalid_value") from None
+        partials = wanted.partial_images if isinstance(wanted, Generation) else 0
+        notes = notes_of(wanted, search, limits)
+        loop = asyncio.get_running_loop()
+        return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job)

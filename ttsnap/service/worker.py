@@ -17,7 +17,7 @@ from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.searches import Searches, devices_fail
-from ttsnap.service.tickets import Done, Ticket
+from ttsnap.service.tickets import Done, Passed, Ticket
 
 logger = logging.getLogger(__name__)
 LATE = 5.0
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
     def submit(self, ticket: Ticket) -> None:
         """Queue a request. RequestError (429, 503) where the queue is full, and where the service ends."""
         budget = ticket.request.budget
-        ticket.seconds = self.limits.seconds_of(budget)
+        ticket.seconds = (self.limits.of_jobs if ticket.job else self.limits).seconds_of(budget)
         ticket.request = replace(ticket.request, budget=replace(budget, seconds=None))
         with self._wake:
             if self.draining or not self.is_alive():
@@ -125,6 +125,9 @@ class Worker(threading.Thread):
             self._begin(ticket)
         active = set(self._active.values())
         if time.monotonic() + sum(searches.seconds_to_end for searches in active) >= self._deadline:
+            for ticket in [ticket for ticket in self._active if ticket.job]:
+                self._active[ticket].cancel(ticket)
+                self._end(ticket, "cancelled", stopping())
             for searches in active:
                 searches.stop()
         busy = list(dict.fromkeys(searches.spec for searches in self._active.values()))
@@ -150,7 +153,12 @@ class Worker(threading.Thread):
     def _begin(self, ticket: Ticket) -> None:
         spec = ticket.request.engine
         try:
-            self._searches_of(spec).add(ticket)
+            searches = self._searches_of(spec)
+            if ticket.trial:
+                searches.checked(ticket.request)
+                self._end(ticket, "passed")
+                return
+            searches.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
         except FieldError as error:
@@ -169,7 +177,7 @@ class Worker(threading.Thread):
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
-            self._active[ticket] = self._searches[spec]
+            self._active[ticket] = searches
             self._searches.move_to_end(spec)
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
@@ -209,12 +217,15 @@ class Worker(threading.Thread):
         return sum(searches.engine.nfe for searches in self._searches.values())
 
     def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
-        """Close a request. error: its answer, where it has none yet."""
+        """Close a request. error: its answer, where it has none yet. A trial that passed is no request."""
         self._active.pop(ticket, None)
         with self._wake:
             self._open.discard(ticket)
         if error is not None:
             ticket.tell(error)
+        if outcome == "passed":
+            ticket.tell(Passed())
+            return
         self.metrics.requests.labels(outcome).inc()
         if outcome == "done":
             self.metrics.latency.observe(time.monotonic() - ticket.came)

@@ -1,0 +1,282 @@
+"""Jobs that outlive the server: rows of a database, SQLite or another, and a folder of files for each.
+
+A row holds the fields of a request as they were checked, which are read and checked again before a search; pictures and
+results are files. Nothing is pickled. Each server sees the jobs of its own state folder, so several may share a
+database.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from ttsnap.files.pictured import Picture
+from ttsnap.files.settings import Json
+from ttsnap.files.writing import locked, write_text, write_whole
+from ttsnap.service.edits import Pictures, arguments_of
+from ttsnap.service.limits import RequestError, ServiceLimits
+
+logger = logging.getLogger(__name__)
+QUEUED, RUNNING, COMPLETED, FAILED = STATES = ("queued", "in_progress", "completed", "failed")
+OPEN = (QUEUED, RUNNING)
+PREFIXES = {"video": "video", "image_generation": "img", "image_edit": "edit"}
+"""How ids begin, by the kind of request."""
+ATTEMPTS = 3
+"""How often a job is begun whose server ends without notice each time."""
+MIB = 2**20
+SERVER, GIVEN = "server-id", "given"
+"""The file in the state folder that names it in the database; how names of files begin that came with a request."""
+
+TABLE = sa.Table(
+    "ttsnap_jobs",
+    sa.MetaData(),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("server", sa.String(32), nullable=False, index=True),
+    sa.Column("owner", sa.String(200), nullable=False, index=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("model", sa.String(500), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("ended", sa.Double),
+    sa.Column("expires", sa.Double),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),
+    sa.Column("outcome", sa.JSON),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that is answered later."""
+
+    id: str
+    owner: str
+    """The name of the caller."""
+    kind: str
+    """Of its request: one of PREFIXES."""
+    model: str
+    """By the name that clients use."""
+    status: str
+    created: float
+    """Seconds since 1970, as all times."""
+    ended: float | None
+    expires: float | None
+    """When its files and itself are removed; None until it ends."""
+    body: Mapping[str, Any]
+    """The fields of its request that were given, checked, by our names."""
+    outcome: Mapping[str, Any] | None
+    """What it made, without its files; of a failed job the error."""
+
+
+COLUMNS = tuple(TABLE.c[name] for name in Job.__dataclass_fields__)
+
+
+class JobStore:
+    """The jobs of one server. Methods may be called in any thread, and wait for the disk."""
+
+    def __init__(self, folder: Path, limits: ServiceLimits, database: str | None = None) -> None:
+        """folder: for files, and for the database where none is named. database: as SQLAlchemy takes it, as
+        postgresql+psycopg://HOST/NAME. Jobs that another process was running when it ended are to be begun again.
+
+        ValueError where another process uses the folder, and for a database that does not answer; OSError for a folder
+        that cannot be written.
+        """
+        self.limits, self._folder, self._adding = limits, folder, Lock()
+        self._held = ExitStack()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held.enter_context(locked(folder))
+        try:
+            (folder / "jobs").mkdir(exist_ok=True)
+            if not (folder / SERVER).exists():
+                write_text(folder / SERVER, secrets.token_hex(16))
+            self._server = (folder / SERVER).read_text(encoding="ascii")
+            self._mine = TABLE.c.server == self._server
+            self._engine = _engine(database or sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")))
+            self._held.callback(self._engine.dispose)
+            self._recover()
+        except SQLAlchemyError as error:
+            self._held.close()
+            why = f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()[:300]}"
+            raise ValueError(f"the database of jobs does not answer ({why})") from None
+        except BaseException:
+            self._held.close()
+            raise
+
+    def close(self) -> None:
+        """Let the folder and the database go."""
+        self._held.close()
+
+    def _recover(self) -> None:
+        """Queue what was under way when the last process ended, but not for ever, and remove files of no job."""
+        lost = sa.and_(self._mine, TABLE.c.status == RUNNING)
+        error: dict[str, Json] = {
+            "code": "server_error",
+            "message": f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one",
+        }
+        failed = {"status": FAILED, "outcome": error, **self._times()}
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
+            connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))
+            known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine)))
+        for folder in (self._folder / "jobs").iterdir():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def files(self, job: Job) -> Path:
+        """The folder of a job's files."""
+        return self._folder / "jobs" / job.id
+
+    # --- for callers ------------------------------------------------------------------------------------------
+
+    def add(self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures) -> Job:
+        """Queue a job, whose pictures are on the disk before it is. RequestError (429) where its owner has too many, or
+        too much on the disk."""
+        now, limits = time.time(), self.limits
+        job = Job(f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None)
+        mine = sa.and_(self._mine, TABLE.c.owner == owner)
+        with self._adding:
+            with self._engine.begin() as connection:
+                used = connection.scalar(sa.select(sa.func.sum(TABLE.c.bytes)).where(mine)) or 0
+                waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
+                if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
+                    most = f"{limits.jobs_per_key} jobs of yours wait or run already, the most that one key may have"
+                    raise RequestError(429, f"{most}; try again when one is done", code="too_many_jobs", retry_after=30)
+            if used >= limits.job_mib * MIB:
+                most = f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most for one key"
+                raise RequestError(429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60)
+            try:
+                self._insert(job, pictures)
+            except (OSError, SQLAlchemyError) as error:
+                shutil.rmtree(self.files(job), ignore_errors=True)
+                logger.error("a job cannot be stored", exc_info=error)
+                said = "the job could not be stored; try again later"
+                raise RequestError(503, said, code="storage_failed", retry_after=60) from None
+        return job
+
+    def _insert(self, job: Job, pictures: Pictures) -> None:
+        folder = self.files(job)
+        folder.mkdir()
+        for argument, given in pictures.items():
+            for i, picture in enumerate([given] if isinstance(given, Picture) else given):
+                data = picture.data
+                write_whole(folder / f"{GIVEN}-{argument}-{i:02}", lambda file, data=data: file.write(data))
+        row = {column.name: vars(job)[column.name] for column in COLUMNS}
+        more = {"server": self._server, "attempts": 0, "bytes": _size(folder)}
+        with self._engine.begin() as connection:
+            connection.execute(sa.insert(TABLE).values(**row, **more))
+
+    def get(self, owner: str, kind: str, name: str) -> Job:
+        """A job by its id. RequestError (404) where this owner has none of this kind."""
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)).first()
+        if found is None:
+            what = "video" if kind == "video" else "job"
+            raise RequestError(404, f"no {what} {name[:100]!r} here; it may have expired", "id", "not_found")
+        return Job(**found._mapping)
+
+    def page(self, owner: str, kind: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
+        """So many jobs of an owner after that of an id, and whether there are more. RequestError for an unknown id."""
+        number = TABLE.c.number
+        found = sa.select(*COLUMNS).where(*self._owned(owner, kind)).limit(limit + 1)
+        with self._engine.connect() as connection:
+            if after is not None:
+                here = sa.select(number).where(*self._owned(owner, kind), TABLE.c.id == after)
+                at = connection.scalar(here)
+                if at is None:
+                    raise RequestError(400, f"no job {after[:100]!r} to list others after", "after", "invalid_value")
+                found = found.where(number < at if newest_first else number > at)
+            rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
+        jobs = [Job(**row._mapping) for row in rows]
+        return jobs[:limit], len(jobs) > limit
+
+    def delete(self, job: Job) -> None:
+        """Remove a job and its files."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(TABLE).where(TABLE.c.id == job.id))
+        shutil.rmtree(self.files(job), ignore_errors=True)
+
+    # --- for what runs them -----------------------------------------------------------------------------------
+
+    def waiting(self, model: str, owners: Collection[str]) -> list[Job]:
+        """The oldest queued job for this model of each of these owners, oldest first."""
+        queued = TABLE.c.status == QUEUED, TABLE.c.model == model, TABLE.c.owner.in_(owners)
+        oldest = sa.select(sa.func.min(TABLE.c.number)).where(self._mine, *queued).group_by(TABLE.c.owner)
+        found = sa.select(*COLUMNS).where(TABLE.c.number.in_(oldest)).order_by(TABLE.c.number)
+        with self._engine.connect() as connection:
+            return [Job(**row._mapping) for row in connection.execute(found)]
+
+    def begin(self, job: Job) -> bool:
+        """Note that a job is under way. False where it was deleted."""
+        return self._change(job, status=RUNNING, attempts=TABLE.c.attempts + 1)
+
+    def put_back(self, job: Job) -> None:
+        """Queue a job again that was ended by no fault of its own."""
+        self._change(job, status=QUEUED, attempts=TABLE.c.attempts - 1)
+
+    def end(self, job: Job, status: str, outcome: Mapping[str, Json]) -> None:
+        """Note what became of a job, whose files are written."""
+        self._change(job, status=status, outcome=outcome, bytes=_size(self.files(job)), **self._times())
+
+    def _change(self, job: Job, **values: Any) -> bool:
+        with self._engine.begin() as connection:
+            changed = connection.execute(sa.update(TABLE).where(TABLE.c.id == job.id).values(**values))
+            return changed.rowcount > 0
+
+    def sweep(self) -> dict[str, int]:
+        """Remove expired jobs. Returns how many there are of each status, and their "bytes"."""
+        expired = sa.and_(self._mine, TABLE.c.expires < time.time())
+        counted = sa.select(TABLE.c.status, sa.func.count(), sa.func.sum(TABLE.c.bytes)).where(self._mine)
+        with self._engine.begin() as connection:
+            gone = connection.execute(sa.select(*COLUMNS).where(expired)).all()
+            connection.execute(sa.delete(TABLE).where(expired))
+            rows = connection.execute(counted.group_by(TABLE.c.status)).all()
+        for row in gone:
+            shutil.rmtree(self.files(Job(**row._mapping)), ignore_errors=True)
+        counts = {status: count for status, count, _ in rows}
+        return {**dict.fromkeys(STATES, 0), **counts, "bytes": sum(int(size) for _, _, size in rows)}
+
+    def pictures(self, job: Job) -> Pictures:
+        """The pictures of a job's request."""
+        found: dict[str, tuple[Picture, ...]] = {}
+        for path in sorted(self.files(job).glob(f"{GIVEN}-*")):
+            _, argument, _ = path.name.split("-")
+            found[argument] = (*found.get(argument, ()), Picture(path.read_bytes(), argument == "mask_image"))
+        return arguments_of(found)
+
+    def _owned(self, owner: str, kind: str) -> tuple[sa.ColumnElement[bool], ...]:
+        alive = sa.or_(TABLE.c.expires.is_(None), TABLE.c.expires >= time.time())
+        return self._mine, TABLE.c.owner == owner, TABLE.c.kind == kind, alive
+
+    def _times(self) -> dict[str, float]:
+        now = time.time()
+        return {"ended": now, "expires": now + 3600 * self.limits.job_hours}
+
+
+def _engine(database: str | sa.URL) -> sa.Engine:
+    """A connection to a database, with the table of jobs. ValueError for an address that is none, and where the driver
+    is not installed; SQLAlchemyError where it does not answer."""
+    try:
+        engine = sa.create_engine(database, pool_pre_ping=True)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        raise ValueError(
+            f"--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its driver: {error}"
+        ) from None
+    TABLE.metadata.create_all(engine)
+    return engine
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0

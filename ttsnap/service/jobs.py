@@ -1,0 +1,232 @@
+"""Runs the jobs of a store on the worker, a few at a time. A job is a search like any other, for which nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ttsnap.files.settings import Json, plain
+from ttsnap.files.writing import write_whole
+from ttsnap.options.option import changed, values
+from ttsnap.service.edits import Edit, Pictures
+from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
+from ttsnap.service.keys import ANYBODY, Caller, Keys
+from ttsnap.service.limits import RequestError
+from ttsnap.service.replies import files_of, stills_of, told_of
+from ttsnap.service.requests import Body, Generation, Video, validated
+from ttsnap.service.tickets import Desk, Done, Partial, Ticket
+from ttsnap.service.worker import Worker
+
+logger = logging.getLogger(__name__)
+KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
+TRIAL, SWEEP, AGAIN = 5.0, 60.0, 1.0
+"""Seconds in which a request is checked by the model before it is taken all the same; between two looks for what
+expired; until a job whose caller has too many requests under way tries again."""
+
+
+def written(wanted: Body) -> dict[str, Json]:
+    """A request as plain values, of which `read` makes the same."""
+    fields = {name: plain(value) for name, value in values(wanted).items() if name in changed(wanted)}
+    return {"fields": fields, "ignored": list(wanted.ignored)}
+
+
+def read(job: Job) -> Generation | Video:
+    """The request of a job, checked as when it came. RequestError where that is no longer taken."""
+    wanted = validated(KINDS[job.kind], job.body["fields"])
+    return replace(wanted, ignored=tuple(map(str, job.body["ignored"])))
+
+
+@dataclass(eq=False)
+class _Run:
+    """A job that is under way."""
+
+    job: Job
+    ticket: Ticket | None = None
+    preview: Partial | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Jobs:
+    """The jobs of a server. All methods are called in its event loop.
+
+    A job that the server's end interrupts is begun anew by the next one, from its seed. It waits while another model is
+    served, and while its caller's key is not known.
+    """
+
+    def __init__(self, store: JobStore, worker: Worker, desk: Desk, keys: Keys) -> None:
+        self.store, self.worker, self.desk, self.keys = store, worker, desk, keys
+        self._runs: dict[str, _Run] = {}
+        self._wake = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+
+    # --- for callers ------------------------------------------------------------------------------------------
+
+    async def submit(self, wanted: Generation | Video, caller: Caller, pictures: Pictures) -> Job:
+        """Check a request, and store it. RequestError for what is wrong, as far as the model says so in time; what it
+        says later fails the job."""
+        ticket = self.desk.ticket(wanted, caller, pictures, job=True)
+        await self._tried(ticket)
+        model = self.desk.offer.model
+        settled = replace(wanted, seed=ticket.request.seed, model=model)
+        job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, written(settled), pictures)
+        self._wake.set()
+        return job
+
+    async def _tried(self, ticket: Ticket) -> None:
+        ticket.trial = True
+        try:
+            self.worker.submit(ticket)
+        except RequestError:  # too much is under way now, which does not matter to a job
+            return
+        try:
+            async with asyncio.timeout(TRIAL):
+                news = await ticket.news.get()
+        except TimeoutError:
+            self.worker.cancel(ticket)
+        else:
+            if isinstance(news, RequestError) and news.status < 429:
+                raise news
+
+    def progress(self, job: Job) -> int:
+        """Percent of the budget that is spent."""
+        run = self._runs.get(job.id)
+        share = run.ticket.share if run is not None and run.ticket is not None else 0.0
+        return 100 if job.status == COMPLETED else min(99, int(100 * share))
+
+    def preview(self, job: Job) -> Partial | None:
+        """The best estimate so far of a job that is under way."""
+        run = self._runs.get(job.id)
+        return None if run is None else run.preview
+
+    async def delete(self, job: Job) -> None:
+        """End a job before the next batch, and remove all that is known of it."""
+        run = self._runs.get(job.id)
+        if run is not None and run.task is not None:
+            run.task.cancel()
+        await asyncio.to_thread(self.store.delete, job)
+        self._wake.set()
+
+    # --- the server's ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._runner = asyncio.create_task(self._run_all())
+
+    async def close(self) -> None:
+        """Begin no more, and queue again what the worker does not end in time."""
+        if self._runner is not None:
+            self._runner.cancel()
+        left = {run.task for run in self._runs.values() if run.task is not None}
+        if left:
+            await asyncio.wait(left, timeout=max(0.0, self.worker.patience))
+        for run in list(self._runs.values()):
+            if run.task is not None:
+                run.task.cancel()
+            await asyncio.to_thread(self.store.put_back, run.job)
+
+    async def _run_all(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._begin()
+                self._measure(await asyncio.to_thread(self.store.sweep))
+            except Exception:  # the database may answer again
+                logger.exception("jobs cannot be looked up")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP):
+                    await self._wake.wait()
+
+    def _measure(self, counts: Mapping[str, int]) -> None:
+        metrics = self.worker.metrics
+        for status in (QUEUED, RUNNING, COMPLETED, FAILED):
+            metrics.jobs.labels(status).set(counts[status])
+        metrics.job_bytes.set(counts["bytes"])
+
+    async def _begin(self) -> None:
+        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way."""
+        names = {caller.name for _, caller in self.keys.callers} or {ANYBODY.name}
+        while len(self._runs) < self.desk.limits.jobs and self.worker.is_alive() and not self.worker.draining:
+            waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, names)
+            if not waiting:
+                return
+            busy = Counter(run.job.owner for run in self._runs.values())
+            job = min(waiting, key=lambda job: busy[job.owner])
+            if await asyncio.to_thread(self.store.begin, job):
+                run = self._runs[job.id] = _Run(job)
+                run.task = asyncio.create_task(self._run(run))
+                run.task.add_done_callback(partial(self._ended, run))
+
+    def _ended(self, run: _Run, task: asyncio.Task[None]) -> None:
+        """Also of a task that was cancelled before its first step."""
+        self._runs.pop(run.job.id, None)
+        if run.ticket is not None:
+            self.worker.cancel(run.ticket)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a job's end could not be noted", exc_info=task.exception())
+        self._wake.set()
+
+    async def _run(self, run: _Run) -> None:
+        job = run.job
+        try:
+            outcome = await self._outcome(run)
+        except RequestError as error:
+            if error.code == "stopping":
+                await asyncio.to_thread(self.store.put_back, job)
+            else:
+                told: dict[str, Any] = dict(error.body()["error"])  # type: ignore[arg-type]
+                await asyncio.to_thread(self.store.end, job, FAILED, {**told, "code": told["code"] or told["type"]})
+        except Exception as error:
+            logger.exception("a job failed")
+            failure: dict[str, Json] = {
+                "code": "server_error", "message": f"the job failed: {type(error).__name__}", "param": None,
+                "type": "server_error",
+            }  # fmt: skip
+            await asyncio.to_thread(self.store.end, job, FAILED, failure)
+        else:
+            await asyncio.to_thread(self.store.end, job, COMPLETED, outcome)
+
+    async def _outcome(self, run: _Run) -> dict[str, Json]:
+        """What a job's search found, whose files are written. RequestError where it ends without."""
+        wanted, pictures = await asyncio.to_thread(lambda: (read(run.job), self.store.pictures(run.job)))
+        ticket = run.ticket = self.desk.ticket(wanted, self.keys.named(run.job.owner), pictures, job=True)
+        while True:
+            try:
+                self.worker.submit(ticket)
+                break
+            except RequestError as error:
+                if error.status != 429:
+                    raise
+                await asyncio.sleep(AGAIN)
+        while True:
+            news = await ticket.news.get()
+            if isinstance(news, Partial):
+                run.preview = news
+            elif isinstance(news, Done):
+                return await asyncio.to_thread(self._write, run.job, wanted, news)
+            elif isinstance(news, RequestError):
+                raise news
+
+    def _write(self, job: Job, wanted: Generation | Video, done: Done) -> dict[str, Json]:
+        files = {
+            f"{rank}.{wanted.output_format}": data
+            for rank, data in enumerate(files_of(done, wanted, self.desk.offer), 1)
+        }
+        best = done.result.images[0].pixels
+        files |= {f"{name}.webp": data for name, data in stills_of(best).items()}
+        try:
+            for name, data in files.items():
+                write_whole(self.store.files(job) / name, lambda file, data=data: file.write(data))
+        except OSError as error:
+            logger.error("what a job made cannot be stored", exc_info=error)
+            said = "what the job made could not be stored"
+            raise RequestError(500, said, code="storage_failed") from None
+        told = told_of(done)
+        return (
+            {**told, "seconds": f"{len(best) / wanted.rate(self.desk.offer):g}"} if isinstance(wanted, Video) else told
+        )
