@@ -144,7 +144,7 @@ def test_what_limits_take_away_is_told(offer: Offer) -> None:
 class Heard(list[tuple[int, float]]):
     """A ticket that notes how much of the search had arrived when it was told of a partial image."""
 
-    nfe = 0
+    nfe, job = 0, False
 
     def __init__(self, most: int) -> None:
         self.partials, self.seconds = most, 100.0

@@ -109,6 +109,8 @@ class Offer:
     """Whether another model may be named."""
     edits: bool = False
     """Whether the model can change pictures, or set one in motion."""
+    needs_picture: bool = False
+    """Whether it makes nothing without one."""
     frames_every: int | None = None
     """Frames of a video beyond the first come in such numbers; None where the model makes images."""
     frame_rate: bool = False

@@ -95,6 +95,8 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
             wanted, pictures = await video_of(body, request.headers, limits)
         if pictures and not offer.edits:
             raise RequestError(400, f"{offer.model!r} takes no first frame; leave it out", FRAME, "invalid_value")
+        if offer.needs_picture and not pictures:
+            raise RequestError(400, f"{offer.model!r} needs a first frame: send one", FRAME, "missing_parameter")
         return wanted, pictures
 
     def refuse_unless(right: bool, other: type[Body]) -> None:

@@ -63,7 +63,10 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     own = {name: value for name, value in call.items() if name not in ("width", "height")}
     width, height = int(str(call["width"])), int(str(call["height"]))
     sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
-    denoiser = engines.pipe.sampling_denoiser(sampler, **own)
+    try:
+        denoiser = engines.pipe.sampling_denoiser(sampler, **own)
+    except RuntimeError:  # a first frame may have sides that do not fit the model's own size
+        return
     usual = denoiser.layout
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
     try:

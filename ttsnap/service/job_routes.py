@@ -113,7 +113,7 @@ def shown(job: Job, jobs: Jobs) -> dict[str, Any]:
         "created_at": int(job.created),
         "completed_at": int(job.ended) if done and job.ended else None,
         "expires_at": int(job.expires) if job.expires else None,
-        "prompt": wanted["prompt"],
+        "prompt": wanted.get("prompt"),
         "size": outcome["size"] if done else wanted.get("size", "auto"),
         "error": dict(outcome) if job.status == FAILED else None,
     }

@@ -11,6 +11,7 @@ from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
+from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
@@ -52,11 +53,20 @@ def offer_of(
         lambda _: known,
         searches,
         edits=edits if every is None else "image" in takes,
+        needs_picture=every is not None and _needs_picture(engines.pipe),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
         true_cfg="true_cfg_scale" in takes,
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
+
+
+def _needs_picture(pipe: SearchMixin) -> bool:
+    try:
+        pipe.task_of({})
+    except ValueError:
+        return True
+    return False
 
 
 def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> Offer:

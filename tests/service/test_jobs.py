@@ -1,0 +1,333 @@
+"""Jobs of images: requests that are answered later, also by the next server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import ImagesResponse
+from ttsnap.reward_models.registry import make_rewards
+
+from tests.service.conftest import client_of
+from tests.service.test_service import PROMPT, metric, until
+from tests.service.test_stopping import Slow
+from ttsnap.request.offer import Offer
+from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.job_store import JobStore
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.server import GenerationServer
+
+OWN = {"budget": "40nfe", "search": "best-of-n", "steps": 4, "seed": 3}
+LONG = {**OWN, "budget": "2000nfe"}
+ALICE, BOB = "a" * 20, "b" * 20
+ADDRESS = "/v1/images/generations"
+
+
+@contextmanager
+def serving(
+    engines: OneDevice, offer: Offer, folder: Path, limits: ServiceLimits | None = None, keys: Keys | None = None
+) -> Iterator[GenerationServer]:
+    """A server over the jobs in a folder."""
+    limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
+    with closing(JobStore(folder, limits)) as store:
+        where = ("127.0.0.1", 0)
+        with GenerationServer(engines, offer, limits, keys, where, lambda p: caption(parse(p)), store) as server:
+            yield server
+
+
+@pytest.fixture
+def quick(pipe: Any) -> OneDevice:
+    return OneDevice(pipe, {"brightness": make_rewards("brightness")[0]})
+
+
+@pytest.fixture
+def two_keys(tmp_path: Path) -> Keys:
+    (tmp_path / "keys").write_text(f"alice {ALICE}\nbob {BOB}\n")
+    return Keys.read(tmp_path / "keys")
+
+
+def begun(client: OpenAI, **own: object) -> str:
+    """The id of a new job."""
+    reply = client.images.generate(prompt=PROMPT, extra_body={"background": True, **OWN, **own}).to_dict()
+    assert reply["status"] == "queued"
+    return str(reply["id"])
+
+
+def asked(client: OpenAI, name: str) -> dict[str, Any]:
+    reply: dict[str, Any] = client.get(f"/images/generations/{name}", cast_to=ImagesResponse).to_dict()
+    return reply
+
+
+def ended(client: OpenAI, name: str, seconds: float = 30.0) -> dict[str, Any]:
+    """A job, once it has ended."""
+    until(lambda: asked(client, name)["status"] in ("completed", "failed"), seconds)
+    return asked(client, name)
+
+
+def test_a_job_makes_what_a_request_makes(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        told = ended(client, begun(client, n=2))
+        assert (told["status"], told["progress"], told["error"]) == ("completed", 100, None)
+        at_once = client.images.generate(prompt=PROMPT, n=2, extra_body=OWN).to_dict()
+        for name in ("data", "size", "quality", "output_format", "background"):
+            assert told[name] == at_once[name], name
+        assert told["usage"]["nfe"] == at_once["usage"]["nfe"]  # type: ignore[index]
+        content = httpx.get(f"{server.url}{ADDRESS}/{told['id']}/content", params={"rank": 2})
+        assert content.headers["content-type"] == "image/png"
+        assert content.content[:4] == b"\x89PNG"
+        assert httpx.get(f"{server.url}{ADDRESS}/{told['id']}/content", params={"rank": 3}).status_code == 404
+        assert metric(server, 'ttsnap_jobs{status="completed"}') == 1
+        assert metric(server, "ttsnap_job_bytes") > 0
+
+
+def test_jobs_are_their_callers_alone(quick: OneDevice, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+    with serving(quick, offer, tmp_path, None, two_keys) as server:
+        alice, bob = client_of(server, ALICE), client_of(server, BOB)
+        name = str(ended(alice, begun(alice))["id"])
+        headers = {"Authorization": f"Bearer {BOB}"}
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            reply = httpx.request(method, f"{server.url}{ADDRESS}/{name}{path}", headers=headers)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found"), (method, path)
+            assert httpx.request(method, f"{server.url}{ADDRESS}/{name}{path}").status_code == 401
+        assert httpx.get(server.url + ADDRESS, headers=headers).json()["data"] == []
+        after = httpx.get(server.url + ADDRESS, headers=headers, params={"after": name})
+        assert (after.status_code, after.json()["error"]["param"]) == (400, "after")
+        with pytest.raises(openai.NotFoundError):
+            asked(bob, name)
+        assert httpx.get(f"{server.url}/v1/images/edits/{name}", headers=headers).status_code == 404
+        assert asked(alice, name)["status"] == "completed"
+
+
+def test_an_orderly_end_queues_jobs_again(pipe: Any, quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+    slow, names = Slow(pipe), list[str]()
+    with serving(slow, offer, tmp_path, ServiceLimits(drain=0.1, jobs=1)) as server, closing(client_of(server)) as one:
+        names += [begun(one, budget="400nfe"), begun(one)]
+        until(lambda: asked(one, names[0])["progress"] > 0)
+        server.__exit__()
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as other:
+        told = [ended(other, name) for name in names]
+        assert [each["status"] for each in told] == ["completed"] * 2
+        assert [each["usage"]["nfe"] for each in told] == [400, 40], "the whole budget, from the beginning"
+        assert not any("stopped early" in " ".join(each["warnings"]) for each in told)
+        at_once = other.images.generate(prompt=PROMPT, extra_body={**OWN, "budget": "400nfe"}).to_dict()
+        assert told[0]["data"] == at_once["data"]
+
+
+def test_jobs_survive_sigkill(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--state", str(tmp_path / "state")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    @contextmanager
+    def server() -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        ) as process:
+            try:
+                assert process.stdout is not None
+                found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+                assert found is not None
+                with closing(OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)) as client:
+                    yield process, client
+            finally:
+                process.kill()
+
+    own: dict[str, Any] = {"budget": "600nfe", "seed": None, "steps": 10}
+    with server() as (process, client):
+        names = [begun(client, **own), begun(client), begun(client, **own)]
+        until(lambda: all(asked(client, name)["progress"] > 0 for name in (names[0], names[2])), 60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (database,) = (tmp_path / "state").glob("*.sqlite")
+    with closing(sqlite3.connect(database)) as rows:
+        kept = rows.execute("select status, attempts, body from ttsnap_jobs order by number").fetchall()
+    assert [kept[i][:2] for i in (0, 2)] == [("in_progress", 1)] * 2
+    assert all(re.search(r'"seed": \d+', body) for *_, body in kept), "what was drawn is kept"
+    with server() as (process, client):
+        told = [ended(client, name, 120) for name in names]
+        assert [each["status"] for each in told] == ["completed"] * 3
+        assert [each["usage"]["nfe"] for each in told] == [600, 40, 600]
+        assert len({each["data"][0]["seed"] for each in told}) == 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_job_is_not_begun_for_ever(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+    limits = ServiceLimits()
+    with closing(JobStore(tmp_path, limits)) as store:
+        job = store.add("anybody", "image_generation", "embedded", {"fields": {"prompt": PROMPT}, "ignored": []}, {})
+    for _ in range(3):
+        with closing(JobStore(tmp_path, limits)) as store:
+            assert [each.id for each in store.waiting("embedded", {"anybody"})] == [job.id]
+            assert store.begin(job)
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        told = asked(client, job.id)
+        assert (told["status"], told["error"]["code"]) == ("failed", "server_error")
+        assert "the server ended 3 times while this job ran" in told["error"]["message"]
+
+
+def test_deleting_a_job_ends_its_search(pipe: Any, offer: Offer, tmp_path: Path) -> None:
+    slow = Slow(pipe)
+    with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
+        name = begun(client, **LONG)
+        until(lambda: asked(client, name)["progress"] > 0)
+        preview = httpx.get(f"{server.url}{ADDRESS}/{name}/content", params={"variant": "thumbnail"})
+        early = httpx.get(f"{server.url}{ADDRESS}/{name}/content")
+        assert (preview.status_code, preview.content[8:12]) == (200, b"WEBP")
+        assert (early.status_code, early.json()["error"]["code"]) == (404, "not_ready")
+        reply = httpx.delete(f"{server.url}{ADDRESS}/{name}").json()
+        assert reply == {"id": name, "object": "image.generation.deleted", "deleted": True}
+        until(lambda: metric(server, "ttsnap_active") == 0)
+        spent = metric(server, "ttsnap_nfe_total")
+        assert spent < 2000, "what was not spent is not"
+        with pytest.raises(openai.NotFoundError):
+            asked(client, name)
+        assert not list((tmp_path / "jobs").iterdir())
+        assert metric(server, 'ttsnap_requests_total{outcome="cancelled"}') == 1
+        assert ended(client, begun(client))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("own", "param"),
+    [
+        ({"size": "17x33"}, "size"),
+        ({"steps": 1, "search": "seed-pruning"}, "steps"),
+        ({"reward": "none"}, "reward"),
+        ({"budget": "3nfe"}, "budget"),
+        ({"stream": True}, "background"),
+        ({"colour": "red"}, "colour"),
+        ({"prompt": "three pink elephants"}, "prompt"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_not_stored(
+    server_of_jobs: GenerationServer, own: dict[str, Any], param: str
+) -> None:
+    body = {"prompt": PROMPT, "background": True, **OWN, **own}
+    reply = httpx.post(server_of_jobs.url + ADDRESS, json=body, timeout=30)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert httpx.get(server_of_jobs.url + ADDRESS).json()["data"] == []
+
+
+@pytest.fixture(scope="module")
+def server_of_jobs(pipe: Any, offer: Offer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GenerationServer]:
+    engines = OneDevice(pipe, {"brightness": make_rewards("brightness")[0]})
+    with serving(engines, offer, tmp_path_factory.mktemp("jobs")) as server:
+        yield server
+
+
+def test_what_the_model_refuses_late_fails_the_job(
+    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.TRIAL", 0)
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        told = ended(client, begun(client, size="17x33"))
+        assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", "size", "invalid_value")
+
+
+def test_limits_of_a_caller(pipe: Any, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+    limits = ServiceLimits(drain=0.1, jobs=1, jobs_per_key=2, job_mib=1)
+    with serving(Slow(pipe), offer, tmp_path, limits, two_keys) as server:
+        alice, bob = client_of(server, ALICE), client_of(server, BOB)
+        first, second = begun(alice, **LONG), begun(alice)
+        with pytest.raises(openai.RateLimitError, match="2 jobs of yours wait or run") as error:
+            begun(alice)
+        assert (error.value.code, error.value.response.headers["retry-after"]) == ("too_many_jobs", "30")
+        third = begun(bob)
+        alice.delete(f"/images/generations/{first}", cast_to=object)
+        assert ended(bob, third)["status"] == ended(alice, second)["status"] == "completed"
+        (tmp_path / "jobs" / second / "large").write_bytes(b"0" * 2**20)
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as rows:
+            rows.execute("update ttsnap_jobs set bytes = 1048576 where id = ?", (second,))
+            rows.commit()
+        with pytest.raises(openai.RateLimitError, match="delete some that are done") as error:
+            begun(alice)
+        assert error.value.code == "quota_exceeded"
+        assert ended(bob, begun(bob))["status"] == "completed"
+        alice.delete(f"/images/generations/{second}", cast_to=object)
+        assert ended(alice, begun(alice))["status"] == "completed"
+
+
+def test_callers_with_fewer_jobs_come_first(pipe: Any, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+    limits = ServiceLimits(drain=0.1, jobs=2)
+    with serving(Slow(pipe), offer, tmp_path, limits, two_keys) as server:
+        alice, bob = client_of(server, ALICE), client_of(server, BOB)
+        names = [begun(alice, **LONG) for _ in range(3)]
+        theirs = begun(bob, **LONG)
+        alice.delete(f"/images/generations/{names[0]}", cast_to=object)
+        until(lambda: asked(bob, theirs)["status"] == "in_progress")
+        assert [asked(alice, name)["status"] for name in names[1:]] == ["in_progress", "queued"]
+
+
+def test_what_jobs_made_expires(
+    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(quick, offer, tmp_path, ServiceLimits(drain=0.1, job_hours=1)) as server:
+        client = client_of(server)
+        told = ended(client, begun(client))
+        assert told["expires_at"] - told["completed_at"] == 3600
+        later = time.time() + 3601
+        monkeypatch.setattr(time, "time", lambda: later)
+        with pytest.raises(openai.NotFoundError, match="it may have expired"):
+            asked(client, told["id"])
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:
+        assert store.sweep() == {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, "bytes": 0}
+    assert not list((tmp_path / "jobs").iterdir())
+
+
+def test_a_job_waits_for_its_model_and_its_key(quick: OneDevice, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+    body = {"fields": {"prompt": PROMPT, **OWN, "model": "embedded"}, "ignored": ["user"]}
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:
+        job = store.add("alice", "image_generation", "embedded", body, {})
+    for served, keys in ((replace(offer, model="another"), two_keys), (offer, None)):
+        with serving(quick, served, tmp_path, None, keys):
+            time.sleep(0.5)
+    with serving(quick, offer, tmp_path, None, two_keys) as server:
+        told = ended(client_of(server, ALICE), job.id)
+        assert told["status"] == "completed"
+        assert told["warnings"] == ["not used here: user"]
+
+
+def test_a_row_that_was_changed_fails_alone(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:
+        fields = {"prompt": PROMPT, "reward": "mine.py:score"}
+        bodies: list[dict[str, Any]] = [{"fields": fields, "ignored": []}, {"fields": {"code": "x"}, "ignored": []}]
+        names = [store.add("anybody", "image_generation", "embedded", body, {}).id for body in bodies]
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        until(lambda: metric(server, 'ttsnap_jobs{status="failed"}') == 2)
+        assert [asked(client, name)["error"]["param"] for name in names] == ["reward", "code"]
+        assert ended(client, begun(client))["status"] == "completed"
+
+
+def test_a_folder_is_one_servers(tmp_path: Path) -> None:
+    with closing(JobStore(tmp_path, ServiceLimits())), pytest.raises(ValueError, match="another process is writing"):
+        JobStore(tmp_path, ServiceLimits())
+    with pytest.raises(ValueError, match="--database takes an address of SQLAlchemy"):
+        JobStore(tmp_path, ServiceLimits(), "nothing://here")
+
+
+def test_servers_that_share_a_database_have_jobs_of_their_own(tmp_path: Path) -> None:
+    address, body = f"sqlite:///{tmp_path / 'shared.sqlite'}", {"fields": {"prompt": PROMPT}, "ignored": []}
+    with (
+        closing(JobStore(tmp_path / "one", ServiceLimits(), address)) as one,
+        closing(JobStore(tmp_path / "other", ServiceLimits(), address)) as other,
+    ):
+        job = one.add("anybody", "video", "wan", body, {})
+        assert one.get("anybody", "video", job.id) == job
+        assert other.waiting("wan", {"anybody"}) == []
+        with pytest.raises(RequestError, match="no video"):
+            other.get("anybody", "video", job.id)

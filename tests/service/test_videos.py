@@ -1,0 +1,292 @@
+"""Videos as OpenAI's client asks for them, over tiny random pipelines."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from diffusers import WanPipeline
+from openai import AsyncOpenAI, OpenAI
+from PIL import Image
+from ttsnap.pipelines import upgrade
+from ttsnap.reward_models.registry import make_rewards
+
+from tests.pipelines.modular import tiny_videos
+from tests.pipelines.modular.tiny import CASES, built, picture
+from tests.service.conftest import client_of
+from tests.service.test_service import metric, until
+from tests.service.test_stopping import Slow
+from ttsnap.files.pictures import video_pixels
+from ttsnap.request.request import ModelDefaults
+from ttsnap.results.payload import read_payload
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.job_store import JobStore
+from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.opening import offer_of
+from ttsnap.service.server import GenerationServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+OWN = {"budget": "4images", "search": "best-of-n", "seed": 3}
+CALL = {"num_inference_steps": 4, "height": 16, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+
+
+def twin(name: str) -> Any:
+    pipe = upgrade(built(CASES[name].pipeline, CASES[name].parts))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.own_defaults = ModelDefaults(CALL)
+    return pipe
+
+
+@contextmanager
+def serving(engines: OneDevice, folder: Path) -> Iterator[GenerationServer]:
+    offer, limits = offer_of("tiny", engines, "tiny", {}, "none"), ServiceLimits(drain=0.1, side=64)
+    offer = replace(offer, defaults=lambda _: ModelDefaults(CALL))
+    with (
+        closing(JobStore(folder, limits)) as store,
+        GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0), store=store) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def wan() -> Any:
+    return twin("wan")
+
+
+@pytest.fixture(scope="module")
+def server(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GenerationServer]:
+    engines = OneDevice(wan, {"brightness": make_rewards("brightness")[0]})
+    with serving(engines, tmp_path_factory.mktemp("videos")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: GenerationServer) -> Iterator[OpenAI]:
+    with closing(client_of(server)) as client:
+        yield client
+
+
+def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: Path) -> None:
+    own = {**OWN, "n": 2, "report": "brightness", "output_format": "png", "fps": 8}
+    video = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
+    told = video.to_dict()
+    assert (video.object, video.status, video.progress, video.model) == ("video", "completed", 100, "tiny")
+    assert (video.size, video.seconds, video.prompt, video.error) == ("32x16", "0.625", "a cat", None)
+    assert video.completed_at is not None
+    assert video.expires_at == video.completed_at + 24 * 3600
+    out = wan(prompt="a cat", search="best-of-n", reward="brightness", budget="4images", seed=3,
+              num_videos_per_prompt=2, **CALL)  # fmt: skip
+    best = out.search[0].images
+    assert [each["seed"] for each in told["data"]] == [candidate.seed for candidate in best]
+    for each, candidate in zip(told["data"], best, strict=True):
+        assert each["reward"] == pytest.approx(candidate.reward, abs=1e-5)
+        assert each["metrics"]["brightness"] == pytest.approx(candidate.reward, abs=1e-5)
+    path = tmp_path / "video.png"
+    client.videos.download_content(video.id).write_to_file(path)
+    theirs = np.stack([np.asarray(frame) for frame in out.frames[0]])
+    assert np.abs(video_pixels(path.read_bytes(), path, ("PNG",)).astype(int) - theirs).max() <= 1
+    payload = read_payload(path)
+    assert (payload["seed"], payload["model"], payload["call"]["num_frames"]) == (best[0].seed, "tiny", 5)
+
+
+def test_files_and_stills(client: OpenAI) -> None:
+    video = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=OWN)
+    reply = client.videos.download_content(video.id)
+    assert reply.response.headers["content-type"] == "video/mp4"
+    assert reply.read()[4:8] == b"ftyp"
+    for variant, size in {"thumbnail": (32, 16), "spritesheet": (65, 33)}.items():
+        still = Image.open(io.BytesIO(client.videos.download_content(video.id, variant=variant).read()))  # type: ignore[arg-type]
+        assert (still.format, still.size) == ("WEBP", size)
+    with pytest.raises(openai.BadRequestError) as error:
+        client.videos.download_content(video.id, variant="poster")  # type: ignore[arg-type]
+    assert error.value.param == "variant"
+
+
+def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI) -> None:
+    before = [video.id for video in client.videos.list(limit=100)]
+    made = [client.videos.create(prompt=f"cat {i}", extra_body=OWN).id for i in range(5)]
+    assert [video.id for video in client.videos.list(limit=2)] == [*reversed(made), *before]
+    assert [video.id for video in client.videos.list(limit=3, order="asc", after=made[1])] == made[2:]
+    assert client.videos.delete(made[2]).to_dict() == {"id": made[2], "object": "video.deleted", "deleted": True}
+    with pytest.raises(openai.NotFoundError, match="no video"):
+        client.videos.retrieve(made[2])
+    for query in ({"limit": 0}, {"limit": "many"}, {"order": "up"}, {"after": made[2]}):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.videos.list(extra_query=query)
+        assert error.value.param == next(iter(query))
+    for name in made[:2] + made[3:]:
+        assert client.videos.poll(name, poll_interval_ms=50).status == "completed"
+
+
+def test_the_asynchronous_client(server: GenerationServer) -> None:
+    async def made() -> None:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            own = {**OWN, "fps": 1}
+            video = await client.videos.create_and_poll(
+                prompt="a cat", seconds="4", poll_interval_ms=50, extra_body=own
+            )
+            assert (video.status, video.seconds) == ("completed", "5"), "the model makes odd numbers of frames"
+            assert (await client.videos.download_content(video.id)).read()[4:8] == b"ftyp"
+
+    asyncio.run(made())
+
+
+def test_a_video_at_once(server: GenerationServer) -> None:
+    url = f"{server.url}/v1/videos/sync"
+    form = httpx.post(url, files={"prompt": (None, "a cat"), "budget": (None, "4images")}, timeout=60)
+    plain = httpx.post(url, json={"prompt": "a cat", **OWN, "output_format": "webp", "seconds": "1"}, timeout=60)
+    assert (form.status_code, form.headers["content-type"], form.content[4:8]) == (200, "video/mp4", b"ftyp")
+    assert (plain.status_code, plain.headers["content-type"], plain.content[8:12]) == (200, "image/webp", b"WEBP")
+    assert httpx.post(url, json={"prompt": ""}).json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"size": "17x33"}, "size", "divisible by 2"),
+        ({"size": "64x99"}, "size", "16 to 64 pixels"),
+        ({"seconds": "100"}, "seconds", "at most 16.1 s at 16 frames a second"),
+        ({"seconds": "-1"}, "seconds", "above 0"),
+        ({"seconds": "4", "num_frames": 5}, "num_frames", "not both"),
+        ({"num_frames": 999}, "num_frames", "at most 257 frames"),
+        ({"fps": 0}, "fps", "above 0"),
+        ({"frames": 33}, "frames", "from 1 to 32"),
+        ({"steps": 101}, "steps", "at most 100 steps"),
+        ({"budget": "3nfe"}, "budget", "too small for one image"),
+        ({"reward": "clip"}, "reward", "choose one of brightness"),
+        ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),
+        ({"quality": "4k"}, "quality", "choose one of low"),
+        ({"flow_shift": 5}, "flow_shift", "flow_shift"),
+        ({"input_reference": "a.png"}, "input_reference", "send a file"),
+        ({"input_reference": {"file_id": "file-1"}}, "input_reference", "send a file"),
+        ({"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "input_reference", "send a file"),
+        ({"search": {"name": "svdd", "streams": -1}}, "search", "streams"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    server: GenerationServer, body: dict[str, Any], param: str, said: str
+) -> None:
+    before, spent = httpx.get(f"{server.url}/v1/videos").json()["data"], metric(server, "ttsnap_nfe_total")
+    reply = httpx.post(f"{server.url}/v1/videos", json={"prompt": "a cat", **body}, timeout=30)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param), error
+    assert said in error["message"]
+    assert httpx.get(f"{server.url}/v1/videos").json()["data"] == before
+    assert metric(server, "ttsnap_nfe_total") == spent
+
+
+def test_each_model_has_its_address(server: GenerationServer, client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="'tiny' makes videos; ask POST /v1/videos"):
+        client.images.generate(prompt="a cat")
+    with pytest.raises(openai.NotFoundError, match="no model 'sora-2' here; there is 'tiny'"):
+        client.videos.create(prompt="a cat", model="sora-2")
+    with pytest.raises(openai.BadRequestError, match="'tiny' takes no first frame") as error:
+        client.videos.create(prompt="a cat", input_reference=("a.png", png()))
+    assert error.value.param == "input_reference"
+    for path in ("remix", "edits"):
+        assert httpx.post(f"{server.url}/v1/videos/video_1/{path}").json()["error"]["type"] == "not_found_error"
+
+
+def png(seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    picture(seed).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["wan image2video", "ltx image2video"])
+def test_a_first_frame(name: str, tmp_path: Path) -> None:
+    engines = OneDevice(twin(name), {"brightness": make_rewards("brightness")[0]})
+    with serving(engines, tmp_path) as server, closing(client_of(server)) as client:
+
+        def made(**more: Any) -> Any:
+            return client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=OWN, **more).to_dict()
+
+        one, other = (made(input_reference=("a.png", png(i))) for i in range(2))
+        assert one["status"] == other["status"] == "completed", one["error"]
+        assert one["data"] != other["data"]
+        uri = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+        url, form = f"{server.url}/v1/videos", {key: (None, str(value)) for key, value in OWN.items()}
+        body = {"prompt": "a cat", **OWN, "input_reference": {"image_url": uri}}
+        fields = {**form, "prompt": (None, "a cat"), "input_reference[image_url]": (None, uri)}
+        for reply in (httpx.post(url, json=body, timeout=30), httpx.post(url, files=fields, timeout=30)):
+            again = client.videos.poll(reply.json()["id"], poll_interval_ms=50).to_dict()
+            assert again["data"] == one["data"]
+        with pytest.raises(openai.BadRequestError, match="cannot read the picture") as error:
+            made(input_reference=("a.png", b"no picture"))
+        assert error.value.param == "input_reference"
+        if name.startswith("wan"):
+            with pytest.raises(openai.BadRequestError, match="needs a first frame") as error:
+                made()
+            assert error.value.param == "input_reference"
+        else:
+            assert made()["status"] == "completed"
+
+
+def under_way(client: OpenAI, name: str) -> None:
+    """Returns once some of a video's budget is spent."""
+    until(lambda: client.videos.retrieve(name).progress > 0, 60)
+
+
+def test_the_best_estimate_so_far_is_a_still(wan: Any, tmp_path: Path) -> None:
+    with serving(Slow(wan), tmp_path) as server, closing(client_of(server)) as client:
+        own = {"budget": "200images", "search": "seed-pruning", "steps": 8}
+        video = client.videos.create(prompt="a cat", extra_body=own)
+        under_way(client, video.id)
+        until(lambda: httpx.get(f"{server.url}/v1/videos/{video.id}/content?variant=thumbnail").status_code == 200)
+        still = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").read()))
+        assert still.size == (32, 16)
+        with pytest.raises(openai.NotFoundError, match="nothing is there yet: the job is in_progress"):
+            client.videos.download_content(video.id)
+        told = client.videos.retrieve(video.id)
+        assert (told.status, told.completed_at) == ("in_progress", None)
+        assert 0 < told.progress < 100
+        client.videos.delete(video.id)
+        until(lambda: metric(server, "ttsnap_active") == 0)
+        assert metric(server, "ttsnap_nfe_total") < 1600
+
+
+def test_videos_survive_sigkill(tmp_path: Path) -> None:
+    """The whole command, from a folder, with a database of its own address."""
+    WanPipeline(**{**tiny_videos.wan().components, "transformer_2": None}).save_pretrained(tmp_path / "wan")
+    (tmp_path / "wan" / "ttsnap.json").write_text(json.dumps(CALL))
+    command = [sys.executable, "-m", "ttsnap", "serve", str(tmp_path / "wan"), "--rewards", "brightness", "--port", "0"]
+    command += ["--state", str(tmp_path / "state"), "--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
+    env, told, name = {**os.environ, "OMP_NUM_THREADS": "1"}, list[dict[str, Any]](), ""
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        ) as process:
+            try:
+                assert process.stdout is not None
+                found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+                assert found is not None
+                with closing(OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)) as client:
+                    if not name:
+                        name = client.videos.create(prompt="a cat", extra_body={"budget": "200images"}).id
+                        under_way(client, name)
+                    else:
+                        told.append(client.videos.poll(name, poll_interval_ms=100).to_dict())
+                        assert client.videos.download_content(name).read()[4:8] == b"ftyp"
+                process.send_signal(end)
+                assert process.wait(60) == (-signal.SIGKILL if end == signal.SIGKILL else 0)
+            finally:
+                process.kill()
+    assert told[0]["status"] == "completed"
+    assert 0 < told[0]["usage"]["nfe"] <= 800
+    assert str(tmp_path) not in json.dumps(told)
