@@ -1,8 +1,9 @@
-"""Generation as a service: OpenAI's images API over the search loop (`ttsnap serve`).
+"""Generation as a service: OpenAI's APIs of images and videos over the search loop (`ttsnap serve`).
 
 Requests of many callers share the batches of one pipeline. The room imports neither the command line nor the demo.
 
 - `requests.py` and `edits.py` read bodies of requests; `limits.py` bounds them; `keys.py` knows callers.
+- `jobs.py` runs requests that are answered later, `job_store.py` keeps them on the disk, `job_routes.py` tells of them.
 - `worker.py` runs searches in a thread of its own: `tickets.py` are their requests, `engines.py` make their engines.
 - `app.py` is the web application, `replies.py` writes its answers, `server.py` is its socket.
 - `opening.py` makes an operator's offer; `deployment.py` starts replicas; `monitoring.py` has logs and metrics.

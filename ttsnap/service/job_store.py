@@ -219,21 +219,22 @@ class JobStore:
             return [Job(**row._mapping) for row in connection.execute(found)]
 
     def begin(self, job: Job) -> bool:
-        """Note that a job is under way. False where it was deleted."""
-        return self._change(job, status=RUNNING, attempts=TABLE.c.attempts + 1)
+        """Note that a job is under way. False where it is not queued any more."""
+        return self._change(job, QUEUED, status=RUNNING, attempts=TABLE.c.attempts + 1)
 
     def put_back(self, job: Job) -> None:
-        """Queue a job again that was ended by no fault of its own."""
-        self._change(job, status=QUEUED, attempts=TABLE.c.attempts - 1)
+        """Queue a job again that is under way, as it is ended by no fault of its own."""
+        self._change(job, RUNNING, status=QUEUED, attempts=TABLE.c.attempts - 1)
 
     def end(self, job: Job, status: str, outcome: Mapping[str, Json]) -> None:
-        """Note what became of a job, whose files are written."""
-        self._change(job, status=status, outcome=outcome, bytes=_size(self.files(job)), **self._times())
+        """Note what became of a job that was under way, whose files are written."""
+        self._change(job, RUNNING, status=status, outcome=outcome, bytes=_size(self.files(job)), **self._times())
 
-    def _change(self, job: Job, **values: Any) -> bool:
+    def _change(self, job: Job, before: str, **values: Any) -> bool:
+        """Whether the job was there, with the status `before`."""
+        there = TABLE.c.id == job.id, TABLE.c.status == before
         with self._engine.begin() as connection:
-            changed = connection.execute(sa.update(TABLE).where(TABLE.c.id == job.id).values(**values))
-            return changed.rowcount > 0
+            return connection.execute(sa.update(TABLE).where(*there).values(**values)).rowcount > 0
 
     def sweep(self) -> dict[str, int]:
         """Remove expired jobs. Returns how many there are of each status, and their "bytes"."""
