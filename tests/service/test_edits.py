@@ -6,7 +6,8 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import client_of, few_steps
+from tests.service.test_service import until
 from tests.shallow import shallow
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.core.prompt import Prompt
@@ -32,6 +34,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.scenes import caption, parse
 from ttsnap.service.edits import Edit
 from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
@@ -176,6 +179,27 @@ def test_a_size_that_the_model_does_not_draw_is_refused(client: OpenAI) -> None:
     assert error.value.param == "size"
     reply = client.images.generate(prompt=PROMPT, size="16x32", extra_body={"budget": "20nfe"})
     assert reply.size == "16x32"
+
+
+def test_an_edit_may_be_a_job(editor: Any, client: OpenAI, drawn: Image.Image, tmp_path: Path) -> None:
+    offer, limits = Offer("embedded", ("brightness",), few_steps, edits=True), ServiceLimits(drain=0.1, side=64)
+    served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+    asked = {"image": ("drawn.png", png(drawn)), "prompt": PROMPT}
+    at_once = client.images.edit(**asked, extra_body=OWN).to_dict()
+    with closing(JobStore(tmp_path, limits)) as store:
+        picture = Picture(png(drawn))
+        fields = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
+        earlier = store.add("anybody", "image_edit", "embedded", fields, {"image": picture})
+        assert store.pictures(earlier) == {"image": picture}
+        where = ("127.0.0.1", 0)
+        with GenerationServer(served, offer, limits, None, where, lambda p: caption(parse(p)), store) as server:
+            mine = client_of(server)
+            names = [mine.images.edit(**asked, extra_body={**OWN, "background": "true"}).to_dict()["id"], earlier.id]
+            for name in names:
+                address = f"{server.url}/v1/images/edits/{name}"
+                until(lambda address=address: httpx.get(address).json()["status"] == "completed")
+                assert httpx.get(address).json()["data"] == at_once["data"]
+            assert httpx.delete(f"{server.url}/v1/images/edits/{names[0]}").json()["object"] == "image.edit.deleted"
 
 
 def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:

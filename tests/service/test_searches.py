@@ -16,17 +16,14 @@ import numpy as np
 import openai
 import pytest
 from ttsnap.pipelines import defaults, recommended
-from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.reward_models.registry import make_reward, make_rewards
+from ttsnap.reward_models.registry import make_rewards
 
-from tests.clips import Clips, Mean
 from tests.service.conftest import client_of
 from tests.service.test_service import PROMPT, metric, picture, until
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, SearchRequest
@@ -248,24 +245,3 @@ def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None
     )
     assert one.label == other.label
     assert Isolated(replace(make_algorithm("best-of-n"), n=2), None).n == 2  # type: ignore[arg-type, type-var]
-
-
-def test_a_model_of_videos_is_refused() -> None:
-    class Videos:
-        """A pipeline of videos."""
-
-        denoiser_class = PipelineDenoiser
-
-        def engine_of(self, spec: EngineSpec, network: Any) -> LiveEngine:
-            return LiveEngine(network.denoiser, spec.rewards)
-
-        def sampling_denoiser(self, sampler: Any, **call: Any) -> Any:
-            return Clips()
-
-    videos: Any = Videos()
-    served = OneDevice(videos, {"mean": make_reward(Mean())})
-    with (
-        pytest.raises(ValueError, match="this model makes videos, and what is served here are images"),
-        served.engine(EngineSpec(None, ("mean",))),
-    ):
-        pass

@@ -53,9 +53,14 @@ def write_whole(path: Path, save: Callable[[BinaryIO], T]) -> T:
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file of these bytes, whole or not at all."""
+    write_whole(path, lambda file: file.write(data))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of this text in UTF-8, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Json) -> None:

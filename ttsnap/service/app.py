@@ -29,7 +29,7 @@ from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import GONE, AccessLog
 from ttsnap.service.requests import Body, Generation, Video, parse
-from ttsnap.service.tickets import Desk, Done, News, Ticket
+from ttsnap.service.tickets import Desk, Done, News, Partial, Ticket
 from ttsnap.service.worker import Worker, stopping
 from ttsnap.version import __version__
 
@@ -106,7 +106,8 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
 
     async def submitted(caller: Caller, wanted: Generation | Video, pictures: Pictures) -> Response:
         if jobs is None:
-            raise RequestError(404, "no jobs are kept here; ask for an answer at once", "background", "no_jobs")
+            instead = "ask POST /v1/videos/sync" if isinstance(wanted, Video) else "leave background out"
+            raise RequestError(404, f"no jobs are kept here; {instead}", code="no_jobs")
         job = await jobs.submit(wanted, caller, pictures)
         logger.info("%s: job %s", caller.name, job.id)
         return JSONResponse(shown(job, jobs))
@@ -149,7 +150,7 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
                 elif isinstance(news, Done):
                     for event in await asyncio.to_thread(replies.completed_events, news, wanted, offer):
                         yield event
-                else:
+                elif isinstance(news, Partial):
                     yield await asyncio.to_thread(replies.partial_event, news, wanted)
 
     @app.get("/v1/models", dependencies=keyed)

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import locked, write_text, write_whole
+from ttsnap.files.writing import locked, write_bytes, write_text
 from ttsnap.service.edits import Pictures, arguments_of
 from ttsnap.service.limits import RequestError, ServiceLimits
 
@@ -171,8 +171,7 @@ class JobStore:
         folder.mkdir()
         for argument, given in pictures.items():
             for i, picture in enumerate([given] if isinstance(given, Picture) else given):
-                data = picture.data
-                write_whole(folder / f"{GIVEN}-{argument}-{i:02}", lambda file, data=data: file.write(data))
+                write_bytes(folder / f"{GIVEN}-{argument}-{i:02}", picture.data)
         row = {column.name: vars(job)[column.name] for column in COLUMNS}
         more = {"server": self._server, "attempts": 0, "bytes": _size(folder)}
         with self._engine.begin() as connection:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ttsnap.files.settings import Json, plain
-from ttsnap.files.writing import write_whole
+from ttsnap.files.writing import write_bytes
 from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
@@ -221,7 +221,7 @@ class Jobs:
         files |= {f"{name}.webp": data for name, data in stills_of(best).items()}
         try:
             for name, data in files.items():
-                write_whole(self.store.files(job) / name, lambda file, data=data: file.write(data))
+                write_bytes(self.store.files(job) / name, data)
         except OSError as error:
             logger.error("what a job made cannot be stored", exc_info=error)
             said = "what the job made could not be stored"
