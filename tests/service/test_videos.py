@@ -251,7 +251,7 @@ def test_the_best_estimate_so_far_is_a_still(wan: Any, tmp_path: Path) -> None:
         until(lambda: httpx.get(f"{server.url}/v1/videos/{video.id}/content?variant=thumbnail").status_code == 200)
         still = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").read()))
         assert still.size == (32, 16)
-        with pytest.raises(openai.NotFoundError, match="nothing is there yet: the job is in_progress"):
+        with pytest.raises(openai.NotFoundError, match="there is no content: the job is in_progress"):
             client.videos.download_content(video.id)
         told = client.videos.retrieve(video.id)
         assert (told.status, told.completed_at) == ("in_progress", None)

@@ -78,7 +78,7 @@ def add_job_routes(
         if variant in STILLS and preview is not None:
             stills = await asyncio.to_thread(stills_of, preview.image)
             return Response(stills[variant], media_type=MEDIA["webp"], headers={"Cache-Control": "no-store"})
-        raise RequestError(404, f"nothing is there yet: the job is {job.status}", "id", "not_ready")
+        raise RequestError(404, f"there is no content: the job is {job.status}", "id", "not_ready")
 
     @app.delete(f"{path}/{{name}}", dependencies=dependencies)
     async def delete(request: Request, name: str) -> Response:

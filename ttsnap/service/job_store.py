@@ -122,11 +122,8 @@ class JobStore:
     def _recover(self) -> None:
         """Queue what was under way when the last process ended, but not for ever, and remove files of no job."""
         lost = sa.and_(self._mine, TABLE.c.status == RUNNING)
-        error: dict[str, Json] = {
-            "code": "server_error",
-            "message": f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one",
-        }
-        failed = {"status": FAILED, "outcome": error, **self._times()}
+        said = f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one"
+        failed = {"status": FAILED, "outcome": RequestError(500, said).told(), **self._times()}
         with self._engine.begin() as connection:
             connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
             connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))

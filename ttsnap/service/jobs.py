@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from ttsnap.files.settings import Json, plain
 from ttsnap.files.writing import write_bytes
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 TRIAL, SWEEP, AGAIN = 5.0, 60.0, 1.0
 """Seconds in which a request is checked by the model before it is taken all the same; between two looks for what
-expired; until a job whose caller has too many requests under way tries again."""
+expired; until what could not be done is tried again."""
 
 
 def written(wanted: Body) -> dict[str, Json]:
@@ -128,7 +127,10 @@ class Jobs:
         for run in list(self._runs.values()):
             if run.task is not None:
                 run.task.cancel()
-            await asyncio.to_thread(self.store.put_back, run.job)
+            try:
+                await asyncio.to_thread(self.store.put_back, run.job)
+            except Exception:  # the next server finds it under way, and begins it again
+                logger.exception("a job could not be queued again")
 
     async def _run_all(self) -> None:
         while True:
@@ -167,8 +169,6 @@ class Jobs:
         self._runs.pop(run.job.id, None)
         if run.ticket is not None:
             self.worker.cancel(run.ticket)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a job's end could not be noted", exc_info=task.exception())
         self._wake.set()
 
     async def _run(self, run: _Run) -> None:
@@ -177,19 +177,25 @@ class Jobs:
             outcome = await self._outcome(run)
         except RequestError as error:
             if error.code == "stopping":
-                await asyncio.to_thread(self.store.put_back, job)
+                await self._noted(self.store.put_back, job)
             else:
-                told: dict[str, Any] = dict(error.body()["error"])  # type: ignore[arg-type]
-                await asyncio.to_thread(self.store.end, job, FAILED, {**told, "code": told["code"] or told["type"]})
+                await self._noted(self.store.end, job, FAILED, error.told())
         except Exception as error:
             logger.exception("a job failed")
-            failure: dict[str, Json] = {
-                "code": "server_error", "message": f"the job failed: {type(error).__name__}", "param": None,
-                "type": "server_error",
-            }  # fmt: skip
-            await asyncio.to_thread(self.store.end, job, FAILED, failure)
+            failure = RequestError(500, f"the job failed: {type(error).__name__}")
+            await self._noted(self.store.end, job, FAILED, failure.told())
         else:
-            await asyncio.to_thread(self.store.end, job, COMPLETED, outcome)
+            await self._noted(self.store.end, job, COMPLETED, outcome)
+
+    async def _noted(self, note: Callable[..., object], *what: object) -> None:
+        """Note what became of a job, as soon as the database answers."""
+        while True:
+            try:
+                await asyncio.to_thread(note, *what)
+                return
+            except Exception:
+                logger.exception("what became of a job cannot be noted")
+            await asyncio.sleep(AGAIN)
 
     async def _outcome(self, run: _Run) -> dict[str, Json]:
         """What a job's search found, whose files are written. RequestError where it ends without."""
@@ -213,11 +219,8 @@ class Jobs:
                 raise news
 
     def _write(self, job: Job, wanted: Generation | Video, done: Done) -> dict[str, Json]:
-        files = {
-            f"{rank}.{wanted.output_format}": data
-            for rank, data in enumerate(files_of(done, wanted, self.desk.offer), 1)
-        }
-        best = done.result.images[0].pixels
+        best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)
+        files = {f"{rank}.{wanted.output_format}": data for rank, data in enumerate(made, 1)}
         files |= {f"{name}.webp": data for name, data in stills_of(best).items()}
         try:
             for name, data in files.items():
@@ -227,6 +230,6 @@ class Jobs:
             said = "what the job made could not be stored"
             raise RequestError(500, said, code="storage_failed") from None
         told = told_of(done)
-        return (
-            {**told, "seconds": f"{len(best) / wanted.rate(self.desk.offer):g}"} if isinstance(wanted, Video) else told
-        )
+        if isinstance(wanted, Video):
+            told["seconds"] = f"{len(best) / wanted.rate(self.desk.offer):g}"
+        return told

@@ -72,9 +72,13 @@ class RequestError(Exception):
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
+    def told(self) -> dict[str, Json]:
+        """The error of a job, which always has a code."""
+        return {"message": str(self), "type": self.kind, "param": self.param, "code": self.code or self.kind}
+
     def body(self) -> dict[str, Json]:
         """The reply's body."""
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {**self.told(), "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """Its headers."""
