@@ -47,14 +47,19 @@ SYSTEM = (
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
     *("pipelines/test_compilation.py", "test_strangers.py"),
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
-    *("comfyui/test_real_model.py", "comfyui/test_real_search.py", "comfyui/test_server.py"),
+    *(
+        "comfyui/test_real_model.py",
+        "comfyui/test_real_nodes.py",
+        "comfyui/test_real_search.py",
+        "comfyui/test_server.py",
+    ),
     # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
     *("pipelines/modular/test_classic.py",),
 )
 """Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
 """What takes longest begins first, so that no process is left alone with it at the end."""
-TOGETHER = ("tests/demo", "tests/cluster", "tests/service")
+TOGETHER = ("tests/demo", "tests/cluster", "tests/service", "tests/comfyui")
 """Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
 
 

@@ -55,6 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "files", "options", "algorithms", "loop", "engine", "results", "pipelines", "reward_models"),
         *("cluster", "rewards", "sampling", "scenes", "request"),
     },
+    "comfyui": {
+        *("core", "files", "options", "loop", "results", "pipelines", "reward_models", "rewards", "request"),
+    },
 }
 """Every room, and the rooms that it may import. The demo and the command line stand on top and may import all."""
 LIGHT = ("files", "core", "options", "algorithms", "loop", "recordings", "simulation", "bench", "request")

@@ -49,12 +49,6 @@ class GuidedCall:
     mask: Tensor | None = None
     """(1, C, ...) 1 where the latent is painted anew; None: everywhere."""
 
-    def __post_init__(self) -> None:
-        if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
-            got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
-            raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "
-                             "schedule, and denoise more than 0")  # fmt: skip
-
     @property
     def flow(self) -> bool:
         """Whether x = (1 - sigma) x0 + sigma eps. All other models of ComfyUI have x = x0 + sigma eps."""
@@ -84,6 +78,8 @@ class Residency:
     def __init__(self) -> None:
         self.here: Any = None
         """The guider whose networks are there; None where that is not known."""
+        self.cancels = True
+        """Whether a user who cancels ends calls."""
 
     def need(self, guider: Any, x: Tensor) -> None:
         """Load the networks of a guider for a call with latents x (N, ...), where something else came in between.
@@ -92,7 +88,8 @@ class Residency:
         """
         from comfy import model_management
 
-        model_management.throw_exception_if_processing_interrupted()
+        if self.cancels:
+            model_management.throw_exception_if_processing_interrupted()
         if self.here is not guider:
             needed = guider.model_patcher.model.memory_required([2 * len(x), *x.shape[1:]])
             model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models], memory_required=needed)

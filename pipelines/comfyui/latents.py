@@ -15,6 +15,7 @@ from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.reward_models.registry import make_rewards
 
+from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.request import Listener
@@ -100,20 +101,28 @@ class LatentSearch:
             raise ValueError("networks of ComfyUI are not counted in FLOPs; cap evaluations, decodes or seconds")
         if self.request.engine.sampler.guide is not None:
             raise ValueError("steps inside ComfyUI follow no gradient of rewards; leave guide out")
+        if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
+            got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
+            raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "
+                             "schedule, and denoise more than 0")  # fmt: skip
 
-    def run(self, on_event: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Found:
+    def run(
+        self, listener: Callable[[Grid], Listener] | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> Found:
         """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays under way.
 
-        should_stop: asked once a batch; when it says True, the search ends with its best finished image. ValueError for
+        listener: gives who is told of events, for the grid. should_stop: asked once a batch; when it says True, the
+        search ends with its best finished image. Only this then hears whether the user has cancelled. ValueError for
         what does not fit the model or the sampler.
         """
         found: list[Result] = []
 
         def work(guided: GuidedCall, drafter: GuidedCall | None = None) -> Tensor:
             with closing(self._denoiser(guided)) as denoiser:
+                denoiser.residency.cancels = should_stop is None
                 if drafter is not None and self.drafter is not None:
                     denoiser.drafts = GuiderDrafts(denoiser, drafter, self.drafter.calls, self.drafter.first_time)
-                result, latents = self._searched(denoiser, on_event, should_stop)
+                result, latents = self._searched(denoiser, listener, should_stop)
             found.append(result)
             return latents
 
@@ -160,7 +169,10 @@ class LatentSearch:
         return StockDenoiser(guided, self.sampler, self.vae, self.previewer)
 
     def _searched(
-        self, denoiser: GuidedDenoiser, on_event: Listener | None, should_stop: Callable[[], bool] | None
+        self,
+        denoiser: GuidedDenoiser,
+        listener: Callable[[Grid], Listener] | None,
+        should_stop: Callable[[], bool] | None,
     ) -> tuple[Result, Tensor]:
         """The result, and the latents of its images in the network's scale."""
         request, batch = self.request, self.request.engine.batch
@@ -173,12 +185,13 @@ class LatentSearch:
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )  # fmt: skip
         finished: dict[int, Tensor] = {}
+        told = None if listener is None else listener(engine.grid)
 
         def listen(event: Event) -> None:
             if event.kind == "score" and event.step == engine.grid.steps:
                 finished.update(dict.fromkeys(event.uids, event.kept["latent"]))
-            if on_event is not None:
-                on_event(event)
+            if told is not None:
+                told(event)
 
         how = request.spec
         (result,) = search(

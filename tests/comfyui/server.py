@@ -46,11 +46,11 @@ class Graph:
 
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, name: str, outputs: int = 1, **inputs: Any) -> Any:
+    def add(self, node: str, outputs: int = 1, /, **inputs: Any) -> Any:
         """A node of that class, and what of its outputs others take: one, or a list."""
         key = str(len(self.nodes) + 1)
         given = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
-        self.nodes[key] = {"class_type": name, "inputs": given}
+        self.nodes[key] = {"class_type": node, "inputs": given}
         found = [(key, slot) for slot in range(outputs)]
         return found[0] if outputs == 1 else found
 

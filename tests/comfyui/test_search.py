@@ -126,7 +126,7 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     drafts = Model(model.model_sampling, spread=1e-4)
     how = wanted(search={"name": "seed-pruning", "n": 20})
     events: list[Any] = []
-    found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9)).run(events.append)
+    found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9)).run(lambda grid: events.append)
     calls = found.result.spent.cost.draft_calls
     assert sum(drafts.rows) == calls >= 40
     drafted = [event for event in events if event.kind == "score" and event.look.startswith("draft")]

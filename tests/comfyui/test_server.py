@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ from PIL import Image
 
 from tests.browser import chromium
 from tests.comfyui.page import opened
-from tests.comfyui.real import LATENT, tiny_sd3
-from tests.comfyui.server import ComfyServer, Graph, Output, serving
+from tests.comfyui.real import LATENT
+from tests.comfyui.server import ComfyServer, Graph, Output
 
 pytestmark = pytest.mark.usefixtures("comfy")
 PROMPT, STEPS, CFG, SEED = "a red circle left of a blue square", 6, 4.0, 3
-
-
-@pytest.fixture(scope="module")
-def server(comfy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("comfyui")
-    models = folder / "models/diffusion_models"
-    models.mkdir(parents=True)
-    save_file(tiny_sd3(), models / "tiny_sd3.safetensors")
-    with serving(folder) as running:
-        yield running
 
 
 def sampled(graph: Graph, model: Output, clip: Output, **changed: Any) -> Output:

@@ -1,0 +1,16 @@
+"""The nodes of an installed ttsnap, for ComfyUI: this folder, copied or linked into ComfyUI's custom_nodes/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+async def comfy_entrypoint() -> Any:
+    """What ComfyUI calls. ImportError, which it shows as it starts, where ttsnap is not installed."""
+    try:
+        from ttsnap.comfyui.nodes import Nodes
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "ttsnap":
+            raise
+        raise ImportError("these nodes need ttsnap in the Python that runs ComfyUI: pip install ttsnap") from error
+    return Nodes()
