@@ -1,6 +1,6 @@
 """Searches over the models that ComfyUI has loaded, with ComfyUI's own samplers.
 
 All that denoises runs inside one `guider.sample` of ComfyUI, which `latents.py` calls. `guided.py` is the denoiser,
-under a stock sampler in `stock.py` (`candidates.py` runs one for each candidate), under ttsnap's own kernels in
+under a stock sampler in `stock.py` (`suspended.py` runs one for each candidate), under ttsnap's own kernels in
 `paths.py`; `drafts.py` is a drafter. `comfy` is imported when a search runs, never before.
 """

@@ -58,7 +58,7 @@ class Inside(NamedTuple):
         return self.work(GuidedCall(model_wrap, sigmas, extra_args["model_options"], latent_image[:1], mask))
 
 
-class Found(NamedTuple):
+class FoundLatents(NamedTuple):
     """What a search found."""
 
     result: Result
@@ -108,7 +108,7 @@ class LatentSearch:
 
     def run(
         self, listener: Callable[[Grid], Listener] | None = None, should_stop: Callable[[], bool] | None = None
-    ) -> Found:
+    ) -> FoundLatents:
         """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays under way.
 
         listener: gives who is told of events, for the grid. should_stop: asked once a batch; when it says True, the
@@ -139,7 +139,7 @@ class LatentSearch:
 
             self._within(self.drafter.guider, drafting)
             (latents,) = inner
-        return Found(found[0], latents)
+        return FoundLatents(found[0], latents)
 
     @property
     def rows(self) -> int:

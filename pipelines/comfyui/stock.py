@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.candidates import READ, Candidate, StockSampler, rehearse
 from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.suspended import READ, StockSampler, SuspendedSampler, rehearse
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling import rng
@@ -19,24 +19,29 @@ from ttsnap.sampling.kernels import Prediction
 
 @dataclass
 class StockKernel:
-    """Steps by a stock sampler. A candidate's state is its `Candidate`, which has no children: no step draws by key."""
+    """Steps by a stock sampler. A candidate's state is its sampler, which has no children."""
 
     stock: StockSampler
     sigmas: Tensor
     """(P,) the noise level of each call."""
-    begun: weakref.WeakSet[Candidate] = field(default_factory=weakref.WeakSet)
+    begun: weakref.WeakSet[SuspendedSampler] = field(default_factory=weakref.WeakSet)
     """The candidates that there are."""
     stochastic: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = True
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> Candidate:
-        candidate = Candidate(self.stock, noise, key[0])
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> SuspendedSampler:
+        candidate = SuspendedSampler(self.stock, noise, key[0])
         self.begun.add(candidate)
         return candidate
 
     def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[Candidate]
-    ) -> tuple[Tensor, Sequence[Candidate]]:
+        self,
+        x: Tensor,
+        prediction: Prediction,
+        k: Tensor,
+        keys: Sequence[rng.Source],
+        state: Sequence[SuspendedSampler],
+    ) -> tuple[Tensor, Sequence[SuspendedSampler]]:
         moved = [
             candidate.go_on(out, sigma)
             for candidate, out, sigma in zip(state, prediction.out, self.sigmas[k], strict=True)

@@ -177,7 +177,7 @@ def _levels(calls: list[ModelCall]) -> list[float]:
     return [level(call) for call in calls]
 
 
-class Candidate:
+class SuspendedSampler:
     """A sampler under way for one candidate. It ends with the last reference to it, and its thread with it."""
 
     def __init__(self, stock: StockSampler, noise: Tensor, seed: int) -> None:
