@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import signal
@@ -31,6 +33,7 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.monitoring import JsonLines
 from ttsnap.service.server import GenerationServer
 
 OWN = {"budget": "40nfe", "search": "best-of-n", "steps": 4, "seed": 3}
@@ -94,6 +97,27 @@ def test_a_job_makes_what_a_request_makes(quick: OneDevice, offer: Offer, tmp_pa
         assert httpx.get(f"{server.url}{ADDRESS}/{told['id']}/content", params={"rank": 3}).status_code == 404
         assert metric(server, 'ttsnap_jobs{status="completed"}') == 1
         assert metric(server, "ttsnap_job_bytes") > 0
+
+
+def test_the_end_of_a_job_is_a_line_without_its_prompt(
+    quick: OneDevice, offer: Offer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "ttsnap"), serving(quick, offer, tmp_path) as server:
+        name = ended(client_of(server), begun(client_of(server)))["id"]
+        until(lambda: "JOB" in caplog.text)
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("JOB")]
+    assert re.fullmatch(rf"JOB {name} completed \d+\.\d{{3}} s key=anybody nfe=40", record.getMessage())
+    told = json.loads(JsonLines().format(record))
+    assert (told["method"], told["path"], told["status"], told["nfe"]) == ("JOB", name, "completed", 40)
+    assert PROMPT not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["img_0", "..%2F..%2Fkeys", "%00", "%ff", "%ED%A0%80", "a" * 3000])
+def test_ids_are_no_paths(server_of_jobs: GenerationServer, name: str) -> None:
+    for path in (f"{ADDRESS}/{name}", f"{ADDRESS}/{name}/content", f"{ADDRESS}?after={name}"):
+        reply = httpx.get(server_of_jobs.url + path)
+        assert reply.status_code in (400, 404), path
+        assert reply.json()["error"]["message"]
 
 
 def test_jobs_are_their_callers_alone(quick: OneDevice, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:

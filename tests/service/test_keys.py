@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,29 @@ def test_a_file_that_cannot_be_read_is_told_without_its_keys(tmp_path: Path, tex
     with pytest.raises(ValueError, match=said) as error:
         Keys.read(tmp_path / "keys")
     assert SECRET not in str(error.value)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, other = tmp_path / "keys", "another-secret-key"
+    path.write_text(f"alice {SECRET}\n")
+    keys = Keys.read(path)
+    assert keys.names == {"alice"}
+    path.write_text(f"alice {SECRET} 2\nbob {other}\n")
+    assert keys.caller(f"Bearer {SECRET}") == Caller("alice", 2.0)
+    assert keys.caller(f"Bearer {other}") == Caller("bob")
+    for broken in ("bob", "", None):
+        path.write_text(broken) if broken is not None else path.unlink()
+        assert keys.names == {"alice", "bob"}, "they stay as they were"
+    assert caplog.text.count("API keys stay as they were") == 3
+    path.write_text(f"bob {other}\n")
+    with pytest.raises(RequestError):
+        keys.caller(f"Bearer {SECRET}")
+    assert keys.caller(f"Bearer {other}") == Caller("bob")
+    assert SECRET not in caplog.text
+    assert other not in caplog.text
+    fixed = replace(keys, file=None)
+    path.write_text(f"alice {SECRET}\n")
+    assert fixed.names == {"bob"}
 
 
 def test_limits_are_positive() -> None:

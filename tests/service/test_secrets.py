@@ -26,7 +26,7 @@ from ttsnap.request.offer import Offer
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.monitoring import Discreet
+from ttsnap.service.monitoring import Discreet, JsonLines
 from ttsnap.service.server import GenerationServer
 
 ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"
@@ -146,6 +146,16 @@ def test_the_log_holds_no_credentials() -> None:
     text = Discreet().format(record)
     assert "at http://127.0.0.1:9/score?...\n" in text
     assert not [secret for secret in ("user", "secret", "hidden") if secret in text]
+
+
+def test_lines_of_json_hold_no_credentials_either() -> None:
+    record = logging.makeLogRecord({"msg": "at %s\nand on", "args": (ADDRESS,), "levelname": "ERROR", "created": 0.25})
+    assert json.loads(JsonLines().format(record)) == {
+        "time": "1970-01-01T00:00:00.250+00:00",
+        "level": "error",
+        "logger": record.name,
+        "message": "at http://127.0.0.1:9/score?...\nand on",
+    }
 
 
 @pytest.mark.slow

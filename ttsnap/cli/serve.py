@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
@@ -102,6 +102,12 @@ def parser() -> Parser:
     )
     p.add_argument("--open-docs", action="store_true", help="let /docs and /openapi.json be read without a key")
     p.add_argument("--no-access-log", action="store_true", help="write no line to stderr for each request")
+    p.add_argument(
+        "--log-format",
+        type=Literal["text", "json"],
+        default="text",
+        help="lines on stderr: text, or an object of JSON each; neither has prompts",
+    )
     arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
     arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay with the engines
@@ -131,7 +137,7 @@ def run(a: Arguments) -> int:
             require_av("serving videos, as .mp4 where clients say nothing,")
         with common.listening(a), loading("the service"):
             server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store)
-        log_to_stderr(requests=not a.no_access_log)
+        log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
         _serve(server, offer, keys)
     print("stopped")
     return 0

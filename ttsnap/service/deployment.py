@@ -101,7 +101,7 @@ def app(args: Mapping[str, object]) -> Application:
     `ttsnap serve`."""
     settings = ReplicaSettings.of(args)
     limits = settings.limits
-    keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs)  # only digests of keys travel
+    keys = replace(Keys.chosen(settings.keys), open_docs=settings.open_docs, file=None)  # only digests travel
     searches_of(settings.searches.split())
     offered(settings.rewards.split(), settings.model)  # errors come before any replica starts
     cuda = placement(settings.device, settings.dtype)[0].type == "cuda"

@@ -176,8 +176,11 @@ class JobStore:
 
     def get(self, owner: str, kind: str, name: str) -> Job:
         """A job by its id. RequestError (404) where this owner has none of this kind."""
-        with self._engine.connect() as connection:
-            found = connection.execute(sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)).first()
+        found = None
+        if name.isascii() and name.isprintable():  # not every database can be asked for others
+            there = sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)
+            with self._engine.connect() as connection:
+                found = connection.execute(there).first()
         if found is None:
             what = "video" if kind == "video" else "job"
             raise RequestError(404, f"no {what} {name[:100]!r} here; it may have expired", "id", "not_found")
@@ -187,13 +190,14 @@ class JobStore:
         """So many jobs of an owner after that of an id, and whether there are more. RequestError for an unknown id."""
         number = TABLE.c.number
         found = sa.select(*COLUMNS).where(*self._owned(owner, kind)).limit(limit + 1)
+        if after is not None:
+            try:
+                last = self.get(owner, kind, after)
+            except RequestError as error:
+                raise RequestError(400, str(error), "after", "invalid_value") from None
+            at = sa.select(number).where(TABLE.c.id == last.id).scalar_subquery()
+            found = found.where(number < at if newest_first else number > at)
         with self._engine.connect() as connection:
-            if after is not None:
-                here = sa.select(number).where(*self._owned(owner, kind), TABLE.c.id == after)
-                at = connection.scalar(here)
-                if at is None:
-                    raise RequestError(400, f"no job {after[:100]!r} to list others after", "after", "invalid_value")
-                found = found.where(number < at if newest_first else number > at)
             rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
         jobs = [Job(**row._mapping) for row in rows]
         return jobs[:limit], len(jobs) > limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,8 +16,9 @@ from ttsnap.files.writing import write_bytes
 from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
-from ttsnap.service.keys import ANYBODY, Caller, Keys
+from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError
+from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, stills_of, told_of
 from ttsnap.service.requests import Body, Generation, Video, validated
 from ttsnap.service.tickets import Desk, Done, Partial, Ticket
@@ -152,9 +154,8 @@ class Jobs:
 
     async def _begin(self) -> None:
         """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way."""
-        names = {caller.name for _, caller in self.keys.callers} or {ANYBODY.name}
         while len(self._runs) < self.desk.limits.jobs and self.worker.is_alive() and not self.worker.draining:
-            waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, names)
+            waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, self.keys.names)
             if not waiting:
                 return
             busy = Counter(run.job.owner for run in self._runs.values())
@@ -172,20 +173,22 @@ class Jobs:
         self._wake.set()
 
     async def _run(self, run: _Run) -> None:
-        job = run.job
+        job, begin = run.job, time.monotonic()
         try:
             outcome = await self._outcome(run)
         except RequestError as error:
             if error.code == "stopping":
                 await self._noted(self.store.put_back, job)
-            else:
-                await self._noted(self.store.end, job, FAILED, error.told())
+                return
+            status, outcome = FAILED, error.told()
         except Exception as error:
             logger.exception("a job failed")
-            failure = RequestError(500, f"the job failed: {type(error).__name__}")
-            await self._noted(self.store.end, job, FAILED, failure.told())
+            status, outcome = FAILED, RequestError(500, f"the job failed: {type(error).__name__}").told()
         else:
-            await self._noted(self.store.end, job, COMPLETED, outcome)
+            status = COMPLETED
+        await self._noted(self.store.end, job, status, outcome)
+        nfe = "-" if run.ticket is None else run.ticket.nfe
+        log_request("JOB", job.id, status, time.monotonic() - begin, job.owner, nfe)
 
     async def _noted(self, note: Callable[..., object], *what: object) -> None:
         """Note what became of a job, as soon as the database answers."""

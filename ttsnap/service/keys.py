@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ttsnap.service.limits import RequestError
 
+logger = logging.getLogger(__name__)
 KEY = "TTSNAP_API_KEY"
 """The environment variable with a single key."""
 SHORTEST = 16
@@ -30,14 +32,18 @@ class Caller:
 ANYBODY = Caller()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keys:
-    """The keys that a service knows."""
+    """The keys that a service knows. Those of a file are read again when it changes."""
 
     callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
     """Callers by the SHA-256 of their keys; empty: no key is needed."""
     open_docs: bool = False
     """Whether the service's documentation can be read without a key."""
+    file: Path | None = None
+    """Where they are from; None: they stay as they are."""
+    _read: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
+    """The time, size and number of the file that was read."""
 
     @classmethod
     def read(cls, path: Path) -> Keys:
@@ -56,7 +62,27 @@ class Keys:
                 callers.append(_caller(words, f"line {number} of {path}"))
         if not callers:
             raise ValueError(f"the file of keys {path} holds none; write one caller a line: NAME KEY")
-        return cls(tuple(callers))
+        return cls(tuple(callers), file=path)
+
+    def refresh(self) -> None:
+        """Read the file again where it changed. Where it cannot be read, the keys stay as they were."""
+        if self.file is None:
+            return
+        try:
+            now = self.file.stat()
+            read = now.st_mtime_ns, now.st_size, now.st_ino
+        except OSError:
+            read = (0,)
+        if read == self._read:
+            return
+        again, self._read = self._read != (), read
+        try:
+            self.callers = Keys.read(self.file).callers
+        except ValueError as error:
+            logger.error("API keys stay as they were: %s", error)
+        else:
+            if again:
+                logger.warning("%d API keys were read again", len(self.callers))
 
     @classmethod
     def of(cls, key: str) -> Keys:
@@ -71,8 +97,14 @@ class Keys:
         key = os.environ.get(KEY)
         return cls.of(key) if key else cls()
 
+    @property
+    def names(self) -> set[str]:
+        """Of all callers, as they are now."""
+        self.refresh()
+        return {caller.name for _, caller in self.callers} or {ANYBODY.name}
+
     def named(self, name: str) -> Caller:
-        """The caller of a name, as it is now."""
+        """The caller of a name."""
         return next((caller for _, caller in self.callers if caller.name == name), ANYBODY)
 
     def check_reader(self, authorization: str | None) -> None:
@@ -82,6 +114,7 @@ class Keys:
 
     def caller(self, authorization: str | None) -> Caller:
         """The sender of a header. RequestError (401) for an unknown one."""
+        self.refresh()
         if not self.callers:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
+from datetime import UTC, datetime
+from typing import Literal
 from urllib.parse import quote
 
 import torch
@@ -13,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("ttsnap.service.access")
 
+REQUEST = "request"
+"""The attribute of a record with the values of a request."""
 GONE = 499
 """The status of a request whose client went away before its answer, as of nginx."""
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -69,13 +74,34 @@ class AccessLog:
             caller, ticket = state["caller"], state["ticket"]
             key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
             path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
-            access.info("%s %s %d %.3f s key=%s nfe=%s", scope["method"], path, status, seconds, key, nfe)
+            log_request(scope["method"], path, status, seconds, key, nfe)
 
 
-def log_to_stderr(*, requests: bool = True) -> None:
+def log_request(method: str, path: str, status: int | str, seconds: float, key: str, nfe: int | str) -> None:
+    """A line in the log `access`, whose values a line in JSON has one by one. Of a job: JOB, its id and its state."""
+    told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3), "key": key, "nfe": nfe}
+    line = "%(method)s %(path)s %(status)s %(seconds).3f s key=%(key)s nfe=%(nfe)s"
+    access.info(line, told, extra={REQUEST: told})
+
+
+class JsonLines(Discreet):
+    """A line of JSON for each record: time, level, logger, message, and the values of a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": super().format(record),
+        }
+        return json.dumps(told | vars(record).get(REQUEST, {}))
+
+
+def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "text") -> None:
     """Write warnings and errors of ttsnap alone to stderr, in one format; requests: and a line for each request."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if lines == "json" else text)
     logging.getLogger("ttsnap").addHandler(handler)
     access.setLevel(logging.INFO if requests else logging.WARNING)
 
