@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import sqlalchemy
 from openai import OpenAI
 from openai.types import ImagesResponse
 from ttsnap.reward_models.registry import make_rewards
@@ -30,7 +31,7 @@ from tests.service.test_stopping import Slow
 from ttsnap.request.offer import Offer
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import JobStore
+from ttsnap.service.job_store import Job, JobStore
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
@@ -335,6 +336,43 @@ def test_a_row_that_was_changed_fails_alone(quick: OneDevice, offer: Offer, tmp_
         until(lambda: metric(server, 'ttsnap_jobs{status="failed"}') == 2)
         assert [asked(client, name)["error"]["param"] for name in names] == ["reward", "code"]
         assert ended(client, begun(client))["status"] == "completed"
+
+
+def test_a_database_that_does_not_answer_loses_no_job(
+    pipe: Any, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(pipe)
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
+    with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
+        name = begun(client, budget="200nfe")
+        until(lambda: asked(client, name)["progress"] > 0)
+
+        def gone(engine: sqlalchemy.Engine) -> None:
+            raise sqlalchemy.exc.OperationalError("insert", {"body": PROMPT}, OSError(f"no {tmp_path}"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlalchemy.Engine, "begin", gone)
+            until(lambda: metric(server, "ttsnap_active") == 0, 60)
+            for method in ("GET", "POST"):
+                body = {"prompt": PROMPT, "background": True, **OWN}
+                reply = httpx.request(method, server.url + ADDRESS, json=body)
+                assert (reply.status_code, reply.json()["error"]["code"]) == (503, "storage_failed")
+                assert str(tmp_path) not in reply.text
+        assert ended(client, name)["usage"]["nfe"] == 200
+        assert len(list((tmp_path / "jobs").iterdir())) == 1
+
+
+def test_errors_of_the_database_are_logged_without_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as rows:
+            rows.execute("drop table ttsnap_jobs")
+        with pytest.raises(RequestError) as error:
+            store._insert(
+                Job("img_1", "alice", "image_generation", "m", "queued", 0, None, None, {"a": PROMPT}, None), {}
+            )
+    assert (error.value.status, error.value.retry_after) == (503, 10)
+    assert "no such table" in caplog.text
+    assert PROMPT not in caplog.text
 
 
 def test_a_folder_is_one_servers(tmp_path: Path) -> None:

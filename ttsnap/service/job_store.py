@@ -11,8 +11,8 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -145,7 +145,7 @@ class JobStore:
         job = Job(f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None)
         mine = sa.and_(self._mine, TABLE.c.owner == owner)
         with self._adding:
-            with self._engine.begin() as connection:
+            with self._connected() as connection:
                 used = connection.scalar(sa.select(sa.func.sum(TABLE.c.bytes)).where(mine)) or 0
                 waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
                 if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
@@ -156,11 +156,10 @@ class JobStore:
                 raise RequestError(429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60)
             try:
                 self._insert(job, pictures)
-            except (OSError, SQLAlchemyError) as error:
+            except (OSError, RequestError) as error:
                 shutil.rmtree(self.files(job), ignore_errors=True)
                 logger.error("a job cannot be stored", exc_info=error)
-                said = "the job could not be stored; try again later"
-                raise RequestError(503, said, code="storage_failed", retry_after=60) from None
+                raise storage_failed() from None
         return job
 
     def _insert(self, job: Job, pictures: Pictures) -> None:
@@ -171,7 +170,7 @@ class JobStore:
                 write_bytes(folder / f"{GIVEN}-{argument}-{i:02}", picture.data)
         row = {column.name: vars(job)[column.name] for column in COLUMNS}
         more = {"server": self._server, "attempts": 0, "bytes": _size(folder)}
-        with self._engine.begin() as connection:
+        with self._connected() as connection:
             connection.execute(sa.insert(TABLE).values(**row, **more))
 
     def get(self, owner: str, kind: str, name: str) -> Job:
@@ -179,7 +178,7 @@ class JobStore:
         found = None
         if name.isascii() and name.isprintable():  # not every database can be asked for others
             there = sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)
-            with self._engine.connect() as connection:
+            with self._connected() as connection:
                 found = connection.execute(there).first()
         if found is None:
             what = "video" if kind == "video" else "job"
@@ -197,14 +196,14 @@ class JobStore:
                 raise RequestError(400, str(error), "after", "invalid_value") from None
             at = sa.select(number).where(TABLE.c.id == last.id).scalar_subquery()
             found = found.where(number < at if newest_first else number > at)
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
         jobs = [Job(**row._mapping) for row in rows]
         return jobs[:limit], len(jobs) > limit
 
     def delete(self, job: Job) -> None:
         """Remove a job and its files."""
-        with self._engine.begin() as connection:
+        with self._connected() as connection:
             connection.execute(sa.delete(TABLE).where(TABLE.c.id == job.id))
         shutil.rmtree(self.files(job), ignore_errors=True)
 
@@ -215,7 +214,7 @@ class JobStore:
         queued = TABLE.c.status == QUEUED, TABLE.c.model == model, TABLE.c.owner.in_(owners)
         oldest = sa.select(sa.func.min(TABLE.c.number)).where(self._mine, *queued).group_by(TABLE.c.owner)
         found = sa.select(*COLUMNS).where(TABLE.c.number.in_(oldest)).order_by(TABLE.c.number)
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return [Job(**row._mapping) for row in connection.execute(found)]
 
     def begin(self, job: Job) -> bool:
@@ -233,14 +232,14 @@ class JobStore:
     def _change(self, job: Job, before: str, **values: Any) -> bool:
         """Whether the job was there, with the status `before`."""
         there = TABLE.c.id == job.id, TABLE.c.status == before
-        with self._engine.begin() as connection:
+        with self._connected() as connection:
             return connection.execute(sa.update(TABLE).where(*there).values(**values)).rowcount > 0
 
     def sweep(self) -> dict[str, int]:
         """Remove expired jobs. Returns how many there are of each status, and their "bytes"."""
         expired = sa.and_(self._mine, TABLE.c.expires < time.time())
         counted = sa.select(TABLE.c.status, sa.func.count(), sa.func.sum(TABLE.c.bytes)).where(self._mine)
-        with self._engine.begin() as connection:
+        with self._connected() as connection:
             gone = connection.execute(sa.select(*COLUMNS).where(expired)).all()
             connection.execute(sa.delete(TABLE).where(expired))
             rows = connection.execute(counted.group_by(TABLE.c.status)).all()
@@ -257,6 +256,16 @@ class JobStore:
             found[argument] = (*found.get(argument, ()), Picture(path.read_bytes(), argument == "mask_image"))
         return arguments_of(found)
 
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        """A connection for one transaction. RequestError (503) where the database does not answer."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            logger.error("the database of jobs does not answer", exc_info=error)
+            raise storage_failed() from None
+
     def _owned(self, owner: str, kind: str) -> tuple[sa.ColumnElement[bool], ...]:
         alive = sa.or_(TABLE.c.expires.is_(None), TABLE.c.expires >= time.time())
         return self._mine, TABLE.c.owner == owner, TABLE.c.kind == kind, alive
@@ -266,11 +275,16 @@ class JobStore:
         return {"ended": now, "expires": now + 3600 * self.limits.job_hours}
 
 
+def storage_failed() -> RequestError:
+    """The answer where nothing can be stored or looked up."""
+    return RequestError(503, "jobs cannot be stored now; try again later", code="storage_failed", retry_after=10)
+
+
 def _engine(database: str | sa.URL) -> sa.Engine:
     """A connection to a database, with the table of jobs. ValueError for an address that is none, and where the driver
     is not installed; SQLAlchemyError where it does not answer."""
     try:
-        engine = sa.create_engine(database, pool_pre_ping=True)
+        engine = sa.create_engine(database, pool_pre_ping=True, hide_parameters=True)  # of rows: they hold prompts
     except (sa.exc.ArgumentError, ImportError) as error:
         raise ValueError(
             f"--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its driver: {error}"

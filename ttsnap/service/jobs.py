@@ -137,13 +137,15 @@ class Jobs:
     async def _run_all(self) -> None:
         while True:
             self._wake.clear()
+            pause = SWEEP
             try:
                 await self._begin()
                 self._measure(await asyncio.to_thread(self.store.sweep))
             except Exception:  # the database may answer again
                 logger.exception("jobs cannot be looked up")
+                pause = AGAIN
             with suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP):
+                async with asyncio.timeout(pause):
                     await self._wake.wait()
 
     def _measure(self, counts: Mapping[str, int]) -> None:
