@@ -70,9 +70,9 @@ class Keys:
             return
         try:
             now = self.file.stat()
-            read = now.st_mtime_ns, now.st_size, now.st_ino
+            read = (now.st_mtime_ns, now.st_size, now.st_ino)
         except OSError:
-            read = (0,)
+            read = (0, 0, 0)
         if read == self._read:
             return
         again, self._read = self._read != (), read
