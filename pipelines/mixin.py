@@ -191,6 +191,8 @@ class SearchMixin:
                 shared=wanted.shared,
                 utility=wanted.utility,
                 report=reward_tuple(wanted.report),
+                diversity=wanted.diversity * wanted.diverse,
+                likeness=wanted.likeness,
             )
             output.tell(self, stock_call, known)
             found = run(request, self, asked.devices, wanted.on_event, wanted.should_stop)

@@ -103,6 +103,7 @@ def run(
                     seed=how.seed,
                     keep=how.keep,
                     shared=how.shared,
+                    diversity=how.diversity,
                     on_event=listen,
                     should_stop=lambda: pipe._interrupt or (should_stop is not None and should_stop()),
                 )

@@ -55,8 +55,17 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
         "budget": str(request.budget),
         **request.engine.sampler.told(),
         "utility": request.utility,
+        **_diversity(request),
         "seed": request.seed,
     }
+
+
+def _diversity(request: SearchRequest) -> dict[str, object]:
+    """How images that differ were chosen, where they were."""
+    measure = request.engine.batch.features
+    if measure is None:
+        return {}
+    return {"diversity": request.diversity, "likeness": getattr(measure, "__name__", str(measure))}
 
 
 def model_name(pipe: Any) -> str:

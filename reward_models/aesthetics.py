@@ -53,8 +53,12 @@ class Aesthetics(Scorer):
         load_into(head, read_state(path, [(r"^layers\.", "")]), path)
         return cls(tower, head, **options)
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        embeds: Tensor = network["clip"](pixel_values=self.pixels(images)).image_embeds
+        return embeds
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network: Any = self.network
-        embeds = network["clip"](pixel_values=self.pixels(images)).image_embeds
-        scores: Tensor = network["head"](normalize(embeds.float(), dim=-1))[:, 0]
+        scores: Tensor = network["head"](normalize(self.embed_images(images).float(), dim=-1))[:, 0]
         return scores

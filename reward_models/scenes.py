@@ -72,6 +72,11 @@ class ScenesLearned(Scorer):
         for prompt in prompts:
             parse(prompt)
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        cells: Tensor = network.see(self.pixels(images))
+        return cells.flatten(1)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         network: Any = self.network
         unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}

@@ -27,7 +27,7 @@ class Staged(RewardModel):
         self.needs = self.early.needs | self.final.needs
         if ("video" in self.early.needs) != ("video" in self.final.needs):
             raise ValueError(f"{self.name}: one scores videos and the other single frames; take two of one kind")
-        self.estimates = self.early.estimates
+        self.estimates, self.embed_images = self.early.estimates, self.final.embed_images
 
     @property
     def scores_estimates_apart(self) -> bool:

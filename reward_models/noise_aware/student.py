@@ -79,7 +79,7 @@ class NoiseAware(RewardModel):
         if not valid or bool(levels) != (kind == "per-level"):
             raise ValueError(f"per-level takes different levels in (0, 1], other kinds none; got {levels} for {kind}")
         self.name, self.base, self.spec = f"{scorer.name}-na", scorer, spec or scorer.name
-        self.example = scorer.example
+        self.example, self.embed_images = scorer.example, scorer.embed_images
         self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
         self.level_embedding = level_embedding and not levels
         self.base_below = 0.0

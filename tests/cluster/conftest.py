@@ -20,10 +20,10 @@ from ..loop.test_requests import ByText  # noqa: TID252
 def mixture(counted: Any) -> Any:
     """Makes engines of the Gaussian mixture for an algorithm."""
 
-    def make(algorithm: Algorithm, batch: int = 3, rewards: Any = None) -> LiveEngine:
+    def make(algorithm: Algorithm, batch: int = 3, rewards: Any = None, features: Any = None) -> LiveEngine:
         stock = counted(STEPS)
         denoiser = ByText(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
         kernel = KERNELS["sde" if algorithm.needs & {Need.BRANCH, Need.RENOISE} else "pipeline"](denoiser)
-        return LiveEngine(denoiser, rewards or [Coarse()], EngineOptions(batch), kernel=kernel)
+        return LiveEngine(denoiser, rewards or [Coarse()], EngineOptions(batch, features=features), kernel=kernel)
 
     return make

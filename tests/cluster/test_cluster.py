@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
-from ttsnap import make_algorithm, search
+from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.cost import Cost
@@ -227,3 +228,15 @@ def test_engines_that_differ_are_refused(mixture: Any, counted: Any) -> None:
     made = iter([mixture(build("best-of-n")), LiveEngine(counted(5), [Coarse()], EngineOptions(3))])
     with pytest.raises(ValueError, match=r"the noise levels of actor 0 are .* those of actor 1"):
         ClusterEngine(LocalPool(lambda: next(made), 2))
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+def test_images_that_differ_are_the_same_ones_on_many_engines(mixture: Any, kills: int) -> None:
+    algorithm, budget = SeedPruning(), Budget(nfe=90)
+    engines = partial(mixture, algorithm, features="pixels")
+    alone = search(PROMPTS[:2], algorithm, engines(), budget, keep=3, diversity=2.0)
+    cluster = ClusterEngine(LocalPool(engines, 2, kills=kills, often=0.2))
+    found = search(PROMPTS[:2], algorithm, cluster, budget, keep=3, diversity=2.0)
+    same(alone, found)
+    assert cluster.group.ran - cluster.lost == spent(found)
+    assert spent(found).features > 0

@@ -29,6 +29,7 @@ FIELDS: dict[str, Any] = {
     "draft": False,
     "picture": None,
     "strength": 0.7,
+    "diverse": False,
 }
 
 

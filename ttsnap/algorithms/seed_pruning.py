@@ -131,6 +131,7 @@ class SeedPruning(Settings):
             return None, state
         ranked = particles.ranked()
         kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
+        ranked = particles.spread(ranked, kept)
         move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)
         return move, State(state.least, tuple(ahead))
 

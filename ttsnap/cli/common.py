@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments
 from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
+from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
@@ -20,8 +21,8 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
+from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
-from ttsnap.reward_models.registry import named
 
 if TYPE_CHECKING:
     from ttsnap.bench.prompts import PromptRecord
@@ -147,6 +148,9 @@ def check_names(given: Arguments) -> None:
     for name in ("reward", "report", "base"):
         check_rewards(given.get(name) or None)
     check_rewards([named(text)[1] for text in given.get("rewards", [])])
+    known, likeness = (*LIKENESSES, *REWARDS), given.get("likeness")
+    if likeness is not None and likeness.partition(":")[0] not in known:
+        raise ValueError(unknown("likeness", likeness, known))
 
 
 def check_affordable(budget: Budget, call: Mapping[str, Any]) -> None:

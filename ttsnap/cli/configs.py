@@ -31,6 +31,7 @@ def _loading(what: str) -> set[str]:
 
 
 _REWARDS, _MODELS, _ADDRESSES = {*_loading("reward"), "base"}, _loading("model"), _loading("address")
+_LIKENESSES = _loading("likeness")
 _TEXTS = {*_loading("text"), "prompts", "call"}
 
 
@@ -109,7 +110,7 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
         ours = value.partition(":")[0] in (AUTO, NONE, HOT, EMBEDDED) if key == "draft" else value in PACKAGED
         model = key in _MODELS and not ours
-        code = (key == "kind" and ":" in value) or (key == "attention" and "hub" in value)
+        code = (key in ("kind", *_LIKENESSES) and ":" in value) or (key == "attention" and "hub" in value)
         address = key in _ADDRESSES and value != "auto"
         texts = _words(value) if key == "algorithms" else [value]
         away = name.removeprefix("record.").partition(".")[0] not in _TEXTS and any(map(_is_away, texts))

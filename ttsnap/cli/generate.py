@@ -125,6 +125,8 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         a.shared,
         a.utility,
         reward_tuple(common.report_of(a)),
+        a.diversity * a.diverse,
+        a.likeness,
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
     common.check_affordable(first.budget, engine.call)

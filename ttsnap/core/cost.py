@@ -77,6 +77,9 @@ class PerKind(Generic[N]):
     """Tokens of language models behind an API that rewards ask. A plan is charged the most that they may be
     (`Price.tokens`); the rest is refunded with the scores."""
 
+    features: N = kind("reward", "images described", "features", rare=True, newer=True)
+    """Images, of estimates or finished, of which features were taken, by which a search keeps images that differ."""
+
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
         if unset is MISSING:  # @dataclass makes a class with slots a second time, with the fields in place
@@ -214,6 +217,8 @@ class Price:
     """The most that scoring one image takes of language models behind an API."""
     more_calls: int = 0
     """Reward calls of a score beyond one of each reward: a reward of images may see several frames of a video."""
+    features: int = 0
+    """1 where features are taken of each image that is made to be scored; else 0."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -223,6 +228,7 @@ class Price:
             ("passes_per_draft", self.passes_per_draft, 0),
             ("tokens", self.tokens, 0),
             ("more_calls", self.more_calls, 0),
+            ("features", self.features, 0),
         )
         for name, count, least in counts:
             if count < least:

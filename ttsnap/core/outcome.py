@@ -94,6 +94,8 @@ class Outcome:
     """(n, R), nan where a reward failed; None for rows that were not to be scored."""
     images: Sequence[Decoded | None] | None = None
     """The decoded images or videos, one a row; None where no reward needed a decode."""
+    features: FloatArray | None = None
+    """(n, D), by which images are compared (core/diversity.py), nan where none was made; None where they are not."""
     errors: Sequence[str | None] = ()
     """What went wrong in a reward, by row."""
     kept: Sequence[Mapping[str, Tensor]] = ()

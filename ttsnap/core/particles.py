@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
+from ttsnap.core.diversity import diverse
 
 Utility = Callable[[FloatArray], FloatArray]
 """Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
@@ -46,6 +47,10 @@ class Particles:
     """(n,) uid that each row of the algorithm's last move took on or made, -1 for rows that the budget cut off."""
     left: FloatArray | float = np.inf
     """What this prompt may still spend of its allowance, in evaluations as Task counts them."""
+    features: FloatArray | None = None
+    """(N, D) of what was scored last, by which images are compared, nan where there are none; None where all are."""
+    diversity: float = 0.0
+    """How much it counts that particles are unlike each other, against their values (core/diversity.py)."""
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -84,6 +89,19 @@ class Particles:
         rows = np.asarray(uids, int)
         return take(rows, np.argsort(-self.value(rows), axis=-1, kind="stable"))
 
+    def spread(self, ranked: IntArray, k: int) -> IntArray:
+        """The same uids (n,), first the k to go on with: the best, or good ones that differ where that counts.
+
+        ranked: best first. Both parts of the result are.
+        """
+        if not self.diversity or self.features is None or not 1 < k < len(ranked):
+            return ranked
+        features = self.features[ranked]
+        if not np.isfinite(features).all():
+            return ranked
+        group = np.sort(diverse(self.value(ranked), features, k, self.diversity))
+        return np.concatenate([ranked[group], np.delete(ranked, group)])
+
     def others(self, uids: IntArray | Sequence[int]) -> IntArray:
         """Uids of the living but these, ascending: what a move drops that goes on from these alone."""
         return np.setdiff1d(np.flatnonzero(self.alive), uids)
@@ -91,10 +109,12 @@ class Particles:
     def after_move(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
-        return Particles(*columns, self.log_ratio, self.has_gradient, self.utility, moved, left)
+        more = self.utility, moved, left, self.features, self.diversity
+        return Particles(*columns, self.log_ratio, self.has_gradient, *more)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         left = np.broadcast_to(self.left, len(self.step))
         columns = {**vars(self), "left": left}
-        return Particles(**{name: column if name == "utility" else column[b] for name, column in columns.items()})
+        same = ("utility", "features", "diversity")  # no search in lockstep compares images
+        return Particles(**{name: column if name in same else column[b] for name, column in columns.items()})

@@ -70,6 +70,9 @@ def row_costs(
         costs["draft_calls"] = drafts
     if price.tokens:
         costs["tokens"] = rows.score * price.tokens
+    if price.features:
+        made = rows.score & ~ahead if price.estimates == "nothing" else rows.score
+        costs["features"] = made.astype(int)
     (up,) = (rows.kind == ASCEND).nonzero()
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
@@ -112,7 +115,7 @@ def finish_cost(
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
     scoring = price.calls(rewards)
     if (guided := price.guided) is None:
-        return Cost(int(calls.min()), 1, scoring, tokens=price.tokens)
+        return Cost(int(calls.min()), 1, scoring, tokens=price.tokens, features=price.features)
     step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
@@ -120,7 +123,7 @@ def finish_cost(
     gradients = int(gradients_left[least])
     backwards, asked = gradients if guided.through else 0, gradients * price.asked
     cost = Cost(int(again[least]), gradients, asked, gradients=gradients, backwards=backwards)
-    return Cost(int(calls[least]), 1, scoring, tokens=price.tokens) + cost
+    return Cost(int(calls[least]), 1, scoring, tokens=price.tokens, features=price.features) + cost
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttsnap.core.arrays import BoolArray, IntArray
+from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.moves import ASCEND, CONTINUE
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
@@ -14,14 +14,15 @@ from ttsnap.core.plans import Plan
 class ParticleTable:
     """Arrays with spare room; `view` shows the part in use without copying it."""
 
-    def __init__(self, steps: int, rewards: int, utility: Utility) -> None:
-        self._utility = utility
+    def __init__(self, steps: int, rewards: int, utility: Utility, diversity: float = 0.0) -> None:
+        self._utility, self._diversity = utility, diversity
         self._n = 0
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
         self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
+        self._features: FloatArray | None = None  # made when the first ones tell how many there are
         self.view = self._seen(self._ints, self._flags)
         """What is in use, read-only, as it is now and will be until particles are added."""
 
@@ -32,7 +33,8 @@ class ParticleTable:
         for array in (seed, ints, flags, scores, ratio):
             array.flags.writeable = False
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
-        return Particles(*seen, ratio, flags[2], self._utility)
+        features = None if self._features is None else self._features[:n]
+        return Particles(*seen, ratio, flags[2], self._utility, features=features, diversity=self._diversity)
 
     def place(self, plan: Plan) -> None:
         """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
@@ -59,6 +61,8 @@ class ParticleTable:
             self._flags = np.concatenate([self._flags, np.empty((3, room), bool)], axis=1)
             self._ratio = np.concatenate([self._ratio, np.zeros(room)])
             self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
+            if self._features is not None:
+                self._features = np.concatenate([self._features, np.full((room, self._features.shape[1]), np.nan)])
         rows = np.arange(n, n + more)
         self._seed[rows] = seeds
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
@@ -78,3 +82,8 @@ class ParticleTable:
         if outcome.scores is not None:
             self._scores[uids, outcome.step] = outcome.scores
             self._ints[2, uids] = outcome.step
+        if outcome.features is not None:
+            if self._features is None:
+                self._features = np.full((self._ints.shape[1], outcome.features.shape[1]), np.nan)
+                self.view = self._seen(self._ints, self._flags)
+            self._features[uids] = outcome.features

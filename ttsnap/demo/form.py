@@ -54,8 +54,9 @@ class DemoLimits(SearchLimits):
 def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchRequest:
     """The search request of the form's fields. FieldError says what is wrong with a field.
 
-    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft, picture and
-    strength. size and guidance are the model's own where they are None; picture is the bytes of a file, or None.
+    Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft, picture,
+    strength and diverse. size and guidance are the model's own where they are None; picture is the bytes of a file, or
+    None.
     """
     algorithm, guidance, negative, data = (fields.get(n) for n in ("algorithm", "guidance", "negative", "picture"))
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
@@ -79,6 +80,7 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
         "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
         "image": picture,
         "strength": None if picture is None else fields.get("strength") or 0,
+        "diverse": fields.get("diverse") or False,
     })  # fmt: skip
     request = request_of(given, offer, limits)
     if picture is not None:

@@ -44,6 +44,7 @@ FIELDS: dict[str, Any] = {
     "draft": False,
     "picture": None,
     "strength": 0.7,
+    "diverse": False,
 }
 """Defaults of the form's fields, in the order of the API's arguments."""
 RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")

@@ -134,6 +134,7 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
         with gr.Row():
             keep = gr.Number(1, label="Images to keep", precision=0, min_width=90)
             size = gr.Number(None, label="Pixels a side", precision=0, min_width=90, placeholder="model's own")
+        diverse = gr.Checkbox(False, label="Images that differ, where several are kept", elem_id="diverse")
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
     texts = {name: line("hint", hint(name)) for _, name in algorithm_choices()}
@@ -143,7 +144,8 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
     return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
             "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
-            "guidance": guidance, "draft": draft, "picture": picture, "strength": strength}  # fmt: skip
+            "guidance": guidance, "draft": draft, "picture": picture, "strength": strength,
+            "diverse": diverse}  # fmt: skip
 
 
 def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:

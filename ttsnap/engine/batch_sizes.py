@@ -115,7 +115,11 @@ def sizes_for(
     if gauge is None:
         denoise = denoise or DEFAULT_BATCH
         return denoise, decode or denoise, Cost()
-    memo, key, spent = denoiser.memo(), ("batches", scorer.names, scorer.shown, denoise, decode), Cost()
+    memo, key, spent = (
+        denoiser.memo(),
+        ("batches", scorer.names, scorer.shown, scorer.likeness and scorer.likeness.name, denoise, decode),
+        Cost(),
+    )
     if key not in memo:
         denoiser.encode(prompts[:1] or [Prompt("")])
         *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
@@ -135,13 +139,14 @@ def fit_batches(
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
         for _, reward in scorer.local:
             ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
+        scorer.features(list(images))
 
     if denoise is None:
         denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST)
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * scorer.calls_here)
+        spent += Cost(0, rows, rows * scorer.calls_here, features=rows * scorer.features_taken)
     return denoise, decode, spent
 
 
@@ -164,10 +169,12 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
     calls = [scorer.shown.by(reward, sources) for _, reward in scorer.local]
     scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
+    describing = _timed(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
-                  call=max(0.0, one - nfe))  # fmt: skip
-    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), draft_calls=int(drafts is not None))
+                  features=describing, call=max(0.0, one - nfe))  # fmt: skip
+    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken}
+    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), **more)
 
 
 def _timed(call: Callable[[], object]) -> float:

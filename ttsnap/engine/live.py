@@ -81,8 +81,9 @@ class LiveEngine(Engine):
         self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
         check_drafts(denoiser, self.kernel)
         self.scorer = RowScorer(
-            self.network.denoiser, self.rewards, self.grid, preview=options.preview, frames=options.frames
-        )
+            self.network.denoiser, self.rewards, self.grid,
+            preview=options.preview, frames=options.frames, features=options.features,
+        )  # fmt: skip
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         if set(self.keep) - {"latents"}:
             raise ValueError(f"keep knows of latents, got {self.keep}")

@@ -17,7 +17,9 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.rows import Row
 from ttsnap.engine.shared_denoiser import EncodedPrompts
+from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
+from ttsnap.reward_models.likeness import make_likeness
 from ttsnap.rewards.reward_model import RewardModel, said
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
 from ttsnap.sampling.denoiser import Can, Denoiser
@@ -40,6 +42,8 @@ class ScoredRows(NamedTuple):
     """What scoring took."""
     tokens_left: IntArray
     """(n,) tokens that each row was charged for and did not take."""
+    features: FloatArray | None = None
+    """(n, D), as in Outcome."""
 
     def added_to(self, outcome: Outcome, at: Sequence[int], *, latents: bool) -> Outcome:
         """An outcome whose rows are rows `at` of these, with what was found. latents: whether listeners get them."""
@@ -47,6 +51,7 @@ class ScoredRows(NamedTuple):
             outcome,
             scores=self.scores[list(at)],
             images=[self.images[i] for i in at],
+            features=None if self.features is None else self.features[list(at)],
             errors=[self.errors[i] for i in at],
             kept=[{"latent": self.latents[i]} for i in at] if latents else (),
             unspent=Cost(tokens=int(self.tokens_left[list(at)].sum())),
@@ -73,20 +78,22 @@ class RowScorer:
     """Scores rows with every reward but remote ones (`RewardModel.remote`).
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
-    of what is made, by the denoiser and the option `frames`. ValueError where there is no preview VAE, and for rewards
-    that need what there is not.
+    of what is made, by the denoiser and the option `frames`. features: by what images are compared. ValueError
+    where there is no preview VAE, and for rewards that need what there is not.
 
     A reward that fails now and then costs those images their scores. One that fails from the start, on all images of
     its first batch, ends the search by RewardError (rewards/scoring.py).
     """
 
     def __init__(
-        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False, frames: int = 1
-    ) -> None:
+        self, denoiser: Denoiser, rewards: Sequence[RewardModel], grid: Grid, *, preview: bool = False, frames: int = 1,
+        features: Spec = None,
+    ) -> None:  # fmt: skip
         self.names = tuple(r.name for r in rewards)
         if preview and Can.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
+        self.likeness = make_likeness(features, self.rewards, denoiser.device)
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
         self.local = [(place, reward) for place, reward in enumerate(rewards) if not reward.remote]
@@ -108,14 +115,33 @@ class RowScorer:
         # Of a reward call on average over those of a score.
         reward = sum(r.flops * self.shown.calls(r) for r in self.rewards) / self.calls
         preview = costs.preview if self.estimates == "preview" else 0.0
+        features = 0.0 if self.likeness is None else self.likeness.flops * (self.shown.frames or 1)
         return Price(
-            Rates(costs.nfe, costs.decode, reward, preview, draft_calls=costs.draft * per_draft),
+            Rates(costs.nfe, costs.decode, reward, preview, draft_calls=costs.draft * per_draft, features=features),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
             passes_per_draft=per_draft,
             tokens=self.tokens,
             more_calls=self.calls - len(self.rewards),
+            features=self.features_taken,
         )
+
+    @property
+    def features_taken(self) -> int:
+        """How often features are taken of an image: once or never."""
+        return int(self.likeness is not None)
+
+    def features(self, images: Sequence[Tensor | None]) -> FloatArray | None:
+        """(n, D) of n images or videos, nan where there is none; None where they are not to be compared."""
+        seen = [i for i, image in enumerate(images) if image is not None]
+        if self.likeness is None or not seen:
+            return None
+        found = np.empty((len(images), 0))
+        for rows in _alike(images, seen):
+            part = self.shown.features(self.likeness, _pictures(images, rows))
+            found = found if found.shape[1] else np.full((len(images), part.shape[1]), np.nan)
+            found[rows] = part
+        return found
 
     def sources(self, cond: Tensor) -> Tensor | None:
         """What these prompts (N,) edit, where a reward is to see it."""
@@ -133,6 +159,7 @@ class RowScorer:
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
             columns = [self._column(reward, asked) for _, reward in self.local]
+            features = self.features(images)
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])
         scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
         causes: dict[str, str | None] = {}
@@ -147,9 +174,10 @@ class RowScorer:
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
-        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()))
+        described = self.features_taken * sum(image is not None for image in images)
+        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()), features=described)
         pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
-        return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken)
+        return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
 
     def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
         """The images of these rows, None where nobody needs one."""

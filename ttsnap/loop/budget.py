@@ -150,9 +150,11 @@ class Cap:
         """The task of one search."""
         grid, price, rates = self.engine.grid, self.engine.price, self.rates
         scoring = price.calls(len(self.engine.reward_names)) * rates.reward_calls
-        check = None if price.estimates == "decode" else (rates.pixels(price.estimates) + scoring) / self.unit
+        features = price.features * rates.features
+        pixels = rates.pixels(price.estimates) + (features if price.estimates != "nothing" else 0.0)
+        check = None if price.estimates == "decode" else (pixels + scoring) / self.unit
         calls = self.engine.draft_calls
-        score = (rates.decodes + scoring) / self.unit
+        score = (rates.decodes + scoring + features) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
         return Task(grid, keep, allowance, score, shared, check, calls, draft)
 
@@ -171,7 +173,8 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
             caps.append((amount, rates))
     whole = finish_cost(0, False, engine.grid, rewards, price)
     amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes))
-    unit = (rates.of(whole) - rates.decodes - price.calls(rewards) * rates.reward_calls) / engine.grid.nfe
+    scoring = price.calls(rewards) * rates.reward_calls
+    unit = (rates.of(whole) - rates.decodes - scoring - price.features * rates.features) / engine.grid.nfe
     return Cap(amount, rates, unit, engine)
 
 

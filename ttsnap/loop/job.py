@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 MOST_HELD = 2**32
 """Bytes of finished images or videos of one prompt above which only the best are held: one video may take 400 MB."""
 
+AMONG = 8
+"""Of how many times as many good images those are chosen that differ."""
+
 
 class Notice(NamedTuple):
     """What the user should know of a search."""
@@ -75,6 +78,8 @@ class Job:
     """Whether it only finishes an image."""
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     """Finished ones by uid; None where no model ran, or where one was let go."""
+    kept: list[int] = dataclasses.field(default_factory=list)
+    """Uids of the images that are returned, best first, once the prompt is done."""
     rejected: set[int] = dataclasses.field(default_factory=set)
     """Uids that the algorithm does not want returned."""
     trace: list[TracedMove] = dataclasses.field(default_factory=list)
@@ -137,28 +142,41 @@ class Job:
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
         large = sum(picture.held for picture in self.images.values() if picture is not None) > MOST_HELD
-        if len(self.images) > 4 * keep + 32 or (large and len(self.images) > keep):
-            self.images = {uid: self.images[uid] for uid in self.ranking()[:keep]}
+        if large and len(self.images) > keep:
+            self.images = {uid: self.images[uid] for uid in self.chosen(keep)}
+        most = self._candidates(keep)
+        if len(self.images) > most + 3 * keep + 32:
+            self.images = {uid: self.images[uid] for uid in self.ranking()[:most]}
 
     def ranking(self) -> list[int]:
         """Uids of the images, best first; rejected ones only where there is no other."""
         uids = np.array(sorted(set(self.images) - self.rejected or self.images), int)
         return [int(u) for u in self.particles.ranked(uids)]
 
+    def chosen(self, keep: int) -> list[int]:
+        """Uids of the images to return, best first: the best, or of many good ones some that differ."""
+        best = np.array(self.ranking()[: self._candidates(keep)], int)
+        return [int(uid) for uid in self.particles.spread(best, keep)[:keep]]
+
+    def _candidates(self, keep: int) -> int:
+        """Of how many of the best images those to return are chosen. All others can be let go at any time."""
+        return AMONG * keep if self.particles.diversity else keep
+
     def settle(self, keep: int) -> None:
         """Nothing more comes: fetch the `keep` best images to this process, and let all others go."""
         found: dict[int, Decoded | None] = {}
-        for uid in self.ranking():
-            if len(found) == keep:
-                break
-            picture = self.images[uid]
-            try:
-                found[uid] = picture and Here(picture.fetch(), picture.level)
-            except PictureLost as lost:
-                seed = self.particles.seed[uid]
-                sentence = f"the image of seed {seed} is lost, and the next best one takes its place"
-                self.warnings.append(Notice(sentence, str(lost)))
-                del self.images[uid]
+        self.kept = self.chosen(keep)
+        while ahead := [uid for uid in self.kept if uid not in found]:
+            for uid in ahead:
+                picture = self.images[uid]
+                try:
+                    found[uid] = picture and Here(picture.fetch(), picture.level)
+                except PictureLost as lost:
+                    seed = self.particles.seed[uid]
+                    sentence = f"the image of seed {seed} is lost, and the next best one takes its place"
+                    self.warnings.append(Notice(sentence, str(lost)))
+                    del self.images[uid]
+            self.kept = self.chosen(keep)
         self.images = {uid: found.get(uid) for uid in self.images}
 
     def _note_failures(self, outcome: Outcome) -> None:

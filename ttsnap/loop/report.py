@@ -23,7 +23,7 @@ def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Res
 
 def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage, share: float) -> Result:
     """share: of this job in the evaluations of all."""
-    particles, images = job.particles, _candidates(job, engine.reward_names, keep)
+    particles, images = job.particles, _candidates(job, engine.reward_names)
     spent = Spent(
         job.ledger.spent,
         engine.price,
@@ -42,9 +42,9 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage
     return Result(job.prompt.text, images, *found, state=job.state, levels=engine.grid.levels)
 
 
-def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, ...]:
-    """The best images, best first."""
-    particles, ranking = job.particles, job.ranking()
+def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
+    """The kept images, best first."""
+    particles, ranking, kept = job.particles, job.ranking(), set(job.kept)
     # Of all images, as a utility may rank them among each other.
     values: Sequence[float] = particles.value(ranking).tolist() if ranking else []
     return tuple(
@@ -55,7 +55,8 @@ def _candidates(job: Job, names: Sequence[str], keep: int) -> tuple[Candidate, .
             {name: float(s) for name, s in zip(names, particles.scores[uid, -1], strict=True)},
             None if (picture := job.images[uid]) is None else picture.fetch(),
         )
-        for uid, v in list(zip(ranking, values, strict=True))[:keep]
+        for uid, v in zip(ranking, values, strict=True)
+        if uid in kept
     )
 
 

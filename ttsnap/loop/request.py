@@ -42,10 +42,14 @@ class SearchSpec:
     """How many finished images come back."""
     shared: bool = False
     """Whether prompts draw on one pot of the budget times their number."""
+    diversity: float = 0.0
+    """How much it counts that kept images are unlike each other, against their values (core/diversity.py)."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
+        if not 0 <= self.diversity < np.inf:
+            raise ValueError(f"diversity must be a finite number from 0 on, got {self.diversity}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {self.seed}")
 
@@ -125,7 +129,7 @@ def request_of(
         """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
         ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
         ledger.hold(whole)
-        table = ParticleTable(engine.grid.steps, rewards, spec.utility)
+        table = ParticleTable(engine.grid.steps, rewards, spec.utility, spec.diversity if spec.keep > 1 else 0.0)
         rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
         return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 

@@ -40,6 +40,7 @@ def search(
     seed: int = 0,
     keep: int = 1,
     shared: bool = False,
+    diversity: float = 0.0,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -51,6 +52,7 @@ def search(
     seed: candidate i of a prompt starts from the noise of torch seed `seed + i`; seeds are those of torch, from 0 to
         2^64 - 1, and 0 comes after the last.
     keep: how many finished images come back, best first.
+    diversity: how much it counts that these are unlike each other (core/diversity.py); 0 for the best ones.
     on_event: called with every Event.
     should_stop: called once per batch. When it says True, running prompts end with their best finished image; one is
         finished first if there is none. Prompts not yet taken up come back without images.
@@ -62,7 +64,7 @@ def search(
     watch = RequestClock(clock, clock())
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared)
+    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared, diversity)
     spec = prepared(spec, engine)
     if spec.budget.seconds is not None:
         watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
@@ -95,6 +97,11 @@ def check_spec(spec: SearchSpec, engine: Engine) -> None:
                          "how-to \"Write an algorithm\"")  # fmt: skip
     if why := missing(algorithm.needs, engine.offers):
         raise ValueError(f"{name_of(algorithm)} {why}")
+    if spec.diversity and spec.keep > 1 and not engine.price.features:
+        raise ValueError(
+            "images that differ are to be kept, and this engine takes no features by which to compare them; have a "
+            "live engine take some, as EngineOptions(features='pixels')"
+        )
     for need in algorithm.needs:
         if isinstance(need, Gradient):
             engine.differentiate(need)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ttsnap.files.settings import Count, Natural, Settings
-from ttsnap.options.option import option, values
+from ttsnap.options.option import Spec, option, values
 
 _FITTING = "as many as fit into the GPU's memory, the batch size without one"
 _CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
@@ -64,6 +64,11 @@ class EngineOptions(BatchOptions):
         False,
         "let prompts take turns in the batches, so that one with a large budget does not keep others waiting",
         python="By default rows run in the order in which they came.",
+        written=None,
+    )
+    features: Spec = option(
+        None,
+        "take features of images, by which a search keeps some that differ; values as of likeness",
         written=None,
     )
 

@@ -50,8 +50,8 @@ class Option:
     title: str = ""
     """The name in tables for people."""
     loads: str = ""
-    """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward", "model", "address" (that
-    ttsnap connects to) or "text" (for models to read)."""
+    """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward", "likeness", "model",
+    "address" (that ttsnap connects to) or "text" (for models to read)."""
     common: bool = False
     """Whether most people need the option, so that `--help` lists it; `--help-all` lists all."""
     recorded: bool = True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttsnap.core.results import Event
-from ttsnap.files.settings import Settings
+from ttsnap.files.settings import NotNegative, Settings
 from ttsnap.options.option import Spec, option
 
 
@@ -70,6 +70,28 @@ class SearchOptions(Settings):
         written=str | list[str] | None,
         metavar="REWARD",
         loads="reward",
+    )
+    diverse: bool = option(
+        False,
+        "keep images that are good and unlike each other, not just the best ones",
+        python="The best image is always among them. Their number is `num_images_per_prompt`.",
+        common=True,
+    )
+    diversity: NotNegative = option(
+        1.0,
+        "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of the rewards worse "
+        "where it is farther from the others by the mean distance",
+        metavar="WEIGHT",
+    )
+    likeness: Spec = option(
+        None,
+        "with diverse, by what images are compared: pixels (colours and layout), dino, reward (the features of the "
+        "first reward that has some), or a reward with features, as clip; dino and those take NAME:FOLDER",
+        python="A function of images (N, 3, H, W) in [0, 1] that returns features (N, D) is taken as it is.",
+        unset="the reward's features, else pixels",
+        written=str | None,
+        metavar="NAME",
+        loads="likeness",
     )
     seed: int | None = option(
         None,

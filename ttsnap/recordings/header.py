@@ -242,7 +242,7 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     """A price as `_price` reads it. Drafters and frames are left out where there are none, as in older files."""
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
-    del data["tokens"]  # a recording asks no judge
+    del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
     for name in ("passes_per_draft", "more_calls"):
         if not data[name]:
             del data[name]

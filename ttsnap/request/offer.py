@@ -22,6 +22,7 @@ from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.options.search import SearchOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, ModelDefaults, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
@@ -38,6 +39,7 @@ class CommonFields:
     prompt: str = option(MISSING, "what to show")
     model: Word | None = option(None, "the name of the model that is served")
     n: Count = option(1, "images to keep of those that the search finishes, best first")
+    diverse: bool = option(False, "keep images that are good and unlike each other, not just the best ones")
     search: Name | dict[str, Any] = option(
         "seed-pruning", 'an algorithm of `ttsnap algorithms`, as NAME or {"name": NAME, OPTION: VALUE, ...}'
     )
@@ -143,6 +145,7 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
         report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
+        diversity=SearchOptions.diversity * given.diverse,
     )
 
 

@@ -18,7 +18,7 @@ from ttsnap.loop.request import SearchSpec
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import AUTO, SamplerOptions
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
 """What make_algorithm takes. From a stranger, only what `ttsnap.request.searches.search_of` let pass."""
@@ -111,19 +111,27 @@ class SearchRequest:
     """What makes one number of several rewards."""
     report: tuple[Spec, ...] = ()
     """Rewards that only score the returned images."""
+    diversity: float = 0.0
+    """How much it counts that these are unlike each other (core/diversity.py); 0: the best are returned."""
+    likeness: Spec = None
+    """By what they are compared, as `make_likeness` takes it. The engine measures it where several are to differ."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
         object.__setattr__(self, "seed", checked_seed(self.seed))
         _ = self.spec
+        measured = (self.likeness or AUTO) if self.diversity and self.keep > 1 else None
+        if measured != self.engine.batch.features:
+            engine = replace(self.engine, batch=replace(self.engine.batch, features=measured))
+            object.__setattr__(self, "engine", engine)
 
     @cached_property
     def spec(self) -> SearchSpec:
         """What the loop runs, before its budget and seeds are fitted to an engine."""
         algorithm = make_algorithm(self.search, **self.options)
         utility = self.utility if callable(self.utility) else utilities.make(self.utility)
-        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared)
+        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, self.diversity)
 
     @property
     def algorithm(self) -> Algorithm:

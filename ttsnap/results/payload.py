@@ -20,7 +20,7 @@ from PIL import Image
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.settings import Bounds, Json, Natural, Rule, Size, Word, check
+from ttsnap.files.settings import Bounds, Json, Natural, NotNegative, Rule, Size, Word, check
 from ttsnap.options.call import CALL, Text
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -69,6 +69,8 @@ SEARCH: dict[str, Any] = {
     "reward": Score,
     **dict.fromkeys(("scores", "metrics"), Scores),
     **dict.fromkeys(("rank", "nfe", "seeds"), Natural),
+    "diversity": NotNegative,
+    "likeness": Word,
 }
 
 
@@ -182,6 +184,7 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
         "branched": bool(result.particles.parent[candidate.uid] >= 0),
         "search": {
             **{k: settings[k] for k in ("algorithm", "options", "budget")},
+            **{k: settings[k] for k in ("diversity", "likeness") if k in settings},
             "rank": rank + 1,
             "reward": candidate.reward,
             "scores": candidate.scores,

@@ -55,6 +55,8 @@ class RewardModel(ABC):
     """A valid prompt, for trial calls."""
     network: nn.Module | None = None
     """Its network, if any: weights do not count as memory of a gradient."""
+    embed_images: Callable[[Tensor], Tensor] | None = None
+    """Features (N, D) of images (N, 3, H, W), by which a search compares images; None for a reward without."""
     base: Reward | None = None
     """The reward whose final score this one predicts from an estimate, if any."""
 
@@ -120,7 +122,7 @@ class FunctionReward(RewardModel):
 
     device: torch.device | str = "cpu"
     """Of the trial image."""
-    _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy",
+    _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy", "embed_images",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:

@@ -135,6 +135,17 @@ class Shown:
 
         return of_images if whole else of_frames
 
+    def features(self, describe: Callable[[Tensor], Tensor], images: Tensor) -> FloatArray:
+        """Features (N, D) of images, or of videos by those of the frames that a reward of images sees.
+
+        ValueError where `describe` does not return a row for each image.
+        """
+        seen = images if self.frames is None else images[:, chosen(images.shape[1], self.frames)].flatten(0, 1)
+        found = as_float64(describe(seen))
+        if found.ndim != 2 or len(found) != len(seen):
+            raise ValueError(f"a likeness returned shape {found.shape} for {len(seen)} images; it must be (N, D)")
+        return found.reshape(len(images), -1)
+
     def tokens(self, reward: RewardModel) -> list[int]:
         """Tokens of a language model that each row of the reward's last call took; none without such a model."""
         taken, times = list(reward.tokens_taken), self.calls(reward)
