@@ -48,6 +48,7 @@ SYSTEM = (
     *("pipelines/test_compilation.py", "test_strangers.py"),
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
     *(
+        "comfyui/test_real_examples.py",
         "comfyui/test_real_model.py",
         "comfyui/test_real_nodes.py",
         "comfyui/test_real_search.py",

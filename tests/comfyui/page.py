@@ -44,7 +44,7 @@ class ComfyPage:
 
     def troubles(self) -> list[str]:
         """Errors, alerts, and nodes that the page does not know or has marked."""
-        marked = "node => node.has_errors || !node.constructor.nodeData"
+        marked = "node => node.has_errors || !(node.constructor.nodeData || node.isVirtualNode)"  # notes are virtual
         nodes: list[str] = self.page.evaluate(f"window.app.graph.nodes.filter({marked}).map(node => node.type)")
         return self.errors + nodes + self.page.locator(".p-toast-message, .p-dialog").all_inner_texts()
 
