@@ -21,6 +21,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -150,3 +151,94 @@ def test_batch_and_company_change_nothing(
     for x, y in zip(together[1].images, alone[0].images, strict=True):
         assert (x.uid, x.seed) == (y.uid, y.seed)
         torch.testing.assert_close(x.image, y.image, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@some
+@given(
+    budget=st.one_of(
+        st.builds(Budget, nfe=st.integers(STEPS, 100)),
+        st.builds(Budget, reward_calls=st.integers(2, 40), nfe=st.integers(STEPS, 200)),
+    ),
+    shared=st.booleans(),
+    prompts=st.integers(1, 3),
+    batch=st.integers(1, 9),
+    least=st.sampled_from([-1.0, 0.45, 0.5, 0.55, 2.0]),  # of brightness in [0, 1]
+    nan=st.sampled_from([0.0, 0.3]),
+    keep=st.integers(1, 3),
+    after=st.one_of(st.none(), st.integers(0, 20)),
+)
+def test_the_best_of_those_that_meet_a_requirement_within_the_budget(
+    engine: Any,
+    name: str,
+    budget: Budget,
+    shared: bool,
+    prompts: int,
+    batch: int,
+    least: float,
+    nan: float,
+    keep: int,
+    after: int | None,
+) -> None:
+    algorithm, ticks = build(name), []
+    rewards = [Coarse("one", spared=True), Brightness("two", nan, spared=True)]
+    live = fitting(engine, algorithm, rewards, batch)
+    gate = Gate.of([f"two>={least}"], live.reward_names, counted=1)
+    results = search(
+        PROMPTS[:prompts], algorithm, live, budget, shared=shared, keep=keep, gate=gate,
+        on_event=lambda event: ticks.extend([1] if event.kind == "tick" else []),
+        should_stop=lambda: after is not None and len(ticks) > after,
+    )  # fmt: skip
+    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
+    denoiser: Any = live.denoiser
+    pulled = sum(r.spent.cost.gradients for r in results)
+    scored = rewards[0].images + rewards[1].images
+    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
+    for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
+        assert used[0] <= budget.nfe * caps
+        assert used[2] <= (budget.reward_calls or np.inf) * caps
+    for result in results:
+        one, two = result.particles.scores[:, -1].T
+        done = result.particles.finished
+        passed = np.flatnonzero(done & (two >= least))
+        rejected = set() if name != "noise-ascent" else None  # what it makes may be rejected by a held-out reward
+        found = [candidate.uid for candidate in result.images]
+        assert set(found) <= set(passed.tolist())
+        if rejected is not None and len(passed):
+            best = passed[np.argsort(-np.where(np.isnan(one[passed]), -np.inf, one[passed]), kind="stable")]
+            assert found == best[:keep].tolist()
+            assert result.best.reward == one[found[0]]
+        assert len(passed) == 0 or found
+        failed = int((done & ~(two >= least)).sum())
+        assert result.spent.refused == {f"two>={least:.12g}": failed}
+        assert any(f"{failed} of {done.sum()} finished images were refused" in w for w in result.warnings) == (
+            failed > 0
+        )
+        assert any("no image meets what is required" in w for w in result.warnings) == (failed > 0 and not found)
+        if after is None and not found and not shared:  # the budget does not pay for another image, or the time is up
+            assert result.spent.nfe + STEPS > budget.nfe or (
+                budget.reward_calls is not None and result.spent.cost.reward_calls + 2 > budget.reward_calls
+            )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_requirement_that_all_images_meet_changes_nothing(engine: Any, name: str, shared: bool) -> None:
+    def run(gate: Gate | None, rewards: list[Any]) -> list[Result]:
+        live = fitting(engine, build(name), rewards, 4)
+        return search(PROMPTS, build(name), live, Budget(nfe=60), keep=2, shared=shared, gate=gate)
+
+    one = Coarse("one")
+    plain = run(None, [one])
+    for gate, rewards in [
+        (Gate.of(["one>=-9"], ["one"]), [one]),
+        (Gate.of(["two<9"], ["one", "two"], counted=1), [one, Brightness("two")]),
+    ]:
+        gated = run(gate, rewards)
+        assert [moves(r) for r in gated] == [moves(r) for r in plain] or len(rewards) > 1
+        for x, y in zip(gated, plain, strict=True):
+            assert [(c.uid, c.seed, c.reward) for c in x.images] == [(c.uid, c.seed, c.reward) for c in y.images]
+            assert all(torch.equal(a.image, b.image) for a, b in zip(x.images, y.images, strict=True))
+            assert x.spent.nfe == y.spent.nfe
+            assert x.warnings == y.warnings
+            assert set(x.spent.refused.values()) == {0}

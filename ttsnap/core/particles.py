@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.diversity import diverse
+
+if TYPE_CHECKING:
+    from ttsnap.core.requirement import Gate
 
 Utility = Callable[[FloatArray], FloatArray]
 """Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
@@ -51,6 +55,8 @@ class Particles:
     """(N, D) of what was scored last, by which images are compared, nan where there are none; None where all are."""
     diversity: float = 0.0
     """How much it counts that particles are unlike each other, against their values (core/diversity.py)."""
+    gate: Gate | None = None
+    """What finished images must meet to be returned."""
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -66,17 +72,28 @@ class Particles:
         done: BoolArray = self.scored == self.scores.shape[-2] - 1
         return done
 
+    @property
+    def refused(self) -> BoolArray:
+        """(N,) whether the image is done and must not be returned."""
+        if self.gate is None:
+            return np.zeros(self.scored.shape, bool)
+        done: BoolArray = self.finished & ~self.gate.admits(self.scores[..., -1, :])
+        return done
+
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
-        """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed."""
+        """Utility of the last scores of these particles, (n,) float64; -inf where a score is missing or failed, and
+        where a finished image is refused."""
         rows = np.asarray(uids, int)
         scored = take(self.scored, rows)
         lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
         last = self.scores[(*lead, rows, scored)]
-        if not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
+        if self.gate is None and not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
             return np.asarray(self.utility(last), float)
         if rows.ndim > 1:
             return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
         good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
+        if self.gate is not None:
+            good &= (scored < self.scores.shape[-2] - 1) | self.gate.admits(last)
         out = np.full(len(rows), -np.inf)
         if good.any():
             out[good] = self.utility(last[good])
@@ -109,12 +126,12 @@ class Particles:
     def after_move(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
-        more = self.utility, moved, left, self.features, self.diversity
+        more = self.utility, moved, left, self.features, self.diversity, self.gate
         return Particles(*columns, self.log_ratio, self.has_gradient, *more)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         left = np.broadcast_to(self.left, len(self.step))
         columns = {**vars(self), "left": left}
-        same = ("utility", "features", "diversity")  # no search in lockstep compares images
+        same = ("utility", "features", "diversity", "gate")  # no search in lockstep compares images
         return Particles(**{name: column if name in same else column[b] for name, column in columns.items()})

@@ -49,6 +49,8 @@ class Spent:
     """Images finished."""
     gain_of_second_half: float | None = None
     """By how much the best finished image exceeds the best of half of them; None below four images."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Finished images that fail each requirement, by its words; empty without requirements. One may fail several."""
     calibration: Cost = field(default_factory=Cost)
     """What the engine spent before the search, on finding batch sizes and the like. No budget pays it."""
     lost: Cost = field(default_factory=Cost)
@@ -108,6 +110,7 @@ class Spent:
             "seeds": self.seeds,
             "finished": self.finished,
             "gain_of_second_half": self.gain_of_second_half,
+            **({"refused": dict(self.refused)} if self.refused else {}),
             "calibration": self.calibration.counts(),
             **({"lost": self.lost.counts()} if self.lost != Cost() else {}),
         }
@@ -253,7 +256,12 @@ class Result:
     @property
     def best(self) -> Candidate:
         if not self.images:
-            raise ValueError(f"no image for {self.prompt!r}: the search was stopped before this prompt was taken up")
+            why = (
+                "all that were finished were refused"
+                if self.spent.refused
+                else ("the search was stopped before this prompt was taken up")
+            )
+            raise ValueError(f"no image for {self.prompt!r}: {why}")
         return self.images[0]
 
 

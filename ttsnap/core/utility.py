@@ -47,6 +47,22 @@ class _Weighted:
         return np.asarray(scores @ self.weights)
 
 
+def first(utility: Utility, counted: int) -> Utility:
+    """The utility of so many scores, from the first on; others are scored for another reason."""
+    return _First(utility, counted)
+
+
+@dataclass(frozen=True, eq=False)
+class _First:
+    """What `first` makes."""
+
+    utility: Utility
+    counted: int
+
+    def __call__(self, scores: FloatArray) -> FloatArray:
+        return self.utility(scores[..., : self.counted])
+
+
 def make(spec: str | Sequence[float]) -> Utility:
     """ "mean", "rank_sum" or a list of weights -> utility."""
     if not isinstance(spec, str):
@@ -59,7 +75,7 @@ def make(spec: str | Sequence[float]) -> Utility:
 def check_scores_each(utility: Utility, name: str) -> None:
     """ValueError for an algorithm of this name, which compares images that were valued apart, where the utility only
     ranks images among each other."""
-    if utility is rank_sum:
+    if (utility.utility if isinstance(utility, _First) else utility) is rank_sum:
         raise ValueError(f"rank_sum only ranks images among each other; {name} needs a score of each: use mean")
 
 

@@ -214,6 +214,11 @@ class Ledger:
         self.spent = Cost()
         self.reserve = Cost()
 
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap at all."""
+        return self.budget != Budget() or (self.parent is not None and self.parent.capped)
+
     def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
         """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
         if self.budget.shortfall(self.spent.plus(cost, reserve), self.price) is not None:

@@ -95,8 +95,14 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether there is an image."""
+        """Whether there is an image, refused or not."""
         return bool(self.particles.finished.any())
+
+    @property
+    def admitted(self) -> bool:
+        """Whether there is an image that may be returned."""
+        particles = self.particles
+        return bool((particles.finished & ~particles.refused).any())
 
     @property
     def value(self) -> float:
@@ -149,8 +155,9 @@ class Job:
             self.images = {uid: self.images[uid] for uid in self.ranking()[:most]}
 
     def ranking(self) -> list[int]:
-        """Uids of the images, best first; rejected ones only where there is no other."""
-        uids = np.array(sorted(set(self.images) - self.rejected or self.images), int)
+        """Uids of the images that may be returned, best first; rejected ones only where there is no other."""
+        admitted = set(self.images) - set(np.flatnonzero(self.particles.refused).tolist())
+        uids = np.array(sorted(admitted - self.rejected or admitted), int)
         return [int(u) for u in self.particles.ranked(uids)]
 
     def chosen(self, keep: int) -> list[int]:

@@ -35,6 +35,7 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage
         seeds=_started(particles),
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
+        refused={} if particles.gate is None else particles.gate.refusals(particles.scores[particles.finished, -1]),
         calibration=engine.calibration_cost,
         lost=engine.lost,
     )
@@ -67,6 +68,7 @@ def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) ->
         found.append(Notice("stopped before this prompt was taken up"))
     elif images and not any(np.isfinite(candidate.reward) for candidate in images):
         found.append(Notice("no image has a score: which of them is the best is not known"))
+    found += _refusals(job, images)
     if 0 < len(images) < keep:
         found.append(Notice(f"{len(images)} of the {keep} images asked for were finished"))
     drafts = _started(job.particles) > 1  # of one seed, none is chosen
@@ -74,6 +76,20 @@ def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) ->
         why = "this search looks at none; seed-pruning with draft_share > 0 does"
         found.append(Notice(f"the draft was not used: {why}"))
     return found
+
+
+def _refusals(job: Job, images: Sequence[Candidate]) -> list[Notice]:
+    """How many images were refused, by what, and what it means where all were."""
+    particles = job.particles
+    refused, finished = int(particles.refused.sum()), int(particles.finished.sum())
+    if particles.gate is None or not refused:
+        return []
+    counts = particles.gate.refusals(particles.scores[particles.finished, -1])
+    by = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    said = [Notice(f"{refused} of {finished} finished images were refused (by {by})")]
+    if not images:
+        said.append(Notice("no image meets what is required: raise the budget, require less, or try other seeds"))
+    return said
 
 
 def _started(particles: Particles) -> int:

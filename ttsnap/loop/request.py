@@ -17,6 +17,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
+from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Budget, Cap, Ledger, tightest
@@ -44,6 +45,8 @@ class SearchSpec:
     """Whether prompts draw on one pot of the budget times their number."""
     diversity: float = 0.0
     """How much it counts that kept images are unlike each other, against their values (core/diversity.py)."""
+    gate: Gate | None = None
+    """What images must meet to be returned."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -129,7 +132,8 @@ def request_of(
         """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
         ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
         ledger.hold(whole)
-        table = ParticleTable(engine.grid.steps, rewards, spec.utility, spec.diversity if spec.keep > 1 else 0.0)
+        diversity = spec.diversity if spec.keep > 1 else 0.0
+        table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, spec.gate)
         rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
         return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 

@@ -18,6 +18,9 @@ from ttsnap.loop.budget import reserve_after
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import Listener, RequestClock, RunningRequest, SearchSpec, request_of
 
+MOST_SEEDS = 4096
+"""Seeds of a prompt after which no more are begun in place of refused ones, whatever the budget."""
+
 
 class Run:
     """All searches on one engine: requests may come and go while it runs, and rows of all of them share its batches.
@@ -183,19 +186,30 @@ class Run:
         return True
 
     def _stop(self, job: Job) -> None:
-        """Nothing else is wanted or can be paid for: end, or finish the best particle from the reserve first."""
-        if job.finished:
+        """Nothing else is wanted or can be paid for: end, or finish the best particle first, from the reserve or where
+        all images so far are refused."""
+        if job.finished and not self._goes_on(job):
             self._end(job)
             return
         job.closing, job.proposal, particles = True, None, job.particles
-        uids = np.flatnonzero(particles.alive)
+        uids = np.flatnonzero(particles.alive & ~particles.finished)
         order = np.lexsort((-particles.step[uids], -particles.value(uids)))
         for uid in uids[order]:
             move = advance(particles, [uid], self.grid.steps)
             if self._submit(job, self._resolve(job, move, particles)):
                 return
-        if not self._submit(job, self._resolve(job, fresh(1, self.grid.steps), particles)):
+        if self._submit(job, self._resolve(job, fresh(1, self.grid.steps), particles)):
+            return
+        if job.finished:
+            self._end(job)
+        else:
             raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether what is left of a budget goes to further images, since none may be returned so far."""
+        request = self._of_job[job.index]
+        wanted = request.spec.gate is not None and not job.admitted and not request.stopping
+        return wanted and job.ledger.capped and job.particles.seeds < MOST_SEEDS
 
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
@@ -225,7 +239,8 @@ class Run:
         job.take(outcome, self.grid.steps, request.spec.keep)
         if request.listener is None or outcome.scores is None or outcome.images is None:
             return
-        best = float(job.particles.value(job.ranking()[:1])[0]) if job.images else float("nan")
+        first = job.ranking()[:1]
+        best = float(job.particles.value(first)[0]) if first else float("nan")
         kept = outcome.kept or [{}] * len(outcome.uids)
         calls = self.engine.price.calls(self.rewards)
         columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()

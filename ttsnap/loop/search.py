@@ -1,9 +1,9 @@
 """THE loop: many prompts at once, ask the algorithm, price, charge, submit, collect, keep the best.
 
 Every search, live or replayed, with any algorithm, runs through `search`. It is the only place that charges. Three
-promises: no budget is exceeded; every search that starts returns an image (the cost of finishing one is held back
-until one is finished); what a prompt gets does not depend on the other prompts or on the batch size, unless they
-share a budget.
+promises: no budget is exceeded; every search that starts returns an image, unless it must meet a requirement (the cost
+of finishing one is held back until one is finished); what a prompt gets does not depend on the other prompts or on the
+batch size, unless they share a budget.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine, RunUsage
+from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
@@ -41,6 +42,7 @@ def search(
     keep: int = 1,
     shared: bool = False,
     diversity: float = 0.0,
+    gate: Gate | None = None,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -53,6 +55,9 @@ def search(
         2^64 - 1, and 0 comes after the last.
     keep: how many finished images come back, best first.
     diversity: how much it counts that these are unlike each other (core/diversity.py); 0 for the best ones.
+    gate: what images must meet to be returned: Gate.of(["ocr>0.99"], engine.reward_names). Where the algorithm ends
+        and no image has met it, the loop makes more, one by one, until one does or the budget is used up; there may be
+        none in the end.
     on_event: called with every Event.
     should_stop: called once per batch. When it says True, running prompts end with their best finished image; one is
         finished first if there is none. Prompts not yet taken up come back without images.
@@ -64,7 +69,7 @@ def search(
     watch = RequestClock(clock, clock())
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared, diversity)
+    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared, diversity, gate)
     spec = prepared(spec, engine)
     if spec.budget.seconds is not None:
         watch.deadline = watch.begin + spec.budget.seconds * len(prompts)

@@ -177,7 +177,10 @@ class PriceOfCompute:
                 new = update(f, x, j, mean, cov, self._variance(mean, squares, seen))
                 mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
                 squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
-            best = np.where(went & ~failed & (j == d - 1), np.fmax(best, last), best)
+            done = went & ~failed & (j == d - 1)
+            if particles.gate is not None:
+                done &= ~particles.refused[(*lead, uid[..., 0])]
+            best = np.where(done, np.fmax(best, last), best)
             reached = np.where(failed, -1, j + 1)
             _put(stage, uid, reached, went)
             _put(evidence, uid, np.where(failed, -np.inf, (f.gamma[j] * x).sum(-1)), went)
