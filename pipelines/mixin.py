@@ -193,6 +193,7 @@ class SearchMixin:
                 report=reward_tuple(wanted.report),
                 diversity=wanted.diversity * wanted.diverse,
                 likeness=wanted.likeness,
+                require=reward_tuple(wanted.require),
             )
             output.tell(self, stock_call, known)
             found = run(request, self, asked.devices, wanted.on_event, wanted.should_stop)

@@ -241,11 +241,14 @@ def with_thumbnails(
     thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]],
     flags: Sequence[bool] | None,
 ) -> list[Result]:
-    """Results with what was seen on the way, but for prompts of which the safety checker flagged an image."""
+    """Results with what was seen on the way, but for prompts of which the safety checker flagged an image, and for
+    candidates that are refused in the end."""
     kept, rest = [], iter(flags or ())
     for job, result in enumerate(results):
         flagged = list(itertools.islice(rest, len(result.images)))
-        kept.append(result if any(flagged) else replace(result, thumbnails=thumbnails.get(job, {})))
+        refused = result.particles.refused
+        seen = {look: picture for look, picture in thumbnails.get(job, {}).items() if not refused[look[0]]}
+        kept.append(result if any(flagged) else replace(result, thumbnails=seen))
     return kept
 
 

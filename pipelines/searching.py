@@ -50,8 +50,9 @@ def completed(request: SearchRequest, pipe: Any) -> SearchRequest:
     own = dict(spec.call)
     for prompt in request.prompts:
         own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
-    sampler = drafting(pipe, spec.sampler, request.algorithm, spec.rewards, own)
-    return replace(request, engine=replace(spec, sampler=sampler))
+    request = replace(request, engine=spec)
+    sampler = drafting(pipe, spec.sampler, request.algorithm, request.rewards, own)
+    return replace(request, engine=replace(request.engine, sampler=sampler))
 
 
 def run(
@@ -104,6 +105,7 @@ def run(
                     keep=how.keep,
                     shared=how.shared,
                     diversity=how.diversity,
+                    gate=how.gate,
                     on_event=listen,
                     should_stop=lambda: pipe._interrupt or (should_stop is not None and should_stop()),
                 )
@@ -115,7 +117,10 @@ def run(
         results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
         told = call if request.engine.model is None else request.engine.call
         made = replace(request, prompts=tuple(prompts), engine=replace(spec, call=told))
-        settings = {**settings_of(backend, made), "reward": list(engine.reward_names)}
+        names = list(engine.reward_names)[: len(request.rewards)]
+        settings = {**settings_of(backend, made), "reward": names}
+        if request.gate is not None:
+            settings["require"] = request.gate.named(engine.reward_names).words
     best = [(job, candidate.uid) for job, result in enumerate(results) for candidate in result.images]
     return SearchOutcome(results, settings, flags, denoiser, [finished[each] for each in best] if finished else [])
 

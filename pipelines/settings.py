@@ -56,6 +56,7 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
         **request.engine.sampler.told(),
         "utility": request.utility,
         **_diversity(request),
+        **({} if request.gate is None else {"require": request.gate.words}),
         "seed": request.seed,
     }
 

@@ -72,7 +72,8 @@ def add_option(p: Any, option: Option, start: Any = None) -> None:
         kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=marked(unset))
+    more = {"again": True} if option.many else {}
+    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=marked(unset), **more)
 
 
 def add_call(p: Any, *names: str) -> None:

@@ -88,7 +88,8 @@ def parser() -> Parser:
             "are compared with the first"
         ),
     )
-    arguments.add_options(find, SearchOptions, without=("search", "seed", "diverse", "diversity", "likeness"))
+    without = ("search", "seed", "require", "diverse", "diversity", "likeness")
+    arguments.add_options(find, SearchOptions, without=without)
     arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions)

@@ -15,6 +15,7 @@ from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.requirement import Requirement
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
@@ -147,6 +148,7 @@ def check_names(given: Arguments) -> None:
         located(given.model)
     for name in ("reward", "report", "base"):
         check_rewards(given.get(name) or None)
+    check_rewards([Requirement.parse(text).reward for text in reward_tuple(given.get("require"))])
     check_rewards([named(text)[1] for text in given.get("rewards", [])])
     known, likeness = (*LIKENESSES, *REWARDS), given.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:

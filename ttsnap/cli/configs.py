@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ttsnap.core.names import unknown
+from ttsnap.core.requirement import Requirement
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
@@ -107,6 +108,8 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         key = name.rpartition(".")[2].replace("-", "_")
         if not isinstance(value, str):
             continue
+        if key == "require":
+            value = str(Requirement.parse(value).reward)
         reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
         ours = value.partition(":")[0] in (AUTO, NONE, HOT, EMBEDDED) if key == "draft" else value in PACKAGED
         model = key in _MODELS and not ours

@@ -127,6 +127,7 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         reward_tuple(common.report_of(a)),
         a.diversity * a.diverse,
         a.likeness,
+        reward_tuple(a.require),
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
     common.check_affordable(first.budget, engine.call)

@@ -42,11 +42,12 @@ class _Store(argparse.Action):
 
     hint: the type; argparse takes no type hints. needed: whether the option must be given, on the command line or in a
     file. ValueError for what does not fit the type.
+    again: whether the option may be given several times, for a list.
     """
 
-    def __init__(self, *args: Any, type: Any = None, required: bool = False, **more: Any) -> None:
+    def __init__(self, *args: Any, type: Any = None, required: bool = False, again: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.hint, self.needed = type, required
+        self.hint, self.needed, self.again = type, required, again
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name = option_string or str(self.metavar or self.dest)
@@ -58,7 +59,14 @@ class _Store(argparse.Action):
             value = [read_text(name, each, self.hint) for each in values]
         else:
             value = values if values is self.default else read_text(name, values, self.hint)
+        if self.again and values is not self.default:
+            typed = vars(namespace).setdefault(_TYPED, {})
+            typed[self.dest] = value = [*typed.get(self.dest, []), *(value if isinstance(value, list) else [value])]
         setattr(namespace, self.dest, value)
+
+
+_TYPED = "_typed"
+"""Where a namespace has what was typed of options that may be given again, while arguments are read."""
 
 
 def _loose(text: str) -> object:
@@ -143,6 +151,7 @@ class Parser(argparse.ArgumentParser):
         if missing := self._missing(vars(found)):
             self.error(f"{' and '.join(missing)} must be given")
         vars(found).pop("config", None)
+        vars(found).pop(_TYPED, None)
         if vars(found).pop("print_config", False):
             shown = Arguments(**{a.dest: found[a.dest] for a in self._actions if a.dest in found})
             print(yaml.safe_dump(plain(shown.nested()), sort_keys=False, allow_unicode=True), end="")

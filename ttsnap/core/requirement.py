@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ SIGNS: dict[str, Callable[[FloatArray, float], BoolArray]] = {
     ">": np.greater,
     "<": np.less,
 }
-_WRITTEN = re.compile(r"\s*(\S.*?)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
+_WRITTEN = re.compile(r"([^<>]*[^<>\s])\s*(>=|<=|>|<)\s*([^\s<>=]+)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Requirement:
             return given
         if isinstance(given, str) and given.strip() and not re.search("[<>]", given):
             return cls(given.strip())
-        match = _WRITTEN.fullmatch(given) if isinstance(given, str) else None
+        match = _WRITTEN.fullmatch(given.strip()) if isinstance(given, str) else None
         try:
             bound = float(match[3]) if match else math.nan
         except ValueError:
@@ -50,7 +50,7 @@ class Requirement:
         if match is None or not math.isfinite(bound):
             raise ValueError(f"cannot read requirement {given!r:.80}; write it like ocr>0.99, brightness<0.6 or safe "
                              "(which is safe>=0.5)")  # fmt: skip
-        return cls(match[1], match[2], bound)
+        return cls(match[1].strip(), match[2], bound)
 
     def __str__(self) -> str:
         name = self.reward if isinstance(self.reward, str) else getattr(self.reward, "name", None)
@@ -83,6 +83,16 @@ class Gate:
             raise ValueError(f"{strange[0]} bounds no score that there is; rewards are {', '.join(map(str, rewards))}")
         columns = tuple(list(rewards).index(one.reward) for one in read)
         return cls(read, columns, len(rewards) if counted is None else counted)
+
+    def named(self, names: Sequence[str]) -> Gate:
+        """The same, its requirements in words of the rewards' names: what a user gave may be an address or a file."""
+        pairs = zip(self.requirements, self.columns, strict=True)
+        return replace(self, requirements=tuple(replace(one, reward=names[column]) for one, column in pairs))
+
+    @property
+    def words(self) -> list[str]:
+        """The requirements as users write them."""
+        return list(map(str, self.requirements))
 
     @property
     def scores_more(self) -> bool:

@@ -133,9 +133,10 @@ def request_of(
         ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
         ledger.hold(whole)
         diversity = spec.diversity if spec.keep > 1 else 0.0
-        table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, spec.gate)
+        table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, gate)
         rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
         return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
+    gate = None if spec.gate is None else spec.gate.named(engine.reward_names)
     jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
     return RunningRequest(spec, cap, task, whole, watch, listener, jobs, deque(jobs))

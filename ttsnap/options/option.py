@@ -59,7 +59,7 @@ class Option:
     noted: bool = False
     """Whether recordings with another kernel than the pipeline's own note the value even at its default."""
     many: bool = False
-    """Whether several values may follow the flag."""
+    """Whether several values may follow the flag, or the flag be given several times."""
     determines: bool = True
     """Whether another value gives another result, so that a run is not resumed with it."""
 

@@ -63,6 +63,18 @@ class SearchOptions(Settings):
         python="A function of scores is taken as it is (ttsnap.core.utility).",
         written=str | list[float],
     )
+    require: str | Sequence[str] | None = option(
+        None,
+        "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as 'ocr>0.99'; REWARD alone is "
+        "REWARD>=0.5; a list for several, or the option again",
+        python="The search goes on while the budget lasts, and may return no image. A "
+        "`ttsnap.core.requirement.Requirement` may name a function.",
+        written=str | list[str] | None,
+        metavar="REQUIREMENT",
+        loads="reward",
+        many=True,
+        recorded=False,
+    )
     report: Spec = option(
         None,
         "rewards that only score the returned images, outside the budget",

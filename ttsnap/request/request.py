@@ -13,6 +13,7 @@ from ttsnap.algorithms import make_algorithm, spec_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SearchSpec
 from ttsnap.options.engine import EngineOptions
@@ -115,10 +116,20 @@ class SearchRequest:
     """How much it counts that these are unlike each other (core/diversity.py); 0: the best are returned."""
     likeness: Spec = None
     """By what they are compared, as `make_likeness` takes it. The engine measures it where several are to differ."""
+    require: tuple[str | Requirement, ...] = ()
+    """What images must meet to be returned. Rewards that are only required join those of the engine, behind them."""
+    gate: Gate | None = None
+    """Made of `require` as soon as the rewards are known; nobody else gives it."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
+        object.__setattr__(self, "require", tuple(map(Requirement.parse, self.require)))
+        if self.require and self.gate is None and self.engine.rewards:
+            rewards = self.engine.rewards
+            scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in self.require))))
+            object.__setattr__(self, "gate", Gate.of(self.require, scored, len(rewards)))
+            object.__setattr__(self, "engine", replace(self.engine, rewards=scored))
         object.__setattr__(self, "seed", checked_seed(self.seed))
         _ = self.spec
         measured = (self.likeness or AUTO) if self.diversity and self.keep > 1 else None
@@ -131,7 +142,12 @@ class SearchRequest:
         """What the loop runs, before its budget and seeds are fitted to an engine."""
         algorithm = make_algorithm(self.search, **self.options)
         utility = self.utility if callable(self.utility) else utilities.make(self.utility)
-        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, self.diversity)
+        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, self.diversity, self.gate)
+
+    @property
+    def rewards(self) -> tuple[Spec, ...]:
+        """The rewards that are searched for, without those that are only required."""
+        return self.engine.rewards[: None if self.gate is None else self.gate.counted]
 
     @property
     def algorithm(self) -> Algorithm:

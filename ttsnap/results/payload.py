@@ -66,6 +66,7 @@ SEARCH: dict[str, Any] = {
     "algorithm": Annotated[str, Size(1000)],
     "options": Object,
     "budget": Word,
+    "require": Annotated[list[Place], Size(16)],
     "reward": Score,
     **dict.fromkeys(("scores", "metrics"), Scores),
     **dict.fromkeys(("rank", "nfe", "seeds"), Natural),
@@ -184,7 +185,7 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
         "branched": bool(result.particles.parent[candidate.uid] >= 0),
         "search": {
             **{k: settings[k] for k in ("algorithm", "options", "budget")},
-            **{k: settings[k] for k in ("diversity", "likeness") if k in settings},
+            **{k: settings[k] for k in ("require", "diversity", "likeness") if k in settings},
             "rank": rank + 1,
             "reward": candidate.reward,
             "scores": candidate.scores,
