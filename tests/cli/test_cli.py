@@ -60,6 +60,39 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "exists" in capsys.readouterr().err
 
 
+def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", PROMPT, "--budget", "60nfe", "--keep", "10", "--algorithm", "best-of-n", *QUICK,
+             "--reward", "brightness"]  # fmt: skip
+    assert main([*words, "--out", "all"]) == 0
+    table = json.loads(Path("all/trace.json").read_text())["results"][0]["images"]
+    scores = sorted(image["scores"]["brightness"] for image in table)
+    middle = (scores[-4] + scores[-3]) / 2
+    Path("c.yaml").write_text(f"require: brightness>{middle}\n")
+    capsys.readouterr()
+    for n, more in enumerate(
+        (["--require", f"brightness>{middle}", "--require", "colourfulness<999"], ["--config", "c.yaml"])
+    ):
+        assert main([*words, *more, "--out", f"some{n}"]) == 0
+        trace = json.loads(Path(f"some{n}/trace.json").read_text())
+        (result,) = trace["results"]
+        assert [image["scores"]["brightness"] for image in result["images"]] == scores[:-4:-1]
+        assert result["spent"]["refused"][f"brightness>{middle:.12g}"] == len(scores) - 3
+        assert trace["settings"]["reward"] == ["brightness"]
+        assert f"{len(scores) - 3} of {len(scores)} finished images were refused" in capsys.readouterr().out
+    assert read_payload(next(Path("some0").glob("0*1.png")))["search"]["require"] == [
+        f"brightness>{middle:.12g}",
+        "colourfulness<999",
+    ]
+    assert main(["replay", str(next(Path("some0").glob("0*1.png")))]) == 0
+    capsys.readouterr()
+    assert main([*words, "--require", "brightness>1", "--out", "none"]) == 1
+    assert "no image meets what is required" in capsys.readouterr().out
+    assert not list(Path("none").glob("*.png"))
+    assert json.loads(Path("none/trace.json").read_text())["results"][0]["spent"]["nfe"] == 60
+    assert main([*words, "--require", "brigthness>1", "--out", "none"]) == 2
+    assert "unknown reward 'brigthness'" in capsys.readouterr().err
+
+
 def test_half_precision_and_seeds_beyond_2_63(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -54,6 +54,7 @@ def test_no_configuration_imports_a_class() -> None:
         {"reward": [f"{MODULE}:score", "scenes"]},
         {"reward": f"scenes then {MODULE}:score"},
         {"report": "http://127.0.0.1:9"},
+        {"require": f"{MODULE}.py:score"},
         {"reward": "clip:someone/model"},
         {"model": "someone/model"},
         {"lora": "someone/lora:0.5"},
@@ -83,6 +84,16 @@ def test_what_a_configuration_names_must_be_confirmed(values: dict[str, Any]) ->
     for words in (config(**values, trust=True), [*argv, "--", "--trust", option]):  # the last two are prompts
         with pytest.raises(ValueError, match="names"):
             parsed(words)
+
+
+def test_the_reward_of_a_requirement_must_be_confirmed() -> None:
+    for text in (f"{MODULE}.py:score>=1", f"scenes then {MODULE}:score > 0.5"):
+        with pytest.raises(ValueError, match="because a configuration says so"):
+            parsed(config(require=["scenes>=0.5", text]))
+    with pytest.raises(ValueError, match="cannot read requirement"):
+        parsed(config(require=f"scenes>{MODULE}.py:score>=1"))
+    parsed(config(require=["scenes>=0.5", "brightness"]))
+    assert MODULE not in sys.modules
 
 
 def test_inner_sections_count_too() -> None:

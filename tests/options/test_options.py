@@ -170,7 +170,7 @@ def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
 
 
 def test_what_makes_ttsnap_load_something_is_declared() -> None:
-    assert {"reward", "report", "base"} == configs._REWARDS
+    assert {"reward", "require", "report", "base"} == configs._REWARDS
     assert {"model", "lora", "preview_vae", "draft"} == configs._MODELS
     assert {"prompts", "negative_prompt", "call"} == configs._TEXTS
 

@@ -109,6 +109,30 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(client: OpenAI) -> No
     assert events[-1]["usage"]["nfe"] == whole["usage"]["nfe"]
 
 
+def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server: GenerationServer) -> None:
+    own = {"seed": 3, "budget": "100nfe", "search": "best-of-n", "reward": "brightness"}
+    reply = client.images.generate(prompt=PROMPT, n=5, extra_body=own).to_dict()
+    rewards = [image["reward"] for image in reply["data"]]
+    asked = {**own, "require": [f"brightness>{(rewards[1] + rewards[2]) / 2}", "scenes<2"]}
+    some = client.images.generate(prompt=PROMPT, n=5, extra_body=asked).to_dict()
+    assert [image["reward"] for image in some["data"]] == pytest.approx(rewards[:2], abs=1e-5)
+    assert any("3 of 5 finished images were refused (by brightness>" in warning for warning in some["warnings"])
+    spent = metric(server, "ttsnap_nfe_total")
+    with pytest.raises(openai.UnprocessableEntityError, match="no image meets what is required") as error:
+        client.images.generate(prompt=PROMPT, extra_body={**own, "require": "brightness>1"})
+    assert (error.value.param, error.value.code) == ("require", "requirement_not_met")
+    assert metric(server, "ttsnap_nfe_total") == spent + 100
+    stream = client.images.generate(
+        prompt=PROMPT,
+        stream=True,
+        partial_images=3,
+        extra_body={**own, "search": "seed-pruning", "require": "brightness>0"},
+    )
+    *partials, last = [event.to_dict() for event in stream]
+    shown = [np.asarray(picture(event["b64_json"])) for event in partials]
+    assert all((one == np.asarray(picture(last["b64_json"]))).all() for one in shown[-1:]), "no estimate is shown"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
@@ -123,6 +147,8 @@ def test_a_stream_shows_estimates_and_ends_with_the_images(client: OpenAI) -> No
         ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
         ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
         ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),
+        ({"require": "my_reward.py:score>1"}, "require", "choose one of scenes, brightness"),
+        ({"require": ["scenes>=high"]}, "require", "cannot read requirement"),
         ({"budget": "many"}, "budget", "cannot read budget 'many'"),
         ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
         ({"budget": "9nfe", "quality": "low"}, "budget", "not both"),

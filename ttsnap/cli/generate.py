@@ -174,4 +174,6 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
     if count > 1:
         tabulate(where, runs)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
+    if first.require and not all(result.images for run in runs for result in run.results):
+        return common.exit_status(out, where, failure) or 1
     return common.exit_status(out, where, failure)

@@ -15,6 +15,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import blanks
 from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
 from ttsnap.loop.budget import Budget
@@ -48,6 +49,9 @@ class CommonFields:
     )
     reward: Name | list[Name] | None = option(None, "names of rewards that are offered, the first if none")
     report: Name | list[Name] | None = option(None, "rewards that only score the returned images")
+    require: Name | list[Name] | None = option(
+        None, "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER, or several"
+    )
     budget: Annotated[str, Size(60)] | int | float | None = option(None, "400nfe, 20images, 10s, ...")
     seed: Annotated[int, Bounds(0, 2**63, open_high=True)] | None = option(
         None, "candidate i starts from seed + i; else a random one"
@@ -146,7 +150,18 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
         given.n,
         report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
         diversity=SearchOptions.diversity * given.diverse,
+        require=_requirements(given.require, offer, limits) if given.require else (),
     )
+
+
+def _requirements(given: str | list[str], offer: Offer, limits: SearchLimits) -> tuple[Requirement, ...]:
+    """Requirements on rewards that are offered. FieldError for others, and for what cannot be read."""
+    try:
+        read = [Requirement.parse(text) for text in ([given] if isinstance(given, str) else given)]
+    except ValueError as error:
+        raise FieldError("require", str(error)) from None
+    limits.rewards_of([one.reward for one in read], offer.rewards, "require")
+    return tuple(read)
 
 
 def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -> dict[str, Any]:

@@ -243,7 +243,10 @@ class Searches:
         rewards = [self.rewards[name] for name in request.report]
         (result,), _ = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
         if not result.images:
-            return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
+            if self.run.lost or request.gate is None:
+                return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
+            said = [notice.sentence for notice in notices(running.jobs[0], self.engine, (), request.keep)]
+            return RequestError(422, "; ".join(said), "require", "requirement_not_met")
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.results import Event, Result
 from ttsnap.request.offer import Offer
@@ -115,8 +117,12 @@ class Progress:
             self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
         elif event.kind == "score":
             self._arrive(event.uids)
-            value = sum(event.scores) / len(event.scores)
-            if self.ticket.partials and event.picture is not None and math.isfinite(value) and value > self.best:
+            scores, shown = event.scores, True
+            if (gate := self.ticket.request.gate) is not None:  # an estimate may become an image that is refused
+                scores, shown = scores[: gate.counted], not event.look and bool(gate.admits(np.array(scores)))
+            value = sum(scores) / len(scores)
+            shown = shown and self.ticket.partials > 0 and event.picture is not None
+            if shown and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture
         elif event.kind == "tick":  # all scores of the batch are there
             self.ticket.share = max(self.arrived / self.allowance, event.seconds / self.ticket.seconds)

@@ -1,0 +1,145 @@
+"""Requirements on finished images: how they are written, and what a search does with them.
+
+That every algorithm keeps to them, and to its budget, is in tests/algorithms/test_contract.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap import BestOfN, Budget, make_algorithm, search
+from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.requirement import Gate, Requirement
+from ttsnap.core.utility import check_scores_each, first, mean, rank_sum
+from ttsnap.loop.dry import DryEngine
+from ttsnap.recordings.replay import Recording, ReplayEngine
+
+PROMPTS = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reward", "sign", "bound", "written"),
+    [
+        ("ocr>0.99", "ocr", ">", 0.99, "ocr>0.99"),
+        (" brightness <= 6e-1 ", "brightness", "<=", 0.6, "brightness<=0.6"),
+        ("scenes>=1", "scenes", ">=", 1.0, "scenes>=1"),
+        ("clip then my.py:f < -2", "clip then my.py:f", "<", -2.0, "clip then my.py:f<-2"),
+        ("safe", "safe", ">=", 0.5, "safe>=0.5"),
+        ("judge:yes,model=x>=.5", "judge:yes,model=x", ">=", 0.5, "judge:yes,model=x>=0.5"),
+    ],
+)
+def test_a_requirement_is_read_and_written(text: str, reward: str, sign: str, bound: float, written: str) -> None:
+    one = Requirement.parse(text)
+    assert (one.reward, one.sign, one.bound, str(one)) == (reward, sign, bound, written)
+    assert Requirement.parse(written) == one
+
+
+@pytest.mark.parametrize("text", ["", " ", ">1", "ocr>", "ocr>high", "ocr>nan", "ocr>inf", "ocr=1", "ocr==1", "a>1>2"])
+def test_what_is_no_requirement(text: str) -> None:
+    if text.strip() and not any(sign in text for sign in "<>"):
+        assert Requirement.parse(text).reward == text  # a name, which no reward has
+    else:
+        with pytest.raises(ValueError, match="cannot read requirement"):
+            Requirement.parse(text)
+
+
+def test_bounds_a_sign_that_is_none_and_a_reward_that_is_not_there() -> None:
+    scores = np.array([0.2, 0.5, np.nan, 0.9])
+    met = {sign: Requirement("x", sign, 0.5).met(scores).tolist() for sign in (">", ">=", "<", "<=")}
+    assert met == {
+        ">": [False, False, False, True],
+        ">=": [False, True, False, True],
+        "<": [True, False, False, False],
+        "<=": [True, True, False, False],
+    }
+    with pytest.raises(ValueError, match="a sign of >=, <=, >, < and a finite bound"):
+        Requirement("x", "==", 1)
+    with pytest.raises(ValueError, match="c>1 bounds no score that there is; rewards are a, b"):
+        Gate.of(["a>1", "c>1"], ["a", "b"])
+
+
+def test_all_must_be_met_and_refusals_are_counted_by_each() -> None:
+    gate = Gate.of(["a>0", "b<=1"], ["a", "b"])
+    scores = np.array([[1, 1], [0, 1], [1, 2], [-1, 3]], float)
+    assert gate.admits(scores).tolist() == [True, False, False, False]
+    assert gate.refusals(scores) == {"a>0": 2, "b<=1": 2}
+    assert gate.named(["x", "y"]).words == ["x>0", "y<=1"]
+
+
+def test_a_utility_does_not_see_what_is_only_required() -> None:
+    scores = np.array([[1.0, 9.0], [3.0, 0.0]])
+    assert first(mean, 1)(scores).tolist() == [1, 3]
+    with pytest.raises(ValueError, match="rank_sum only ranks"):
+        check_scores_each(first(rank_sum, 1), "rbf")
+
+
+class Falling(DryEngine):
+    """Seed s has the utility -s, and passes from seed `from_` on."""
+
+    from_ = 0
+
+    def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+        return np.stack([-seeds.astype(float), (seeds >= self.from_).astype(float)], 1)
+
+
+@pytest.mark.parametrize(("from_", "seeds"), [(0, 4), (2, 4), (4, 5), (7, 8), (11, 10), (99, 10)])
+def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(engine: Any, from_: int, seeds: int) -> None:
+    dry = Falling(engine().grid, ("low", "late"))
+    dry.from_ = from_
+    budget = Budget(nfe=10 * dry.grid.nfe)
+    (result,) = search(["x"], BestOfN(4), dry, budget, gate=Gate.of(["late"], dry.reward_names, 1), keep=3)
+    assert result.spent.seeds == seeds
+    assert [c.seed for c in result.images] == [s for s in range(seeds) if s >= from_][:3]
+    assert result.spent.refused == {"late>=0.5": min(from_, seeds)}
+    if from_ > 9:
+        assert result.warnings == (
+            "10 of 10 finished images were refused (by late>=0.5 10)",
+            "no image meets what is required: raise the budget, require less, or try other seeds",
+        )
+        with pytest.raises(ValueError, match="no image for 'x': all that were finished were refused"):
+            _ = result.best
+
+
+def test_a_search_without_a_budget_ends_with_its_algorithm(engine: Any) -> None:
+    dry = Falling(engine().grid, ("low", "late"))
+    dry.from_ = 99
+    (result,) = search(["x"], BestOfN(4), dry, gate=Gate.of(["late"], dry.reward_names, 1))
+    assert (result.spent.seeds, result.images) == (4, ())
+
+
+def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
+    """Among all, seed 1 is ahead by the refused ones, which are worse by b alone."""
+    table = np.array([[3.0, 1.0, 1], [2.0, 3.0, 1], [0.0, 2.0, 0], [0.1, 2.1, 0], [0.2, 2.2, 0]])
+
+    class Table(DryEngine):
+        def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+            return table[seeds.astype(int)]
+
+    dry = Table(engine().grid, ("a", "b", "ok"))
+    best = {}
+    for name, gate in (("all", None), ("gated", Gate.of(["ok"], dry.reward_names, 2))):
+        (result,) = search(["x"], BestOfN(5), dry, utility=rank_sum if gate else first(rank_sum, 2), gate=gate)
+        best[name] = (result.best.seed, result.best.reward)
+    assert best == {"all": (1, 9.0), "gated": (0, 3.0)}
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning"])
+def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name: str) -> None:
+    recorded = search(PROMPTS, KeepAll(20), engine(), seed=40)
+    recording = Recording.from_results(recorded, engine().grid, ("brightness",))
+    middle = float(np.quantile(recording.scores[:, :, -1], 0.7))
+    gate = Gate.of([Requirement("brightness", "<=", middle)], recording.reward_names)
+    algorithm = make_algorithm(name)
+    live = search(PROMPTS, algorithm, engine(batch_size=5), "80nfe", seed=40, keep=2, gate=gate)
+    replayed = search(PROMPTS, algorithm, ReplayEngine(recording), "80nfe", seed=40, keep=2, gate=gate)
+    for a, b in zip(live, replayed, strict=True):
+        assert [c.seed for c in a.images] == [c.seed for c in b.images]
+        assert a.spent.cost == b.spent.cost
+        assert a.spent.refused == b.spent.refused
+        assert all(c.reward <= middle for c in a.images)
+    never = Gate.of(["brightness>9"], recording.reward_names)
+    with pytest.raises(ValueError, match=r"recorded are 40\.\.59"):
+        search(PROMPTS, BestOfN(20), ReplayEngine(recording), "400nfe", seed=40, gate=never)
