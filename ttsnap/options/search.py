@@ -63,7 +63,7 @@ class SearchOptions(Settings):
         python="A function of scores is taken as it is (ttsnap.core.utility).",
         written=str | list[float],
     )
-    require: str | Sequence[str] | None = option(
+    require: Spec = option(
         None,
         "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as 'ocr>0.99'; REWARD alone is "
         "REWARD>=0.5; a list for several, or the option again",

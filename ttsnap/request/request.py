@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ttsnap.algorithms import make_algorithm, spec_of
 from ttsnap.core import utility as utilities
+from ttsnap.core.needs import Need, declared
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Gate, Requirement
@@ -124,13 +125,17 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
+        object.__setattr__(self, "seed", checked_seed(self.seed))
         object.__setattr__(self, "require", tuple(map(Requirement.parse, self.require)))
         if self.require and self.gate is None and self.engine.rewards:
             rewards = self.engine.rewards
             scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in self.require))))
             object.__setattr__(self, "gate", Gate.of(self.require, scored, len(rewards)))
             object.__setattr__(self, "engine", replace(self.engine, rewards=scored))
-        object.__setattr__(self, "seed", checked_seed(self.seed))
+            guided = self.engine.sampler.guide is not None or Need.ASCEND in declared(self.algorithm.needs)
+            if guided and self.gate.scores_more:
+                raise ValueError(f"gradients follow all rewards of an engine, {self.require[-1]} among them; require "
+                                 "what is searched for, or search without gradients")  # fmt: skip
         _ = self.spec
         measured = (self.likeness or AUTO) if self.diversity and self.keep > 1 else None
         if measured != self.engine.batch.features:

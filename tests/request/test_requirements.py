@@ -1,0 +1,89 @@
+"""A request with requirements: which rewards its engine has, and which of them the search is for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.core.prompt import Prompt
+from ttsnap.core.requirement import Requirement
+from ttsnap.loop.budget import Budget
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
+from ttsnap.results.payload import read_payload
+
+
+def asked(*rewards: str, require: tuple[Any, ...] = (), search: str = "best-of-n", **more: Any) -> SearchRequest:
+    engine = EngineSpec(None, rewards, **more)
+    return SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require)
+
+
+def test_what_is_only_required_comes_behind_the_rewards() -> None:
+    request = asked("scenes", "clip", require=("ocr:line>0.9", "clip>20", "safe", "safe<2"))
+    assert request.engine.rewards == ("scenes", "clip", "ocr:line", "safe")
+    assert request.rewards == ("scenes", "clip")
+    gate = request.gate
+    assert gate is not None
+    assert (gate.columns, gate.counted, gate.scores_more) == ((2, 1, 3, 3), 2, True)
+    assert request.spec.gate is gate
+    again = replace(request, engine=replace(request.engine, rewards=("A", "B", "C", "D")))  # as where they are loaded
+    assert (again.gate, again.rewards) == (gate, ("A", "B"))
+
+
+def test_it_waits_for_the_reward_that_the_model_recommends() -> None:
+    request = asked(require=("ocr",))
+    assert (request.gate, request.engine.rewards) == (None, ())
+    whole = replace(request, engine=request.engine.completed(ModelDefaults(reward="scenes")))
+    assert (whole.engine.rewards, whole.rewards) == (("scenes", "ocr"), ("scenes",))
+
+
+def test_gradients_do_not_follow_what_is_only_required() -> None:
+    message = "gradients follow all rewards of an engine, ocr>=0.5 among them; require what is searched for"
+    with pytest.raises(ValueError, match=message):
+        asked("scenes", require=("ocr",), sampler=SamplerOptions(guide="0.1"))
+    with pytest.raises(ValueError, match=message):
+        asked("scenes", require=("ocr",), search="noise-ascent")
+    asked("scenes", require=("scenes>0.1",), search="noise-ascent")
+
+
+@pytest.mark.usefixtures("shallow_model", "any_flops")
+def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
+    from ttsnap.pipelines import load
+
+    from ttsnap.results.media import png_info
+
+    def middle(images: Any, prompts: Any) -> Any:
+        return images.mean((1, 2, 3))
+
+    pipe = load()
+    pipe.set_progress_bar_config(disable=True)
+    how: dict[str, Any] = {"search": "best-of-n", "budget": "80nfe", "seed": 3, "num_inference_steps": 8, "draft": None}
+    how |= {"reward": "brightness", "num_images_per_prompt": 10}
+    every = pipe("a red circle", **how)
+    rewards = [candidate.reward for candidate in every.search[0].images]
+    means = [float(middle(candidate.image[None], [])) for candidate in every.search[0].images]
+    bound = float(np.median(means))
+    with pytest.warns(UserWarning, match="fewer images than the 10 asked for"):
+        some = pipe("a red circle", **how, require=[f"brightness<{rewards[0]}", Requirement(middle, ">", bound)])
+    passed = [i for i, value in enumerate(means) if value > bound and i]
+    (result,) = some.search
+    assert [c.reward for c in result.images] == [rewards[i] for i in passed]
+    assert list(result.best.scores) == ["brightness", "middle"]
+    assert len(some.images) == len(passed)
+    kept = {look[0] for look in result.thumbnails}
+    assert kept.isdisjoint(np.flatnonzero(result.particles.refused).tolist())
+    some.images[0].save(tmp_path / "a.png", pnginfo=png_info(some.images[0]))
+    told = read_payload(tmp_path / "a.png")["search"]
+    assert told["require"] == [f"brightness<{rewards[0]:.12g}", f"middle>{bound:.12g}"]
+    with pytest.warns(UserWarning, match="fewer images"):
+        none = pipe("a red circle", **how, require="brightness>1")
+    assert none.images == []
+    assert none.search[0].warnings[-1].startswith("no image meets what is required")
+    with pytest.raises(ValueError, match="require given without search="):
+        pipe("a red circle", require="brightness>1")
+    with pytest.raises(ValueError, match="cannot read requirement 'brightness>dark'"):
+        pipe("a red circle", **how, require="brightness>dark")
