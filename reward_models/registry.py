@@ -39,6 +39,7 @@ REWARDS: dict[str, str] = {
     "noise-aware": "ttsnap.reward_models.noise_aware.student:NoiseAware",
     "vqascore": "ttsnap.reward_models.vqa:VQAScore",
     "counting": "ttsnap.reward_models.detection:CountReward",
+    "safe": "ttsnap.reward_models.safe:Safe",
     "ocr": "ttsnap.reward_models.ocr:OCR",
     "compressibility": "ttsnap.reward_models.closed_form:Compressibility",
     "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",

@@ -34,6 +34,7 @@ EXTRAS = {
     "distill": "ttsnap distill, drafts",
     "rewards": "open_clip rewards",
     "ocr": "text in images",
+    "safe": "what is safe for work",
     "judge": "judges behind an API",
     "video": "mp4",
     "plot": "charts",
