@@ -101,9 +101,8 @@ class Gate:
 
     def admits(self, scores: FloatArray) -> BoolArray:
         """(..., R) scores of finished images -> (...) whether they meet all requirements."""
-        return np.logical_and.reduce(
-            [one.met(scores[..., column]) for one, column in zip(self.requirements, self.columns, strict=True)]
-        )
+        met = [one.met(scores[..., column]) for one, column in zip(self.requirements, self.columns, strict=True)]
+        return np.asarray(np.logical_and.reduce(met))
 
     def refusals(self, scores: FloatArray) -> dict[str, int]:
         """How many of these images (N, R) fail each requirement, by its words; an image may fail several."""

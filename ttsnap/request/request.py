@@ -126,15 +126,17 @@ class SearchRequest:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
         object.__setattr__(self, "seed", checked_seed(self.seed))
-        object.__setattr__(self, "require", tuple(map(Requirement.parse, self.require)))
-        if self.require and self.gate is None and self.engine.rewards:
+        required = tuple(map(Requirement.parse, self.require))
+        object.__setattr__(self, "require", required)
+        if required and self.gate is None and self.engine.rewards:
             rewards = self.engine.rewards
-            scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in self.require))))
-            object.__setattr__(self, "gate", Gate.of(self.require, scored, len(rewards)))
+            scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in required))))
+            gate = Gate.of(required, scored, len(rewards))
+            object.__setattr__(self, "gate", gate)
             object.__setattr__(self, "engine", replace(self.engine, rewards=scored))
             guided = self.engine.sampler.guide is not None or Need.ASCEND in declared(self.algorithm.needs)
-            if guided and self.gate.scores_more:
-                raise ValueError(f"gradients follow all rewards of an engine, {self.require[-1]} among them; require "
+            if guided and gate.scores_more:
+                raise ValueError(f"gradients follow all rewards of an engine, {required[-1]} among them; require "
                                  "what is searched for, or search without gradients")  # fmt: skip
         _ = self.spec
         measured = (self.likeness or AUTO) if self.diversity and self.keep > 1 else None
