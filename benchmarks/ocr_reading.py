@@ -49,7 +49,7 @@ def main() -> None:
     a = p.parse_args()
     kinds = [("line", 96, 32, None, 0.0), ("line", 96, 32, None, 0.1), ("picture", 96, 32, None, 0.0)]
     kinds += [("picture", side, side, size, 0.0) for side in (64, 256, 512, 1024) for size in (10, 16, 24, 60)
-              if size <= side / 4]  # fmt: skip
+              if size <= side / 6]  # fmt: skip
     rows = []
     for reads, width, height, letters, noise in kinds:
         rng, reward = random.Random(a.seed), OCR(reads)

@@ -137,7 +137,7 @@ class Searches:
         request, engine = ticket.request, self.engine
         spec = self.checked(request)
         now = time.monotonic()
-        listener = Progress(ticket, task_of(spec.budget, engine, request.keep).allowance)
+        listener = Progress(ticket, task_of(spec.budget, engine, request.keep).allowance, request.gate)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
         running = self.run.add([request.prompt], spec, watch, listener)
         engine.weigh(running.jobs[0].index, ticket.caller.weight)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ttsnap.core.outcome import Decoded
+from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
@@ -97,8 +98,8 @@ class Progress:
     charged before any of them runs.
     """
 
-    def __init__(self, ticket: Ticket, allowance: float) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: Ticket, allowance: float, gate: Gate | None = None) -> None:
+        self.ticket, self.gate = ticket, gate
         self.allowance = allowance
         """Evaluations that the budget affords."""
         self.sent = 0
@@ -118,7 +119,7 @@ class Progress:
         elif event.kind == "score":
             self._arrive(event.uids)
             scores, shown = event.scores, True
-            if (gate := self.ticket.request.gate) is not None:  # an estimate may become an image that is refused
+            if (gate := self.gate) is not None:  # an estimate may become an image that is refused
                 scores, shown = scores[: gate.counted], not event.look and bool(gate.admits(np.array(scores)))
             value = sum(scores) / len(scores)
             shown = shown and self.ticket.partials > 0 and event.picture is not None
