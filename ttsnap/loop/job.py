@@ -26,6 +26,8 @@ MOST_HELD = 2**32
 
 AMONG = 8
 """Of how many times as many good images those are chosen that differ."""
+MOST_SEEDS = 4096
+"""Seeds of a prompt after which no more are begun in place of refused ones, whatever the budget."""
 
 
 class Notice(NamedTuple):
@@ -99,10 +101,12 @@ class Job:
         return bool(self.particles.finished.any())
 
     @property
-    def admitted(self) -> bool:
-        """Whether there is an image that may be returned."""
+    def goes_on(self) -> bool:
+        """Whether what its algorithm leaves of a budget goes to further images, as none so far may be returned."""
         particles = self.particles
-        return bool((particles.finished & ~particles.refused).any())
+        if particles.gate is None or (particles.finished & ~particles.refused).any():
+            return False
+        return self.ledger.capped and particles.seeds < MOST_SEEDS
 
     @property
     def value(self) -> float:

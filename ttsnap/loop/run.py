@@ -18,9 +18,6 @@ from ttsnap.loop.budget import reserve_after
 from ttsnap.loop.job import Job, Notice, Proposal
 from ttsnap.loop.request import Listener, RequestClock, RunningRequest, SearchSpec, request_of
 
-MOST_SEEDS = 4096
-"""Seeds of a prompt after which no more are begun in place of refused ones, whatever the budget."""
-
 
 class Run:
     """All searches on one engine: requests may come and go while it runs, and rows of all of them share its batches.
@@ -188,7 +185,7 @@ class Run:
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle first, from the reserve or where
         all images so far are refused."""
-        if job.finished and not self._goes_on(job):
+        if job.finished and (self._of_job[job.index].stopping or not job.goes_on):
             self._end(job)
             return
         job.closing, job.proposal, particles = True, None, job.particles
@@ -204,12 +201,6 @@ class Run:
             self._end(job)
         else:
             raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
-
-    def _goes_on(self, job: Job) -> bool:
-        """Whether what is left of a budget goes to further images, since none may be returned so far."""
-        request = self._of_job[job.index]
-        wanted = request.spec.gate is not None and not job.admitted and not request.stopping
-        return wanted and job.ledger.capped and job.particles.seeds < MOST_SEEDS
 
     def _submit(self, job: Job, plan: Plan) -> bool:
         """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
