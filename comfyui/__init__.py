@@ -8,9 +8,16 @@ from typing import Any
 async def comfy_entrypoint() -> Any:
     """What ComfyUI calls. ImportError, which it shows as it starts, where ttsnap is not installed."""
     try:
-        from ttsnap.comfyui.nodes import Nodes
+        from ttsnap.comfyui.nodes import NODES
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "ttsnap":
             raise
         raise ImportError("these nodes need ttsnap in the Python that runs ComfyUI: pip install ttsnap") from error
+
+    from comfy_api.latest import ComfyExtension
+
+    class Nodes(ComfyExtension):
+        async def get_node_list(self) -> list[Any]:
+            return NODES
+
     return Nodes()

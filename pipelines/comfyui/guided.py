@@ -183,6 +183,7 @@ class GuidedDenoiser(Denoiser):
         if self.previewer is None:
             return super().preview(x0)
         pictures = [np.array(self.previewer.decode_latent_to_preview(one[None])) for one in x0]
+        self.residency.here = None  # what scores them may load other networks
         return torch.from_numpy(np.stack(pictures)).movedim(-1, -3).to(self.device).float() / 255
 
     def costs(self) -> Costs:

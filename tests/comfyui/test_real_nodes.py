@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.comfyui.server import ComfyServer, Graph, Output
+from tests.browser import chromium
+from tests.comfyui.page import opened
+from tests.comfyui.server import ComfyServer, Graph, Heard, Output
 
 pytestmark = pytest.mark.usefixtures("comfy")
 PROMPT = "a red circle left of a blue square"
@@ -72,3 +78,152 @@ def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: Comf
     assert values == sorted(values, reverse=True)
     [text] = outputs[report_read[0]]["text"]
     assert f"KSampler with seed {outputs[seeds_read[0]]['text'][0]} " in text
+
+
+def test_ranks_scores_and_picks_agree(server: ComfyServer) -> None:
+    graph = Workflow()
+    both = graph.reward("brightness", weight=0.5, more=graph.reward("scenes"))
+    latent, images, _, scores, _ = graph.search(keep=3, reward=both, algorithm="best-of-n", options='{"n": 4}')
+    again, first, _ = graph.add("TtsnapScoreImages", 3, images=images, reward=both, prompt=PROMPT)
+    worst = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=scores, keep=1, indices="2")
+    best = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=again, keep=1, indices="")
+    decoded = graph.add("VAEDecode", samples=worst[1], vae=graph.vae)
+    texts = [graph.read(value) for value in (scores, again, first)]
+    pictures = [graph.save(value) for value in (images, worst[0], decoded, best[0])]
+    outputs = server.run(graph)
+    told, found, index = ([float(text) for text in outputs[node[0]]["text"]] for node in texts)
+    assert found == pytest.approx(told, abs=1e-5)
+    assert index == [0]
+    whole, [third], [third_again], [winner] = (server.images(outputs, node) for node in pictures)
+    assert len(whole) == 3
+    assert apart(third, whole[2]) == 0
+    assert apart(third_again, whole[2]) <= 1
+    assert apart(winner, whole[0]) == 0
+
+
+def test_a_drafter_says_which_seeds_to_denoise(server: ComfyServer) -> None:
+    graph = Workflow()
+    drafter = graph.add("TtsnapDrafter", model=graph.model, cfg=1.0, calls=1, first_time=0.87)
+    budget = graph.add("TtsnapBudget", images=0.0, evaluations=80, decodes=0, seconds=0.0)
+    report = graph.read(graph.search(drafter=drafter, budget=budget)[4])
+    [text] = server.run(graph)[report[0]]["text"]
+    assert "draft calls" in text
+    assert "of a budget of 80nfe" in text
+
+
+def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:
+    graph = Workflow("eps")
+    by_node = graph.add("TtsnapRewardbyNode", node="Toy Redness", weight=1.0)
+    how = {"algorithm": "smc", "sampler_name": "ttsnap: sde", "previews": "previewer", "batch_size": 3}
+    report = graph.read(graph.search(reward=by_node, **how)[4])
+    [text] = server.run(graph)[report[0]]["text"]
+    assert "(Toy Redness 0." in text
+    assert "KSampler" not in text
+
+
+def test_a_part_is_painted_anew_and_its_mask_goes_on(server: ComfyServer) -> None:
+    graph = Workflow()
+    picture = graph.stock(1)
+    empty = graph.add("SolidMask", value=0.0, width=32, height=32)
+    right = graph.add("SolidMask", value=1.0, width=16, height=32)
+    mask = graph.add("MaskComposite", destination=empty, source=right, x=16, y=0, operation="add")
+    pixels = graph.add("VAEEncode", pixels=picture, vae=graph.vae)
+    latent = graph.add("SetLatentNoiseMask", samples=pixels, mask=mask)
+    how = {"latent_image": latent, "denoise": 0.8, "sampler_name": "dpmpp_2m_sde"}
+    found, images, *_ = graph.search(**how)
+    before, made = graph.save(picture), graph.save(images)
+    saved = graph.add("SaveLatent", samples=found, filename_prefix="painted")
+    outputs = server.run(graph)
+    a, b = (np.asarray(server.images(outputs, node)[0], int) for node in (before, made))
+    assert np.abs(a - b)[:, 18:].max() > 60
+    assert np.abs(a - b)[:, :12].mean() < 4  # what the VAE loses
+    assert server.files(outputs, saved)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"algorithm": "smc"}, "choose the sampler 'ttsnap: sde'"),
+        ({"options": '{"m": 3}'}, "unknown option"),
+        ({"denoise": 0.0}, "denoise more than 0"),
+        ({"algorithm": "best-of-n", "options": '{"n": 99999}'}, "multiply to"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(server: ComfyServer, given: dict[str, Any], why: str) -> None:
+    graph = Workflow()
+    graph.save(graph.search(**given)[1])
+    with pytest.raises(RuntimeError, match=why):
+        server.run(graph)
+
+
+def test_a_latent_of_several_images_is_refused(server: ComfyServer) -> None:
+    graph = Workflow()
+    graph.how["latent_image"] = graph.add("EmptySD3LatentImage", width=64, height=64, batch_size=2)
+    graph.save(graph.search()[1])
+    with pytest.raises(RuntimeError, match="got a batch of 2"):
+        server.run(graph)
+
+
+@pytest.mark.parametrize("on_cancel", ["stop", "return the best so far"])
+def test_cancelling(server: ComfyServer, on_cancel: str) -> None:
+    graph = Workflow()
+    budget = graph.add("TtsnapBudget", images=300.0, evaluations=0, decodes=0, seconds=0.0)
+    how = {"algorithm": "best-of-n", "budget": budget, "on_cancel": on_cancel, "batch_size": 4, "steps": 20}
+    latent, images, *_, report = graph.search(**how)
+    saved, read = graph.save(images), graph.read(report)
+    with server.listening() as heard:
+        cancel = threading.Timer(0.0, _cancel, (server, heard, latent))
+        cancel.start()
+        if on_cancel == "stop":
+            with pytest.raises(RuntimeError, match="execution_interrupted"):
+                server.run(graph)
+        else:
+            outputs = server.run(graph)
+            [text] = outputs[read[0]]["text"]
+            assert "stopped early" in text
+            assert len(server.images(outputs, saved)) == 1
+        cancel.join()
+    assert 100 < heard.progress(latent)[-1][0] < 3000
+    after = Workflow()
+    shown = after.save(after.stock(4, steps=3))
+    assert server.images(server.run(after), shown)  # the server goes on
+
+
+def _cancel(server: ComfyServer, heard: Heard, node: Output) -> None:
+    """As the page's button, in the middle of a search."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not any(value > 100 for value, _ in heard.progress(node)):
+        time.sleep(0.02)
+    server.client.post("/interrupt", json={})
+
+
+def test_every_candidate_is_seen_and_the_budget_is_the_measure(server: ComfyServer) -> None:
+    graph = Workflow()
+    latent, *_, report = graph.search(seed=123)
+    graph.read(report)
+    with server.listening() as heard:
+        server.run(graph)
+    assert {whole for _, whole in heard.progress(latent)} == {64}
+    assert [value for value, _ in heard.progress(latent)] == sorted(value for value, _ in heard.progress(latent))
+    assert heard.progress(latent)[-1][0] > 50
+    assert heard.previews
+    assert all(max(preview.size) <= 768 for preview in heard.previews)
+
+
+@pytest.mark.browser
+def test_a_saved_pictures_workflow_makes_it_again(server: ComfyServer, tmp_path: Path) -> None:
+    graph = Workflow()
+    saved = graph.save(graph.search(seed=77)[1])
+    with chromium() as browser, opened(server, browser) as page:
+        page.load(graph)
+        workflow = page.workflow()
+    [first] = server.images(server.run(graph, workflow), saved)
+    kept = json.loads(first.info["workflow"])
+    server.client.post("/free", json={"unload_models": True, "free_memory": True})  # nothing is left in its cache
+    with chromium() as browser, opened(server, browser) as page:
+        page.load(kept)
+        again = Graph(page.prompt())
+        page.save(tmp_path / "page.png")
+        assert not page.troubles()
+    [second] = server.images(server.run(again), saved)
+    assert apart(first, second) == 0

@@ -1,30 +1,28 @@
-"""What the inputs of nodes mean, and what their outputs say, without ComfyUI.
-
-A workflow from a stranger is data: it names rewards, algorithms and samplers that are offered, and no file, address or
-code.
-"""
+"""What the inputs of nodes mean, and what their outputs say, without ComfyUI. A workflow may be a stranger's: it names
+what is offered, and no file, address or code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.protocols import Scores
 from ttsnap.core.results import Candidate, Result
 from ttsnap.files.reading import parse_object
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
+from ttsnap.results.rank import scored
 from ttsnap.reward_models.registry import REWARDS
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.rewards.scoring import Shown, score_in_parts
+from ttsnap.rewards.scoring import Shown
 
 NOT_OFFERED = {"noise-aware", "editreward", "editscore"}
 """Rewards that need a folder, or the picture that was edited."""
@@ -43,6 +41,39 @@ class Weighted(NamedTuple):
     weight: float
 
 
+class NodeReward(RewardModel):
+    """The first number that a node of ComfyUI gives for an image. Its texts get the prompt."""
+
+    def __init__(self, name: str, kind: Any, also: Any = None) -> None:
+        """kind: its class; None where there is none of that name. also: for the input that has no default."""
+        if kind is None:
+            raise ValueError(f"ComfyUI has no node {name[:100]!r}; give its title in the menu, or its class")
+        takes: dict[str, Any] = kind.INPUT_TYPES().get("required", {})
+        self.name, self.kind, self.given = name, kind, {key: _default(*declared) for key, declared in takes.items()}
+        self.images, self.texts = ([key for key in takes if takes[key][0] == what] for what in ("IMAGE", "STRING"))
+        self.slots = [slot for slot, what in enumerate(kind.RETURN_TYPES) if what in ("FLOAT", "INT")]
+        lacks = [key for key, value in self.given.items() if value is None and key not in (*self.images, *self.texts)]
+        if len(self.images) != 1 or not self.slots or len(lacks) > (also is not None):
+            raise ValueError(f"{name} takes {', '.join(takes)} and gives {', '.join(map(str, kind.RETURN_TYPES))}; a "
+                             "reward takes one image, gives a number, and lacks nothing else but `also`")  # fmt: skip
+        self.given |= dict.fromkeys(lacks, also)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None) -> Scores:
+        return [self._score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    def _score(self, image: Tensor, prompt: str) -> float:
+        given = {**self.given, **dict.fromkeys(self.texts, prompt), self.images[0]: image.movedim(0, -1)[None].cpu()}
+        made = getattr(self.kind(), self.kind.FUNCTION)(**given)
+        value = (made["result"] if isinstance(made, dict) else getattr(made, "result", made))[self.slots[0]]
+        return float(value[0] if isinstance(value, list | tuple) else value)
+
+
+def _default(what: Any, options: Any = None) -> Any:
+    """The default of an input as ComfyUI declares it; None where there is none."""
+    choices = what if isinstance(what, list | tuple) else (options or {}).get("options")
+    return (options or {}).get("default", choices[0] if choices else None)
+
+
 def request_of(
     prompt: str, rewards: Sequence[Weighted], sampler: str, algorithm: str, options: str, budget: Budget | None,
     seed: int, keep: int, batch_size: int,
@@ -53,7 +84,7 @@ def request_of(
     algorithm does not have, and for a sampler of ComfyUI where it needs one that draws noise or has a path.
     """
     given = parse_object(options, "options") if options.strip() else {}
-    search = search_of({**given, "name": algorithm} if given else algorithm, {}, SearchLimits().nfe)
+    search = search_of({**given, "name": algorithm} if given else algorithm, {}, most=10_000)
     if sampler not in KERNELS and (kernel := kernel_for(search)) != "pipeline":
         raise ValueError(f"{algorithm} branches candidates, or takes them back, which the sampler {sampler} cannot do; "
                          f"choose the sampler 'ttsnap: {kernel}'")  # fmt: skip
@@ -70,51 +101,51 @@ def frames(images: Sequence[Candidate]) -> Tensor:
 
 def reported(result: Result, search: str, *, stock: bool) -> str:
     """What a search found and spent, in lines. stock: whether KSampler begins with the noise of the same seeds."""
-    lines = [search]
-    for rank, image in enumerate(result.images, 1):
-        scores = ", ".join(f"{name} {score:.4g}" for name, score in image.scores.items())
-        lines.append(f"{rank}. seed {image.seed}: {image.reward:.4g} ({scores})")
+    images = enumerate(result.images, 1)
+    lines = [search, *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images)]
     if result.images and stock and result.particles.parent[result.best.uid] < 0:
         lines.append(f"KSampler with seed {result.best.seed} and otherwise the same inputs makes image 1 again")
     return "\n".join([*lines, f"spent {result.spent}", *result.warnings])
 
 
-def scored(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple[list[float], str]:
+def _said(value: float, scores: Mapping[str, float]) -> str:
+    return f"{value:.4g} ({', '.join(f'{name} {score:.4g}' for name, score in scores.items())})"
+
+
+def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple[list[float], str]:
     """The weighted sums of images (N, H, W, 3), and lines that say all scores. ValueError where a reward fails."""
-    Shown().check([reward for reward, _ in rewards])
     pictures, texts, columns = images[..., :3].movedim(-1, -3).float(), [prompt] * len(images), []
     for reward, _ in rewards:
-        reward.check(texts[:1])
-        column, error = score_in_parts(reward, pictures.clone(), texts, torch.zeros(len(images)), reward.name)
+        reward.check([prompt])
+        column, error = scored(reward, Shown(), pictures.clone(), texts, torch.zeros(len(images)))
         if error is not None:
-            raise ValueError(f"the images could not be scored: {error}")
+            raise ValueError(f"the images have no scores: {error}")
         columns.append(column)
     table, names = np.stack(columns, 1), [reward.name for reward, _ in rewards]
-    sums = (table @ [weight for _, weight in rewards]).tolist()
-    each = (", ".join(f"{name} {score:.4g}" for name, score in zip(names, row, strict=True)) for row in table)
-    return sums, "\n".join(f"{i}: {total:.4g} ({row})" for i, (total, row) in enumerate(zip(sums, each, strict=True)))
+    values = (table @ [weight for _, weight in rewards]).tolist()
+    each = [dict(zip(names, row, strict=True)) for row in table]
+    return values, "\n".join(f"{i}: {_said(values[i], scores)}" for i, scores in enumerate(each))
 
 
-def chosen(scores: Sequence[float], keep: int, indices: str = "") -> list[int]:
-    """Those named in `indices` ("0, 2"), else the `keep` of the highest scores. ValueError for indices beyond them."""
+def chosen(values: Sequence[float], keep: int, indices: str = "") -> list[int]:
+    """Those named in `indices` ("0, 2"), else the `keep` of the highest values. ValueError for indices beyond them."""
     if not indices.strip():
-        values = np.nan_to_num(np.asarray(scores, float), nan=-np.inf)
-        best: list[int] = np.argsort(-values, kind="stable")[:keep].tolist()
-        return best
+        return [int(index) for index in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:keep]]
     wanted = [part.strip() for part in indices.split(",")]
-    if wrong := [part for part in wanted if not part.isdecimal() or int(part[:9]) >= len(scores)]:
-        raise ValueError(f"indices are numbers from 0 to {len(scores) - 1}, as 0, 2; got {wrong[0][:40]!r}")
+    if wrong := [part for part in wanted if not part.isdecimal() or int(part[:9]) >= len(values)]:
+        raise ValueError(f"indices are numbers from 0 to {len(values) - 1}, as 0, 2; got {wrong[0][:40]!r}")
     return [int(part) for part in wanted]
 
 
-def picked(batches: Mapping[str, Tensor], scores: Sequence[float] | None, keep: int, indices: str) -> dict[str, Tensor]:
-    """What is chosen of batches (N, ...) of the same images, latents, or videos, which are several frames each.
+def picked(parts: Mapping[str, list[Tensor]], values: list[float] | None, keep: int, indices: str) -> dict[str, Tensor]:
+    """What is chosen of batches (N, ...), in parts, of the same images, latents, or videos of several frames each.
 
-    scores: without them, the first are the best. ValueError where they do not fit the batches.
+    values: without them, the first are the best. ValueError where they do not fit the batches.
     """
-    scores = scores or [0.0] * min(map(len, batches.values()), default=0)
-    if not scores or any(len(batch) % len(scores) for batch in batches.values()):
+    batches = {name: torch.cat(some) for name, some in parts.items() if some}
+    values = values or [0.0] * min(map(len, batches.values()), default=0)
+    if not values or any(len(batch) % len(values) for batch in batches.values()):
         sizes = ", ".join(f"{len(batch)} {name}" for name, batch in batches.items()) or "nothing"
-        raise ValueError(f"cannot pick by {len(scores)} scores of {sizes}; connect what is of the same images")
-    which = chosen(scores, keep, indices)
-    return {name: batch.unflatten(0, (len(scores), -1))[which].flatten(0, 1) for name, batch in batches.items()}
+        raise ValueError(f"cannot pick by {len(values)} scores of {sizes}; connect what is of the same images")
+    which = chosen(values, keep, indices)
+    return {name: batch.unflatten(0, (len(values), -1))[which].flatten(0, 1) for name, batch in batches.items()}

@@ -1,6 +1,8 @@
-"""The node "Toy Checkpoint", with the outputs of ComfyUI's "Load Checkpoint"."""
+"""The node "Toy Checkpoint", with the outputs of ComfyUI's "Load Checkpoint"; and one that scores images."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -23,6 +25,24 @@ class ToyCheckpoint(io.ComfyNode):
         return io.NodeOutput(embedded_model(parametrisation), EmbeddedText(), embedded_vae())
 
 
+class ToyRedness(io.ComfyNode):
+    """A node of somebody else that scores an image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ToyRedness",
+            display_name="Toy Redness",
+            category="image",
+            inputs=[io.Image.Input("picture"), io.Float.Input("gain", default=1.0), io.String.Input("text")],
+            outputs=[io.String.Output(), io.Float.Output()],
+        )
+
+    @classmethod
+    def execute(cls, picture: Any, gain: float, text: str) -> io.NodeOutput:
+        return io.NodeOutput(text, float((picture[..., 0] - picture[..., 2]).clamp(min=0).mean()) * gain)
+
+
 class ToyNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ToyCheckpoint]
+        return [ToyCheckpoint, ToyRedness]

@@ -1,0 +1,159 @@
+"""What the inputs of ComfyUI's nodes mean, without ComfyUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ttsnap.reward_models.registry import REWARDS, make_reward
+
+from ttsnap.algorithms import name_of
+from ttsnap.comfyui.inputs import (
+    KERNELS,
+    OFFERED,
+    USUAL,
+    NodeReward,
+    Weighted,
+    chosen,
+    frames,
+    picked,
+    request_of,
+    values_of,
+)
+from ttsnap.core.results import Candidate
+from ttsnap.loop.budget import Budget
+from ttsnap.sampling.kernels import KERNELS as ALL_KERNELS
+
+BRIGHT = Weighted(make_reward("brightness"), 1.0)
+
+
+def request(**given: Any) -> Any:
+    how = {"sampler": "euler", "algorithm": "seed-pruning", "options": "", "budget": None, "seed": 3, "keep": 1}
+    return request_of(**{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given})
+
+
+def test_a_request_says_what_the_node_was_given() -> None:
+    grey = Weighted(make_reward("colourfulness"), -0.5)
+    made = request(rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4)
+    assert made.prompt.read == "a red circle"
+    assert (made.seed, made.keep, made.budget.nfe, made.engine.batch.batch_size) == (2**64 - 1, 2, 40, 4)
+    assert made.spec.utility(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
+    assert made.engine.sampler.kernel == "pipeline"
+    assert request().budget == USUAL
+    assert request().engine.batch.batch_size is None
+
+
+def test_options_are_data_of_the_algorithm_that_was_chosen() -> None:
+    assert request(options='{"n": 20}').algorithm.n == 20
+    assert name_of(request(options='{"name": "smc", "n": 20}').algorithm) == "seed-pruning"
+    for options, why in {
+        "{n: 20}": "options is damaged",
+        "[20]": "keys and values",
+        '{"m": 20}': "unknown option",
+        '{"n": 20000}': "multiply to 10000",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            request(options=options)
+    with pytest.raises(ValueError, match="no search"):
+        request(algorithm="tuned.json")
+
+
+def test_an_algorithm_that_branches_says_which_sampler_to_choose() -> None:
+    with pytest.raises(ValueError, match="'ttsnap: sde'"):
+        request(algorithm="smc")
+    assert request(algorithm="smc", sampler="ttsnap: sde").engine.sampler.kernel == "sde"
+    assert request(sampler="ttsnap: ddim").engine.sampler.kernel == "ddim"
+    assert set(KERNELS.values()) == ALL_KERNELS.keys() - {"pipeline"}
+
+
+def test_rewards_are_names_that_need_no_file() -> None:
+    assert set(OFFERED) < REWARDS.keys()
+    assert not [name for name in OFFERED if ":" in name or "/" in name or "." in name.replace("v2.1", "")]
+    assert OFFERED[0] == "aesthetics"
+    assert OFFERED[-1].startswith("scenes")
+
+
+def test_images_and_frames_of_videos_come_in_a_row() -> None:
+    images, videos = torch.rand(2, 3, 4, 6), torch.rand(2, 5, 3, 4, 6)
+
+    def candidates(made: torch.Tensor) -> list[Candidate]:
+        return [Candidate(i, i, 0.0, {}, one) for i, one in enumerate(made)]
+
+    assert torch.equal(frames(candidates(images)), images.movedim(1, -1))
+    assert torch.equal(frames(candidates(videos)), videos.flatten(0, 1).movedim(1, -1))
+
+
+def test_scores_are_weighted_sums() -> None:
+    images = torch.stack([torch.full((8, 8, 3), grey) for grey in (0.2, 0.6)])
+    plain, _ = values_of(images, "", [BRIGHT])
+    twice, report = values_of(
+        images, "", [BRIGHT, Weighted(make_reward("colourfulness"), 3.0), BRIGHT._replace(weight=2)]
+    )
+    assert twice == pytest.approx([3 * value for value in plain])
+    assert plain[1] > plain[0]
+    assert report.startswith(f"0: {twice[0]:.4g} (brightness ")
+    with pytest.raises(ValueError, match="quotes"):
+        values_of(images, "no quoted text", [Weighted(Strict(), 1.0)])
+
+
+class Strict(type(BRIGHT.reward)):  # type: ignore[misc]
+    def check(self, prompts: Any) -> None:
+        raise ValueError("give text in quotes")
+
+
+def test_the_best_or_those_that_are_named() -> None:
+    assert chosen([0.1, float("nan"), 0.7, 0.7], 3) == [2, 3, 0]
+    assert chosen([0.1, 0.2, 0.3], 1, " 2, 0 ") == [2, 0]
+    for wrong in ("3", "-1", "x", "0,,1", "9" * 400):
+        with pytest.raises(ValueError, match="from 0 to 2"):
+            chosen([0.1, 0.2, 0.3], 1, wrong)
+
+
+def test_images_latents_and_videos_are_picked_together() -> None:
+    parts = {"images": [torch.arange(4.0), torch.arange(4.0, 6.0)], "latents": [torch.arange(3.0) * 10], "none": []}
+    assert {key: made.tolist() for key, made in picked(parts, [0.0, 2.0, 1.0], 2, "").items()} == {
+        "images": [2, 3, 4, 5],  # two frames each
+        "latents": [10, 20],
+    }
+    assert picked({"images": [torch.arange(3.0)]}, None, 2, "")["images"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="2 scores of 6 images, 3 latents"):
+        picked(parts, [0.0, 1.0], 1, "")
+    with pytest.raises(ValueError, match="of nothing"):
+        picked({}, None, 1, "")
+
+
+class Scorer:
+    """A node as ComfyUI declares them, of its first kind."""
+
+    RETURN_TYPES, FUNCTION = ("STRING", "FLOAT"), "score"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        mode = (["mean", "max"],)
+        return {"required": {"picture": ("IMAGE",), "scorer": ("SCORER",), "text": ("STRING", {}), "mode": mode,
+                             "gain": ("FLOAT", {"default": 2.0}), "how": ("COMBO", {"options": ["fast"]})},
+                "optional": {"mask": ("MASK",)}}  # fmt: skip
+
+    def score(self, picture: Any, scorer: Any, text: str, mode: str, gain: float, how: str) -> Any:
+        assert picture.shape == (1, 4, 6, 3)
+        return "", [float(getattr(picture, mode)()) * gain * scorer + len(text) + (how == "fast")]
+
+
+class Wrapped(Scorer):
+    def score(self, **given: Any) -> Any:
+        return {"ui": {}, "result": super().score(**given)}
+
+
+def test_a_node_scores_by_its_first_number_with_defaults_and_the_prompt() -> None:
+    images = torch.rand(2, 3, 4, 6)
+    expected = [float(image.mean()) * 2 * 10 + 3 + 1 for image in images]
+    for kind in (Scorer, Wrapped):
+        assert NodeReward("Scorer", kind, also=10)(images, ["abc", "abc"]) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="lacks nothing else but `also`"):
+        NodeReward("Scorer", Scorer)
+    with pytest.raises(ValueError, match="no node 'Nothing'"):
+        NodeReward("Nothing", None)
+    with pytest.raises(ValueError, match="gives STRING"):
+        NodeReward("Scorer", type("Silent", (Scorer,), {"RETURN_TYPES": ("STRING",)}), also=10)
