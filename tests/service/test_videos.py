@@ -55,7 +55,7 @@ def twin(name: str) -> Any:
 
 @contextmanager
 def serving(engines: OneDevice, folder: Path) -> Iterator[GenerationServer]:
-    offer, limits = offer_of("tiny", engines, "tiny", {}, "none"), ServiceLimits(drain=0.1, side=64)
+    offer, limits = offer_of("tiny", engines, "tiny", {}, "none"), ServiceLimits(drain=0.1, side=16, video_side=64)
     offer = replace(offer, defaults=lambda _: ModelDefaults(CALL))
     with (
         closing(JobStore(folder, limits)) as store,

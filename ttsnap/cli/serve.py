@@ -106,7 +106,7 @@ def parser() -> Parser:
         "--log-format",
         type=Literal["text", "json"],
         default="text",
-        help="lines on stderr: text, or an object of JSON each; neither has prompts",
+        help="lines on stderr: text, or an object of JSON each; requests are told without their prompts",
     )
     arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))

@@ -68,7 +68,7 @@ async def video_of(body: bytearray, headers: Headers, limits: ServiceLimits) -> 
     found = _files(files, FRAME, 1)
     if (reference := fields.pop(FRAME, None)) is not None:
         found = [_inline(reference), *found]
-    pictures = await asyncio.to_thread(_pictures, found, FRAME, limits)
+    pictures = await asyncio.to_thread(_pictures, found, FRAME, limits.of_videos)
     return validated(Video, fields, _read), arguments_of({"image": pictures})
 
 

@@ -20,6 +20,7 @@ class ServiceLimits(SearchLimits):
     queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
     per_key: Count = option(32, "requests of one caller that wait or run")
     drain: Positive = option(30.0, "seconds within which searches end on SIGTERM")
+    video_side: Count = option(1792, "most pixels a side of a video", flag="max_video_size")
     frames: Count = option(257, "most frames of a video", flag="max_frames")
     jobs: Count = option(4, "jobs that run at a time", flag="active_jobs")
     jobs_per_key: Count = option(20, "jobs of one caller that wait or run; others get status 429")
@@ -38,6 +39,11 @@ class ServiceLimits(SearchLimits):
     """Open connections."""
     idle: Count = 4
     """Engines without work that stay ready."""
+
+    @property
+    def of_videos(self) -> ServiceLimits:
+        """The same for videos, whose usual sizes are larger than those of images."""
+        return replace(self, side=self.video_side)
 
     @property
     def of_jobs(self) -> ServiceLimits:

@@ -19,7 +19,7 @@ from ttsnap.request.request import SearchRequest
 from ttsnap.service.edits import Pictures
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Body, Generation, notes_of, request_of
+from ttsnap.service.requests import Body, Generation, Video, notes_of, request_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,6 +155,7 @@ class Desk:
     def ticket(self, wanted: Body, caller: Caller, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
         """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
         limits = self.limits.of_jobs if job else self.limits
+        limits = limits.of_videos if isinstance(wanted, Video) else limits
         search = request_of(wanted, self.offer, limits, pictures)
         try:
             search = search.worded(self.canonical(search.prompt.text))
