@@ -12,7 +12,7 @@ async def comfy_entrypoint() -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "ttsnap":
             raise
-        raise ImportError("these nodes need ttsnap in the Python that runs ComfyUI: pip install ttsnap") from error
+        raise ImportError("these nodes need ttsnap in the Python that runs ComfyUI; README.md here says how") from error
 
     from comfy_api.latest import ComfyExtension
 

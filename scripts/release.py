@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VERSION = ROOT / "ttsnap" / "version.py"
+PACK = ROOT / "comfyui" / "pyproject.toml"
+"""Of the nodes for ComfyUI, whose registry takes three numbers."""
 CHANGELOG = ROOT / "CHANGELOG.md"
 NEXT = "Unreleased"
 
@@ -53,9 +55,10 @@ def _git(*words: str) -> str:
 
 
 def _commit(version: str, message: str) -> None:
-    text = VERSION.read_text(encoding="utf-8")
-    VERSION.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', text), encoding="utf-8")
-    _git("commit", "-q", "-m", message, str(VERSION), str(CHANGELOG))
+    for path, now in ((VERSION, version), (PACK, version.partition(".dev")[0])):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r'(?m)^((?:__)?version(?:__)? = ").*"$', rf'\g<1>{now}"', text), encoding="utf-8")
+    _git("commit", "-q", "-m", message, str(VERSION), str(PACK), str(CHANGELOG))
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 @pytest.fixture
 def grid() -> LiveGrid:
     """It draws at every change."""
-    return LiveGrid(weighted([1.0, -1.0]), clock=itertools.count(0.0, 10.0).__next__)
+    made = LiveGrid(weighted([1.0, -1.0]), clock=lambda: made.next + 1)
+    made.next = 0.0
+    return made
 
 
 def scored(uid: int, colour: tuple[float, ...], *scores: float, step: int = 4, size: tuple[int, int] = (8, 8)) -> Event:
@@ -69,6 +70,22 @@ def test_a_grid_is_drawn_now_and_then_and_at_the_end() -> None:
     assert grid.take(Event("end")) is None  # nothing is new
     assert grid.take(scored(2, RED, 0.1)) is None
     assert grid.take(Event("end")) is not None
+
+
+def test_drawing_takes_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def slow(self: LiveGrid) -> Image.Image:
+        nonlocal now
+        now += 0.1
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(LiveGrid, "picture", slow)
+    grid, drawn = LiveGrid(weighted([1.0]), clock=lambda: now), 0
+    for uid in range(800):
+        drawn += grid.take(scored(uid, RED, 0.1)) is not None
+        now += 0.05
+    assert 4 <= drawn <= 5  # of 40 s
 
 
 def test_many_candidates_and_wide_pictures_fit(grid: LiveGrid) -> None:

@@ -147,8 +147,9 @@ def search_sampler(
     how = comfy.samplers.KSampler(model, steps, model.load_device, name, scheduler, denoise, model.model_options)
     empty = [latent_image[SIZE]] if SIZE in latent_image else []
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], *empty)
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    if previews == "previewer" and previewer is None:
+    fast, kind = previews == "previewer", model.model.latent_format
+    previewer = latent_preview.get_previewer(model.load_device, kind) if fast else None
+    if fast and previewer is None:
         raise ValueError("ComfyUI has no previewer for this model; start it with --preview-method auto, or choose vae")
 
     def guider(of: Any, scale: float) -> Any:
@@ -160,7 +161,7 @@ def search_sampler(
     progress = Progress(request.spec, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), how.sigmas, latent, vae,
-        latent_image.get("noise_mask"), drafter and drafter(guider), previewer if previews == "previewer" else None,
+        latent_image.get("noise_mask"), drafter and drafter(guider), previewer,
     ).run(progress.listener, progress.should_stop if progress.returns else None)  # fmt: skip
     known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image

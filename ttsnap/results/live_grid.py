@@ -18,8 +18,8 @@ SIDE, MOST_SIDE, GAP = 768, 256, 5
 """Pixels of a grid's side, of a picture's side at most, and around a picture."""
 MOST = 144
 """Candidates in a grid; of more, dropped ones and low scores are left out."""
-EVERY = 0.4
-"""Seconds between two grids."""
+EVERY, REST = 0.4, 100
+"""Seconds between two grids, and how many times as long as drawing one takes."""
 GROUND, FRAME, DIM = "#202020", "#3ddc84", 0.65
 
 
@@ -33,10 +33,10 @@ class LiveGrid:
     """By candidate."""
     ranks: dict[int, tuple[bool, int, float]] = field(default_factory=dict)
     """Of each candidate, larger for better ones: whether it was not dropped, its last step, its score there."""
-    drawn: float = -math.inf
-    """When the last grid was drawn."""
+    next: float = -math.inf
+    """When the next grid is due."""
     changed: bool = False
-    """Whether there is something new since then."""
+    """Whether there is something new since the last one."""
 
     def take(self, event: Event) -> Image.Image | None:
         """Apply an event: a new grid, where one is due."""
@@ -47,10 +47,13 @@ class LiveGrid:
         elif event.kind == "drop" and (dropped := self.ranks.keys() & set(event.uids)):
             self.ranks |= {uid: (False, *self.ranks[uid][1:]) for uid in dropped}
             self.changed = True
-        if not self.changed or (event.kind != "end" and self.clock() - self.drawn < EVERY):
+        begin = self.clock()
+        if not self.changed or (event.kind != "end" and begin < self.next):
             return None
-        self.drawn, self.changed = self.clock(), False
-        return self.picture()
+        sheet, self.changed = self.picture(), False
+        end = self.clock()
+        self.next = end + max(EVERY, REST * (end - begin))
+        return sheet
 
     def picture(self) -> Image.Image:
         """The grid, in the order in which candidates began. Dropped ones are dim, and the best has a frame."""
