@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -59,6 +63,21 @@ def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]
 @pytest.fixture(scope="session")
 def server(serving: Callable[..., GenerationServer]) -> GenerationServer:
     return serving()
+
+
+@contextmanager
+def command(*given: str, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`ttsnap serve` of a model with these arguments, at a free port: its process and its address."""
+    words = [sys.executable, "-m", "ttsnap", "serve", *given, "--port", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
+            assert found is not None
+            yield process, found[1]
+        finally:
+            process.kill()
 
 
 def client_of(server: GenerationServer, key: str = "none") -> OpenAI:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,9 +22,11 @@ from openai import OpenAI
 from openai.types import ImagesResponse
 from ttsnap.reward_models.registry import make_rewards
 
-from tests.service.conftest import client_of
+from tests.service.conftest import client_of, command
 from tests.service.test_service import PROMPT, metric, until
 from tests.service.test_stopping import Slow
+from ttsnap.cli.parser import Arguments
+from ttsnap.cli.serve import store_of
 from ttsnap.request.offer import Offer
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
@@ -155,25 +154,9 @@ def test_an_orderly_end_queues_jobs_again(pipe: Any, quick: OneDevice, offer: Of
 
 
 def test_jobs_survive_sigkill(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--state", str(tmp_path / "state")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    @contextmanager
-    def server() -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-        ) as process:
-            try:
-                assert process.stdout is not None
-                found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
-                assert found is not None
-                with closing(OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)) as client:
-                    yield process, client
-            finally:
-                process.kill()
-
     own: dict[str, Any] = {"budget": "600nfe", "seed": None, "steps": 10}
-    with server() as (process, client):
+    given = "embedded", "--state", str(tmp_path / "state")
+    with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
         names = [begun(client, **own), begun(client), begun(client, **own)]
         until(lambda: all(asked(client, name)["progress"] > 0 for name in (names[0], names[2])), 60)
         process.send_signal(signal.SIGKILL)
@@ -183,7 +166,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
         kept = rows.execute("select status, attempts, body from ttsnap_jobs order by number").fetchall()
     assert [kept[i][:2] for i in (0, 2)] == [("in_progress", 1)] * 2
     assert all(re.search(r'"seed": \d+', body) for *_, body in kept), "what was drawn is kept"
-    with server() as (process, client):
+    with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
         told = [ended(client, name, 120) for name in names]
         assert [each["status"] for each in told] == ["completed"] * 3
         assert [each["usage"]["nfe"] for each in told] == [600, 40, 600]
@@ -380,6 +363,28 @@ def test_a_folder_is_one_servers(tmp_path: Path) -> None:
         JobStore(tmp_path, ServiceLimits())
     with pytest.raises(ValueError, match="--database takes an address of SQLAlchemy"):
         JobStore(tmp_path, ServiceLimits(), "nothing://here")
+
+
+def test_where_jobs_are_kept_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, limits = {"state": None, "database": None}, ServiceLimits()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with store_of(Arguments(**given, port=8000), limits):
+        pass
+    folder = tmp_path / "ttsnap" / "serve-8000"
+    assert (folder / "jobs.sqlite").exists()
+    assert folder.stat().st_mode & 0o077 == 0, "prompts are there"
+    with store_of(Arguments(**given, port=0), limits):
+        pass
+    assert [path.name for path in (tmp_path / "ttsnap").iterdir()] == ["serve-8000"]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with store_of(Arguments(**given, port=8000), limits):
+        assert "jobs end with this server" in capsys.readouterr().err
+    named = Arguments(state=str(tmp_path / "file" / "here"), database=None, port=8000)
+    with pytest.raises(ValueError, match="cannot be written"), store_of(named, limits):
+        pass
 
 
 def test_servers_that_share_a_database_have_jobs_of_their_own(tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from ttsnap.pipelines import recommended
 from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
+from tests.service.conftest import command
 from tests.service.test_service import PROMPT
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
@@ -161,21 +160,13 @@ def test_lines_of_json_hold_no_credentials_either() -> None:
 @pytest.mark.slow
 def test_the_log_of_the_command_holds_no_credentials(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"def vault(images, prompts):\n    raise OSError('no {ADDRESS}')\n")
-    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "1", "--rewards"]
-    command += ["scenes", f"offered={tmp_path / 'mine.py'}:vault"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
-            assert found is not None
-            body = {"prompt": PROMPT, **OWN, "reward": ["scenes", "offered"]}
-            reply = httpx.post(f"{found[1]}/v1/images/generations", json=body, timeout=60)
-            assert reply.status_code == 503
-            assert "mine" not in reply.text
-            process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    given = "embedded", "--drain", "1", "--rewards", "scenes", f"offered={tmp_path / 'mine.py'}:vault"
+    with command(*given, stderr=subprocess.PIPE) as (process, url):
+        body = {"prompt": PROMPT, **OWN, "reward": ["scenes", "offered"]}
+        reply = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+        assert reply.status_code == 503
+        assert "mine" not in reply.text
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
     assert "OSError: no http://127.0.0.1:9/score?..." in log
     assert not [secret for secret in ("user:", "secret", "hidden") if secret in log]

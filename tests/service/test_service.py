@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +22,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from tests.service.conftest import client_of
+from tests.service.conftest import client_of, command
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
@@ -339,27 +336,20 @@ def test_a_server_that_is_told_to_stop_lets_searches_end(serving: Callable[..., 
 
 @pytest.mark.slow
 def test_sigterm_drains() -> None:
-    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "1"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
-            assert found is not None
-            client = OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)
-            replies: list[Any] = []
-            own = {"budget": "2000nfe", "search": "best-of-n", "steps": 4}
-            asking = threading.Thread(
-                target=lambda: replies.append(client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
-            )
-            asking.start()
-            until(lambda: "ttsnap_active 1.0" in httpx.get(f"{found[1]}/metrics").text)
-            process.send_signal(signal.SIGTERM)
-            asking.join(30)
-            assert len(replies[0]["data"]) == 1
-            assert any("stopped early" in warning for warning in replies[0]["warnings"])
-            client.close()
-            assert process.wait(20) == 0
-            assert process.stdout.read().strip() == "stopped"
-        finally:
-            process.kill()
+    with command("embedded", "--drain", "1") as (process, url):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        replies: list[Any] = []
+        own = {"budget": "2000nfe", "search": "best-of-n", "steps": 4}
+        asking = threading.Thread(
+            target=lambda: replies.append(client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
+        )
+        asking.start()
+        until(lambda: "ttsnap_active 1.0" in httpx.get(f"{url}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        asking.join(30)
+        assert len(replies[0]["data"]) == 1
+        assert any("stopped early" in warning for warning in replies[0]["warnings"])
+        client.close()
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        assert process.stdout.read().strip() == "stopped"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +16,7 @@ import httpx
 import pytest
 from ttsnap.reward_models.registry import make_rewards
 
+from tests.service.conftest import command
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
@@ -137,20 +134,12 @@ def test_where_time_is_short_the_oldest_finish_and_the_rest_is_told_so(
 
 @pytest.mark.slow
 def test_sigterm_under_load() -> None:
-    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "4"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
-            assert found is not None
-            with ThreadPoolExecutor(CLIENTS) as pool:
-                asked = ask(pool, found[1])
-                until(lambda: f"ttsnap_active {CLIENTS}.0" in httpx.get(f"{found[1]}/metrics").text, 60)
-                process.send_signal(signal.SIGTERM)
-                ends = [last_of(reply.result(timeout=60))[0] for reply in asked]
-            assert process.wait(30) == 0
-        finally:
-            process.kill()
+    with command("embedded", "--drain", "4") as (process, url):
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asked = ask(pool, url)
+            until(lambda: f"ttsnap_active {CLIENTS}.0" in httpx.get(f"{url}/metrics").text, 60)
+            process.send_signal(signal.SIGTERM)
+            ends = [last_of(reply.result(timeout=60))[0] for reply in asked]
+        assert process.wait(30) == 0
     assert set(ends) <= {"image", "stopping"}
     assert ends.count("image") > CLIENTS // 2

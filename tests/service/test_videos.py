@@ -6,11 +6,7 @@ import asyncio
 import base64
 import io
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -29,7 +25,7 @@ from ttsnap.reward_models.registry import make_rewards
 
 from tests.pipelines.modular import tiny_videos
 from tests.pipelines.modular.tiny import CASES, built, picture
-from tests.service.conftest import client_of
+from tests.service.conftest import client_of, command
 from tests.service.test_service import metric, until
 from tests.service.test_stopping import Slow
 from ttsnap.files.pictures import video_pixels
@@ -265,28 +261,18 @@ def test_videos_survive_sigkill(tmp_path: Path) -> None:
     """The whole command, from a folder, with a database of its own address."""
     WanPipeline(**{**tiny_videos.wan().components, "transformer_2": None}).save_pretrained(tmp_path / "wan")
     (tmp_path / "wan" / "ttsnap.json").write_text(json.dumps(CALL))
-    command = [sys.executable, "-m", "ttsnap", "serve", str(tmp_path / "wan"), "--rewards", "brightness", "--port", "0"]
-    command += ["--state", str(tmp_path / "state"), "--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
-    env, told, name = {**os.environ, "OMP_NUM_THREADS": "1"}, list[dict[str, Any]](), ""
-    for end in (signal.SIGKILL, signal.SIGTERM):
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-        ) as process:
-            try:
-                assert process.stdout is not None
-                found = re.search(r"at (http://\S+)/v1", process.stdout.readline())
-                assert found is not None
-                with closing(OpenAI(base_url=f"{found[1]}/v1", api_key="none", max_retries=0)) as client:
-                    if not name:
-                        name = client.videos.create(prompt="a cat", extra_body={"budget": "200images"}).id
-                        under_way(client, name)
-                    else:
-                        told.append(client.videos.poll(name, poll_interval_ms=100).to_dict())
-                        assert client.videos.download_content(name).read()[4:8] == b"ftyp"
-                process.send_signal(end)
-                assert process.wait(60) == (-signal.SIGKILL if end == signal.SIGKILL else 0)
-            finally:
-                process.kill()
-    assert told[0]["status"] == "completed"
-    assert 0 < told[0]["usage"]["nfe"] <= 800
+    given = [str(tmp_path / "wan"), "--rewards", "brightness", "--state", str(tmp_path / "state")]
+    given += ["--database", f"sqlite:///{tmp_path / 'rows.sqlite'}"]
+    with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
+        name = client.videos.create(prompt="a cat", extra_body={"budget": "200images"}).id
+        under_way(client, name)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
+        told = client.videos.poll(name, poll_interval_ms=100).to_dict()
+        assert client.videos.download_content(name).read()[4:8] == b"ftyp"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert told["status"] == "completed"
+    assert 0 < told["usage"]["nfe"] <= 800
     assert str(tmp_path) not in json.dumps(told)
