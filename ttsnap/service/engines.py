@@ -65,7 +65,7 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
     try:
         denoiser = engines.pipe.sampling_denoiser(sampler, **own)
-    except RuntimeError:  # a first frame may have sides that do not fit the model's own size
+    except (RuntimeError, ValueError):  # a first frame may have sides that do not fit the model's own size
         return
     usual = denoiser.layout
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
