@@ -11,7 +11,7 @@ SEED ?= 8
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo showcase test test-system test-slow gpu notebooks lint docs measure format release clean
+.PHONY: demo showcase test test-system test-slow test-comfyui gpu notebooks lint docs measure format release clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,13 @@ test-system: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
+
+# Searches inside ComfyUI itself: make test-comfyui COMFYUI_PATH=/path/to/ComfyUI. Installs nothing, neither ComfyUI nor what it
+# requires.
+test-comfyui:
+	@test -f "$(COMFYUI_PATH)/comfy/samplers.py" || { echo "COMFYUI_PATH is '$(COMFYUI_PATH)', which is no checkout of" \
+		"ComfyUI; clone it, install its requirements.txt into $(VENV), and give its folder"; exit 2; }
+	COMFYUI_PATH="$(abspath $(COMFYUI_PATH))" $(BIN)/python -m pytest tests/comfyui
 
 # Installs nothing: it runs with the environment that is there, offline, in under nine minutes. GPU="--device cpu --tiny"
 # rehearses it without a GPU.

@@ -18,12 +18,15 @@ PACKAGES = (ttsnap, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)
 
 
 def modules() -> list[str]:
-    """All modules in the rooms of the packages above, without those of programs and of the embedded world."""
+    """All modules in the rooms of the packages above, without those of programs and of the embedded world.
+
+    Nor that which ComfyUI alone can import.
+    """
     found = [
         module.name
         for package in PACKAGES
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if not module.ispkg and not re.search(r"\.(_\w+|cli|demo|scenes|custom)\b", module.name)
+        if not module.ispkg and not re.search(r"\.(_\w+|cli|demo|scenes|custom|comfyui\.nodes)\b", module.name)
     ]
     return sorted(set(found))
 

@@ -20,6 +20,7 @@ from tests.comfyui.server import ROOT, ComfyServer, Graph, Output, serving
 
 FOLDER = ROOT / "comfyui/example_workflows"
 """ComfyUI offers the workflows in it as templates, each with the picture of its name."""
+SHOT = ROOT / "docs/comfyui.jpg"
 WHERE = """() => {
     const {offset: [x, y], scale} = app.canvas.ds, boxes = app.graph.nodes.map(node => node.getBounding())
     const left = Math.min(...boxes.map(box => box[0])), right = Math.max(...boxes.map(box => box[0] + box[2]))
@@ -58,14 +59,14 @@ class Drawing(Graph):
         avoided = self.put((380, 290, 380, 100), "CLIPTextEncode", clip=clip, text=negative)
         return {"prompt": text, "positive": positive, "negative": avoided}
 
-    def search(self, images: float, **given: Any) -> Output:
+    def search(self, images: float, reward: str = "pickscore", **given: Any) -> Output:
         """The images of a Search Sampler, with its reward and budget."""
-        reward = self.put((380, 440, 380, 110), "TtsnapReward", name="pickscore", weight=1.0, device="auto")
+        scorer = self.put((380, 440, 380, 110), "TtsnapReward", name=reward, weight=1.0, device="auto")
         caps = {"evaluations": 0, "decodes": 0, "seconds": 0.0}
         budget = self.put((380, 610, 380, 130), "TtsnapBudget", images=images, **caps)
         usual = {"seed": 1, "denoise": 1.0, "algorithm": "seed-pruning", "keep": 1, "options": "", "batch_size": 0}
         usual |= {"steps": 30, "previews": "vae", "on_cancel": "return the best so far"}
-        usual |= {"reward": reward, "budget": budget}
+        usual |= {"reward": scorer, "budget": budget}
         made: list[Output] = self.put((800, 0, 380, 740), "TtsnapSearchSampler", 5, **usual | given)
         self.put((1230, 480, 380, 260), "PreviewAny", source=made[4])
         return made[1]
@@ -97,6 +98,21 @@ def sdxl() -> Example:
         "The report names the winner's seed. KSampler with that seed and the same inputs makes it again.\n\n"
         f"{SDXL_WEIGHTS}"
     )
+
+
+def under_way() -> Example:
+    """The first example on the embedded model, which the pack of the tests brings."""
+    drawing = Drawing()
+    model, clip, vae = drawing.put((0, 0, 340, 110), "ToyCheckpoint", 3, parametrisation="eps")
+    latent = drawing.put((0, 170, 340, 130), "EmptyLatentImage", width=64, height=64, batch_size=1)
+    how = drawing.texts(clip, "three green crosses and a red circle", "")
+    how |= {"model": model, "latent_image": latent, "vae": vae, "cfg": 4.0, "sampler_name": "dpmpp_2m"}
+    options = '{"n": 20, "levels": [0.9, 0.7], "keep": [0.4, 0.5]}'
+    images = drawing.search(8.0, "scenes", options=options, scheduler="karras", **how)
+    drawing.put((1330, 0, 380, 420), "SaveImage", images=images, filename_prefix="search")
+    sampler, report = (int(images[0]), int(images[0]) + 1)
+    drawing.places |= {str(sampler): (800, 0, 480, 1080), str(report): (1330, 480, 380, 260)}
+    return drawing.example("")
 
 
 def inpainting() -> Example:
@@ -179,6 +195,18 @@ def picture(page: ComfyPage) -> bytes:
     return file.getvalue()
 
 
+def photograph(page: ComfyPage, share: float) -> None:
+    """A search under way, with this share of its evaluations made."""
+    workflow = saved(page, under_way())
+    workflow["nodes"].pop()
+    page.load(workflow)
+    page.page.evaluate("app.api.addEventListener('progress', e => { window.done = e.detail.value / e.detail.max })")
+    page.page.evaluate("window.app.queuePrompt(0, 1)")
+    page.page.wait_for_function(f"window.done >= {share}")
+    page.page.wait_for_timeout(300)
+    SHOT.write_bytes(picture(page))
+
+
 def write(server: ComfyServer) -> None:
     FOLDER.mkdir(exist_ok=True)
     with chromium() as browser, opened(server, browser, 1600, 1000) as page:
@@ -188,6 +216,7 @@ def write(server: ComfyServer) -> None:
             (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n")
             (FOLDER / f"{name}.jpg").write_bytes(picture(page))
             print(name, page.troubles())
+        photograph(page, 0.8)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ STOCK = {
     *("SaveImage", "CreateVideo", "SaveVideo", "PreviewAny", "PrimitiveStringMultiline", "MarkdownNote"),
 }
 """Classes of ComfyUI's own nodes, as of v0.3.64."""
-TITLES = set(re.findall(r'(?:Schema\("\w+", |@node\()"([\w ]+)"', (ROOT / "ttsnap/comfyui/nodes.py").read_text()))
+TITLES = set(re.findall(r'@node\("([\w ]+)"', (ROOT / "ttsnap/comfyui/nodes.py").read_text()))
 OURS = {f"Ttsnap{title.replace(' ', '')}" for title in TITLES}
 MOST_BYTES = 150_000
 
