@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from ttsnap.reward_models.registry import make_reward
 
 from tests.browser import chromium
 from tests.comfyui.page import opened
+from tests.comfyui.real import LATENT
 from tests.comfyui.server import ComfyServer, Graph, Heard, Output
+from ttsnap.comfyui.inputs import Weighted
 
 pytestmark = pytest.mark.usefixtures("comfy")
+RETURN = "return the best so far"
 PROMPT = "a red circle left of a blue square"
 
 
@@ -164,7 +169,7 @@ def test_a_latent_of_several_images_is_refused(server: ComfyServer) -> None:
         server.run(graph)
 
 
-@pytest.mark.parametrize("on_cancel", ["stop", "return the best so far"])
+@pytest.mark.parametrize("on_cancel", ["stop", RETURN])
 def test_cancelling(server: ComfyServer, on_cancel: str) -> None:
     graph = Workflow()
     budget = graph.add("TtsnapBudget", images=300.0, evaluations=0, decodes=0, seconds=0.0)
@@ -195,6 +200,46 @@ def _cancel(server: ComfyServer, heard: Heard, node: Output) -> None:
     while time.monotonic() < end and not any(value > 100 for value, _ in heard.progress(node)):
         time.sleep(0.02)
     server.client.post("/interrupt", json={})
+
+
+@pytest.mark.parametrize(("on_cancel", "times"), [("stop", 1), (RETURN, 1), (RETURN, 2)])
+def test_cancelling_leaves_no_thread_and_no_flag(on_cancel: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, by the hook of ComfyUI's server. The second time ends also what would return."""
+    import comfy.utils
+    from comfy import model_management
+
+    from tests.comfyui.toy_nodes.embedded import conditioning, embedded_model, embedded_vae
+    from ttsnap.comfyui.nodes import search_sampler
+
+    def hook(*_: object, **__: object) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+
+    rows: list[int] = []
+
+    def cancelling(apply: Any, args: dict[str, Any]) -> Any:
+        rows.append(len(args["input"]))
+        if len(rows) in (3, 4)[:times]:
+            model_management.interrupt_current_processing()
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    model, threads = embedded_model(), threading.active_count()
+    model.set_model_unet_function_wrapper(cancelling)
+    given = {"model": model, "positive": conditioning(PROMPT), "negative": conditioning(""), "vae": embedded_vae(),
+             "latent_image": {"samples": torch.zeros(LATENT)}, "reward": (Weighted(make_reward("brightness"), 1.0),),
+             "prompt": PROMPT, "seed": 0, "steps": 8, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "simple",
+             "denoise": 1.0, "algorithm": "best-of-n", "keep": 2, "on_cancel": on_cancel, "batch_size": 4}  # fmt: skip
+    with torch.inference_mode():
+        if on_cancel == RETURN and times == 1:
+            latent, images, seeds, _, report = search_sampler(**given)
+            assert len(latent["samples"]) == len(images) == len(seeds) == 1
+            assert "stopped early" in report
+        else:
+            with pytest.raises(model_management.InterruptProcessingException):
+                search_sampler(**given)
+            assert len(rows) <= 6
+    assert threading.active_count() == threads
+    assert not model_management.processing_interrupted()
 
 
 def test_every_candidate_is_seen_and_the_budget_is_the_measure(server: ComfyServer) -> None:

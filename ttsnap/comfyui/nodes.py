@@ -106,7 +106,7 @@ class Progress:
         return self.cancelled
 
 
-@node("Search Sampler", "KSampler for many seeds: rewards say which to finish. The best comes out first.", lambda: [
+@node("Search Sampler", "KSampler for the seeds from this one on: rewards say which to finish; best first.", lambda: [
     *of_ksampler("model", "positive", "negative", "latent_image"),
     io.Vae.Input("vae", tooltip="Decodes what rewards look at."),
     REWARD.Input("reward", tooltip="What scores images."),
