@@ -5,6 +5,7 @@ That every algorithm keeps to them, and to its budget, is in tests/algorithms/te
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from ttsnap import BestOfN, Budget, make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.core.cost import Price
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.core.utility import check_scores_each, first, mean, rank_sum
 from ttsnap.loop.dry import DryEngine
@@ -124,6 +126,23 @@ def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
         (result,) = search(["x"], BestOfN(5), dry, utility=rank_sum if gate else first(rank_sum, 2), gate=gate)
         best[name] = (result.best.seed, result.best.reward)
     assert best == {"all": (1, 9.0), "gated": (0, 3.0)}
+
+
+def test_images_that_differ_are_chosen_among_those_that_pass(engine: Any) -> None:
+    """The refused ones are the least alike of all; of the others, seed 6 is."""
+    kinds = np.array([[-1.0, 0.0]] * 3 + [[1.0, 0.0]] * 3 + [[1.0, 1.0]] + [[1.0, 0.0]])
+
+    class Featured(Falling):
+        def submit(self, job: int, plan: Any) -> None:
+            super().submit(job, plan)
+            self._done = [dataclasses.replace(one, features=kinds[one.uids]) for one in self._done]
+
+    dry = Featured(engine().grid, ("low", "late"), price=Price(features=1))
+    dry.from_ = 3
+    gate = Gate.of(["late"], dry.reward_names, 1)
+    for weight, seeds in ((0.0, [3, 4]), (9.0, [3, 6])):
+        (result,) = search(["x"], BestOfN(8), dry, gate=gate, keep=2, diversity=weight)
+        assert [candidate.seed for candidate in result.images] == seeds
 
 
 @pytest.mark.parametrize("name", ["best-of-n", "seed-pruning"])

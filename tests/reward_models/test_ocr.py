@@ -123,6 +123,19 @@ def test_text_in_pictures(side: int, letters: int, font: str, ink: str, ground: 
     assert torch.as_tensor(scores).tolist() == pytest.approx([1, 0.9], abs=1e-6)
 
 
+def test_a_word_that_fills_the_picture_is_read_where_none_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rapidocr")
+    reward = OCR()
+    seen = reward._reader  # a real one, whose detection finds nothing
+    monkeypatch.setattr(
+        type(seen), "__call__", lambda self, picture: SimpleNamespace(txts=None, boxes=None), raising=False
+    )
+    sign = drawn("HELLO", size=(96, 32), letters=20)
+    (line,) = reward.read(sign)[0]
+    assert (line.text, line.box) == ("HELLO", (0, 0, 96, 32))
+    assert reward.read(torch.full((1, 3, 64, 64), 0.4)) == [[]], "nothing that it is not sure of"
+
+
 def test_lines_say_where_they_are() -> None:
     pytest.importorskip("rapidocr")
     lines = OCR().read(drawn("STONE", "RIVER", size=(256, 256), letters=30))[0]
