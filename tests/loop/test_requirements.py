@@ -13,7 +13,10 @@ import pytest
 
 from ttsnap import BestOfN, Budget, make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Price
+from ttsnap.core.looks import estimates
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.core.utility import check_scores_each, first, mean, rank_sum
 from ttsnap.loop.dry import DryEngine
@@ -103,6 +106,35 @@ def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(engine:
         )
         with pytest.raises(ValueError, match="no image for 'x': all that were finished were refused"):
             _ = result.best
+
+
+def test_a_refused_image_is_worth_nothing_and_an_estimate_what_it_is(engine: Any) -> None:
+    dry = Falling(engine().grid, ("low", "late"))
+    dry.from_ = 2
+    algorithm = make_algorithm("seed-pruning", n=4, keep=(0.75,), steps=(3,))
+    (result,) = search(["x"], algorithm, dry, gate=Gate.of(["late"], dry.reward_names, 1))
+    assert result.particles.finished.tolist() == [True, True, True, False]
+    assert result.particles.refused.tolist() == [True, True, False, False]
+    assert result.particles.value([0, 1, 2, 3]).tolist() == [-np.inf, -np.inf, -2, -3]
+
+
+def test_a_search_that_is_stopped_does_not_go_on(engine: Any) -> None:
+    dry = Falling(engine().grid, ("low", "late"))
+    dry.from_, ticks = 99, iter(range(100))
+    gate, stop = Gate.of(["late"], dry.reward_names, 1), lambda: next(ticks) > 4
+    (result,) = search(["x"], BestOfN(1), dry, Budget(nfe=50 * dry.grid.nfe), gate=gate, should_stop=stop)
+    assert 1 < result.spent.seeds < 10
+
+
+def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: Any) -> None:
+    recorded = search(PROMPTS, KeepAll(20), engine(), seed=40)
+    recording = Recording.from_results(recorded, engine().grid, ("brightness",))
+    forecast = fit(recording.scores[..., 0], engine().grid.levels, estimates(1, 3, 5, 8))
+    for bound, best in ((9.0, [-np.inf] * 3), (0.0, None)):
+        gate = Gate.of([Requirement("brightness", ">=", bound)], recording.reward_names)
+        results = search(PROMPTS, PriceOfCompute(forecast, 20), engine(), "80nfe", seed=40, gate=gate)
+        found = [float(r.state.best) for r in results]
+        assert found == (best or [r.best.reward for r in results])
 
 
 def test_a_search_without_a_budget_ends_with_its_algorithm(engine: Any) -> None:
