@@ -1,6 +1,6 @@
 """What a requirement changes: winners of the embedded model that are right, wrong or missing, with and without one.
 
-    python benchmarks/requirements.py --prompts 30 --seeds 2
+    python benchmarks/requirements.py --budgets 50nfe 100nfe
 
 Held-out hard captions are searched for by the checker's soft score. The requirement is its strict verdict, which some
 right images reach with a lower soft score than a wrong one has. Errors are standard errors over prompts.
@@ -38,7 +38,7 @@ def main() -> None:
     p.add_argument("--prompts", type=int, default=30)
     p.add_argument("--seeds", type=int, default=2, help="searches of every prompt")
     p.add_argument("--prompt-seed", type=int, default=15)
-    p.add_argument("--budgets", nargs="+", default=["50nfe", "100nfe"])
+    p.add_argument("--budgets", nargs="+", default=["50nfe"])
     add_dtype(p)
     a = p.parse_args()
     pipe = load().to(getattr(torch, a.dtype))
