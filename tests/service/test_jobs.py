@@ -247,6 +247,13 @@ def test_what_the_model_refuses_late_fails_the_job(
         assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", "size", "invalid_value")
 
 
+def test_a_requirement_is_kept_with_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        met, missed = (ended(client, begun(client, require=f"brightness>{bound}")) for bound in (0.01, 0.99))
+        assert met["status"] == "completed"
+        assert (missed["status"], missed["error"]["code"]) == ("failed", "requirement_not_met")
+
+
 def test_limits_of_a_caller(pipe: Any, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
     limits = ServiceLimits(drain=0.1, jobs=1, jobs_per_key=2, job_mib=1)
     with serving(Slow(pipe), offer, tmp_path, limits, two_keys) as server:
