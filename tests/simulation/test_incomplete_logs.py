@@ -1,0 +1,77 @@
+"""A forecast from logs of searches that dropped most seeds: benchmarks/incomplete_logs.py."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.looks import estimates
+
+ROOT = Path(__file__).parents[2]
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
+CHECKS = estimates(1, 2, 4)
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("incomplete_logs")
+
+
+def chains(prompts: int, seeds: int) -> FloatArray:
+    """Scores (P, S, 3) of a known chain: .8 of each check goes into the next. Prompts differ in mean and spread."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((prompts, seeds, 3))
+    for j in (1, 2):
+        z[..., j] = 0.8 * z[..., j - 1] + 0.6 * z[..., j]
+    means, spreads = 2 * rng.standard_normal((prompts, 1, 3)), rng.uniform(0.5, 2, (prompts, 1, 1))
+    scores: FloatArray = means + spreads * z
+    return scores
+
+
+def pruned(scores: FloatArray, kept: int) -> list[FloatArray]:
+    """What pruning leaves that finishes the best `kept` of each prompt by the second check."""
+    left = []
+    for one in scores:
+        log = one.copy()
+        log[np.argsort(-log[:, 1])[kept:], 2] = np.nan
+        left.append(log)
+    return left
+
+
+def test_complete_logs_give_what_calibrate_fits(logs: Any) -> None:
+    scores = chains(20, 40)
+    rewards = np.full((20, 40, 5), np.nan)
+    rewards[..., [1, 2, 4]] = scores
+    fitted, learned = fit(rewards, LEVELS, CHECKS), logs.learn(list(scores), LEVELS, CHECKS)
+    for name in ("mean", "cov", "beta", "residual", "gamma", "spread", "spread_range", "spread_count", "paths"):
+        np.testing.assert_allclose(getattr(learned, name), getattr(fitted, name), atol=1e-9, err_msg=name)
+
+
+def test_what_was_dropped_does_not_bias_the_fit(logs: Any) -> None:
+    """Among the finished seeds alone, which pruning chose, early scores seem to say half of what they do."""
+    scores = chains(600, 30)
+    every, learned = (logs.learn(made, LEVELS, CHECKS) for made in (list(scores), pruned(scores, 6)))
+    np.testing.assert_allclose(learned.gamma[0, 0], every.gamma[0, 0], atol=0.05)
+    np.testing.assert_allclose(learned.beta[2], every.beta[2], atol=0.06)
+    np.testing.assert_allclose(learned.mean, every.mean, atol=0.1)
+    finished = np.stack([log[np.isfinite(log[:, 2])] for log in pruned(scores, 6)])
+    assert finished[..., 2].mean() > every.mean[2] + 0.5
+    first, _, last = np.moveaxis(finished - finished.mean(1, keepdims=True), -1, 0)
+    assert (first * last).sum() / (first**2).sum() < 0.7 * every.gamma[0, 0]
+
+
+def test_one_search_and_a_prior_give_a_forecast(logs: Any) -> None:
+    sigma = np.array([[1, 0.8, 0.64], [0.8, 1, 0.8], [0.64, 0.8, 1]])
+    prior = logs.Prior(sigma, np.eye(3), 0.3)
+    learned = logs.learn(pruned(chains(1, 10), 2), LEVELS, CHECKS, prior)
+    np.testing.assert_allclose(learned.gamma[0, 0], 0.64, atol=0.2)
+    assert (np.linalg.eigvalsh(learned.cov) > 0).all()
+    with pytest.raises(ValueError, match="nothing to learn from yet"):
+        logs.learn(pruned(chains(1, 10), 0), LEVELS, CHECKS, prior)
