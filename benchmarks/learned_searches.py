@@ -110,11 +110,12 @@ def found(test: Recording, algorithm: Algorithm, orders: list[Orders], repeats: 
     return np.stack(points, 1)
 
 
-def leads(logs: list[FloatArray], r: Recording, prior: Prior, budget: Budget, rng: np.random.Generator) -> bool:
+def leads(logs: list[FloatArray], r: Recording, prior: Prior, a: argparse.Namespace, rng: np.random.Generator) -> bool:
     """Whether half of the searches teach to search better than the default does where the other half was.
 
     Both search trajectories made of the other half: its seeds, completed, at its prompts' means and spreads. That
-    must lead by more than a standard error over prompts, in units of their spreads."""
+    must lead by more than `--errors` standard errors over prompts, in units of their spreads."""
+    budget = Budget(flops=a.log * 1e12)
     weak = dataclasses.replace(prior, seeds=5.0, prompts=1.0, scores=3.0)
     gains: list[FloatArray] = []
     for first in (0, 1):
@@ -131,7 +132,7 @@ def leads(logs: list[FloatArray], r: Recording, prior: Prior, budget: Budget, rn
         found = [curve(world, one, [budget], repeats, orders=orders).rewards[:, 0] for one in (policy, SeedPruning())]
         gains.append((found[0] - found[1]) / c.spread)
     gain = np.concatenate(gains)
-    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+    return bool(gain.mean() > a.errors * gain.std() / np.sqrt(len(gain)))
 
 
 def study(r: Recording, prior: Prior, a: argparse.Namespace, fold: int, repeat: int) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def study(r: Recording, prior: Prior, a: argparse.Namespace, fold: int, repeat: 
         new, share, better = searched.audited(a.audit, a.audit_cost, rng)
         logs, audits, done = logs + new, audits + better, until
         forecast = learn(logs, levels, checks, prior)
-        trusted = until >= a.trust and (a.count or leads(logs, r, prior, Budget(flops=a.log * 1e12), rng))
+        trusted = until >= a.trust and (a.count or leads(logs, r, prior, a, rng))
         algorithm = PriceOfCompute(forecast) if trusted else PRUNING
         out.setdefault("trusted", []).append(trusted)
         kept = 1 - share
@@ -172,6 +173,7 @@ def main() -> None:
     p.add_argument("--log", type=float, default=2000, help="TFLOPs of each search that is learned from")
     p.add_argument("--trust", type=int, default=10, help="searches before the forecast decides")
     p.add_argument("--count", action="store_true", help="trust by their number alone, whatever `leads` says")
+    p.add_argument("--errors", type=float, default=1, help="by how many standard errors a forecast must lead")
     p.add_argument("--audit", type=int, default=20, help="one dropped seed in so many is finished; 0 for none")
     p.add_argument("--audit-cost", type=float, default=0.005, help="share of the budgets that audits may take")
     p.add_argument("--prior", type=float, nargs=3, default=[60, 3, 10], help="what it is worth: seeds, prompts, scores")
