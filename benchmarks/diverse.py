@@ -41,6 +41,8 @@ from ttsnap.scenes import detect, sample_prompts
 FAR = 16.0
 """Pixels that an object counts which the other image has not."""
 STEPS = 20
+SHOWN = (14, 18)
+"""Places of two prompts whose first groups differ, for the figure."""
 
 
 class AtTheEnd(SeedPruning):
@@ -207,7 +209,7 @@ def table(runs: dict[tuple[int, str, float], dict[str, list[float]]]) -> str:
 
 def draw(runs: Any, budgets: list[int], pools: list[Any], to: Path) -> None:
     """Quality against diversity, a panel for each budget, a line for each method over its weights; and what is kept of
-    two prompts with drafts at the least budget, at weight 0 and 1."""
+    two prompts with drafts at the least budget, at weight 0 and 2."""
     from matplotlib import pyplot as plt
 
     names = [name for name in METHODS if ", end" not in name]
@@ -225,17 +227,17 @@ def draw(runs: Any, budgets: list[int], pools: list[Any], to: Path) -> None:
                 panel.annotate(f"{weight:g}", (px, py), (4, 4), textcoords="offset points", fontsize=8, color=colour)
             if (last := runs.get((nfe, f"{name}, end", 1))) is not None:
                 panel.plot(
-                    np.mean(last["layout"]), np.mean(last["quality"]), "x", color=colour, ms=9, label=f"{name}, end"
+                    np.mean(last["layout"]), np.mean(last["quality"]), "x", color=colour, ms=9, label=f"{name}, end (1)"
                 )
         panel.set_xlabel("diversity: distance of layouts in pixels", fontsize=9)
         panel.set_title(f"{nfe} evaluations a prompt; numbers: --diversity", fontsize=9)
         panel.tick_params(labelsize=8)
         if not place:
             panel.set_ylabel("quality: mean reward of the kept four", fontsize=9)
-            panel.legend(fontsize=7, loc="lower left")
+            panel.legend(fontsize=7, loc="center right")
     panel = figure.add_subplot(grid[-1])
     rows = []
-    for number, weight in itertools.product((0, 7), (0, 1)):
+    for number, weight in itertools.product(SHOWN, (0, 2)):
         _, pool, chosen, _ = pools[number]
         kept = sorted(chosen[number, budgets[0], "with drafts", weight], key=lambda seed: -pool.scores[2, seed])
         row = [
@@ -243,9 +245,9 @@ def draw(runs: Any, budgets: list[int], pools: list[Any], to: Path) -> None:
         ]
         rows.append(np.concatenate([np.pad(one, ((3, 3), (3, 3), (0, 0)), constant_values=255) for one in row], 1))
     panel.imshow(np.concatenate(rows))
-    panel.set_yticks([51 + 102 * i for i in range(4)], ["best", "--diverse"] * 2, fontsize=9)
+    panel.set_yticks([51 + 102 * i for i in range(4)], ["0", "2"] * 2, fontsize=9, color="#c8642c")
     panel.set_xticks([])
-    panel.set_title(f"{pools[0][0]} / {pools[7][0]}", fontsize=8)
+    panel.set_title("\n".join(pools[number][0] for number in SHOWN), fontsize=8)
     figure.tight_layout()
     figure.savefig(to, dpi=110)
 

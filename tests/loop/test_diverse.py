@@ -16,7 +16,6 @@ from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.rewards.reward_model import RewardError
 
 PROMPTS = ["a", "b"]
 
@@ -154,11 +153,17 @@ def test_images_without_a_score_are_not_chosen_for_being_different(engine: Any) 
             scores[images[:, 0].flatten(1).mean(1) > 0.5] = float("nan")
             return scores
 
-    try:
-        (found,) = search(["a"], BestOfN(24), engine(rewards=[Failing()], features="pixels"), keep=3, diversity=90.0)
-    except RewardError:
-        pytest.fail("some images have scores")
-    assert all(np.isfinite(candidate.reward) for candidate in found.images)
+    class Without(Colour):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            features = super().__call__(images)
+            features[images[:, 0].flatten(1).mean(1) > 0.5] = float("nan")  # as of an image that is nan itself
+            return features
+
+    (plain,) = search(["a"], BestOfN(24), engine(rewards=[Failing()]), keep=3)
+    for features in (Colour(), Without()):
+        (found,) = search(["a"], BestOfN(24), engine(rewards=[Failing()], features=features), keep=3, diversity=90.0)
+        assert all(np.isfinite(candidate.reward) for candidate in found.images)
+        assert kept(found) != kept(plain)
 
 
 def test_videos_are_compared_by_the_frames_that_rewards_see(engine: Any) -> None:

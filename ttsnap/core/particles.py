@@ -113,10 +113,10 @@ class Particles:
         """
         if not self.diversity or self.features is None or not 1 < k < len(ranked):
             return ranked
-        features = self.features[ranked]
-        if not np.isfinite(features).all():
+        values, features = self.value(ranked), self.features[ranked]
+        if not np.isfinite(features[np.isfinite(values)]).all():
             return ranked
-        group = np.sort(diverse(self.value(ranked), features, k, self.diversity))
+        group = np.sort(diverse(values, features, k, self.diversity))
         return np.concatenate([ranked[group], np.delete(ranked, group)])
 
     def others(self, uids: IntArray | Sequence[int]) -> IntArray:
