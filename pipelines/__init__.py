@@ -16,7 +16,7 @@ from ttsnap.pipelines.model_defaults import defaults_in
 from ttsnap.core.names import did_you_mean, load_object
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
-from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, TURBO
+from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT
 from ttsnap.request.request import ModelDefaults
 
 # Stock class: its search twin.
@@ -116,7 +116,7 @@ def custom_pipeline(family: str) -> str:
 
 
 def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> Any:
-    """A search pipeline from "embedded", "scenes-turbo", a diffusers folder or a hub id. Options go to from_pretrained.
+    """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to from_pretrained.
 
     task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...
     (ttsnap.pipelines.modular.workflows), by a modular pipeline of the model's parts.
@@ -143,10 +143,8 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
             model if where is None else where, **{"use_safetensors": True, **options}
         )
     twin = upgrade(pipe) if task in (None, TEXT) else load_object(f"{CLASSIC}:modular")(pipe, task)
-    if str(model) in PACKAGED:
-        from ttsnap.scenes import parse
-
-        twin.check_prompt = parse
+    if (ours := _packaged(model)) is not None:
+        twin.check_prompt = ours.world.parse
     return twin
 
 
@@ -203,9 +201,10 @@ def recommended(model: str | Path) -> ModelDefaults:
     return defaults_in(_folder(model))
 
 
-def _folder(model: str | Path) -> Path:
-    if str(model) in PACKAGED:
-        from ttsnap.scenes import turbo_path, weights_path
+def _packaged(model: str | Path) -> Any:
+    return load_object("ttsnap.pipelines.packaged:MODELS").get(str(model))
 
-        return turbo_path() if str(model) == TURBO else weights_path()
-    return Path(model).expanduser()
+
+def _folder(model: str | Path) -> Path:
+    ours = _packaged(model)
+    return Path(model).expanduser() if ours is None else Path(ours.folder)

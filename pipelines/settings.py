@@ -7,13 +7,13 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
+from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
-from ttsnap.options.model import EMBEDDED, TEXT, TURBO
+from ttsnap.options.model import TEXT
 from ttsnap.request.request import SearchRequest
-from ttsnap.scenes import turbo_path, weights_path
 from ttsnap.version import __version__
 
 PLAIN = (bool, int, float, str)
@@ -70,9 +70,9 @@ def _diversity(request: SearchRequest) -> dict[str, object]:
 
 
 def model_name(pipe: Any) -> str:
-    """By what a pipeline was loaded: "embedded", "scenes-turbo", a folder or a hub id; its class where it was not."""
+    """By what a pipeline was loaded: the name of a packaged model, a folder or a hub id; its class where it was not."""
     where = str(pipe.name_or_path or pipe.stock_class().__name__)
-    return {str(weights_path()): EMBEDDED, str(turbo_path()): TURBO}.get(where, where)
+    return {str(ours.folder): name for name, ours in MODELS.items()}.get(where, where)
 
 
 def _algorithm(asked: str | Algorithm | Mapping[str, object]) -> tuple[object, dict[str, object]]:

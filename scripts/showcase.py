@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from PIL import Image
+from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.cli import main as ttsnap
-from ttsnap.options.model import EMBEDDED, PACKAGED
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import NONE
 from ttsnap.version import versions
 
@@ -46,13 +47,13 @@ def main() -> int:
     p.add_argument("--budget", help="of each search (20images; the embedded model, which solves all with that: 50nfe)")
     p.add_argument("--out", type=Path, default=Path("showcase"), help="the folder to write, or to go on with")
     a, others = p.parse_known_args()  # the others are options of ttsnap bench, as --height 768 or --offload model
-    packaged = a.model in PACKAGED
-    if a.reward is None and not packaged:
+    packaged = MODELS.get(a.model)
+    if a.reward is None and packaged is None:
         p.error(f"--reward: by what are images of {a.model} to be chosen? For example imagereward")
     draft = a.draft or (EMBEDDED if a.model == EMBEDDED else None)
     arms = [*PLAIN, *([DRAFTED] if draft not in (None, NONE) else [])]
     a.out.mkdir(parents=True, exist_ok=True)
-    report = a.report or ("scenes-strict" if packaged else "imagereward" if a.reward == "hpsv2.1" else "hpsv2.1")
+    report = a.report or (packaged.report if packaged else "imagereward" if a.reward == "hpsv2.1" else "hpsv2.1")
     argv = ["bench", "--model", a.model, "--prompts-file", str(prompts_of(a)), "--algorithms", *arms]
     argv += [
         "--budget",
@@ -64,7 +65,7 @@ def main() -> int:
         str(a.out / "bench"),
         *others,
     ]
-    argv += ["--report", report, *(["--reward", a.reward] if a.reward else [])]
+    argv += [*(["--report", report] if report else []), *(["--reward", a.reward] if a.reward else [])]
     print(f"ttsnap {shlex.join(argv)}")
     status = ttsnap(argv)
     if status == 0:
@@ -75,12 +76,11 @@ def main() -> int:
 
 def prompts_of(a: argparse.Namespace) -> Path:
     """The file of prompts; for packaged models one of ten held-out captions, which is written."""
-    if a.prompts_file is not None or a.model not in PACKAGED:
+    packaged = MODELS.get(a.model)
+    if a.prompts_file is not None or packaged is None:
         return a.prompts_file or PROMPTS
-    from ttsnap.scenes import sample_prompts
-
     file: Path = a.out / "prompts.txt"
-    file.write_text("\n".join(sample_prompts(10, seed=15)) + "\n")
+    file.write_text("\n".join(packaged.world.sample_prompts(10, seed=15)) + "\n")
     return file
 
 

@@ -99,7 +99,7 @@ class EvaluationConfig(Settings):
 class DraftConfig(Settings):
     """One distillation of a draft. ValueError, with the value, for settings that do not fit."""
 
-    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id")
+    model: str = option(EMBEDDED, "embedded, scenes-turbo, signs, a diffusers folder, or a hub id")
     call: Mapping[str, Json] | None = option(
         None,
         "arguments of the pipeline's call that the draft is made for, as num_inference_steps and guidance_scale: a "

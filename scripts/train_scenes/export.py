@@ -6,37 +6,36 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
+from transformers import CLIPTokenizer
 from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
-from train_scenes.evaluate import accuracy_table, evaluate
 from train_scenes.recipes import Call
 from ttsnap.files.settings import to_json
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _PARTS = (*_TEXT, "transformer", "vae")
-_SEED = 1000
-"""Of the pictures in the last table: others than those that are looked at on the way."""
 
 
-def finish(pipe: Any, out: Path, call: Call, per_kind: int, grid: str, install: Path | None) -> None:
-    """Write the pipeline to out/pipeline, and what `evaluate` says of it to out/accuracy.md.
+def finish(pipe: Any, out: Path, call: Call, said: Callable[[], str] | None, install: Path | None) -> None:
+    """Write the pipeline to out/pipeline, and what is said of it to out/accuracy.md.
 
     Args:
         pipe: the stock pipeline.
         out: folder of the training.
         call: recommended arguments.
-        per_kind: captions of each kind to evaluate on; 0 for no evaluation.
-        grid: name of a PNG in `out` with some of their pictures.
+        said: makes a table of its accuracy; None for none.
         install: a packaged folder, in whose place a copy is put.
     """
     folder = out / "pipeline"
     export(pipe, folder, call)
-    if per_kind:
-        table = accuracy_table(evaluate(pipe, call, per_kind, seed=_SEED, grid=out / grid))
+    if said is not None:
+        table = said()
         (out / "accuracy.md").write_text(table + "\n")
         print(table, flush=True)
     if install is not None:
@@ -62,7 +61,8 @@ def export(pipe: Any, folder: Path, defaults: Call) -> None:
     small.save_pretrained(temporary, safe_serialization=True)
     for path in temporary.rglob("*.safetensors"):
         path.chmod(0o644)
-    _edit(temporary / "model_index.json", {"tokenizer_3": ["transformers", "PreTrainedTokenizerFast"]})
+    fast = [n for n in _TOKENIZERS if not isinstance(pipe.components[n], CLIPTokenizer)]
+    _edit(temporary / "model_index.json", {name: ["transformers", "PreTrainedTokenizerFast"] for name in fast})
     for name in _PARTS:  # transformers loads in the dtype that the config names
         _edit(temporary / name / "config.json", {"dtype": "float32"} if name in _TEXT else {})
     (temporary / DEFAULTS_FILE).write_text(json.dumps(to_json(defaults), indent=2) + "\n")

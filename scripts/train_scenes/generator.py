@@ -28,7 +28,6 @@ from train_scenes.recipes import FlowRecipe, NoiseLevels
 from train_scenes.training import Trainer, muon_and_adam, sample_sigma
 from train_scenes.zero_tokens import ZeroTokenAttention
 from ttsnap.files.settings import Count, Natural, NotNegative, Settings, Share
-from ttsnap.scenes.render import NUM_LABELS
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,12 @@ class TextSize(Settings):
 
 @dataclass(frozen=True)
 class TransformerSize(Settings):
-    """The SD3 transformer; its width is heads * head_dim."""
+    """The SD3 transformer; its width is heads * head_dim. patch: latent cells of a token's side."""
 
     layers: Count = 5
     heads: Count = 3
     head_dim: Count = 64
+    patch: Count = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GeneratorRecipe(FlowRecipe):
 class Generator(nn.Module):
     """The trained parts: two CLIP text encoders and the SD3 transformer, called as the stock pipeline calls them."""
 
-    def __init__(self, recipe: GeneratorRecipe, tokenizer: CLIPTokenizer, latent_channels: int, latent_size: int):
+    def __init__(self, recipe: GeneratorRecipe, tokenizer: Any, latent_channels: int, latent_size: int):
         super().__init__()
         self.text, self.text_2 = (build_text_encoder(tokenizer, **vars(size)) for size in (recipe.text, recipe.text_2))
         self.transformer = build_transformer(
@@ -87,7 +87,7 @@ class Generator(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.weight)
 
     def forward(self, x: Tensor, sigma: Tensor, ids: Tensor, tap: int) -> tuple[Tensor, Tensor]:
-        """The velocity (B, C, H, W) and the image tokens (B, H * W, D) after block number `tap`."""
+        """The velocity (B, C, H, W) and the image tokens (B, N, D) after block number `tap`."""
         net = self.transformer
         text, pooled = encode_text((self.text, self.text_2), ids)
         hidden = net.pos_embed(x).contiguous()
@@ -99,7 +99,14 @@ class Generator(nn.Module):
             if i == tap:
                 tapped = hidden
         out = net.proj_out(net.norm_out(hidden, temb))
-        return out.transpose(1, 2).reshape(x.shape), tapped
+        return self.unpatched(out, x), tapped
+
+    def unpatched(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """What tokens (B, N, P * P * C) say of each cell of the latents x, shape (B, C, H, W)."""
+        patch = self.transformer.config.patch_size
+        rows, columns = (side // patch for side in x.shape[-2:])
+        cells = tokens.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, *x.shape[-2:])
 
 
 def encode_text(encoders: tuple[Any, Any], ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,12 +131,14 @@ class Examples:
         labels: shape (N, H, W), see `pool_labels`.
         ids: caption tokens, shape (N, MAX_TOKENS).
         null_ids: tokens of the empty caption, shape (MAX_TOKENS,).
+        num_labels: how many labels there are.
     """
 
     latents: Tensor
     labels: Tensor
     ids: Tensor
     null_ids: Tensor
+    num_labels: int
 
 
 class GeneratorTrainer(Trainer[Generator]):
@@ -144,16 +153,17 @@ class GeneratorTrainer(Trainer[Generator]):
     """
 
     def __init__(
-        self, recipe: GeneratorRecipe, tokenizer: CLIPTokenizer, examples: Examples, seed: int, device: torch.device
+        self, recipe: GeneratorRecipe, tokenizer: Any, examples: Examples, seed: int, device: torch.device
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.examples, self.seed, self.device = recipe, examples, seed, device
-        _, channels, size, _ = examples.latents.shape
-        model = Generator(recipe, tokenizer, channels, size).to(device)
-        width = recipe.transformer.heads * recipe.transformer.head_dim
-        self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, NUM_LABELS)
-        ).to(device)
+        _, channels, *sides = examples.latents.shape
+        model = Generator(recipe, tokenizer, channels, max(sides)).to(device)
+        size = recipe.transformer
+        width, read = size.heads * size.head_dim, size.patch**2 * examples.num_labels
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, read)).to(
+            device
+        )
         optimizers = muon_and_adam([*model.named_parameters(), *self.head.named_parameters()], recipe)
         super().__init__(model, optimizers, heads={"head": self.head}, **recipe.loop())
         self.attention = ZeroTokenAttention(model.transformer, recipe.batch, compiled=recipe.compile)
@@ -176,12 +186,12 @@ class GeneratorTrainer(Trainer[Generator]):
         flow = (out.float() - (noise - x0)).pow(2).mean()
         if logits is None:
             return flow, {"flow": flow}
-        target = given.labels[rows].to(self.device).long().flatten()
-        reading = nn.functional.cross_entropy(logits.float().flatten(0, 1), target)
+        target = given.labels[rows].to(self.device).long()
+        reading = nn.functional.cross_entropy(self.net.unpatched(logits.float(), x), target)
         return flow + recipe.reading * reading, {"flow": flow, "read": reading}
 
 
-def build_pipeline(model: Generator, vae: Any, tokenizer: CLIPTokenizer, shift: float) -> Any:
+def build_pipeline(model: Generator, vae: Any, tokenizer: Any, shift: float) -> Any:
     """The stock pipeline around the given parts (not copied)."""
     pipe: Any = StableDiffusion3Pipeline(
         transformer=model.transformer,

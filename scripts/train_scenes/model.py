@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from tokenizers import Regex, Tokenizer, models, normalizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from ttsnap.scenes.grammar import WORDS
-from ttsnap.scenes.render import IMAGE_SIZE
 
 MAX_TOKENS = 17
 """Length of a tokenised caption: the longest canonical caption plus begin and end."""
@@ -63,7 +62,28 @@ def build_tokenizer() -> CLIPTokenizer:
     return tokenizer
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int) -> CLIPTextModelWithProjection:
+def build_letter_tokenizer(words: Sequence[str], letters: str, longest: int) -> PreTrainedTokenizerFast:
+    """A tokenizer to which each lower-case word is a token, and each capital letter and quote.
+
+    longest: words and letters of the longest prompt.
+    """
+    vocab = {word: i for i, word in enumerate((*words, *letters, '"', _BOS, _EOS))}
+    core = Tokenizer(models.WordLevel(vocab, unk_token=_EOS))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r'[A-Z"]|[^\sA-Z"]+'), "removed", invert=True)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{_BOS} $A {_EOS}", special_tokens=[(_BOS, vocab[_BOS]), (_EOS, vocab[_EOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        pad_token=_EOS,
+        unk_token=_EOS,
+        model_max_length=longest + 2,
+    )
+
+
+def build_text_encoder(tokenizer: Any, *, width: int, layers: int, heads: int) -> CLIPTextModelWithProjection:
     """A CLIP text encoder with random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -71,7 +91,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int, hea
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -105,7 +125,7 @@ def build_blank_t5(width: int) -> T5EncoderModel:
     return encoder
 
 
-def build_vae(*, latent_channels: int, channels: Sequence[int], layers: int, groups: int) -> Any:
+def build_vae(*, image_size: int, latent_channels: int, channels: Sequence[int], layers: int, groups: int) -> Any:
     """A narrow convolutional autoencoder with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -114,7 +134,7 @@ def build_vae(*, latent_channels: int, channels: Sequence[int], layers: int, gro
         layers_per_block=layers,
         latent_channels=latent_channels,
         norm_num_groups=groups,
-        sample_size=IMAGE_SIZE,
+        sample_size=image_size,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -131,14 +151,17 @@ def build_transformer(
     heads: int,
     head_dim: int,
     text_dim: int,
+    patch: int = 1,
 ) -> Any:
-    """An SD3 transformer with random weights, one token per latent cell.
+    """An SD3 transformer with random weights.
 
+    latent_size: cells of the longer side.
+    patch: cells of a token's side.
     text_dim: channels of the text's tokens, and of the pooled text.
     """
     return SD3Transformer2DModel(
         sample_size=latent_size,
-        patch_size=1,
+        patch_size=patch,
         in_channels=latent_channels,
         out_channels=latent_channels,
         num_layers=layers,
@@ -147,7 +170,7 @@ def build_transformer(
         joint_attention_dim=text_dim,
         caption_projection_dim=heads * head_dim,
         pooled_projection_dim=text_dim,
-        pos_embed_max_size=latent_size,
+        pos_embed_max_size=latent_size // patch,
         qk_norm="rms_norm",
     )
 
@@ -157,9 +180,9 @@ def build_scheduler(shift: float) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+def tokenize(tokenizer: Any, captions: list[str]) -> torch.Tensor:
     """Token ids (N, MAX_TOKENS) as the stock pipeline makes them."""
     ids: torch.Tensor = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return ids

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train_scenes.evaluate import load
+from train_scenes.base import SEED
+from train_scenes.evaluate import accuracy_table, evaluate, load
 from train_scenes.export import finish
 from train_scenes.generator import encode_captions
 from train_scenes.model import build_blank_tokenizer, build_tokenizer
@@ -290,4 +291,8 @@ def run(recipe: Recipe, out: Path, decay_now: int | None = None, install: bool =
     trainer.run("turbo", out / "turbo.pt", recipe.save_every, decay_now=decay_now, look=look)
     over = turbo_path() if install else None
     turbo = assembled(pipe, trainer.ema, recipe)
-    finish(turbo, out, recipe.defaults, recipe.final_per_kind, "samples.png", over)
+    per_kind, grid = recipe.final_per_kind, out / "samples.png"
+    said = (
+        (lambda: accuracy_table(evaluate(turbo, recipe.defaults, per_kind, seed=SEED, grid=grid))) if per_kind else None
+    )
+    finish(turbo, out, recipe.defaults, said, over)

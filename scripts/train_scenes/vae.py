@@ -19,7 +19,6 @@ from train_scenes.model import build_vae
 from train_scenes.recipes import Counts
 from train_scenes.training import Trainer
 from ttsnap.files.settings import Count, NotNegative, Positive, Settings
-from ttsnap.scenes.render import NUM_LABELS
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,19 @@ class VaeTrainer(Trainer[Any]):
 
     Args:
         recipe: its size, and how to train it.
-        images: shape (N, 3, 32, 32), uint8.
-        labels: shape (N, 8, 8), see `base.pool_labels`.
+        images: shape (N, 3, H, W), uint8.
+        labels: shape (N, H / 4, W / 4), see `pool_labels`.
+        num_labels: how many labels there are.
         device: where to train.
     """
 
-    def __init__(self, recipe: VaeRecipe, images: Tensor, labels: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, recipe: VaeRecipe, images: Tensor, labels: Tensor, num_labels: int, device: torch.device
+    ) -> None:
         self.recipe, self.images, self.labels, self.device = recipe, images, labels, device
         size = recipe.model
-        vae = build_vae(
-            latent_channels=size.latent_channels, channels=size.channels, layers=size.layers, groups=size.groups
-        )
-        self.head = nn.Sequential(nn.Conv2d(size.latent_channels, 64, 1), nn.SiLU(), nn.Conv2d(64, NUM_LABELS, 1)).to(
+        vae = build_vae(image_size=max(images.shape[-2:]), **vars(size))
+        self.head = nn.Sequential(nn.Conv2d(size.latent_channels, 64, 1), nn.SiLU(), nn.Conv2d(64, num_labels, 1)).to(
             device
         )
         vae = vae.to(device)
@@ -100,13 +100,15 @@ class VaeTrainer(Trainer[Any]):
         return loss, {"mse": mse, "read": reading, "moments": moments}
 
 
-def train_vae(recipe: VaeRecipe, images: Tensor, labels: Tensor, seed: int, device: torch.device) -> Any:
+def train_vae(
+    recipe: VaeRecipe, images: Tensor, labels: Tensor, num_labels: int, seed: int, device: torch.device
+) -> Any:
     """A trained autoencoder in fp32, its scaling and shift set from the data (see `VaeTrainer`).
 
     seed: of weights, batches and noise.
     """
     torch.manual_seed(seed)
-    trainer = VaeTrainer(recipe, images, labels, device)
+    trainer = VaeTrainer(recipe, images, labels, num_labels, device)
     trainer.run("vae")
     vae = trainer.net.to(memory_format=torch.contiguous_format).eval()
     conv = vae.encoder.conv_out
@@ -132,7 +134,7 @@ def _mean_latent(vae: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: Any, images: Tensor, device: torch.device, batch: int = 256) -> Tensor:
-    """Mean latents (N, C, 8, 8), fp16 on the CPU, before scaling and shift."""
+    """Mean latents (N, C, H / 4, W / 4), fp16 on the CPU, before scaling and shift."""
     bar = tqdm(images.split(batch), desc="latents", unit_scale=batch, unit="img")
     return torch.cat([_mean_latent(vae, as_input(part, device)).half().cpu() for part in bar])
 
@@ -145,6 +147,6 @@ def scaled(vae: Any, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
-    """Images (N, 3, 32, 32) in [0, 1] of the denoiser's latents, as the pipeline decodes them."""
+    """Images (N, 3, H, W) in [0, 1] of the denoiser's latents, as the pipeline decodes them."""
     parts = [vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample for z in latents.split(batch)]
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

@@ -65,6 +65,7 @@ def _trainer() -> GeneratorTrainer:
             torch.randint(0, 25, (16, 8, 8), generator=dice, dtype=torch.uint8),
             tokenize(tokenizer, ["a red circle", "two blue crosses"] * 8).to(torch.uint8),
             tokenize(tokenizer, [""])[0],
+            25,
         ),
         seed=1,
         device=torch.device("cpu"),

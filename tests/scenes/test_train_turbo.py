@@ -64,7 +64,7 @@ def tiny() -> Any:
     model = Generator(recipe, tokenizer, 4, 8)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    vae = build_vae(latent_channels=4, channels=(8, 8, 8), layers=1, groups=4)
+    vae = build_vae(image_size=32, latent_channels=4, channels=(8, 8, 8), layers=1, groups=4)
     return build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
 
 

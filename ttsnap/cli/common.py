@@ -67,20 +67,24 @@ def _given(a: Arguments) -> list[str]:
 
 
 def canonical(prompts: Sequence[Prompt], model: str) -> list[Prompt]:
-    """The prompts, for the embedded model in the words and the form that it was trained on.
+    """The prompts, for a packaged model in the words and the form that it was trained on.
 
     ValueError for a prompt outside its vocabulary.
     """
     if model not in PACKAGED:
         return list(prompts)
-    from ttsnap.scenes import caption, parse
+    from ttsnap.pipelines.packaged import MODELS
 
-    return [replace(prompt, text=caption(parse(prompt.text))) for prompt in prompts]
+    return [replace(prompt, text=MODELS[model].canonical(prompt.text)) for prompt in prompts]
 
 
 def report_of(a: Arguments) -> Any:
-    """--report as given, or the strict checker beside the checker by which packaged models are searched; else None."""
-    return a.report or ("scenes-strict" if a.reward is None and a.model in PACKAGED else None)
+    """--report as given, or what a packaged model reports beside the reward by which it is searched; else None."""
+    if a.report or a.reward is not None or a.model not in PACKAGED:
+        return a.report or None
+    from ttsnap.pipelines.packaged import MODELS
+
+    return MODELS[a.model].report
 
 
 def load_rewards(spec: Any, **where: Any) -> Any:

@@ -17,7 +17,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
-from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
+from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
 HELP = "open a web page to run searches on and watch them"
@@ -33,7 +33,6 @@ examples:
       --reward imagereward pickscore
   ttsnap demo --share --max-budget 400 --queue-size 8
 """
-SCENES = ("scenes", "scenes-learned", "scenes-noise-aware")
 CLOSED_FORMS = ("compressibility", "incompressibility", "brightness", "colourfulness")
 LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
@@ -44,7 +43,7 @@ def parser() -> Parser:
     p.add_argument(
         "--model",
         type=str | None,
-        help="embedded (the default), scenes-turbo, a diffusers folder, or a hub id; visitors cannot change it",
+        help="embedded (the default), scenes-turbo, signs, a diffusers folder, or a hub id; visitors cannot change it",
     )
     p.add_argument(
         "--any-model",
@@ -120,7 +119,7 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
 
 def judged(prompt: str, name: str) -> Any:
     """The judge of images (3, H, W): only those of the embedded world, at its own size, can be right or wrong."""
-    if name not in PACKAGED:
+    if name not in (EMBEDDED, TURBO):
         return lambda image: None
     from ttsnap.scenes import IMAGE_SIZE, check, parse
 
@@ -137,6 +136,7 @@ def judged(prompt: str, name: str) -> Any:
 def offered(a: Arguments) -> Any:
     """The choices of visitors: fewer where strangers can reach the page."""
     from ttsnap.pipelines import recommended
+    from ttsnap.pipelines.packaged import MODELS
     from ttsnap.request.offer import Offer
 
     model = a.model or EMBEDDED
@@ -144,8 +144,9 @@ def offered(a: Arguments) -> Any:
     any_model = a.any_model or (a.model is None and alone)
     rewards = list(a.reward)
     if not rewards:
-        embedded = [*SCENES, *(LEARNED if any_model else ()), *CLOSED_FORMS]
-        rewards = embedded if model in PACKAGED else [*LEARNED, *CLOSED_FORMS]
+        ours = MODELS.get(model)
+        learned = LEARNED if ours is None or any_model else ()
+        rewards = [*(() if ours is None else ours.rewards), *learned, *CLOSED_FORMS]
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own

@@ -11,7 +11,7 @@ from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 
 if TYPE_CHECKING:
     from ttsnap.distill.draft.config import DraftConfig
@@ -69,11 +69,12 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Distil a draft, or resume a run, and print how well the draft ranks."""
     from ttsnap.distill.draft.config import DraftConfig
+    from ttsnap.pipelines.packaged import MODELS
 
     values = {key: value for key, value in a.nested().items() if key not in _NO_CONFIG}
     values["call"] = _call(a)
-    if not values["evaluation"]["reward"] and a.model in PACKAGED:
-        values["evaluation"]["reward"] = "scenes"
+    if not values["evaluation"]["reward"] and a.model in MODELS:
+        values["evaluation"]["reward"] = MODELS[a.model].rewards[0]
     config, out = build(DraftConfig, values), Path(a.out)
     if config.evaluation.prompts and not config.evaluation.reward:
         raise ValueError(
@@ -119,7 +120,7 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
 
     wanted = config.evaluation.prompts
     if a.prompts_file is None:
-        if a.model not in PACKAGED:
+        if a.model not in (EMBEDDED, TURBO):
             raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
         return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
     prompts = common.canonical(common.read_prompts(a, "distill-draft"), a.model)

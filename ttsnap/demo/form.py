@@ -15,7 +15,7 @@ from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
-from ttsnap.options.model import PACKAGED, ModelOptions
+from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
@@ -86,7 +86,7 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
     if picture is not None:
         request = replace(request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW)))
     for name in request.engine.rewards:
-        if name.startswith("scenes") and request.model not in PACKAGED:
+        if name.startswith("scenes") and request.model not in (EMBEDDED, TURBO):
             raise FieldError("rewards", f"reward {name!r} reads the embedded model's captions only; choose another")
     return request
 

@@ -28,7 +28,7 @@ from ttsnap.demo.stream import Frame, stream
 from ttsnap.demo.tally import PAIRS, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
-from ttsnap.options.model import PACKAGED
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
 
@@ -206,12 +206,11 @@ class Handlers:
     def surprise(self) -> tuple[str, int]:
         """A random prompt and a random seed."""
         draw = random.SystemRandom()
-        if self.offer.model not in PACKAGED:
+        ours = MODELS.get(self.offer.model)
+        if ours is None:
             return draw.choice(PROMPTS), draw.randrange(100_000)
-        from ttsnap.scenes import sample_prompts
-
-        kind = draw.choice(("relation", "combo", "triple", "quad"))
-        return sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(100_000)
+        kind = draw.choice(ours.world.HARD_KINDS)
+        return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(100_000)
 
     def budget_hint(self, text: Any, steps: Any) -> str:
         """The line below the budget."""

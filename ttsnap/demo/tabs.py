@@ -13,10 +13,9 @@ from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import intro, render_plain
 from ttsnap.demo.replaying import Replays
-from ttsnap.options.model import PACKAGED
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.scenes import showcase
 
-SCENES = (showcase.PROMPT, "a green cross above a red square", "two red circles and a blue square")
 BUDGETS = ("5 images", "20 images", "80 images")
 REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images and
 the contact sheet, from which the board is drawn. An image alone shows its settings. No model runs.</div>"""
@@ -33,8 +32,8 @@ def html(text: str, **options: Any) -> gr.HTML:
 
 def search_tab(handlers: Handlers) -> list[Any]:
     """The tab that searches. Returns the parts that a picture's settings fill in, and the line of status."""
-    embedded = handlers.offer.model in PACKAGED
-    prompts = SCENES if embedded else PROMPTS[:3]
+    ours = MODELS.get(handlers.offer.model)
+    prompts = PROMPTS[:3] if ours is None else ours.examples
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):
             most = handlers.limits.prompt

@@ -26,8 +26,10 @@ TASKS = (
 )
 """What models do; which model does what: ttsnap.pipelines.modular.workflows."""
 _SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "text", "v": "video"}
-PACKAGED = (EMBEDDED, TURBO)
-"""All models that come with ttsnap; they read the captions of the embedded world."""
+SIGNS = "signs"
+"""The name of the embedded model that writes words."""
+PACKAGED = (EMBEDDED, TURBO, SIGNS)
+"""All models that come with ttsnap (ttsnap.pipelines.packaged); each reads prompts of its own world only."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class ModelOptions(Settings):
     Raises ValueError for an unknown task.
     """
 
-    model: str = option(EMBEDDED, "embedded, scenes-turbo, a diffusers folder, or a hub id", loads="model", common=True)
+    model: str = option(
+        EMBEDDED, "embedded, scenes-turbo, signs, a diffusers folder, or a hub id", loads="model", common=True
+    )
     lora: str | None = option(
         None,
         "LoRA on top of the model: folder, .safetensors file or hub id, with its scale as FOLDER:0.5",

@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from ttsnap.core.protocols import Algorithm
-from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import Engines
 
 
@@ -87,6 +86,6 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
 
 def canonical_of(model: str) -> Callable[[str], str]:
     """A function from prompts to the model's own words, with ValueError for prompts that the model cannot read."""
-    if model not in PACKAGED:
+    if model not in MODELS:
         return str
-    return lambda prompt: caption(parse(prompt))
+    return MODELS[model].canonical

@@ -1,0 +1,12 @@
+"""Signs: a world of words on plates, and the packaged model that writes them."""
+
+from pathlib import Path
+
+from .grammar import HARD_KINDS, KINDS, Sign, caption, parse, sample_prompts
+
+__all__ = ["HARD_KINDS", "KINDS", "Sign", "caption", "parse", "sample_prompts", "weights_path"]
+
+
+def weights_path() -> Path:
+    """The diffusers folder of the model that writes."""
+    return Path(__file__).parent / "weights"
