@@ -9,7 +9,7 @@ decodes and rewards included; a backward pass counts as two forward passes. Figu
 over seeds, with the standard error over prompts. Where the reward rises and the checker does not, it was hacked: for
 methods that refine, the table says what the checker gave the image before and after, and for how many prompts it fell.
 Guided methods and the particle methods that they stand beside sample the linear SDE with g = 3 t^2, all others the
-model's own Euler steps. With `--lora FOLDER` (`python scripts/train_scenes preference`) the methods in
+model's own Euler steps. With `--lora FOLDER` (`python scripts/train_worlds preference`) the methods in
 --lora-methods run on the tuned model, too. OUT is written after every run, and runs that it holds are not made again.
 """
 

@@ -1,6 +1,6 @@
 """Post-training plus search: the embedded model with and without a LoRA, single samples and searches.
 
-    python scripts/train_scenes preference --out preference
+    python scripts/train_worlds preference --out preference
     python benchmarks/lora.py --lora preference --json lora.json
 
 Hard held-out prompts are searched with the reward that the LoRA was trained to please (`scenes-learned`); the exact

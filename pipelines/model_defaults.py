@@ -12,7 +12,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ttsnap.reward_models.registry import REWARDS
+from ttsnap.reward_models.registry import CHOSEN
 
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
@@ -31,8 +31,8 @@ def defaults_in(folder: Path) -> ModelDefaults:
     told = read_object(path, what="file of a model's defaults")
     call = checked_call({name: value for name, value in told.items() if name not in ("reward", "draft")}, path)
     reward, draft = told.get("reward"), told.get("draft")
-    if reward is not None and (not isinstance(reward, str) or reward not in REWARDS):
-        raise ValueError(f"the reward of {path} must be one of {', '.join(REWARDS)}, got {str(reward)[:60]!r}")
+    if reward is not None and (not isinstance(reward, str) or reward not in CHOSEN):
+        raise ValueError(f"the reward of {path} must be one of {', '.join(CHOSEN)}, got {str(reward)[:60]!r}")
     return ModelDefaults(call, reward, None if draft is None else _drafter(draft, folder, path))
 
 

@@ -68,7 +68,7 @@ MODELS = {
     SIGNS: Packaged(
         signs.weights_path(),
         signs,
-        rewards=("ocr",),
+        rewards=("ocr:line",),
         examples=(
             'a red sign that says "WELCOME"',
             'a blue sign that says "HARBOR" in white',

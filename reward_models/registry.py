@@ -49,6 +49,8 @@ REWARDS: dict[str, str] = {
 """The class of each name. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 LIKENESSES = AUTO, PIXELS, DINO, REWARD = "auto", "pixels", "dino", "reward"
 """By what images are compared, besides rewards that have features (reward_models/likeness.py)."""
+CHOSEN = (*REWARDS, "ocr:line")
+"""Specs that a model's folder may recommend: none names a file."""
 JUDGE = "judge"
 """The name of rewards behind an API. It is not in REWARDS: a user may choose such a reward, a file may not."""
 

@@ -64,7 +64,7 @@ class ScenesLearned(Scorer):
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, **options: Any) -> Self:
-        """source: a file that scripts/train_scenes made; the packaged network by default."""
+        """source: a file that scripts/train_worlds made; the packaged network by default."""
         return cls(load_reader(Path(source) if source else FOLDER / "reward").to(dtype=dtype), **options)
 
     def check(self, prompts: Sequence[str]) -> None:

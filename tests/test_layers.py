@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": {"core", "files", "algorithms", "loop", "recordings"},
     "bench": {"core", "files", "options", "algorithms", "loop", "results", "recordings"},
     "scenes": {"files"},
+    "signs": {"core"},
     "pipelines": {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
-        *("scenes", "cluster", "request", "reward_models"),
+        *("scenes", "signs", "cluster", "request", "reward_models"),
     },
     "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
     "distill": {

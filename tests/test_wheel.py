@@ -46,7 +46,7 @@ def test_a_wheel_of_the_sdist_holds_the_packages_whole_and_runs_alone(tmp_path: 
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == in_the_tree()
-    assert not [name for name in held if "train_scenes" in name]  # what trains the packaged models is not packaged
+    assert not [name for name in held if "train_worlds" in name]  # what trains the packaged models is not packaged
 
     alone = tmp_path / "alone"
     venv.create(alone)

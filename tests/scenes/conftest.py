@@ -1,4 +1,4 @@
-"""Lets the tests import scripts/train_scenes, what trains and measures the embedded models."""
+"""Lets the tests import scripts/train_worlds, what trains and measures the embedded models."""
 
 import sys
 from pathlib import Path

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
-from train_scenes.commands import main
-from train_scenes.evaluate import generate, prompts_of_kind
-from train_scenes.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
-from train_scenes.recipes import Call
-from train_scenes.zero_tokens import ZeroTokenAttention
+from train_worlds.commands import main
+from train_worlds.evaluate import generate, prompts_of_kind
+from train_worlds.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
+from train_worlds.recipes import Call
+from train_worlds.zero_tokens import ZeroTokenAttention
 from ttsnap.pipelines import defaults
 
 from ttsnap.scenes import KINDS, WORDS, check, parse, sample_prompts, weights_path

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from train_scenes.commands import main
-from train_scenes.evaluate import prompts_of_kind
-from train_scenes.near_captions import CHANGES, changed, hard_negatives, shown
-from train_scenes.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, save_reader, train
+from train_worlds.commands import main
+from train_worlds.evaluate import prompts_of_kind
+from train_worlds.near_captions import CHANGES, changed, hard_negatives, shown
+from train_worlds.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, save_reader, train
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.registry import make_reward
 

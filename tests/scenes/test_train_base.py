@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from train_scenes.base import Data, Probe, Recipe
-from train_scenes.commands import main
-from train_scenes.evaluate import generate
-from train_scenes.generator import (
+from train_worlds.base import Data, Probe, Recipe
+from train_worlds.commands import main
+from train_worlds.evaluate import generate
+from train_worlds.generator import (
     Examples,
     GeneratorRecipe,
     GeneratorTrainer,
@@ -20,9 +20,9 @@ from train_scenes.generator import (
     TransformerSize,
     encode_text,
 )
-from train_scenes.model import build_tokenizer, tokenize
-from train_scenes.recipes import Call, NoiseLevels, read
-from train_scenes.vae import VaeRecipe, VaeSize
+from train_worlds.model import build_tokenizer, tokenize
+from train_worlds.recipes import Call, NoiseLevels, read
+from train_worlds.vae import VaeRecipe, VaeSize
 from ttsnap.pipelines import defaults
 
 from ttsnap.files.settings import build, to_json

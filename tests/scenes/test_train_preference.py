@@ -16,9 +16,9 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from train_scenes.commands import main
-from train_scenes.model import build_transformer
-from train_scenes.preference import (
+from train_worlds.commands import main
+from train_worlds.model import build_transformer
+from train_worlds.preference import (
     Lora,
     Recipe,
     Validation,
@@ -26,7 +26,7 @@ from train_scenes.preference import (
     preference_loss,
     squared_errors,
 )
-from train_scenes.preference_pairs import PreferenceData, load_pairs, make_pairs, split
+from train_worlds.preference_pairs import PreferenceData, load_pairs, make_pairs, split
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 from ttsnap.pipelines.lora import load_lora, parse_lora

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from train_scenes import turbo as training
-from train_scenes.commands import main
-from train_scenes.evaluate import generate
-from train_scenes.evaluate import load as stock
-from train_scenes.generator import Generator, GeneratorRecipe, TextSize, TransformerSize, build_pipeline
-from train_scenes.model import build_tokenizer, build_vae
-from train_scenes.recipes import Call
-from train_scenes.turbo import (
+from train_worlds import turbo as training
+from train_worlds.commands import main
+from train_worlds.evaluate import generate
+from train_worlds.evaluate import load as stock
+from train_worlds.generator import Generator, GeneratorRecipe, TextSize, TransformerSize, build_pipeline
+from train_worlds.model import build_tokenizer, build_vae
+from train_worlds.recipes import Call
+from train_worlds.turbo import (
     Pairs,
     PairsRecipe,
     Recipe,

@@ -1,6 +1,6 @@
 """The embedded world: captions, a renderer, an exact checker, and the packaged models of it.
 
-Importing this package needs numpy and scipy only. `scripts/train_scenes` trained the models; docs/embedded_model.md
+Importing this package needs numpy and scipy only. `scripts/train_worlds` trained the models; docs/embedded_model.md
 describes them.
 """
 

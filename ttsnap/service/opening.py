@@ -24,7 +24,7 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
     if not given and own is None:
         raise ValueError(f"model {model} needs --rewards: names of rewards that clients choose from, as clip")
     rewards: dict[str, str] = {}
-    for text in given or ([] if own is None else [own]):
+    for text in given or ([] if own is None else [f"{own.partition(':')[0]}={own}"]):
         refuse_credentials(text)
         name, spec = named(text)
         if any(sign in name for sign in "/\\:"):

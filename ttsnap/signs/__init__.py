@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .grammar import HARD_KINDS, KINDS, Sign, caption, parse, sample_prompts
+from .grammar import HARD_KINDS, KINDS, RGB, Sign, caption, parse, sample_prompts
 
-__all__ = ["HARD_KINDS", "KINDS", "Sign", "caption", "parse", "sample_prompts", "weights_path"]
+__all__ = ["HARD_KINDS", "KINDS", "RGB", "Sign", "caption", "parse", "sample_prompts", "weights_path"]
 
 
 def weights_path() -> Path:

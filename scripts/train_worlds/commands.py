@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from train_scenes.recipes import Call, read
+from train_worlds.recipes import Call, read
 
 Option: TypeAlias = dict[str, Any]
 DECAY_NOW: Option = {"type": int, "metavar": "M", "help": "finish early: decay from here over M steps"}
@@ -50,7 +50,7 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """ValueError for a recipe that does not fit. A trainer's module, with its `Recipe`, is imported when it is run."""
     parser = argparse.ArgumentParser(
-        prog="python scripts/train_scenes",
+        prog="python scripts/train_worlds",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "measure" in given:
         print(given.pop("measure")(**given))
     else:
-        trainer = import_module(f"train_scenes.{name}")
+        trainer = import_module(f"train_worlds.{name}")
         trainer.run(read(trainer.Recipe, given.pop("recipe"), given.pop("seed")), **given)
 
 
@@ -88,7 +88,7 @@ def _add_evaluate(commands: Any) -> None:
     def measure(
         folder: Path, steps: int, guidance: float, max_sequence_length: int, trained_captions: bool, **how: Any
     ) -> str:
-        from train_scenes.evaluate import accuracy_table, evaluate, load
+        from train_worlds.evaluate import accuracy_table, evaluate, load
 
         call = Call(steps, guidance, max_sequence_length)
         return accuracy_table(evaluate(load(folder), call, held_out=not trained_captions, **how))
@@ -107,7 +107,7 @@ def _add_evaluate_reward(commands: Any) -> None:
     def measure(reward: str, **how: Any) -> str:
         from ttsnap.reward_models.registry import make_reward
 
-        from train_scenes.near_captions import evaluate
+        from train_worlds.near_captions import evaluate
 
         return evaluate(make_reward(reward), **how)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train_scenes.recipes import FlowRecipe, NoiseLevels
+from train_worlds.recipes import FlowRecipe, NoiseLevels
 from ttsnap.files.writing import write_whole
 
 N = TypeVar("N", bound=nn.Module)

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 from ttsnap.pipelines import defaults
 
-from train_scenes.stored import kept
-from train_scenes.vae import decode
+from train_worlds.stored import kept
+from train_worlds.vae import decode
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Bounds, Count, NotNegative, Settings, to_json
 from ttsnap.scenes.grammar import sample_prompts

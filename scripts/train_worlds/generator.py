@@ -16,7 +16,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from train_scenes.model import (
+from train_worlds.model import (
     build_blank_t5,
     build_blank_tokenizer,
     build_scheduler,
@@ -24,9 +24,9 @@ from train_scenes.model import (
     build_transformer,
     tokenize,
 )
-from train_scenes.recipes import FlowRecipe, NoiseLevels
-from train_scenes.training import Trainer, muon_and_adam, sample_sigma
-from train_scenes.zero_tokens import ZeroTokenAttention
+from train_worlds.recipes import FlowRecipe, NoiseLevels
+from train_worlds.training import Trainer, muon_and_adam, sample_sigma
+from train_worlds.zero_tokens import ZeroTokenAttention
 from ttsnap.files.settings import Count, Natural, NotNegative, Settings, Share
 
 

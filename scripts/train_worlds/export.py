@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
-from train_scenes.recipes import Call
+from train_worlds.recipes import Call
 from ttsnap.files.settings import to_json
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train_scenes.base import SEED
-from train_scenes.evaluate import accuracy_table, evaluate, load
-from train_scenes.export import finish
-from train_scenes.generator import encode_captions
-from train_scenes.model import build_blank_tokenizer, build_tokenizer
-from train_scenes.recipes import Call, Counts, FlowRecipe, Naturals
-from train_scenes.stored import join, kept, training_specs
-from train_scenes.training import Trainer, muon_and_adam
-from train_scenes.vae import scaled
-from train_scenes.zero_tokens import ZeroTokenAttention
+from train_worlds.base import SEED
+from train_worlds.evaluate import accuracy_table, evaluate, load
+from train_worlds.export import finish
+from train_worlds.generator import encode_captions
+from train_worlds.model import build_blank_tokenizer, build_tokenizer
+from train_worlds.recipes import Call, Counts, FlowRecipe, Naturals
+from train_worlds.stored import join, kept, training_specs
+from train_worlds.training import Trainer, muon_and_adam
+from train_worlds.vae import scaled
+from train_worlds.zero_tokens import ZeroTokenAttention
 from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.scenes import turbo_path

@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from train_scenes.recipes import Call
+from train_worlds.recipes import Call
 from ttsnap.core.arrays import BoolArray, FloatArray
 from ttsnap.files.writing import markdown
 from ttsnap.scenes import weights_path

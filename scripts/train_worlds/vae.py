@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train_scenes.model import build_vae
-from train_scenes.recipes import Counts
-from train_scenes.training import Trainer
+from train_worlds.model import build_vae
+from train_worlds.recipes import Counts
+from train_worlds.training import Trainer
 from ttsnap.files.settings import Count, NotNegative, Positive, Settings
 
 

@@ -16,13 +16,13 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from train_scenes.evaluate import accuracy_table, evaluate
-from train_scenes.export import finish
-from train_scenes.generator import Examples, Generator, GeneratorRecipe, GeneratorTrainer, build_pipeline, finished
-from train_scenes.model import build_tokenizer, tokenize
-from train_scenes.recipes import Call
-from train_scenes.stored import kept, training_specs
-from train_scenes.vae import VaeRecipe, encode, scaled, train_vae
+from train_worlds.evaluate import accuracy_table, evaluate
+from train_worlds.export import finish
+from train_worlds.generator import Examples, Generator, GeneratorRecipe, GeneratorTrainer, build_pipeline, finished
+from train_worlds.model import build_tokenizer, tokenize
+from train_worlds.recipes import Call
+from train_worlds.stored import kept, training_specs
+from train_worlds.vae import VaeRecipe, encode, scaled, train_vae
 from ttsnap.files.settings import Count, Natural, Positive, Settings, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.scenes import weights_path

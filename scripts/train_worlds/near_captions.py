@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train_scenes.evaluate import prompts_of_kind
-from train_scenes.stored import training_specs
+from train_worlds.evaluate import prompts_of_kind
+from train_worlds.stored import training_specs
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
 from ttsnap.files.writing import markdown

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from ttsnap.reward_models.registry import make_rewards
 
-from train_scenes.evaluate import load
-from train_scenes.generator import encode_captions
-from train_scenes.preference_pairs import Pairs, PreferenceData, load_pairs, sample, score, split
-from train_scenes.recipes import NoiseLevels
-from train_scenes.training import Trainer, sample_sigma
+from train_worlds.evaluate import load
+from train_worlds.generator import encode_captions
+from train_worlds.preference_pairs import Pairs, PreferenceData, load_pairs, sample, score, split
+from train_worlds.recipes import NoiseLevels
+from train_worlds.training import Trainer, sample_sigma
 from ttsnap.files.settings import Count, Json, Natural, NotNegative, Positive, Settings, to_json
 from ttsnap.files.writing import markdown, write_json
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from train_scenes.near_captions import TRAINED, other_caption
-from train_scenes.stored import join, kept, training_specs
-from train_scenes.training import Trainer
+from train_worlds.near_captions import TRAINED, other_caption
+from train_worlds.stored import join, kept, training_specs
+from train_worlds.training import Trainer
 from ttsnap.core.arrays import IntArray
 from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share, to_json
 from ttsnap.recordings.folder import load_recording, read_images

@@ -1,0 +1,118 @@
+"""How often the embedded model that writes is right, by an OCR: one seed, best-of-N and seed pruning.
+
+    pip install -e '.[ocr]'
+    python benchmarks/signs.py --json signs.json
+
+Words that training never saw are recorded, the kinds of ttsnap.signs in turn: every seed to the end, with the
+similarity of what the reader sees with the word (`ocr:line`) at every step, and whether the two are equal ("right").
+Of these:
+
+1. one seed: how often it is right, by kind, and the colours of the plate;
+2. rank correlation (Spearman) within prompts of each step's x0 estimate with the finished image, by similarity;
+3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE.
+
+Means over prompts with their standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dtypes import add_dtype
+from embedded_curve import rows_of, table
+from few_step import mean
+from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.ocr import OCR
+
+from ttsnap import Budget, SeedPruning, __version__
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.utility import weighted
+from ttsnap.files.writing import markdown
+from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.record import record
+from ttsnap.recordings.replay import Recording
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.signs import KINDS, RGB, parse, sample_prompts
+from ttsnap.simulation.looks import ranked
+from ttsnap.simulation.simulate import best_of_n_curve, curve
+
+FIRST = weighted([1.0, 0.0, 0.0])
+"""Searches choose by similarity."""
+
+
+class PlateColour(RewardModel):
+    """1 where the edge of the picture is in the plate's colour, rather than in another of the six, else 0."""
+
+    name = "plate"
+
+    def __call__(self, images: torch.Tensor, prompts: Any, level: Any = None) -> FloatArray:
+        edges = torch.cat([images[:, :, 0], images[:, :, -1]], -1).median(-1).values.float().cpu().numpy() * 255
+        known = np.array(list(RGB.values()))
+        nearest = np.square(edges[:, None] - known).sum(-1).argmin(1)
+        return np.array([list(RGB)[i] == parse(p).ground for i, p in zip(nearest, prompts, strict=True)], np.float32)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default="signs", help="or a folder that scripts/train_scenes signs wrote")
+    p.add_argument("--steps", type=int, help="the model's own by default")
+    p.add_argument("--guidance", type=float, help="the model's own by default")
+    p.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 100, 200], help="NFE per prompt")
+    p.add_argument("--prompts", type=int, default=48)
+    p.add_argument("--seeds", type=int, default=24, help="recorded per prompt; no search can start more")
+    p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other words of the same kinds")
+    p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--batch-size", type=int, default=64)
+    add_dtype(p)
+    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
+    p.add_argument("--json", type=Path)
+    a = p.parse_args()
+    given = {"num_inference_steps": a.steps, "guidance_scale": a.guidance}
+    call = defaults(a.model) | {name: value for name, value in given.items() if value is not None}
+    pipe, rewards = load(a.model, dtype=getattr(torch, a.dtype)), [OCR("line"), PlateColour()]
+    engine = pipe.engine(rewards, batch_size=a.batch_size, **call)
+    prompts = sample_prompts(a.prompts, a.prompt_seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        there = (a.recordings or Path(temporary)) / f"signs-{a.prompt_seed}"
+        options = RecordOptions(a.seeds, seed=a.seed)
+        recording = record(engine, prompts, there, options, info=call, progress_bar=True)
+    similarity, plate = np.moveaxis(recording.scores, -1, 0)
+    three = np.stack([similarity, similarity == 1, plate], -1).astype(np.float32)
+    found = measured(replace(recording, scores=three, reward_names=("similarity", "right", "plate")), a)
+    if a.json:
+        setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
+        a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
+
+
+def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
+    """The figures, which are printed as well."""
+    final = recording.final.mean(1)  # (prompts, rewards)
+    kinds = np.array([parse(prompt).kind for prompt in recording.prompts])
+    one = {}
+    for kind in (*KINDS, "all"):
+        rows = final[kinds == kind] if kind != "all" else final
+        if len(rows) > 1:
+            one[kind] = {name: mean(rows[:, i]) for i, name in enumerate(recording.reward_names)}
+    print("\none seed\n\n" + markdown(("words", "right", "similarity", "colour of the plate"), [
+        (kind, *(f"{m:.3f} ± {e:.3f}" for m, e in (row["right"], row["similarity"], row["plate"])))
+        for kind, row in one.items()
+    ]))  # fmt: skip
+    ranks = [{"nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranked(recording, FIRST)]
+    print("\nSpearman by NFE: " + ", ".join(f"{r['nfe']:g}: {r['spearman']:.2f} ± {r['se']:.2f}" for r in ranks))
+    budgets = [Budget(nfe=b) for b in a.budgets]
+    curves = rows_of("best-of-n", best_of_n_curve(recording, budgets, utility=FIRST))
+    curves += rows_of("seed-pruning", curve(recording, SeedPruning(), budgets, a.repeats, utility=FIRST))
+    print("\n" + table(curves))
+    return {"one_seed": one, "ranks": ranks, "rows": curves}
+
+
+if __name__ == "__main__":
+    main()
