@@ -84,6 +84,7 @@ class World:
         draw: n pictures: images (n, 3, H, W) uint8, label maps (n, H, W) and captions.
         look: lines on how well a pipeline draws, by (pipe, call, pictures of each kind, seed, PNG to write).
         weights: the packaged folder.
+        reward: by which searches with the model choose.
         finished: a copy of the generator as it will load.
     """
 
@@ -92,6 +93,7 @@ class World:
     draw: Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray, list[str]]]
     look: Callable[[Any, Call, int, int, Path], str]
     weights: Callable[[], Path]
+    reward: str
     finished: Callable[[Generator, Any], Generator]
 
 
@@ -167,7 +169,8 @@ def run(
     pipe = build_pipeline(world.finished(trainer.ema, tokenizer), vae, tokenizer, recipe.shift)
     per_kind, grid = recipe.probe.final_per_kind, out / "samples_final.png"
     said = (lambda: world.look(pipe, recipe.defaults, per_kind, SEED, grid)) if per_kind else None
-    finish(pipe, out, recipe.defaults, said, world.weights() if install else None)
+    defaults = {**to_json(recipe.defaults), "reward": world.reward}
+    finish(pipe, out, defaults, said, world.weights() if install else None)
 
 
 def _draw_scenes(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -180,4 +183,4 @@ def _look_at_scenes(pipe: Any, call: Call, per_kind: int, seed: int, grid: Path)
     return accuracy_table(evaluate(pipe, call, per_kind, seed=seed, grid=grid))
 
 
-SCENES = World(build_tokenizer, NUM_LABELS, _draw_scenes, _look_at_scenes, weights_path, finished)
+SCENES = World(build_tokenizer, NUM_LABELS, _draw_scenes, _look_at_scenes, weights_path, "scenes", finished)

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,25 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
-from train_worlds.recipes import Call
-from ttsnap.files.settings import to_json
-
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _PARTS = (*_TEXT, "transformer", "vae")
 
 
-def finish(pipe: Any, out: Path, call: Call, said: Callable[[], str] | None, install: Path | None) -> None:
+def finish(
+    pipe: Any, out: Path, defaults: Mapping[str, Any], said: Callable[[], str] | None, install: Path | None
+) -> None:
     """Write the pipeline to out/pipeline, and what is said of it to out/accuracy.md.
 
     Args:
         pipe: the stock pipeline.
         out: folder of the training.
-        call: recommended arguments.
+        defaults: of searches: arguments of the call, a reward.
         said: makes a table of its accuracy; None for none.
         install: a packaged folder, in whose place a copy is put.
     """
     folder = out / "pipeline"
-    export(pipe, folder, call)
+    export(pipe, folder, defaults)
     if said is not None:
         table = said()
         (out / "accuracy.md").write_text(table + "\n")
@@ -44,10 +43,10 @@ def finish(pipe: Any, out: Path, call: Call, said: Callable[[], str] | None, ins
         swap_in(copied, install)
 
 
-def export(pipe: Any, folder: Path, defaults: Call) -> None:
+def export(pipe: Any, folder: Path, defaults: Mapping[str, Any]) -> None:
     """Write the pipeline with weights in half precision and configs that load as fp32; the folder is swapped in whole.
 
-    `defaults` (recommended call arguments) go to `ttsnap.json`, which stock diffusers ignores.
+    `defaults` of searches go to `ttsnap.json`, which stock diffusers ignores.
     """
     temporary = folder.with_name(folder.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,7 +64,7 @@ def export(pipe: Any, folder: Path, defaults: Call) -> None:
     _edit(temporary / "model_index.json", {name: ["transformers", "PreTrainedTokenizerFast"] for name in fast})
     for name in _PARTS:  # transformers loads in the dtype that the config names
         _edit(temporary / name / "config.json", {"dtype": "float32"} if name in _TEXT else {})
-    (temporary / DEFAULTS_FILE).write_text(json.dumps(to_json(defaults), indent=2) + "\n")
+    (temporary / DEFAULTS_FILE).write_text(json.dumps(defaults, indent=2) + "\n")
     swap_in(temporary, folder)
 
 

@@ -85,7 +85,7 @@ def _finished(model: Generator, tokenizer: Any) -> Generator:
     return copy.deepcopy(model).half().float()
 
 
-SIGNS = base.World(build_tokenizer, NUM_LABELS, _draw, _look, weights_path, _finished)
+SIGNS = base.World(build_tokenizer, NUM_LABELS, _draw, _look, weights_path, "ocr:line", _finished)
 
 
 def run(recipe: Recipe, out: Path, device: str = "cpu", decay_now: int | None = None, install: bool = False) -> None:

@@ -295,4 +295,4 @@ def run(recipe: Recipe, out: Path, decay_now: int | None = None, install: bool =
     said = (
         (lambda: accuracy_table(evaluate(turbo, recipe.defaults, per_kind, seed=SEED, grid=grid))) if per_kind else None
     )
-    finish(turbo, out, recipe.defaults, said, over)
+    finish(turbo, out, {**to_json(recipe.defaults), "reward": "scenes"}, said, over)

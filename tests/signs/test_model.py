@@ -1,0 +1,83 @@
+"""The packaged model that writes: a stock folder, its prompts, and that searches with it are plain diffusers' images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from train_worlds.signs import Recipe, build_tokenizer
+from ttsnap.pipelines import defaults, load, recommended
+
+from ttsnap import BestOfN
+from ttsnap.cli import main
+from ttsnap.files.settings import to_json
+from ttsnap.signs import sample_prompts, weights_path
+
+PROMPT = 'a red sign that says "HARBOR" in white'
+CALL: dict[str, Any] = {**defaults("signs"), "num_inference_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def stock() -> Any:
+    pipe = DiffusionPipeline.from_pretrained(weights_path())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_a_stock_pipeline_of_at_most_eight_megabytes(stock: Any) -> None:
+    assert type(stock) is StableDiffusion3Pipeline
+    parts = (stock.transformer, stock.vae, stock.text_encoder, stock.text_encoder_2)
+    assert {p.dtype for p in parts} == {torch.float32}
+    files = [path for path in weights_path().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
+    assert stock.tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_it_recommends_the_call_of_its_recipe_and_the_reader() -> None:
+    assert to_json(Recipe().defaults) == defaults("signs")
+    assert recommended("signs").reward == "ocr:line"
+
+
+@pytest.mark.parametrize("length", [1, 256])
+def test_seeds_of_a_search_are_the_stock_call(stock: Any, length: int) -> None:
+    call = {**CALL, "max_sequence_length": length}
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    expected = stock(PROMPT, generator=generators, num_images_per_prompt=3, output_type="pt", **call).images
+    assert expected.shape == (3, 3, 32, 96)
+    search: dict[str, Any] = {"search": BestOfN(3), "reward": "brightness", "num_images_per_prompt": 3, "seed": 0}
+    found = load("signs")(PROMPT, output_type="pt", batch_size=3, **search, **call).search[0]
+    for candidate in found.images:
+        assert torch.equal(candidate.image, expected[candidate.seed])
+
+
+def test_prompts_of_another_world_are_refused() -> None:
+    pipe = load("signs")
+    for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
+        with pytest.raises(ValueError, match="cannot read 'a red circle'"):
+            pipe("a red circle", **extra)
+
+
+def test_the_command_line_takes_any_form_of_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "a Red sign that says 'harbor'", "--model", "signs", "--reward", "brightness"]
+    assert main([*command, "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert 'a red sign that says "HARBOR"' in capsys.readouterr().out
+    assert list(tmp_path.rglob("*.png"))
+    assert main(["generate", "a red circle", "--model", "signs", "--reward", "brightness", "--budget", "2images"]) != 0
+    assert "cannot read 'a red circle'" in capsys.readouterr().err
+
+
+def test_words_are_neither_hopeless_nor_solved() -> None:
+    ocr = pytest.importorskip("ttsnap.reward_models.ocr")
+    pytest.importorskip("rapidocr")
+    prompts = sample_prompts(24, 8)
+    pipe = load("signs")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(24)]
+    images = pipe(prompts, generator=generators, output_type="pt", **defaults("signs")).images
+    scores = ocr.OCR("line")(images.float(), prompts)
+    assert 0.2 < (scores == 1).float().mean() < 0.8
+    assert scores.mean() > 0.6
