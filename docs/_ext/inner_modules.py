@@ -18,7 +18,7 @@ PACKAGES = (ttsnap, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)
 
 
 def modules() -> list[str]:
-    """All modules in the rooms of the packages above, without those of programs and of the embedded world.
+    """All modules in the rooms of the packages above, without those of programs and of the packaged worlds.
 
     Nor that which ComfyUI alone can import.
     """
@@ -26,7 +26,7 @@ def modules() -> list[str]:
         module.name
         for package in PACKAGES
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if not module.ispkg and not re.search(r"\.(_\w+|cli|demo|scenes|custom|comfyui\.nodes)\b", module.name)
+        if not module.ispkg and not re.search(r"\.(_\w+|cli|demo|scenes|signs|custom|comfyui\.nodes)\b", module.name)
     ]
     return sorted(set(found))
 

@@ -1,4 +1,4 @@
-"""The packaged model that writes: a stock folder, its prompts, and that searches with it are plain diffusers' images."""
+"""The packaged model that writes: a stock folder, its prompts, and searches whose images are plain diffusers' own."""
 
 from __future__ import annotations
 
