@@ -1,5 +1,6 @@
-"""Trains what is packaged in ttsnap/scenes: a file for each model, with its data, its loss and its figures.
+"""Trains what is packaged in ttsnap/scenes and ttsnap/signs: a file for each model, with its data, its loss and figures.
 
+`base.py` trains a text-to-image model of any `World`; `SCENES` and `signs.SIGNS` are two.
 Shared: `recipes.py`, what every training says of itself; `training.py`, the loop; `stored.py`, data that are made once;
-`evaluate.py` and `export.py`, what comes out. docs/embedded_model.md says what came out.
+`evaluate.py` and `export.py`, what comes out. docs/embedded_model.md and docs/signs.md say what came out.
 """
