@@ -61,7 +61,7 @@ class PlateColour(RewardModel):
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", default="signs", help="or a folder that scripts/train_scenes signs wrote")
+    p.add_argument("--model", default="signs", help="or a folder that scripts/train_worlds signs wrote")
     p.add_argument("--steps", type=int, help="the model's own by default")
     p.add_argument("--guidance", type=float, help="the model's own by default")
     p.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 100, 200], help="NFE per prompt")

@@ -1,4 +1,4 @@
-"""Trains what is packaged in ttsnap/scenes and ttsnap/signs: a file for each model, with its data, its loss and figures.
+"""Trains what is packaged in ttsnap/scenes and ttsnap/signs: a file for each model, its data, its loss and its figures.
 
 `base.py` trains a text-to-image model of any `World`; `SCENES` and `signs.SIGNS` are two.
 Shared: `recipes.py`, what every training says of itself; `training.py`, the loop; `stored.py`, data that are made once;
