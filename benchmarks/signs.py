@@ -4,11 +4,11 @@
     python benchmarks/signs.py --json signs.json
 
 Words that training never saw are recorded, the kinds of ttsnap.signs in turn: every seed to the end, with the
-similarity of what the reader sees with the word (`ocr:line`) at every step, and whether the two are equal ("right").
+similarity of what the reader sees with the word (`ocr:line`) at some steps, and whether the two are equal ("right").
 Of these:
 
 1. one seed: how often it is right, by kind, and the colours of the plate;
-2. rank correlation (Spearman) within prompts of each step's x0 estimate with the finished image, by similarity;
+2. rank correlation (Spearman) within prompts of a step's x0 estimate with the finished image, by similarity;
 3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE.
 
 Means over prompts with their standard errors.
@@ -66,7 +66,8 @@ def main() -> None:
     p.add_argument("--guidance", type=float, help="the model's own by default")
     p.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 100, 200], help="NFE per prompt")
     p.add_argument("--prompts", type=int, default=48)
-    p.add_argument("--seeds", type=int, default=24, help="recorded per prompt; no search can start more")
+    p.add_argument("--seeds", type=int, default=16, help="recorded per prompt; no search can start more")
+    p.add_argument("--score-steps", type=int, nargs="+", default=[2, 4, 6, 8, 11, 14], help="of the estimates")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other words of the same kinds")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
@@ -82,11 +83,11 @@ def main() -> None:
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     with tempfile.TemporaryDirectory() as temporary:
         there = (a.recordings or Path(temporary)) / f"signs-{a.prompt_seed}"
-        options = RecordOptions(a.seeds, seed=a.seed)
+        options = RecordOptions(a.seeds, seed=a.seed, steps=a.score_steps)
         recording = record(engine, prompts, there, options, info=call, progress_bar=True)
-    similarity, plate = np.moveaxis(recording.scores, -1, 0)
-    three = np.stack([similarity, similarity == 1, plate], -1).astype(np.float32)
-    found = measured(replace(recording, scores=three, reward_names=("similarity", "right", "plate")), a)
+        similarity, plate = np.moveaxis(recording.scores, -1, 0)
+        three = np.stack([similarity, similarity == 1, plate], -1).astype(np.float32)
+        found = measured(replace(recording, scores=three, reward_names=("similarity", "right", "plate")), a)
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
