@@ -40,15 +40,15 @@ class Recipe(base.Recipe):
     """The model that writes."""
 
     defaults: SignCall = SignCall()
-    probe: base.Probe = base.Probe(every=1000, per_kind=12, final_per_kind=0)
+    probe: base.Probe = base.Probe(every=1000, per_kind=12, final_per_kind=24)
     data: base.Data = base.Data(images=60_000)
     vae: VaeRecipe = VaeRecipe(model=VaeSize(channels=(16, 32, 48)), batch=12, steps=1500, noise=0.2)
     generator: GeneratorRecipe = GeneratorRecipe(
         text=TextSize(width=96, layers=2, heads=3),
         transformer=TransformerSize(layers=5, heads=4, head_dim=32, patch=2),
         batch=32,
-        steps=6000,
-        decay_steps=1500,
+        steps=4400,
+        decay_steps=1400,
     )
 
 
