@@ -19,8 +19,9 @@ from ttsnap.scenes import showcase
 class World(Protocol):
     """What a packaged model draws, as a module."""
 
-    HARD_KINDS: tuple[str, ...]
-    """Kinds of prompt that few seeds get right."""
+    @property
+    def HARD_KINDS(self) -> tuple[str, ...]:  # noqa: N802
+        """Kinds of prompt that few seeds get right."""
 
     def parse(self, text: str) -> Any:
         """What a prompt asks for. ValueError for words or a form that the model does not know."""
