@@ -47,8 +47,8 @@ class Recipe(base.Recipe):
         text=TextSize(width=96, layers=2, heads=3),
         transformer=TransformerSize(layers=5, heads=4, head_dim=32, patch=2),
         batch=32,
-        steps=4400,
-        decay_steps=1400,
+        steps=4191,
+        decay_steps=1691,
     )
 
 
