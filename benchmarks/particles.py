@@ -92,7 +92,7 @@ def from_drafts(second: str | dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     p = parser(__doc__)
-    p.add_argument("--model", default=EMBEDDED, choices=(EMBEDDED, TURBO), help="the many-step model, or the few-step one")
+    p.add_argument("--model", default=EMBEDDED, choices=(EMBEDDED, TURBO), help="many steps, or few")
     p.add_argument("--algorithms", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 500], help="NFE per prompt")
