@@ -71,9 +71,9 @@ MODELS = {
         signs,
         rewards=("ocr:line",),
         examples=(
-            'a red sign that says "WELCOME"',
+            'a red sign that says "MUSIC"',
             'a blue sign that says "HARBOR" in white',
-            'a yellow sign that says "PARKING"',
+            'a yellow sign that says "COFFEE"',
         ),
     ),
 }
