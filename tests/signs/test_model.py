@@ -79,5 +79,5 @@ def test_words_are_neither_hopeless_nor_solved() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in range(24)]
     images = pipe(prompts, generator=generators, output_type="pt", **defaults("signs")).images
     scores = ocr.OCR("line")(images.float(), prompts)
-    assert 0.2 < (scores == 1).float().mean() < 0.8
+    assert 0.25 < (scores == 1).float().mean() < 0.9
     assert scores.mean() > 0.6
