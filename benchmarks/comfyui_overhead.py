@@ -29,7 +29,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 
-SHAPE = (1, 4, 128, 128)
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "heun", "uni_pc")
 
 
@@ -81,6 +80,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--side", type=int, default=16, help="of latents")
     parser.add_argument("--ms", type=float, default=50.0, help="of a call")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -94,7 +94,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     model, network = sleeping_model(args.ms / 1000)
-    text, latent = [[torch.zeros(1, 4, 8), {}]], torch.zeros(SHAPE)
+    text, latent = [[torch.zeros(1, 4, 8), {}]], torch.zeros(1, 4, args.side, args.side)
     rows = []
     for name in args.samplers:
         sigmas = comfy.samplers.KSampler(model, args.steps, model.load_device, name, "normal", 1.0).sigmas
@@ -104,7 +104,7 @@ def main() -> None:
         spec = EngineSpec(None, ("brightness",), batch=EngineOptions(batch_size=args.seeds))
         how = SearchRequest((Prompt(""),), spec, BestOfN(n=args.seeds), Budget(), keep=args.seeds)
         search = LatentSearch(how, guider, comfy.samplers.sampler_object(name), sigmas, latent, FlatVae())
-        batch = latent.expand(args.seeds, *SHAPE[1:])
+        batch = latent.expand(args.seeds, -1, -1, -1)
 
         def stock(name: str = name, batch: Tensor = batch) -> None:
             noise = comfy.sample.prepare_noise(batch, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,6 +62,11 @@ class GuidedCall:
         from comfy.samplers import Sampler
 
         return bool(Sampler().max_denoise(self.guider, self.sigmas))
+
+    def corner(self) -> GuidedCall:
+        """The same call for a small corner of the latent."""
+        mask = None if self.mask is None else self.mask[..., :4, :4]
+        return replace(self, latent=self.latent[..., :4, :4], mask=mask)
 
     def passes(self, *, hooked: bool) -> int:
         """Forward passes of one evaluation, by the rule of ComfyUI's guider: no negative one at a scale of 1.

@@ -11,7 +11,7 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -123,11 +123,12 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(stock: StockSampler) -> Rehearsal:
-    """Run a sampler without the model, to see when it calls that.
+    """Run a sampler without the model, on a corner of the latent, to see when it calls that.
 
     ValueError for a sampler that draws noise from torch's global generator, and for one that chooses its noise levels
     by what the model answers.
     """
+    stock = replace(stock, guided=stock.guided.corner())
     calls, starts = _rehearsed(stock, torch.zeros_like)
     (drawn, _), (moved, _) = _rehearsed(stock, torch.zeros_like, state=2), _rehearsed(stock, torch.randn_like)
     if _levels(calls) != _levels(moved):
