@@ -218,7 +218,7 @@ def outcome(job: int, first: int, rows: int) -> tuple[Outcome, list[ImageToScore
     pictures = [Here(torch.zeros(3, 1, 1), float(uid)) for uid in uids]
     open_scores = np.full((rows, 1), np.nan)
     return (
-        Outcome(job, uids, uids, flags, open_scores, pictures, [None] * rows),
+        Outcome(job, uids, uids, flags, open_scores, pictures, errors=[None] * rows),
         [ImageToScore(picture, "", True) for picture in pictures],
     )
 
