@@ -44,7 +44,7 @@ class StockKernel:
     ) -> tuple[Tensor, Sequence[SuspendedSampler]]:
         moved = [
             candidate.go_on(out, sigma)
-            for candidate, out, sigma in zip(state, prediction.out, self.sigmas[k], strict=True)
+            for candidate, out, sigma in zip(state, prediction.out, self.sigmas[k].tolist(), strict=True)
         ]
         return torch.stack(moved), state
 

@@ -171,7 +171,7 @@ def _rehearsed(
 
 def level(call: ModelCall) -> float:
     """The noise level of a call."""
-    return float(call.sigma.flatten()[0])
+    return float(call.sigma)
 
 
 def _levels(calls: list[ModelCall]) -> list[float]:
@@ -189,8 +189,8 @@ class SuspendedSampler:
         """The call that its thread waits for; None before the thread is started."""
         self.end: Callable[[], object] = lambda: None
 
-    def go_on(self, out: Tensor, sigma: Tensor) -> Tensor:
-        """Answer the present call, at this noise level (), by `out` (...): the input (...) of the next one, or the
+    def go_on(self, out: Tensor, sigma: float) -> Tensor:
+        """Answer the present call, at this noise level, by `out` (...): the input (...) of the next one, or the
         finished latent."""
         if self._waiting is None:
             thread = threading.Thread(
@@ -202,7 +202,7 @@ class SuspendedSampler:
             thread.start()
             self._next()
         call = self._waiting
-        if call is None or level(call) != float(sigma):
+        if call is None or level(call) != sigma:
             raise ValueError("this sampler calls the model at other noise levels for one seed than for another, so "
                              "that candidates have no common steps; choose another one")  # fmt: skip
         self._answers.put(self._stock.answered(call, out[None]))
