@@ -204,6 +204,19 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engi
     assert json.loads(shown.info[sheet.LOOKS])["looks"][0][2] == left
 
 
+def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> None:
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), on_event=recorder)
+    low = {look: picture.crop((0, 0, sheet.CELL, 32)) for look, picture in recorder.thumbnails[0].items()}
+    shown = sheet.contact_sheet(result, low)
+    column = [shown.getpixel((sheet.LEFT + 40, y)) == (0x1A, 0x7F, 0x37) for y in range(shown.height)]
+    top = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP
+    assert [y for y, green in enumerate(column) if green and y > top - 4] == [
+        *range(top - 3, top),
+        *range(top + 32, top + 35),
+    ]
+
+
 def framed(picture: Image.Image, left: int) -> int:
     """How many finished images, in the second row, have a green frame."""
     y, pitch = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP - 1, sheet.CELL + sheet.MARGIN

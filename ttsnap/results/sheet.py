@@ -97,18 +97,19 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     going = {source for source in origin.values() if source is not None}
     ended = {look for look in origin if look not in going and look.step < len(result.levels) - 1}
     finished = {root for look in origin if look.step == len(result.levels) - 1 for root in chain(look, origin)}
+    sizes: dict[CandidateAtStep, tuple[int, int]] = {}
     for look in shown:
         ink = PALE if look in ended or (look.step < 0 and look not in finished) else INK
         if look.step < 0:
             _below(draw, page, look, f"seed {result.particles.seed[look.uid]}", ink, more[look])
             continue
-        _paste(sheet, page, thumbnails[look], page.corner(look), dimmed=look in ended)
+        sizes[look] = _paste(sheet, page, thumbnails[look], page.corner(look), dimmed=look in ended)
         _below(draw, page, look, _score(result.particles, look), ink, more[look])
     for candidate in result.images[::-1]:
         if (kept := CandidateAtStep(candidate.uid, len(result.levels) - 1)) in shown:
-            x, y = page.corner(kept)
+            (x, y), (wide, high) = page.corner(kept), sizes[kept]
             width = 3 if kept == won else 2
-            frame = (x - width, y - width, x + page.cell + width - 1, y + page.cell + width - 1)
+            frame = (x - width, y - width, x + wide + width - 1, y + high + width - 1)
             draw.rectangle(frame, outline=WINNER, width=width)
     if result.source is not None:
         _paste(sheet, page, result.source, (LEFT, HEAD))
@@ -183,7 +184,8 @@ def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[
 
 def _paste(
     sheet: Image.Image, page: Page, picture: Image.Image, corner: tuple[int, int], *, dimmed: bool = False
-) -> None:
+) -> tuple[int, int]:
+    """Paste a picture, scaled to the page, and return its size there."""
     if page.cell < CELL:
         scale = page.cell / CELL
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -191,6 +193,7 @@ def _paste(
     if dimmed:
         picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
     sheet.paste(picture, corner)
+    return picture.size
 
 
 def _score(p: Particles, look: CandidateAtStep) -> str:
