@@ -129,8 +129,8 @@ def rehearse(stock: StockSampler) -> Rehearsal:
     by what the model answers.
     """
     stock = replace(stock, guided=stock.guided.corner())
-    calls, starts = _rehearsed(stock, torch.zeros_like)
-    (drawn, _), (moved, _) = _rehearsed(stock, torch.zeros_like, state=2), _rehearsed(stock, torch.randn_like)
+    calls, starts = _rehearsed(stock)
+    (drawn, _), (moved, _) = _rehearsed(stock, state=2), _rehearsed(stock, most=1.0)
     if _levels(calls) != _levels(moved):
         raise ValueError("this sampler chooses its steps by the image (dpm_adaptive), so that candidates have no "
                          "common steps; choose another one")  # fmt: skip
@@ -142,19 +142,18 @@ def rehearse(stock: StockSampler) -> Rehearsal:
     return Rehearsal(torch.tensor(_levels(calls)), starts, hooked)
 
 
-def _rehearsed(
-    stock: StockSampler, answers: Callable[[Tensor], Tensor], state: int = 1
-) -> tuple[list[ModelCall], list[int]]:
-    """The calls of a sampler, and those whose estimates its steps report, with answers to x (1, ...) by `answers`.
+def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[list[ModelCall], list[int]]:
+    """The calls of a sampler, and those whose estimates its steps report, on estimates that rise from 0 to `most`.
 
-    state: the seed of torch's global generator.
+    state: the seed of torch's global generator on the CPU. Those of other devices are not reset: two runs of a sampler
+        that draws from one differ even so.
     """
     calls: list[ModelCall] = []
     starts: list[int] = []
 
     def answer(call: ModelCall) -> Tensor:
         calls.append(call._replace(x=call.x.clone()))
-        made = answers(call.x)
+        made = torch.linspace(0, most, call.x.numel(), dtype=call.x.dtype, device=call.x.device).view_as(call.x)
         return stock.answered(call, torch.stack([made] * len(READ), 1)) if call.options.get(HOOKS) else made
 
     def report(*_: object) -> None:
@@ -162,9 +161,8 @@ def _rehearsed(
         if not starts or level(calls[starts[-1]]) > level(calls[begun]):
             starts.append(begun)
 
-    device = stock.guided.latent.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(state)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(state)
         stock.run(torch.zeros_like(stock.guided.latent), 0, answer, report)
     return calls, [0, *(start for start in starts if start)]
 
