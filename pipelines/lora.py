@@ -1,18 +1,22 @@
-"""LoRA weights from a folder, a file or the hub, put on a pipeline."""
+"""LoRA weights from a folder, a file or the hub, put on a pipeline or on a twin of it."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
+from ttsnap.pipelines.pipeline_copy import copied, shared_copy
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 
+logger = logging.getLogger(__name__)
 SAFE_PEFT = "0.20"
 """The first peft that does not import whatever module a LoRA's file names (its `megatron_core`)."""
 _ADAPTER = "lora"
@@ -83,6 +87,73 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
         pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named)
     if not any(adapter in names for names in pipe.get_list_adapters().values()):
         raise ValueError(f"{said}: nothing in it belongs to a {family}; was it made for another family?")
+
+
+class UnderLora(NamedTuple):
+    """A twin of a pipeline under a LoRA."""
+
+    pipe: Any
+    own: list[nn.Parameter]
+    """The weights that the LoRA added; all others are the pipeline's."""
+
+
+def under_lora(
+    pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float = 1.0
+) -> UnderLora:
+    """A twin whose networks of these names have the LoRA besides the active adapters; the pipeline stays as it is.
+
+    Nothing of the LoRA can leak into the pipeline's own evaluations: its networks are other objects over the same
+    weights. Layers for text encoders are left out where `networks` names none. ValueError as of `add_lora`, where a
+    LoRA is fused, and for one that widens a network's input.
+    """
+    nets: dict[str, Any] = {name: getattr(net := getattr(pipe, name), "_orig_mod", net) for name in networks}
+    before = {(name, at): layer for name, net in nets.items() for at, layer in tuned_layers(net)}
+    if any(layer.merged for layer in before.values()):
+        raise ValueError(f"{said}: a LoRA of the model is fused and still loaded; call pipe.unload_lora_weights()")
+    # Loading a LoRA changes them, also of shared weights.
+    flags = {parameter: parameter.requires_grad for net in nets.values() for parameter in net.parameters()}
+    twin, words = copied(pipe, type(pipe)), list[bool]()
+    vars(twin).pop("_search_memo", None)
+    vars(twin).update({name: shared_copy(net) for name, net in nets.items()}, _search_buckets=False)  # not compiled
+    if not any(name.startswith("text_encoder") for name in networks):
+        leave_out = lambda state, **_: words.append(any("text_encoder" in name for name in state))  # noqa: E731
+        vars(twin)["load_lora_into_text_encoder"] = leave_out
+    try:
+        add_lora(twin, where, adapter, said)
+    finally:
+        _restore(flags)
+    if any(words):
+        logger.warning("%s: its layers for text encoders are left out", said)
+    own = []
+    for name, net in nets.items():
+        made, device = getattr(twin, name), next(net.parameters()).device
+        if getattr(made.config, "in_channels", None) != getattr(net.config, "in_channels", None):
+            raise ValueError(f"{said}: it widens the network's input, as LoRAs for control images do")
+        for at, layer in tuned_layers(made):
+            was = before.get((name, at))
+            layer.enable_adapters(True)
+            layer.set_adapter([*([] if was is None or was.disable_adapters else was.active_adapters), adapter])
+            layer.set_scale(adapter, scale)
+        for parameter in made.eval().parameters():
+            if parameter not in flags:
+                parameter.data = parameter.data.to(device)
+                own.append(parameter.requires_grad_(False))
+    _restore(flags)
+    return UnderLora(twin, own)
+
+
+def _restore(flags: Mapping[nn.Parameter, bool]) -> None:
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+
+
+def tuned_layers(net: nn.Module) -> list[tuple[str, Any]]:
+    """The layers of a network that carry adapters, by name."""
+    if not getattr(net, "peft_config", None):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def _check_head(path: Path, said: str) -> None:

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from diffusers import ModelMixin
+from torch import nn
 
 _OWN = ("_all_hooks", "_internal_dict", "_progress_bar_config")
 """What diffusers changes in place on a pipeline object; a twin gets its own."""
@@ -21,6 +22,22 @@ def copied(pipe: Any, cls: type) -> Any:
             vars(twin)[name] = copy.copy(vars(pipe)[name])
     twin.scheduler = copy.deepcopy(pipe.scheduler)
     return twin
+
+
+def shared_copy(net: nn.Module) -> nn.Module:
+    """A copy over the same parameters and buffers, with modules, adapters and settings of its own."""
+    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # which deepcopy then shares
+    return copy.deepcopy(net, memo)
+
+
+def hooked(pipe: Any) -> bool:
+    """Whether the pipeline's networks have hooks, which loading a LoRA removes and adds again."""
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    parts = [part for network in networks for part in network.modules()]
+    # Transformers that cache by context have a registry of diffusers' hooks that is empty.
+    registries = [getattr(part, "_diffusers_hook", None) for part in parts]
+    registered = any(registry is not None and registry.hooks for registry in registries)
+    return registered or any("_hf_hook" in vars(part) for part in parts)
 
 
 def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:

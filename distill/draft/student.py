@@ -17,9 +17,10 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from ttsnap.distill.checkpoints import whole_folder
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.drafting.drafters import Drafter, shared_copy
+from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents.convert import own_path
+from ttsnap.pipelines.pipeline_copy import shared_copy
 
 from ttsnap.files.reading import foreign
 from ttsnap.files.settings import Json

@@ -6,7 +6,6 @@ that is switched on and off. A drafter made by a LoRA shares all weights of the 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from ttsnap.pipelines import pipeline_copy
-from ttsnap.pipelines.lora import add_lora, hub_file
+from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
+from ttsnap.pipelines.pipeline_copy import hooked
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
@@ -103,56 +102,14 @@ def _loaded(pipe: Any, network: str, where: str) -> Drafter:
 # --- a network under a LoRA ---------------------------------------------------------------------------------------
 
 
-def shared_copy(net: nn.Module) -> nn.Module:
-    """A copy over the same parameters and buffers, with modules, adapters and settings of its own."""
-    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # which deepcopy then shares
-    return copy.deepcopy(net, memo)
-
-
 def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
     """A copy of the network that shares its weights, with the LoRA besides the active adapters."""
-    base = _bare(getattr(pipe, network))
     if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
                          "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
-    before = {name: (layer.active_adapters, layer.disable_adapters) for name, layer in _tuned(base)}
-    if any(layer.merged for _, layer in _tuned(base)):
-        raise ValueError(f"{said}: a LoRA of the model is fused and still loaded; call pipe.unload_lora_weights()")
-    trained = {p: p.requires_grad for p in base.parameters()}  # which loading a LoRA changes, also of shared weights
-    twin, words = pipeline_copy.copied(pipe, type(pipe)), list[bool]()
-    vars(twin)[network] = shared_copy(base)
     # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
-    vars(twin)["load_lora_into_text_encoder"] = lambda state, **_: words.append(any("text_encoder" in k for k in state))
-    try:
-        add_lora(twin, where, _ADAPTER, said)
-    finally:
-        for parameter, flag in trained.items():
-            parameter.requires_grad_(flag)
-    if any(words):
-        logger.warning("%s: its layers for text encoders are left out", said)
-    net: nn.Module = getattr(twin, network)
-    _fitting(base, net, said)  # LoRAs for control images widen a network's input
-    device = next(base.parameters()).device
-    own = [parameter for parameter in net.parameters() if parameter not in trained]
-    for name, layer in _tuned(net):
-        active, disabled = before.get(name, ([], False))
-        layer.enable_adapters(True)
-        layer.set_adapter([*([] if disabled else active), _ADAPTER])
-    for parameter in own:
-        parameter.data = parameter.data.to(device)
-        parameter.requires_grad_(False)
-    for parameter, flag in trained.items():
-        parameter.requires_grad_(flag)
-    return net.eval()
-
-
-def _tuned(net: nn.Module) -> list[tuple[str, Any]]:
-    """The layers of a network that carry adapters, by name."""
-    if not getattr(net, "peft_config", None):
-        return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, BaseTunerLayer)]
+    net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said).pipe, network)
+    return net
 
 
 def _state(net: nn.Module) -> Hashable:
@@ -163,19 +120,9 @@ def _state(net: nn.Module) -> Hashable:
     tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
     adapters = [
         (name, tuple(layer.active_adapters), tuple(layer.scaling.items()), layer.disable_adapters, layer.merged)
-        for name, layer in _tuned(net)
+        for name, layer in tuned_layers(net)
     ]
     return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(adapters)
-
-
-def hooked(pipe: Any) -> bool:
-    """Whether the pipeline's networks have hooks, which loading a LoRA removes and adds again."""
-    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    parts = [part for network in networks for part in network.modules()]
-    # Transformers that cache by context have a registry of diffusers' hooks that is empty.
-    registries = [getattr(part, "_diffusers_hook", None) for part in parts]
-    registered = any(registry is not None and registry.hooks for registry in registries)
-    return registered or any("_hf_hook" in vars(part) for part in parts)
 
 
 # --- another network ----------------------------------------------------------------------------------------------

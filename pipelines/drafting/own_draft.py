@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines.drafting.drafters import hooked
 from ttsnap.pipelines.model_defaults import defaults_of
+from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.pipelines.settings import adapters
 from ttsnap.reward_models.registry import suits_drafts
 
