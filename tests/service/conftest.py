@@ -51,10 +51,10 @@ def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]
     rewards = {name: make_rewards(name)[0] for name in REWARDS}
     with ExitStack() as stack:
 
-        def start(limits: ServiceLimits | None = None, keys: Keys | None = None) -> GenerationServer:
+        def start(limits: ServiceLimits | None = None, keys: Keys | None = None, **more: Any) -> GenerationServer:
             limits = limits or ServiceLimits(drain=0.1)
-            where = ("127.0.0.1", 0)
-            server = GenerationServer(OneDevice(pipe, rewards), offer, limits, keys, where, lambda p: caption(parse(p)))
+            where, engines = ("127.0.0.1", 0), OneDevice(pipe, rewards)
+            server = GenerationServer(engines, offer, limits, keys, where, lambda p: caption(parse(p)), **more)
             return stack.enter_context(server)
 
         yield start

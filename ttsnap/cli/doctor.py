@@ -29,6 +29,7 @@ examples:
 EXTRAS = {
     "demo": "ttsnap demo",
     "service": "ttsnap serve",
+    "tracing": "its traces",
     "serve": "ttsnap serve-reward",
     "cluster": "several devices",
     "distill": "ttsnap distill, drafts",

@@ -125,9 +125,9 @@ def run(a: Arguments) -> int:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.request.searches import searches_of
     from ttsnap.results.media import require_av
-    from ttsnap.service.opening import canonical_of, offer_of, offered
+    from ttsnap.service.opening import canonical_of, offer_of, offered, traces_of_environment
 
-    limits = arguments.read(ServiceLimits, a)
+    limits, traces = arguments.read(ServiceLimits, a), traces_of_environment()
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))
@@ -136,7 +136,7 @@ def run(a: Arguments) -> int:
         if offer.frames_every is not None:
             require_av("serving videos, as .mp4 where clients say nothing,")
         with common.listening(a), loading("the service"):
-            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store)
+            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store, traces)
         log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
         _serve(server, offer, keys)
     print("stopped")

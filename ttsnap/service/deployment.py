@@ -29,7 +29,7 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics, log_to_stderr
-from ttsnap.service.opening import canonical_of, offer_of, offered
+from ttsnap.service.opening import canonical_of, offer_of, offered, traces_of_environment
 from ttsnap.service.requests import plain
 from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
@@ -82,9 +82,12 @@ class Replica:
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
         engines, searches = OneDevice(pipe, rewards), searches_of(settings.searches.split())
         offer = offer_of(settings.model, engines, settings.name, searches, settings.draft)
-        self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits))
+        traces = traces_of_environment()
+        self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits), traces)
         self._worker.start()
         self._app = make_app(self._worker, Desk(offer, settings.limits, canonical_of(settings.model)), keys)
+        if traces is not None:
+            traces.watch(self._app)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The same application as that of `ttsnap serve`."""

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote
@@ -13,6 +15,8 @@ from urllib.parse import quote
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ttsnap.service.tickets import Ticket
 
 access = logging.getLogger("ttsnap.service.access")
 
@@ -106,7 +110,38 @@ def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "te
     access.setLevel(logging.INFO if requests else logging.WARNING)
 
 
-class Metrics:
+@dataclass(frozen=True)
+class Batch:
+    """One batch of an engine, with what was decoded and scored after it."""
+
+    begin: float
+    """By `time.time`."""
+    seconds: float
+    nfe: int
+    """Evaluations, rows of other engines among them."""
+    room: int
+    """Places for evaluations."""
+    phases: Mapping[str, float]
+    """Seconds of the device by phase: denoise, decode, reward."""
+
+
+class Observer:
+    """Told of requests by the thread that searches, unless it says otherwise. No trial is told of."""
+
+    def queued(self, ticket: Ticket) -> None:
+        """A request waits. Told by the application, in the context of the HTTP request."""
+
+    def begun(self, ticket: Ticket) -> None:
+        """Its search begins."""
+
+    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+        """A batch ran; tickets: of the searches that were under way on its engine."""
+
+    def ended(self, ticket: Ticket, outcome: str) -> None:
+        """A request is done, cancelled, refused or failed."""
+
+
+class Metrics(Observer):
     """Metrics of one service, in a registry of their own. Rates, as evaluations per second, are Prometheus' to take."""
 
     def __init__(self) -> None:
@@ -128,6 +163,20 @@ class Metrics:
         if torch.cuda.is_available():
             memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry)
             memory.set_function(torch.cuda.memory_allocated)
+
+    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+        if batch.nfe > 0:
+            self.nfe.inc(batch.nfe)
+        if batch.room > 0:
+            self.places.inc(batch.room)
+            self.fill.set(batch.nfe / batch.room)
+        for phase, seconds in batch.phases.items():
+            self.phases.labels(phase).inc(max(0.0, seconds))
+
+    def ended(self, ticket: Ticket, outcome: str) -> None:
+        self.requests.labels(outcome).inc()
+        if outcome == "done":
+            self.latency.observe(time.monotonic() - ticket.came)
 
     def text(self) -> bytes:
         """All metrics, as they are now."""

@@ -1,12 +1,15 @@
-"""The offer of an operator, from a few words: rewards by name, a drafter, and prompts in the model's own words."""
+"""What an operator wants, from a few words: rewards by name, a drafter, prompts in the model's own words, traces."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
+from ttsnap.extras import install
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
@@ -16,6 +19,13 @@ from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import Engines
+
+if TYPE_CHECKING:
+    from ttsnap.service.tracing import Traces
+
+logger = logging.getLogger(__name__)
+TRACED = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""The variables of the environment one of which must be set for traces."""
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
@@ -89,3 +99,20 @@ def canonical_of(model: str) -> Callable[[str], str]:
     if model not in MODELS:
         return str
     return MODELS[model].canonical
+
+
+def traces_of_environment() -> Traces | None:
+    """Traces as the standard variables OTEL_* want them; None where they want none.
+
+    ValueError for an exporter that is not known. Without the extra only a warning is told: a cluster may set the
+    variables for everything that it runs.
+    """
+    off = os.environ.get(TRACED[0]) == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if off or not any(map(os.environ.get, TRACED)):
+        return None
+    try:
+        from ttsnap.service import tracing
+    except ImportError as error:
+        logger.warning("no traces are written, which needs OpenTelemetry (%s): %s", error, install("tracing"))
+        return None
+    return tracing.Traces(tracing.provider_of_environment())

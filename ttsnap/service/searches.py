@@ -34,6 +34,7 @@ from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.monitoring import Batch
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
@@ -185,11 +186,11 @@ class Searches:
         steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
         return "steps" if steps != usual and not isinstance(request.search, Mapping) else "search"
 
-    def measure(self, seconds: float, nfe: int, room: int) -> None:
+    def measure(self, batch: Batch) -> None:
         """Note a batch: its time, its evaluations, and its places. The last ten or so count."""
-        self._seconds = RECENT * self._seconds + seconds
-        self._nfe = RECENT * self._nfe + nfe
-        self._room = RECENT * self._room + room
+        self._seconds = RECENT * self._seconds + batch.seconds
+        self._nfe = RECENT * self._nfe + batch.nfe
+        self._room = RECENT * self._room + batch.room
 
     @property
     def seconds_to_end(self) -> float:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -24,6 +25,9 @@ from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
 from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
+
+if TYPE_CHECKING:  # needs the extra `tracing`
+    from ttsnap.service.tracing import Traces
 
 GRACE, IDLE = 10, 30
 """Seconds for replies to leave after the last search; seconds for which a connection without a request stays open.
@@ -82,15 +86,19 @@ class GenerationServer(SocketServer):
         address: tuple[str, int] = ("127.0.0.1", 8000),
         canonical: Callable[[str], str] = str,
         store: JobStore | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """canonical: as of Desk. store: of jobs; without it there are none. address, OSError and OverflowError: as of
         SocketServer."""
         limits, keys = limits or ServiceLimits(), keys or Keys()
-        self.worker = Worker(engines, limits, Metrics(), plain(offer, limits))
+        self.worker = Worker(engines, limits, Metrics(), plain(offer, limits), traces)
         desk = Desk(offer, limits, canonical)
         jobs = None if store is None else Jobs(store, self.worker, desk, keys)
+        app = make_app(self.worker, desk, keys, jobs)
+        if traces is not None:
+            traces.watch(app)
         super().__init__(
-            make_app(self.worker, desk, keys, jobs),
+            app,
             address,
             ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections),
             grace=int(limits.drain) + GRACE,

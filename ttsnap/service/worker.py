@@ -15,7 +15,7 @@ from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.monitoring import Metrics
+from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.tickets import Done, Passed, Ticket
 
@@ -33,10 +33,18 @@ class Worker(threading.Thread):
     An engine whose devices keep failing is made anew for the next request.
     """
 
-    def __init__(self, engines: Engines, limits: ServiceLimits, metrics: Metrics, first: SearchRequest) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        limits: ServiceLimits,
+        metrics: Metrics,
+        first: SearchRequest,
+        traces: Observer | None = None,
+    ) -> None:
         """first: a request to prepare for before any comes, as loading may take minutes."""
         super().__init__(daemon=True, name="searches")
         self.engines, self.limits, self.metrics = engines, limits, metrics
+        self._observers: tuple[Observer, ...] = (metrics,) if traces is None else (metrics, traces)
         self.draining = self.loaded = False
         self._first, self._usual = first, first.engine
         self._wake = threading.Condition()
@@ -64,6 +72,9 @@ class Worker(threading.Thread):
             if len(self._waiting) >= self.limits.queue:
                 most = f"{self.limits.queue} requests wait already, the most that are taken"
                 raise RequestError(429, f"{most}; try again later", code="queue_full", retry_after=5)
+            if not ticket.trial:
+                for observer in self._observers:
+                    observer.queued(ticket)
             self._open.add(ticket)
             self._waiting.append(ticket)
             self._wake.notify()
@@ -179,6 +190,8 @@ class Worker(threading.Thread):
         else:
             self._active[ticket] = searches
             self._searches.move_to_end(spec)
+            for observer in self._observers:
+                observer.begun(ticket)
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
         """The searches on the engine of a spec, which is made where there is none."""
@@ -188,8 +201,8 @@ class Worker(threading.Thread):
         return self._searches[spec]
 
     def _batch(self, searches: Searches) -> None:
-        engine, weight, begin = searches.engine, searches.weight, time.monotonic()
-        nfe, phases, rooms = self._nfe(), dict(engine.timings), engine.room
+        engine, weight, tickets = searches.engine, searches.weight, tuple(searches.under_way)
+        nfe, phases, rooms, begin, at = self._nfe(), dict(engine.timings), engine.room, time.monotonic(), time.time()
         try:
             ended = searches.turn()
         except Exception as error:
@@ -198,16 +211,13 @@ class Worker(threading.Thread):
             for ticket in list(searches.under_way):
                 self._end(ticket, "failed", failure(error, searches.spec))
             return
-        seconds, made = time.monotonic() - begin, self._nfe() - nfe
+        seconds = time.monotonic() - begin
+        took = {phase: after - phases.get(phase, 0.0) for phase, after in engine.timings.items()}
+        batch = Batch(at, seconds, self._nfe() - nfe, engine.room - rooms, took)
         self._shares.serve(searches.spec, seconds / weight)
-        searches.measure(seconds, made, engine.room - rooms)
-        if made > 0:
-            self.metrics.nfe.inc(made)
-        if engine.room > rooms:
-            self.metrics.places.inc(engine.room - rooms)
-            self.metrics.fill.set(made / (engine.room - rooms))
-        for phase, seconds in engine.timings.items():
-            self.metrics.phases.labels(phase).inc(max(0.0, seconds - phases.get(phase, 0.0)))
+        searches.measure(batch)
+        for observer in self._observers:
+            observer.ran(batch, tickets)
         for ticket, answer in ended.items():
             ticket.tell(answer)
             self._end(ticket, "done" if isinstance(answer, Done) else "failed")
@@ -217,7 +227,7 @@ class Worker(threading.Thread):
         return sum(searches.engine.nfe for searches in self._searches.values())
 
     def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
-        """Close a request. error: its answer, where it has none yet. A trial that passed is no request."""
+        """Close a request. error: its answer, where it has none yet. A trial is no request."""
         self._active.pop(ticket, None)
         with self._wake:
             self._open.discard(ticket)
@@ -225,10 +235,10 @@ class Worker(threading.Thread):
             ticket.tell(error)
         if outcome == "passed":
             ticket.tell(Passed())
+        if ticket.trial:
             return
-        self.metrics.requests.labels(outcome).inc()
-        if outcome == "done":
-            self.metrics.latency.observe(time.monotonic() - ticket.came)
+        for observer in self._observers:
+            observer.ended(ticket, outcome)
 
     def _forget(self) -> None:
         """Drop lost engines, and all but a few of the idle ones, longest idle first."""

@@ -1,0 +1,169 @@
+"""Traces for OpenTelemetry: where each request waited, and what the device did for it. No trace holds a prompt.
+
+    POST /v1/images/generations        the request, in the caller's trace where it sends a traceparent
+      queue                            until its search begins
+      search                           until its answer is there
+        batch                          a batch of the model, of this search and others
+          denoise, decode, reward      what the batch took of the device
+
+A job has a span `job` of its own in place of the request. A batch is written once, into the trace of its oldest search
+that is sampled, with links to the other ones. Every search counts its batches and their seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.propagate import extract
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ttsnap.core.names import unknown
+from ttsnap.service.monitoring import Batch, Observer
+from ttsnap.service.tickets import Ticket
+from ttsnap.version import __version__
+
+EXPORTER = "OTEL_TRACES_EXPORTER"
+EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
+UNTRACED = ("/health", "/ready", "/metrics")
+"""What programs ask for every few seconds."""
+
+
+def provider_of_environment() -> TracerProvider:
+    """As the standard variables OTEL_* say. Spans that wait are sent when the process ends.
+
+    ValueError for an exporter that is none of ours.
+    """
+    name = os.environ.get(EXPORTER) or "otlp"
+    if name not in EXPORTERS:
+        raise ValueError(f"{EXPORTER}: {unknown('exporter', name, [*EXPORTERS, 'none'])}")
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "ttsnap"}))
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(EXPORTERS[name]()))
+    return provider
+
+
+@dataclass
+class _Spans:
+    """Of one request under way."""
+
+    parent: Span
+    """Of the request, or of the job."""
+    now: Span
+    """Queue, then search."""
+    batches: int = 0
+    seconds: float = 0.0
+    """Of its batches, which others may have shared."""
+
+
+class Traces(Observer):
+    """Writes spans of the requests of one worker."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self.provider = provider
+        self.tracer = provider.get_tracer("ttsnap.service", __version__)
+        self._spans: dict[Ticket, _Spans] = {}
+
+    def watch(self, app: FastAPI) -> None:
+        """Write a span for each HTTP request to an application."""
+        app.add_middleware(TracedRequests, tracer=self.tracer)
+
+    def queued(self, ticket: Ticket) -> None:
+        request = ticket.request
+        parent = self.tracer.start_span("job", Context()) if ticket.job else trace.get_current_span()
+        search = request.search if isinstance(request.search, str) else type(request.algorithm).__name__
+        parent.set_attributes(
+            {
+                "ttsnap.key": ticket.caller.name,
+                "ttsnap.search": search,
+                "ttsnap.rewards": [str(reward) for reward in request.rewards],
+                "ttsnap.budget": str(request.budget),
+                "ttsnap.images": request.keep,
+            }
+        )
+        self._spans[ticket] = _Spans(parent, self.tracer.start_span("queue", set_span_in_context(parent)))
+
+    def begun(self, ticket: Ticket) -> None:
+        spans = self._spans[ticket]
+        spans.now.end()
+        spans.now = self.tracer.start_span("search", set_span_in_context(spans.parent))
+
+    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+        phases = {phase: seconds for phase, seconds in batch.phases.items() if seconds > 0}
+        if not phases:  # a turn in which searches only end
+            return
+        several = [self._spans[ticket] for ticket in tickets]
+        for spans in several:
+            spans.batches += 1
+            spans.seconds += batch.seconds
+        first, *others = [spans.now for spans in several if spans.now.is_recording()] or [None]
+        if first is None:
+            return
+        about = {"ttsnap.nfe": batch.nfe, "ttsnap.places": batch.room, "ttsnap.searches": len(tickets)}
+        links, at = [Link(other.get_span_context()) for other in others if other is not None], int(1e9 * batch.begin)
+        span = self.tracer.start_span("batch", set_span_in_context(first), attributes=about, links=links, start_time=at)
+        inside, end = set_span_in_context(span), at + int(1e9 * batch.seconds)
+        for phase, seconds in phases.items():  # one after the other, as the device does them
+            part = self.tracer.start_span(phase, inside, start_time=at)
+            at = min(end, at + int(1e9 * seconds))
+            part.end(at)
+        span.end(end)
+
+    def ended(self, ticket: Ticket, outcome: str) -> None:
+        spans = self._spans.pop(ticket)
+        spans.now.set_attributes(
+            {
+                "ttsnap.outcome": outcome,
+                "ttsnap.nfe": ticket.nfe,
+                "ttsnap.batches": spans.batches,
+                "ttsnap.batch_seconds": spans.seconds,
+            }
+        )
+        for span in (spans.now, spans.parent) if ticket.job else (spans.now,):
+            if outcome == "failed":
+                span.set_status(StatusCode.ERROR)
+            span.end()
+
+
+class TracedRequests:
+    """The application, with a span for each request. Of the address only the route is written."""
+
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+        self.app, self.tracer = app, tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in UNTRACED:
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        method, caller = scope["method"], extract(headers)
+        # An exception's words may quote the request.
+        plain = {"record_exception": False, "set_status_on_exception": False}
+        with self.tracer.start_as_current_span(method, caller, SpanKind.SERVER, **plain) as span:
+            span.set_attribute("http.request.method", method)
+
+            async def sent(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    span.set_attribute("http.response.status_code", status)
+                    if status >= 500:
+                        span.set_status(StatusCode.ERROR)
+                await send(message)
+
+            try:
+                await self.app(scope, receive, sent)
+            finally:
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)
