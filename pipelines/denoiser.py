@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
+from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.guidance import Guidance, Guided, Texts
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
@@ -84,9 +85,8 @@ class PipelineDenoiser(Denoiser):
         self.pipe.check_inputs(**{n: values.get(n) for n in inspect.signature(self.pipe.check_inputs).parameters})
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
-        """Set the schedule and the guidance. ValueError for a network with a step cache."""
-        if getattr(self.net, "is_cache_enabled", False):
-            raise ValueError("search cannot use a denoiser with a cache, whose rows change; call its disable_cache()")
+        """Set the schedule and the guidance. ValueError where a network has a step cache."""
+        refuse_step_caches(self.pipe.components)
         self.schedule, self.guidance = schedule, guidance
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = guidance.passes

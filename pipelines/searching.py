@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 from ttsnap.pipelines import output
-from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
@@ -72,7 +71,6 @@ def run(
         for prompt in request.prompts:
             pipe.check_prompt(prompt.text)
     pipe._interrupt = False
-    refuse_step_caches(pipe.components)
     asked, request = request, completed(request, pipe)
     backend, call = pipe.backend(request.engine.call)
     prompts, shared = backend.apart(request.prompts, call)

@@ -462,8 +462,11 @@ def test_step_caches_are_refused(stock: Any) -> None:
     )
     apply_pyramid_attention_broadcast(stock.transformer, config)
     calls = count_calls(stock.transformer)
-    with pytest.raises(ValueError, match=r"transformer has a step cache \(PyramidAttentionBroadcastHook\).*disable"):
+    refusal = r"transformer has a step cache \(PyramidAttentionBroadcastHook\).*load one without it"
+    with pytest.raises(ValueError, match=refusal):
         found(twin)
+    with pytest.raises(ValueError, match=refusal):
+        twin.engine(mean_red)
     assert not calls
     other = flux()
     other.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
