@@ -1,18 +1,19 @@
 """Drafters of a pipeline: networks that guess finished images, found by name.
 
 A drafter is a network object of its own, so that it cannot leak into the model's evaluations. It is never an adapter
-that is switched on and off. A drafter made by a LoRA shares all weights of the model's network.
+that is switched on and off. A drafter made by a LoRA shares weights of the model's network.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from ttsnap.pipelines.drafting.cheaper import leave_out, merge
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.pipeline_copy import hooked
 
@@ -72,12 +73,13 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
-    key, state = ("draft", where, network), (_state(base), _stamps(path))
+    known = _settings(where) if path.exists() else None  # read anew: the drafter may have been checked since
+    key = ("draft", where, network)
+    state = (_state(base), _stamps(path), known and known.skipped)
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
         kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
-    # A draft.json on disk is read anew: the drafter may have been checked since.
-    return replace(kept[1], calls=calls, settings=_settings(where) if path.exists() else kept[1].settings)
+    return replace(kept[1], calls=calls, settings=known or kept[1].settings)
 
 
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:
@@ -87,42 +89,52 @@ def _loaded(pipe: Any, network: str, where: str) -> Drafter:
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
             require_repository(repository)
-    config, subfolder = _config(base, where, network)
+    (config, subfolder), settings = _config(base, where, network), _settings(where)
     if config is None:
-        return Drafter(_under_lora(pipe, network, where, said), _settings(where))
+        return Drafter(_under_lora(pipe, network, where, settings.skipped, said), settings)
     if config["_class_name"] != type(base).__name__:
         raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
         net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
-    return Drafter(frozen, _settings(where))
+    leave_out(frozen, settings.skipped, said)
+    return Drafter(frozen, settings)
 
 
 # --- a network under a LoRA ---------------------------------------------------------------------------------------
 
 
-def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
-    """A copy of the network that shares its weights, with the LoRA besides the active adapters."""
+def _under_lora(pipe: Any, network: str, where: str, skipped: Sequence[str], said: str) -> nn.Module:
+    """A copy of the network that shares its weights, without `skipped`, with the LoRA besides the active adapters."""
     if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
                          "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
     # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
     net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said).pipe, network)
+    leave_out(net, skipped, said)
+    if not tuned_layers(_bare(getattr(pipe, network))):  # whose adapters may change between calls
+        merge(net)
     return net
 
 
 def _state(net: nn.Module) -> Hashable:
     """What a drafter made of a network depends on: its weights, their device and dtype, and the active adapters.
 
-    Weights go by id, which stays theirs, since the drafter keeps the weights that it shares.
+    Weights go by id and by some of their numbers, since a merged drafter keeps no weights whose ids would stay theirs.
     """
     tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
     adapters = [
         (name, tuple(layer.active_adapters), tuple(layer.scaling.items()), layer.disable_adapters, layer.merged)
         for name, layer in tuned_layers(net)
     ]
-    return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(adapters)
+    numbers = [_sample(t) for t in tensors if type(t) in (nn.Parameter, Tensor) and t.device.type != "meta"]
+    return tensors[0].dtype, tensors[0].device, tuple(map(id, tensors)), tuple(numbers), tuple(adapters)
+
+
+def _sample(tensor: Tensor) -> float:
+    numbers = tensor.detach().flatten()
+    return float(numbers[:: max(1, len(numbers) // 64)].double().sum())
 
 
 # --- another network ----------------------------------------------------------------------------------------------
