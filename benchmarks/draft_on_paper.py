@@ -9,15 +9,19 @@ minute, and not after a day. Counted are the LoRA, FLOPs, and the bytes that the
 hours at `--tflops`, the speed that a GPU reaches in practice, for the trajectories and the optimiser steps that are
 asked for, and what trajectories take on disk. Text encoders, the VAE, the rewards of the evaluation and the VAE's
 decodes are not in these figures.
+
+Cheaper calls of the drafter are counted, too: its LoRA merged, some of its blocks left out, and half the pixels a side,
+from pooled noise. What such drafts are worth is not known.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,8 +32,12 @@ from families import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
-from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.distill.draft.student import DraftStudent, spread
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.drafting.cheaper import block_lists, leave_out
+from ttsnap.pipelines.drafting.drafters import Drafter
+from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.pipeline_copy import shared_copy
 
 from ttsnap.files.writing import markdown
 
@@ -44,8 +52,9 @@ class Paper:
     """What one model takes. Bytes and FLOPs of one row, unless said otherwise.
 
     weights: bytes of the network. layers: linear layers with a LoRA, of `numbers` in all. base, call: FLOPs of a pass
-    of the model and of its drafter. back, checkpointed: FLOPs of a row's training, forward and back, and those with
-    checkpointing. kept, kept_checkpointed: bytes that the backward pass needs, likewise. latent: numbers of a latent.
+    of the model and of its drafter. cheaper: FLOPs of cheaper calls, by what makes them so. back, checkpointed: FLOPs
+    of a row's training, forward and back, and those with checkpointing. kept, kept_checkpointed: bytes that the
+    backward pass needs, likewise. latent: numbers of a latent.
     """
 
     model: str
@@ -56,6 +65,7 @@ class Paper:
     numbers: int
     base: float
     call: float
+    cheaper: Mapping[str, float]
     back: float
     checkpointed: float
     kept: int
@@ -94,6 +104,10 @@ def worked_out(name: str, size: str, rank: int) -> Paper:
     with _fused_attention():
         plain = _flops(lambda: _out(model, latent), grad=False)
         called = _flops(lambda: _out(drafter, latent), grad=False)
+        cheaper = {
+            words: _flops(partial(_out, thin, small), grad=False)
+            for words, thin, small in _cheaper(pipe, {**call, "num_inference_steps": STEPS[name]})
+        }
         net.train().requires_grad_(False)
         for part, p in net.named_parameters():
             p.requires_grad_("lora_" in part)
@@ -109,6 +123,7 @@ def worked_out(name: str, size: str, rank: int) -> Paper:
         numbers=numbers,
         base=plain / base.passes_per_nfe,
         call=called,
+        cheaper=cheaper,
         back=back,
         checkpointed=checkpointed,
         kept=kept,
@@ -137,6 +152,27 @@ def _on_meta(denoiser: Any) -> Any:
     twin = denoiser.meta_twin()
     twin.net.to(torch.bfloat16)
     return twin
+
+
+def _cheaper(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, Any, Tensor]]:
+    """Merged drafters on meta, with a latent of theirs, by what makes a call of them cheaper."""
+    half = {**call, **{side: call[side] // 2 for side in ("height", "width")}}
+    for words, depth, sized in (
+        ("LoRA merged", 1.0, call),
+        ("half of the blocks", 0.5, call),
+        ("a fifth of the blocks", 0.2, call),
+        ("half the pixels a side", 1.0, half),
+        ("both: half of the blocks, half the pixels a side", 0.5, half),
+    ):
+        denoiser = pipe.denoiser(**sized)
+        net = shared_copy(denoiser.net)
+        if depth < 1 and not block_lists(net):
+            continue  # of a tiny network
+        leave_out(net, spread(net, depth), words)
+        use_drafter(denoiser, Drafter(net))
+        thin = _on_meta(denoiser.drafts.twin())
+        denoiser.encode(["any prompt"])
+        yield words, thin, _latent(denoiser)
 
 
 def _latent(denoiser: Any) -> Tensor:
@@ -214,6 +250,10 @@ def table(papers: Sequence[Paper], tflops: float, count: int, config: TrainingCo
         ("a pass of the model", [f"{p.base / 1e12:.1f} TFLOP" for p in papers]),
         ("a trajectory", [f"{p.steps} x {p.passes} passes, {p.trajectory / 1e15:.2f} PFLOP" for p in papers]),
         ("a call of the drafter", [f"{p.call / p.base:.2f} passes" for p in papers]),
+        *(
+            (f"the same, {words}", [f"{p.cheaper[words] / p.base:.2f} passes" for p in papers])
+            for words in papers[0].cheaper
+        ),
         ("a row of training", [f"{p.back / p.base:.2f} passes" for p in papers]),
         ("the same with checkpointing", [f"{p.checkpointed / p.base:.2f} passes" for p in papers]),
         (f"{count:,} trajectories on disk and in RAM", [f"{count * p.stored(states) / 1e9:.1f} GB" for p in papers]),

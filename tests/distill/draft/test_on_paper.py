@@ -48,13 +48,18 @@ def test_a_row_goes_forward_and_back_and_is_counted(
     assert found.passes * found.base == pytest.approx(count(denoiser, lambda: denoiser)[0])
     assert found.latent == denoiser.init_latents([torch.Generator()]).numel()
     assert found.base < found.call < 1.5 * found.base
+    assert found.cheaper["LoRA merged"] == found.base > 1.5 * found.cheaper["half the pixels a side"]
+    if name == "sdxl":  # the other tiny networks have a block of each kind
+        assert found.cheaper["half of the blocks"] < found.base
     # Back through frozen weights takes about another pass, and checkpointing at most one more.
     assert 1.8 * found.call < found.back < found.checkpointed <= found.back + found.call
     assert 0 < found.kept_checkpointed < found.kept
 
 
 def test_hours_follow_from_the_figures(paper: Any) -> None:
-    one = paper.Paper("A model", 20, 2, 8_000_000_000, 5, 30_000_000, 1e12, 2e12, 5e12, 6e12, 3 * 10**9, 10**9, 1000)
+    one = paper.Paper(
+        "A model", 20, 2, 8_000_000_000, 5, 30_000_000, 1e12, 2e12, {"thin": 5e11}, 5e12, 6e12, 3 * 10**9, 10**9, 1000
+    )
     assert one.trajectory == 40e12
     assert one.stored(states=5) == 12_000
     config = TrainingConfig(batch=48, second=0.25, steps=3600, checkpointing=True)
@@ -63,6 +68,7 @@ def test_hours_follow_from_the_figures(paper: Any) -> None:
     assert "| 9,000 trajectories at 100 TFLOP/s | 1.0 h |" in told
     assert "| 3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h |" in told
     assert "| its file, bfloat16 | 60 MB |" in told
+    assert "| the same, thin | 0.50 passes |" in told
     assert "| its training state | 0.6 GB |" in told
 
 
