@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import safe_open
 from torch import nn
-from ttsnap.pipelines.pipeline_copy import copied, shared_copy
+from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
@@ -142,6 +143,37 @@ def under_lora(
     return UnderLora(twin, own)
 
 
+def rescaled(under: UnderLora, networks: Sequence[str], scales: Mapping[str, float]) -> UnderLora:
+    """A twin over all the same weights, whose adapters have these scales."""
+    twin = copied(under.pipe, type(under.pipe))
+    vars(twin).pop("_search_memo", None)
+    for name in networks:
+        vars(twin)[name] = net = shared_copy(getattr(twin, name))
+        for _, layer in tuned_layers(net):
+            for adapter, scale in scales.items():
+                layer.set_scale(adapter, scale)
+    return UnderLora(twin, under.own)
+
+
+def lora_networks(pipe: Any) -> list[str]:
+    """The names of the networks of a pipeline that a LoRA may change. ValueError where LoRAs cannot be put on twins."""
+    loadable = getattr(pipe, "_lora_loadable_modules", ())
+    names = [name for name in loadable if isinstance(getattr(pipe, name, None), nn.Module)]
+    if not names:
+        raise ValueError(f"diffusers loads no LoRA into a {type(pipe).__name__}")
+    if hooked(pipe):
+        raise ValueError("LoRAs of requests share the weights of the model's networks, which offloading and other "
+                         "hooks of this pipeline move or cast; do without them")  # fmt: skip
+    return names
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers the tensors of a file are. ValueError for a file that is damaged, or not whole yet."""
+    _check_head(path, str(path))
+    with foreign(f"{path} cannot be read"), safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
 def _restore(flags: Mapping[nn.Parameter, bool]) -> None:
     for parameter, flag in flags.items():
         parameter.requires_grad_(flag)
@@ -201,11 +233,17 @@ def hub_file(where: str, said: str) -> tuple[str, str | None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' word on every network that a LoRA leaves alone, and on what the exception says again."""
-    logger = logging.getLogger("diffusers")
+    """Without diffusers' word on every network that a LoRA leaves alone, and on what the exception says again, and
+    without transformers' progress bar."""
+    from transformers.utils import logging as transformers_logging
+
+    logger, bars = logging.getLogger("diffusers"), transformers_logging.is_progress_bar_enabled()
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

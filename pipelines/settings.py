@@ -36,7 +36,8 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
     named, options = _algorithm(request.search)
     options |= request.options
     if model is None:
-        who = {"model": model_name(pipe), "lora": adapters(pipe), "task": pipe.task_of(request.engine.call)}
+        loras = [*filter(None, [adapters(pipe)]), *map(str, request.engine.loras)]
+        who = {"model": model_name(pipe), "lora": ", ".join(loras) or None, "task": pipe.task_of(request.engine.call)}
         call = {name: value for name, value in call.items() if _is_plain(value)}
         options = {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)}
     else:

@@ -129,7 +129,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
         reply = sent(server, reward="vault-b")
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "reward_failed")
         check(reply)
-        monkeypatch.setattr("ttsnap.service.engines._pipe", gone)
+        monkeypatch.setattr("ttsnap.service.engines._loras", gone)
         reply = sent(server, reward="vault-b")
         assert (reply.status_code, reply.json()["error"]["message"]) == (
             500,

@@ -82,6 +82,13 @@ def parser() -> Parser:
             "requests are searched where it is known to help), none, or another, for those that say draft: true"
         ),
     )
+    p.add_argument(
+        "--loras",
+        type=str | None,
+        metavar="FOLDER",
+        help="LoRAs that clients choose from: NAME.safetensors, or a folder NAME with such a file; looked up at every "
+        "request",
+    )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
     p.add_argument(
         "--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY [WEIGHT]")
@@ -132,7 +139,7 @@ def run(a: Arguments) -> int:
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))
     with store_of(a, limits) as store, engines(a, devices, specs) as made:
-        offer = offer_of(a.model, made, a.name, searches, a.draft, edits=a.task != TEXT)
+        offer = offer_of(a.model, made, a.name, searches, a.draft, loras=a.loras, edits=a.task != TEXT)
         if offer.frames_every is not None:
             require_av("serving videos, as .mp4 where clients say nothing,")
         with common.listening(a), loading("the service"):
@@ -191,7 +198,8 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
     pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
     prepare(pipe, arguments.read(ModelOptions, a))
-    here = OneDevice(pipe, {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()})
+    rewards = {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()}
+    here = OneDevice(pipe, rewards, a.lora_mib)
     if not spread:
         yield here
         return

@@ -6,7 +6,7 @@ The service and the demo read each field here. A value that does not pass is a `
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -15,9 +15,12 @@ from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Bounds, Count, Positive, Settings, check, short
 from ttsnap.loop.budget import Budget
+from ttsnap.request.request import Lora
 
 LEAST_SIDE = 16
 """Pixels."""
+MOST_SCALE = 100.0
+"""Of a LoRA, as in ComfyUI."""
 USUAL = Budget.of_effort("medium")
 """The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and gradients."""
 
@@ -64,6 +67,8 @@ class SearchLimits(Settings):
     """Characters of a text."""
     rewards: Count = 3
     """Rewards at once."""
+    loras: Count = 4
+    """LoRAs at once."""
 
     def seconds_of(self, budget: Budget) -> float:
         """After how many seconds a search with this budget ends."""
@@ -112,6 +117,30 @@ class SearchLimits(Settings):
             if name not in offered:
                 raise FieldError(field, unknown("reward", name, offered))
         return tuple(dict.fromkeys(wanted))
+
+    def loras_of(self, given: object, offered: Mapping[str, Lora]) -> tuple[Lora, ...]:
+        """Those of one choice, or of several: NAME or {"name": NAME, "scale": NUMBER}. In the order of their names, so
+        that equal choices share batches; what has a scale of 0 changes nothing, and is left out."""
+        wanted = given if isinstance(given, list) else [given]
+        if not offered:
+            raise FieldError("lora", "no LoRAs are offered here; leave lora out")
+        if len(wanted) > self.loras:
+            raise FieldError("lora", f"at most {self.loras} LoRAs are put together here, got {len(wanted)}")
+        found: dict[str, Lora] = {}
+        for each in wanted:
+            fields = fitting("lora", {"name": each} if isinstance(each, str) else each, dict[str, Any])
+            if strange := next((name for name in fields if name not in ("name", "scale")), None):
+                raise FieldError("lora", unknown("field of lora", strange, ("name", "scale")))
+            name, scale = fields.get("name"), fields.get("scale")
+            if name is None:
+                raise FieldError("lora", f"a LoRA is chosen by its name; choose one of {', '.join(offered)}")
+            if not isinstance(name, str) or name not in offered:
+                raise FieldError("lora", unknown("LoRA", name, offered))
+            if name in found:
+                raise FieldError("lora", f"the LoRA {name} is given twice; give it one scale")
+            number = 1.0 if scale is None else fitting("lora", scale, Annotated[float, Bounds(-MOST_SCALE, MOST_SCALE)])
+            found[name] = replace(offered[name], scale=float(number))
+        return tuple(found[name] for name in sorted(found) if found[name].scale)
 
     def budget_of(self, text: object, steps: int) -> Budget:
         """A budget, which always caps the evaluations. FieldError for one that cannot be read, and for more evaluations

@@ -25,7 +25,7 @@ from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
-from ttsnap.request.request import AlgorithmSpec, EngineSpec, ModelDefaults, SearchRequest
+from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, Size(100)]
@@ -61,6 +61,9 @@ class CommonFields:
     true_cfg_scale: Scale | None = option(None, "guidance_scale, but for models that have both")
     negative_prompt: str | None = option(None, "what not to show")
     kernel: Name | None = option(None, "how steps are made: pipeline, ode, sde, ...")
+    lora: Name | dict[str, Any] | list[Any] | None = option(
+        None, 'a LoRA that is offered, as NAME or {"name": NAME, "scale": NUMBER}; or a list of several'
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Offer:
     """What a model recommends where nothing is given."""
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     """Those of the operator's files, beside the algorithms of the catalogue."""
+    loras: Callable[[], Mapping[str, Lora]] = dict
+    """LoRAs by the names that they use, as there are now."""
     draft: str | None = None
     """The drafter that they may ask for."""
     drafts_first: bool = False
@@ -138,12 +143,13 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     inputs = {name: picture for name, picture in pictures.items() if picture is not None}
     call = _call(given, model, offer, limits)
     negative, steps = call.get("negative_prompt"), call.get("num_inference_steps")
-    sampler = _sampler(given, search, rewards, {**call, **inputs}, model, offer)
+    loras = () if given.lora is None else limits.loras_of(given.lora, offer.loras())
+    sampler = _sampler(given, search, rewards, {**call, **inputs}, model, offer, own=not loras)
     for_all = {**call, **blanks(inputs), **({} if negative is None else {"negative_prompt": ""})}
     budget = _budget(given, steps if isinstance(steps, int) else limits.steps, limits)
     return SearchRequest(
         (Prompt(limits.line(given.prompt, "prompt"), negative=negative, inputs=inputs),),
-        EngineSpec(ModelOptions(model), rewards, sampler, call=for_all),
+        EngineSpec(ModelOptions(model), rewards, sampler, call=for_all, loras=loras),
         search,
         budget,
         secrets.randbelow(2**31) if given.seed is None else given.seed,
@@ -200,12 +206,13 @@ def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
 
 def _sampler(
     given: SearchFields, search: AlgorithmSpec, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
-    offer: Offer,
+    offer: Offer, *, own: bool,
 ) -> SamplerOptions:  # fmt: skip
-    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps."""
+    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps.
+    own: whether the model is as its drafter was measured, without a LoRA."""
     sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
     if given.draft is None and offer.helps is not None:
-        helps = offer.helps(make_algorithm(search), sampler, rewards, call)
+        helps = own and offer.helps(make_algorithm(search), sampler, rewards, call)
         return replace(sampler, draft=offer.draft if helps else None)
     if not given.draft:
         return sampler

@@ -55,6 +55,24 @@ class ModelDefaults:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA that an operator offers by a name."""
+
+    name: str
+    """By which clients and metadata call it."""
+    path: str = field(repr=False)
+    """The file of its weights."""
+    version: tuple[int, ...] = field(repr=False)
+    """Another one where the file was changed."""
+    size: int = field(repr=False)
+    """How many numbers its weights are."""
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        return self.name if self.scale == 1.0 else f"{self.name}:{self.scale}"
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """One engine. Searches of equal specs share its batches, whatever their prompts; other processes make it from this.
 
@@ -72,6 +90,8 @@ class EngineSpec:
     """Arguments of the pipeline's own call (steps, guidance, sizes). Where engines are shared, they say of a prompt
     only that it has a negative one (""), and of what size its pictures are (Blank): latents of other shapes share no
     batch."""
+    loras: tuple[Lora, ...] = ()
+    """Those of a service's request, besides the model's own. The service puts them on a twin of its pipeline."""
     scheduler: Any = field(default=None, hash=False)
     """One that was put in place of the model's own, else None."""
 

@@ -4,7 +4,8 @@ Requests of many callers share the batches of one pipeline. The room imports nei
 
 - `requests.py` and `edits.py` read bodies of requests; `limits.py` bounds them; `keys.py` knows callers.
 - `jobs.py` runs requests that are answered later, `job_store.py` keeps them on the disk, `job_routes.py` tells of them.
-- `worker.py` runs searches in a thread of its own: `tickets.py` are their requests, `engines.py` make their engines.
+- `worker.py` runs searches in a thread of its own: `tickets.py` are their requests, `engines.py` make their engines,
+  over the LoRAs of `loras.py`.
 - `app.py` is the web application, `replies.py` writes its answers, `server.py` is its socket.
 - `opening.py` makes an operator's offer; `deployment.py` starts replicas.
 - `monitoring.py` has logs and metrics; `tracing.py` has traces.

@@ -47,7 +47,10 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessLog)
     created, bodies = int(time.time()), Bodies(limits)
-    model: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
+
+    def shown_model() -> dict[str, Json]:
+        own: dict[str, Json] = {"id": offer.model, "object": "model", "created": created, "owned_by": "ttsnap"}
+        return {**own, "loras": list(offer.loras())}
 
     def caller_of(request: Request) -> Caller:
         caller = keys.caller(request.headers.get("authorization"))
@@ -156,7 +159,7 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
     @app.get("/v1/models", dependencies=keyed)
     async def models(request: Request) -> Response:
         caller_of(request)
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [shown_model()]})
 
     @app.get("/v1/models/{name:path}", dependencies=keyed)
     async def one_model(request: Request, name: str) -> Response:
@@ -164,7 +167,7 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
         if name != offer.model:
             there = f"there is {offer.model!r}"
             raise RequestError(404, f"no model {name[:100]!r} here; {there}", "model", "model_not_found")
-        return JSONResponse(model)
+        return JSONResponse(shown_model())
 
     @app.get("/health")
     async def health() -> Response:

@@ -47,6 +47,8 @@ class ReplicaSettings(Settings):
     """NAME=FILE.json, separated by spaces, as --searches of `ttsnap serve`."""
     draft: str = AUTO
     """The drafter that requests may use, as --draft of `ttsnap serve`."""
+    loras: str | None = None
+    """The folder of LoRAs, on each machine, as --loras of `ttsnap serve`."""
     name: str | None = None
     """The name of the model for clients."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -80,8 +82,8 @@ class Replica:
         device, dtype = reward_placement(settings.device, settings.dtype)
         pipe = opened(ModelOptions(settings.model, settings.lora, device=settings.device, dtype=settings.dtype))
         rewards = {name: make_rewards(spec, device=device, dtype=dtype)[0] for name, spec in specs.items()}
-        engines, searches = OneDevice(pipe, rewards), searches_of(settings.searches.split())
-        offer = offer_of(settings.model, engines, settings.name, searches, settings.draft)
+        engines, searches = OneDevice(pipe, rewards, settings.limits.lora_mib), searches_of(settings.searches.split())
+        offer = offer_of(settings.model, engines, settings.name, searches, settings.draft, loras=settings.loras)
         traces = traces_of_environment()
         self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits), traces)
         self._worker.start()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling.denoiser import Can
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.loras import LoadedLoras
 
 PARAMS = {
     "size": ("width", "height"),
@@ -38,6 +40,9 @@ PARAMS = {
 }
 """Arguments of a pipeline's call, by the parameter of a request that sets them."""
 
+MOST_SIZES = 256
+"""Calls whose usual size is kept."""
+
 
 class Engines(Protocol):
     """A model to serve, and rewards for it."""
@@ -46,6 +51,8 @@ class Engines(Protocol):
     """The pipeline in this process, which finishes images."""
     rewards: Mapping[str, RewardModel]
     """Rewards in this process, by the names that clients use; those of a report are called here."""
+    loras: LoadedLoras
+    """Those of requests, over the pipeline."""
 
     def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a spec that the model cannot do."""
@@ -64,10 +71,9 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     width, height = int(str(call["width"])), int(str(call["height"]))
     sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
     try:
-        denoiser = engines.pipe.sampling_denoiser(sampler, **own)
+        usual = _usual(engines.pipe, sampler, own)
     except (RuntimeError, ValueError):  # a first frame may have sides that do not fit the model's own size
         return
-    usual = denoiser.layout
     instead = f"leave size out for {usual.width}x{usual.height}, or give another"
     try:
         drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
@@ -76,7 +82,7 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     except RuntimeError:  # latents that do not fit each other
         drawn = 0
     # The model cuts sides that are no multiples of its patches, and so the noise is smaller.
-    if drawn * usual.width * usual.height != _noise(denoiser).numel() * width * height:
+    if drawn * usual.width * usual.height != usual.noise * width * height:
         raise FieldError(
             "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
         )
@@ -86,6 +92,31 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
             continue
         if _scored(reward, usual.width, usual.height) and not _scored(reward, width, height):
             raise FieldError("size", f"the reward {name} cannot score images of {width}x{height}; {instead}")
+
+
+@dataclass(frozen=True)
+class UsualSize:
+    """The size of what a call without one draws."""
+
+    width: int
+    height: int
+    noise: int
+    """How many numbers its latents are."""
+
+
+_SIZES: WeakKeyDictionary[Any, dict[str, UsualSize]] = WeakKeyDictionary()
+"""Of pipelines, by sampler and call."""
+
+
+def _usual(pipe: SearchMixin, sampler: SamplerOptions, call: Mapping[str, Any]) -> UsualSize:
+    """Found once for a call. RuntimeError and ValueError for one that has no size of its own."""
+    known, key = _SIZES.setdefault(pipe, {}), repr((sampler, sorted(call.items())))
+    if key not in known:
+        denoiser = pipe.sampling_denoiser(sampler, **call)
+        if len(known) == MOST_SIZES:
+            known.clear()
+        known[key] = UsualSize(denoiser.layout.width, denoiser.layout.height, _noise(denoiser).numel())
+    return known[key]
 
 
 def field_at_fault(pipe: SearchMixin, spec: EngineSpec, usual: EngineSpec) -> str | None:
@@ -131,37 +162,40 @@ class OneDevice:
     Engines that differ in their steps and rewards alone share the denoiser's batches as well.
     """
 
-    def __init__(self, pipe: SearchMixin, rewards: Mapping[str, RewardModel]) -> None:
-        self.pipe = pipe
+    def __init__(
+        self, pipe: SearchMixin, rewards: Mapping[str, RewardModel], lora_mib: int = ServiceLimits.lora_mib
+    ) -> None:
+        """lora_mib: as of ServiceLimits."""
+        self.pipe, self.loras = pipe, LoadedLoras(pipe, lora_mib)
         # Rewards' own names would tell clients of the operator's files and servers.
         self.rewards: Mapping[str, RewardModel] = {name: reward.called(name) for name, reward in rewards.items()}
         self._networks: WeakValueDictionary[Hashable, SharedDenoiser] = WeakValueDictionary()
 
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
-        rewards = [self.rewards[name] for name in spec.rewards]
+        rewards = tuple(self.rewards[name] for name in spec.rewards)
         drafts = spec.sampler.drafted_by(None).draft is not None
         alone = drafts or Can.SHARE in self.pipe.denoiser_class.cannot
-        network = None if alone else self._network(spec)
-        engine = self.pipe.engine_of(replace(spec, rewards=tuple(rewards)), network)
-        try:
-            yield engine
-        finally:
-            engine.leave()
+        with self.loras.under(spec.loras) as pipe:
+            engine = pipe.engine_of(replace(spec, rewards=rewards), None if alone else self._network(spec, pipe))
+            try:
+                yield engine
+            finally:
+                engine.leave()
 
-    def _network(self, spec: EngineSpec) -> SharedDenoiser:
-        """The network of all engines of this spec but for steps and rewards."""
+    def _network(self, spec: EngineSpec, pipe: SearchMixin) -> SharedDenoiser:
+        """The network of all engines of this spec, on this pipeline, but for steps and rewards."""
         call = dict(spec.call)
         size = tuple(sorted((name, value) for name, value in call.items() if name != "num_inference_steps"))
-        key = (size, spec.sampler)
+        key = (pipe, size, spec.sampler)
         network = self._networks.get(key)
         if network is None:
-            network = self._networks[key] = SharedDenoiser(self.pipe.sampling_denoiser(spec.sampler, **call))
+            network = self._networks[key] = SharedDenoiser(pipe.sampling_denoiser(spec.sampler, **call))
         return network
 
 
-def build_engine(spec: EngineSpec, names: Sequence[str]) -> LiveEngine:
-    """An engine in an actor, whose pipeline and rewards stay loaded for all specs of one model.
+def build_engine(spec: EngineSpec, names: Sequence[str], lora_mib: int) -> LiveEngine:
+    """An engine in an actor, whose pipeline, rewards and LoRAs stay loaded for all specs of one model.
 
     spec: with its rewards as `--reward` takes them, and without a scheduler. names: of the rewards in results.
     ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError where a
@@ -169,7 +203,7 @@ def build_engine(spec: EngineSpec, names: Sequence[str]) -> LiveEngine:
     """
     model = spec.model or ModelOptions()
     try:
-        pipe = _pipe(model)
+        loras = _loras(model, lora_mib)
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     try:
@@ -177,12 +211,19 @@ def build_engine(spec: EngineSpec, names: Sequence[str]) -> LiveEngine:
     except ValueError as error:
         raise RewardError(str(error)) from error
     rewards = tuple(reward.called(name) for name, reward in zip(names, made, strict=True))
-    return EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
+    with ExitStack() as used:
+        try:
+            pipe = used.enter_context(loras.under(spec.loras))
+        except (ValueError, RequestError) as error:  # the serving process has loaded the same
+            raise RuntimeError(str(error)) from error
+        engine = EngineBuilder(replace(spec, rewards=rewards)).engine_of(pipe)
+        finalize(engine, used.pop_all().close)
+    return engine
 
 
 @cache
-def _pipe(model: ModelOptions) -> Any:
-    return opened(model)
+def _loras(model: ModelOptions, mib: int) -> LoadedLoras:
+    return LoadedLoras(opened(model), mib)
 
 
 @cache
@@ -204,14 +245,16 @@ class ManyDevices:
     ) -> None:
         """model: as actors open it. specs: rewards as `--reward` takes them, by the names that clients use. pool: gives
         actors whose engine a function makes (RayPool), on the same devices for all specs."""
-        self.pipe, self.rewards = here.pipe, here.rewards
+        self.pipe, self.rewards, self.loras = here.pipe, here.rewards, here.loras
         self.model, self.specs, self._pool = model, specs, pool
 
     @contextmanager
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.specs[name] for name in spec.rewards)
-        pool = self._pool(partial(build_engine, replace(spec, model=self.model, rewards=rewards), spec.rewards))
-        try:
-            yield ClusterEngine(pool)
-        finally:
-            pool.close()
+        there = replace(spec, model=self.model, rewards=rewards)
+        with self.loras.under(spec.loras):  # what does not fit is refused here
+            pool = self._pool(partial(build_engine, there, spec.rewards, self.loras.most // 2**20))
+            try:
+                yield ClusterEngine(pool)
+            finally:
+                pool.close()

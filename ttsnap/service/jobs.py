@@ -18,6 +18,7 @@ from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
 from ttsnap.service.keys import Caller, Keys
 from ttsnap.service.limits import RequestError
+from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, stills_of, told_of
 from ttsnap.service.requests import Body, Generation, Video, validated
@@ -179,7 +180,8 @@ class Jobs:
         try:
             outcome = await self._outcome(run)
         except RequestError as error:
-            if error.code == "stopping":
+            if error.code in ("stopping", BUSY):
+                await asyncio.sleep(AGAIN * (error.code == BUSY))
                 await self._noted(self.store.put_back, job)
                 return
             status, outcome = FAILED, error.told()

@@ -27,6 +27,7 @@ class ServiceLimits(SearchLimits):
     job_seconds: Positive = option(3600.0, "most seconds for one job", flag="max_job_seconds")
     job_hours: Positive = option(24.0, "hours for which what a job made is kept")
     job_mib: Count = option(1024, "MiB that the jobs of one caller keep on the disk")
+    lora_mib: Count = option(2048, "MiB that LoRAs of requests take; those that were used least lately go first")
     body_bytes: Count = 2**16
     """Bytes of a request."""
     form_bytes: Count = 2**24

@@ -158,6 +158,8 @@ class Metrics(Observer):
         self.waiting = Gauge("ttsnap_queue", "Requests that wait.", registry=registry)
         self.active = Gauge("ttsnap_active", "Searches that run.", registry=registry)
         self.engines = Gauge("ttsnap_configurations", "Configurations that are kept ready.", registry=registry)
+        self.loras = Counter("ttsnap_loras", "LoRAs that were loaded and evicted.", ["event"], registry=registry)
+        self.lora_bytes = Gauge("ttsnap_lora_bytes", "Bytes of the weights of loaded LoRAs.", registry=registry)
         self.jobs = Gauge("ttsnap_jobs", "Stored jobs by status.", ["status"], registry=registry)
         self.job_bytes = Gauge("ttsnap_job_bytes", "Bytes of the files of jobs.", registry=registry)
         if torch.cuda.is_available():

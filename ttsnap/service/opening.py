@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
@@ -13,12 +14,14 @@ from ttsnap.extras import install
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
+from ttsnap.pipelines.lora import lora_networks
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import Engines
+from ttsnap.service.loras import LoraFolder
 
 if TYPE_CHECKING:
     from ttsnap.service.tracing import Traces
@@ -50,17 +53,21 @@ def offer_of(
     searches: Mapping[str, Algorithm],
     draft: str,
     *,
+    loras: str | None = None,
     edits: bool = False,
 ) -> Offer:
     """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
-    `with_drafts`."""
+    `with_drafts`. loras: the folder of LoRAs. ValueError where there is none, or the model takes none."""
     name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
+    if loras is not None:
+        lora_networks(engines.pipe)
     takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
     offer = Offer(
         name,
         tuple(engines.rewards),
         lambda _: known,
         searches,
+        dict if loras is None else LoraFolder(Path(loras).expanduser()),
         edits=edits if every is None else "image" in takes,
         needs_picture=every is not None and _needs_picture(engines.pipe),
         frames_every=every,

@@ -43,6 +43,10 @@ OFF = {
     *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
 }
 """Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
+LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
+"""Our names of vLLM-Omni's fields of a LoRA."""
+LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
+"""Of these fields, those that change nothing: a LoRA is chosen by its name alone."""
 _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
 
 
@@ -165,6 +169,9 @@ def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
     for name, other in (("size", "width"), ("size", "height"), *((ours, alias) for alias, ours in ALIASES.items())):
         if name in given and other in given:
             raise RequestError(400, f"give {name} or {other}, not both", other, "invalid_value")
+    if "lora" in given:
+        given["lora"], more = lora_in_our_names(given["lora"])
+        unused += more
     called = {ALIASES.get(name, name): name for name in given}
     ours = {name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")}
     if "width" in given or "height" in given:
@@ -174,6 +181,24 @@ def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
                 raise RequestError(400, f"width and height are whole numbers of pixels, {got}", name, "invalid_value")
         ours["size"], called["size"] = f"{given['width']}x{given['height']}", "width"
     return ours, called, unused + off
+
+
+def lora_in_our_names(value: Any) -> tuple[Any, list[str]]:
+    """A LoRA, or several, and the names of its fields that change nothing. Forms have it as JSON, as vLLM-Omni's do."""
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        try:
+            value = parse_json(value.encode(), "lora")
+        except ValueError as error:
+            raise RequestError(400, str(error), "lora", "invalid_value") from None
+    each = value if isinstance(value, list) else [value]
+    ours = [
+        {LORA_ALIASES.get(name, name): inside for name, inside in one.items() if name not in LORA_UNUSED}
+        if isinstance(one, dict)
+        else one
+        for one in each
+    ]
+    unused = {f"lora.{name}" for one in each if isinstance(one, dict) for name in one if name in LORA_UNUSED}
+    return ours if isinstance(value, list) else ours[0], sorted(unused)
 
 
 def _plain(value: Any) -> Any:

@@ -112,7 +112,7 @@ class Searches:
         self.under_way: dict[Ticket, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
-        self._unchecked = spec.sampler.draft is not None and self._has_doubts()
+        self._unchecked = spec.sampler.draft is not None and (bool(spec.loras) or self._has_doubts())
 
     def _has_doubts(self) -> bool:
         """Whether drafts were not checked for this spec. The reason names the operator's files, and stays here."""

@@ -149,6 +149,9 @@ class Worker(threading.Thread):
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.active.set(len(self._active))
         self.metrics.engines.set(len(self._searches))
+        self.metrics.lora_bytes.set(self.engines.loras.bytes)
+        for event, times in self.engines.loras.taken().items():
+            self.metrics.loras.labels(event).inc(times)
 
     def _taken(self) -> list[Ticket]:
         """The requests that begin now. Cancelled ones end here, and so do all that wait while the service drains."""
@@ -241,9 +244,9 @@ class Worker(threading.Thread):
             observer.ended(ticket, outcome)
 
     def _forget(self) -> None:
-        """Drop lost engines, and all but a few of the idle ones, longest idle first."""
+        """Drop lost engines, and all but a few of the idle ones, longest idle first. None keeps a LoRA from going."""
         idle = [key for key, searches in self._searches.items() if not searches.under_way]
-        lost = [key for key in idle if self._searches[key].run.lost]
+        lost = [key for key in idle if self._searches[key].run.lost or key.loras]
         for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
             self._searches.pop(key).close()
 

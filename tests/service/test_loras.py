@@ -1,0 +1,360 @@
+"""LoRAs that requests choose by name: what they give, what is refused, and what becomes of their weights."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from openai import OpenAI
+from PIL import Image
+from ttsnap.pipelines import load
+from ttsnap.pipelines.lora import load_lora
+from ttsnap.reward_models.registry import make_rewards
+
+from tests.cluster.local import LocalPool
+from tests.pipelines.tiny import FAMILIES, save_lora
+from tests.service.conftest import REWARDS, client_of, few_steps
+from tests.service.test_jobs import begun, ended, serving
+from tests.service.test_service import PROMPT, metric
+from tests.shallow import shallow
+from ttsnap.engine.live import LiveEngine
+from ttsnap.options.model import ModelOptions
+from ttsnap.request.limits import FieldError
+from ttsnap.request.offer import Offer
+from ttsnap.request.request import Lora
+from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
+from ttsnap.service.opening import offer_of
+from ttsnap.service.requests import Generation, Video, request_of, validated
+from ttsnap.service.server import GenerationServer
+
+OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def made(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two LoRAs of the embedded model, and one of another family."""
+    folder = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate(("sketch", "ink.v2")):
+        save_lora(pipe, folder / name, seed=seed, text_encoder=name == "ink.v2")
+    save_lora(FAMILIES["sd15"].build(), folder / "stranger")
+    return folder
+
+
+def put(made: Path, folder: Path, name: str, other: str | None = None) -> None:
+    """A file at once, as operators should replace one."""
+    shutil.copy(made / (other or name) / "pytorch_lora_weights.safetensors", folder / "new")
+    os.replace(folder / "new", folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loras")
+    shutil.copytree(made / "ink.v2", folder / "ink.v2")
+    for name in ("sketch", "stranger"):
+        put(made, folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(pipe: Any) -> OneDevice:
+    return OneDevice(pipe, {name: make_rewards(name)[0] for name in REWARDS})
+
+
+@pytest.fixture(scope="module")
+def server(served: OneDevice, offer: Offer, folder: Path) -> Iterator[GenerationServer]:
+    where, offered = ("127.0.0.1", 0), replace(offer, loras=LoraFolder(folder))
+    limits = ServiceLimits(drain=0.1)
+    with GenerationServer(served, offered, limits, None, where, lambda p: caption(parse(p))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: GenerationServer) -> Iterator[OpenAI]:
+    with closing(client_of(server)) as client:
+        yield client
+
+
+def picture(reply: Any, rank: int = 0) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(reply["data"][rank]["b64_json"])))
+
+
+def ask(client: OpenAI, lora: object = None, **own: object) -> dict[str, Any]:
+    reply: dict[str, Any] = client.images.generate(
+        prompt=PROMPT, extra_body={**OWN, **({} if lora is None else {"lora": lora}), **own}
+    ).to_dict()
+    return reply
+
+
+def apart(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
+
+
+@pytest.mark.parametrize(("name", "scale"), [("sketch", 0.5), ("ink.v2", 1.0)])
+def test_an_image_is_what_the_pipeline_gives_under_the_lora(
+    client: OpenAI, pipe: Any, folder: Path, name: str, scale: float
+) -> None:
+    own = copy.deepcopy(pipe)
+    path = folder / "ink.v2" if name == "ink.v2" else folder / "sketch.safetensors"
+    load_lora(own, f"{path}:{scale}")
+    call = {("num_inference_steps" if name == "steps" else name): value for name, value in OWN.items()}
+    out = own(PROMPT, draft=None, **call)
+    for lora in ({"name": name, "scale": scale}, {"lora_name": name, "local_path": "../x", "lora_scale": scale}):
+        reply = ask(client, lora)
+        assert apart(picture(reply), out.images[0]) <= 1, "rounding may differ with the batch"
+        assert reply["data"][0]["seed"] == out.search[0].best.seed
+        assert reply["warnings"] == ["not used here: lora.local_path"] * ("local_path" in lora)
+    told = picture(reply).info["ttsnap"]
+    assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
+    assert str(folder) not in told
+    assert apart(picture(ask(client)), out.images[0]) > 8
+
+
+def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
+    client: OpenAI, server: GenerationServer, pipe: Any
+) -> None:
+    events = [f'ttsnap_loras_total{{event="{event}"}}' for event in ("loaded", "evicted")]
+    before = [metric(server, event) for event in events]
+    weights = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in pipe.transformer.parameters()]
+    wanted: list[Any] = [
+        None, "sketch", {"name": "sketch", "scale": -0.5}, "ink.v2", ["ink.v2", {"name": "sketch", "scale": 0.25}],
+        {"name": "sketch", "scale": 0},
+    ]  # fmt: skip
+    alone = [ask(client, lora) for lora in wanted]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda lora: ask(client, lora), wanted * 2))
+    for one, other in zip(alone * 2, together, strict=True):
+        assert apart(picture(one), picture(other)) <= 1
+        assert one["data"][0]["seed"] == other["data"][0]["seed"]
+    different = [picture(reply).tobytes() for reply in alone]
+    assert len(set(different)) == len(wanted) - 1
+    assert different[0] == different[-1], "a scale of 0 is none"
+    now = pipe.transformer.state_dict()
+    assert now.keys() == weights.keys()
+    assert all(torch.equal(now[name], tensor) for name, tensor in weights.items())
+    assert flags == [parameter.requires_grad for parameter in pipe.transformer.parameters()]
+    assert not any(pipe.get_list_adapters().values())
+    loaded, evicted = (metric(server, event) - one for event, one in zip(events, before, strict=True))
+    assert 1 <= loaded <= 3, "at most once each, and sketch besides ink"
+    assert evicted == 0
+    assert metric(server, "ttsnap_lora_bytes") > 0
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ("sketh", "unknown LoRA 'sketh'; did you mean sketch? Choose one of ink.v2, sketch, stranger"),
+        ("../loras/sketch", "unknown LoRA '../loras/sketch'"),
+        ("/etc/passwd", "unknown LoRA '/etc/passwd'"),
+        ({"path": "/etc/passwd"}, "a LoRA is chosen by its name; choose one of ink.v2, sketch, stranger"),
+        ({"name": "sketch", "scale": 1e9}, "lora must be from -100 to 100"),
+        ({"name": "sketch", "scale": "strong"}, "lora must be a number"),
+        ({"name": "sketch", "weight": 1}, "unknown field of lora 'weight'"),
+        (["sketch", {"name": "sketch", "scale": 2}], "the LoRA sketch is given twice"),
+        (["sketch"] * 5, "at most 4 LoRAs"),
+        ([["sketch"]], "lora must be"),
+        (7, "lora must be"),
+        ("stranger", "the LoRA stranger does not fit this model; was it made for another one?"),
+        (["sketch", "stranger"], "the LoRA stranger does not fit"),
+    ],
+)
+def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
+    client: OpenAI, server: GenerationServer, folder: Path, lora: object, said: str
+) -> None:
+    before = metric(server, "ttsnap_nfe_total")
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, lora)
+        assert said in str(error.value)
+        assert error.value.param == "lora"
+        assert str(folder) not in str(error.value)
+    assert metric(server, "ttsnap_nfe_total") == before
+
+
+def test_a_service_without_loras_says_so(offer: Offer) -> None:
+    with pytest.raises(RequestError, match="no LoRAs are offered here; leave lora out"):
+        request_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
+
+
+def test_the_folder_is_looked_up_at_every_request(
+    client: OpenAI, server: GenerationServer, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def names() -> list[str]:
+        first, *_ = client.models.list()
+        assert first.to_dict() == client.models.retrieve("embedded").to_dict()
+        listed: list[str] = first.to_dict()["loras"]  # type: ignore[assignment]
+        return listed
+
+    assert names() == ["ink.v2", "sketch", "stranger"]
+    put(made, folder, "new", "ink.v2")
+    assert names() == ["ink.v2", "new", "sketch", "stranger"]
+    ink, sketch = picture(ask(client, "new")), picture(ask(client, "sketch"))
+    assert apart(ink, sketch) > 8
+    put(made, folder, "new", "sketch")
+    assert apart(picture(ask(client, "new")), sketch) <= 1
+    whole = (folder / "sketch.safetensors").read_bytes()
+    with caplog.at_level(logging.WARNING, "ttsnap"):
+        (folder / "new.safetensors").write_bytes(whole[:-100])  # as while it is copied
+        assert names() == names() == ["ink.v2", "sketch", "stranger"]
+    assert caplog.text.count("new is not offered as a LoRA") == 1
+    with pytest.raises(openai.BadRequestError, match="unknown LoRA 'new'"):
+        ask(client, "new")
+    (folder / "new.safetensors").write_bytes(whole)
+    assert apart(picture(ask(client, "new")), sketch) <= 1
+    (folder / "checkpoint.bin").write_bytes(whole)
+    (folder / ".hidden.safetensors").write_bytes(whole)
+    (folder / "new.safetensors").unlink()
+    assert names() == ["ink.v2", "sketch", "stranger"]
+
+
+def test_what_is_in_use_keeps_its_weights(pipe: Any, made: Path, folder: Path) -> None:
+    offered, loaded = LoraFolder(folder), LoadedLoras(pipe, 100)
+    with loaded.under((offered()["sketch"],)) as twin:
+        before = {name: tensor.clone() for name, tensor in twin.transformer.state_dict().items()}
+        put(made, folder, "sketch", "ink.v2")
+        with loaded.under((offered()["sketch"],)) as other:
+            now = {name: tensor for name, tensor in other.transformer.state_dict().items() if "lora" in name}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in twin.transformer.state_dict().items())
+        assert now
+        assert not any(torch.equal(tensor, before[name]) for name, tensor in now.items())
+
+
+def test_weights_stay_by_use_and_within_their_bound(pipe: Any, made: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        put(made, tmp_path, name, "sketch")
+    a, b, c = LoraFolder(tmp_path)().values()
+    loaded = LoadedLoras(pipe, 1)
+    one = a.size * pipe.transformer.dtype.itemsize
+    loaded.most = 2 * one
+    networks: list[Any] = []
+
+    def use(*loras: Lora) -> None:
+        with loaded.under(loras) as twin:
+            networks.append(twin.transformer)
+
+    use(a), use(b), use(a)
+    assert (loaded.bytes, loaded.taken()) == (2 * one, {"loaded": 2})
+    assert networks[0] is networks[2]
+    use(c)  # b was used least lately
+    use(a)
+    assert (loaded.bytes, loaded.taken()) == (2 * one, {"loaded": 1, "evicted": 1})
+    use(replace(a, scale=0.5))  # over the same weights
+    assert (loaded.bytes, loaded.taken()) == (2 * one, {})
+    assert {id(p) for p in networks[-1].parameters()} == {id(p) for p in networks[-2].parameters()}
+    with loaded.under((a,)), loaded.under((c,)), pytest.raises(RequestError) as error:
+        use(b)
+    assert (error.value.status, error.value.code, error.value.retry_after) == (503, BUSY, 5)
+    with loaded.under((a,)):
+        use(b)
+    with pytest.raises(FieldError, match=r"LoRAs take at most .* MiB together here, and a, b, c"):
+        use(a, b, c)
+    for scale in range(1, 40):
+        use(replace(a, scale=float(scale)))
+    assert len(loaded._twins) < 20
+
+
+def test_jobs_wait_for_room_and_make_what_requests_make(
+    pipe: Any, served: OneDevice, offer: Offer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = OneDevice(pipe, served.rewards)
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.05)
+    offered = replace(offer, loras=LoraFolder(folder))
+    with serving(served, offered, tmp_path / "jobs") as server, closing(client_of(server)) as client:
+        at_once = ask(client, "sketch")
+        most, served.loras.most = served.loras.most, 0
+        with pytest.raises(openai.BadRequestError, match="LoRAs take at most 0 MiB"):
+            ask(client, "ink.v2")
+        real, refused = served.loras._make_room, list[int]()
+
+        def full(needed: int) -> None:
+            refused.append(needed)
+            served.loras._make_room = real if len(refused) == 3 else full  # type: ignore[method-assign]
+            raise RequestError(503, "full", "lora", BUSY, retry_after=5)
+
+        served.loras.most = most
+        served.loras._make_room = full  # type: ignore[method-assign]
+        told = ended(client, begun(client, **OWN, lora="ink.v2"))
+        assert len(refused) == 3, "once as it was tried, then by the job itself"
+        assert told["status"] == "completed"
+        assert told["data"] == ask(client, "ink.v2")["data"]
+        told = ended(client, begun(client, **OWN, lora={"name": "sketch", "scale": 1}))
+        assert told["data"] == at_once["data"]
+        with pytest.raises(openai.BadRequestError, match="does not fit this model"):
+            begun(client, **OWN, lora="stranger")
+
+
+def test_edits_and_forms_take_them(made: Path, folder: Path) -> None:
+    with shallow():
+        editor = load(task="image-to-image")
+    editor.set_progress_bar_config(disable=True)
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    drawn.save(file, format="PNG")
+    call = {**few_steps("embedded").call, "strength": 0.75, "image": drawn, "num_inference_steps": 4}
+    offered = Offer("embedded", ("brightness",), few_steps, edits=True, loras=LoraFolder(folder))
+    served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+    where, limits = ("127.0.0.1", 0), ServiceLimits(drain=0.1, side=64)
+    with GenerationServer(served, offered, limits, None, where, str) as server, closing(client_of(server)) as client:
+        fields = {**OWN, "budget": "9nfe", "strength": 0.75}
+        words = [{"name": "sketch", "scale": 0.5}, '{"name": "sketch", "int_id": 7, "scale": 0.5}', "none"]
+        given = ("drawn.png", file.getvalue())
+        edited = [
+            picture(client.images.edit(image=given, prompt=PROMPT, extra_body={**fields, "lora": lora}).to_dict())
+            for lora in words
+        ]
+        bad = httpx.post(f"{server.url}/v1/images/edits", data={"prompt": PROMPT, "lora": "{"}, files={"image": file})
+        assert bad.json()["error"]["param"] == "lora"
+    load_lora(editor, f"{folder / 'sketch.safetensors'}:0.5")
+    out = editor(prompt=PROMPT, search="best-of-n", reward="brightness", budget="9nfe", seed=3, **call)
+    assert [apart(each, out.images[0]) <= 1 for each in edited] == [True, True, False]
+
+
+def test_videos_take_them(offer: Offer, folder: Path) -> None:
+    offered = replace(offer, loras=LoraFolder(folder), frames_every=4)
+    wanted = validated(Video, {"prompt": PROMPT, "lora": ["sketch", {"name": "ink.v2", "scale": 2}]})
+    loras = request_of(wanted, offered, ServiceLimits()).engine.loras
+    assert [str(lora) for lora in loras] == ["ink.v2:2.0", "sketch"]
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_several_devices_give_what_one_gives(client: OpenAI, served: OneDevice, offer: Offer, folder: Path) -> None:
+    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
+        return LocalPool(make, 2)
+
+    cpu, where = ModelOptions(device="cpu", dtype="float32"), ("127.0.0.1", 0)
+    many = ManyDevices(served, cpu, {name: name for name in REWARDS}, pool)
+    offered, limits = replace(offer, loras=LoraFolder(folder)), ServiceLimits(drain=0.1)
+    with GenerationServer(many, offered, limits, None, where, str) as spread, closing(client_of(spread)) as mine:
+        for lora in (None, "sketch", {"name": "sketch", "scale": 0.5}):
+            assert apart(picture(ask(mine, lora)), picture(ask(client, lora))) <= 1
+        with pytest.raises(openai.BadRequestError, match="does not fit this model"):
+            ask(mine, "stranger")
+
+
+def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--loras .*nowhere: there is no such folder"):
+        offer_of("embedded", served, None, {}, "none", loras=str(tmp_path / "nowhere"))
+    assert offer_of("embedded", served, None, {}, "none", loras=str(tmp_path)).loras() == {}
+    plain = OneDevice(FAMILIES["pixart_sigma"].build(), served.rewards)
+    with pytest.raises(ValueError, match="diffusers loads no LoRA into a"):
+        offer_of("embedded", plain, None, {}, "none", loras=str(tmp_path))
