@@ -35,11 +35,12 @@ from tests.service.test_service import PROMPT, metric
 from tests.shallow import shallow
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import Lora
+from ttsnap.request.request import EngineSpec, Lora
 from ttsnap.scenes import caption, parse
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import ManyDevices, OneDevice, check_size
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
@@ -349,6 +350,22 @@ def test_several_devices_give_what_one_gives(client: OpenAI, served: OneDevice, 
             assert apart(picture(ask(mine, lora)), picture(ask(client, lora))) <= 1
         with pytest.raises(openai.BadRequestError, match="does not fit this model"):
             ask(mine, "stranger")
+
+
+def test_the_usual_size_is_found_once_for_all_others(served: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[dict[str, object]]()
+    made = type(served.pipe).sampling_denoiser
+
+    def counted(pipe: Any, sampler: SamplerOptions, **call: object) -> Any:
+        calls.append(call)
+        return made(pipe, sampler, **call)
+
+    monkeypatch.setattr(type(served.pipe), "sampling_denoiser", counted)
+    call = {"num_inference_steps": 7, "guidance_scale": 1.5}
+    for side in (16, 24, 32):
+        spec = EngineSpec(None, ("brightness",), call={**call, "width": side, "height": side})
+        check_size(served, spec)
+    assert [dict(each).get("width") for each in calls] == [None, 16, 24, 32]
 
 
 def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:
