@@ -54,6 +54,7 @@ class LoraFolder:
         return {name: lora for name, lora in found.items() if lora is not None}
 
     def _lora(self, name: str, path: Path) -> Lora | None:
+        version: tuple[int, ...]
         try:
             stat = path.stat()
             version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
