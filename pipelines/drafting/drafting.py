@@ -47,7 +47,7 @@ class Drafting:
         return self.flops() * self.denoiser.passes_per_nfe / counted(self.denoiser, "decode")[0]
 
     @torch.no_grad()
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
         twin, schedule, path = self.twin(), self.denoiser.schedule, own_path(self.denoiser.schedule)
         position = torch.from_numpy(self.denoiser.grid.calls)[step]
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
@@ -63,7 +63,7 @@ class Drafting:
             there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
-        return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
+        return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time, first)
 
     def level(self, step: int, calls: int) -> float:
         schedule, position = self.denoiser.schedule, int(self.denoiser.grid.calls[step])

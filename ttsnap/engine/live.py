@@ -285,4 +285,5 @@ class LiveEngine(Engine):
             look_cost=Cost().plus(*(row.look.cost for row in rows)),
             log_ratio=report.log_ratio,
             has_gradient=report.has_gradient,
+            drafted=np.array([row.look.guessed for row in rows], bool),
         )

@@ -61,10 +61,11 @@ class Drafts(Protocol):
     def depth(self) -> float:
         """The FLOPs of a pass of a drafter that leaves out blocks, as a share of a pass of the model; 1 of others."""
 
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
         """x (N, ...) at grid steps (N,) before the last, of prompts (N,) -> x0 (N, ...), in so many calls.
 
-        step and cond are long, on the CPU. Nothing is drawn. ValueError for no calls.
+        first: what it gave for them in one call, which is not made again. step and cond are long, on the CPU. Nothing
+        is drawn. ValueError for no calls.
         """
 
     def level(self, step: int, calls: int) -> float:
