@@ -114,9 +114,7 @@ def test_ledger_equals_counter(
     stop_after: int | None,
 ) -> None:  # fmt: skip
     live, ticks = made(batch=batch, error=1.0), []
-    algorithm = SeedPruning(
-        seeds, (0.5,), steps=(check,), draft_share=share, draft_calls=calls, draft_again=again
-    )
+    algorithm = SeedPruning(seeds, (0.5,), steps=(check,), draft_share=share, draft_calls=calls, draft_again=again)
     results = search(
         ["a", "b"], algorithm, live, f"{budget}nfe",
         on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
