@@ -52,7 +52,10 @@ class Drafting(Counted):
 
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
         self.drafted += (calls - (first is not None)) * len(x)
-        ode, noise, calls_before, batches = Ode(self.path, self.times), x, self.calls, self.batches
+        error = self.error * torch.sin(7 * x)
+        if first is not None:
+            return first - error * (1 - 1 / calls)
+        ode, calls_before, batches = Ode(self.path, self.times), self.calls, self.batches
         ends = []
         for row, k, prompt in zip(x, step.tolist(), cond, strict=True):
             latent = row[None]
@@ -61,8 +64,7 @@ class Drafting(Counted):
                 latent = ode.jump(latent, prediction, torch.tensor([at]), torch.tensor([at + 1]))
             ends.append(latent[0])
         self.calls, self.batches = calls_before, batches
-        error = self.error * torch.sin(7 * noise)
-        return torch.stack(ends) + error / calls if first is None else first - error * (1 - 1 / calls)
+        return torch.stack(ends) + error / calls
 
     def level(self, step: int, calls: int) -> float:
         return 0.9 * self.grid.levels[step] / calls
