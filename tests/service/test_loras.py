@@ -32,8 +32,10 @@ from tests.pipelines.tiny import FAMILIES, save_lora
 from tests.service.conftest import REWARDS, client_of, few_steps
 from tests.service.test_jobs import begun, ended, serving
 from tests.service.test_service import PROMPT, metric
+from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
 from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError
@@ -83,7 +85,7 @@ def served(pipe: Any) -> OneDevice:
 
 @pytest.fixture(scope="module")
 def server(served: OneDevice, offer: Offer, folder: Path) -> Iterator[GenerationServer]:
-    where, offered = ("127.0.0.1", 0), replace(offer, loras=LoraFolder(folder))
+    where, offered = ("127.0.0.1", 0), replace(offer, loras=LoraFolder(folder), draft="embedded")
     limits = ServiceLimits(drain=0.1)
     with GenerationServer(served, offered, limits, None, where, lambda p: caption(parse(p))) as server:
         yield server
@@ -330,11 +332,47 @@ def test_edits_and_forms_take_them(made: Path, folder: Path) -> None:
     assert [apart(each, out.images[0]) <= 1 for each in edited] == [True, True, False]
 
 
-def test_videos_take_them(offer: Offer, folder: Path) -> None:
-    offered = replace(offer, loras=LoraFolder(folder), frames_every=4)
-    wanted = validated(Video, {"prompt": PROMPT, "lora": ["sketch", {"name": "ink.v2", "scale": 2}]})
-    loras = request_of(wanted, offered, ServiceLimits()).engine.loras
-    assert [str(lora) for lora in loras] == ["ink.v2:2.0", "sketch"]
+def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
+    client: OpenAI, served: OneDevice, folder: Path
+) -> None:
+    offered = offer_of("embedded", served, None, {}, "auto", loras=str(folder))
+
+    def draft(**own: Any) -> Any:
+        return request_of(Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()).engine.sampler.draft
+
+    assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2
+    assert [draft(lora="sketch"), draft(lora="sketch", draft=True)] == [None, "embedded"]
+    own = {"search": "seed-pruning", "draft": True, "budget": "12nfe"}
+    drafted = [ask(client, lora, **own) for lora in (None, "sketch")]
+    assert [reply["usage"]["draft_calls"] > 0 for reply in drafted] == [True, True]
+    assert [any("drafts were not checked" in each for each in reply["warnings"]) for reply in drafted] == [True, True]
+
+
+def test_videos_take_them(tmp_path: Path) -> None:
+    plain = twin("wan")
+    for seed, name in enumerate(("grain", "slow")):
+        save_lora(plain, tmp_path / name, seed=seed)
+    served = OneDevice(plain, {"brightness": make_rewards("brightness")[0]})
+    offered = offer_of("tiny", served, "tiny", {}, "none", loras=str(tmp_path))
+    fields = {"prompt": PROMPT, "budget": "4nfe", "search": "best-of-n", "seed": 3, "size": "32x16", "num_frames": 5}
+
+    def found(lora: object) -> torch.Tensor:
+        wanted = validated(Video, {**fields, "steps": 4, "lora": lora})
+        request = request_of(wanted, offered, ServiceLimits())
+        spec = replace(request.engine, call={**CALL, **request.engine.call})
+        with served.engine(spec) as engine:
+            (result,) = search([request.prompt], request.algorithm, engine, request.budget, seed=request.seed)
+        return result.images[0].pixels
+
+    grain = {"name": "grain", "scale": 3.0}
+    under, bare, *others = [found(lora) for lora in (grain, 0, "slow", [grain, "slow"])]
+    assert len({each.numpy().tobytes() for each in (under, bare, *others)}) == 4
+    load_lora(plain, f"{tmp_path / 'grain'}:3")
+    try:
+        assert torch.equal(under, found(0))
+    finally:
+        plain.unload_lora_weights()  # its networks are shared by other tests
+    assert torch.equal(bare, found(0))
 
 
 @pytest.mark.usefixtures("shallow_model")
