@@ -177,6 +177,10 @@ class PipelineDenoiser(Denoiser):
         """Finished latents (N, ...) as the pipeline returns them for output_type="latent"."""
         return latents
 
+    def seen(self, latents: Tensor) -> Tensor:
+        """The part of latents (N, ...) that becomes an image or a video, without its sound."""
+        return latents
+
     def sound(self, latents: Tensor) -> Tensor | None:
         """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they have any."""
         return None

@@ -251,6 +251,9 @@ class ModularDenoiser(PipelineDenoiser):
         """Images or videos in [0, 1], as the blocks after the loop make them."""
         return cast(Tensor, self._ended(self._parts.end, vae, x0).get(self.workflow.output))
 
+    def seen(self, latents: Tensor) -> Tensor:
+        return self.workflow.latents.parted(latents, self._trial.get)["latents"]
+
     def sound(self, latents: Tensor) -> Tensor | None:
         if not self._parts.sound:
             return None

@@ -29,6 +29,7 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling.denoiser import Can
+from ttsnap.service.edits import FRAME
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import LoadedLoras
 
@@ -71,21 +72,25 @@ def check_size(engines: Engines, spec: EngineSpec) -> None:
     width, height = int(str(call["width"])), int(str(call["height"]))
     sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
     try:
-        usual = _usual(engines.pipe, sampler, own)
+        usual: UsualSize | None = _usual(engines.pipe, sampler, own)
     except (RuntimeError, ValueError):  # a first frame may have sides that do not fit the model's own size
-        return
-    instead = f"leave size out for {usual.width}x{usual.height}, or give another"
+        usual = None
     try:
         drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # latents that do not fit each other
+    except RuntimeError:  # latents that do not fit each other, or of no pixels
         drawn = 0
+    instead = "leave size out, or give another"
+    if usual is not None:
+        instead = f"leave size out for {usual.width}x{usual.height}, or give another"
     # The model cuts sides that are no multiples of its patches, and so the noise is smaller.
-    if drawn * usual.width * usual.height != usual.noise * width * height:
+    if not drawn or (usual is not None and drawn * usual.width * usual.height != usual.noise * width * height):
         raise FieldError(
             "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
         )
+    if usual is None:
+        return
     for name in spec.rewards:
         reward = engines.rewards[name]
         if reward.tokens or reward.needs:
@@ -122,11 +127,14 @@ def _usual(pipe: SearchMixin, sampler: SamplerOptions, call: Mapping[str, Any]) 
 def field_at_fault(pipe: SearchMixin, spec: EngineSpec, usual: EngineSpec) -> str | None:
     """The parameter that a model refuses, found without an engine.
 
-    It is the one whose argument the model does not take together with the usual ones and the picture. It is the kernel
-    where the model takes all arguments, and the kernel is not the usual one.
+    It is the picture where the model does not take that with the usual arguments, and else the first one that it does
+    not take in addition. It is the kernel where the model takes all arguments, and the kernel is not the usual one.
     """
     call, base = dict(spec.call), dict(usual.call)
-    base |= {name: value for name, value in call.items() if name == "image"}
+    if "image" in call:
+        base["image"] = call["image"]
+        if not _takes(pipe, base):
+            return "image" if pipe.frames_every() is None else FRAME
     for param, names in PARAMS.items():
         changed = {name: call[name] for name in names if name in call and call[name] != base.get(name)}
         if changed and not _takes(pipe, {**base, **changed}):
@@ -152,7 +160,7 @@ def _scored(reward: RewardModel, width: int, height: int) -> bool:
 
 def _noise(denoiser: Any) -> Tensor:
     denoiser.encode([Prompt("")])
-    noise: Tensor = denoiser.init_latents([torch.Generator().manual_seed(0)])
+    noise: Tensor = denoiser.seen(denoiser.init_latents([torch.Generator().manual_seed(0)]))
     return noise
 
 
