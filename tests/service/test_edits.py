@@ -16,6 +16,7 @@ import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
+from starlette.datastructures import Headers
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.registry import make_rewards
 
@@ -32,7 +33,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
 from ttsnap.scenes import caption, parse
-from ttsnap.service.edits import Edit
+from ttsnap.service.edits import Edit, edit_of
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import Caller
@@ -40,7 +41,7 @@ from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain, request_of
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.tickets import Done, Ticket
+from ttsnap.service.tickets import Done, News, Passed, Ticket
 from ttsnap.service.worker import Worker
 
 PROMPT = "two green crosses"
@@ -113,7 +114,13 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
         asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
         tickets.append(Ticket(asked, Caller(f"caller {i % 5}"), loop))
         worker.submit(tickets[-1])
-    found = [loop.run_until_complete(asyncio.wait_for(ticket.news.get(), 120)) for ticket in tickets]
+
+    async def ended(ticket: Ticket) -> News:
+        while isinstance(news := await ticket.news.get(), Passed):  # its search begins
+            pass
+        return news
+
+    found = [loop.run_until_complete(asyncio.wait_for(ended(ticket), 120)) for ticket in tickets]
     worker.drain(now=True)
     worker.join(60)
     loop.close()
@@ -210,42 +217,58 @@ def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "fields", "words"),
+    ("files", "fields", "param", "words"),
     [
-        ({}, {"prompt": PROMPT}, "an edit needs a picture"),
-        ({"image": b"no picture"}, {"prompt": PROMPT}, "cannot read the picture as an image"),
-        ({"image": png(Image.new("RGB", (65, 8)))}, {"prompt": PROMPT}, "sides of at most 64 pixels here, got 65 x 8"),
-        (
-            {"image": png(Image.new("RGB", (32, 32)))},
-            {"prompt": PROMPT, "n": "many"},
-            "n must be a whole number of at least 1",
-        ),
-        (
-            {"image": png(Image.new("RGB", (32, 32)))},
-            {"prompt": PROMPT, "strength": "2"},
-            "strength must be above 0 and at most 1",
-        ),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "colour": "red"}, "unknown parameter 'colour'"),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {}, "prompt"),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "size": "20x20"}, "does not draw 20x20"),
-        ({"image": png(Image.new("RGB", (32, 32)))}, {"prompt": PROMPT, "size": "17x33"}, "must be divisible by 4"),
+        ({"image": None}, {}, "image", "an edit needs a picture"),
+        ({"image": b"no picture"}, {}, "image", "cannot read the picture as an image"),
+        ({"image": png(Image.new("RGB", (65, 8)))}, {}, "image", "sides of at most 64 pixels here, got 65 x 8"),
+        ({"markup": png(Image.new("RGB", (32, 32)))}, {}, "markup", "unknown file 'markup'"),
+        ({"picture": b"x"}, {}, "picture", "unknown file 'picture'; choose one of image, mask"),
+        ({}, {"n": "many"}, "n", "n must be a whole number of at least 1"),
+        ({}, {"n": "0"}, "n", "at least 1"),
+        ({}, {"strength": "2"}, "strength", "strength must be above 0 and at most 1"),
+        ({}, {"colour": "red"}, "colour", "unknown parameter 'colour'"),
+        ({}, {"prompt": None}, "prompt", "prompt is missing"),
+        ({}, {"prompt": " "}, "prompt", "1 to 4000 characters"),
+        ({}, {"size": "20x20"}, "size", "does not draw 20x20"),
+        ({}, {"size": "17x33"}, "size", "must be divisible by 4"),
+        ({}, {"size": "128x128"}, "size", "16 to 64 pixels"),
+        ({}, {"size": "abc"}, "size", "WIDTHxHEIGHT"),
+        ({}, {"seed": "abc"}, "seed", "whole number"),
+        ({}, {"output_compression": "101"}, "output_compression", "from 0 to 100"),
+        ({}, {"output_compression": "abc"}, "output_compression", "whole number"),
+        ({}, {"output_format": "gif"}, "output_format", "choose one of png, jpeg, webp"),
+        ({}, {"response_format": "file"}, "response_format", "choose one of b64_json, url"),
+        ({}, {"layers": "4"}, "layers", "unknown parameter 'layers'"),
     ],
 )
-def test_what_is_no_edit_is_refused(editing: GenerationServer, files: Any, fields: Any, words: str) -> None:
-    sent = {name: (f"{name}.png", data) for name, data in files.items()} or {"other": ("other.png", b"x")}
-    reply = httpx.post(f"{editing.url}/v1/images/edits", data=fields, files=sent, timeout=60)
-    assert reply.status_code == 400
+def test_what_is_no_edit_is_refused_by_name(
+    editing: GenerationServer, files: dict[str, bytes | None], fields: dict[str, str | None], param: str, words: str
+) -> None:
+    sent = {"image": png(Image.new("RGB", (32, 32))), **files}
+    texts = {name: (None, value) for name, value in {"prompt": PROMPT, **fields}.items() if value is not None}
+    form: Any = texts | {name: (f"{name}.png", data) for name, data in sent.items() if data is not None}
+    reply = httpx.post(f"{editing.url}/v1/images/edits", files=form, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert words in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["image", "image[]"])
+def test_pictures_keep_their_order(name: str) -> None:
+    pictures = [png(Image.new("RGB", (side, 32))) for side in (16, 32, 24)]
+    form = [(name, (f"{i}.png", data)) for i, data in enumerate(pictures)]
+    sent = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
+    wanted, found = asyncio.run(edit_of(bytearray(sent.read()), Headers(dict(sent.headers)), ServiceLimits()))
+    assert wanted.prompt == PROMPT
+    assert found["image"] == tuple(map(Picture, pictures))
 
 
 def test_two_pictures_a_mask_and_json_are_refused_where_the_model_takes_one(
     editing: GenerationServer, client: OpenAI, drawn: Image.Image
 ) -> None:
-    with pytest.raises(
-        openai.BadRequestError,
-        match="StableDiffusion3ModularPipeline takes one image for each prompt, got 2",
-    ):
-        client.images.edit(image=[("a.png", png(drawn)), ("b.png", png(drawn))], prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError, match="ModularPipeline takes one image for each prompt, got 2") as two:
+        client.images.edit(image=[("a.png", png(drawn)), ("b.png", png(drawn))], prompt=PROMPT, extra_body=OWN)
+    assert two.value.param == "image"
     with pytest.raises(openai.BadRequestError, match="a call with these images does image-to-image") as refused:
         client.images.edit(image=("a.png", png(drawn)), mask=("m.png", png(drawn)), prompt=PROMPT, extra_body=OWN)
     assert refused.value.param == "mask"

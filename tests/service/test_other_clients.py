@@ -28,6 +28,20 @@ from ttsnap.service.requests import Generation, in_our_names, notes_of, parse, r
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
+SIZES = (
+    "",
+    "1024",
+    "1024x",
+    "x1024",
+    "1024 1024",
+    "abc x def",
+    "1024xabc",
+    "1024.5x768.5",
+    "-64x64",
+    "64x64\n",
+    "64X64",
+)
+"""None is one."""
 OWN: dict[str, object] = {"seed": 3, "budget": "12nfe", "steps": 4, "search": "best-of-n"}
 
 
@@ -76,6 +90,24 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
         ({"qualty": "high"}, "qualty", "did you mean quality?"),
         ({"response_format": "file"}, "response_format", "choose one of b64_json, url"),
         ({"quality": "max"}, "quality", "choose one of low, medium, high"),
+        ({"prompt": None}, "prompt", "prompt is missing; say what to show"),
+        ({"prompt": 7}, "prompt", "must be text"),
+        ({"prompt": "   "}, "prompt", "1 to 4000 characters"),
+        ({"negative_prompt": ["noise"]}, "negative_prompt", "must be text"),
+        ({"n": 0}, "n", "at least 1"),
+        ({"n": 11}, "n", "at most 10 images"),
+        ({"n": 1.5}, "n", "whole number"),
+        ({"seed": -1}, "seed", "from 0"),
+        ({"steps": 0}, "steps", "from 1"),
+        ({"num_inference_steps": 201}, "steps", "at most 100 steps"),
+        ({"guidance_scale": "high"}, "guidance_scale", "a number"),
+        ({"output_format": "gif"}, "output_format", "choose one of png, jpeg, webp"),
+        ({"output_compression": 101}, "output_compression", "from 0 to 100"),
+        ({"background": "transparent"}, "background", "opaque"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream": True, "partial_images": 4}, "partial_images", "from 0 to 3"),
+        *[({"size": size}, "size", "must be WIDTHxHEIGHT, or auto") for size in SIZES],
+        *[({"size": size}, "size", "sides of 16 to 1024 pixels") for size in ("0x1024", "1024x0", "8x8", "2048x64")],
     ],
 )
 def test_what_changes_images_and_is_not_known_is_refused_by_name(
@@ -232,5 +264,5 @@ def test_a_request_is_a_line_without_its_query(
     ]
     assert len(lines) == len(expected)
     for line, pattern in zip(lines, expected, strict=True):
-        assert re.fullmatch(pattern, line), (line, pattern)
+        assert re.fullmatch(pattern + r" id=req_[0-9a-f]{16}", line), (line, pattern)
     assert key not in caplog.text

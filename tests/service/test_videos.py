@@ -29,9 +29,10 @@ from tests.service.conftest import client_of, command
 from tests.service.test_service import metric, until
 from tests.service.test_stopping import Slow
 from ttsnap.files.pictures import video_pixels
-from ttsnap.request.request import ModelDefaults
+from ttsnap.request.limits import FieldError
+from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.payload import read_payload
-from ttsnap.service.engines import OneDevice
+from ttsnap.service.engines import OneDevice, check_size
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.opening import offer_of
@@ -114,6 +115,21 @@ def test_files_and_stills(client: OpenAI) -> None:
     assert error.value.param == "variant"
 
 
+def test_a_remix_is_the_same_request_with_another_prompt(client: OpenAI) -> None:
+    own = {**OWN, "n": 2, "fps": 8}
+    first = client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own)
+    again = client.videos.poll(client.videos.remix(first.id, prompt="a dog").id, poll_interval_ms=50)
+    assert (again.prompt, again.status, again.remixed_from_video_id) == ("a dog", "completed", first.id)
+    assert (first.remixed_from_video_id, again.seconds) == (None, first.seconds)
+    dog = client.videos.create_and_poll(prompt="a dog", poll_interval_ms=50, extra_body=own)
+    assert again.to_dict()["data"] == dog.to_dict()["data"], "its seeds, its budget, its length"
+    with pytest.raises(openai.BadRequestError) as error:
+        client.videos.remix(first.id, prompt=" ")
+    assert error.value.param == "prompt"
+    with pytest.raises(openai.NotFoundError, match="no video"):
+        client.videos.remix("video_0", prompt="a dog")
+
+
 def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI) -> None:
     before = [video.id for video in client.videos.list(limit=100)]
     made = [client.videos.create(prompt=f"cat {i}", extra_body=OWN).id for i in range(5)]
@@ -122,7 +138,9 @@ def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI) -> None
     assert client.videos.delete(made[2]).to_dict() == {"id": made[2], "object": "video.deleted", "deleted": True}
     with pytest.raises(openai.NotFoundError, match="no video"):
         client.videos.retrieve(made[2])
-    for query in ({"limit": 0}, {"limit": "many"}, {"order": "up"}, {"after": made[2]}):
+    nothing = client.videos.list(limit=0)
+    assert (nothing.data, nothing.has_more) == ([], True)
+    for query in ({"limit": -1}, {"limit": 101}, {"limit": "many"}, {"order": "up"}, {"after": made[2]}):
         with pytest.raises(openai.BadRequestError) as error:
             client.videos.list(extra_query=query)
         assert error.value.param == next(iter(query))
@@ -159,6 +177,9 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"size": "64x99"}, "size", "16 to 64 pixels"),
         ({"seconds": "100"}, "seconds", "at most 16.1 s at 16 frames a second"),
         ({"seconds": "-1"}, "seconds", "above 0"),
+        ({"seconds": "abc"}, "seconds", "a number"),
+        ({"size": "640x"}, "size", "WIDTHxHEIGHT"),
+        ({"prompt": None}, "prompt", "prompt is missing"),
         ({"seconds": "4", "num_frames": 5}, "num_frames", "not both"),
         ({"num_frames": 999}, "num_frames", "at most 257 frames"),
         ({"fps": 0}, "fps", "above 0"),
@@ -232,6 +253,31 @@ def test_a_first_frame(name: str, tmp_path: Path) -> None:
             assert error.value.param == "input_reference"
         else:
             assert made()["status"] == "completed"
+
+
+def test_a_size_without_pixels_in_its_latents_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.TRIAL", 30)
+    pipe = twin("ltx image2video")
+    pipe.vae.spatial_compression_ratio = 32  # as of the real LTX-Video
+    with serving(OneDevice(pipe, {"brightness": make_rewards("brightness")[0]}), tmp_path) as server:
+        for files in ({}, {"input_reference": ("a.png", png())}):
+            form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
+            reply = httpx.post(f"{server.url}/v1/videos", files=form, timeout=30)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "size")
+            assert "does not draw 16x32" in reply.json()["error"]["message"]
+
+
+def test_sound_does_not_count_among_the_pixels_of_a_size() -> None:
+    pipe = twin("ltx2")
+    pipe.vae.spatial_compression_ratio = 32  # the usual size has few pixels then
+    engines = OneDevice(pipe, {})
+    specs = {size: EngineSpec(None, (), call={**CALL, "width": size, "height": 64}) for size in (64, 96, 80)}
+    check_size(engines, specs[64])
+    check_size(engines, specs[96])
+    with pytest.raises(FieldError, match="does not draw 80x64"):
+        check_size(engines, specs[80])
 
 
 def under_way(client: OpenAI, name: str) -> None:

@@ -5,38 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import MISSING
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
-from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
-from ttsnap.options.option import options_of
-from ttsnap.reward_models.connections import RefusedError, parts_of
 from ttsnap.service import replies
+from ttsnap.service.bodies import FILES, FRAMES, Bodies, body_schema
 from ttsnap.service.edits import FRAME, Edit, Pictures, edit_of, video_of
 from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes, shown
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Caller, Keys
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Generation, Video, parse
-from ttsnap.service.tickets import Desk, Done, News, Partial, Ticket
-from ttsnap.service.worker import Worker, stopping
+from ttsnap.service.requests import Body, Generation, Video, json_of, parse, validated
+from ttsnap.service.tickets import Desk, Done, News, Partial, Passed, Ticket
+from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
 logger = logging.getLogger(__name__)
-BINARY: Json = {"type": "string", "format": "binary"}
-FILES, FRAMES = {"image": BINARY, "mask": BINARY}, {FRAME: BINARY}
-"""Files of an edit, and of a video, for their documentation."""
 
 
 def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
@@ -83,6 +76,22 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
         caller = caller_of(request)
         return await submitted(caller, *await video_in(request))
 
+    @app.post(
+        PATHS[Video.kind] + "/{name}/remix", dependencies=keyed, openapi_extra=body_schema(Video, "application/json")
+    )
+    async def remix(request: Request, name: str) -> Response:
+        """Starts a job like an earlier one, with another prompt, and with other fields where they are given."""
+        caller = caller_of(request)
+        if jobs is None:
+            raise without_jobs(Video)
+        job = await asyncio.to_thread(jobs.store.get, caller.name, Video.kind, name)
+        async with bodies.of(request, limits.body_bytes) as body:
+            given = json_of(bytes(body))
+        if given.get("prompt") is None:
+            raise RequestError(400, "a remix needs a prompt: say what to show now", "prompt", "missing_parameter")
+        wanted = validated(Video, {**job.body["fields"], **given})
+        return await submitted(caller, wanted, await asyncio.to_thread(jobs.store.pictures, job), job.id)
+
     @app.post("/v1/videos/sync", dependencies=keyed, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))
     async def video_at_once(request: Request) -> Response:
         """The file of the best video."""
@@ -107,11 +116,12 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
             made = "videos" if other is Video else "images"
             raise RequestError(404, f"{offer.model!r} makes {made}; ask POST {PATHS[other.kind]}", "model")
 
-    async def submitted(caller: Caller, wanted: Generation | Video, pictures: Pictures) -> Response:
+    async def submitted(
+        caller: Caller, wanted: Generation | Video, pictures: Pictures, remixed: str | None = None
+    ) -> Response:
         if jobs is None:
-            instead = "ask POST /v1/videos/sync" if isinstance(wanted, Video) else "leave background out"
-            raise RequestError(404, f"no jobs are kept here; {instead}", code="no_jobs")
-        job = await jobs.submit(wanted, caller, pictures)
+            raise without_jobs(type(wanted))
+        job = await jobs.submit(wanted, caller, pictures, remixed)
         logger.info("%s: job %s", caller.name, job.id)
         return JSONResponse(shown(job, jobs))
 
@@ -120,7 +130,9 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
             return await submitted(caller, wanted, pictures)
         ticket = ticket_of(request, caller, wanted, pictures)
         if wanted.stream:
-            return StreamingResponse(streamed(request, ticket, wanted), media_type="text/event-stream")
+            events = streamed(request, ticket, wanted)
+            await anext(events)  # what the model refuses has a status of its own
+            return StreamingResponse(events, media_type="text/event-stream")
         done = await found(request, ticket)
         files = await asyncio.to_thread(replies.files_of, done, wanted, offer)
         return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.told_of(done), files, wanted))
@@ -146,10 +158,15 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
             add_job_routes(app, jobs, kind.kind, caller_of, keyed)
 
     async def streamed(request: Request, ticket: Ticket, wanted: Generation) -> AsyncIterator[bytes]:
+        """The events of a search, after an empty one at its begin. RequestError where it does not begin."""
         async with aclosing(news_of(request, ticket, worker)) as followed:
             async for news in followed:
                 if isinstance(news, RequestError):
+                    if ticket.begun is None:
+                        raise news
                     yield replies.event("error", news.body())
+                elif isinstance(news, Passed):
+                    yield b""
                 elif isinstance(news, Done):
                     for event in await asyncio.to_thread(replies.completed_events, news, wanted, offer):
                         yield event
@@ -223,49 +240,9 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
     return app
 
 
-def body_schema(kind: type[Body], media: str, files: Mapping[str, Json] | None = None) -> dict[str, Any]:
-    """The documentation of a body with the fields of a kind, and with files."""
-    declared: Any = {}
-    for option in options_of(kind):
-        default = ... if option.default is MISSING else option.default
-        declared[option.name] = option.hint, Field(default, description=option.text)
-    model: Any = create_model(kind.__name__, __doc__=kind.__doc__, __config__=ConfigDict(extra="forbid"), **declared)
-    fields = model.model_json_schema()
-    fields["properties"] = {**(files or {}), **fields["properties"]}
-    fields["required"] = [name for name in ("image", "prompt") if name in fields["properties"]]
-    return {"requestBody": {"required": True, "content": {media: {"schema": fields}}}}
-
-
-class Bodies:
-    """Bodies of requests as they arrive, bounded together however many clients send at once."""
-
-    def __init__(self, limits: ServiceLimits) -> None:
-        self.limits, self.held = limits, 0
-
-    @asynccontextmanager
-    async def of(self, request: Request, most: int) -> AsyncGenerator[bytearray, None]:
-        """The whole body of a request, of `most` bytes, until the block ends. RequestError for a large or a slow body,
-        and where others hold too much."""
-        body = bytearray()
-        try:
-            await self._read(request, most, body)
-            yield body
-        finally:
-            self.held -= len(body)
-
-    async def _read(self, request: Request, most: int, body: bytearray) -> None:
-        try:
-            async for part in parts_of(request, most, self.limits.body_seconds):
-                body += part
-                self.held += len(part)
-                if self.held > self.limits.held:
-                    busy = "others send too much at this moment; try again later"
-                    raise RequestError(503, busy, code="busy", retry_after=5)
-        except asyncio.CancelledError:  # by uvicorn at the end of its time
-            raise stopping() from None
-        except RefusedError as refused:
-            code = "too_large" if refused.status == 413 else None
-            raise RequestError(refused.status, str(refused), code=code) from None
+def without_jobs(kind: type[Body]) -> RequestError:
+    instead = "ask POST /v1/videos/sync" if kind is Video else "leave background out"
+    return RequestError(404, f"no jobs are kept here; {instead}", code="no_jobs")
 
 
 async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.settings import Bounds, check
@@ -49,6 +50,7 @@ async def edit_of(body: bytearray, headers: Headers, limits: ServiceLimits) -> t
     """
     fields, files = await _form(body, headers)
     images, masks = _files(files, "image", PICTURES), _files(files, "mask", 1)
+    _refuse_others(files, "image", "mask")
     if not images:
         raise RequestError(400, "an edit needs a picture: send it as the file image", "image", "missing_parameter")
     pictures: dict[str, tuple[Picture, ...]] = {}
@@ -66,6 +68,7 @@ async def video_of(body: bytearray, headers: Headers, limits: ServiceLimits) -> 
     else:
         fields, files = json_of(bytes(body)), {}
     found = _files(files, FRAME, 1)
+    _refuse_others(files, FRAME)
     if (reference := fields.pop(FRAME, None)) is not None:
         found = [_inline(reference), *found]
     pictures = await asyncio.to_thread(_pictures, found, FRAME, limits.of_videos)
@@ -146,6 +149,12 @@ def _fields(form: FormData) -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
+
+
+def _refuse_others(files: Mapping[str, object], *names: str) -> None:
+    """RequestError for a file of another name, as for a text."""
+    if other := next((name for name in files if name not in names), None):
+        raise RequestError(400, unknown("file", other[:60], names), other[:60], "unknown_parameter")
 
 
 def _files(files: Mapping[str, list[bytes]], name: str, most: int) -> list[bytes]:

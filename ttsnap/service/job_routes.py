@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, Job
-from ttsnap.service.jobs import Jobs, read
+from ttsnap.service.jobs import REMIXED, Jobs, read
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
@@ -47,8 +47,8 @@ def add_job_routes(
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
         owner, query = caller_of(request).name, request.query_params
         limit, order = query.get("limit", "20"), query.get("order", "desc")
-        if not limit.isdecimal() or not 1 <= int(limit[:9]) <= PAGE:
-            raise RequestError(400, f"limit must be from 1 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value")
+        if not limit.isdecimal() or not 0 <= int(limit[:9]) <= PAGE:
+            raise RequestError(400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value")
         if order not in ("asc", "desc"):
             raise RequestError(400, f"order must be asc or desc, got {order[:60]!r}", "order", "invalid_value")
         after = query.get("after") or None
@@ -119,7 +119,7 @@ def shown(job: Job, jobs: Jobs) -> dict[str, Any]:
     }
     if job.kind == Video.kind:
         told["seconds"] = outcome["seconds"] if done else _seconds(wanted)
-        told["remixed_from_video_id"] = None
+        told[REMIXED] = job.body.get(REMIXED)
     else:
         told["created"] = int(job.created)  # as in replies with images
     return told

@@ -27,6 +27,8 @@ from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
 KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
+REMIXED = "remixed_from_video_id"
+"""The job of which another prompt made this one, among the values of a stored request."""
 TRIAL, SWEEP, AGAIN = 5.0, 60.0, 1.0
 """Seconds in which a request is checked by the model before it is taken all the same; between two looks for what
 expired; until what could not be done is tried again."""
@@ -69,14 +71,17 @@ class Jobs:
 
     # --- for callers ------------------------------------------------------------------------------------------
 
-    async def submit(self, wanted: Generation | Video, caller: Caller, pictures: Pictures) -> Job:
-        """Check a request, and store it. RequestError for what is wrong, as far as the model says so in time; what it
-        says later fails the job."""
+    async def submit(
+        self, wanted: Generation | Video, caller: Caller, pictures: Pictures, remixed: str | None = None
+    ) -> Job:
+        """Check a request, and store it. remixed: the id of the job that it is made of. RequestError for what is wrong,
+        as far as the model says so in time; what it says later fails the job."""
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
         await self._tried(ticket)
         model = self.desk.offer.model
         settled = replace(wanted, seed=ticket.request.seed, model=model)
-        job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, written(settled), pictures)
+        body = written(settled) | ({} if remixed is None else {REMIXED: remixed})
+        job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, body, pictures)
         self._wake.set()
         return job
 

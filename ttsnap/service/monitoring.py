@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.service.tickets import Ticket
@@ -50,10 +52,11 @@ class Discreet(logging.Formatter):
 class AccessLog:
     """The application, with a line in the log `access` for each request after its answer:
 
-        POST /v1/images/generations 200 1.284 s key=alice nfe=400
+        POST /v1/images/generations 200 1.284 s key=alice nfe=400 id=req_5f0c1d9a3b7e2468
 
-    key: the caller's name; nfe: evaluations of the request's search; - stands for none. Of the address only the path is
-    written: a query may hold a key. A request whose client went away has status 499.
+    key: the caller's name; nfe: evaluations of the request's search; - stands for none. id: what the answer says in the
+    header x-request-id, as OpenAI's API does. Of the address only the path is written: a query may hold a key. A
+    request whose client went away has status 499.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,11 +68,13 @@ class AccessLog:
             return
         status, begin, state = 500, time.monotonic(), scope.setdefault("state", {})
         state.update(caller=None, ticket=None)  # the application notes them
+        name = f"req_{secrets.token_hex(8)}"
 
         async def sent(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
         try:
@@ -78,13 +83,17 @@ class AccessLog:
             caller, ticket = state["caller"], state["ticket"]
             key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
             path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
-            log_request(scope["method"], path, status, seconds, key, nfe)
+            log_request(scope["method"], path, status, seconds, key, nfe, id=name)
 
 
-def log_request(method: str, path: str, status: int | str, seconds: float, key: str, nfe: int | str) -> None:
+def log_request(
+    method: str, path: str, status: int | str, seconds: float, key: str, nfe: int | str, **more: str
+) -> None:
     """A line in the log `access`, whose values a line in JSON has one by one. Of a job: JOB, its id and its state."""
     told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3), "key": key, "nfe": nfe}
+    told |= more
     line = "%(method)s %(path)s %(status)s %(seconds).3f s key=%(key)s nfe=%(nfe)s"
+    line += "".join(f" {name}=%({name})s" for name in more)
     access.info(line, told, extra={REQUEST: told})
 
 

@@ -30,7 +30,7 @@ Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
 """The effort of qualities with another name."""
 FAIR = EngineOptions(fair=True)
-WIDTH_HEIGHT = r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"
+WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
 ALIASES = {"num_inference_steps": "steps"}
 """Our names of others' fields."""
 UNUSED = {
@@ -57,7 +57,7 @@ class Body(CommonFields):
     kind: ClassVar[str]
     """The subject of a stream's events, and of a job."""
 
-    size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", re.compile(WIDTH_HEIGHT).search)] = option(
+    size: Annotated[str, Rule("WIDTHxHEIGHT, or auto", WIDTH_HEIGHT.fullmatch)] = option(
         "auto", "WIDTHxHEIGHT, or auto"
     )
     quality: Quality = option(

@@ -242,7 +242,7 @@ class Searches:
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
         rewards = [self.rewards[name] for name in request.report]
-        (result,), _ = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
+        (result,), flags = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
         if not result.images:
             if self.run.lost or request.gate is None:
                 return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
@@ -251,6 +251,8 @@ class Searches:
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
+        if flagged := sum(flags or ()):
+            warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
         for name in request.report:

@@ -17,7 +17,7 @@ from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
-from ttsnap.service.tickets import Done, Passed, Ticket
+from ttsnap.service.tickets import Done, Passed, Returns, Ticket
 
 logger = logging.getLogger(__name__)
 LATE = 5.0
@@ -54,6 +54,7 @@ class Worker(threading.Thread):
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
+        self._returns = Returns()
         self._deadline = float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -66,12 +67,15 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            if sum(other.caller.name == ticket.caller.name for other in self._open) >= self.limits.per_key:
-                most = f"{self.limits.per_key} requests of yours wait or run already, the most that one key may have"
-                raise RequestError(429, f"{most}; try again when one is done", code="too_many_requests", retry_after=2)
+            name, most, now = ticket.caller.name, self.limits.per_key, time.monotonic()
+            if sum(other.caller.name == name for other in self._open) >= most:
+                wait = self._returns.wait(now, most * len(self._active) / len(self._open), name)
+                said = f"{most} requests of yours wait or run already, the most that one key may have"
+                raise RequestError(429, f"{said}; try again in {wait} s", code="too_many_requests", retry_after=wait)
             if len(self._waiting) >= self.limits.queue:
-                most = f"{self.limits.queue} requests wait already, the most that are taken"
-                raise RequestError(429, f"{most}; try again later", code="queue_full", retry_after=5)
+                wait = self._returns.wait(now, len(self._active))
+                said = f"{self.limits.queue} requests wait already, the most that are taken"
+                raise RequestError(429, f"{said}; try again in {wait} s", code="queue_full", retry_after=wait)
             if not ticket.trial:
                 for observer in self._observers:
                     observer.queued(ticket)
@@ -191,8 +195,9 @@ class Worker(threading.Thread):
             logger.error("a search could not begin", exc_info=error)
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
-            self._active[ticket] = searches
+            self._active[ticket], ticket.begun = searches, time.monotonic()
             self._searches.move_to_end(spec)
+            ticket.tell(Passed())
             for observer in self._observers:
                 observer.begun(ticket)
 
@@ -240,6 +245,8 @@ class Worker(threading.Thread):
             ticket.tell(Passed())
         if ticket.trial:
             return
+        if ticket.begun is not None:
+            self._returns.ended(time.monotonic() - ticket.begun)
         for observer in self._observers:
             observer.ended(ticket, outcome)
 
