@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from ttsnap.pipelines import defaults
+from ttsnap.pipelines.packaged import MODELS, showcase_of
 
 from ttsnap.cli import main
+from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
+from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.results.outputs import write_enlarged
 from ttsnap.results.payload import read_payload
-from ttsnap.scenes import showcase
 
 from ..said import error_of  # noqa: TID252
 
@@ -80,17 +86,25 @@ def test_only_small_images_get_a_copy(tmp_path: Path) -> None:
 
 def test_make_demo_shows_what_was_measured() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    values = dict(re.findall(r"^(PROMPT|BUDGET|SEED) \?= (.*)$", makefile, re.M))
-    assert values["PROMPT"] == showcase.PROMPT
-    assert Budget.parse(values["BUDGET"]) == Budget.parse(showcase.BUDGET)
-    assert int(values["SEED"]) == showcase.SEED
-    assert "--seed $(SEED) --compare best-of-n" in makefile
-    assert 'ttsnap.scenes.showcase "$(PROMPT)" "$(BUDGET)" $(SEED)' in makefile
+    values = dict(re.findall(r"^(DEMO|PROMPT|BUDGET|SEED) \?= (.*)$", makefile, re.M))
+    shown = MODELS[values["DEMO"]].showcase
+    assert shown is not None
+    assert (values["PROMPT"], int(values["SEED"])) == (shown.prompt, shown.seed)
+    assert Budget.parse(values["BUDGET"]) == Budget.parse(shown.budget)
+    assert "--seed $(SEED) --compare best-of-n --dtype float32" in makefile
 
 
-def test_the_odds_are_told_of_the_showcase_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    showcase.main(showcase.PROMPT, showcase.BUDGET.replace(" ", ""), str(showcase.SEED))
-    assert showcase.odds() in capsys.readouterr().out
-    assert all(f"{name} {share} ± {error} %" in showcase.odds() for name, (share, error) in showcase.ODDS.items())
-    showcase.main("three green crosses", showcase.BUDGET, str(showcase.SEED))
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize("model", ["embedded", "signs"])
+def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
+    shown = MODELS[model].showcase
+    assert shown is not None
+    assert all(f"{name} {share} ± {error} %" in shown.words for name, (share, error) in shown.odds.items())
+    call = defaults(model)
+    engine = EngineSpec(ModelOptions(model), (), call=call)
+    request = SearchRequest((Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed)
+    assert showcase_of(request, call) is shown
+    others: list[dict[str, Any]] = [{"seed": shown.seed + 1}, {"budget": Budget(nfe=7)}]
+    others += [{"prompts": (Prompt("another"),)}]
+    others += [{"engine": replace(engine, call={**call, "num_inference_steps": 7})}]
+    others += [{"engine": replace(engine, model=ModelOptions("scenes-turbo"))}]
+    assert [showcase_of(replace(request, **other), call) for other in others] == [None] * len(others)

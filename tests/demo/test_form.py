@@ -6,15 +6,31 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.cli import arguments, demo, parse
 from ttsnap.demo.folder import render_settings
-from ttsnap.demo.form import DemoLimits, algorithm_choices, baseline, budget_words, group_css, hint, read, restored
+from ttsnap.demo.form import (
+    DemoLimits,
+    algorithm_choices,
+    baseline,
+    budget_words,
+    examples,
+    group_css,
+    hint,
+    read,
+    restored,
+)
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import ModelDefaults, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
+from ttsnap.scenes import parse as parse_scene
+from ttsnap.scenes import render
 
 from .conftest import FIELDS
 
@@ -120,6 +136,40 @@ def test_visitors_choose_models_only_where_they_may() -> None:
 )  # fmt: skip
 def test_strangers_do_not_choose_models_by_default(words: list[str], free: bool) -> None:
     assert demo.offered(demo.parser().parse_args(words)).any_model is free
+
+
+def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
+    def offered(*words: str) -> Offer:
+        found: Offer = demo.offered(demo.parser().parse_args(list(words)))
+        return found
+
+    free = offered()
+    first, second, *plain = examples(free)
+    assert (first["model"], first["rewards"]) == ("embedded", ["scenes"])
+    assert (second["model"], second["rewards"]) == ("signs", ["ocr:line"])
+    assert second["prompt"].startswith("a ")
+    assert all(set(example) == {"prompt", "model", "rewards"} for example in plain)
+    for example in (first, second, *plain):
+        wanted = read({**FIELDS, **example}, free, DemoLimits())
+        assert MODELS[wanted.model].canonical(wanted.prompt.text) == wanted.prompt.text
+    assert {example["model"] for example in examples(offered("--share"))} == {"embedded"}
+    assert {example["model"] for example in examples(offered("--model", "signs"))} == {"signs"}
+    assert [set(example) for example in examples(Offer("some/model", ("clip",), none))] == [{"prompt"}] * 3
+
+
+def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:
+    pytest.importorskip("rapidocr")
+    wide = Image.new("RGB", (96, 32), "navy")
+    ImageDraw.Draw(wide).text((10, 2), "EXIT", fill="white", font=ImageFont.load_default(24))
+    sign = torch.from_numpy(np.asarray(wide).copy()).permute(2, 0, 1) / 255
+    assert demo.judged('a blue sign that says "EXIT"', "signs")(sign) is True
+    assert demo.judged('a blue sign that says "EXITS"', "signs")(sign) is False
+    scene = torch.from_numpy(render([parse_scene("a red circle")], np.random.default_rng(0))[0])
+    for model in ("embedded", "scenes-turbo"):
+        assert demo.judged("a red circle", model)(scene) is True
+        assert demo.judged("a blue circle", model)(scene) is False
+        assert demo.judged("a red circle", model)(sign) is None, "not the size that is judged"
+    assert demo.judged("a red circle", "some/model")(scene) is None
 
 
 def test_the_operator_chooses_rewards_and_limits() -> None:

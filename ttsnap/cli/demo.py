@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
@@ -17,7 +19,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
-from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
+from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
 HELP = "open a web page to run searches on and watch them"
@@ -118,17 +120,24 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
 
 
 def judged(prompt: str, name: str) -> Any:
-    """The judge of images (3, H, W): only those of the embedded world, at its own size, can be right or wrong."""
-    if name not in (EMBEDDED, TURBO):
-        return lambda image: None
-    from ttsnap.scenes import IMAGE_SIZE, check, parse
+    """The judge of images (3, H, W). Only those of packaged models can be right or wrong; None for a size that is not
+    judged, and where the judge is not installed."""
+    from ttsnap.pipelines.packaged import MODELS
+    from ttsnap.reward_models.registry import make_reward
 
-    spec = parse(prompt)
+    if name not in MODELS:
+        return lambda image: None
+    right = MODELS[name].right
+    try:
+        reward = make_reward(right.reward)
+    except ValueError:
+        return lambda image: None
 
     def judge(image: Any) -> bool | None:
-        if tuple(image.shape) != (3, IMAGE_SIZE, IMAGE_SIZE):
+        try:
+            return bool(right.met(np.asarray(reward(image.float().cpu()[None], [prompt])))[0])
+        except ValueError:
             return None
-        return bool(check(image.float().cpu().numpy()[None], [spec])[1][0])
 
     return judge
 
@@ -146,7 +155,9 @@ def offered(a: Arguments) -> Any:
     if not rewards:
         ours = MODELS.get(model)
         learned = LEARNED if ours is None or any_model else ()
-        rewards = [*(() if ours is None else ours.rewards), *learned, *CLOSED_FORMS]
+        # Visitors may take the other packaged models, too, each of which goes with its own reward.
+        others = [one.rewards[0] for one in MODELS.values() if ours is not None and any_model]
+        rewards = list(dict.fromkeys([*(ours.rewards if ours else ()), *others, *learned, *CLOSED_FORMS]))
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own

@@ -140,7 +140,8 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
 
     devices = arguments.read(DeviceOptions, a)
     pipe, first = common.loaded(a, requests[a.algorithm], devices)
-    from ttsnap.pipelines import searching  # loaded with the model
+    from ttsnap.pipelines import recommended, searching  # loaded with the model
+    from ttsnap.pipelines.packaged import showcase_of
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = first.engine.sampler.stock and a.task == TEXT
@@ -171,6 +172,8 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
         describe(runs[0], index, written[0][index], plain, a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
+            if (shown := showcase_of(requests[a.algorithm], recommended(a.model).call)) is not None:
+                print(f"  {shown.words}")
     if count > 1:
         tabulate(where, runs)
     print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")

@@ -17,12 +17,20 @@ from ttsnap.files.settings import Bounds, Count, Positive, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
+PROMPTS = (
+    "a photo of a red bicycle leaning on a blue door",
+    "three ceramic cups on a wooden shelf, soft morning light",
+    "a fox reading a newspaper in a train, watercolour",
+    "an isometric cutaway of a small bakery",
+)
+"""For models that read any."""
 REDRAW = "image-to-image"
 """The task of a search with a picture."""
 LEAST_STEPS = 2
@@ -91,6 +99,29 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
     return request
 
 
+def examples(offer: Offer) -> list[dict[str, Any]]:
+    """Values of the form's fields to begin with, the first being preset: the showcases of all packaged models that may
+    be used here, that of the offered one first, then further prompts for this one."""
+    ours = MODELS.get(offer.model)
+    if ours is None:
+        return [{"prompt": prompt} for prompt in PROMPTS[:3]]
+    others = [name for name in MODELS if name != offer.model] if offer.any_model else []
+    found = []
+    for name in (offer.model, *others):
+        shown, own = MODELS[name].showcase, MODELS[name].rewards[0]
+        if shown is not None and (own in offer.rewards or name == offer.model):
+            draft = offer.drafts_first and offer.defaults(name).draft is not None
+            given = {"prompt": shown.prompt, "budget": shown.budget, "seed": shown.seed}
+            found.append(given | _of_model(name, offer) | {"draft": draft})
+    return found + [{"prompt": prompt} | _of_model(offer.model, offer) for prompt in ours.examples]
+
+
+def _of_model(name: str, offer: Offer) -> dict[str, Any]:
+    """Fields that go with a packaged model: itself and, where it is offered, its own reward."""
+    own = MODELS[name].rewards[0]
+    return {"model": name, "rewards": [own if own in offer.rewards else offer.rewards[0]]}
+
+
 def title_of(request: SearchRequest) -> str:
     """The name of a search for people."""
     return ALGORITHMS[request.label].title
@@ -114,6 +145,12 @@ def picture_of(request: SearchRequest) -> Picture | None:
 def task_of(request: SearchRequest) -> str | None:
     """The task of a search with a picture; None without one."""
     return None if picture_of(request) is None else REDRAW
+
+
+def aspect_of(request: SearchRequest) -> float:
+    """The width of its images by their height; 1 where the call does not say."""
+    width, height = request.call.get("width"), request.call.get("height")
+    return width / height if width and height else 1.0
 
 
 def drafts(algorithm: str) -> bool:

@@ -49,12 +49,6 @@ FIELDS: dict[str, Any] = {
 """Defaults of the form's fields, in the order of the API's arguments."""
 RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
 """Fields that a picture's settings fill in."""
-PROMPTS = (
-    "a photo of a red bicycle leaning on a blue door",
-    "three ceramic cups on a wooden shelf, soft morning light",
-    "a fox reading a newspaper in a train, watercolour",
-    "an isometric cutaway of a small bakery",
-)
 MOST_WISHES = 1000
 UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
@@ -203,12 +197,12 @@ class Handlers:
             raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
         wishes.append(wish)
 
-    def surprise(self) -> tuple[str, int]:
-        """A random prompt and a random seed."""
+    def surprise(self, model: Any) -> tuple[str, int]:
+        """A random prompt for the model of the form, and a random seed."""
         draw = random.SystemRandom()
-        ours = MODELS.get(self.offer.model)
+        ours = MODELS.get(str(model).strip() if self.offer.any_model else self.offer.model)
         if ours is None:
-            return draw.choice(PROMPTS), draw.randrange(100_000)
+            return draw.choice(form.PROMPTS), draw.randrange(100_000)
         kind = draw.choice(ours.world.HARD_KINDS)
         return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(100_000)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ttsnap.results.media import data_uri, still
 
-TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
+TINY, SMALL, LARGE, FULL = 96, 128, 512, 1024
 """Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the
 winner."""
 VERDICTS = {True: ", strictly right", False: ", wrong"}
@@ -45,6 +45,11 @@ def figure(inside: str, caption: str, kind: str = "") -> str:
 def line(kind: str, text: str) -> str:
     """A line of text of the class `tt-<kind>`, escaped."""
     return f'<div class="tt-{kind}">{escape(text)}</div>'
+
+
+def shaped(aspect: float) -> str:
+    """The attribute of a stage whose pictures have this width for each height."""
+    return "" if aspect == 1 else f' style="--aspect:{aspect:.4g}"'
 
 
 def verdict(right: bool | None) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from ttsnap.demo.board import Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart
-from ttsnap.demo.html import VERDICTS, figure, line, picture, short, verdict
+from ttsnap.demo.html import VERDICTS, figure, line, picture, shaped, short, verdict
 from ttsnap.loop.budget import Budget
 
 INTRO = """<div class="tt-stage tt-empty"><div class="tt-ghosts">{ghosts}</div>
@@ -44,6 +44,8 @@ class View:
     """The other kept images, best first: a data URI and a caption each."""
     source: str = ""
     """The picture that the search changes, as a data URI."""
+    aspect: float = 1.0
+    """Width of the images by their height."""
 
 
 def intro() -> str:
@@ -71,7 +73,8 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     kept = "".join(_kept(view, many) for view in views)
     notes = "".join(line("note", view.note) for view in views if view.note)
     return (
-        f'<div class="tt-stage{" tt-two" if many else ""}"><div class="tt-top"><div class="tt-bests">{best}</div>'
+        f'<div class="tt-stage{" tt-two" if many else ""}"{shaped(views[0].aspect)}>'
+        f'<div class="tt-top"><div class="tt-bests">{best}</div>'
         f'<div class="tt-side">{head}{meters}{chart}</div></div>{notes}{kept}{boards}</div>'
     )
 

@@ -76,7 +76,7 @@ def check_comparable(request: SearchRequest) -> None:
 
 def about(request: SearchRequest, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    words = [title_of(request), f"{request.call['num_inference_steps']} steps"]
+    words = [title_of(request), f"model {request.model}", f"{request.call['num_inference_steps']} steps"]
     if request.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
     if request.engine.sampler.draft is not None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ttsnap.demo.form import algorithm_choices, hint
-from ttsnap.demo.handlers import FIELDS, PROMPTS, RESTORED, Handlers
+from ttsnap.demo.form import algorithm_choices, examples, hint
+from ttsnap.demo.handlers import FIELDS, RESTORED, Handlers
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import intro, render_plain
 from ttsnap.demo.replaying import Replays
-from ttsnap.pipelines.packaged import MODELS
-from ttsnap.scenes import showcase
 
 BUDGETS = ("5 images", "20 images", "80 images")
 REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images and
@@ -32,15 +30,13 @@ def html(text: str, **options: Any) -> gr.HTML:
 
 def search_tab(handlers: Handlers) -> list[Any]:
     """The tab that searches. Returns the parts that a picture's settings fill in, and the line of status."""
-    ours = MODELS.get(handlers.offer.model)
-    prompts = PROMPTS[:3] if ours is None else ours.examples
+    offered = examples(handlers.offer)
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):
             most = handlers.limits.prompt
-            prompt = gr.Textbox(prompts[0], label="Prompt", lines=2, max_length=most, elem_id="prompt")
+            prompt = gr.Textbox(offered[0]["prompt"], label="Prompt", lines=2, max_length=most, elem_id="prompt")
             with gr.Row(elem_classes="tt-chips"):
-                for text in prompts:
-                    _fills(gr.Button(text, size="sm", min_width=0), prompt, text)
+                chips = [gr.Button(example["prompt"], size="sm", min_width=0) for example in offered]
                 surprise = gr.Button("Surprise me", size="sm", min_width=0, elem_id="surprise")
             compare = gr.Button("Compare with best-of-N", variant="primary", elem_id="compare")
             with gr.Row(elem_classes="tt-buttons"):
@@ -51,7 +47,9 @@ def search_tab(handlers: Handlers) -> list[Any]:
                           label="Status")  # fmt: skip
             _by_hand(handlers)
         with gr.Column(elem_classes="tt-set"):
-            form = _settings(handlers, prompt)
+            form = _settings(handlers, prompt, offered[0])
+            for chip, example in zip(chips, offered, strict=True):
+                _fills(chip, [form[name] for name in example], list(example.values()))
             restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
                                       elem_id="restore")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
@@ -73,7 +71,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
     others.click(handlers.tally, inputs, [tally, status, stop], api_visibility="private", **shown, **device)
     gr.on([go.click, compare.click, prompt.submit], None, None, tally, js="() => ''", **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
-    surprise.click(handlers.surprise, None, [prompt, form["seed"]], queue=False, **PRIVATE)
+    surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
     filled = [*(form[name] for name in RESTORED), status]
     restore.upload(handlers.restore, restore, filled, preprocess=False, api_name="restore",
                    api_visibility="undocumented", show_progress="hidden")  # fmt: skip
@@ -95,13 +93,12 @@ def _by_hand(handlers: Handlers) -> None:
             end.click(handlers.best, number, None, **run)
 
 
-def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
-    """The settings below the prompt, by the names of FIELDS."""
+def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings below the prompt, by the names of FIELDS. preset: values of some of them."""
     offer, limits = handlers.offer, handlers.limits
     defaults = offer.defaults(offer.model).call
-    showcased = offer.model == "embedded"
     steps_now = defaults.get("num_inference_steps", 28)
-    budget_now = showcase.BUDGET if showcased else BUDGETS[1]
+    budget_now = preset.get("budget", BUDGETS[1])
     algorithm = gr.Dropdown(algorithm_choices(), value="seed-pruning", label="Algorithm", elem_id="algorithm",
                             filterable=False)  # fmt: skip
     about = html(line("hint", hint("seed-pruning")))
@@ -109,13 +106,13 @@ def _settings(handlers: Handlers, prompt: Any) -> dict[str, Any]:
                         placeholder="5 images, 200nfe, 10s")  # fmt: skip
     with gr.Row(elem_classes="tt-chips"):
         for text in BUDGETS:
-            _fills(gr.Button(text, size="sm", min_width=0), budget, text)
+            _fills(gr.Button(text, size="sm", min_width=0), [budget], [text])
     comes_to = html(handlers.budget_hint(budget_now, steps_now), elem_id="budget-hint")
     steps = gr.Slider(2, limits.steps, steps_now, step=1, label="Denoising steps", elem_id="steps")
     with gr.Row(elem_classes="tt-pair"):
         guidance = gr.Number(defaults.get("guidance_scale"), label="Guidance", min_width=90, elem_id="guidance",
                              placeholder="model's own", minimum=0, maximum=limits.guidance, step=0.5)  # fmt: skip
-        seed = gr.Number(showcase.SEED if showcased else 0, label="First seed", precision=0, min_width=90,
+        seed = gr.Number(preset.get("seed", 0), label="First seed", precision=0, min_width=90,
                          elem_id="seed")  # fmt: skip
         random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
     negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
@@ -173,6 +170,7 @@ def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
     again.click(replays.search_again, files, [*form, tabs], api_name="search_again", **private)
 
 
-def _fills(button: gr.Button, field: Any, text: str) -> None:
-    """A button that writes a text into a field."""
-    button.click(None, None, field, js=f"() => {json.dumps(text)}", **PRIVATE)
+def _fills(button: gr.Button, fields: Sequence[Any], values: Sequence[Any]) -> None:
+    """A button that writes a value into each of these fields."""
+    written = json.dumps(values[0] if len(values) == 1 else values)
+    button.click(None, None, list(fields), js=f"() => {written}", **PRIVATE)

@@ -9,8 +9,8 @@ from functools import partial
 from html import escape
 
 from ttsnap.core.results import Candidate
-from ttsnap.demo.form import DemoLimits, baseline, title_of
-from ttsnap.demo.html import line, picture, short, thumbnail_uri, verdict
+from ttsnap.demo.form import DemoLimits, aspect_of, baseline, title_of
+from ttsnap.demo.html import line, picture, shaped, short, thumbnail_uri, verdict
 from ttsnap.demo.stream import check_comparable
 from ttsnap.demo.worker import Models, SearchThread, prepare, run_search
 from ttsnap.request.request import SearchRequest
@@ -106,13 +106,10 @@ def render_tally(request: SearchRequest, pairs: Sequence[Pair], wanted: int) -> 
     right = ""
     if judged:
         ours, theirs = sum(bool(pair.chosen.right) for pair in judged), sum(bool(pair.base.right) for pair in judged)
-        right = (
-            f"<p>Strictly right, by a check that neither search sees: {name} <b>{ours}</b>, {base} <b>{theirs}</b> of "
-            f"{len(judged)}.</p>"
-        )
+        right = f"<p>Strictly right: {name} <b>{ours}</b>, {base} <b>{theirs}</b> of {len(judged)}.</p>"
     figures = "".join(_figure(pair) for pair in pairs)
     return (
-        f'<div class="tt-stage tt-tally">{line("prompt", request.prompt.text)}'
+        f'<div class="tt-stage tt-tally"{shaped(aspect_of(request))}>{line("prompt", request.prompt.text)}'
         f"<p>{name} (right) against {base} (left), by the reward, from first seeds drawn at random: {words}</p>"
         f'<div class="tt-score">{bar}{rest}</div>{right}<div class="tt-pairs">{figures}</div></div>'
     )

@@ -14,7 +14,7 @@ import numpy as np
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import Board
-from ttsnap.demo.form import DemoLimits, picture_of, task_of, title_of
+from ttsnap.demo.form import DemoLimits, aspect_of, picture_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
 from ttsnap.files.pictured import opened as pictures_opened
@@ -146,7 +146,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
         denoiser.convert(request.engine.sampler.path, request.engine.sampler.times)
     grid: Grid = denoiser.grid
     budget = limits.capped(request.budget, grid)
-    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget))
+    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(request))
     if (picture := picture_of(request)) is not None:
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
     return RunningSearch(replace(request, budget=budget), grid, view, outputs.Recorder())
