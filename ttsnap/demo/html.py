@@ -11,9 +11,8 @@ from PIL import Image
 
 from ttsnap.results.media import data_uri, still
 
-TINY, SMALL, LARGE, FULL = 96, 128, 512, 1024
-"""Most pixels a side: of images that the page enlarges with sharp pixels, on the board, of the best so far, of the
-winner."""
+TINY, SMALL, LARGE, FULL = 64, 128, 512, 1024
+"""Most pixels a side: of squares as large as sharp pictures, on the board, of the best so far, of the winner."""
 VERDICTS = {True: ", strictly right", False: ", wrong"}
 
 
@@ -26,7 +25,7 @@ def shrunk_uri(pixels: NDArray[np.uint8], most: int) -> str:
     """(H, W, 3) -> a data URI: a WebP, or a PNG of a tiny picture, by which the style sheet keeps its pixels sharp."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((most, most), Image.Resampling.LANCZOS)
-    if max(picture.size) <= TINY:
+    if picture.width * picture.height <= TINY**2:
         return data_uri(picture, "png")
     return data_uri(picture, "webp", quality=80, method=2)
 
