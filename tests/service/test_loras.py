@@ -230,11 +230,12 @@ def test_the_folder_is_looked_up_at_every_request(
     assert names() == ["ink.v2", "sketch", "stranger"]
 
 
-def test_what_is_in_use_keeps_its_weights(pipe: Any, made: Path, folder: Path) -> None:
-    offered, loaded = LoraFolder(folder), LoadedLoras(pipe, 100)
+def test_what_is_in_use_keeps_its_weights(pipe: Any, made: Path, tmp_path: Path) -> None:
+    put(made, tmp_path, "sketch")
+    offered, loaded = LoraFolder(tmp_path), LoadedLoras(pipe, 100)
     with loaded.under((offered()["sketch"],)) as twin:
         before = {name: tensor.clone() for name, tensor in twin.transformer.state_dict().items()}
-        put(made, folder, "sketch", "ink.v2")
+        put(made, tmp_path, "sketch", "ink.v2")
         with loaded.under((offered()["sketch"],)) as other:
             now = {name: tensor for name, tensor in other.transformer.state_dict().items() if "lora" in name}
         assert all(torch.equal(tensor, before[name]) for name, tensor in twin.transformer.state_dict().items())
@@ -277,6 +278,30 @@ def test_weights_stay_by_use_and_within_their_bound(
     for scale in range(2, 7):
         use(replace(a, scale=float(scale)))
     assert len(loaded._twins) == 3
+
+
+def test_idle_engines_make_room_for_other_loras(pipe: Any, served: OneDevice, offer: Offer, folder: Path) -> None:
+    tight, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
+    tight.loras.most = max(lora.size for lora in offered.loras().values()) * pipe.transformer.dtype.itemsize
+    where, limits = ("127.0.0.1", 0), ServiceLimits(drain=0.1)
+    with GenerationServer(tight, offered, limits, None, where, str) as server, closing(client_of(server)) as client:
+        alone = [picture(ask(client, lora, budget="8nfe")) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
+        assert [apart(each, alone[0]) <= 1 for each in alone] == [True, True, False, True]
+        counts = [metric(server, f'ttsnap_loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
+        assert counts == [3, 2]
+
+        def one(lora: str) -> Image.Image | None:
+            try:
+                return picture(ask(client, lora, budget="8nfe"))
+            except openai.InternalServerError as error:
+                if (error.status_code, error.code) != (503, BUSY):
+                    raise
+                return None
+
+        with ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(one, ["sketch", "ink.v2"] * 3))
+        assert all(each is None or apart(each, alone[2 * (i % 2)]) <= 1 for i, each in enumerate(together))
+        assert any(together)
 
 
 def test_jobs_wait_for_room_and_make_what_requests_make(

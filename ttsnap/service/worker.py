@@ -15,6 +15,7 @@ from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.tickets import Done, Passed, Returns, Ticket
@@ -149,7 +150,7 @@ class Worker(threading.Thread):
         self._shares.wait(busy)
         if busy:
             self._batch(self._searches[self._shares.first()])
-        self._forget()
+        self._forget(self.limits.idle)
         self.metrics.waiting.set(len(self._waiting))
         self.metrics.active.set(len(self._active))
         self.metrics.engines.set(len(self._searches))
@@ -204,8 +205,14 @@ class Worker(threading.Thread):
     def _searches_of(self, spec: EngineSpec) -> Searches:
         """The searches on the engine of a spec, which is made where there is none."""
         if spec not in self._searches:
-            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
-            self.loaded = True
+            try:
+                made = Searches(self.engines, spec, self.limits, self._usual)
+            except RequestError as error:
+                if error.code != BUSY:
+                    raise
+                self._forget(0)  # idle engines keep their LoRAs
+                made = Searches(self.engines, spec, self.limits, self._usual)
+            self._searches[spec], self.loaded = made, True
         return self._searches[spec]
 
     def _batch(self, searches: Searches) -> None:
@@ -250,11 +257,11 @@ class Worker(threading.Thread):
         for observer in self._observers:
             observer.ended(ticket, outcome)
 
-    def _forget(self) -> None:
-        """Drop lost engines, and all but a few of the idle ones, longest idle first. None keeps a LoRA from going."""
+    def _forget(self, most: int) -> None:
+        """Drop lost engines, and all but so many of the idle ones, longest idle first."""
         idle = [key for key, searches in self._searches.items() if not searches.under_way]
-        lost = [key for key in idle if self._searches[key].run.lost or key.loras]
-        for key in {*lost, *idle[: max(0, len(idle) - self.limits.idle)]}:
+        lost = [key for key in idle if self._searches[key].run.lost]
+        for key in {*lost, *idle[: max(0, len(idle) - most)]}:
             self._searches.pop(key).close()
 
 
