@@ -10,7 +10,9 @@ reported. Drafts of the same seeds are scored beside it, so that several drafter
 2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
    compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 3. The same at equal FLOPs, decodes and the reward's calls included.
-4. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
+4. Cascades: drafts of one call, the best again with a second one. After each table, strict accuracy over that of
+   pruning with drafts of one call, with the paired error over prompts.
+5. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
 Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
 """
@@ -21,7 +23,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,7 +53,7 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts
 from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.looks import drafts_against_estimates, ranked
-from ttsnap.simulation.simulate import best_of_n_curve, curve
+from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
 
 
 def main() -> None:
@@ -70,6 +72,12 @@ def main() -> None:
     )
     p.add_argument("--reward", default=REWARDS[0], help="by which searches choose, as scenes-noise-aware")
     p.add_argument("--fit-seeds", type=int, default=40)
+    p.add_argument(
+        "--cascades", nargs="*", default=["0.2:0.5", "0.3:0.3"], help="each as draft_share:draft_again of seed-pruning"
+    )
+    p.add_argument(
+        "--score-steps", type=int, nargs="+", help="record the estimates of these steps only, which is faster"
+    )
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=20)
@@ -85,6 +93,7 @@ def main() -> None:
     p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
     a = p.parse_args()
 
+    cascades = [SeedPruning(draft_share=float(s), draft_again=float(g)) for s, g in (c.split(":") for c in a.cascades)]
     call, rewards = {**defaults(), "num_inference_steps": a.steps}, [a.reward, REWARDS[1]]
     pipe = load(dtype=getattr(torch, a.dtype))
     if a.compile:
@@ -93,11 +102,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (a.recordings or Path(temporary)) / f"test{a.prompt_seed}"
         plain = pipe.engine(rewards, batch_size=a.batch_size, **call)
-        test = record(plain, prompts, folder, RecordOptions(a.seeds, seed=a.seed), info=call, progress_bar=True)
+        options = RecordOptions(a.seeds, seed=a.seed, steps=a.score_steps)
+        test = record(plain, prompts, folder, options, info=call, progress_bar=True)
         fit: Recording | None = None
         if a.fit_prompts:
             others = sample_prompts(a.fit_prompts, 1, a.kinds, held_out=False)
-            options = RecordOptions(a.fit_seeds, seed=a.seed)
+            options = RecordOptions(a.fit_seeds, seed=a.seed, steps=a.score_steps)
             fit = record(plain, others, folder.parent / "fit", options, info=call, progress_bar=True)
         noisy: dict[str, FloatArray] = {}
         for spec in a.kernels:
@@ -123,24 +133,27 @@ def main() -> None:
         ranks, curves = ranked(drafted, SOFT), list(known)
         rows = [(f"{r.nfe:g}", r.seen, f"{r.mean:.3f} ± {r.error:.3f}") for r in ranks]
         print(f"\n## {name}\n\n{markdown(['NFE', 'look', 'Spearman'], rows)}")
-        for label, algorithm in methods(drafted).items():
+        for label, algorithm in methods(drafted, cascades).items():
             curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
         if fit is not None:
             learned = with_looks(fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed)
             priced = PriceOfCompute(calibrate(learned, utility=SOFT))
             curves.append(("pot", curve(drafted, priced, shareable, a.repeats, shared=True, utility=SOFT)))
         rows = [row for label, c in curves for row in rows_of(label, c)]
-        print(f"\n{table(rows)}")
+        print(f"\n{table(rows)}\n\n{gains_table(gains := gains_of(dict(curves)))}")
         if a.plot and name == a.draft[0]:
             plot(shown(rows), a.plot, {"strict": "share of winners that are right"})
-        equal = equal_flops(drafted, a.budgets, a.repeats)
+        equal, equal_gains = equal_flops(drafted, a.budgets, a.repeats, cascades)
         print(f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}")
+        print(f"\n{gains_table(equal_gains)}")
         found["drafters"][name] = {
             "ranks": [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranks],
             "gains": [{"look": str(x.draft.seen), "over": str(x.rival.seen), "gain": x.gain, "se": x.error}
                       for x in drafts_against_estimates(ranks)],
             "rows": rows,
+            "paired": gains,
             "equal_flops": equal,
+            "equal_flops_paired": equal_gains,
             "kernels": under_noise(drafted, noisy),
         }  # fmt: skip
         if a.json:
@@ -170,27 +183,60 @@ def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[s
     return rows
 
 
-def methods(recording: Recording) -> dict[str, SeedPruning]:
-    """Searches by drafts of the initial noise, by name: with the later cut that is the default, and without one."""
+AGAINST = "1 call, cut"
+"""Pruning with drafts of one call and its defaults, with which others are paired."""
+
+
+def gains_of(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    """Strict accuracy of each method less that of AGAINST on the same prompts, with the error of the mean over them."""
+    rows = []
+    for name, c in curves.items():
+        for i, budget in enumerate(c.budgets):
+            j = curves[AGAINST].budgets.index(budget) if AGAINST in curves else -1
+            if j < 0 or name == AGAINST:
+                continue
+            each = c.scores[:, i, 1] - curves[AGAINST].scores[:, j, 1]
+            rows.append({"method": name, "budget": str(budget), "gain": float(each.mean()),
+                         "se": float(each.std(ddof=1) / len(each) ** 0.5)})  # fmt: skip
+    return rows
+
+
+def gains_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one line a method."""
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = {row["budget"]: f"{row['gain']:+.3f} ± {row['se']:.3f}" for row in rows if row["method"] == name}
+        lines.append([name, *(mine.get(budget, "") for budget in budgets)])
+    return markdown([f"strict, over {AGAINST}", *budgets], lines)
+
+
+def methods(recording: Recording, cascades: Sequence[SeedPruning] = ()) -> dict[str, SeedPruning]:
+    """Searches by drafts of the initial noise, by name: with the later cut that is the default, without one, and
+    cascades where drafts of one call and of two were recorded."""
     found = {}
     looks = {read_look(seen.look) for seen in recording.looks if seen.step == 0}
     for calls in sorted(look.calls for look in looks if isinstance(look, Draft)):
         found[f"{calls} call, cut"] = SeedPruning(draft_calls=calls)
         found[f"{calls} call, finish"] = SeedPruning(keep=(), levels=(), draft_calls=calls)
+    if {Draft(1), Draft(2)} <= looks:
+        found |= {f"1 call, 2 of {c.draft_again:.0%}, share {c.draft_share:g}": c for c in cascades}
     return found
 
 
-def equal_flops(recording: Recording, budgets: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Rows of best-of-N, pruning and drafts under caps in FLOPs: those of so many evaluations."""
+def equal_flops(
+    recording: Recording, budgets: Sequence[int], repeats: int, cascades: Sequence[SeedPruning] = ()
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of best-of-N, pruning and drafts under caps in FLOPs, those of so many evaluations, and of `gains_of`."""
     price, rows = recording.price.flops, []
     caps = [Budget(flops=b * price.nfe) for b in budgets if b * price.nfe > least(recording)]
-    algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording)}
+    algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording, cascades)}
     curves = {"best-of-n": best_of_n_curve(recording, caps, utility=SOFT)}
     curves |= {name: curve(recording, algorithm, caps, repeats, utility=SOFT) for name, algorithm in algorithms.items()}
     for name, c in curves.items():
         for row, cap in zip(rows_of(name, c), caps, strict=True):
             rows.append(row | {"budget": round((cap.flops or 0) / price.nfe), "flops": cap.flops})
-    return rows
+    return rows, gains_of(curves)
 
 
 def least(recording: Recording) -> float:
