@@ -40,8 +40,9 @@ class ParticleTable:
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         features = None if self._features is None else self._features[:n]
         return Particles(
-            *seen, ratio, *flags[2:], self._utility, features=features, diversity=self._diversity, gate=self._gate
-        )
+            *seen, ratio, flags[2], flags[3], self._utility,
+            features=features, diversity=self._diversity, gate=self._gate,
+        )  # fmt: skip
 
     def place(self, plan: Plan) -> None:
         """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
