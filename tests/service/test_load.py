@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +15,13 @@ from tests.service.test_service import metric, until
 from ttsnap.service.limits import ServiceLimits
 
 
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "service_load.py"
-    spec = importlib.util.spec_from_file_location("service_load", path)
+def benchmark(name: str = "service_load") -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -49,3 +51,14 @@ def test_two_hundred_requests_by_fifty_clients() -> None:
         assert memory().rss < before + 100 * 2**20
         assert not server.worker._open
         assert len(server.worker._searches) <= 4
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_mixed_up_by_a_kill() -> None:
+    benchmark()  # the other one imports it
+    run, about = benchmark("service_soak").soak(minutes=0.5, clients=3, kills=1, different=4)
+    assert not run.wrong
+    assert about["kills"] == 1
+    assert about["still there"] == {"active": 0.0, "queue": 0.0}
+    assert run.outcomes["interrupted job done"] == 1
+    assert run.outcomes["request done"] > 0
