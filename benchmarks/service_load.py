@@ -2,36 +2,28 @@
 
 python benchmarks/service_load.py           # 1, 4, 16 and 50 clients: throughput, latency, batch fill
 python benchmarks/service_load.py --json    # the same, for other programs
-python benchmarks/service_load.py --minutes 10    # the memory of a `ttsnap serve` that is treated roughly for so long
 
 Every client asks for its images one after the other; all clients together ask as often in each row. `rough` is the
 other half, which the slow tests run: a third of the clients goes away at random moments, some send what is no request,
-some ask for too much. `--minutes` does that over and over to a server in a process of its own, with more configurations
-than are kept ready, so that engines come and go as well.
+some ask for too much. service_soak.py does that for long, to a server in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
-import psutil
 import torch
 from openai import OpenAI
 from ttsnap.pipelines import load, recommended
@@ -45,8 +37,6 @@ from ttsnap.service.server import GenerationServer
 
 PROMPTS = ("two green crosses", "a red circle", "three blue squares", "a yellow triangle above a red square")
 ASKED = {"search": "best-of-n", "budget": "12nfe", "steps": 4}
-GUIDANCE = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-"""Configurations of a long run: more than the service keeps ready."""
 
 
 def server_of(limits: ServiceLimits) -> GenerationServer:
@@ -157,61 +147,11 @@ def rough(
     return outcomes, found
 
 
-@contextmanager
-def serving() -> Iterator[tuple[str, int]]:
-    """`ttsnap serve embedded` in a process of its own: its address and its id. It is told to stop in the end."""
-    command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", "0", "--drain", "2", "--per-key", "100"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
-        try:
-            found = re.search(r"at (http://\S+)/v1", process.stdout.readline() if process.stdout else "")
-            if found is None:
-                raise RuntimeError("the service did not start; see above")
-            yield found[1], process.pid
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def long(minutes: float, every: float = 10.0) -> tuple[list[tuple[float, float]], Counter[str]]:
-    """Rough treatment over and over: (seconds, MiB of resident memory) as time goes by, each told as it comes, and how
-    often what came."""
-    outcomes: Counter[str] = Counter()
-    curve: list[tuple[float, float]] = []
-    over = threading.Event()
-    with serving() as (url, pid):
-        process, begin = psutil.Process(pid), time.monotonic()
-
-        def watch() -> None:
-            while not over.wait(every):
-                curve.append((time.monotonic() - begin, process.memory_info().rss / 2**20))
-                print("{:6.0f} s  {:7.1f} MiB".format(*curve[-1]), file=sys.stderr, flush=True)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        try:
-            turn = 0
-            while time.monotonic() < begin + 60 * minutes:
-                outcomes += rough(url, seed=turn, guidance_scale=GUIDANCE[turn % len(GUIDANCE)])[0]
-                turn += 1
-        finally:
-            over.set()
-            watching.join()
-    return curve, outcomes
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=100, help="in each row")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--minutes", type=float, help="of rough treatment, for the memory of the server")
     a = parser.parse_args()
-    if a.minutes is not None:
-        curve, outcomes = long(a.minutes)
-        if a.json:
-            print(json.dumps({"seconds_mib": curve, "outcomes": outcomes}, indent=1))
-            return
-        print(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
-        return
     torch.set_num_threads(1)
     with server_of(ServiceLimits(per_key=100, queue=100, active=64)) as server:
         steady(server.url, 1, 2)  # the engine is made

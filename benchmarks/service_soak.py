@@ -36,9 +36,11 @@ import openai
 import psutil
 from openai import OpenAI
 from PIL import Image
-from service_load import ASKED, GUIDANCE, PROMPTS, client_of, metric
+from service_load import ASKED, PROMPTS, client_of, metric
 
 KINDS = {"whole": 0.45, "left": 0.33, "job": 0.1, "malformed": 0.06, "large": 0.06}
+GUIDANCE = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+"""More configurations than the service keeps ready."""
 LONG = "240nfe"
 """The budget of jobs that a kill interrupts."""
 WAIT = 600.0
@@ -176,6 +178,8 @@ class Soak:
 
     def watch(self, begin: float) -> None:
         while not self.over.wait(10.0):
+            if self.server.down:
+                continue
             try:
                 used = psutil.Process(self.server.process.pid).memory_info().rss / 2**20
             except psutil.Error:

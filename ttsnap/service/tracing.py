@@ -107,11 +107,12 @@ class Traces(Observer):
         for spans in several:
             spans.batches += 1
             spans.seconds += batch.seconds
-        first, *others = [spans.now for spans in several if spans.now.is_recording()] or [None]
-        if first is None:
+        sampled = [spans.now for spans in several if spans.now.is_recording()]
+        if not sampled:
             return
+        first, *others = sampled
         about = {"ttsnap.nfe": batch.nfe, "ttsnap.places": batch.room, "ttsnap.searches": len(tickets)}
-        links, at = [Link(other.get_span_context()) for other in others if other is not None], int(1e9 * batch.begin)
+        links, at = [Link(other.get_span_context()) for other in others], int(1e9 * batch.begin)
         span = self.tracer.start_span("batch", set_span_in_context(first), attributes=about, links=links, start_time=at)
         inside, end = set_span_in_context(span), at + int(1e9 * batch.seconds)
         for phase, seconds in phases.items():  # one after the other, as the device does them
@@ -148,9 +149,13 @@ class TracedRequests:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         method, caller = scope["method"], extract(headers)
-        # An exception's words may quote the request.
-        plain = {"record_exception": False, "set_status_on_exception": False}
-        with self.tracer.start_as_current_span(method, caller, SpanKind.SERVER, **plain) as span:
+        with self.tracer.start_as_current_span(
+            method,
+            caller,
+            SpanKind.SERVER,
+            record_exception=False,  # its words may quote the request
+            set_status_on_exception=False,
+        ) as span:
             span.set_attribute("http.request.method", method)
 
             async def sent(message: Message) -> None:
