@@ -73,6 +73,8 @@ class Task:
     """Calls of the drafter in one draft; 0 where there is no drafter."""
     draft_cost: float = 0.0
     """Of one call of the drafter."""
+    later: bool = False
+    """Whether the pot is for searches that come later as well: what this one leaves is theirs."""
 
     @property
     def checking(self) -> float:

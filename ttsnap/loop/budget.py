@@ -146,7 +146,7 @@ class Cap:
     """What one evaluation takes of the cap, with its share of gradients."""
     engine: Engine
 
-    def task(self, keep: int = 1, shared: bool = False) -> Task:
+    def task(self, keep: int = 1, shared: bool = False, later: bool = False) -> Task:
         """The task of one search."""
         grid, price, rates = self.engine.grid, self.engine.price, self.rates
         scoring = price.calls(len(self.engine.reward_names)) * rates.reward_calls
@@ -156,7 +156,7 @@ class Cap:
         calls = self.engine.draft_calls
         score = (rates.decodes + scoring + features) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
-        return Task(grid, keep, allowance, score, shared, check, calls, draft)
+        return Task(grid, keep, allowance, score, shared or later, check, calls, draft, later)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""
@@ -204,7 +204,7 @@ class Ledger:
     """Charges against a budget, with a reserve that guarantees one finished image.
 
     `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
-    charge must then fit both, and the reserves of the other prompts count in the parent.
+    charge must then fit both, and what the others hold counts in the parent.
     """
 
     def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
@@ -213,39 +213,62 @@ class Ledger:
         self.budget, self.price, self.parent = budget, price, parent
         self.spent = Cost()
         self.reserve = Cost()
+        self.share = 0
+        """Evaluations of the parent's budget that are for this ledger alone, until it is closed."""
+
+    def join(self, pot: Ledger, share: int, most: Budget) -> None:
+        """Bring `share` evaluations into the ledger of a pot. Up to `most` may be spent from then on: the share, and
+        what others have left of theirs."""
+        pot.budget = replace(pot.budget, nfe=(pot.budget.nfe or 0) + share)
+        self.budget, self.parent, self.share = most, pot, share
+        pot._set(pot.spent + self.spent, pot.reserve + self.held)
 
     @property
     def capped(self) -> bool:
         """Whether there is a cap at all."""
         return self.budget != Budget() or (self.parent is not None and self.parent.capped)
 
+    @property
+    def held(self) -> Cost:
+        """What nobody else may spend of the parent."""
+        return self._held(self.spent, self.reserve)
+
+    def _held(self, spent: Cost, reserve: Cost) -> Cost:
+        left = int(self.share - self.price.evaluations(spent)) if self.share else 0
+        return replace(reserve, nfe=left) if left > reserve.nfe else reserve
+
     def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
         """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
         if self.budget.shortfall(self.spent.plus(cost, reserve), self.price) is not None:
             return False
-        return self.parent is None or self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
+        if self.parent is None:
+            return True
+        return self.parent.affords(cost, self.parent.reserve - self.held + self._held(self.spent + cost, reserve))
 
     def hold(self, reserve: Cost) -> None:
         """Set the amount held back."""
-        if self.parent is not None:
-            self.parent.hold(self.parent.reserve - self.reserve + reserve)
-        self.reserve = reserve
+        self._set(self.spent, reserve)
 
     def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
         """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
         if not self.affords(cost, reserve):
             raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
-        self.hold(reserve)
-        self._add(cost)
+        self._set(self.spent + cost, reserve)
 
     def refund(self, cost: Cost) -> None:
         """Take back what was charged for work that was cancelled before it ran."""
-        self._add(Cost() - cost)
+        self._set(self.spent - cost, self.reserve)
 
-    def _add(self, cost: Cost) -> None:
-        self.spent = self.spent + cost
+    def close(self) -> None:
+        """Nothing more is spent: what is left is the others'."""
+        self._set(self.spent, Cost(), 0)
+
+    def _set(self, spent: Cost, reserve: Cost, share: int | None = None) -> None:
+        before, more = self.held, spent - self.spent
+        self.spent, self.reserve = spent, reserve
+        self.share = self.share if share is None else share
         if self.parent is not None:
-            self.parent._add(cost)
+            self.parent._set(self.parent.spent + more, self.parent.reserve - before + self.held)
 
     def __str__(self) -> str:
         """The budget that it keeps to, as the user may write it."""

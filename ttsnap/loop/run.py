@@ -272,7 +272,7 @@ class Run:
         for request in self.requests:
             for job in request.active:
                 job.warnings.append(Notice("the engine is lost; the search ends with what it has", why))
-                job.ledger.hold(Cost())
+                job.ledger.close()
                 job.settle(request.spec.keep)
                 request.tell("end", job)
             request.active.clear()
@@ -285,7 +285,6 @@ class Run:
             self._release(request.queue.popleft())
 
     def _end(self, job: Job) -> None:
-        job.ledger.hold(Cost())
         request = self._of_job[job.index]
         request.active.remove(job)
         if job.failures > 1:
@@ -295,5 +294,6 @@ class Run:
         request.tell("end", job)
 
     def _release(self, job: Job) -> None:
+        job.ledger.close()
         self.engine.release(job.index)
         del self._of_job[job.index]

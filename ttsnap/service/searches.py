@@ -20,7 +20,7 @@ from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
-from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.budget import Budget, Ledger, task_of
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
@@ -33,12 +33,15 @@ from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines, check_size
+from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
+SHARES = 3
+"""The most that a request spends of a pot, in budgets of its own."""
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
 """The weight of earlier batches in measurements; the factor on measured times to finish; the searches in an order when
 all end."""
@@ -111,6 +114,8 @@ class Searches:
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
+        self._pots: dict[str, tuple[float, Ledger]] = {}
+        """By the names of callers, and until when requests join them."""
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
         self._unchecked = spec.sampler.draft is not None and (bool(spec.loras) or self._has_doubts())
 
@@ -136,13 +141,26 @@ class Searches:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         request, engine = ticket.request, self.engine
-        spec = self.checked(request)
+        spec = replace(self.checked(request), later=ticket.pooled)
         now = time.monotonic()
         listener = Progress(ticket, task_of(spec.budget, engine, request.keep).allowance, request.gate)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
         running = self.run.add([request.prompt], spec, watch, listener)
-        engine.weigh(running.jobs[0].index, ticket.caller.weight)
+        (job,) = running.jobs
+        if ticket.pooled and spec.budget.nfe is not None:
+            most = min(SHARES * spec.budget.nfe, self.limits.nfe)
+            job.ledger.join(self._pot(ticket.caller, now), spec.budget.nfe, replace(spec.budget, nfe=most))
+        engine.weigh(job.index, ticket.caller.weight)
         self.under_way[ticket] = running
+
+    def _pot(self, caller: Caller, now: float) -> Ledger:
+        """What the requests of a caller share. An empty one takes its place when its time is over; requests that run
+        keep to theirs."""
+        until, pot = self._pots.get(caller.name, (now, None))
+        if pot is None or now >= until:
+            until, pot = now + (self.limits.shared_pot or 0.0), Ledger(Budget(), self.engine.price)
+            self._pots[caller.name] = until, pot
+        return pot
 
     def checked(self, request: SearchRequest) -> SearchSpec:
         """What the loop runs of a request, with all that `add` refuses refused."""
@@ -253,6 +271,8 @@ class Searches:
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
         if flagged := sum(flags or ()):
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
+        if (more := result.spent.nfe - (running.spec.budget.nfe or result.spent.nfe)) > 0:
+            warnings.append(f"{more} evaluations more than the budget were left by other requests of yours")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
         for name in request.report:

@@ -77,6 +77,8 @@ class Ticket:
     """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
     trial: bool = False
     """Whether it is only checked."""
+    pooled: bool = False
+    """Whether it shares a pot of evaluations with others of its caller."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     """Set by the application, and read by the thread before each batch."""
@@ -153,7 +155,7 @@ class Progress:
             if shown and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture
         elif event.kind == "tick":  # all scores of the batch are there
-            self.ticket.share = max(self.arrived / self.allowance, event.seconds / self.ticket.seconds)
+            self.ticket.share = min(1.0, max(self.arrived / self.allowance, event.seconds / self.ticket.seconds))
             if self.picture is not None:
                 self._send(self.picture)
 
@@ -190,5 +192,6 @@ class Desk:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
         notes = notes_of(wanted, search, limits)
-        loop = asyncio.get_running_loop()
-        return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job)
+        loop, caps = asyncio.get_running_loop(), {name for name, cap in vars(search.budget).items() if cap is not None}
+        pooled = limits.shared_pot is not None and caps <= {"nfe", "images"}
+        return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job, pooled=pooled)

@@ -9,7 +9,7 @@ Two ways to set the price:
   falls until something is worth buying; only candidates that can still be finished are bought;
 - a pot that prompts share: every prompt stops at the price that spends the pot on average, by calibration. Then the
   price falls in rungs. Each prompt says (Move.value) at which price it would go on, and the loop serves the highest
-  first.
+  first. In a pot for later searches as well, it does not fall below the calibrated one.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class PriceOfCompute:
         if task.shared:
             least = np.maximum(np.minimum(1.0, s.spent / task.allowance) ** self._pacing(task)[1], _LEAST)
             deepest, below = (a * _LOWER ** _times(_LOWER, least / a) for a in (lower, np.ones(limit.shape)))
-            end = max(self.floor, 1e-6 * (s.tariff.price or 1.0)) * (1 - 1e-9)
+            end = max(self.floor, s.tariff.last) * (1 - 1e-9)
             most = np.maximum(_times(_RUNG, end / self._rung_price(s.tariff, np.zeros(())), strict=True) - 1, rung)
             needed = _times(_RUNG, limit / (self._rung_price(s.tariff, np.zeros(())) * below), strict=True)
             fall = self._rung_price(s.tariff, rung) * deepest >= limit

@@ -150,6 +150,8 @@ class Tariff(NamedTuple):
     """Reservation values (`reservation`)."""
     price: float
     """Price that a pot starts from; 0 for an own budget."""
+    last: float
+    """Price at which a search ends; where a pot is empty, it ends before."""
     cap: float
     """The most that this prompt may spend."""
 
@@ -157,11 +159,13 @@ class Tariff(NamedTuple):
 def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Tariff:
     """Of one prompt. price: that a pot starts from, None for the calibrated one; shares: of a pot, at most."""
     costs, finish = costs_of(f, task)
-    first = 0.0
+    first = last = 0.0
     if task.shared:
-        first = price if price is not None else _FIRST * f.price_for(task.allowance)
+        calibrated = f.price_for(task.allowance) if price is None else price
+        first = _FIRST * calibrated if price is None else price
+        last = calibrated if task.later else 1e-6 * first
     table = reservation(f, tuple(costs.tolist()))
-    return Tariff(task, costs, finish, table, first, task.allowance * (shares if task.shared else 1.0))
+    return Tariff(task, costs, finish, table, first, last, task.allowance * (shares if task.shared else 1.0))
 
 
 def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
