@@ -9,7 +9,8 @@ reported. Drafts of the same seeds are scored beside it, so that several drafter
 1. Rank correlation (Spearman) within prompts of each look with the finished image's score, by its cost.
 2. Curves over NFE: searches of the recording with the objects that run live; best-of-N is exact. The policy that prices
    compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
-3. The same at equal FLOPs, decodes and the reward's calls included.
+3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters, differences to the first one
+   are paired over prompts.
 4. Cascades: drafts of one call, the best again with a second one. After each table, strict accuracy over that of
    pruning with drafts of one call, with the paired error over prompts.
 5. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
@@ -127,6 +128,7 @@ def main() -> None:
     if fit is not None:
         priced = PriceOfCompute(calibrate(fit, utility=SOFT))
         known += [("pot, no drafts", curve(test, priced, shareable, a.repeats, shared=True, utility=SOFT))]
+    first: Found | None = None
     for name in a.draft:
         engine = pipe.engine(rewards, batch_size=a.batch_size, draft=name, **call)
         drafted = with_looks(test, engine, [EstimatorAt.read(text) for text in a.looks], a.seed)
@@ -143,9 +145,18 @@ def main() -> None:
         print(f"\n{table(rows)}\n\n{gains_table(gains := gains_of(dict(curves)))}")
         if a.plot and name == a.draft[0]:
             plot(shown(rows), a.plot, {"strict": "share of winners that are right"})
-        equal, equal_gains = equal_flops(drafted, a.budgets, a.repeats, cascades)
+        by_flops = equal_flops(drafted, a.budgets, a.repeats, cascades)
+        equal = [
+            row | {"budget": round((cap.flops or 0) / drafted.price.flops.nfe), "flops": cap.flops}
+            for label, c in by_flops.items()
+            for row, cap in zip(rows_of(label, c), c.budgets, strict=True)
+        ]
         print(f"\nat the FLOPs of so many evaluations, decodes and rewards included\n\n{table(equal)}")
-        print(f"\n{gains_table(equal_gains)}")
+        print(f"\n{gains_table(equal_gains := gains_of(by_flops))}")
+        here = Found({str(r.seen): r.spearman for r in ranks}, dict(curves), by_flops)
+        first = first or here
+        if first is not here:
+            print(f"\npaired with {a.draft[0]}\n\n{paired(here, first)}")
         found["drafters"][name] = {
             "ranks": [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranks],
             "gains": [{"look": str(x.draft.seen), "over": str(x.rival.seen), "gain": x.gain, "se": x.error}
@@ -181,6 +192,33 @@ def under_noise(drafted: Recording, noisy: dict[str, FloatArray]) -> list[dict[s
                          "se": float(each.std(ddof=1) / len(each) ** 0.5)})  # fmt: skip
             print(f"{kernel}, {name}: Spearman {rows[-1]['spearman']:.3f} ± {rows[-1]['se']:.3f}")
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found with one drafter."""
+
+    ranks: dict[str, FloatArray]
+    """Rank correlations (P,) by look."""
+    by_nfe: dict[str, Curve]
+    by_flops: dict[str, Curve]
+    """Of the same methods, at the FLOPs of as many evaluations."""
+
+
+def paired(mine: Found, first: Found) -> str:
+    """Differences in rank correlation and in the share of right winners, in Markdown, with errors over prompts."""
+
+    def told(differences: FloatArray) -> str:
+        known = differences[np.isfinite(differences)]
+        return f"{known.mean():+.3f} ± {known.std(ddof=1) / len(known) ** 0.5:.3f}"
+
+    rows = [[look, told(ranks - first.ranks[look])] for look, ranks in mine.ranks.items() if look.startswith("draft")]
+    for unit, curves, before in (("NFE", mine.by_nfe, first.by_nfe), ("FLOPs", mine.by_flops, first.by_flops)):
+        for label, c in curves.items():
+            if "call" in label:
+                each = [told(c.scores[:, i, 1] - before[label].scores[:, i, 1]) for i in range(len(c.budgets))]
+                rows.append([f"{label}, by {unit}", ", ".join(each)])
+    return markdown(["", "difference"], rows, left=(0, 1))
 
 
 AGAINST = "1 call, cut"
@@ -226,17 +264,13 @@ def methods(recording: Recording, cascades: Sequence[SeedPruning] = ()) -> dict[
 
 def equal_flops(
     recording: Recording, budgets: Sequence[int], repeats: int, cascades: Sequence[SeedPruning] = ()
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of best-of-N, pruning and drafts under caps in FLOPs, those of so many evaluations, and of `gains_of`."""
-    price, rows = recording.price.flops, []
+) -> dict[str, Curve]:
+    """Best-of-N, pruning and drafts under caps in FLOPs: those of so many evaluations."""
+    price = recording.price.flops
     caps = [Budget(flops=b * price.nfe) for b in budgets if b * price.nfe > least(recording)]
     algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording, cascades)}
     curves = {"best-of-n": best_of_n_curve(recording, caps, utility=SOFT)}
-    curves |= {name: curve(recording, algorithm, caps, repeats, utility=SOFT) for name, algorithm in algorithms.items()}
-    for name, c in curves.items():
-        for row, cap in zip(rows_of(name, c), caps, strict=True):
-            rows.append(row | {"budget": round((cap.flops or 0) / price.nfe), "flops": cap.flops})
-    return rows, gains_of(curves)
+    return curves | {name: curve(recording, m, caps, repeats, utility=SOFT) for name, m in algorithms.items()}
 
 
 def least(recording: Recording) -> float:
