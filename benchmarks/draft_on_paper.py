@@ -32,9 +32,8 @@ from families import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
-from ttsnap.distill.draft.student import DraftStudent, spread
+from ttsnap.distill.draft.student import DraftStudent
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.drafting.cheaper import block_lists, leave_out
 from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.pipeline_copy import shared_copy
@@ -166,13 +165,22 @@ def _cheaper(pipe: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, Any, Ten
     ):
         denoiser = pipe.denoiser(**sized)
         net = shared_copy(denoiser.net)
-        if depth < 1 and not block_lists(net):
-            continue  # of a tiny network
-        leave_out(net, spread(net, depth), words)
+        leave_out(net, depth)
         use_drafter(denoiser, Drafter(net))
         thin = _on_meta(denoiser.drafts.twin())
         denoiser.encode(["any prompt"])
         yield words, thin, _latent(denoiser)
+
+
+def leave_out(net: nn.Module, depth: float) -> None:
+    """Keep this share of each list of alike blocks of a network, spread evenly; the last block stays."""
+    for name, part in net.named_modules():
+        if name.rpartition(".")[2] in ("transformer_blocks", "single_transformer_blocks"):
+            last, kept = len(part) - 1, max(1, round(depth * len(part)))
+            stay = {last - round(i * last / max(kept - 1, 1)) for i in range(kept)}
+            for i in range(len(part)):
+                if i not in stay:
+                    del part._modules[str(i)]
 
 
 def _latent(denoiser: Any) -> Tensor:

@@ -48,9 +48,6 @@ class TrainingConfig(Settings):
     """How the LoRA is trained. Rows are first calls from noise, first calls from later states, and second calls."""
 
     rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks")
-    depth: Annotated[float, Bounds(0, 1, open_low=True)] = option(
-        1.0, "share of the network's blocks that the draft keeps, spread evenly over each list of them"
-    )
     start: str = option("", "a draft's folder whose weights to start from, of the same rank (default: from nothing)")
     steps: Count = option(2000, "optimiser steps")
     batch: Count = option(48, "rows of a step")

@@ -70,7 +70,6 @@ def card(config: DraftConfig, purpose: TrainedFor, validation: dict[str, float],
     made = math.ceil(data.count / data.shard) * data.shard  # in whole files
     skipped = len(data.skipped)
     shortened = f"; {skipped} late steps were jumped over to save evaluations" if skipped else ""
-    thin = f", {training.depth:g} of the blocks" if training.depth < 1 else ""
     started = ", from the weights of an earlier draft" if training.start else ""
     head = f"""---
 library_name: diffusers
@@ -93,7 +92,7 @@ the sampler ends elsewhere. It is told {training.first_time:g} of the true time 
 ## Training
 
 - {made:,} trajectories, of which {training.validation:,} were held back{shortened}
-- {training.steps:,} steps of {training.batch} rows, rank {training.rank}{thin}, AdamW at {training.lr:g}{started}
+- {training.steps:,} steps of {training.batch} rows, rank {training.rank}, AdamW at {training.lr:g}{started}
 - no reward was used: one draft serves all rewards
 """
     if validation:

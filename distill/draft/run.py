@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.drafts import TrainedFor, note_check
+from ttsnap.sampling.drafts import DraftSettings, TrainedFor, note_check
 from ttsnap.simulation.looks import RankedLook
 
 COMMAND = "distill-draft"
@@ -84,7 +84,7 @@ def distill_draft(
                 compile_denoiser(pipe)
             trajectories.make(pipe.denoiser(**call), prompts, config.trajectories, settings, folder, member)
             student = _train(pipe, config, Trajectories.read(files, settings), settings, out, member)
-            about = replace(student.settings, trained_for=purpose)
+            about = DraftSettings(first_time=config.training.first_time, trained_for=purpose)
             member.alone(lambda: export(student, pipe, about, card(config, purpose, last_validation(out), []), draft))
 
         def measure() -> None:
@@ -115,8 +115,9 @@ def _train(
 ) -> DraftStudent:
     training = config.training
     torch.manual_seed(training.seed)  # the LoRA's first weights
-    how: dict[str, Any] = {"first_time": training.first_time, "rank": training.rank, "depth": training.depth}
-    student = DraftStudent(pipe, config.call or {}, states=config.trajectories.states, **how)
+    student = DraftStudent(
+        pipe, config.call or {}, states=config.trajectories.states, first_time=training.first_time, rank=training.rank
+    )
     if training.start:
         start_from(student, Path(training.start))
     if training.checkpointing:

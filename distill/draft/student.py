@@ -17,7 +17,6 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from ttsnap.distill.checkpoints import whole_folder
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.drafting.cheaper import block_lists, leave_out
 from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents.convert import own_path
@@ -39,12 +38,9 @@ class DraftStudent:
     states: how many grid steps drafts may start from.
     first_time: conditioning time of first calls, as a share of the true time.
     rank: of the LoRA.
-    depth: share of the network's blocks that it keeps. ValueError for a network without lists of blocks.
     """
 
-    def __init__(
-        self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int, depth: float = 1.0
-    ) -> None:
+    def __init__(self, pipe: Any, call: Mapping[str, Json], *, states: int, first_time: float, rank: int) -> None:
         denoiser = pipe.denoiser(**call)
         schedule = denoiser.schedule
         self.path: Interpolant = own_path(schedule)
@@ -58,10 +54,8 @@ class DraftStudent:
         given = {*(self.times * first_time).tolist(), self.second_time}
         self._given = torch.tensor(sorted(given, reverse=True), dtype=torch.float64)
         self.net: Any = shared_copy(denoiser.net)
-        self.settings = DraftSettings(first_time=first_time, skipped=spread(self.net, depth))
-        leave_out(self.net, self.settings.skipped, "training.depth")
         self.parameters = add_lora(self.net, denoiser.blocks, rank)
-        use_drafter(denoiser, Drafter(self.net, self.settings))
+        use_drafter(denoiser, Drafter(self.net, DraftSettings(first_time=first_time)))
         self._denoiser: PipelineDenoiser = denoiser.drafts.twin()
         self._denoiser.convert(None, torch.cat([self._given, torch.zeros(1, dtype=torch.float64)]))
 
@@ -93,24 +87,6 @@ class DraftStudent:
         """
         at = (time.double().unsqueeze(1) - self._given).abs().argmin(1)
         return self._denoiser.predict(x, at, cond).x0
-
-
-def spread(net: nn.Module, depth: float) -> tuple[str, ...]:
-    """The blocks, by name, without which each list of a network has this share of its blocks, spread evenly.
-
-    The last block always stays. ValueError where no block would go.
-    """
-    if depth == 1:
-        return ()
-    skipped = list[str]()
-    for name, part in block_lists(net).items():
-        kept = max(1, round(depth * len(part)))
-        stay = {len(part) - 1 - round(i * (len(part) - 1) / max(kept - 1, 1)) for i in range(kept)}
-        skipped += [f"{name}.{i}" for i in range(len(part)) if i not in stay]
-    if not skipped:
-        raise ValueError(f"training.depth is {depth:g}, but a {type(net).__name__} has no list of alike blocks that it "
-                         "shortens; use 1")  # fmt: skip
-    return tuple(skipped)
 
 
 def add_lora(net: Any, blocks: str | None, rank: int) -> dict[str, nn.Parameter]:

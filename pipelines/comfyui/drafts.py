@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ class GuiderDrafts:
     calls: int = 1
     first_time: float = 1.0
     """What the drafter is told at its first call, as a share of the true time."""
-    depth: ClassVar[float] = 1.0
 
     @property
     def passes(self) -> int:

@@ -7,13 +7,13 @@ that is switched on and off. A drafter made by a LoRA shares weights of the mode
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
-from ttsnap.pipelines.drafting.cheaper import leave_out, merge
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.pipeline_copy import hooked
 
@@ -31,6 +31,9 @@ _MEETS = (
     *("joint_attention_dim", "pooled_projection_dim", "caption_channels", "cap_feat_dim"),
 )  # fmt: skip
 """Settings of networks that decide which latents and texts they read, and their output."""
+MOST_MERGED = 2**30
+"""Most bytes of layers that are copied to merge a LoRA into them; on CUDA devices a quarter of the free memory, if that
+is more."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,12 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
-    known = _settings(where) if path.exists() else None  # read anew: the drafter may have been checked since
-    key = ("draft", where, network)
-    state = (_state(base), _stamps(path), known and known.skipped)
+    key, state = ("draft", where, network), (_state(base), _stamps(path))
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
         kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
-    return replace(kept[1], calls=calls, settings=known or kept[1].settings)
+    # A draft.json on disk is read anew: the drafter may have been checked since.
+    return replace(kept[1], calls=calls, settings=_settings(where) if path.exists() else kept[1].settings)
 
 
 def _loaded(pipe: Any, network: str, where: str) -> Drafter:
@@ -89,33 +91,51 @@ def _loaded(pipe: Any, network: str, where: str) -> Drafter:
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
             require_repository(repository)
-    (config, subfolder), settings = _config(base, where, network), _settings(where)
+    config, subfolder = _config(base, where, network)
     if config is None:
-        return Drafter(_under_lora(pipe, network, where, settings.skipped, said), settings)
+        return Drafter(_under_lora(pipe, network, where, said), _settings(where))
     if config["_class_name"] != type(base).__name__:
         raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
         net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
-    leave_out(frozen, settings.skipped, said)
-    return Drafter(frozen, settings)
+    return Drafter(frozen, _settings(where))
 
 
 # --- a network under a LoRA ---------------------------------------------------------------------------------------
 
 
-def _under_lora(pipe: Any, network: str, where: str, skipped: Sequence[str], said: str) -> nn.Module:
-    """A copy of the network that shares its weights, without `skipped`, with the LoRA besides the active adapters."""
+def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
+    """A copy of the network that shares its weights, with the LoRA besides the active adapters."""
     if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
                          "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
     # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
     net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said).pipe, network)
-    leave_out(net, skipped, said)
     if not tuned_layers(_bare(getattr(pipe, network))):  # whose adapters may change between calls
-        merge(net)
+        _merge(net)
     return net
+
+
+def _merge(net: nn.Module) -> None:
+    """Merge the LoRA of a network into copies of the layers that it changes, where there is room for these.
+
+    The layers may share their weights with another network, which stay as they are. Quantised weights are not merged.
+    """
+    layers = [layer.get_base_layer() for _, layer in tuned_layers(net)]
+    weights = [p for layer in layers for p in layer.parameters()]
+    most, device = MOST_MERGED, weights[0].device
+    if device.type == "cuda":
+        most = max(most, torch.cuda.mem_get_info(device)[0] // 4)
+    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in weights)
+    if not plain or sum(p.nbytes for p in weights) > most:
+        return
+    for layer in layers:
+        for name, p in list(layer.named_parameters()):
+            setattr(layer, name, nn.Parameter(p.detach().clone(), requires_grad=False))
+    net.fuse_lora()  # type: ignore[operator]
+    net.unload_lora()  # type: ignore[operator]
 
 
 def _state(net: nn.Module) -> Hashable:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
-from ttsnap.pipelines.memory.flops import counted, counted_draft
+from ttsnap.pipelines.memory.flops import counted_draft
 
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import call_times, guess, unchecked
@@ -39,12 +39,6 @@ class Drafting:
     @property
     def passes(self) -> int:
         return self.twin().passes_per_nfe
-
-    @property
-    def depth(self) -> float:
-        if not self.drafter.settings.skipped:
-            return 1.0
-        return self.flops() * self.denoiser.passes_per_nfe / counted(self.denoiser, "decode")[0]
 
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:

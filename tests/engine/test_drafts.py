@@ -48,7 +48,7 @@ class Drafting(Counted):
     def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
-        self.drafts = SimpleNamespace(calls=1, passes=1, depth=1.0, guess=self.guess, level=self.level)
+        self.drafts = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level)
 
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
         self.drafted += (calls - (first is not None)) * len(x)

@@ -215,7 +215,7 @@ def test_a_merged_lora_guesses_as_its_adapters_do(
     merged = base.drafts
     assert not getattr(merged.drafter.net, "peft_config", None)
     base.pipe._search_memo.clear()
-    monkeypatch.setattr("ttsnap.pipelines.drafting.cheaper.MOST_MERGED", 0)
+    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
     use_drafter(base, folder)
     assert base.drafts.drafter.net.peft_config
     x, steps, at = rows(base, 0, 2)
@@ -236,7 +236,7 @@ def test_a_merged_drafter_follows_weights_that_change_in_place(lora: Callable[..
 def test_only_the_lora_takes_memory_where_there_is_no_room_to_merge(
     lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ttsnap.pipelines.drafting.cheaper.MOST_MERGED", 0)
+    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
     pipe = FAMILIES["sd3"].build()
     base = denoiser(pipe, "sd3")
     use_drafter(base, lora(pipe))
@@ -346,61 +346,6 @@ def test_the_settings_of_a_draft_on_the_hub(
         _settings("a/b")
 
 
-# --- fewer blocks -------------------------------------------------------------------------------------------------
-
-
-THIN = {
-    "sd3": "transformer_blocks.0",
-    "sdxl": "down_blocks.1.attentions.0.transformer_blocks.1",
-    "lumina2": "layers.0",
-    "z_image": "layers.1",
-}
-
-
-@pytest.mark.parametrize("name", THIN)
-@pytest.mark.usefixtures("real_flops")
-def test_a_thin_drafter_is_the_network_without_its_blocks_under_the_lora(name: str, lora: Callable[..., str]) -> None:
-    pipe = FAMILIES[name].build()
-    folder, block = lora(pipe), THIN[name]
-    write_draft(folder, told(skipped=(block,)))
-    base, under = denoiser(pipe, name), FAMILIES[name].build()
-    modules = list(base.net.modules())
-    use_drafter(base, folder)
-    assert modules == list(base.net.modules())
-    under.load_lora_weights(folder)
-    network = getattr(under, base.network)
-    network.fuse_lora()
-    network.unload_lora()
-    where, _, key = block.rpartition(".")
-    parts = network.get_submodule(where)
-    del parts[int(key)]  # which numbers the others anew
-    plain = unguided(under, name)
-    x, steps, at = rows(base, 0, 3)
-    close(base.drafts.guess(x, steps, at, 1), plain.predict(x, torch.from_numpy(base.grid.calls)[steps], at).x0)
-    # Its price is what a counter counts of such a network, in evaluations as in FLOPs.
-    assert base.costs().draft == plain.costs().nfe / plain.passes_per_nfe < base.costs().nfe / base.passes_per_nfe
-    price = upgrade(pipe).engine(dark, draft=folder, **{**FAMILIES[name].call, "num_inference_steps": 3}).price
-    assert price.flops.draft_calls == pytest.approx(price.nfe_per_draft * price.flops.nfe)
-
-
-@pytest.mark.parametrize(("name", "skipped", "said"), [
-    ("sd3", ("transformer_blocks.2",), r"cannot leave out transformer_blocks\.2 of a SD3Transformer2DModel, whose "
-                                       r"lists of alike blocks are transformer_blocks \(0 to 1\)"),
-    ("sd3", ("transformer_blocks.0",) * 2, "cannot leave out"),
-    ("sd3", ("norm_out",), "cannot leave out norm_out"),
-    ("sd3", ("transformer_blocks.0", "transformer_blocks.1"), "no block is left of transformer_blocks"),
-    ("sd15", ("down_blocks.0",), "of a UNet2DConditionModel, whose lists of alike blocks are none"),
-])  # fmt: skip
-def test_what_is_no_block_of_a_list_is_not_left_out(
-    name: str, skipped: tuple[str, ...], said: str, lora: Callable[..., str]
-) -> None:
-    pipe = FAMILIES[name].build()
-    folder = lora(pipe)
-    write_draft(folder, told(skipped=skipped))
-    with pytest.raises(ValueError, match=f"draft {folder}: .*{said}"):
-        use_drafter(denoiser(pipe, name), folder)
-
-
 # --- other networks -----------------------------------------------------------------------------------------------
 
 
@@ -488,7 +433,7 @@ def test_cost_is_counted_on_meta_for_one_pass(
     assert base.costs().draft == one
     use_drafter(base, folder := lora(pipe))
     assert base.costs().draft == one
-    monkeypatch.setattr("ttsnap.pipelines.drafting.cheaper.MOST_MERGED", 0)
+    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
     base.pipe._search_memo.clear()
     use_drafter(base, folder)
     assert one < base.costs().draft < 1.5 * one  # the LoRA's own products come on top
@@ -502,13 +447,8 @@ def test_cost_is_counted_on_meta_for_one_pass(
 def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], tmp_path: Path) -> None:
     pipe = upgrade(FAMILIES["sd3"].build())
     folder = lora(pipe)
-    write_draft(folder, told(skipped=("transformer_blocks.0",)))
     first = pipe.denoiser(**FAMILIES["sd3"].call)
     use_drafter(first, folder)
-    thin = first.drafts.drafter.net
-    (Path(folder) / "draft.json").unlink()
-    use_drafter(first, folder)
-    assert first.drafts.drafter.net is not thin
     write_draft(folder, told(first_time=0.5))  # as after a check
     second = pipe.denoiser(**FAMILIES["sd3"].call)
     use_drafter(second, f"{folder}:2")
@@ -646,9 +586,6 @@ def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str]
     folder = Path(lora(shared("sd3")))
     (folder / "draft.json").write_text(json.dumps({"format": 7}))
     with pytest.raises(ValueError, match=r"draft\.json cannot be used: it is of format 7"):
-        use_drafter(base, str(folder))
-    (folder / "draft.json").write_text(json.dumps({"format": 1, "skipped": ["a" * 301]}))
-    with pytest.raises(ValueError, match=r"draft\.json cannot be used: .* a text of over 300 characters"):
         use_drafter(base, str(folder))
     assert base.drafts is None
 

@@ -213,8 +213,6 @@ class Price:
     """Rewards that a gradient asks. Each takes a reward call, and all of them share one decode."""
     passes_per_draft: int = 0
     """Forward passes of one call of the drafter; 0 where there is none."""
-    draft_depth: float = 1.0
-    """What such a pass counts in place of one of the denoiser, below 1 of a drafter that leaves out blocks."""
     tokens: int = 0
     """The most that scoring one image takes of language models behind an API."""
     more_calls: int = 0
@@ -243,7 +241,7 @@ class Price:
     @property
     def nfe_per_draft(self) -> float:
         """What one call of the drafter is in evaluations of the denoiser, by forward passes."""
-        return self.passes_per_draft * self.draft_depth / self.passes_per_nfe
+        return self.passes_per_draft / self.passes_per_nfe
 
     def evaluations(self, cost: Cost) -> float:
         """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes."""

@@ -121,7 +121,6 @@ class RowScorer:
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
             passes_per_draft=per_draft,
-            draft_depth=1.0 if drafts is None else drafts.depth,
             tokens=self.tokens,
             more_calls=self.calls - len(self.rewards),
             features=self.features_taken,

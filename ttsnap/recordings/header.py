@@ -224,7 +224,6 @@ def _price(data: Mapping[str, Json]) -> Price:
         raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
     return Price(
         flops=_rates(_object("flops", data["flops"])),
-        draft_depth=check("draft_depth", data.get("draft_depth", 1.0), float),
         seconds=None if seconds is None else _rates(_object("seconds", seconds)),
         estimates=str(estimates),
         guided=None if guided is None else build(GuidedSteps, guided, "guided."),
@@ -244,8 +243,8 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name, plain in (("passes_per_draft", 0), ("draft_depth", 1.0), ("more_calls", 0)):
-        if data[name] == plain:
+    for name in ("passes_per_draft", "more_calls"):
+        if not data[name]:
             del data[name]
     return data
 

@@ -57,10 +57,6 @@ class Drafts(Protocol):
     def passes(self) -> int:
         """Forward passes of one call: 1 without guidance."""
 
-    @property
-    def depth(self) -> float:
-        """The FLOPs of a pass of a drafter that leaves out blocks, as a share of a pass of the model; 1 of others."""
-
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
         """x (N, ...) at grid steps (N,) before the last, of prompts (N,) -> x0 (N, ...), in so many calls.
 

@@ -22,7 +22,7 @@ from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
 DRAFT_FILE = "draft.json"
 FORMAT = 1
-MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_CALLS, MOST_TEXT, MOST_SKIPPED = 2**20, 1000, 100, 16, 300, 1000
+MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_CALLS, MOST_TEXT = 2**20, 1000, 100, 16, 300
 Guidance = Annotated[float, Bounds(0, 1000)]
 Estimate = Callable[[Tensor, Tensor], Tensor]
 """(x (N, ...), told times (N,)) -> the x0 (N, ...) that the network implies at x, told these times."""
@@ -70,8 +70,6 @@ class DraftSettings(Settings):
     guidance: Guidance | None = None
     """Of the drafter's calls. None: none, or the scale of the pipeline's call for networks that read one (FLUX.1
     dev)."""
-    skipped: Annotated[tuple[str, ...], Size(MOST_SKIPPED)] = ()
-    """Blocks of the model's network that the drafter leaves out, as "transformer_blocks.1"."""
     trained_for: TrainedFor = TrainedFor()
     checked: tuple[Checked, ...] = ()
     """Where the drafter was measured to rank seeds."""
@@ -116,7 +114,7 @@ def read_hot(path: str | Path) -> DraftSettings:
     ValueError where there is no such file, for a damaged one, and for the draft.json of weights.
     """
     settings = parse_draft(read_object(path, what="draft", most=MOST_BYTES), path)
-    if settings.trained_for != TrainedFor() or settings.skipped:
+    if settings.trained_for != TrainedFor():
         raise ValueError(f"draft {path}: these settings are those of trained weights; give their folder")
     return settings
 
@@ -131,7 +129,6 @@ def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
             raise ValueError(f"it is of format {data['format']}; this version of ttsnap reads format {FORMAT}")
         settings = build(DraftSettings, {key: value for key, value in data.items() if key != "format"})
         texts = [settings.trained_for.model, settings.trained_for.path, *(entry.model for entry in settings.checked)]
-        texts += settings.skipped
         if len(settings.checked) > MOST_CHECKED or any(len(text) > MOST_TEXT for text in texts):
             raise ValueError(f"it holds more than {MOST_CHECKED:,} checks, or a text of over {MOST_TEXT} characters")
     except ValueError as error:

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
-from ttsnap.distill.draft.student import WEIGHTS
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafting import use_drafter
 
@@ -129,27 +127,6 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(undisturbed: dict
         run(config_of(), out, "sd3")
         assert left_by(out) == undisturbed
     assert moment > 40
-
-
-@pytest.mark.parametrize(("name", "left"), [
-    ("sd3", ("transformer_blocks.0",)),
-    ("sdxl", ("down_blocks.1.attentions.0.transformer_blocks.0",)),
-])  # fmt: skip
-def test_a_thinner_draft_names_the_blocks_that_it_leaves_out(name: str, left: tuple[str, ...], tmp_path: Path) -> None:
-    run(config_of(name, training={"lr": 1.0, "warmup": 0}), tmp_path / "whole", name)
-    start = str(tmp_path / "whole" / "draft")
-    run(config_of(name, training={"depth": 0.5, "start": start, "lr": 1e-9}), tmp_path / "thin", name)
-    folder = tmp_path / "thin" / "draft"
-    skipped, (made, whole) = read_draft(folder).skipped, (load_file(f / WEIGHTS) for f in (folder, Path(start)))
-    assert set(left) <= set(skipped)
-    gone = tuple(f".{block}." for block in skipped)
-    assert made.keys() == {key for key in whole if not any(block in key for block in gone)}
-    assert all(torch.equal(value, whole[key]) for key, value in made.items())
-
-
-def test_a_network_without_lists_of_blocks_gets_no_thinner_draft(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"training\.depth is 0\.5, but a UNet2DConditionModel has no list of alike"):
-        run(config_of("sd15", training={"depth": 0.5}), tmp_path, "sd15")
 
 
 def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
