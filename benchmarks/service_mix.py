@@ -1,0 +1,206 @@
+"""How fifty clients who want different things share `ttsnap serve`, against one at a time: fill, latency, fairness.
+
+    python benchmarks/service_mix.py                              # nine kinds of requests by 50 official openai clients
+    python benchmarks/service_mix.py --requests 50 --json mix.json
+    python benchmarks/service_mix.py --burst                      # 50 clients at once where few places are free
+
+Requests differ in size, steps, reward, LoRA and picture (KINDS). The same requests are made one at a time, half of them
+before the crowd and half after it, so that a machine that is busy with other work slows both alike. Slowdown is the
+latency of a request in the crowd by its latency alone. Jain's index of fairness is 1 where all clients get equally many
+evaluations a second, and 1/50 where one gets all. `--burst` counts how many clients get their image that ask again
+twice, as by default: where each is told a time of its own to come again, and where all are told 5 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import openai
+import peft
+import torch
+from openai import OpenAI
+from PIL import Image
+from service_load import PROMPTS, metric
+from ttsnap.pipelines import load, recommended
+from ttsnap.reward_models.registry import make_rewards
+
+from ttsnap.files.writing import markdown
+from ttsnap.request.offer import Offer
+from ttsnap.scenes import caption, parse
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.loras import LoraFolder
+from ttsnap.service.server import GenerationServer
+from ttsnap.service.tickets import Returns
+
+CLIENTS = 50
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "4 steps": {"steps": 4},
+    "10 steps": {"steps": 10},
+    "another reward": {"reward": "brightness"},
+    "another size": {"size": "32x16", "reward": "brightness"},
+    "LoRA a": {"lora": "a"},
+    "LoRA b": {"lora": {"name": "b", "scale": 0.5}},
+    "edit": {"picture": (32, 32), "strength": 0.7},
+    "edit of another size": {"picture": (24, 32), "strength": 0.7},
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    kind: str
+    seconds: float
+    nfe: int
+
+
+def save_lora(pipe: Any, folder: Path, seed: int) -> None:
+    """A random LoRA: the time that it takes does not depend on its weights."""
+    net = copy.deepcopy(pipe.transformer)
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, net, "made")
+    layers = peft.get_peft_model_state_dict(net, adapter_name="made")
+    type(pipe).save_lora_weights(folder, transformer_lora_layers=layers)
+
+
+def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer:
+    """A server of images and edits by the embedded model, on any free port."""
+    rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
+    offer = Offer("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
+    where = ("127.0.0.1", 0)
+    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where, lambda text: caption(parse(text)))
+
+
+def ask(client: OpenAI, number: int) -> Answer:
+    """Request number so and so: its kind, prompt and seed follow from that."""
+    kind = list(KINDS)[number % len(KINDS)]
+    own = {"steps": 6, "search": "best-of-n", "seed": 100 * number, **KINDS[kind]}
+    own["budget"] = f"{3 * own['steps']}nfe"
+    prompt, picture, begin = PROMPTS[number % len(PROMPTS)], own.pop("picture", None), time.monotonic()
+    if picture is None:
+        reply = client.images.generate(prompt=prompt, extra_body=own)
+    else:
+        file = io.BytesIO()
+        Image.effect_noise(picture, 80).convert("RGB").save(file, format="PNG")
+        reply = client.images.edit(image=("a.png", file.getvalue()), prompt=prompt, extra_body=own)
+    return Answer(kind, time.monotonic() - begin, reply.to_dict()["usage"]["nfe"])  # type: ignore[index]
+
+
+def made(url: str, clients: Sequence[Sequence[int]]) -> tuple[list[list[Answer]], float, float]:
+    """Requests by number, of each client one after the other: the answers of each, batch fill, and seconds in all."""
+    nfe, places, begin = metric(url, "ttsnap_nfe_total"), metric(url, "ttsnap_batch_places_total"), time.monotonic()
+
+    def one(numbers: Sequence[int]) -> list[Answer]:
+        with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600) as client:
+            return [ask(client, number) for number in numbers]
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        answers = list(pool.map(one, clients))
+    seconds = time.monotonic() - begin
+    used = metric(url, "ttsnap_nfe_total") - nfe, metric(url, "ttsnap_batch_places_total") - places
+    return answers, used[0] / used[1], seconds
+
+
+def mixed(url: str, requests: int) -> dict[str, Any]:
+    """The figures of one run."""
+    made(url, [range(len(KINDS))])  # engines and LoRAs are there
+    numbers = range(requests)
+    before = made(url, [numbers[::2]])
+    crowd = made(url, [numbers[i::CLIENTS] for i in range(min(CLIENTS, requests))])
+    after = made(url, [numbers[1::2]])
+    alone = [*before[0][0], *after[0][0]]
+    together = list(itertools.chain.from_iterable(crowd[0]))
+    shares = np.array([sum(each.nfe for each in own) / sum(each.seconds for each in own) for own in crowd[0]])
+    rows = {}
+    for kind in (*KINDS, "all"):
+        one, many = ([each.seconds for each in of if kind in (each.kind, "all")] for of in (alone, together))
+        p50, p90, p99 = np.percentile(many, [50, 90, 99])
+        rows[kind] = {"alone": float(np.median(one)), "p50": p50, "p90": p90, "p99": p99, "n": len(many)}
+    return {
+        "kinds": rows,
+        "fill": {"alone": (before[1] + after[1]) / 2, "crowd": crowd[1]},
+        "requests_per_second": {"alone": requests / (before[2] + after[2]), "crowd": requests / crowd[2]},
+        "jain": float(shares.sum() ** 2 / (len(shares) * (shares**2).sum())),
+        "load": os.getloadavg()[0],
+    }
+
+
+def burst(serve: Callable[[ServiceLimits], GenerationServer]) -> dict[str, dict[str, float]]:
+    """How many of 50 clients get their image who all come at once, where 4 searches run and 4 wait."""
+    found = {}
+    for told in ("a time of its own", "5 s"):
+        constant = nullcontext() if told != "5 s" else mock.patch.object(Returns, "wait", return_value=5)
+        with constant, serve(ServiceLimits(active=4, queue=4, per_key=100)) as server:
+            with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+                for _ in range(3):
+                    ask(client, 0)
+
+                def one(_: int, client: OpenAI = client) -> bool:
+                    try:
+                        ask(client, 0)
+                    except openai.RateLimitError:
+                        return False
+                    return True
+
+                begin = time.monotonic()
+                with ThreadPoolExecutor(CLIENTS) as pool:
+                    answered = sum(pool.map(one, range(CLIENTS)))
+                seconds = time.monotonic() - begin
+            refused = metric(server.url, 'ttsnap_requests_total{outcome="refused"}')
+        found[told] = {"answered": answered, "refusals": refused, "seconds": seconds}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=180, help="of the crowd; and as many one at a time")
+    parser.add_argument("--burst", action="store_true")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = load(task="image-to-image")
+        pipe.set_progress_bar_config(disable=True)
+        for seed, name in enumerate("ab"):
+            save_lora(pipe, Path(folder) / name, seed)
+        if a.burst:
+            found: dict[str, Any] = burst(lambda limits: server_of(pipe, Path(folder), limits))
+            print(
+                markdown(["told", *next(iter(found.values()))], [[told, *row.values()] for told, row in found.items()])
+            )
+        else:
+            with server_of(pipe, Path(folder), ServiceLimits(per_key=100, queue=100, active=64)) as server:
+                found = mixed(server.url, a.requests)
+            rows = [
+                [kind, row["n"], *(f"{row[name]:.2f}" for name in ("alone", "p50", "p90", "p99")),
+                 f"{row['p50'] / row['alone']:.1f}"]
+                for kind, row in found["kinds"].items()
+            ]  # fmt: skip
+            print(markdown(["kind", "requests", "alone s", "p50 s", "p90 s", "p99 s", "slowdown"], rows))
+            for name in ("fill", "requests_per_second"):
+                one, many = found[name]["alone"], found[name]["crowd"]
+                print(f"{name}: {one:.3g} one at a time, {many:.3g} by {CLIENTS} clients ({many / one:.2f} times)")
+            print(f"Jain's index: {found['jain']:.3f}; load of the machine: {found['load']:.1f}")
+    if a.json is not None:
+        a.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
