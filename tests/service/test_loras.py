@@ -42,12 +42,13 @@ from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, Lora
 from ttsnap.scenes import caption, parse
-from ttsnap.service.engines import ManyDevices, OneDevice, check_size
+from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, Video, request_of, validated
 from ttsnap.service.server import GenerationServer
+from ttsnap.service.sizes import check_size
 
 OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
 MIB = 2**20

@@ -32,11 +32,12 @@ from ttsnap.files.pictures import video_pixels
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.payload import read_payload
-from ttsnap.service.engines import OneDevice, check_size
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.opening import offer_of
 from ttsnap.service.server import GenerationServer
+from ttsnap.service.sizes import check_size
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 OWN = {"budget": "4images", "search": "best-of-n", "seed": 3}

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
-
-import torch
-from torch import Tensor
+from typing import Protocol
+from weakref import WeakValueDictionary, finalize
 
 from ttsnap.cluster.actor_group import Pool
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -23,11 +19,9 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
-from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
-from ttsnap.rewards.scoring import ask
 from ttsnap.sampling.denoiser import Can
 from ttsnap.service.edits import FRAME
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -40,9 +34,6 @@ PARAMS = {
     "mask": ("mask_image",),
 }
 """Arguments of a pipeline's call, by the parameter of a request that sets them."""
-
-MOST_SIZES = 256
-"""Calls whose usual size is kept."""
 
 
 class Engines(Protocol):
@@ -57,71 +48,6 @@ class Engines(Protocol):
 
     def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a spec that the model cannot do."""
-
-
-@torch.no_grad()
-def check_size(engines: Engines, spec: EngineSpec) -> None:
-    """FieldError for a size that the model cannot draw exactly, and for one that a reward cannot score.
-
-    Initial noise and a gray picture show it, without an evaluation. A spec without a size passes.
-    """
-    call = dict(spec.call)
-    if "width" not in call or "height" not in call:
-        return
-    own = {name: value for name, value in call.items() if name not in ("width", "height")}
-    width, height = int(str(call["width"])), int(str(call["height"]))
-    sampler = replace(spec.sampler, draft=None)  # its errors name the operator's files
-    try:
-        usual: UsualSize | None = _usual(engines.pipe, sampler, own)
-    except (RuntimeError, ValueError):  # a first frame may have sides that do not fit the model's own size
-        usual = None
-    try:
-        drawn = _noise(engines.pipe.sampling_denoiser(sampler, **call)).numel()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # latents that do not fit each other, or of no pixels
-        drawn = 0
-    instead = "leave size out, or give another"
-    if usual is not None:
-        instead = f"leave size out for {usual.width}x{usual.height}, or give another"
-    # The model cuts sides that are no multiples of its patches, and so the noise is smaller.
-    if not drawn or (usual is not None and drawn * usual.width * usual.height != usual.noise * width * height):
-        raise FieldError(
-            "size", f"the model does not draw {width}x{height}, whose sides do not fit its latents; {instead}"
-        )
-    if usual is None:
-        return
-    for name in spec.rewards:
-        reward = engines.rewards[name]
-        if reward.tokens or reward.needs:
-            continue
-        if _scored(reward, usual.width, usual.height) and not _scored(reward, width, height):
-            raise FieldError("size", f"the reward {name} cannot score images of {width}x{height}; {instead}")
-
-
-@dataclass(frozen=True)
-class UsualSize:
-    """The size of what a call without one draws."""
-
-    width: int
-    height: int
-    noise: int
-    """How many numbers its latents are."""
-
-
-_SIZES: WeakKeyDictionary[Any, dict[str, UsualSize]] = WeakKeyDictionary()
-"""Of pipelines, by sampler and call."""
-
-
-def _usual(pipe: SearchMixin, sampler: SamplerOptions, call: Mapping[str, Any]) -> UsualSize:
-    """Found once for a call. RuntimeError and ValueError for one that has no size of its own."""
-    known, key = _SIZES.setdefault(pipe, {}), repr((sampler, sorted(call.items())))
-    if key not in known:
-        denoiser = pipe.sampling_denoiser(sampler, **call)
-        if len(known) == MOST_SIZES:
-            known.clear()
-        known[key] = UsualSize(denoiser.layout.width, denoiser.layout.height, _noise(denoiser).numel())
-    return known[key]
 
 
 def field_at_fault(pipe: SearchMixin, spec: EngineSpec, usual: EngineSpec) -> str | None:
@@ -149,19 +75,6 @@ def _takes(pipe: SearchMixin, call: Mapping[str, object]) -> bool:
     except (ValueError, TypeError):
         return False
     return True
-
-
-def _scored(reward: RewardModel, width: int, height: int) -> bool:
-    """Whether a reward takes a gray picture of this size. Only a ValueError says that it does not: others may pass."""
-    gray = reward.trial_image()[:, :, :1, :1].expand(-1, -1, height, width).contiguous()
-    _, error = ask(reward, gray, [reward.example], torch.zeros(1, device=gray.device))
-    return not isinstance(error, ValueError)
-
-
-def _noise(denoiser: Any) -> Tensor:
-    denoiser.encode([Prompt("")])
-    noise: Tensor = denoiser.seen(denoiser.init_latents([torch.Generator().manual_seed(0)]))
-    return noise
 
 
 class OneDevice:

@@ -32,10 +32,11 @@ from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
-from ttsnap.service.engines import Engines, check_size
+from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
+from ttsnap.service.sizes import check_size
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
+from ttsnap.service.sizes import Representatives
 from ttsnap.service.tickets import Done, Passed, Returns, Ticket
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Worker(threading.Thread):
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
         self._returns = Returns()
+        self._representatives = Representatives(engines.pipe)
         self._deadline = float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -197,13 +199,14 @@ class Worker(threading.Thread):
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
             self._active[ticket], ticket.begun = searches, time.monotonic()
-            self._searches.move_to_end(spec)
+            self._searches.move_to_end(searches.spec)
             ticket.tell(Passed())
             for observer in self._observers:
                 observer.begun(ticket)
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
         """The searches on the engine of a spec, which is made where there is none."""
+        spec = self._representatives.of(spec)
         if spec not in self._searches:
             try:
                 made = Searches(self.engines, spec, self.limits, self._usual)
