@@ -73,6 +73,7 @@ class Packaged:
         right: what the score of an image that shows just what its prompt says meets.
         examples: prompts to begin with.
         showcase: to begin with before them.
+        draft: the folder of its drafter, which the draft "embedded" means.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Packaged:
     right: Requirement
     examples: tuple[str, ...]
     showcase: Showcase | None = None
+    draft: Path | None = None
 
     @property
     def report(self) -> str | None:
@@ -107,6 +109,7 @@ _MANY_STEPS = Packaged(
         8,
         {"best-of-n": (56, 3), "seed-pruning without drafts": (69, 3), "seed-pruning with drafts": (94, 3)},
     ),
+    draft=scenes.draft_path(),
 )
 MODELS = {
     EMBEDDED: _MANY_STEPS,
@@ -131,6 +134,18 @@ MODELS = {
         ),
     ),
 }
+
+
+def draft_folder(pipe: Any, where: str) -> Path:
+    """Where a drafter that is named may lie on disk. "embedded" is the packaged model's own, of pipelines from another
+    place that of the first model. ValueError for a packaged model without one."""
+    if where != EMBEDDED:
+        return Path(where).expanduser()
+    names = {str(ours.folder): name for name, ours in MODELS.items()}
+    name = names.get(str(pipe.name_or_path), EMBEDDED)
+    if (draft := MODELS[name].draft) is None:
+        raise ValueError(f"model {name} comes without a draft; ttsnap distill-draft --model {name} makes one")
+    return draft
 
 
 def showcase_of(request: SearchRequest, call: Mapping[str, object]) -> Showcase | None:

@@ -15,14 +15,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
+from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
-from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
-from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
 _ADAPTER = "ttsnap_draft"
@@ -56,7 +55,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
 
     spec is one of these. ":CALLS" after a text says how many calls a guess takes.
     - "hot": the model itself, at a lower noise level than the latents have; or a .json file with its settings.
-    - "embedded": the embedded model's own draft.
+    - "embedded": the packaged model's own draft.
     - a LoRA: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors.
     - a network: a folder or a hub id, also of a whole pipeline.
     - a network object, or a Drafter.
@@ -71,7 +70,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if not isinstance(spec, str):
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
-    path = draft_path() if where == EMBEDDED else Path(where).expanduser()
+    path = draft_folder(pipe, where)
     where = str(path) if path.exists() else where
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(path)

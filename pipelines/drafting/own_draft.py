@@ -15,6 +15,7 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from ttsnap.pipelines.model_defaults import defaults_of
+from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.pipelines.settings import adapters
 from ttsnap.reward_models.registry import suits_drafts
@@ -23,12 +24,10 @@ from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
-from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
-from ttsnap.scenes import draft_path
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
@@ -97,7 +96,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     if not own or fused or adapters(pipe) or hooked(pipe):
         return None
     where, _ = calls_of(defaults.draft)
-    settings = read_draft(draft_path() if where == EMBEDDED else where)
+    settings = read_draft(draft_folder(pipe, where))
     height, width = pipe.denoiser(**defaults.completed({}, pipe.call_arguments())).native_size(None, None)
     return OwnDraft(defaults.draft, settings, {"height": height, "width": width, **defaults.call})
 

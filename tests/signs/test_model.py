@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from train_worlds.signs import Recipe, build_tokenizer
 from ttsnap.pipelines import defaults, load, recommended
+from ttsnap.pipelines.drafting.drafters import make_drafter
 
 from ttsnap import BestOfN
 from ttsnap.cli import main
@@ -52,6 +53,11 @@ def test_seeds_of_a_search_are_the_stock_call(stock: Any, length: int) -> None:
     found = load("signs")(PROMPT, output_type="pt", batch_size=3, **search, **call).search[0]
     for candidate in found.images:
         assert torch.equal(candidate.image, expected[candidate.seed])
+
+
+def test_the_draft_of_another_model_is_none_of_its_own() -> None:
+    with pytest.raises(ValueError, match="signs comes without a draft; ttsnap distill-draft --model signs makes one"):
+        make_drafter(load("signs"), "transformer", "embedded")
 
 
 def test_prompts_of_another_world_are_refused() -> None:
