@@ -9,9 +9,10 @@ Of these:
 
 1. one seed: how often it is right, by kind, and the colours of the plate;
 2. rank correlation (Spearman) within prompts of a step's x0 estimate with the finished image, by similarity;
-3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE.
+3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE;
+4. with --draft, how the drafter's guesses rank the same seeds, and pruning by them, at equal NFE.
 
-Means over prompts with their standard errors.
+Means over prompts with their standard errors; differences between searches are paired by prompts.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from distilled_drafts import methods, with_looks
 from dtypes import add_dtype
 from embedded_curve import rows_of, table
 from few_step import mean
@@ -33,6 +36,7 @@ from ttsnap.reward_models.ocr import OCR
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
@@ -70,6 +74,8 @@ def main() -> None:
     p.add_argument("--score-steps", type=int, nargs="+", default=[2, 4, 6, 8, 11, 14], help="of the estimates")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other words of the same kinds")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
+    p.add_argument("--draft", help="a drafter of the model, as pipe(draft=...) takes it")
+    p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0"], help="of the drafter")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch-size", type=int, default=64)
     add_dtype(p)
@@ -85,12 +91,24 @@ def main() -> None:
         there = (a.recordings or Path(temporary)) / f"signs-{a.prompt_seed}"
         options = RecordOptions(a.seeds, seed=a.seed, steps=a.score_steps)
         recording = record(engine, prompts, there, options, info=call, progress_bar=True)
-        similarity, plate = np.moveaxis(recording.scores, -1, 0)
-        three = np.stack([similarity, similarity == 1, plate], -1).astype(np.float32)
-        found = measured(replace(recording, scores=three, reward_names=("similarity", "right", "plate")), a)
+        if a.draft:
+            drafted = pipe.engine(rewards, batch_size=a.batch_size, draft=a.draft, **call)
+            recording = with_looks(recording, drafted, [EstimatorAt.read(look) for look in a.looks], a.seed)
+        recording = replace(
+            recording,
+            scores=with_right(recording.scores),
+            looks={seen: with_right(scores) for seen, scores in recording.looks.items()},
+            reward_names=("similarity", "right", "plate"),
+        )
+        found = measured(recording, a)
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
+
+
+def with_right(scores: FloatArray) -> FloatArray:
+    """(..., 2) similarity and colour of the plate -> (..., 3), with whether the text is right between them."""
+    return np.insert(scores.astype(np.float32), 1, scores[..., 0] == 1, axis=-1)
 
 
 def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
@@ -106,13 +124,31 @@ def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
         (kind, *(f"{m:.3f} ± {e:.3f}" for m, e in (row["right"], row["similarity"], row["plate"])))
         for kind, row in one.items()
     ]))  # fmt: skip
-    ranks = [{"nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranked(recording, FIRST)]
-    print("\nSpearman by NFE: " + ", ".join(f"{r['nfe']:g}: {r['spearman']:.2f} ± {r['se']:.2f}" for r in ranks))
-    budgets = [Budget(nfe=b) for b in a.budgets]
-    curves = rows_of("best-of-n", best_of_n_curve(recording, budgets, utility=FIRST))
-    curves += rows_of("seed-pruning", curve(recording, SeedPruning(), budgets, a.repeats, utility=FIRST))
-    print("\n" + table(curves))
-    return {"one_seed": one, "ranks": ranks, "rows": curves}
+    ranks = [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranked(recording, FIRST)]
+    print("\n" + markdown(("NFE", "look", "Spearman"), [
+        (f"{r['nfe']:g}", r["look"], f"{r['spearman']:.3f} ± {r['se']:.3f}") for r in ranks
+    ]))  # fmt: skip
+    return {"one_seed": one, "ranks": ranks, **compared(recording, [Budget(nfe=b) for b in a.budgets], a)}
+
+
+def compared(recording: Recording, budgets: Sequence[Budget], a: argparse.Namespace) -> dict[str, Any]:
+    """Rows of each search, and how much more of the winners are right than of best-of-N's and of plain pruning's."""
+    curves = {"best-of-n": best_of_n_curve(recording, budgets, utility=FIRST)}
+    for name, algorithm in {"seed-pruning": SeedPruning(draft_share=0), **methods(recording)}.items():
+        curves[name] = curve(recording, algorithm, budgets, a.repeats, utility=FIRST)
+    rows = [row for name, c in curves.items() for row in rows_of(name, c)]
+    print(f"\n{table(rows)}\n")
+    more = [
+        {"search": name, "than": other, "budget": budget.nfe, "right": mean(c.scores[:, i, 1] - base.scores[:, i, 1])}
+        for other, base in list(curves.items())[:2]
+        for name, c in curves.items()
+        if list(curves).index(name) > list(curves).index(other)
+        for i, budget in enumerate(budgets)
+    ]
+    print(markdown(("search", "than", "budget", "right, paired"), [
+        (row["search"], row["than"], row["budget"], f"{row['right'][0]:+.3f} ± {row['right'][1]:.3f}") for row in more
+    ]))  # fmt: skip
+    return {"rows": rows, "paired": more}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from train_worlds.signs import Recipe, build_tokenizer
+from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.pipelines import defaults, load, recommended
-from ttsnap.pipelines.drafting.drafters import make_drafter
+from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap import BestOfN
 from ttsnap.cli import main
+from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
-from ttsnap.signs import sample_prompts, weights_path
+from ttsnap.sampling.drafts import TrainedFor, read_draft
+from ttsnap.sampling.rng import seeded
+from ttsnap.signs import draft_path, sample_prompts, weights_path
 
 PROMPT = 'a red sign that says "HARBOR" in white'
 CALL: dict[str, Any] = {**defaults("signs"), "num_inference_steps": 4}
@@ -55,9 +59,21 @@ def test_seeds_of_a_search_are_the_stock_call(stock: Any, length: int) -> None:
         assert torch.equal(candidate.image, expected[candidate.seed])
 
 
-def test_the_draft_of_another_model_is_none_of_its_own() -> None:
-    with pytest.raises(ValueError, match="signs comes without a draft; ttsnap distill-draft --model signs makes one"):
-        make_drafter(load("signs"), "transformer", "embedded")
+def test_its_draft_is_its_own_and_small() -> None:
+    assert sum(path.stat().st_size for path in draft_path().iterdir()) < 2_000_000
+    assert read_draft(draft_path()).trained_for == TrainedFor("signs", 20, 4.0)
+    assert load_settings(DraftConfig, draft_path().parent / "draft_recipe.yaml").model == "signs"
+    denoiser = load("signs").denoiser(**defaults("signs"))
+    use_drafter(denoiser, "embedded:2")
+    assert (denoiser.drafts.calls, denoiser.drafts.doubt("signs")) == (2, None)
+    denoiser.encode([PROMPT])
+    x, cond = denoiser.init_latents([seeded(i) for i in range(4)]), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        guess, estimate = denoiser.drafts.guess(x, cond, cond, 1), denoiser.predict(x, cond, cond).x0
+        for step in range(denoiser.grid.steps):
+            k = torch.full((4,), step)
+            x = denoiser.kernel.step(x, denoiser.predict(x, k, cond), k, [(0, 0, 0)] * 4, [None] * 4)[0]
+    assert (guess - x).pow(2).mean() < 0.6 * (estimate - x).pow(2).mean()
 
 
 def test_prompts_of_another_world_are_refused() -> None:

@@ -4,9 +4,14 @@ from pathlib import Path
 
 from .grammar import HARD_KINDS, KINDS, RGB, Sign, caption, parse, sample_prompts
 
-__all__ = ["HARD_KINDS", "KINDS", "RGB", "Sign", "caption", "parse", "sample_prompts", "weights_path"]
+__all__ = ["HARD_KINDS", "KINDS", "RGB", "Sign", "caption", "draft_path", "parse", "sample_prompts", "weights_path"]
 
 
 def weights_path() -> Path:
     """The diffusers folder of the model that writes."""
     return Path(__file__).parent / "weights"
+
+
+def draft_path() -> Path:
+    """Its draft: a LoRA that guesses where its sampler will end."""
+    return Path(__file__).parent / "draft"
