@@ -47,7 +47,7 @@ def main() -> None:
     p.add_argument("--prompt-seed", type=int, nargs="+", default=[0, 1])
     p.add_argument("--budget", type=int, default=200, help="NFE per prompt")
     p.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 5000], help="first seed of each search of a prompt")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 5000, 10000, 15000], help="of searches")
     p.add_argument("--start", type=int, default=2, help="of children, a step of 20")
     p.add_argument("--until", type=int, default=8)
     p.add_argument("--look", type=int, default=6)
