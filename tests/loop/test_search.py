@@ -257,7 +257,7 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
         costs = dry_costs(schedule, dry)
         for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
             budget = Budget.parse(text)
-            affordable = [n for n in range(1, 61) if budget.shortfall(costs(n), price) is None]
+            affordable = [n for n in range(1, 61) if budget.shortfall(costs(n, budget), price) is None]
             assert fit(schedule, dry, budget, most=60).n == max(affordable, default=1), (schedule, text)
 
 
@@ -266,9 +266,9 @@ def test_costs_that_rise_evenly_are_fitted_by_a_few_dry_runs() -> None:
     algorithm = make_algorithm("epsilon-greedy")  # of n candidates it takes 1 + 7 n evaluations
     costs, ran = dry_costs(algorithm, dry), list[int]()
 
-    def counted(n: int) -> Cost:
+    def counted(n: int, budget: Budget) -> Cost:
         ran.append(n)
-        return costs(n)
+        return costs(n, budget)
 
     assert fit(algorithm, dry, Budget(nfe=706), costs=counted).n == 100
     assert set(ran) == {1, 2, 4, 100, 101}

@@ -27,6 +27,7 @@ from ttsnap.simulation.calibrate import calibrate, enlarge, recorded_checks
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import best_of_n_curve, curve
+from ttsnap.simulation.sizing import sized_for
 from ttsnap.simulation.tune import tune
 
 GRID = Grid(tuple(np.linspace(1, 0, 11).tolist()))
@@ -59,6 +60,31 @@ def in_order(r: Recording, n: int) -> Any:
     """Each prompt's first n seeds, as the loop takes them."""
     draws = np.tile(np.arange(r.seeds, dtype=np.float32), (len(r.prompts), 1))
     return Orders(draws).play(r, n)
+
+
+@pytest.mark.parametrize("draft_again", [0.0, 0.5])
+@pytest.mark.parametrize("decodes", [0.0, 3.0, 12.0])
+@pytest.mark.parametrize("kind", ["flops", "seconds"])
+def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(
+    kind: str, decodes: float, draft_again: float
+) -> None:
+    """Drafts leave more seeds the dearer decodes are, and the number of seeds that a budget affords knows that."""
+    rates = dataclasses.replace(IN_FLOPS.flops, decodes=decodes)
+    price = dataclasses.replace(IN_FLOPS, **{kind: rates})
+    r = recording(4, price=price)
+    schedule = SeedPruning(keep=(0.5,), steps=(4,), draft_again=draft_again)
+    for amount in (250, 500, 900):
+        budget = Budget(**{kind: amount})
+        task, sized = sized_for(r, schedule, budget)
+        assert isinstance(sized, SeedPruning)
+        assert sized.n is not None
+        assert sized.n > 1
+        loop = search(r.prompts, sized, ReplayEngine(r), budget)
+        out = lockstep(sized, in_order(r, sized.n), 4, task)
+        assert (out.paid.spent(task) <= task.allowance * (1 + 1e-9)).all()
+        assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+        assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
+        assert out.winner.tolist() == [x.best.seed for x in loop]
 
 
 # --- the priced policy --------------------------------------------------------------------------------------------

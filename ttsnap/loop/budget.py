@@ -22,7 +22,8 @@ _KIND_OF = {kind.unit.removesuffix("s"): kind for kind in KINDS}
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
 MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
-"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow."""
+"""The largest caps; 1e15 for the others, which are counted in whole units: sums stay exact, and far from overflow.
+The largest of FLOPs or seconds holds nothing: a search only counts its plan in it, as `dry_costs` does."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class Cap:
     """By which the cap is counted."""
     unit: float
     """What one evaluation takes of the cap, with its share of gradients."""
+    unheld: Budget
+    """The budget by which searches plan alike without an end."""
     engine: Engine
 
     def task(self, keep: int = 1, shared: bool = False, later: bool = False) -> Task:
@@ -167,15 +170,16 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     """The cap that a search under `budget` plans by."""
     price, rewards = engine.price, len(engine.reward_names)
     by_passes = Rates(nfe=1.0, draft_calls=price.nfe_per_draft)
-    caps = [(float(budget.nfe), by_passes)] if budget.nfe is not None else []
-    for amount, rates in ((budget.flops, price.flops), (budget.seconds, price.seconds)):
+    caps = [(float(budget.nfe), by_passes, Budget())] if budget.nfe is not None else []
+    for kind, amount, rates in (("flops", budget.flops, price.flops), ("seconds", budget.seconds, price.seconds)):
         if amount is not None and rates is not None and rates.nfe > 0:
-            caps.append((amount, rates))
+            caps.append((np.inf if amount == MOST[kind] else amount, rates, Budget(**{kind: MOST[kind]})))
     whole = finish_cost(0, False, engine.grid, rewards, price)
-    amount, rates = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes))
+    capless = (np.inf, by_passes, Budget())
+    amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=capless)
     scoring = price.calls(rewards) * rates.reward_calls
     unit = (rates.of(whole) - rates.decodes - scoring - price.features * rates.features) / engine.grid.nfe
-    return Cap(amount, rates, unit, engine)
+    return Cap(amount, rates, unit, unheld, engine)
 
 
 def task_of(budget: Budget, engine: Engine, keep: int = 1, shared: bool = False) -> Task:

@@ -24,11 +24,14 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine, RunUsage
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Result
-from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.budget import Budget, task_of, tightest
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
 from ttsnap.loop.request import Listener, RequestClock, SearchSpec
 from ttsnap.loop.run import Run
+
+Costs = Callable[[int, Budget], Cost]
+"""What a search with n seeds costs that plans by this budget."""
 
 
 def search(
@@ -133,17 +136,20 @@ def check_budget(budget: Budget, engine: Engine) -> None:
         )
 
 
-def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Callable[[int], Cost]:
-    """What a search with n seeds costs without a budget, as a function of n; each n is run once, with random scores."""
+def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Costs:
+    """What a search with n seeds costs that plans by a budget and is not held to it, with random scores.
+
+    A plan counts what it takes in the tightest cap: drafts, for one, leave more seeds the dearer decodes are. Budgets
+    whose tightest caps are of one kind share the runs, one for each n."""
 
     @cache
-    def cost(n: int) -> Cost:
+    def run(n: int, unheld: Budget) -> Cost:
         dry = DryEngine(engine.grid, engine.reward_names, price=engine.price, draft_calls=engine.draft_calls)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-        spent: Cost = search([""], sized, dry, keep=keep)[0].spent.cost
+        spent: Cost = search([""], sized, dry, unheld, keep=keep)[0].spent.cost
         return spent
 
-    return cost
+    return lambda n, budget: run(n, tightest(budget, engine).unheld)
 
 
 def fit(
@@ -152,7 +158,7 @@ def fit(
     budget: Budget,
     keep: int = 1,
     most: int = 4096,
-    costs: Callable[[int], Cost] | None = None,
+    costs: Costs | None = None,
 ) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
@@ -166,10 +172,10 @@ def fit(
     costs = costs or dry_costs(algorithm, engine, keep)
 
     def affords(n: int) -> bool:
-        return budget.shortfall(costs(n), engine.price, seconds=True) is None
+        return budget.shortfall(costs(n, budget), engine.price, seconds=True) is None
 
     def share(n: int) -> float:
-        return budget.share(costs(n), engine.price, seconds=True)
+        return budget.share(costs(n, budget), engine.price, seconds=True)
 
     low, high = 1, 2
     while high <= most and affords(high):

@@ -18,6 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
+from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import OpenRecording, shard_path
@@ -94,7 +95,7 @@ def describe(
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
     every = KeepAll(steps=header.steps, looks=looks)
-    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1)))
+    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1, Budget())))
 
 
 def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:

@@ -15,13 +15,12 @@ from ttsnap.algorithms import name_of
 from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.search import dry_costs
+from ttsnap.loop.search import Costs, dry_costs
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import FAILED, Orders, draw_orders
@@ -141,7 +140,7 @@ class Study:
         return Curve((place.budget,), rewards, scores, total.mean(keepdims=True), total.max(keepdims=True))
 
     @cached_property
-    def _costs(self) -> list[Callable[[int], Cost]]:
+    def _costs(self) -> list[Costs]:
         """What n seeds of each method cost; the budgets share these dry runs."""
         return [dry_costs(method.algorithm, ReplayEngine(self.recording)) for method in self.methods]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,10 @@ import numpy as np
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.budget import Budget, task_of
-from ttsnap.loop.search import check_budget, dry_costs, fit
+from ttsnap.loop.search import Costs, check_budget, dry_costs, fit
 from ttsnap.recordings.replay import Recording, ReplayEngine
 
 
@@ -26,7 +25,7 @@ def sized_for(
     *,
     shared: bool = False,
     ledger: str = "honest",
-    costs: Callable[[int], Cost] | None = None,
+    costs: Costs | None = None,
 ) -> tuple[Task, Algorithm]:
     """The task under a budget, and the algorithm with as many seeds as the budget affords.
 
@@ -46,7 +45,7 @@ def sized_for(
     costs = costs or dry_costs(algorithm, engine)
     free = dataclasses.replace(algorithm, n=None)  # type: ignore[type-var]
     sized = fit(free, engine, budget, most=most, costs=costs)
-    unaffordable = sized.n == 1 and budget.shortfall(costs(1), engine.price) is not None
+    unaffordable = sized.n == 1 and budget.shortfall(costs(1, budget), engine.price) is not None
     return task, BestOfN(1) if unaffordable else sized
 
 
@@ -76,9 +75,12 @@ def short_of_budget(recording: Recording, algorithm: Algorithm, budgets: Sequenc
     if algorithm.n is None or isinstance(algorithm, PriceOfCompute):
         return None
     engine = ReplayEngine(recording)
-    cost = dry_costs(algorithm, engine)(algorithm.n)
-    wanting = [b for b in map(Budget.parse, budgets) if b.on(recording.grid).shortfall(cost, engine.price) is not None]
-    return wanting[-1] if wanting else None
+    costs, wanting = dry_costs(algorithm, engine), None
+    for budget in (Budget.parse(b) for b in budgets):
+        held = budget.on(recording.grid)
+        if held.shortfall(costs(algorithm.n, held), engine.price) is not None:
+            wanting = budget
+    return wanting
 
 
 def task_for(budget: Budget, engine: ReplayEngine, shared: bool = False) -> Task:
