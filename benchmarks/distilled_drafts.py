@@ -11,8 +11,7 @@ reported. Drafts of the same seeds are scored beside it, so that several drafter
    compute is calibrated on other prompts, which are not held out, and shares one pot among the prompts.
 3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters, differences to the first one
    are paired over prompts.
-4. Cascades: drafts of one call, the best again with a second one. After each table, strict accuracy over that of
-   pruning with drafts of one call, with the paired error over prompts.
+4. After each table, strict accuracy over that of pruning with drafts of one call, with the paired error over prompts.
 5. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
 Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
@@ -74,9 +73,6 @@ def main() -> None:
     p.add_argument("--reward", default=REWARDS[0], help="by which searches choose, as scenes-noise-aware")
     p.add_argument("--fit-seeds", type=int, default=40)
     p.add_argument(
-        "--cascades", nargs="*", default=["0.2:0.5", "0.3:0.3"], help="each as draft_share:draft_again of seed-pruning"
-    )
-    p.add_argument(
         "--score-steps", type=int, nargs="+", help="record the estimates of these steps only, which is faster"
     )
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
@@ -94,7 +90,6 @@ def main() -> None:
     p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
     a = p.parse_args()
 
-    cascades = [SeedPruning(draft_share=float(s), draft_again=float(g)) for s, g in (c.split(":") for c in a.cascades)]
     call, rewards = {**defaults(), "num_inference_steps": a.steps}, [a.reward, REWARDS[1]]
     pipe = load(dtype=getattr(torch, a.dtype))
     if a.compile:
@@ -135,7 +130,7 @@ def main() -> None:
         ranks, curves = ranked(drafted, SOFT), list(known)
         rows = [(f"{r.nfe:g}", r.seen, f"{r.mean:.3f} ± {r.error:.3f}") for r in ranks]
         print(f"\n## {name}\n\n{markdown(['NFE', 'look', 'Spearman'], rows)}")
-        for label, algorithm in methods(drafted, cascades).items():
+        for label, algorithm in methods(drafted).items():
             curves.append((label, curve(drafted, algorithm, budgets, a.repeats, utility=SOFT)))
         if fit is not None:
             learned = with_looks(fit, engine, [seen for seen in drafted.looks if seen.step == 0][:1], a.seed)
@@ -145,7 +140,7 @@ def main() -> None:
         print(f"\n{table(rows)}\n\n{gains_table(gains := gains_of(dict(curves)))}")
         if a.plot and name == a.draft[0]:
             plot(shown(rows), a.plot, {"strict": "share of winners that are right"})
-        by_flops = equal_flops(drafted, a.budgets, a.repeats, cascades)
+        by_flops = equal_flops(drafted, a.budgets, a.repeats)
         equal = [
             row | {"budget": round((cap.flops or 0) / drafted.price.flops.nfe), "flops": cap.flops}
             for label, c in by_flops.items()
@@ -249,26 +244,21 @@ def gains_table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown([f"strict, over {AGAINST}", *budgets], lines)
 
 
-def methods(recording: Recording, cascades: Sequence[SeedPruning] = ()) -> dict[str, SeedPruning]:
-    """Searches by drafts of the initial noise, by name: with the later cut that is the default, without one, and
-    cascades where drafts of one call and of two were recorded."""
+def methods(recording: Recording) -> dict[str, SeedPruning]:
+    """Searches by drafts of the initial noise, by name: with the later cut that is the default, and without one."""
     found = {}
     looks = {read_look(seen.look) for seen in recording.looks if seen.step == 0}
     for calls in sorted(look.calls for look in looks if isinstance(look, Draft)):
         found[f"{calls} call, cut"] = SeedPruning(draft_calls=calls)
         found[f"{calls} call, finish"] = SeedPruning(keep=(), levels=(), draft_calls=calls)
-    if {Draft(1), Draft(2)} <= looks:
-        found |= {f"1 call, 2 of {c.draft_again:.0%}, share {c.draft_share:g}": c for c in cascades}
     return found
 
 
-def equal_flops(
-    recording: Recording, budgets: Sequence[int], repeats: int, cascades: Sequence[SeedPruning] = ()
-) -> dict[str, Curve]:
+def equal_flops(recording: Recording, budgets: Sequence[int], repeats: int) -> dict[str, Curve]:
     """Best-of-N, pruning and drafts under caps in FLOPs: those of so many evaluations."""
     price = recording.price.flops
     caps = [Budget(flops=b * price.nfe) for b in budgets if b * price.nfe > least(recording)]
-    algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording, cascades)}
+    algorithms = {"pruning, no drafts": SeedPruning(draft_share=0), **methods(recording)}
     curves = {"best-of-n": best_of_n_curve(recording, caps, utility=SOFT)}
     return curves | {name: curve(recording, m, caps, repeats, utility=SOFT) for name, m in algorithms.items()}
 

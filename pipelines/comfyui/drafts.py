@@ -29,7 +29,7 @@ class GuiderDrafts:
         return self.drafter.passes(hooked=False)
 
     @torch.no_grad()
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         drafter, path = self.drafter, own_path(self.denoiser.guided)
         there, sigma = self.denoiser.in_model(x, step)
         t = self._time(sigma)
@@ -44,7 +44,7 @@ class GuiderDrafts:
             return made
 
         on_path = there if drafter.flow else there * rows(path.alpha(t), there)
-        return self.denoiser.kept(guess(path, estimate, on_path, t, calls, self.first_time, first))
+        return self.denoiser.kept(guess(path, estimate, on_path, t, calls, self.first_time))
 
     def level(self, step: int, calls: int) -> float:
         guided = self.denoiser.guided

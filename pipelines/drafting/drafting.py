@@ -41,7 +41,7 @@ class Drafting:
         return self.twin().passes_per_nfe
 
     @torch.no_grad()
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         twin, schedule, path = self.twin(), self.denoiser.schedule, own_path(self.denoiser.schedule)
         position = torch.from_numpy(self.denoiser.grid.calls)[step]
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
@@ -57,7 +57,7 @@ class Drafting:
             there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
-        return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time, first)
+        return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
 
     def level(self, step: int, calls: int) -> float:
         schedule, position = self.denoiser.schedule, int(self.denoiser.grid.calls[step])

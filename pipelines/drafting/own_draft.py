@@ -107,8 +107,7 @@ def _drafts(algorithm: Algorithm) -> bool:
         return True
     if not isinstance(algorithm, SeedPruning) or not algorithm.draft_share:
         return False
-    share, calls, again = algorithm.draft_share, algorithm.draft_calls, algorithm.draft_again
-    return SeedPruning(draft_share=share, draft_calls=calls, draft_again=again) == algorithm
+    return SeedPruning(draft_share=algorithm.draft_share, draft_calls=algorithm.draft_calls) == algorithm
 
 
 def _own_scheduler(scheduler: Any, folder: Path) -> bool:

@@ -24,7 +24,6 @@ from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
-from ..engine.test_drafts import made as drafting  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
 from .local import LocalPool, same, search_again, spent, stopped
 
@@ -46,16 +45,6 @@ def test_every_algorithm_finds_the_same_on_two_engines_of_which_one_dies(mixture
     pool.kills = 0
     again = search_again(alone[::-1], algorithm, cluster, budget)
     assert cluster.lost == again[0].spent.lost == Cost()
-
-
-@pytest.mark.parametrize(("actors", "kills"), [(2, 0), (2, 3), (3, 3)])
-def test_a_cascade_of_drafts_is_the_same_on_several_engines_that_die(actors: int, kills: int) -> None:
-    make, algorithm, budget = partial(drafting, error=1.0, batch=3), SeedPruning(draft_again=0.5), Budget(nfe=60)
-    alone = search(PROMPTS[:2], algorithm, make(), budget, keep=2)
-    cluster = ClusterEngine(LocalPool(make, actors, kills=kills, often=0.2, seed=kills))
-    together = search_again(alone, algorithm, cluster, budget)
-    assert [r.spent.cost for r in together] == [r.spent.cost for r in alone]
-    assert bool(together[0].spent.lost.draft_calls) == bool(kills)
 
 
 @pytest.mark.slow

@@ -134,21 +134,6 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     assert all(torch.allclose(event.image, torch.tensor(0.625), atol=1e-2) for event in drafted)
 
 
-def test_a_cascade_makes_further_calls_of_the_best_drafts_alone(model: Model) -> None:
-    drafts = Model(model.model_sampling)
-    cascade = {"name": "seed-pruning", "n": 20, "draft_again": 0.4}
-    heard: dict[str, dict[int, Any]] = {}
-    for search in (cascade, {"name": "keep-all", "n": 20, "looks": ["draft:2@0"], "steps": []}):
-        drafts.rows.clear()
-        events: list[Any] = []
-        found = searching(model, wanted(search=search), drafter=GuiderDrafter(Guider(drafts, 1.0), 1, 0.9))
-        spent = found.run(lambda grid, events=events: events.append).result.spent
-        assert sum(drafts.rows) == spent.cost.draft_calls
-        heard[search["name"]] = {e.uids[0]: e.scores for e in events if e.kind == "score" and e.look == "draft:2"}
-    assert len(heard["seed-pruning"]) == 8
-    assert heard["seed-pruning"].items() <= heard["keep-all"].items()
-
-
 def test_a_model_drafts_for_itself(model: Model) -> None:
     search = searching(model, wanted(search={"name": "seed-pruning", "n": 20}), cfg=1.0)
     found = replace(search, drafter=GuiderDrafter(search.guider, 1, 0.87)).run()

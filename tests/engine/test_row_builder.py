@@ -51,7 +51,7 @@ def begin(noise: InitialNoise, kind: Kind, *particles: Particle, start: int = 4,
     seed, store = particles[0].node.seed if particles else 5, Store({(1, i): p for i, p in enumerate(particles)})
     one, none = np.ones(1, int), np.empty(0, int)
     rows = Rows(kind * one, one - 1 if particles else -one, start * one, one * 8, one > 0, share * one)
-    plan = Plan(rows, one * 8, (seed * one).astype(np.uint64), one, one > 0, one < 0, {}, ESTIMATE, none, none)
+    plan = Plan(rows, one * 8, (seed * one).astype(np.uint64), one, one > 0, {}, ESTIMATE, none, none)
     return RowBuilder(noise, store).beginning(1, plan, 0)
 
 

@@ -62,17 +62,14 @@ def in_order(r: Recording, n: int) -> Any:
     return Orders(draws).play(r, n)
 
 
-@pytest.mark.parametrize("draft_again", [0.0, 0.5])
 @pytest.mark.parametrize("decodes", [0.0, 3.0, 12.0])
 @pytest.mark.parametrize("kind", ["flops", "seconds"])
-def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(
-    kind: str, decodes: float, draft_again: float
-) -> None:
+def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(kind: str, decodes: float) -> None:
     """Drafts leave more seeds the dearer decodes are, and the number of seeds that a budget affords knows that."""
     rates = dataclasses.replace(IN_FLOPS.flops, decodes=decodes)
     price = dataclasses.replace(IN_FLOPS, **{kind: rates})
     r = recording(4, price=price)
-    schedule = SeedPruning(keep=(0.5,), steps=(4,), draft_again=draft_again)
+    schedule = SeedPruning(keep=(0.5,), steps=(4,))
     for amount in (250, 500, 900):
         budget = Budget(**{kind: amount})
         task, sized = sized_for(r, schedule, budget)

@@ -68,9 +68,6 @@ class SeedPruning(Settings):
     (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
     draft_calls: Count | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
-    draft_again: Decay = 0.0
-    """A cascade: drafts take one call, and those of this share, the best, go on to draft_calls, at least two; 0 for one
-    round of drafts."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -109,13 +106,10 @@ class SeedPruning(Settings):
         if not (task.draft_calls and self.draft_share):
             return ()
         calls = self.draft_calls or task.draft_calls
-        drafts = [Check(0, 1.0, Draft(calls))]
-        if self.draft_again:
-            drafts = [Check(0, self.draft_again, Draft(1)), Check(0, 1.0, Draft(max(2, calls)))]
         # Drafts take n * one, n * keep survivors the rest.
-        one, rest = sum(costs_of_checks(drafts, task)), sum(costs_of_checks(checks, task))
+        one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task))
         keep = one / rest * (1 - self.draft_share) / self.draft_share
-        return (*drafts[:-1], drafts[-1]._replace(keep=min(1.0, keep / (self.draft_again or 1.0))))
+        return (Check(0, min(1.0, keep), Draft(calls)),)
 
     def pruning_cost(self, n: int, task: Task) -> float:
         """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all looks included."""
@@ -147,13 +141,12 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True)
 
     shares: times the share of seeds that come to it.
     """
-    costs, at, paid, drafted, share = [], 0, False, -1, 1.0
+    costs, at, paid, share = [], 0, False, 1.0
     for check in checks:
         extra, made, here = 0.0, 0, np.array([check.step])
         if check.step < task.grid.steps:
-            made, calls = int(check.look.evaluations(here, task.grid)[0]), int(check.look.draft_calls(here)[0])
-            extra = task.draft_cost * (calls - (calls > 0 and drafted == check.step)) + made - 1
-            drafted = check.step if calls else drafted
+            made = int(check.look.evaluations(here, task.grid)[0])
+            extra = task.draft_cost * int(check.look.draft_calls(here)[0]) + made - 1
         costs.append(share * (task.evaluations(at, check.step, paid=paid) + extra))
         at, paid = check.step, made > 0
         share *= check.keep if shares else 1.0

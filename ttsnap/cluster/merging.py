@@ -58,7 +58,6 @@ def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
     """The outcome of one job's cancelled rows on several actors."""
     ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
-    drafted = [part.drafted for part in parts if part.drafted is not None]
     gradients = [part.has_gradient for part in parts if part.has_gradient is not None]
     return Outcome(
         job,
@@ -68,7 +67,6 @@ def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
         look_cost=Cost().plus(*(part.look_cost for part in parts)),
         log_ratio=np.concatenate(ratios) if ratios else None,
         has_gradient=np.concatenate(gradients) if gradients else None,
-        drafted=np.concatenate(drafted) if drafted else None,
     )
 
 

@@ -106,8 +106,6 @@ class Outcome:
     """(n,) as in Particles."""
     has_gradient: BoolArray | None = None
     """(n,) as in Particles; only cancelled rows need to tell."""
-    drafted: BoolArray | None = None
-    """(n,) as in Particles; None where no particle has a guess of a drafter."""
     unspent: Cost = NOTHING
     """What these rows were charged for and did not take, of kinds known afterwards only (tokens); below 0 where they
     took more."""

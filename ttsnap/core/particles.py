@@ -45,8 +45,6 @@ class Particles:
     guidance."""
     has_gradient: BoolArray
     """(N,) whether the gradient at its step is paid."""
-    drafted: BoolArray
-    """(N,) whether the drafter's first call at its step is paid, from whose guess further calls go on."""
     utility: Utility
     """Makes one number of R scores."""
     moved: IntArray = field(default_factory=lambda: np.empty(0, int))
@@ -129,7 +127,7 @@ class Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
         more = self.utility, moved, left, self.features, self.diversity, self.gate
-        return Particles(*columns, self.log_ratio, self.has_gradient, self.drafted, *more)
+        return Particles(*columns, self.log_ratio, self.has_gradient, *more)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""

@@ -33,14 +33,6 @@ def goes_on(rows: Rows) -> BoolArray:
     return mask
 
 
-def has_guess(rows: Rows, particles: Particles) -> BoolArray:
-    """(n,) rows that stay where the drafter's first call is paid already."""
-    mask: BoolArray = goes_on(rows) & (rows.stop == rows.start)
-    if len(particles):
-        mask &= particles.drafted[rows.parent]
-    return mask
-
-
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
     """(n,) which of these uids of so many particles are the first of their kind."""
     rows, first = np.arange(len(uids)), np.empty(particles, int)
@@ -58,7 +50,6 @@ def row_costs(
     A row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A row that is scored
     before the end takes those of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
     is paid already. Children of one particle share its evaluation and its gradient: the first row that uses one pays.
-    A draft of a row that stays takes one call less if the first one at its step is paid: it is the same for all drafts.
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
@@ -76,7 +67,7 @@ def row_costs(
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := ahead * look.draft_calls(rows.stop)):
-        costs["draft_calls"] = drafts - ((drafts > 0) & has_guess(rows, particles))
+        costs["draft_calls"] = drafts
     if price.tokens:
         costs["tokens"] = rows.score * price.tokens
     if price.features:
@@ -150,8 +141,6 @@ class Plan:
     """(n,) of a row of kind NEAR, the sibling whose step noise it is near; else -1."""
     paid: BoolArray
     """(n,) whether the evaluation at `start` was paid before this move."""
-    guess: BoolArray
-    """(n,) whether the row stays where the drafter's first call was paid before this move."""
     costs: RowCosts
     """What each row takes."""
     look: Estimator
@@ -177,15 +166,9 @@ class Plan:
         mask: BoolArray = (rows.score & evaluated) | (self.paid & (rows.stop == rows.start))
         return mask & (rows.stop < grid.steps)
 
-    def drafted(self, grid: Grid) -> BoolArray:
-        """(n,) whether the drafter's first call at `stop` is paid once the rows are carried out."""
-        rows = self.rows
-        mask: BoolArray = self.guess | (rows.score & (rows.stop < grid.steps) & (self.look.draft_calls(rows.stop) > 0))
-        return mask
-
     def take(self, rows: IntArray | slice) -> Plan:
         """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on later ones."""
-        columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows], self.guess[rows]
+        columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows]
         costs = {kind: column[rows] for kind, column in self.costs.items()}
         return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)
 
@@ -210,8 +193,7 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
         seeds = np.where(fresh, seeds, particles.seed[parent])
         paid &= particles.cached[parent]
     costs = row_costs(rows, move.look, particles, grid, rewards, price)
-    guess = has_guess(rows, particles)
-    return Plan(rows, uid, seeds, near, paid, guess, costs, move.look, move.drop, move.reject)
+    return Plan(rows, uid, seeds, near, paid, costs, move.look, move.drop, move.reject)
 
 
 def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> BoolArray:
@@ -246,8 +228,6 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip
-    left = row_costs(rest, plan.look, particles, grid, rewards, price)
-    if "draft_calls" in plan.costs:  # all of them: the look's cost tells those that were made
-        left["draft_calls"] = plan.costs["draft_calls"][part]
-    cost += total(row_costs(mixed, plan.look, particles, grid, rewards, price)) + total(left)
+    for rows in (mixed, rest):
+        cost += total(row_costs(rows, plan.look, particles, grid, rewards, price))
     return cost - cancelled.look_cost

@@ -24,7 +24,7 @@ class ParticleTable:
         self._n = 0
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
-        self._flags = np.empty((4, 0), bool)  # cached, alive, has_gradient, drafted
+        self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
         self._ratio = np.empty(0)
         self._scores = np.empty((0, steps + 1, rewards))
         self._features: FloatArray | None = None  # made when the first ones tell how many there are
@@ -40,9 +40,8 @@ class ParticleTable:
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         features = None if self._features is None else self._features[:n]
         return Particles(
-            *seen, ratio, flags[2], flags[3], self._utility,
-            features=features, diversity=self._diversity, gate=self._gate,
-        )  # fmt: skip
+            *seen, ratio, flags[2], self._utility, features=features, diversity=self._diversity, gate=self._gate
+        )
 
     def place(self, plan: Plan) -> None:
         """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
@@ -66,7 +65,7 @@ class ParticleTable:
             room = max(n, more)
             self._seed = np.concatenate([self._seed, np.empty(room, np.uint64)])
             self._ints = np.concatenate([self._ints, np.empty((3, room), int)], axis=1)
-            self._flags = np.concatenate([self._flags, np.empty((4, room), bool)], axis=1)
+            self._flags = np.concatenate([self._flags, np.empty((3, room), bool)], axis=1)
             self._ratio = np.concatenate([self._ratio, np.zeros(room)])
             self._scores = np.concatenate([self._scores, np.full((room, *self._scores.shape[1:]), np.nan)])
             if self._features is not None:
@@ -74,7 +73,7 @@ class ParticleTable:
         rows = np.arange(n, n + more)
         self._seed[rows] = seeds
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
-        self._flags[:, rows] = np.array([False, True, False, False])[:, None]
+        self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
         self._n = n + more
         self.view = self._seen(self._ints, self._flags)
 
@@ -83,7 +82,6 @@ class ParticleTable:
         uids = outcome.uids
         self._ints[1, uids] = outcome.step
         self._flags[0, uids] = outcome.cached
-        self._flags[3, uids] = False if outcome.drafted is None else outcome.drafted
         if outcome.has_gradient is not None:
             self._flags[2, uids] = outcome.has_gradient
         if outcome.log_ratio is not None:

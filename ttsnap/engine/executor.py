@@ -105,19 +105,13 @@ class Executor:
         self.count(Cost(), 1)
 
     def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
-        """The drafter's first guess at each of these nodes, or the rest of so many calls after it."""
+        """One guess of so many calls by the drafter at each of these nodes."""
         x, at, cond = self._batch(pending)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
-        begun = [node.guess for _, node in pending if node.guess is not None]
-        begun += begun[-1:] * (len(x) - len(begun))  # padded as the batch is
-        first = torch.stack(begun).to(x.device) if calls > 1 else None
-        guess = drafts_of(self.denoiser).guess(x, steps, cond, calls, first)
-        kept = guess.cpu() if first is None else None
+        guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
         for i, (_, node) in enumerate(pending):
             node.keep_prediction(Prediction(guess, guess), i)
-            if kept is not None:
-                node.guess = kept[i].clone()
-        self.count(Cost(draft_calls=max(1, calls - 1) * len(pending)))
+        self.count(Cost(draft_calls=calls * len(pending)))
 
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded with `padded`."""

@@ -285,5 +285,4 @@ class LiveEngine(Engine):
             look_cost=Cost().plus(*(row.look.cost for row in rows)),
             log_ratio=report.log_ratio,
             has_gradient=report.has_gradient,
-            drafted=np.array([row.look.guessed for row in rows], bool),
         )

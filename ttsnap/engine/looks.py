@@ -27,15 +27,10 @@ class LookRun:
     scores: ClassVar[bool] = False
     reads_estimate: ClassVar[bool] = False
     """Whether it needs the x0 estimate at the stop, hence an evaluation there."""
-    guessed: bool = False
-    """Whether the drafter's first call where the particle stops is paid. Set from the plan."""
+    draft_calls: int = 0
+    """Calls of the drafter that `waiting` takes, 0 for an evaluation of the denoiser."""
     node: Node | None = None
     """The last node that was made beside the particle, for a look that makes any."""
-
-    @property
-    def lane(self) -> int:
-        """What `waiting` waits for: 0 for the denoiser, 1 for the drafter's first call, m for the rest of m calls."""
-        return 0
 
     def scored(self, here: Node) -> Node:
         """The node whose x0 is scored, of a particle that stops `here`."""
@@ -117,44 +112,30 @@ class RolloutRun(BesideRun):
 class DraftRun(LookRun):
     """Scores what the drafter makes of the particle's latent, on a node beside the particle.
 
-    The first call is the same in drafts of any number of calls. Its guess stays with the particle, and later drafts go
-    on from it. level: the noise level that the drafter's last call is told. Its answer is blurred about as an x0
-    estimate of that level is, and noise-aware rewards judge it as one.
+    level: the noise level that the drafter's last call is told. Its answer is blurred about as an x0 estimate of that
+    level is, and noise-aware rewards judge it as one.
     """
 
     scores = True
 
     def __init__(self, calls: int, level: float) -> None:
-        self._calls, self._level = calls, level
-        self._begun = self._paid = False  # whether the first guess is there, and was paid before
+        self.draft_calls, self._level = calls, level
 
-    def advance(self, here: Node) -> None:
-        """Go on where the particle is at its stop, and has its first guess or has just got it."""
+    def begin(self, here: Node) -> None:
+        """The particle has come to its stop."""
         if self.node is None:
-            self._paid = self.guessed
-            guess = here.guess if self._paid else None  # where a device was lost, it is made again
-            self.node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in, guess=guess)
-            if guess is not None and self._calls == 1:
-                self.node.prediction = Prediction(guess, guess)
-        if self.node.guess is not None and not self._begun:
-            here.guess, self.guessed, self._begun = self.node.guess, True, True
-            if self._calls > 1:
-                self.node.prediction = None
+            self.node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
 
     def level(self, stop: int, grid: Grid) -> float:
         return self._level
 
     @property
-    def lane(self) -> int:
-        return self._calls if self._begun else 1
-
-    @property
     def done(self) -> bool:
-        return self._begun and self.waiting is None
+        return self.node is not None and self.waiting is None
 
     @property
     def cost(self) -> Cost:
-        return Cost(draft_calls=(self._begun and not self._paid) + (self._calls - 1) * self.done)
+        return Cost(draft_calls=self.draft_calls) if self.done else Cost()
 
 
 def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
@@ -162,7 +143,7 @@ def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> 
     ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
     for look, here in looks:
         if isinstance(look, DraftRun):
-            look.advance(here)
+            look.begin(here)
         if isinstance(look, BesideRun) and (point := look.next_point(here)) is not None:
             ready.setdefault(type(look), []).append((look, look.scored(here), point))
     for kind, going in ready.items():

@@ -100,8 +100,8 @@ class Row:
 
     @property
     def lane(self) -> int:
-        """As LookRun.lane; 0 where it waits for the denoiser, or for nothing."""
-        return self.look.lane if self.at_stop and not self.look.done else 0
+        """Calls of the drafter that it waits for; 0 where it waits for the denoiser, or for nothing."""
+        return self.look.draft_calls if self.look.draft_calls and self.at_stop and not self.look.done else 0
 
     @property
     def done(self) -> bool:
@@ -148,8 +148,6 @@ class RowBuilder:
         if node.prediction is None and node.step(grid)[0] == stop and not score:
             # Siblings may use this node's evaluation in this move; this row pays for its own later (plans.py).
             node = node.unpaid()
-        look = look_run(plan.look.at(stop), score, stop, denoiser)
-        look.guessed = bool(plan.guess[i])
         return Row(
             job=job,
             uid=int(plan.uid[i]),
@@ -158,7 +156,7 @@ class RowBuilder:
             stop=stop,
             end=int(grid.calls[stop]),
             last=stop == grid.steps,
-            look=look,
+            look=look_run(plan.look.at(stop), score, stop, denoiser),
             branched_at=begun.branched_at,
             near=begun.near,
             ascends_from=begun.ascends_from,

@@ -52,9 +52,6 @@ class Node:
     """Where the noise came from, if one step has made this particle from another one; None after any other step."""
     latents_before: tuple[Tensor, ...] = ()
     """The last latents before this one, newest last, as many as a gradient of the finished image goes back through."""
-    guess: Tensor | None = None
-    """The drafter's first guess from here, once it is made; in host memory, as every seed of a search may wait with
-    one."""
 
     @property
     def x(self) -> Tensor:
@@ -90,7 +87,7 @@ class Node:
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
         node = Node(self.job, self.seed, self.position, self.latent, self.kernel_state, self.mixed_in)
-        node.step_noise, node.log_ratio, node.guess = self.step_noise, self.log_ratio, self.guess
+        node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
         return node
 
 

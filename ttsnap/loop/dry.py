@@ -42,13 +42,13 @@ class DryEngine(Engine):
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = plan.rows
-        cached, drafted = plan.cached(self.grid), plan.drafted(self.grid)
+        cached = plan.cached(self.grid)
         for scored, (at,) in ((True, rows.score.nonzero()), (False, (~rows.score).nonzero())):
             if len(at):
                 stop = rows.stop[at]
                 scores = self.scores(job, plan.seed[at], stop, plan.look) if scored else None
                 images = [None] * len(at) if scored else None
-                self._done.append(Outcome(job, plan.uid[at], stop, cached[at], scores, images, drafted=drafted[at]))
+                self._done.append(Outcome(job, plan.uid[at], stop, cached[at], scores, images))
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:
         """(n, R) scores of these seeds at these steps, unfinished ones by this look."""

@@ -57,11 +57,10 @@ class Drafts(Protocol):
     def passes(self) -> int:
         """Forward passes of one call: 1 without guidance."""
 
-    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int, first: Tensor | None = None) -> Tensor:
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         """x (N, ...) at grid steps (N,) before the last, of prompts (N,) -> x0 (N, ...), in so many calls.
 
-        first: what it gave for them in one call, which is not made again. step and cond are long, on the CPU. Nothing
-        is drawn. ValueError for no calls.
+        step and cond are long, on the CPU. Nothing is drawn. ValueError for no calls.
         """
 
     def level(self, step: int, calls: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -209,18 +208,14 @@ def carried(path: Interpolant, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> T
     return rows(path.alpha(s), x) * x0 + rows(path.sigma(s), x) * eps_from_x0(path, x, x0, t)
 
 
-def guess(
-    path: Interpolant, estimate: Estimate, x: Tensor, t: Tensor, calls: int, first_time: float,
-    first: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def guess(path: Interpolant, estimate: Estimate, x: Tensor, t: Tensor, calls: int, first_time: float) -> Tensor:
     """The guess of the end (N, ...) from x (N, ...) at times t (N,) of `path`, in so many calls.
 
-    first: the guess of the first call, which is the same for any number of them; None where it is to be made. The noise
-    of x is kept: between calls x moves towards the last guess along the same noise, nothing is drawn.
+    The noise of x is kept: between calls x moves towards the last guess along the same noise, nothing is drawn.
     """
-    plan = call_times(t, calls, first_time)
-    x0 = estimate(x, plan[0][1]) if first is None else first
-    for (before, _), (now, told) in pairwise(plan):
-        x = carried(path, x, x0, before, now)
+    x0 = x
+    for j, (now, told) in enumerate(plan := call_times(t, calls, first_time)):
+        if j:
+            x = carried(path, x, x0, plan[j - 1][0], now)
         x0 = estimate(x, told)
     return x0

@@ -96,7 +96,7 @@ class _Lockstep:
         ints, flags = np.empty((b, 0), int), np.empty((b, 0), bool)
         scores = np.empty((b, 0, task.grid.steps + 1, rewards))
         arrays = ints, ints, ints, flags, flags, scores, ints, scores[:, :, 0, 0], flags
-        self.particles = Particles(*arrays, flags, utility, ints, np.zeros(b))
+        self.particles = Particles(*arrays, utility, ints, np.zeros(b))
         self.moved = ints
         self.paid = Tally(*(np.zeros(b, int) for _ in Tally._fields))
 
@@ -133,11 +133,7 @@ class _Lockstep:
             calls = calls + ahead * move.look.evaluations(rows.stop, grid)
         if rows.parent.ndim > 1:
             calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
-        drafts = ahead * move.look.draft_calls(rows.stop)
-        if rows.parent.ndim > 1:
-            guess = take(self.particles.drafted, rows.parent) & (rows.stop == rows.start)
-            drafts = drafts - (guess & (drafts > 0))
-        columns = calls, drafts, rows.score, rows.score & ~ahead
+        columns = calls, ahead * move.look.draft_calls(rows.stop), rows.score, rows.score & ~ahead
         return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))
 
     def carry_out(self, searches: IntArray, move: Move, takes: Tally) -> None:
@@ -174,10 +170,7 @@ class _Lockstep:
         p, at = self.particles, self._places(searches, uids)
         grid, cached = self.task.grid, p.cached.ravel()
         evaluated = score & (look.evaluations(stop, grid) > 0)
-        stays = p.step.ravel()[at] == stop
-        cached[at] = (evaluated | (cached[at] & stays)) & (stop < grid.steps)
-        drafts = score & (look.draft_calls(stop) > 0)
-        p.drafted.ravel()[at] = (drafts | (p.drafted.ravel()[at] & stays)) & (stop < grid.steps)
+        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (stop < grid.steps)
         p.step.ravel()[at] = stop
         if score.all():
             by_step = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])
@@ -197,7 +190,7 @@ class _Lockstep:
         self.particles = Particles(
             seed, parent, _widened(p.step, more, 0), _widened(p.cached, more, False), _widened(p.alive, more, True),
             scores, _widened(p.scored, more, -1), np.broadcast_to(0.0, (self.b, n)),
-            np.broadcast_to(False, (self.b, n)), _widened(p.drafted, more, False), p.utility, p.moved, p.left,
+            np.broadcast_to(False, (self.b, n)), p.utility, p.moved, p.left,
         )  # fmt: skip
 
     def finish(self, chosen: dict[int, int]) -> None:
