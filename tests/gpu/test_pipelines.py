@@ -97,7 +97,7 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
     assert guess.device.type == device.type
     assert guess.isfinite().all()
     assert apart(guess, hot) > 1e-3
-    assert base.costs().draft > base.costs().nfe / base.passes_per_nfe
+    assert base.costs().draft == base.costs().nfe / base.passes_per_nfe  # merged: a call is one pass
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
