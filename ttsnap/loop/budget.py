@@ -171,9 +171,13 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     price, rewards = engine.price, len(engine.reward_names)
     by_passes = Rates(nfe=1.0, draft_calls=price.nfe_per_draft)
     caps = [(float(budget.nfe), by_passes, Budget())] if budget.nfe is not None else []
-    for kind, amount, rates in (("flops", budget.flops, price.flops), ("seconds", budget.seconds, price.seconds)):
+    flops, seconds = MOST["flops"], MOST["seconds"]
+    for amount, most, rates, unheld in (
+        (budget.flops, flops, price.flops, Budget(flops=flops)),
+        (budget.seconds, seconds, price.seconds, Budget(seconds=seconds)),
+    ):
         if amount is not None and rates is not None and rates.nfe > 0:
-            caps.append((np.inf if amount == MOST[kind] else amount, rates, Budget(**{kind: MOST[kind]})))
+            caps.append((np.inf if amount == most else amount, rates, unheld))
     whole = finish_cost(0, False, engine.grid, rewards, price)
     capless = (np.inf, by_passes, Budget())
     amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=capless)
