@@ -10,7 +10,8 @@ Of these:
 1. one seed: how often it is right, by kind, and the colours of the plate;
 2. rank correlation (Spearman) within prompts of a step's x0 estimate with the finished image, by similarity;
 3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE;
-4. with --draft, how the drafter's guesses rank the same seeds, and pruning by them, at equal NFE.
+4. with --draft, how the drafter's guesses rank the same seeds, and pruning by them;
+5. the searches again at equal FLOPs: those of as many evaluations, with which decodes are paid as well.
 
 Means over prompts with their standard errors; differences between searches are paired by prompts.
 """
@@ -20,14 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from distilled_drafts import methods, with_looks
+from distilled_drafts import least, methods, with_looks
 from dtypes import add_dtype
 from embedded_curve import rows_of, table
 from few_step import mean
@@ -128,22 +129,30 @@ def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
     print("\n" + markdown(("NFE", "look", "Spearman"), [
         (f"{r['nfe']:g}", r["look"], f"{r['spearman']:.3f} ± {r['se']:.3f}") for r in ranks
     ]))  # fmt: skip
-    return {"one_seed": one, "ranks": ranks, **compared(recording, [Budget(nfe=b) for b in a.budgets], a)}
+    by_nfe = compared(recording, {b: Budget(nfe=b) for b in a.budgets}, a)
+    print("\nat the FLOPs of so many evaluations, decodes included")
+    worth = {b: b * recording.price.flops.nfe for b in a.budgets}
+    caps = {b: Budget(flops=flops) for b, flops in worth.items() if flops > least(recording)}
+    return {"one_seed": one, "ranks": ranks, **by_nfe, "equal_flops": compared(recording, caps, a)}
 
 
-def compared(recording: Recording, budgets: Sequence[Budget], a: argparse.Namespace) -> dict[str, Any]:
-    """Rows of each search, and how much more of the winners are right than of best-of-N's and of plain pruning's."""
+def compared(recording: Recording, caps: Mapping[int, Budget], a: argparse.Namespace) -> dict[str, Any]:
+    """Rows of each search, and how much more of the winners are right than of best-of-N's and of plain pruning's.
+
+    caps: by the numbers of evaluations that they are worth.
+    """
+    budgets = list(caps.values())
     curves = {"best-of-n": best_of_n_curve(recording, budgets, utility=FIRST)}
     for name, algorithm in {"seed-pruning": SeedPruning(draft_share=0), **methods(recording)}.items():
         curves[name] = curve(recording, algorithm, budgets, a.repeats, utility=FIRST)
-    rows = [row for name, c in curves.items() for row in rows_of(name, c)]
+    rows = [row | {"budget": n} for name, c in curves.items() for n, row in zip(caps, rows_of(name, c), strict=True)]
     print(f"\n{table(rows)}\n")
     more = [
-        {"search": name, "than": other, "budget": budget.nfe, "right": mean(c.scores[:, i, 1] - base.scores[:, i, 1])}
+        {"search": name, "than": other, "budget": n, "right": mean(c.scores[:, i, 1] - base.scores[:, i, 1])}
         for other, base in list(curves.items())[:2]
         for name, c in curves.items()
         if list(curves).index(name) > list(curves).index(other)
-        for i, budget in enumerate(budgets)
+        for i, n in enumerate(caps)
     ]
     print(markdown(("search", "than", "budget", "right, paired"), [
         (row["search"], row["than"], row["budget"], f"{row['right'][0]:+.3f} ± {row['right'][1]:.3f}") for row in more
