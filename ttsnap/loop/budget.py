@@ -171,16 +171,14 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     price, rewards = engine.price, len(engine.reward_names)
     by_passes = Rates(nfe=1.0, draft_calls=price.nfe_per_draft)
     caps = [(float(budget.nfe), by_passes, Budget())] if budget.nfe is not None else []
-    flops, seconds = MOST["flops"], MOST["seconds"]
     for amount, most, rates, unheld in (
-        (budget.flops, flops, price.flops, Budget(flops=flops)),
-        (budget.seconds, seconds, price.seconds, Budget(seconds=seconds)),
+        (budget.flops, MOST["flops"], price.flops, Budget(flops=MOST["flops"])),
+        (budget.seconds, MOST["seconds"], price.seconds, Budget(seconds=MOST["seconds"])),
     ):
         if amount is not None and rates is not None and rates.nfe > 0:
             caps.append((np.inf if amount == most else amount, rates, unheld))
     whole = finish_cost(0, False, engine.grid, rewards, price)
-    capless = (np.inf, by_passes, Budget())
-    amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=capless)
+    amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget()))
     scoring = price.calls(rewards) * rates.reward_calls
     unit = (rates.of(whole) - rates.decodes - scoring - price.features * rates.features) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
