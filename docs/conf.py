@@ -58,12 +58,12 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
-        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent|weakref)\..*",
+        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent|weakref|opentelemetry)\..*",
     ),
     # Aliases of types, which have no entry, and the bounds within them.
     (
         r"py:class",
-        r"rng\.Key|Device|Command|KernelState|CallState|Count|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*",
+        r"rng\.Key|Device|Command|KernelState|CallState|Count|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|WIDTH_HEIGHT.*",
     ),
     (r"py:class", r"inf|[\d.]+"),
     (r"py:class", r"ObjectRef|ObjectRefGenerator"),  # of Ray, which is imported for type checks alone
