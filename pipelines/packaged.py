@@ -37,20 +37,17 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Showcase:
-    """A prompt, a budget and a first seed at which a search visibly beats best-of-N, and how often it does.
-
-    Args:
-        prompt: chosen because the search gains much there.
-        budget: for each search.
-        seed: chosen among the first seeds because the difference shows.
-        odds: by search, the percent of random first seeds whose winner is right, and its standard error, as
-            benchmarks/showcase.py measured them in float32.
-    """
+    """A prompt, a budget and a first seed at which a search visibly beats best-of-N, and how often it does."""
 
     prompt: str
+    """Chosen because the search gains much there."""
     budget: str
+    """Of each search."""
     seed: int
+    """Chosen among the first seeds because the difference shows."""
     odds: Mapping[str, tuple[int, int]]
+    """By search, the percent of random first seeds whose winner is right, and its standard error, as
+    benchmarks/showcase.py measured them in float32."""
 
     @property
     def words(self) -> str:
