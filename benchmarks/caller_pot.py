@@ -1,6 +1,6 @@
 """A pot that a caller's requests share over time (`ttsnap serve --shared-pot`), against budgets of their own.
 
-    python benchmarks/caller_pot.py --recordings /tmp/pot
+    python benchmarks/caller_pot.py --recordings pot
 
 Held-out captions of the embedded world are recorded, easy and hard ones. A caller sends them in a random order, each
 with the same budget: one after the other, or several at a time, of which the next is sent when one is done. What a

@@ -25,6 +25,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.core.names import unknown
@@ -169,6 +170,6 @@ class TracedRequests:
             try:
                 await self.app(scope, receive, sent)
             finally:
-                if (route := getattr(scope.get("route"), "path", None)) is not None:
-                    span.update_name(f"{method} {route}")
-                    span.set_attribute("http.route", route)
+                if isinstance(route := scope.get("route"), Route):
+                    span.update_name(f"{method} {route.path}")
+                    span.set_attribute("http.route", route.path)
