@@ -92,9 +92,12 @@ def test_a_perfect_drafter_finds_the_best_of_all_it_drafted() -> None:
     assert result.best.seed == every.best.seed
     assert result.best.reward == pytest.approx(every.best.reward, abs=1e-12)
     assert result.spent.cost.draft_calls == counted(live).drafted == 30
-    assert result.spent.nfe == counted(live).calls < 30 * 8 / 4
-    assert result.spent.forward_passes == 2 * result.spent.nfe + 30
-    assert result.spent.to_json()["draft_calls"] == 30
+    assert result.spent.cost.nfe == counted(live).calls < 30 * 8 / 4
+    assert result.spent.forward_passes == 2 * result.spent.cost.nfe + 30 == 2 * result.spent.nfe
+    assert (told := result.spent.to_json())["draft_calls"] == 30
+    assert told["nfe"] == result.spent.counts()["nfe"] == result.spent.nfe == result.spent.cost.nfe + 15
+    assert f"{result.spent.nfe:.0f} NFE" in repr(result)
+    assert str(result.spent).startswith(f"{result.spent.nfe:.0f} nfe, ")
 
 
 @given(
@@ -117,9 +120,9 @@ def test_ledger_equals_counter(
         on_event=lambda event: ticks.append(event) if event.kind == "tick" else None,
         should_stop=lambda: stop_after is not None and len(ticks) > stop_after,
     )  # fmt: skip
-    assert sum(r.spent.nfe for r in results) == counted(live).calls
+    assert sum(r.spent.cost.nfe for r in results) == counted(live).calls
     assert sum(r.spent.cost.draft_calls for r in results) == counted(live).drafted
-    assert all(r.spent.nfe + r.spent.cost.draft_calls / 2 <= budget for r in results)
+    assert all(r.spent.nfe <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
 
 
@@ -127,8 +130,8 @@ def test_ledger_equals_counter(
 def test_drafts_take_their_share_of_the_budget(share: float) -> None:
     (result,) = search(["a"], SeedPruning(draft_share=share), made(), "400nfe")
     drafts = result.spent.cost.draft_calls / 2
-    assert drafts / (drafts + result.spent.nfe) == pytest.approx(share, abs=0.03)
-    assert 390 < drafts + result.spent.nfe <= 400
+    assert drafts / result.spent.nfe == pytest.approx(share, abs=0.03)
+    assert 390 < result.spent.nfe <= 400
 
 
 def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
@@ -138,7 +141,7 @@ def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     (result,) = search(["a"], SeedPruning(), live, budget)
     assert result.spent.flops <= budget.flops  # type: ignore[operator]
     assert result.spent.flops_by["denoise"] == pytest.approx(
-        result.spent.nfe * live.price.flops.nfe + 3.0 * result.spent.cost.draft_calls
+        result.spent.cost.nfe * live.price.flops.nfe + 3.0 * result.spent.cost.draft_calls
     )
     (few,) = search(["a"], SeedPruning(), live, "400nfe,10draftcalls")
     assert few.spent.cost.draft_calls <= 10
@@ -218,8 +221,8 @@ def test_a_noise_aware_reward_is_told_what_the_drafter_was_told() -> None:
 def test_without_other_checks_the_best_drafts_are_finished() -> None:
     (result,) = search(["a"], SeedPruning(keep=(), levels=(), draft_share=0.5), made(error=0.1), "160nfe")
     drafts, finished = result.spent.cost.draft_calls, result.spent.cost.decodes - result.spent.cost.draft_calls
-    assert result.spent.nfe == 8 * finished
-    assert drafts / 2 / (drafts / 2 + result.spent.nfe) == pytest.approx(0.5, abs=0.03)
+    assert result.spent.cost.nfe == 8 * finished
+    assert drafts / 2 / result.spent.nfe == pytest.approx(0.5, abs=0.03)
     (plain,) = search(["a"], SeedPruning(keep=(), levels=(), draft_share=0), made(), "160nfe")
     assert (plain.spent.nfe, plain.spent.cost.decodes) == (160, 20)  # best-of-N
     with pytest.raises(ValueError, match="rollout 2 is for the first check, and there is none"):
@@ -261,7 +264,7 @@ def test_rows_of_one_move_are_looked_at_as_is_planned_for_their_steps(stop: int)
     (result,) = search(["a"], Mixed(2), live, on_event=events.append)
     (dry,) = search(["a"], Mixed(2), DryEngine(live.grid, ("bright",), price=live.price, draft_calls=1))
     assert result.spent.cost == dry.spent.cost
-    assert (result.spent.nfe, result.spent.cost.draft_calls) == (2 * 8, 2)
+    assert (result.spent.cost.nfe, result.spent.cost.draft_calls) == (2 * 8, 2)
     assert (counted(live).calls, counted(live).drafted) == (2 * 8, 2)
     looks = [(e.uids, e.look, e.step) for e in events if e.kind == "score"]
     assert sorted(looks[:2]) == [((0,), "draft:2", stop), ((1,), "estimate", 3)]
@@ -283,7 +286,7 @@ def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> 
 
     live = made()
     (result,) = search(["a"], Twice(3), live)
-    assert (result.spent.nfe, result.spent.cost.draft_calls) == (3 * 8, 6)
+    assert (result.spent.cost.nfe, result.spent.cost.draft_calls) == (3 * 8, 6)
     assert (counted(live).calls, counted(live).drafted) == (3 * 8, 6)
 
 
@@ -362,7 +365,7 @@ def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
     (loop,) = search(["a"], sized, ReplayEngine(one), budget, seed=3)
     simulated = curve(one, SeedPruning(), [budget], repeats=200)
     assert simulated.most[0] <= task.allowance * (1 + 1e-12)
-    assert simulated.spent[0] == pytest.approx(loop.spent.nfe + loop.spent.cost.draft_calls / 2)
+    assert simulated.spent[0] == pytest.approx(loop.spent.nfe)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -382,9 +385,9 @@ def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
         played = search(["a", "b"], algorithm, replayed, budget, shared=shared, seed=3)
         assert [r.best.seed for r in live] == [r.best.seed for r in played]
         assert [r.spent.cost for r in live] == [r.spent.cost for r in played]
-        assert sum(r.spent.nfe for r in live) == counted(engine).calls
+        assert sum(r.spent.cost.nfe for r in live) == counted(engine).calls
         assert sum(r.spent.cost.draft_calls for r in live) == counted(engine).drafted >= 4
-        assert sum(r.spent.nfe + r.spent.cost.draft_calls / 2 for r in live) <= 2 * float(budget[:-3])
+        assert sum(r.spent.nfe for r in live) <= 2 * float(budget[:-3])
 
 
 def test_what_was_not_recorded_is_refused(recorded: Recording) -> None:
@@ -407,8 +410,8 @@ def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
     (result,) = search(["a"], make_algorithm("ttsnap-rbf"), live, "150nfe")
     p, drafts = result.particles, result.spent.cost.draft_calls
     assert drafts == counted(live).drafted > p.seeds / 2 > 4
-    assert result.spent.nfe == counted(live).calls
-    assert 100 < result.spent.nfe + drafts / 2 <= 150
+    assert result.spent.cost.nfe == counted(live).calls
+    assert 100 < result.spent.nfe <= 150
     assert (p.parent >= 0).sum() > 3, "streams branch"
     # The survivors' first steps are those of the deterministic sampler, whose end was drafted.
     (plain,) = search(["a"], KeepAll(p.seeds), made())

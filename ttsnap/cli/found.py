@@ -172,7 +172,7 @@ def describe(
 
 def _counts(spent: Spent) -> str:
     """What was spent of each kind of cost; of kinds that only some searches know, where there was any."""
-    counts = spent.cost.named()
+    counts = {**spent.cost.named(), "nfe": round(spent.nfe, 2)}
     told = [kind for kind in KINDS if kind.summed and (counts[kind.name] or not kind.rare)]
     told.sort(key=lambda kind: kind.phase == "reward")
     words = {kind.name: f"{counts[kind.name]} {kind.label}" for kind in told}

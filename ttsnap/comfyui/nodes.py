@@ -75,7 +75,7 @@ class Progress:
 
     def __init__(self, spec: SearchSpec, *, returns: bool) -> None:
         self.spec, self.returns, self.cancelled = spec, returns, False
-        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(spec.utility), 0, 0
+        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(spec.utility), 0.0, 0.0
 
     def listener(self, grid: Grid) -> Listener:
         """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations of all moves."""

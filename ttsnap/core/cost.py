@@ -244,8 +244,9 @@ class Price:
         return self.passes_per_draft / self.passes_per_nfe
 
     def evaluations(self, cost: Cost) -> float:
-        """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes."""
-        return cost.nfe + cost.draft_calls * self.nfe_per_draft if cost.draft_calls else cost.nfe
+        """What a cap in NFE holds of a cost: evaluations, and draft calls by their passes. Whole numbers are of int."""
+        whole, rest = divmod(cost.draft_calls * self.passes_per_draft, self.passes_per_nfe)
+        return cost.nfe + whole + rest / self.passes_per_nfe if rest else cost.nfe + whole
 
 
 PLAIN = Price()

@@ -58,13 +58,17 @@ class Spent:
 
     def __str__(self) -> str:
         """A line: what was spent, of which budget, on how many seeds and images."""
-        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.cost.counts().items())
+        counts = ", ".join(f"{round(n, 2)} {name.replace('_', ' ')}" for name, n in self.counts().items())
         return f"{counts} of a budget of {self.budget}; {self.seeds} seeds started, {self.finished} finished"
 
     @property
-    def nfe(self) -> int:
-        """Denoiser evaluations."""
-        return self.cost.nfe
+    def nfe(self) -> float:
+        """What a cap in NFE counts: denoiser evaluations (`cost.nfe`), and draft calls as parts of evaluations."""
+        return self.price.evaluations(self.cost)
+
+    def counts(self) -> dict[str, float]:
+        """What users read, by kind of cost: as Cost.counts, with drafts among the NFE."""
+        return {**self.cost.counts(), "nfe": self.nfe}
 
     @property
     def forward_passes(self) -> int:
@@ -170,8 +174,8 @@ class Event:
     """The latent of a scored particle, where the engine keeps it."""
     move: TracedMove | None = None
     """The entry of the trace, of a move."""
-    nfe: int = 0
-    """Evaluations of a batch, or of a move."""
+    nfe: float = 0
+    """What a cap in NFE counts of a batch, or of a move."""
     reward_calls: int = 0
     """Of a score."""
     best: float = float("nan")
@@ -238,7 +242,7 @@ class Result:
         prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "..."
         count = f"{len(self.images)} image{'s' * (len(self.images) != 1)}"
         best = f", the best of seed {self.best.seed} with reward {self.best.reward:.4g}" if self.images else ""
-        return f"Result({prompt!r}: {count}{best}; {self.spent.nfe} NFE, {self.spent.seeds} seeds)"
+        return f"Result({prompt!r}: {count}{best}; {round(self.spent.nfe, 2)} NFE, {self.spent.seeds} seeds)"
 
     def _repr_html_(self) -> str | None:
         """For notebooks: the same line, the images, and the contact sheet; None where nobody said how to draw them."""

@@ -36,7 +36,7 @@ class Turns:
     """
 
     def __init__(self, searches: int) -> None:
-        self._spent = dict.fromkeys(range(searches), 0)
+        self._spent = dict.fromkeys(range(searches), 0.0)
         self._changed = threading.Condition()
         self._begun = [time.monotonic()] * searches
         self.seconds = [0.0] * searches
@@ -47,7 +47,7 @@ class Turns:
         with self._changed:
             self._wait(place)
 
-    def spend(self, place: int, nfe: int) -> None:
+    def spend(self, place: int, nfe: float) -> None:
         """Count evaluations of the search whose turn it is, and wait for its next turn."""
         with self._changed:
             self._spent[place] += nfe
@@ -139,7 +139,7 @@ class LiveSearches(SearchThread):
         spent, view = result.spent, search.view
         board = view.board
         # Drafts count as parts of evaluations, as they did while the search ran.
-        board.spent = replace(spent.cost, nfe=round(spent.price.evaluations(spent.cost)))
+        board.spent = replace(spent.cost, nfe=round(spent.nfe))
         board.seconds = float(spent.seconds)
         board.end()
         taken = by_hand(result)
@@ -173,7 +173,7 @@ def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
 
     request: with a budget in evaluations.
     """
-    allowed, taken = request.budget.nfe, spent.price.evaluations(spent.cost)
+    allowed, taken = request.budget.nfe, spent.nfe
     if not allowed or allowed - taken < UNSPENT * allowed:
         return ""
     head = f"{title_of(request)} ended after {taken:,g} of {allowed:,} evaluations"
@@ -187,6 +187,6 @@ def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
     engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
     sized: Any = fit(made, engine, Budget(nfe=allowed), request.keep)
     (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=request.keep)
-    if (more := spent.price.evaluations(larger.spent.cost)) <= allowed:
+    if (more := larger.spent.nfe) <= allowed:
         return f"{head}: it came to its end with less."
     return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."

@@ -113,6 +113,7 @@ def render_folder(folder: Folder, which: int, move: int) -> str:
             shelf += _shown(image, f"seed {lane.name}", "tt-shown" + (" tt-won" if uid == search.winner else ""))
     shelf = f'<div class="tt-shelf">{shelf}</div>' if shelf else ""
     title = f"move {min(move, len(search.moves))} of {len(search.moves)}, {board.spent.nfe:,} evaluations"
+    title += f" and {drafts:,} draft calls" if (drafts := board.spent.draft_calls) else ""
     drawn = render_board(board, title, search.winner if board.over else None)
     head, foot = line("prompt", search.prompt[:400]), sheets if board.over else ""
     return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{foot}</div>'

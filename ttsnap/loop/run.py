@@ -220,7 +220,8 @@ class Run:
             self.engine.drop(job.index, plan.drop.tolist())
             request.tell("drop", job, uids=tuple(plan.drop.tolist()))
         job.begin(plan)
-        request.tell("move", job, uids=tuple(plan.uid.tolist()), nfe=cost.nfe, move=job.trace[-1])
+        nfe = self.engine.price.evaluations(cost)
+        request.tell("move", job, uids=tuple(plan.uid.tolist()), nfe=nfe, move=job.trace[-1])
         self.engine.submit(job.index, plan)
         return True
 

@@ -69,8 +69,8 @@ SEARCH: dict[str, Any] = {
     "require": Annotated[list[Place], Size(16)],
     "reward": Score,
     **dict.fromkeys(("scores", "metrics"), Scores),
-    **dict.fromkeys(("rank", "nfe", "seeds"), Natural),
-    "diversity": NotNegative,
+    **dict.fromkeys(("rank", "seeds"), Natural),
+    **dict.fromkeys(("nfe", "diversity"), NotNegative),
     "likeness": Word,
 }
 

@@ -87,8 +87,8 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     sheet = Image.new("RGB", page.size, "white")
     draw = ImageDraw.Draw(sheet)
     more = hidden_below(origin, shown)
-    words = f"{result.spent.seeds} seeds, {result.spent.nfe} denoiser evaluations"
-    words += f" and {drafts} draft calls" if (drafts := result.spent.cost.draft_calls) else ""
+    words = f"{result.spent.seeds} seeds, {round(result.spent.nfe, 2)} denoiser evaluations"
+    words += f", {drafts} draft calls among them" if (drafts := result.spent.cost.draft_calls) else ""
     if len(shown) < len(origin):
         words += f"; {sum(look in thumbnails for look in shown)} of {len(thumbnails)} pictures shown"
         words += ", +1 under one: another candidate came of it" if more else ""

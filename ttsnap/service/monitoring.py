@@ -87,7 +87,7 @@ class AccessLog:
 
 
 def log_request(
-    method: str, path: str, status: int | str, seconds: float, key: str, nfe: int | str, **more: str
+    method: str, path: str, status: int | str, seconds: float, key: str, nfe: float | str, **more: str
 ) -> None:
     """A line in the log `access`, whose values a line in JSON has one by one. Of a job: JOB, its id and its state."""
     told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3), "key": key, "nfe": nfe}

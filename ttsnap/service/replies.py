@@ -74,7 +74,7 @@ def usage_of(result: Result) -> dict[str, Json]:
         "output_tokens": 0,
         "total_tokens": 0,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-        **spent.cost.counts(),
+        **spent.counts(),
         "budget": spent.budget,
         "seconds": spent.seconds,
         "seeds": spent.seeds,

@@ -273,7 +273,7 @@ class Searches:
         if flagged := sum(flags or ()):
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
         if (more := result.spent.nfe - (running.spec.budget.nfe or result.spent.nfe)) > 0:
-            warnings.append(f"{more} evaluations more than the budget were left by other requests of yours")
+            warnings.append(f"{round(more, 2)} evaluations more than the budget were left by other requests of yours")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning)
         for name in request.report:

@@ -85,7 +85,7 @@ class Ticket:
     came: float = field(default_factory=time.monotonic)
     begun: float | None = None
     """When its search began, by the same clock."""
-    nfe: int = 0
+    nfe: float = 0
     """Evaluations of rows that have arrived."""
     share: float = 0.0
     """Of the budget or of the time, whichever is used up first: from 0 to 1."""
