@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ttsnap.reward_models.noise_aware import KINDS
+from ttsnap.reward_models.registry import REWARDS
 
 from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.options.option import option
@@ -23,6 +24,10 @@ class StudentConfig(Settings):
     space: Literal["pixels", "latents"] = option(
         "pixels", "what it reads: pixels; a class of yours may read latents, recorded with --latents"
     )
+    network: str = option(
+        "", "the reward whose network is trained, as clip, where the base has none that can be: a judge, an OCR, a "
+        "detector, code of yours (default: the base)"
+    )  # fmt: skip
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
     options: Mapping[str, Json] | None = option(None, "more arguments of its class, as a dictionary")
@@ -33,6 +38,11 @@ class StudentConfig(Settings):
             raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
         if self.kind in KINDS and self.space != "pixels":
             raise ValueError(f"student.kind {self.kind!r} reads pixels, not {self.space}; a class of yours may")
+        if self.network and (self.kind not in KINDS or self.network not in REWARDS):
+            raise ValueError(
+                f"student.network {self.network!r} is trained by student.kind {', '.join(KINDS)}, and is a reward's "
+                f"name, with its published weights: one of {', '.join(REWARDS)}"
+            )
 
 
 @dataclass(frozen=True)

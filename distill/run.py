@@ -15,11 +15,13 @@ from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
-from ttsnap.distill.scoring import TARGETS, final_scores, spread
+from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
+from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.registry import make_reward, refuse_credentials
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import locked, write_json
@@ -30,6 +32,8 @@ from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 
 CONFIG, REWARD, EVALUATION, PLOT, RECORDING = "config.yaml", "reward", "evaluation.json", "spearman.png", "recording"
+MATCHED = 128
+"""Prompts by whose images the units of a student's network are found."""
 Recorder = Callable[[dict[str, Json]], None]
 """Records with options of `ttsnap record`, or resumes a recording."""
 
@@ -96,8 +100,11 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
         seed=config.seed,
         channels=frames.load([Frame(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
+        device=member.device,
     )  # fmt: skip
     targets = final_scores(frames, student.base, config.reward, out, batch_size=config.batch_size, member=member)
+    if isinstance(student, NoiseAware) and student.scores_estimates_apart:
+        _match(student, frames, kept, targets, config.batch_size, member)
     plan = Curriculum(
         curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
     )
@@ -122,6 +129,18 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
     member.alone(lambda: export(student, evaluation, config, frames, plan, out))
     member.leave()
     return evaluation
+
+
+def _match(
+    student: NoiseAware, frames: Frames, prompts: list[int], targets: list[FloatArray], batch_size: int, member: Member
+) -> None:
+    """Bring the scorer's scores to the targets' units, by two finished images of each of the first prompts."""
+    entries = [Frame(p, s, frames.last) for p in prompts[:MATCHED] for s in range(min(2, len(targets[p])))]
+    scores = score_entries(
+        lambda x, texts, level: student.scorer(x, texts), frames, entries, "pixels", batch_size=batch_size,
+        member=member,
+    )  # fmt: skip
+    student.match(scores, np.array([targets[e.prompt][e.seed] for e in entries]))
 
 
 def check_out(config: DistillConfig, out: Path) -> None:

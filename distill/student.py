@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from ttsnap.distill.config import StudentConfig
 from ttsnap.reward_models.noise_aware import KINDS
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.names import load_object
 from ttsnap.core.protocols import Reward, Scores
@@ -71,7 +72,7 @@ class StudentReward(RewardModel):
 
 def make_student(
     base: RewardModel, config: StudentConfig, *, spec: str, levels: Sequence[float], channels: int, seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 64, device: torch.device | str = "cpu",
 ) -> Student:  # fmt: skip
     """A new student of `base`, which make_reward made from `spec`.
 
@@ -86,6 +87,7 @@ def make_student(
         channels: of the student's input.
         seed: of initial weights.
         batch_size: images per call.
+        device: of the network that is trained, where that is not the base's.
     """
     try:
         made = load_object(NOISE_AWARE if config.kind in KINDS else config.kind)
@@ -95,6 +97,8 @@ def make_student(
     offered = {"spec": spec, "seed": seed, "batch_size": batch_size, "levels": tuple(levels)}
     offered |= {"space": config.space, "channels": channels}
     if config.kind in KINDS:
+        if config.network:
+            offered["scorer"] = make_reward(config.network, device=device, dtype=torch.float32)
         offered |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
         offered["levels"] = tuple(levels) if config.kind == "per-level" else ()
     options = {key: value for key, value in offered.items() if key in takes} | dict(config.options or {})

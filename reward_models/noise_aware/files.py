@@ -1,7 +1,8 @@
 """Folders of noise-aware rewards: adapter.safetensors holds what was trained, adapter.json describes it.
 
-adapter.json: format (1), kind (one of noise_aware.KINDS), base (for make_reward), fingerprint (of the base's weights),
-sha256 (of adapter.safetensors), info (its trainer's notes), and student.SETTINGS.
+adapter.json: format (1), kind (one of noise_aware.KINDS), base (for make_reward), network (the reward whose network was
+trained, where that is not the base), fingerprint (of that network's weights), sha256 (of adapter.safetensors), info
+(its trainer's notes), and student.SETTINGS.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.registry import REWARDS, make_reward
+from ttsnap.reward_models.registry import CHOSEN, REWARDS, make_reward
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import read_state
 
@@ -21,6 +22,7 @@ from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256, write_text, write_whole
+from ttsnap.rewards.reward_model import RewardModel, adapted
 
 FORMAT = 1
 HEADER, TENSORS = "adapter.json", "adapter.safetensors"
@@ -75,36 +77,49 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
     return header
 
 
-def base_of(
+def named_by(
     folder: str | Path,
     header: Mapping[str, Json],
-    base: Reward | None,
+    key: str,
+    given: Reward | None,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-) -> Scorer:
-    """`base`, or the reward that the header names. ValueError where its weights are not those that were trained on."""
-    spec = header.get("base")
-    if base is None:
-        # A header from elsewhere must not make us import what it names: only registered rewards are made.
-        if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
-            raise ValueError(f"{folder} is for the base {spec!r:.200}, which is no reward's name; load it with base=")
-        if ":" in spec:  # weights elsewhere: a file or a hub id that the user has not named
-            raise ValueError(
-                f"{folder} is for the base {spec!r}, whose weights are not loaded because a file names them; write "
-                f"'noise-aware:{folder} on {spec}' to say that you want them (in Python: base=)"
-            )
-        try:
-            base = make_reward(spec, device=device, dtype=dtype)
-        except ValueError as error:
-            raise ValueError(f"cannot load {spec!r}, the base of {folder}: {error}; or load it with base=") from error
-    if not isinstance(base, Scorer):
-        raise ValueError(f"{folder} needs a base with weights, got {base.name!r}")
-    if fingerprint(base.network) != header.get("fingerprint"):
+) -> RewardModel:
+    """`given`, or the reward that the header names as its "base" or its "network".
+
+    ValueError for one that a file cannot choose.
+    """
+    if given is not None:
+        return adapted(given)
+    spec, by_hand = header.get(key), "base=" if key == "base" else "scorer="
+    wanted = f"write 'noise-aware:{folder} on {spec}' to say that you want them (in Python: {by_hand})"
+    # A header from elsewhere must not make us import what it names: only registered rewards are made.
+    if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
         raise ValueError(
-            f"{folder} was trained for another checkpoint of {spec!r}; give that one (in float32 or bfloat16) as base="
+            f"{folder} is for the {key} {spec!r:.200}, which is no reward's name; "
+            + (f"write 'noise-aware:{folder} on REWARD', or " * (key == "base"))
+            + f"load it with {by_hand}"
         )
-    return base
+    if spec not in CHOSEN:  # weights elsewhere: a file or a hub id that the user has not named
+        raise ValueError(
+            f"{folder} is for the {key} {spec!r}, whose weights are not loaded because a file names them; {wanted}"
+        )
+    try:
+        return make_reward(spec, device=device, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"cannot load {spec!r}, the {key} of {folder}: {error}; or load it with {by_hand}") from error
+
+
+def trained_for(folder: str | Path, header: Mapping[str, Json], scorer: Reward) -> None:
+    """ValueError unless this is the network that was trained."""
+    if not isinstance(scorer, Scorer):
+        raise ValueError(f"{folder} needs a base with weights, got {scorer.name!r}")
+    if fingerprint(scorer.network) != header.get("fingerprint"):
+        raise ValueError(
+            f"{folder} was trained for another checkpoint of {header.get('network', header.get('base'))!r}; give that "
+            "one (in float32 or bfloat16) as base"
+        )
 
 
 def fill(parameters: Mapping[str, nn.Parameter], folder: str | Path, header: Mapping[str, Json]) -> None:

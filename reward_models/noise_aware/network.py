@@ -52,17 +52,23 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         return super().train(False)  # Dropout would make a new student differ from its base.
 
-    def forward(self, x: Tensor, prompts: Sequence[str], level: Tensor, smooth: bool = False) -> Tensor:
-        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: with a graph back to the images."""
+    def forward(
+        self, x: Tensor, prompts: Sequence[str], level: Tensor, scale: float = 1.0, shift: float = 0.0, *,
+        smooth: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """images (N, 3, H, W), N prompts, levels (N,) -> (N,) float32; smooth: with a graph back to the images.
+
+        scale, shift: from the scorer's scores to those that are predicted.
+        """
         scorers = [scorer.differentiable if smooth else scorer.score for scorer in self.scorers]
         if self.embedding is not None:
             with self.embedding.at(level.to(self.scorers[0].device)) as features:
-                return self.embedding.rescale(scorers[0](x, prompts), features)
+                return self.embedding.rescale(scorers[0](x, prompts).float() * scale + shift, features)
         index = torch.tensor([self.nearest(value) for value in level.tolist()])
         groups = [(i, (index == i).nonzero()[:, 0]) for i in index.unique().tolist()]
         parts = [scorers[i](x[rows.to(x.device)], [prompts[j] for j in rows.tolist()]) for i, rows in groups]
         order = torch.cat([rows for _, rows in groups]).argsort()
-        return torch.cat(parts)[order.to(parts[0].device)]
+        return torch.cat(parts)[order.to(parts[0].device)] * scale + shift
 
     def nearest(self, level: float, among: Sequence[int] | None = None) -> int:
         """The copy with the nearest level; of two, the cleaner one."""

@@ -14,13 +14,22 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor, nn
 from ttsnap.reward_models.noise_aware import KINDS
-from ttsnap.reward_models.noise_aware.files import HEADER, base_of, fill, fingerprint, read_header, write_adapter
+from ttsnap.reward_models.noise_aware.files import (
+    HEADER,
+    fill,
+    fingerprint,
+    named_by,
+    read_header,
+    trained_for,
+    write_adapter,
+)
 from ttsnap.reward_models.noise_aware.network import Network
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
 
-from ttsnap.core.protocols import Reward
-from ttsnap.files.settings import Bounds, Json, Share, Size, check
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.protocols import Reward, Scores
+from ttsnap.files.settings import Bounds, Json, Positive, Share, Size, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
@@ -29,12 +38,20 @@ SETTINGS: dict[str, object] = {
     "levels": Annotated[tuple[float, ...], Size(1000)],
     "level_embedding": bool,
     "base_below": Share,
+    "scale": Positive,
+    "shift": float,
 }
 """What a file may say of a student: no adapter needs more, and every level has a copy of its own."""
+NEWER = {"base_below": 0.0, "scale": 1.0, "shift": 0.0}
+"""What files mean that do not say it."""
 
 
 class NoiseAware(RewardModel):
     """Finished images are scored by `base`, estimates by a trained copy of its network. A new one scores as the base.
+
+    scorer: the reward whose network is copied and trained in place of the base's. The base may then be any reward, such
+    as one behind an address, which is asked about finished images only. A new one scores as the scorer does, in the
+    base's units after `match`.
 
     base: on its device already, and never changed. kind: "lora" or "dora" put low-rank adapters into the image side;
     "full" trains a copy of the image side in the base's dtype (train on a float32 base); "per-level" keeps a LoRA for
@@ -49,7 +66,7 @@ class NoiseAware(RewardModel):
     name = "noise-aware"
     heavy = True
     space = "pixels"
-    base: Scorer
+    base: RewardModel
     network: Network
 
     def __init__(
@@ -57,6 +74,7 @@ class NoiseAware(RewardModel):
         base: Reward,
         kind: str = "lora",
         *,
+        scorer: Reward | None = None,
         rank: int = 16,
         levels: Sequence[float] = (),
         level_embedding: bool = True,
@@ -66,11 +84,12 @@ class NoiseAware(RewardModel):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
-        scorer = adapted(base)
-        if not isinstance(scorer, Scorer) or not (scorer.adapted and scorer.trained and scorer.level_sites):
+        teacher, learner = adapted(base), adapted(scorer or base)
+        if not isinstance(learner, Scorer) or not (learner.adapted and learner.trained and learner.level_sites):
             raise ValueError(
-                f"reward {scorer.name!r} cannot be made noise-aware; take one whose class says "
-                "what to train (adapted, trained and level_sites of reward_models/scorer.py), such as imagereward"
+                f"reward {learner.name!r} cannot be made noise-aware; take one whose class says what to train "
+                "(adapted, trained and level_sites of reward_models/scorer.py), such as imagereward, or train the "
+                "network of such a one (student.network; in Python: scorer=)"
             )
         if min(rank, batch_size) < 1:
             raise ValueError(f"rank and batch_size must be at least 1, got {rank} and {batch_size}")
@@ -78,14 +97,15 @@ class NoiseAware(RewardModel):
         valid = all(0 < level <= 1 for level in levels) and len(set(levels)) == len(levels)
         if not valid or bool(levels) != (kind == "per-level"):
             raise ValueError(f"per-level takes different levels in (0, 1], other kinds none; got {levels} for {kind}")
-        self.name, self.base, self.spec = f"{scorer.name}-na", scorer, spec or scorer.name
-        self.example, self.embed_images = scorer.example, scorer.embed_images
+        self.name, self.base, self.spec = f"{teacher.name}-na", teacher, spec or teacher.name
+        self.scorer, self.example, self.embed_images = learner, teacher.example, learner.embed_images
+        self.tokens, self.scale, self.shift = teacher.tokens, 1.0, 0.0
         self.kind, self.rank, self.levels, self.batch_size = kind, rank, levels, batch_size
         self.level_embedding = level_embedding and not levels
         self.base_below = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network = Network(scorer, kind, rank, levels, self.level_embedding)
+            self.network = Network(learner, kind, rank, levels, self.level_embedding)
         self._trainable = [name for name, p in self.network.named_parameters() if p.requires_grad]
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -94,23 +114,37 @@ class NoiseAware(RewardModel):
 
     def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
         """One batch: images (N, 3, H, W) in [0, 1], N prompts, levels (N,) -> (N,) float32, with a graph."""
-        scores: Tensor = self.network(x, list(prompts), _rows(level, len(x)))
+        scores: Tensor = self.network(x, list(prompts), _rows(level, len(x)), self.scale, self.shift)
         return scores
+
+    def match(self, scores: FloatArray, targets: FloatArray) -> None:
+        """Bring the scorer's scores (N,) of some images to the mean and spread of the base's scores (N,) of them."""
+        self.scale = float(targets.std() / scores.std()) if targets.std() > 0 and scores.std() > 0 else 1.0
+        self.shift = float(targets.mean() - self.scale * scores.mean())
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,)."""
         check_images(images, prompts)
         levels = _rows(level, len(images))
-        scores = torch.zeros(len(images), device=self.base.device)
+        scores, taken = torch.zeros(len(images), device=self.scorer.device), [0] * len(images)
+        self.tokens_taken = taken
         below = levels <= self.base_below + 1e-6
         clean, estimates = below.nonzero()[:, 0], (~below).nonzero()[:, 0]
         for rows in (clean, *estimates.split(self.batch_size)):
             if len(rows):
                 x, texts, at = images[rows.to(images.device)], [prompts[i] for i in rows.tolist()], levels[rows]
-                part = self.base(x, texts) if rows is clean else self.predict(x, texts, at)
-                scores[rows.to(scores.device)] = part
+                part = self._by_base(x, texts, rows.tolist(), taken) if rows is clean else self.predict(x, texts, at)
+                scores[rows.to(scores.device)] = torch.as_tensor(part).to(scores)
         return scores
+
+    def _by_base(self, images: Tensor, prompts: list[str], rows: list[int], taken: list[int]) -> Scores:
+        """The base's scores; what tokens each of `rows` took is noted, after a failed call too."""
+        try:
+            return self.base(images, prompts)
+        finally:
+            for row, tokens in zip(rows, self.base.tokens_taken, strict=False):
+                taken[row] = tokens
 
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """As a call, in one batch, with a graph back to the images (NetworkReward.differentiable)."""
@@ -118,11 +152,12 @@ class NoiseAware(RewardModel):
         levels = _rows(level, len(images))
         below = levels <= self.base_below + 1e-6
         if bool(below.all()):
-            return self.base.differentiable(images, prompts)
-        estimates: Tensor = self.network(images, list(prompts), levels, smooth=True)
+            return torch.as_tensor(self.base.differentiable(images, prompts))
+        estimates: Tensor = self.network(images, list(prompts), levels, self.scale, self.shift, smooth=True)
         if not bool(below.any()):
             return estimates
-        return torch.where(below.to(estimates.device), self.base.differentiable(images, prompts), estimates)
+        finished = torch.as_tensor(self.base.differentiable(images, prompts)).to(estimates)
+        return torch.where(below.to(estimates.device), finished, estimates)
 
     def begin_stage(self, level: float) -> None:
         """Start the adapter of this level from the nearest trained one; "per-level" only."""
@@ -133,25 +168,34 @@ class NoiseAware(RewardModel):
         return self.base.without_alpha(images)
 
     def check(self, prompts: Sequence[str]) -> None:
-        self.base.check(prompts)
+        for reward in {self.base, self.scorer}:
+            reward.check(prompts)
+
+    @property
+    def scores_estimates_apart(self) -> bool:
+        return self.scorer is not self.base
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one estimate with a prompt of its own."""
-        return count_flops(lambda: self.predict(self.trial_image(), [self.example], torch.tensor([0.5])))
+        """FLOPs of one estimate with a prompt of its own, or of the base where that is another, dearer reward."""
+        one, level = [self.scorer.example], torch.tensor([0.5])
+        estimate = count_flops(lambda: self.predict(self.trial_image(), one, level))
+        return max(estimate, self.base.flops) if self.scores_estimates_apart else estimate
 
     def trial_image(self) -> Tensor:
-        return self.base.trial_image()
+        return self.scorer.trial_image()
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Json] | None = None) -> None:
         """Write adapter.safetensors and adapter.json (files.py). info: how it was trained, say, as JSON."""
         header: dict[str, Json] = {"kind": self.kind, "base": self.spec, "fingerprint": self._fingerprint}
+        if self.scores_estimates_apart:
+            header["network"] = self.scorer.name
         settings: dict[str, Json] = {name: getattr(self, name) for name in SETTINGS}
         write_adapter(Path(folder), {**header, **settings, "info": dict(info or {})}, self.trainable())
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.base.network)
+        return fingerprint(self.scorer.network)
 
     @classmethod
     def from_pretrained(
@@ -159,25 +203,31 @@ class NoiseAware(RewardModel):
         folder: str | Path | None = None,
         *,
         base: Reward | None = None,
+        scorer: Reward | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> Self:
-        """What `save_pretrained` wrote, on the base that the folder names, or on `base`.
+        """What `save_pretrained` wrote, on the base and the scorer that the folder names, or on these.
 
-        ValueError where the folder is damaged, or was trained on another base.
+        ValueError where the folder is damaged, or was trained on another network.
         """
         header = read_header(folder, KINDS)
         path = Path(str(folder))
         try:
-            known = {"base_below": 0.0, **header}
+            known = {**NEWER, **header}
             settings = {name: check(name, known.get(name), hint) for name, hint in SETTINGS.items()}
         except ValueError as error:
             raise ValueError(f"{path / HEADER} has settings that no {cls.__name__} wrote: {error}") from None
-        below = settings.pop("base_below")
-        scorer = base_of(path, header, base, device=device, dtype=dtype)
-        student = cls(scorer, str(header["kind"]), **settings, spec=str(header["base"]), batch_size=batch_size)
-        student.base_below = below
+        later = {name: settings.pop(name) for name in NEWER}
+        base = named_by(path, header, "base", base, device=device, dtype=dtype)
+        if "network" in header:
+            scorer = named_by(path, header, "network", scorer, device=device, dtype=dtype)
+        trained_for(path, header, scorer or base)
+        student = cls(
+            base, str(header["kind"]), scorer=scorer, **settings, spec=str(header["base"]), batch_size=batch_size
+        )
+        vars(student).update(later)
         fill(student.trainable(), path, header)
         return student
 

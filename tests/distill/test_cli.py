@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ttsnap.distill.training import Weights
+from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.cli import main
 from ttsnap.recordings.folder import load_recording
@@ -145,6 +146,35 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
             for name in again["names"]:
                 pairs = [(a[name][key], value) for key, value in b[name].items()]
                 assert all(x == y if y is None else x == pytest.approx(y, rel=1e-3, abs=1e-5) for x, y in pairs)
+
+
+def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    from ttsnap.pipelines import load
+
+    texts = ["a red circle", "two green crosses", "a blue square", "three red circles"]
+    write_recording(Path("r"), seeds=4, texts=texts)
+    argv = ["distill", "--recordings", "r", "--reward", "brightness", "--steps-per-level", "8", "--group-size", "4"]
+    argv += ["--groups", "3", "--lr", "3e-3", "--warmup", "2", "--validation", "0.25", "--device", "cpu"]
+    assert main([*argv, "--out", "none"]) == 2
+    assert "train the network of such a one (student.network" in capsys.readouterr().err
+    assert main([*argv, "--student.network", "scenes-learned", "--student.rank", "4", "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert "brightness-na uses what was trained" in told
+    assert "--reward noise-aware:out/reward" in told
+    about = json.loads(Path("out/reward/adapter.json").read_text())
+    assert (about["base"], about["network"]) == ("brightness", "scenes-learned")
+    assert about["scale"] != 1
+    losses_of = losses("out")
+    assert sum(losses_of[-8:]) < sum(losses_of[:8])
+
+    plain, found = (
+        load()("two green crosses", search="seed-pruning", reward=reward, budget="30nfe", seed=3).search[0]
+        for reward in ("brightness", "noise-aware:out/reward")
+    )
+    assert found.spent.cost == plain.spent.cost
+    assert found.best.image is not None
+    assert found.best.reward == float(make_reward("brightness")(found.best.image[None], [""])[0])
 
 
 def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

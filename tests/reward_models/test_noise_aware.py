@@ -431,6 +431,70 @@ def test_nearly_clean_estimates_may_be_left_to_the_base(base_of: Callable[..., S
         NoiseAware.from_pretrained(tmp_path, base=base)
 
 
+class Judge(Brightness):
+    """A black box: it tells a score and the tokens that it took, and has no network."""
+
+    name, tokens, example = "judge", 9, "anything"
+
+    def __call__(self, images: Tensor, prompts: Any, level: Any = None) -> Tensor:
+        assert level is None
+        self.tokens_taken = [7] * len(images)
+        return super().__call__(images, prompts)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_network_of_another_reward_is_trained_for_a_black_box(
+    kind: str, base_of: Callable[..., Scorer], tmp_path: Path
+) -> None:
+    scorer, judge, images = base_of("pickscore"), Judge(), pictures()
+    before, targets = scorer(images, PROMPTS), judge(images, PROMPTS)
+    made = student(judge, kind, scorer=scorer, spec="mine.py:Judge")  # type: ignore[arg-type]
+    assert (made.name, made.base, made.tokens, made.scores_estimates_apart) == ("judge-na", judge, 9, True)
+    torch.testing.assert_close(made(images, PROMPTS, MIXED), before, rtol=1e-5, atol=1e-5)
+    made.match(before.numpy(), targets.numpy())
+    in_units = made(images, PROMPTS, MIXED)
+    assert (in_units.mean().item(), in_units.std().item()) == pytest.approx(
+        (targets.mean().item(), targets.std().item()), rel=1e-3
+    )
+    assert torch.equal(in_units.argsort(), before.argsort())
+    losses = fit(made, targets, lr=1e-4 if kind == "full" else 3e-3)
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.equal(scorer(images, PROMPTS), before)
+
+    made.base_below = 0.21
+    scores = made(images, PROMPTS, MIXED)
+    assert scores[1] == targets[1]
+    assert made.tokens_taken == [0, 7, 0, 0, 0, 0]
+    assert torch.equal(made(images, PROMPTS), targets)
+    assert torch.equal(torch.as_tensor(made.differentiable(images, PROMPTS)), targets)
+    assert made.flops > scorer.flops
+    made.save_pretrained(tmp_path)
+    again = NoiseAware.from_pretrained(tmp_path, base=judge, scorer=scorer)
+    torch.testing.assert_close(again(images, PROMPTS, MIXED), scores, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="was trained for another checkpoint of 'pickscore'"):
+        NoiseAware.from_pretrained(tmp_path, base=judge, scorer=base_of("imagereward"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"is for the base 'mine.py:Judge', which is no reward's name; write 'noise-aware:.* on REWARD', or load"),
+        ({"base": "http://localhost:1"}, "is for the base 'http://localhost:1', which is no reward's name"),
+        ({"base": "brightness", "network": "mine.py:f"}, "is for the network 'mine.py:f', which is no reward's name"),
+        ({"base": "brightness", "network": "clip:x"}, "the network 'clip:x', whose weights are not loaded .* scorer="),
+        ({"base": "brightness", "network": "noise-aware"}, "which is no reward's name; load it with scorer="),
+        ({"base": "brightness", "network": "colourfulness"}, "needs a base with weights, got 'colourfulness'"),
+    ],
+)
+def test_a_file_chooses_no_code_and_no_address(
+    changes: Any, message: str, base_of: Callable[..., Scorer], tmp_path: Path
+) -> None:
+    student(Judge(), "lora", scorer=base_of("clip"), spec="mine.py:Judge").save_pretrained(tmp_path)  # type: ignore[arg-type]
+    rewrite(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        make_reward(f"noise-aware:{tmp_path}")
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     header = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps({**header, **changes}))

@@ -28,7 +28,17 @@ examples:
       --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
-COMMON = ("recordings", "record", "reward", "student.kind", "steps", "steps_per_level", "lr", "device")
+COMMON = (
+    "recordings",
+    "record",
+    "reward",
+    "student.kind",
+    "student.network",
+    "steps",
+    "steps_per_level",
+    "lr",
+    "device",
+)
 """The settings that most people need, for the page of --help."""
 
 
@@ -55,7 +65,7 @@ def run(a: Arguments) -> int:
     from ttsnap.cli.record import run_with
     from ttsnap.distill.report import table, usage
     from ttsnap.distill.training import CHECKPOINTS
-    from ttsnap.reward_models.registry import REWARDS
+    from ttsnap.reward_models.registry import CHOSEN
 
     with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps are"):
         evaluation = distill(config, out, record=run_with, bar=True)
@@ -65,7 +75,9 @@ def run(a: Arguments) -> int:
     if used := usage(evaluation):
         print(f"\n{used}")
     named = f"noise-aware:{out / REWARD}"
-    if config.reward not in REWARDS:  # weights elsewhere, which are used only where somebody names them
+    if (
+        config.reward not in CHOSEN
+    ):  # code, an address or weights elsewhere, which are used only where somebody names them
         named = f"'{named} on {config.reward}'"
     print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
     return 0
