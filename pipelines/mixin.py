@@ -176,8 +176,6 @@ class SearchMixin:
         call = {name: value for name, value in call.items() if name in takes}
         if output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {self.output_types} under search, got {output_type!r}")
-        if wanted.budget is not None and wanted.effort is not None:
-            raise ValueError(f"give budget= or effort=, not both: {wanted.budget!r} and {wanted.effort!r}")
         latent, sounds = output_type == "latent", "audio" in {field.name for field in fields(self.output_class)}
         batch = EngineOptions.of(asked.batches, keep=("latents",) if latent or sounds else ())
         with arguments.drawn(arguments.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
@@ -185,13 +183,14 @@ class SearchMixin:
                 tuple(prompts),
                 EngineSpec(None, reward_tuple(wanted.reward), asked.sampler, batch, call),
                 wanted.search,
-                Budget.parse(wanted.budget) if wanted.effort is None else Budget.of_effort(wanted.effort),
+                Budget.parse(wanted.budget, wanted.effort),
                 seed,
                 keep,
                 shared=wanted.shared,
                 utility=wanted.utility,
                 report=reward_tuple(wanted.report),
-                diversity=wanted.diversity * wanted.diverse,
+                diverse=wanted.diverse,
+                diversity=wanted.diversity,
                 likeness=wanted.likeness,
                 require=reward_tuple(wanted.require),
             )

@@ -67,7 +67,7 @@ def _diversity(request: SearchRequest) -> dict[str, object]:
     measure = request.engine.batch.features
     if measure is None:
         return {}
-    return {"diversity": request.diversity, "likeness": getattr(measure, "__name__", str(measure))}
+    return {"diversity": request.spec.diversity, "likeness": getattr(measure, "__name__", str(measure))}
 
 
 def model_name(pipe: Any) -> str:

@@ -158,7 +158,7 @@ def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest
         (["--prompts", "5:9"], "--prompts 5:9 leaves none of the 2 prompts of set.jsonl"),
         (["--prompts", "5"], "cannot read range '5'"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
-        (["--effort", "low"], "give --budget or --effort, not both"),
+        (["--effort", "low"], "give a budget or an effort, not both"),
         (["--model", "some/model"], "needs a --reward"),
         (["--prompts-file", "gone.jsonl"], "no such prompt set: gone.jsonl"),
     ],

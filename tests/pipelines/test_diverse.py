@@ -53,6 +53,14 @@ def test_the_call(pipe: Any) -> None:
     assert not {"diversity", "likeness"} & set(json.loads(plain.images[0].info["ttsnap"])["search"])
 
 
+@pytest.mark.parametrize("own", [{"diversity": 2.0}, {"likeness": "pixels"}])
+def test_what_is_for_images_that_differ_alone_is_refused(pipe: Any, own: dict[str, Any]) -> None:
+    ((name, value),) = own.items()
+    words = f"{name} {value} is for images that differ: ask for these by diverse .* or leave {name} out"
+    with pytest.raises(ValueError, match=words):
+        pipe(PROMPT, num_images_per_prompt=4, **own, **SEARCH)
+
+
 def test_one_image_is_the_winner_to_the_bit(pipe: Any) -> None:
     for search in ("best-of-n", "seed-pruning"):
         own = {**SEARCH, "search": search, "budget": "60nfe"}
@@ -97,7 +105,7 @@ def test_a_recording_is_refused_with_a_sentence(tmp_path: Path, pipe: Any) -> No
 
 def test_what_strangers_may_ask_for() -> None:
     request = request_of(SearchFields.of({"prompt": PROMPT, "n": 4, "diverse": True}), OFFER, SearchLimits())
-    assert (request.diversity, request.likeness, request.engine.batch.features) == (1.0, None, "auto")
+    assert (request.spec.diversity, request.likeness, request.engine.batch.features) == (1.0, None, "auto")
     plain = request_of(SearchFields.of({"prompt": PROMPT, "n": 4}), OFFER, SearchLimits())
     single = request_of(SearchFields.of({"prompt": PROMPT, "diverse": True}), OFFER, SearchLimits())
     assert plain.engine == single.engine != request.engine

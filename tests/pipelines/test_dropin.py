@@ -556,7 +556,7 @@ def test_each_prompt_has_its_own_companions(stock: Any) -> None:
         ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
         ({"output_type": "jpg"}, "output_type must be one of"),
         ({"prompt": ["a", 3]}, "prompt or a list of prompts"),
-        ({"effort": "low", "budget": "9nfe"}, "not both"),
+        ({"effort": "low", "budget": "9nfe"}, "a budget or an effort, not both: 9nfe and low"),
     ],
     ids=lambda v: str(v)[:40],
 )

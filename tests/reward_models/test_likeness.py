@@ -145,7 +145,7 @@ def test_a_configuration_names_no_weights(tmp_path: Path) -> None:
         return ["generate", "a red circle", "--config", str(tmp_path / "c.yaml")]
 
     a = parse(config("dino"))[1]
-    assert (a.diverse, a.keep, a.likeness, a.diversity) == (True, 3, "dino", 1.0)
+    assert (a.diverse, a.keep, a.likeness, a.diversity) == (True, 3, "dino", None)
     with pytest.raises(ValueError, match="names likeness 'dino:theirs'"):
         parse(config("dino:theirs"))
     assert parse([*config("dino:theirs"), "--trust"])[1].likeness == "dino:theirs"

@@ -136,10 +136,8 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
 
 
 def budget_of(a: Arguments) -> Budget:
-    """--budget or --effort. ValueError for both, or one that cannot be read."""
-    if a.budget is not None and a.effort is not None:
-        raise ValueError(f"give --budget or --effort, not both: {a.budget} and {a.effort}")
-    return Budget.parse(a.budget) if a.budget is not None else Budget.of_effort(a.effort or "medium")
+    """--budget or --effort, the medium one without either. ValueError for both, or one that cannot be read."""
+    return Budget.parse(a.budget, "medium" if a.budget is None and a.effort is None else a.effort)
 
 
 def check_names(given: Arguments) -> None:

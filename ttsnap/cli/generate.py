@@ -125,7 +125,8 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         a.shared,
         a.utility,
         reward_tuple(common.report_of(a)),
-        a.diversity * a.diverse,
+        a.diverse,
+        a.diversity,
         a.likeness,
         reward_tuple(a.require),
     )

@@ -26,7 +26,7 @@ def python_lines(request: SearchRequest, device: str = "cpu", dtype: str = "floa
         **{option.name: value for option, value in _changed(request)},
         "seed": request.seed,
         **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
-        **({"diverse": True} if request.diversity else {}),
+        **({"diverse": True} if request.diverse else {}),
         **{name: value for name, value in request.call.items() if name != "image"},
     }
     task = task_of(request)
@@ -64,7 +64,7 @@ def command_line(request: SearchRequest) -> str:
         **{option.dashed: request.call.get(name) for name, option in WRITTEN.items()},
         "--seed": request.seed,
         "--keep": request.keep if request.keep > 1 else None,
-        "--diverse": bool(request.diversity) or None,
+        "--diverse": request.diverse or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -44,19 +45,21 @@ class Budget(PerKind[int | None], unset=None):
                 raise ValueError(f"budget {name} must be a positive finite number up to {most:g}, got {shown}")
 
     @classmethod
-    def parse(cls, text: str | Budget | int | None) -> Budget:
-        """Read "400nfe", "20images", "2pflop", "30s", "5min", several with commas.
+    def parse(cls, text: str | Budget | int | None, effort: str | float | None = None) -> Budget:
+        """Read "400nfe", "20images", "2pflop", "30s", "5min", several with commas; or an effort in its place.
 
-        ValueError for what cannot be read, and for a number without a unit, which could be evaluations or images.
+        ValueError for both, for what cannot be read, and for a number without a unit, which could be evaluations or
+        images.
         """
+        if text is not None and effort is not None:
+            raise ValueError(f"give a budget or an effort, not both: {text} and {effort}")
         if text is None:
-            return cls()
+            return cls() if effort is None else cls.of_effort(effort)
         if isinstance(text, Budget):
             return text
         if isinstance(text, str) and text.strip().lower() in EFFORTS:
             return cls.of_effort(text.strip().lower())
-        whole: dict[str, int] = {}
-        sizes: dict[str, float] = {}
+        caps: dict[str, Any] = {}
         for part in str(text).lower().replace("_", "").split(","):
             match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
             if match and not match.group(2):
@@ -66,14 +69,10 @@ class Budget(PerKind[int | None], unset=None):
                     f"or {number}images (as many evaluations as so many images take)"
                 )
             name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
-            if not name or name in whole or name in sizes:
+            if not name or name in caps:
                 raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
-            if name in NAMES:
-                whole[name] = int(value)
-            else:
-                sizes[name] = value
-        flops, seconds, images = (sizes.get(name) for name in ("flops", "seconds", "images"))
-        return cls(**whole, flops=flops, seconds=seconds, images=images)
+            caps[name] = int(value) if name in NAMES else value
+        return cls(**caps)
 
     @classmethod
     def of_effort(cls, effort: str | float) -> Budget:

@@ -89,10 +89,11 @@ class SearchOptions(Settings):
         python="The best image is always among them. Their number is `num_images_per_prompt`.",
         common=True,
     )
-    diversity: NotNegative = option(
-        1.0,
+    diversity: NotNegative | None = option(
+        None,
         "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of the rewards worse "
         "where it is farther from the others by the mean distance",
+        unset="1",
         metavar="WEIGHT",
     )
     likeness: Spec = option(

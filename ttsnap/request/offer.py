@@ -23,7 +23,6 @@ from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
-from ttsnap.options.search import SearchOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
@@ -155,7 +154,7 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
         report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
-        diversity=SearchOptions.diversity * given.diverse,
+        diverse=given.diverse,
         require=_requirements(given.require, offer, limits) if given.require else (),
     )
 

@@ -133,8 +133,10 @@ class SearchRequest:
     """What makes one number of several rewards."""
     report: tuple[Spec, ...] = ()
     """Rewards that only score the returned images."""
-    diversity: float = 0.0
-    """How much it counts that these are unlike each other (core/diversity.py); 0: the best are returned."""
+    diverse: bool = False
+    """Whether these are to be unlike each other, as far as they are good; else the best are returned."""
+    diversity: float | None = None
+    """How much that counts (core/diversity.py); None: 1."""
     likeness: Spec = None
     """By what they are compared, as `make_likeness` takes it. The engine measures it where several are to differ."""
     require: tuple[str | Requirement, ...] = ()
@@ -158,8 +160,11 @@ class SearchRequest:
             if guided and gate.scores_more:
                 raise ValueError(f"gradients follow all rewards of an engine, {required[-1]} among them; require "
                                  "what is searched for, or search without gradients")  # fmt: skip
-        _ = self.spec
-        measured = (self.likeness or AUTO) if self.diversity and self.keep > 1 else None
+        for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
+            if value is not None and not self.diverse:
+                raise ValueError(f"{name} {value} is for images that differ: ask for these by diverse (--diverse, "
+                                 f"diverse=True), or leave {name} out")  # fmt: skip
+        measured = (self.likeness or AUTO) if self.spec.diversity and self.keep > 1 else None
         if measured != self.engine.batch.features:
             engine = replace(self.engine, batch=replace(self.engine.batch, features=measured))
             object.__setattr__(self, "engine", engine)
@@ -169,7 +174,8 @@ class SearchRequest:
         """What the loop runs, before its budget and seeds are fitted to an engine."""
         algorithm = make_algorithm(self.search, **self.options)
         utility = self.utility if callable(self.utility) else utilities.make(self.utility)
-        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, self.diversity, self.gate)
+        weight = 0.0 if not self.diverse else 1.0 if self.diversity is None else self.diversity
+        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, weight, self.gate)
 
     @property
     def rewards(self) -> tuple[Spec, ...]:
