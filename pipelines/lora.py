@@ -48,15 +48,19 @@ def parse_lora(text: str) -> tuple[str, float]:
     return where, scale
 
 
-def load_lora(pipe: Any, text: str) -> None:
-    """Put the LoRA of --lora on a pipeline, as diffusers does, from safetensors only.
+def load_lora(pipe: Any, *texts: str) -> None:
+    """Put the LoRA of --lora on a pipeline, or several together, as diffusers does, from safetensors only.
 
     ValueError where there is none, or where it does not fit the model.
     """
-    where, scale = parse_lora(text)
-    add_lora(pipe, where, _ADAPTER, f"--lora {text}")
-    if scale != 1.0:
-        pipe.set_adapters([_ADAPTER], [scale])
+    scales: dict[str, float] = {}
+    for text in texts:
+        where, scale = parse_lora(text)
+        adapter = f"{_ADAPTER}{len(scales) + 1}" if scales else _ADAPTER
+        add_lora(pipe, where, adapter, f"--lora {text}")
+        scales[adapter] = scale
+    if list(scales.values()) != [1.0]:
+        pipe.set_adapters(list(scales), list(scales.values()))
 
 
 def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:

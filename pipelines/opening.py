@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 def opened(options: ModelOptions) -> Any:
     """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does not fit."""
     place, kind = placement(options.device, options.dtype)
-    pipe = placed(loaded(options.model, kind, options.lora, options.task), place, options.offload)
+    pipe = placed(loaded(options.model, kind, options.loras, options.task), place, options.offload)
     prepare(pipe, options)
     return pipe
 
@@ -83,12 +83,12 @@ def _devices(accelerator: torch.device | None) -> list[str]:
     return ["cpu", accelerator.type, *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
 
 
-def loaded(model: str, dtype: torch.dtype, lora: str | None, task: str | None = None) -> Any:
-    """The pipeline in RAM, with its LoRA. ValueError for an unknown model, or a LoRA or a task that does not fit."""
+def loaded(model: str, dtype: torch.dtype, loras: Sequence[str], task: str | None = None) -> Any:
+    """The pipeline in RAM, with its LoRAs. ValueError for an unknown model, or a LoRA or a task that does not fit."""
     with _quiet() if model in PACKAGED else nullcontext():
         pipe = load(model, task=task, dtype=dtype)
-    if lora is not None:
-        load_lora(pipe, lora)
+    if loras:
+        load_lora(pipe, *loras)
     return pipe
 
 

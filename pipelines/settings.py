@@ -36,8 +36,9 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
     named, options = _algorithm(request.search)
     options |= request.options
     if model is None:
-        loras = [*filter(None, [adapters(pipe)]), *map(str, request.engine.loras)]
-        who = {"model": model_name(pipe), "lora": ", ".join(loras) or None, "task": pipe.task_of(request.engine.call)}
+        loras = [*adapters(pipe), *map(str, request.engine.loras)]
+        lora = loras if len(loras) > 1 else next(iter(loras), None)
+        who = {"model": model_name(pipe), "lora": lora, "task": pipe.task_of(request.engine.call)}
         call = {name: value for name, value in call.items() if _is_plain(value)}
         options = {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)}
     else:
@@ -57,6 +58,7 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
         **request.engine.sampler.told(),
         "utility": request.utility,
         **_diversity(request),
+        **({"shared": True} if request.shared else {}),
         **({} if request.gate is None else {"require": request.gate.words}),
         "seed": request.seed,
     }
@@ -104,7 +106,6 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 
-def adapters(pipe: Any) -> str | None:
+def adapters(pipe: Any) -> list[str]:
     """The names of adapters in force: without them the image cannot be made again. Without peft there are none."""
-    names = pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []
-    return ", ".join(names) or None
+    return pipe.get_active_adapters() if USE_PEFT_BACKEND and isinstance(pipe, LoraBaseMixin) else []

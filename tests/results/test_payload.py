@@ -129,12 +129,12 @@ def found(request: SearchRequest, pipe: Pipe) -> Any:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, Pipe]]:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], Pipe]]:
     """What `ttsnap replay` loaded: model, LoRA and pipeline."""
-    models: list[tuple[str, str | None, Pipe]] = []
+    models: list[tuple[str, tuple[str, ...], Pipe]] = []
 
-    def load(model: str, device: str, dtype: str, *, lora: str | None, task: str) -> Pipe:
-        models.append((model, lora, Pipe()))
+    def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Pipe:
+        models.append((model, loras, Pipe()))
         return models[-1][2]
 
     monkeypatch.setattr(replay, "load_model", load)
@@ -158,8 +158,22 @@ def test_nothing_is_loaded_because_a_picture_names_it(
     assert not loaded
     assert main(["replay", path, "--model", "someone/mine", "--lora", "too"]) == 0
     assert main(["replay", path, "--trust", "--overwrite"]) == 0
-    assert [(model, lora) for model, lora, _ in loaded] == [
-        ("someone/mine", "too"), ("someone/their model", "someone/lora:2")]  # fmt: skip
+    assert [(model, loras) for model, loras, _ in loaded] == [
+        ("someone/mine", ("too",)), ("someone/their model", ("someone/lora:2",))]  # fmt: skip
+
+
+def test_several_loras_are_given_one_by_one(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(forged(tmp_path, lora=["ink:0.6", "fog"]))
+    assert main(["replay", path]) == 2
+    assert "add --lora ink:0.6 --lora fog, name others, or add --trust" in capsys.readouterr().err
+    assert main(["replay", path, "--lora", "ink:0.6"]) == 2
+    assert "made under 2 LoRAs together, ink:0.6, fog; give --lora for each" in capsys.readouterr().err
+    assert main(["replay", path, "--lora", "f/fog", "--lora=f/ink:0.6"]) == 0
+    assert main(["replay", path, "--trust", "--overwrite"]) == 0
+    assert [loras for _, loras, _ in loaded] == [("f/fog", "f/ink:0.6"), ("ink:0.6", "fog")]
+    assert 'ttsnap LoRA: "ink:0.6, fog"' in Image.open(tmp_path / "replays" / "theirs.png").info["parameters"]
 
 
 def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
@@ -184,13 +198,25 @@ def test_an_image_from_a_branch_is_made_again_by_its_search_unless_that_was_remo
     assert not loaded
 
 
+def test_a_branch_of_a_search_that_shared_its_budget_is_not_said_to_be_found_by_that_budget(
+    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(forged(tmp_path, branched=True, search__algorithm="svdd", search__shared=True))
+    assert main(["replay", path]) == 2
+    assert "shared a budget with others, and only all of them together find it again" in capsys.readouterr().err
+    path = str(forged(tmp_path, search__shared=True))
+    assert main(["replay", path]) == 0, "its seed makes it"
+
+
 def test_a_replay_is_found_by_no_pattern_that_found_the_image(
     loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [forged(tmp_path / name, lora=lora) for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))]
     argv = [str(path) for path in paths]
     assert main(["replay", *argv, "--trust"]) == 0
-    assert [lora for _, lora, _ in loaded] == ["x:1", "y:1"], "a model is loaded once for files that follow each other"
+    assert [loras for _, loras, _ in loaded] == [("x:1",), ("y:1",)], (
+        "a model is loaded once for files that follow each other"
+    )
     assert capsys.readouterr().out.count("wrote") == 3
     assert sorted(tmp_path.glob("*/*.png")) == paths
     assert sorted(tmp_path.glob("*/replays/*.png")) == [path.parent / "replays" / path.name for path in paths]

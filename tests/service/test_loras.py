@@ -34,6 +34,7 @@ from tests.service.test_jobs import begun, ended, serving
 from tests.service.test_service import PROMPT, metric
 from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
+from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
@@ -131,6 +132,15 @@ def test_an_image_is_what_the_pipeline_gives_under_the_lora(
     assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
     assert str(folder) not in told
     assert apart(picture(ask(client)), out.images[0]) > 8
+
+
+def test_an_image_under_several_is_made_again_from_its_png(client: OpenAI, folder: Path, tmp_path: Path) -> None:
+    reply = ask(client, [{"name": "sketch", "scale": 0.5}, "ink.v2"])
+    (tmp_path / "a.png").write_bytes(base64.b64decode(reply["data"][0]["b64_json"]))
+    loras = [f"--lora={folder / 'ink.v2'}", f"--lora={folder / 'sketch.safetensors'}:0.5"]
+    with shallow():
+        assert main(["replay", str(tmp_path / "a.png"), *loras]) == 0
+    assert apart(Image.open(tmp_path / "replays" / "a.png"), picture(reply)) <= 1
 
 
 def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(

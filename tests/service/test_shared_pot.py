@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from tests.service.conftest import client_of
 from tests.service.test_service import metric, until
@@ -85,3 +89,5 @@ def test_the_reply_says_what_came_from_others(serving: Callable[..., GenerationS
     told = asked(seed=seed, require=f"brightness>{(rewards[seed] + rewards[seed + 1]) / 2}")
     assert (told["data"][0]["seed"], told["usage"]["nfe"]) == (seed + 1, 8)
     assert "1 evaluations more than the budget were left by other requests of yours" in told["warnings"]
+    file = io.BytesIO(base64.b64decode(told["data"][0]["b64_json"]))
+    assert json.loads(Image.open(file).info["ttsnap"])["search"]["shared"] is True

@@ -175,7 +175,7 @@ def check_affordable(budget: Budget, call: Mapping[str, Any]) -> None:
 
 
 def load_model(
-    model: str, device: str, dtype: str, offload: str = "none", lora: str | None = None, task: str | None = None
+    model: str, device: str, dtype: str, offload: str = "none", loras: Sequence[str] = (), task: str | None = None
 ) -> Any:
     """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an unknown model, device or
     dtype, a bad --lora, or a task that the model is not for."""
@@ -188,7 +188,7 @@ def load_model(
 
     name = "the embedded model" if model == EMBEDDED else model
     with loading(name, bars=model not in PACKAGED):
-        pipe = opening.loaded(model, kind, lora, task)
+        pipe = opening.loaded(model, kind, loras, task)
     return opening.placed(pipe, place, offload)
 
 
@@ -206,9 +206,9 @@ def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tupl
     rewards = load_rewards(request.engine.rewards, device=place) if here else request.engine.rewards
     report = load_rewards(request.report, device=place) if request.report else ()
     device, offload = (a.device, a.offload) if here else ("cpu", "none")
-    pipe = load_model(a.model, device, a.dtype, offload, a.lora, a.task)
-    check_call(pipe, request.engine.call, a.task)
     model = arguments.read(ModelOptions, a)
+    pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
+    check_call(pipe, request.engine.call, a.task)
     prepare(pipe, model)
     model = replace(model, dtype=str(kind).removeprefix("torch."))
     engine = replace(request.engine, model=model, rewards=tuple(rewards))

@@ -171,7 +171,7 @@ def _measured(a: Arguments, dtype: str) -> Iterator[str]:
     from ttsnap.algorithms import make_algorithm
     from ttsnap.pipelines import defaults
 
-    pipe = common.load_model(a.model, a.device, a.dtype, lora=a.lora)
+    pipe = common.load_model(a.model, a.device, a.dtype, loras=arguments.read(ModelOptions, a).loras)
     call = defaults(a.model)
     steps = int(call.pop("num_inference_steps", 0) or 0)
     pipe.set_progress_bar_config(disable=True)

@@ -123,7 +123,7 @@ def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordO
     model = spec.model or ModelOptions()
     rewards = common.load_rewards(spec.rewards, device=common.placement(model.device, model.dtype)[0])
     _check(prompts, out, what, rewards=[r.name for r in rewards])
-    pipe = common.load_model(model.model, model.device, model.dtype, lora=model.lora, task=model.task)
+    pipe = common.load_model(model.model, model.device, model.dtype, loras=model.loras, task=model.task)
     from ttsnap.pipelines.engine_factory import recording_info
     from ttsnap.pipelines.opening import check_call
 

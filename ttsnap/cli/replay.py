@@ -47,8 +47,16 @@ def parser() -> Parser:
     p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
     arguments.add_options(p, PictureOptions, without=("strength",))
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
-    p.add_argument("--lora", type=str | None, help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG")
-    p.add_argument("--trust", action="store_true", help="load the model and the LoRA that the PNG names")
+    p.add_argument(
+        "--lora",
+        type=str,
+        again=True,
+        default=[],
+        metavar="FOLDER",
+        help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names several, the option "
+        "again for each",
+    )
+    p.add_argument("--trust", action="store_true", help="load the model and the LoRAs that the PNG names")
     p.add_argument("--out", type=str | None, help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     arguments.add_options(p, ModelOptions, "device", "dtype")
@@ -81,11 +89,11 @@ def run(a: Arguments) -> int:
     places = _places([w.path for w in wanted], a.out, a.overwrite)
     models = [_named(w, a) for w in wanted]
     pipe, what = None, None
-    for w, place, (model, lora) in zip(wanted, places, models, strict=True):
-        asked = model, lora, w.task, _dtype(w, a)
+    for w, place, (model, loras) in zip(wanted, places, models, strict=True):
+        asked = model, loras, w.task, _dtype(w, a)
         if what != asked:
             pipe = None  # one model at a time
-            pipe, what = load_model(model, a.device, asked[3], lora=lora, task=w.task), asked
+            pipe, what = load_model(model, a.device, asked[3], loras=loras, task=w.task), asked
         _replay(w, place, pipe)
     return 0
 
@@ -101,6 +109,8 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
     if payload.get("branched") or payload.get("guide"):
         how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
         again = removed(payload["search"]["algorithm"]) or "run `ttsnap generate` with the settings in its trace.json"
+        if payload["search"].get("shared"):
+            again = "its search shared a budget with others, and only all of them together find it again"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
     pictures = arguments.read(PictureOptions, a).read(payload.get("task", TEXT))
     _check_pictures(path, payload.get("pictures", {}), digests(pictures))
@@ -185,23 +195,28 @@ def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Map
                              f"was changed had {noted[name]}")  # fmt: skip
 
 
-def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, str | None]:
-    """The model and the LoRA to load: the user's, or the PNG's where it may be. ValueError that says what it asks for.
+def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
+    """The model and the LoRAs to load: the user's, or the PNG's where it may be. ValueError that says what it asks for,
+    and for another number of LoRAs.
 
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
     machine: a picture from somewhere must not decide on that.
     """
-    model, lora = wanted.payload["model"], wanted.payload.get("lora")
-    strange = {"model": model} if a.model is None and model not in PACKAGED else {}
-    strange |= {"lora": lora} if a.lora is None and lora is not None else {}
+    model, noted = wanted.payload["model"], wanted.payload.get("lora", [])
+    loras = (noted,) if isinstance(noted, str) else tuple(noted)
+    if a.lora and len(a.lora) != len(loras) > 1:
+        raise ValueError(f"{wanted.path} was made under {len(loras)} LoRAs together, {', '.join(loras)}; give --lora "
+                         f"for each, in any order, got {len(a.lora)}")  # fmt: skip
+    strange = [("model", model)] if a.model is None and model not in PACKAGED else []
+    strange += [("lora", lora) for lora in loras if not a.lora]
     if strange and not a.trust:
-        asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange.items())
-        again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange.items())
+        asked = " and ".join(f"{'LoRA' if kind == 'lora' else kind} {name!r}" for kind, name in strange)
+        again = " ".join(f"--{kind} {shlex.quote(name)}" for kind, name in strange)
         raise ValueError(
             f"{wanted.path} asks for the {asked}; nothing is loaded because a picture names it. If that is what you "
             f"want, add {again}, name others, or add --trust"
         )
-    return a.model or model, a.lora or lora
+    return a.model or model, tuple(a.lora) or loras
 
 
 def _no_reward(images: Any, prompts: Any) -> Any:

@@ -196,8 +196,9 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     # Where other processes search, the devices are theirs.
     device = "cpu" if spread else a.device
     where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
-    pipe = common.load_model(a.model, device, a.dtype, lora=a.lora, task=a.task)
-    prepare(pipe, arguments.read(ModelOptions, a))
+    model = arguments.read(ModelOptions, a)
+    pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
+    prepare(pipe, model)
     rewards = {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()}
     here = OneDevice(pipe, rewards, a.lora_mib)
     if not spread:

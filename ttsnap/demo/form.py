@@ -218,6 +218,8 @@ def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tu
         left.append(f"model ({str(payload['model'])[:80]}; here it is {offer.model})")
     if draft is not None and not wanted["draft"]:
         left.append(f"draft ({str(draft)[:80]}; here it is {offer.draft or 'none'})")
+    if search.get("shared"):
+        left.append("a budget shared with others (here a search has its own)")
     for name, value in wanted.items():
         if value is None:
             continue

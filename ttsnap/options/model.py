@@ -74,6 +74,11 @@ class ModelOptions(Settings):
     attention: str = option("sdpa", "attention kernels: sdpa, xformers, flash, ...", recorded=False)
     compile: bool = option(False, "compile the denoiser: slow at first, then faster", recorded=False)
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The LoRA, where there is one."""
+        return () if self.lora is None else (self.lora,)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task not in TASKS:

@@ -54,7 +54,7 @@ NEEDED: dict[str, Any] = {
     "search": Object,
 }
 OPTIONAL: dict[str, Any] = {
-    "lora": Place,
+    "lora": Place | Annotated[list[Place], Size(16, 1)],
     "task": Word,
     "dtype": Dtype,
     "pictures": Annotated[dict[Shown, Digest | Annotated[list[Digest], Size(16, 1)]], Size(4, 1)],
@@ -72,6 +72,7 @@ SEARCH: dict[str, Any] = {
     **dict.fromkeys(("rank", "seeds"), Natural),
     **dict.fromkeys(("nfe", "diversity"), NotNegative),
     "likeness": Word,
+    "shared": bool,
 }
 
 
@@ -150,7 +151,7 @@ def infotext(payload: Mapping[str, Json], size: tuple[int, int]) -> str:
         "Seed": payload["seed"],
         "Size": f"{size[0]}x{size[1]}",
         "Model": payload["model"],
-        "ttsnap LoRA": payload.get("lora"),
+        "ttsnap LoRA": ", ".join(loras) if isinstance(loras := payload.get("lora"), list) else loras,
         "ttsnap draft": payload.get("draft"),
         "ttsnap algorithm": search["algorithm"],
         "ttsnap budget": search["budget"],
@@ -185,7 +186,7 @@ def payload_of(result: Result, rank: int, settings: Mapping[str, object]) -> dic
         "branched": bool(result.particles.parent[candidate.uid] >= 0),
         "search": {
             **{k: settings[k] for k in ("algorithm", "options", "budget")},
-            **{k: settings[k] for k in ("require", "diversity", "likeness") if k in settings},
+            **{k: settings[k] for k in ("require", "diversity", "likeness", "shared") if k in settings},
             "rank": rank + 1,
             "reward": candidate.reward,
             "scores": candidate.scores,

@@ -281,5 +281,5 @@ class Searches:
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.
         engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        settings = settings_of(self.pipe, replace(request, engine=engine))
+        settings = settings_of(self.pipe, replace(request, engine=engine, shared=ticket.pooled))
         return Done(result, for_prompt(settings, 0), tuple(warnings))
