@@ -426,6 +426,7 @@ def sheet_with(text: str) -> bytes:
 BAD_LOOKS = (
     "[", "[]", '{"side": 0, "looks": []}', '{"side": 16, "looks": [5]}', '{"side": 16, "looks": [[0, 0, 60, 60]]}',
     '{"side": 16, "looks": [[0, 0, -5, 0]]}', '{"side": 16, "looks": [[0, 0, 1]]}',
+    '{"side": [16, 0], "looks": []}', '{"side": [16, 60], "looks": [[0, 0, 0, 16]]}', '{"side": [1], "looks": []}',
     '{"side": 1, "looks": ' + str([[0, 0, 0, 0]] * 1001) + "}",
 )  # fmt: skip
 FORGED |= {

@@ -207,7 +207,8 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engi
 def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> None:
     recorder = outputs.Recorder()
     (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), on_event=recorder)
-    low = {look: picture.crop((0, 0, sheet.CELL, 32)) for look, picture in recorder.thumbnails[0].items()}
+    own = recorder.thumbnails[0]
+    low = {look: picture.crop((0, 0, sheet.CELL, 32 if look[1] == 8 else 96)) for look, picture in own.items()}
     shown = sheet.contact_sheet(result, low)
     column = [shown.getpixel((sheet.LEFT + 40, y)) == (0x1A, 0x7F, 0x37) for y in range(shown.height)]
     top = sheet.HEAD + sheet.CELL + sheet.TEXT + sheet.GAP
@@ -215,6 +216,22 @@ def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> Non
         *range(top - 3, top),
         *range(top + 32, top + 35),
     ]
+
+
+@pytest.mark.parametrize(("width", "height", "column"), [(96, 32, 96), (32, 96, 48)])
+def test_rows_are_as_high_and_columns_as_wide_as_pictures(
+    engine: Callable[..., Any], width: int, height: int, column: int
+) -> None:
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), on_event=recorder)
+    shaped = {look: picture.crop((0, 0, width, height)) for look, picture in recorder.thumbnails[0].items()}
+    shown = sheet.contact_sheet(result, shaped)
+    assert shown.height == sheet.HEAD + 2 * (height + sheet.TEXT + sheet.GAP) + sheet.MARGIN
+    told = json.loads(shown.info[sheet.LOOKS])
+    assert told["side"] == [column, height]
+    assert {x for *_, x, _ in told["looks"]} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
+    for uid, step, x, y in told["looks"][:1]:
+        assert np.array_equal(np.asarray(shown.crop((x, y, x + width, y + height))), np.asarray(shaped[uid, step]))
 
 
 def framed(picture: Image.Image, left: int) -> int:

@@ -115,16 +115,20 @@ def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, i
     data = files.parse_json(text, f"the text of {name}")
     side, rows = (data.get("side"), data.get("looks")) if isinstance(data, dict) else (None, None)
     wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
-    if type(side) is not int or not 1 <= side <= MOST_SIDE or not isinstance(rows, list) or len(rows) > MOST_LOOKS:
+    sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
+    if any(type(each) is not int or not 1 <= each <= MOST_SIDE for each in sides):
         raise wrong
+    if not isinstance(rows, list) or len(rows) > MOST_LOOKS:
+        raise wrong
+    wide, high = sides
     pictures: dict[tuple[int, int], str] = {}
     for row in rows:
         if not isinstance(row, list) or len(row) != 4 or any(type(value) is not int or value < 0 for value in row):
             raise wrong
         uid, step, x, y = row
-        if y + side > pixels.shape[0] or x + side > pixels.shape[1]:
+        if y + high > pixels.shape[0] or x + wide > pixels.shape[1]:
             raise wrong
-        pictures[uid, step] = shrunk_uri(pixels[y : y + side, x : x + side], side)
+        pictures[uid, step] = shrunk_uri(pixels[y : y + high, x : x + wide], max(sides))
     return pictures
 
 

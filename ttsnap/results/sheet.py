@@ -19,6 +19,8 @@ from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidd
 from ttsnap.results.media import data_uri, still
 
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
+"""The longer side of a picture in pixels, and that of one where there are many rows, or the width of a column at least;
+the room between columns, that of the page's head, and that of the rows' names."""
 TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
 PRUNED = 4
@@ -30,8 +32,9 @@ HIGH = 192
 """Pixels of an image's height in a notebook."""
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
 LOOKS = "ttsnap looks"
-"""The text in a sheet's PNG that says which look is where, as JSON: the side of its pictures in pixels, and rows of
-candidate, step, x and y. The demo shows a finished search with it."""
+"""The text in a sheet's PNG that says which look is where, as JSON: width and height of its pictures in pixels (`side`;
+one number in sheets of squares by earlier versions), and rows of candidate, step, x and y. The demo shows a finished
+search with it."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -39,8 +42,12 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 class Page:
     """The layout of a sheet."""
 
-    cell: int
-    """Pixels of a picture's side."""
+    scale: float
+    """Of pictures, whose longer side has CELL pixels at 1."""
+    wide: int
+    """Pixels of a column, without its margin."""
+    high: int
+    """Pixels of the highest picture."""
     lines: dict[int, int]
     """The row of each step."""
     left: int
@@ -51,17 +58,17 @@ class Page:
     def corner(self, look: CandidateAtStep) -> tuple[int, int]:
         """The upper left corner of a look's picture; a seed stands above the first row."""
         line = self.lines.get(look.step, -1)
-        return self.left + self.columns[look] * (self.cell + MARGIN), HEAD + line * self.pitch
+        return self.left + self.columns[look] * (self.wide + MARGIN), HEAD + line * self.pitch
 
     @property
     def pitch(self) -> int:
         """Pixels from row to row."""
-        return self.cell + TEXT + GAP
+        return self.high + TEXT + GAP
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the sheet, in pixels."""
-        wide = self.left + (max(self.columns.values(), default=0) + 1) * (self.cell + MARGIN) + MARGIN
+        wide = self.left + (max(self.columns.values(), default=0) + 1) * (self.wide + MARGIN) + MARGIN
         return max(640, wide), HEAD + len(self.lines) * self.pitch + MARGIN
 
 
@@ -78,10 +85,13 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
     steps = sorted({step for _, step in thumbnails})
-    cell = max(LEAST_CELL, min(CELL, TALLEST // max(1, len(steps)) - TEXT - GAP))
-    left = LEFT + (cell + MARGIN if result.source is not None else 0)
-    shown = choose(_mixed(ends, result), origin, (WIDEST - left) // (cell + MARGIN))
-    page = Page(cell, {step: line for line, step in enumerate(steps)}, left, place(shown, ends))
+    pictures = [*thumbnails.values(), *([] if result.source is None else [result.source])]
+    width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
+    scale = min(1.0, max(LEAST_CELL / CELL, (TALLEST // max(1, len(steps)) - TEXT - GAP) / height))
+    wide, high = max(LEAST_CELL, round(width * scale)), round(height * scale)
+    left = LEFT + (wide + MARGIN if result.source is not None else 0)
+    shown = choose(_mixed(ends, result), origin, (WIDEST - left) // (wide + MARGIN))
+    page = Page(scale, wide, high, {step: line for line, step in enumerate(steps)}, left, place(shown, ends))
     won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
     golden = set(chain(won, origin)) if won in shown else set()
     sheet = Image.new("RGB", page.size, "white")
@@ -113,9 +123,9 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
             draw.rectangle(frame, outline=WINNER, width=width)
     if result.source is not None:
         _paste(sheet, page, result.source, (LEFT, HEAD))
-        draw.text((LEFT, HEAD + page.cell - page.pitch + 2), "source", INK, ImageFont.load_default(12))
+        draw.text((LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12))
     places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
-    sheet.info[LOOKS] = json.dumps({"side": page.cell, "looks": places})
+    sheet.info[LOOKS] = json.dumps({"side": [page.wide, page.high], "looks": places})
     return sheet
 
 
@@ -152,7 +162,7 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
     names = _looks(result)
     for step, line in page.lines.items():
         label = "finished" if step == len(result.levels) - 1 else f"{names[step]}\nnoise {result.levels[step]:.2f}"
-        draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.cell // 2 - 16), label, "#333333", small)
+        draw.multiline_text((MARGIN, HEAD + line * page.pitch + page.high // 2 - 16), label, "#333333", small)
 
 
 def _looks(result: Result) -> list[str]:
@@ -167,7 +177,7 @@ def _looks(result: Result) -> list[str]:
 
 def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[CandidateAtStep]) -> None:
     """Draw a line from each look to its continuations; the winner's last, on top."""
-    half = page.cell // 2
+    half = page.wide // 2
     for look in sorted(shown, key=lambda look: look in golden):
         source = shown[look]
         if source is None:
@@ -176,7 +186,7 @@ def _threads(draw: ImageDraw.ImageDraw, page: Page, shown: Origins, golden: set[
         bend = y0 + page.pitch - GAP // 2
         points = [(x0 + half, bend), (x1 + half, bend), (x1 + half, y1)]
         if source.step >= 0:
-            points.insert(0, (x0 + half, y0 + page.cell))
+            points.insert(0, (x0 + half, y0 + page.high))
         elif x0 == x1 and page.lines[look.step] == 0:
             continue  # the seed's name stands right above
         draw.line(points, WINNER if look in golden else LINE, 2 if look in golden else 1)
@@ -186,9 +196,8 @@ def _paste(
     sheet: Image.Image, page: Page, picture: Image.Image, corner: tuple[int, int], *, dimmed: bool = False
 ) -> tuple[int, int]:
     """Paste a picture, scaled to the page, and return its size there."""
-    if page.cell < CELL:
-        scale = page.cell / CELL
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    if page.scale < 1:
+        size = (max(1, round(picture.width * page.scale)), max(1, round(picture.height * page.scale)))
         picture = picture.resize(size, Image.Resampling.BOX)
     if dimmed:
         picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.65)
@@ -204,18 +213,18 @@ def _score(p: Particles, look: CandidateAtStep) -> str:
 def _below(draw: ImageDraw.ImageDraw, page: Page, look: CandidateAtStep, words: str, ink: str, more: int) -> None:
     """Write under a picture its score and the number of its hidden continuations; or the name of a seed."""
     x, y = page.corner(look)
-    font = ImageFont.load_default(12 if page.cell >= 64 else 10)
+    font = ImageFont.load_default(12 if page.wide >= 64 else 10)
     kind, _, number = words.rpartition(" ")
-    wide = page.cell - (draw.textlength(f" +{more}", font) if more else 0)
-    named = f"{kind} " if kind and page.cell >= 64 else ""
+    wide = page.wide - (draw.textlength(f" +{more}", font) if more else 0)
+    named = f"{kind} " if kind and page.wide >= 64 else ""
     while kind and number and draw.textlength(words, font) > wide:  # the last digits of seeds tell them apart
         number = number[1:]
         words = f"{named}…{number}"
     texts = [(x, words, ink)]
     if more:
-        texts.append((x + page.cell - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
+        texts.append((x + page.wide - int(draw.textlength(f"+{more}", font)), f"+{more}", PALE))
     for left, text, colour in texts:
-        at = (left, y + page.cell + 2)
+        at = (left, y + page.high + 2)
         draw.rectangle(draw.textbbox(at, text, font), "white")  # a line of descent may pass behind it
         draw.text(at, text, colour, font)
 
