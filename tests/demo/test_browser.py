@@ -115,6 +115,13 @@ def test_bad_words_are_explained(visit: Opener) -> None:
     page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
 
 
+def test_the_header_names_the_model_that_is_chosen(visit: Opener) -> None:
+    page = visit()
+    assert page.inner_text(".tt-model") == "embedded"
+    page.locator(".tt-chips button", has_text="says").first.click()
+    page.wait_for_function("document.querySelector('.tt-model').innerText === 'signs'")
+
+
 def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(visit: Opener) -> None:
     page = visit()
     assert page.is_disabled("#stop")

@@ -19,6 +19,8 @@ REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; t
 the contact sheet, from which the board is drawn. An image alone shows its settings. No model runs.</div>"""
 REPLAY_TEXT = """Every search leaves a folder: images, a contact sheet, and trace.json with its moves and scores. Upload
 it as a zip, or single files of it."""
+BADGE = "(name) => { document.querySelector('.tt-model').textContent = name; }"
+"""Writes the model's name into the page's header."""
 RANDOM = "() => Math.floor(Math.random() * 100000)"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -133,6 +135,7 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
         diverse = gr.Checkbox(False, label="Images that differ, where several are kept", elem_id="diverse")
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
+    model.change(None, model, None, js=BADGE, **PRIVATE)
     texts = {name: line("hint", hint(name)) for _, name in algorithm_choices()}
     algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(texts)})[name]", **PRIVATE)
     gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
