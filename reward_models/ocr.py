@@ -26,12 +26,16 @@ from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.extras import install
+from ttsnap.profiling.flops import count_onnx
 from ttsnap.rewards.reward_model import RewardModel
 
 _DOUBLE = re.compile('["“”„]([^"“”„]*)["“”„]|[«»]([^«»]*)[«»]|「([^「」]*)」')
 _SINGLE = re.compile(r"(?<!\w)['‘‚]([^'‘’‚]*(?:(?<=\w)['’]\w[^'‘’‚]*)*)['’‘](?!\w)")
 """Texts in single quotes. An apostrophe stands within a word or after one, where no such quote begins or ends."""
 _READS = ("picture", "line")
+_LINE, _PICTURE = (48, 320), 736
+"""What rapidocr brings images to: height and width of a line, which is wider where the text is longer; and the shorter
+side of a picture at least."""
 
 
 class Line(NamedTuple):
@@ -127,6 +131,15 @@ class OCR(RewardModel):
         check_images(images)
         colours = to_levels(images.flip(1)).byte().permute(0, 2, 3, 1).cpu().numpy()  # blue first, as OpenCV
         return [self._lines(picture) for picture in colours]
+
+    @cached_property
+    def flops(self) -> float:
+        """Of a line that is at most 20/3 times as wide as high; or of a square picture of up to 736 pixels a side, with
+        such a line in it. What rapidocr computes besides its networks is not counted."""
+        line = count_onnx(Path(self._weights("rec")), (1, 3, *_LINE))
+        small = 192  # the FLOPs of the network that finds lines are by pixels
+        found = count_onnx(Path(self._weights("det")), (1, 3, small, small)) * (_PICTURE / small) ** 2
+        return line if self.reads == "line" else line + found
 
     def _lines(self, picture: Any) -> list[Line]:
         """The lines in levels (H, W, 3). Detection misses a text that fills the picture: it is read as a line then."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_pictures
 
 from ttsnap.extras import install
+from ttsnap.profiling.flops import count_onnx
 from ttsnap.rewards.reward_model import RewardModel
 
 
@@ -37,6 +38,11 @@ class Safe(RewardModel):
         """images (N, 3, H, W) in [0, 1] -> (N,) float32."""
         check_images(images, prompts)
         return torch.tensor([self._classifier.classify(picture).sfw for picture in to_pictures(images)])
+
+    @cached_property
+    def flops(self) -> float:
+        """Of the network; every image is brought to 224 x 224 pixels."""
+        return count_onnx(self._weights, (1, 224, 224, 3))
 
     @cached_property
     def _classifier(self) -> Any:

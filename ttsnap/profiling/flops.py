@@ -1,10 +1,19 @@
-"""FLOPs of a call, counted by torch. On the meta device nothing is computed and no hook of the real module runs."""
+"""FLOPs of a call, counted by torch, or of a network in a file of ONNX.
+
+On the meta device nothing is computed and no hook of the real module runs.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
@@ -52,3 +61,47 @@ def count_flops(call: Callable[[], object], *, fused: bool = False) -> float:
     ):
         call()
     return float(counter.get_total_flops())
+
+
+@cache
+def count_onnx(path: Path, shape: tuple[int, ...]) -> float:
+    """FLOPs, as above, of a network in a file of ONNX for one input of this shape.
+
+    Onnxruntime runs it once on zeros, unoptimised, and its profile has the shapes that each operator saw.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level, options.enable_profiling = 4, True
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fused operators hide shapes
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights, too
+    options.intra_op_num_threads = torch.get_num_threads()
+    with TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return float(sum(_operator(event["args"]) for event in events if "op_name" in event.get("args", {})))
+
+
+def _operator(about: Mapping[str, Any]) -> int:
+    """FLOPs of an operator of ONNX, by its entry in a profile: a shape of each input and output, by its type."""
+    name = about["op_name"]
+    if name not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or "output_type_shape" not in about:
+        return 0
+    first, second, *_ = _shapes(about["input_type_shape"])
+    (result, *_) = _shapes(about["output_type_shape"])
+    match name:
+        case "Conv":
+            return 2 * math.prod(result) * math.prod(second[1:])
+        case "ConvTranspose":
+            return 2 * math.prod(first) * math.prod(second[1:])
+        case "Gemm":
+            return 2 * math.prod(first) * result[-1]
+        case _:
+            return 2 * math.prod(result) * first[-1]
+
+
+def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[Sequence[int]]:
+    return [shape for entry in entries for shape in entry.values()]
