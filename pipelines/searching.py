@@ -45,7 +45,7 @@ class SearchOutcome:
 def completed(request: SearchRequest, pipe: Any) -> SearchRequest:
     """The request with what the model recommends where it says nothing: arguments of the call, a reward, and the
     model's own drafter where that is known to help. ValueError where there is no reward then."""
-    spec = request.engine.completed(defaults_of(pipe), pipe.call_arguments())
+    spec = request.engine.completed(defaults_of(pipe).tuned(request.algorithm), pipe.call_arguments())
     own = dict(spec.call)
     for prompt in request.prompts:
         own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
@@ -113,6 +113,8 @@ def run(
         finally:
             pipe.maybe_free_model_hooks()
         results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
+        if request.doubt is not None:
+            results = [replace(result, warnings=(*result.warnings, request.doubt)) for result in results]
         told = call if request.engine.model is None else request.engine.call
         made = replace(request, prompts=tuple(prompts), engine=replace(spec, call=told))
         names = list(engine.reward_names)[: len(request.rewards)]

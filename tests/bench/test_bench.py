@@ -138,6 +138,24 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
         assert re.search(said, error_of(capsys))
 
 
+def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tuned.json").write_text('{"name": "seed-pruning", "keep": [0.5], "levels": [0.5], "denoising_steps": 2}')
+    bench = ["bench", "--prompts-file", "set.jsonl", "--prompts", "0:1", "--device", "cpu", "--algorithms"]
+    assert main([*bench, "best-of-n", "tuned.json", "--budget", "20nfe", "--out", "own"]) == 0
+    made = {name.split("/")[0]: read_payload(Path("own", name)) for name in images("own")}
+    assert {arm: payload["call"]["num_inference_steps"] for arm, payload in made.items()} == {
+        "best-of-n": 20,
+        "tuned": 2,
+    }
+    capsys.readouterr()
+    assert main([*bench, "tuned.json", "--budget", "6nfe", "--steps", "3", "--out", "given"]) == 0
+    assert "tuned: the schedule was tuned for 2 denoising steps, and this search takes 3" in capsys.readouterr().err
+    (image,) = images("given")
+    assert read_payload(Path("given", image))["call"]["num_inference_steps"] == 3
+    assert main([*bench, "best-of-n", "tuned.json", "--budget", "2images", "--out", "unfair"]) == 2
+    assert "give a --budget as 400nfe" in error_of(capsys)
+
+
 def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *QUICK, "--algorithms", "best-of-n kernel=sde", "best-of-n", "svdd", "--out", "b"]) == 2
     assert re.search("svdd: svdd .* deterministic .* choose a kernel that draws noise", error_of(capsys))

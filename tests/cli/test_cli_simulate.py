@@ -87,11 +87,11 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
         assert all(float(row["spent_mean"]) <= float(row["budget"][:-3]) for row in table)
         assert Path(f"curves{len(shared)}/curves.png").read_bytes()[:4] == b"\x89PNG"
 
-    call = ["--steps", "4", "--device", "cpu", "--budget", "12nfe"]
+    call = ["--device", "cpu", "--budget", "12nfe"]
     runs: list[list[str]] = [
-        ["tuned.json"],
-        ["priced.json", "--shared"],
-        ["priced.json", "--options.width", "4"],
+        ["tuned.json"],  # with the four steps that it says
+        ["priced.json", "--shared", "--steps", "4"],
+        ["priced.json", "--options.width", "4", "--steps", "4"],
     ]
     for i, extra in enumerate(runs):
         assert main(["generate", *PROMPTS, *call, "--out", f"o{i}", "--algorithm", *extra]) == 0

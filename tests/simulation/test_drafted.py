@@ -229,7 +229,6 @@ def test_tuning_takes_the_calls_that_tell_and_no_drafts_where_none_do() -> None:
     assert tune(recording(20, 60, one=0.0, two=0.95), BUDGETS, trials=15, checks=2, seeds=40).schedule.draft_calls == 2
     none = tune(recording(20, 60, one=0.0, two=0.0), BUDGETS, trials=30, checks=2, seeds=60).schedule
     assert none.draft_share < 0.06
-    assert none.keep
     whole = tune(recording(20, 60), BUDGETS, trials=3, seeds=40).held_out
     assert whole is not None
     assert np.isfinite(whole.lead)  # over the default, which drafts

@@ -68,6 +68,8 @@ class SeedPruning(Settings):
     (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
     draft_calls: Count | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
+    denoising_steps: Count | None = None
+    """Denoising steps that the schedule was fitted to. A call takes as many where it names none."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

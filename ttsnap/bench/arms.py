@@ -37,6 +37,13 @@ class Arm:
     made: Algorithm
     sampler: SamplerOptions
     """How candidates are denoised."""
+    steps: int | None = None
+    """Denoising steps that the algorithm was fitted to, where the call names none."""
+
+    @property
+    def setup(self) -> tuple[SamplerOptions, int | None]:
+        """What an engine is made by: arms of one setup share it."""
+        return self.sampler, self.steps
 
     @property
     def folder(self) -> str:

@@ -21,7 +21,6 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, search
 from ttsnap.options.record import BenchOptions
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder, Thumbnails, save_made
 from ttsnap.results.payload import for_prompt, payload_of, plain
@@ -53,9 +52,9 @@ class Bench(NamedTuple):
 
 
 class Model(Protocol):
-    """What searches run on: engines by sampler, and what is done with the results of a search."""
+    """What searches run on: engines of arms, and what is done with the results of a search."""
 
-    def engine(self, sampler: SamplerOptions) -> AbstractContextManager[Engine]:
+    def engine(self, arm: Arm) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
     def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
@@ -98,15 +97,15 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
     """
     left = missing(bench, there)
     on_done(bench.images - sum(len(work.places) for work in left))
-    samplers = list(dict.fromkeys(work.arm.sampler for work in left))
-    for sampler in samplers[1:]:  # what does not fit is refused before anything is computed
-        with model.engine(sampler) as engine:
-            _fitted(bench, sampler, engine)
-    for sampler in samplers:
-        with model.engine(sampler) as engine:
-            specs = _fitted(bench, sampler, engine)
+    firsts = list({work.arm.setup: work.arm for work in reversed(left)}.values())[::-1]
+    for first in firsts[1:]:  # what does not fit is refused before anything is computed
+        with model.engine(first) as engine:
+            _fitted(bench, first, engine)
+    for first in firsts:
+        with model.engine(first) as engine:
+            specs = _fitted(bench, first, engine)
             for work in left:
-                if work.arm.sampler == sampler:
+                if work.arm.setup == first.setup:
                     results = _search(bench, work, specs[work.arm.name], engine, on_done)
                     there.add(_written(bench, work, results, there, model))
 
@@ -120,11 +119,11 @@ def missing(bench: Bench, there: OpenBench) -> list[Work]:
     return [work for work in works(bench) if not done(work)]
 
 
-def _fitted(bench: Bench, sampler: SamplerOptions, engine: Engine) -> dict[str, SearchSpec]:
-    """The search of each arm with this sampler, by name, with as many seeds as the budget affords."""
+def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, SearchSpec]:
+    """The search of each arm that shares an engine with this one, by name, with as many seeds as the budget affords."""
     engine.check(bench.texts)
     budget = bench.budget.on(engine.grid)
-    arms = [arm for arm in bench.arms if arm.sampler == sampler]
+    arms = [arm for arm in bench.arms if arm.setup == first.setup]
     specs: dict[str, SearchSpec] = {}
     for arm in arms:
         try:

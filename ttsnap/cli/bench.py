@@ -25,7 +25,7 @@ from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import SearchRequest, reward_tuple
+from ttsnap.request.request import EngineSpec, SearchRequest, fitted_steps, reward_tuple
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ def run(a: Arguments) -> int:
     bench, whole, request = _planned(a)
     settings, out = _settings(a, bench, whole, request), Path(a.out)
     check_folder(out, settings)  # before a model is loaded
+    for arm in bench.arms:
+        if arm.steps is None and (doubt := replace(request, search=arm.made).doubt) is not None:
+            print(f"{arm.name}: {doubt}", file=sys.stderr)
     count = f"{len(bench.prompts)} of {len(whole.prompts)}"
     print(f"{count} prompts of {a.prompts_file} ({whole.kind}), {bench.images} images", file=sys.stderr)
     with resumable(out), left_by_sigterm(), OpenBench(out, settings) as there:
@@ -129,6 +132,8 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
     texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
+    if a.steps is None and not {"num_inference_steps", "sigmas", "timesteps"} & set(a.call):
+        arms = [replace(arm, steps=fitted_steps(arm.made)) for arm in arms]
     request = SearchRequest(
         tuple(texts),
         common.engine_spec(a, texts, arms[0].sampler),
@@ -140,6 +145,9 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
         report=reward_tuple(common.report_of(a)),
     )
     common.check_affordable(request.budget, request.engine.call)
+    if request.budget.images is not None and len({arm.steps for arm in arms}) > 1:
+        raise ValueError("an image takes other evaluations with the denoising steps that some of these algorithms were "
+                         "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip
     how = arguments.read(BenchOptions, a)
     bench = Bench(prompts, texts, arms, request.budget, request.spec.utility, request.seed, a.shared, how)
     return bench, whole, request
@@ -208,13 +216,18 @@ class _Model:
         for reward in self._request.report:
             reward.check([prompt.read for prompt in request.prompts])
 
+    def _spec(self, arm: Arm) -> EngineSpec:
+        """That of the request, with the sampler and the denoising steps of an arm."""
+        call, steps = self._request.engine.call, {} if arm.steps is None else {"num_inference_steps": arm.steps}
+        return replace(self._request.engine, sampler=arm.sampler, call={**call, **steps})
+
     @contextmanager
-    def engine(self, sampler: SamplerOptions) -> Iterator[Engine]:
-        """An engine with this sampler, on one device or on many, until the block ends."""
+    def engine(self, arm: Arm) -> Iterator[Engine]:
+        """An engine of an arm, on one device or on many, until the block ends."""
         from ttsnap.engine.scoring import shown_of
         from ttsnap.pipelines.engine_factory import open_engine
 
-        spec = replace(self._request.engine, sampler=sampler)
+        spec = self._spec(arm)
         with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
@@ -232,6 +245,5 @@ class _Model:
         """What each image of a search of these prompts says."""
         from ttsnap.pipelines.settings import settings_of
 
-        engine = replace(self._request.engine, sampler=arm.sampler)
-        made = replace(self._request, prompts=tuple(prompts), engine=engine, search=arm.algorithm, options=arm.options)
-        return settings_of(self.pipe, made)
+        made = replace(self._request, prompts=tuple(prompts), engine=self._spec(arm), search=arm.algorithm)
+        return settings_of(self.pipe, replace(made, options=arm.options))

@@ -15,6 +15,7 @@ from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
@@ -100,9 +101,14 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 
 
 def engine_spec(
-    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[str] = ()
+    a: Arguments,
+    prompts: Sequence[Prompt],
+    sampler: SamplerOptions,
+    keep: Sequence[str] = (),
+    algorithm: Algorithm | None = None,
 ) -> EngineSpec:
     """The engine that is asked for, with what the model's folder recommends for the rest. keep: as in EngineOptions.
+    algorithm: that searches, which may say how many denoising steps.
 
     ValueError where neither names a reward, and for pictures that do not fit.
     """
@@ -114,7 +120,8 @@ def engine_spec(
     call = {**{k: v for k, v in written.items() if v is not None}, **a.call, **_picture_arguments(a, prompts)}
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
     spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
-    return spec.completed(recommended(a.model))
+    defaults = recommended(a.model)
+    return spec.completed(defaults if algorithm is None else defaults.tuned(algorithm))
 
 
 def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:

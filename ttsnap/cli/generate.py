@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
@@ -113,7 +114,8 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
     prompts = common.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
+    algorithm = make_algorithm(a.algorithm, **a.options)
+    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a), algorithm=algorithm)
     first = SearchRequest(
         tuple(prompts),
         replace(engine, call={**engine.call, **blanks(prompts[0].inputs)}),

@@ -24,6 +24,7 @@ from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions
+from ttsnap.request.request import fitted_steps
 
 if TYPE_CHECKING:
     from ttsnap.core.protocols import Algorithm
@@ -126,6 +127,9 @@ def _compare(a: Arguments, out: Path | None) -> int:
         found = study.curves(arguments.read(WorkerOptions, a).workers, advance)
     curves = {BASE: base, **dict(zip(algorithms, found, strict=True))}
     print_curves(curves, recording, a.utility, a.ledger)
+    for name, algorithm in algorithms.items():
+        if (steps := fitted_steps(algorithm)) not in (None, recording.denoising_steps):
+            print(f"{name} was tuned for {steps} denoising steps, and this recording has {recording.denoising_steps}")
     for name, algorithm in {BASE: BestOfN(), **algorithms}.items() if a.ledger == "honest" else ():
         if (short := short_of_budget(recording, algorithm, budgets)) is not None:
             print(f"up to {short} the budget does not pay for the {algorithm.n} seeds that {name} was given: here it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ DEFAULT = "seed pruning as it is by default"
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
+With more recordings of the same prompts, each with another number of denoising steps, that number is chosen as well.
+How many are best depends on the budget: give the one that you will search with. Budgets in images are those of most
+steps. `ttsnap generate` then takes the number that was chosen, unless --steps says another.
+
 Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to
 take is fitted, too, none included, and whether what they leave is finished without another check.
 
@@ -44,6 +49,11 @@ example:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
   ttsnap tune recordings/mine --out tuned.json
   ttsnap generate "a red circle above a blue square" --algorithm tuned.json
+
+  for n in 6 10 20; do
+    ttsnap record --prompts-file prompts.txt --seeds 40 --steps $n --out rec$n
+  done
+  ttsnap tune rec6 rec10 rec20 --budgets 100nfe
 """
 
 
@@ -51,6 +61,10 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
+    p.add_argument(
+        "others", type=str, nargs="*", default=argparse.SUPPRESS, metavar="MORE",
+        help="recordings of the same prompts with other numbers of denoising steps",
+    )  # fmt: skip
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
     p.add_argument("--trials", type=Count, default=400, help="schedules to try")
     p.add_argument("--checks", type=Count, default=5, help="most checks in a schedule")
@@ -64,36 +78,49 @@ def run(a: Arguments) -> int:
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
+    from ttsnap.simulation.simulate import best_of_n_curve
     from ttsnap.simulation.sizing import short_of_seeds
-    from ttsnap.simulation.tune import split, tune
+    from ttsnap.simulation.tune import comparable, recorded_for, split, tune
 
     out = new_file(a.out, a.overwrite)
-    recording = read_recording(a)
-    budgets = read_budgets(a.budgets, recording.grid.nfe)
+    recordings = comparable([read_recording(a, where) for where in (a.recording, *a.get("others", []))])
+    budgets = read_budgets(a.budgets, recordings[0].grid.nfe)
     with progress(a.trials, "schedule") as advance:
         tuned = tune(
-            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
+            recordings, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
             seed=a.seed, on_progress=advance, workers=arguments.read(WorkerOptions, a).workers,
         )  # fmt: skip
     schedule = tuned.schedule
+    recording = recorded_for(schedule, recordings)
     # Rounded up: a level means the first step at most as noisy.
     keep, steps = schedule.keep, schedule.steps or ()
     levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps]
     settings: dict[str, Json] = {"keep": keep, "levels": tuple(levels)}
-    if recording.drafts:
+    if schedule.denoising_steps is not None:
+        settings["denoising_steps"] = schedule.denoising_steps
+    if recording.drafts or not keep:
         settings |= {"draft_share": schedule.draft_share, "draft_calls": schedule.draft_calls}
+    if recording.drafts:
         print(_about_drafts(schedule))
     write_json(out, {"name": PRUNING, **settings})
-    print(f"checks at steps {list(steps)} (noise levels {levels}), keeping {list(keep)}")
+    if len(recordings) > 1:
+        others = ", ".join(str(r.denoising_steps) for r in recordings)
+        print(f"{schedule.denoising_steps} denoising steps, of {others}; best-of-n and {PRUNING} take "
+              f"{recordings[0].denoising_steps} below, where nothing else is said")  # fmt: skip
+    print(f"checks at steps {list(steps)} (noise levels {levels}), keeping {list(keep)}" if keep or schedule.draft_share
+          else "no checks: best-of-n finds as much")  # fmt: skip
     print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
-    to_fit, rest = split(recording, a.holdout)
+    to_fit, rest = split(recordings[0], a.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
     if tuned.held_out is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
         worth = tuned.held_out
-        default = {} if worth.default is None else {PRUNING: worth.default}
-        print_curves({BASE: worth.base, **default, name: worth.schedule}, rest, a.utility)
+        curves = {BASE: worth.base} | ({} if worth.default is None else {PRUNING: worth.default})
+        for other in recordings[1:]:
+            found = best_of_n_curve(split(other, a.holdout)[1], worth.base.budgets, utility=utility.make(a.utility))
+            curves[f"{BASE}, {other.denoising_steps} steps"] = found
+        print_curves({**curves, name: worth.schedule}, rest, a.utility)
     print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
     if not math.isnan(tuned.fitted.omega):
         omega = f"{tuned.fitted.omega:.1f} ± {tuned.fitted.error:.1f}"
@@ -126,13 +153,12 @@ def _verdict(found: Tuned, name: str, kept_out: int) -> str:
         )
     if worth.default is None:
         return f"the recording lacks a step at which {DEFAULT} checks, so the two are not compared"
-    if math.isnan(worth.lead):
-        why = "three budgets or more, further apart" if len(worth.base.budgets) > 2 else "three budgets or more"
-        return f"whether it is better than {DEFAULT} takes {why}, to say"
-    side = "higher" if worth.lead > 0 else "lower"
-    if math.isnan(worth.lead_error):
-        return f"its omega is {abs(worth.lead):.1f} {side}, but a single prompt gives no error; record more prompts"
-    by = f"its omega is {abs(worth.lead):.1f} ± {worth.lead_error:.1f} {side}"
+    (by, error), known = worth.ahead, not math.isnan(worth.lead)
+    what, digits = ("omega", 1) if known else ("winners' mean score", 4)
+    side = "higher" if by > 0 else "lower"
+    if math.isnan(error):
+        return f"its {what} is {abs(by):.{digits}f} {side}, but a single prompt gives no error; record more prompts"
+    so = f"its {what} is {abs(by):.{digits}f} ± {error:.{digits}f} {side}"
     if worth.better:
-        return f"{name} is better on them than {DEFAULT}: {by}"
-    return f"{name} is no better on them than {DEFAULT}: {by}; keep that, or fit on more prompts"
+        return f"{name} is better on them than {DEFAULT}: {so}"
+    return f"{name} is no better on them than {DEFAULT}: {so}; keep that, or fit on more prompts"

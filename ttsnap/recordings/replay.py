@@ -84,6 +84,20 @@ class Recording:
         return any(bool(np.isnan(scores).any()) for scores in asked)
 
     @property
+    def call(self) -> Mapping[str, Json]:
+        """What is known of the arguments of the recorded call."""
+        call = self.info.get("call")
+        return call if isinstance(call, Mapping) else self.info
+
+    @property
+    def denoising_steps(self) -> int | None:
+        """Those of the recorded call; None where other arguments say which steps there are."""
+        steps = self.call.get("num_inference_steps")
+        if isinstance(steps, int):
+            return steps
+        return None if self.call.keys() & {"sigmas", "timesteps", "strength"} else self.grid.steps
+
+    @property
     def draft_calls(self) -> int:
         """The fewest calls of a recorded draft from the initial noise; 0 without drafts."""
         return min(self.drafts, default=0)

@@ -24,7 +24,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.request.limits import FieldError, SearchLimits, fitting
-from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest
+from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest, fitted_steps
 from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, Size(100)]
@@ -135,6 +135,8 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     if not model.isprintable():
         raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
     search = search_of(given.search, offer.searches, limits.nfe)
+    if given.steps is None:
+        given = replace(given, steps=fitted_steps(make_algorithm(search)))
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
     rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
@@ -224,7 +226,8 @@ def _sampler(
 
 def notes_of(request: SearchRequest, limits: SearchLimits) -> list[str]:
     """What is told of a search that runs otherwise than it was asked for."""
-    notes, budget, steps = [], request.budget, request.engine.call.get("num_inference_steps", 1)
+    notes = [] if request.doubt is None else [request.doubt]
+    budget, steps = request.budget, request.engine.call.get("num_inference_steps", 1)
     if budget.images is not None and budget.images * steps > limits.nfe:
         notes.append(f"a request has at most {limits.nfe} evaluations here, which are {limits.nfe / steps:.3g} of the "
                      f"{budget.images:g} images' worth that was asked for")  # fmt: skip

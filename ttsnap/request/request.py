@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, TypeAlias
 
 from ttsnap.algorithms import make_algorithm, spec_of
+from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import utility as utilities
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.prompt import Prompt
@@ -52,6 +53,16 @@ class ModelDefaults:
             if (takes is None or name in takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
         }
         return {**more, **given}
+
+    def tuned(self, algorithm: Algorithm) -> ModelDefaults:
+        """The same, with the denoising steps that an algorithm was fitted to, where it says any."""
+        steps = fitted_steps(algorithm)
+        return self if steps is None else replace(self, call={**self.call, "num_inference_steps": steps})
+
+
+def fitted_steps(algorithm: Algorithm) -> int | None:
+    """The denoising steps that an algorithm was fitted to, where it says any."""
+    return algorithm.denoising_steps if isinstance(algorithm, SeedPruning) else None
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,14 @@ class SearchRequest:
     @property
     def algorithm(self) -> Algorithm:
         return self.spec.algorithm
+
+    @property
+    def doubt(self) -> str | None:
+        """What is told of a search with other denoising steps than its schedule was fitted to."""
+        fitted, steps = fitted_steps(self.algorithm), self.engine.call.get("num_inference_steps")
+        if fitted is None or steps in (None, fitted):
+            return None
+        return f"the schedule was tuned for {fitted} denoising steps, and this search takes {steps}"
 
     @property
     def label(self) -> str:

@@ -1,18 +1,18 @@
-"""Fit a pruning schedule (drafts, steps, keep ratios) to a recording: random search, then changes to the best."""
+"""Fit a pruning schedule (drafts, checks, keep ratios) to a recording: random search, then changes to the best. Several
+recordings, each with another number of denoising steps, let it choose that number, too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import utility as utilities
-from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import varied
 from ttsnap.core.particles import Utility
 from ttsnap.loop.budget import Budget
@@ -20,12 +20,15 @@ from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
+from ttsnap.simulation.schedules import Space, change, draw
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
 
 REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
 EXPLORED = 0.4
 """Share of the trials that are drawn at random; each of the others changes one of the best so far."""
+_VARYING = ("versions", "batch_size", "decode_batch_size", "device", "dtype")
+"""What recordings to choose denoising steps from may differ in, besides these."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Worth:
     """
 
     base: Curve
-    """Best-of-N."""
+    """Best-of-N; of several recordings, over that with most steps."""
     default: Curve | None
-    """Seed pruning with its default schedule; None where a check of that was not recorded."""
+    """Seed pruning with its default schedule, over the same; None where a check of that was not recorded."""
     schedule: Curve
     omega: float
     """Of the schedule against best-of-N."""
@@ -48,9 +51,18 @@ class Worth:
     lead_error: float
 
     @property
+    def ahead(self) -> tuple[float, float]:
+        """The lead over the default and its error; where there is none, those of the winners' utility."""
+        if self.default is None or not math.isnan(self.lead):
+            return self.lead, self.lead_error
+        each = (self.schedule.rewards - self.default.rewards).mean(1)
+        return float(each.mean()), float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+
+    @property
     def better(self) -> bool:
         """Whether the schedule is above the default by more than one standard error."""
-        return self.lead > self.lead_error
+        ahead, error = self.ahead
+        return ahead > error
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Tuned:
 
 
 def tune(
-    recording: Recording,
+    recordings: Recording | Sequence[Recording],
     budgets: Sequence[Budget | str],
     *,
     trials: int = 400,
@@ -82,7 +94,9 @@ def tune(
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
     Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too) and the calls
-    of one. It also says whether checks follow at all. The last `holdout` share of the prompts (`split`) is kept out of
+    of one. It also says whether checks follow at all. Of several recordings (`comparable`), the schedule says by its
+    `denoising_steps` which number of steps is best; budgets in images are those of most steps. Best-of-N at each number
+    is among the finalists: a schedule without checks. The last `holdout` share of the prompts (`split`) is kept out of
     the fit and tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds
     (`calibrate.enlarge`), so that large budgets do not use up the recorded ones; `judge` uses the recorded seeds only.
 
@@ -92,14 +106,20 @@ def tune(
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
-    to_fit, rest = split(recording, holdout)
-    require_varied(recording, utility)
-    require_varied(to_fit, utility)
-    rng = np.random.default_rng(seed)
-    wide, again = (_single(to_fit, utility, seeds, rng) for _ in range(2))  # the second one judges the finalists
-    space = Space(np.flatnonzero(wide.scored[:-1]), checks, recording.drafts)
-    if not len(space.steps) and not space.drafts:
+    given = comparable([recordings] if isinstance(recordings, Recording) else recordings)
+    to_fit, rest = zip(*(split(recording, holdout) for recording in given), strict=True)
+    for recording in (*given, *to_fit):
+        require_varied(recording, utility)
+    spaces = {
+        r.denoising_steps: Space(np.flatnonzero(r.scored[:-1]), checks, r.drafts, r.denoising_steps) for r in given
+    }
+    able = [space for space in spaces.values() if len(space.steps) or space.drafts]
+    if not able:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
+    rng = np.random.default_rng(seed)
+    wide, again = (_enlarged(to_fit, utility, seeds, rng) for _ in range(2))  # the second ones judge the finalists
+    if len(given) > 1:
+        budgets = [Budget.parse(budget).on(given[0].grid) for budget in budgets]
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
 
@@ -111,44 +131,75 @@ def tune(
         if on_progress is not None:
             on_progress(len(pool), trials)
 
-    repeats = max(1, 600 // len(to_fit.prompts))
+    repeats = max(1, 600 // len(to_fit[0].prompts))
     first = _Judge(wide, tuple(budgets), repeats, seed)
-    drawn = [_draw(rng, space) for _ in range(math.ceil(trials * EXPLORED))]
+    drawn = [draw(rng, able[i % len(able)]) for i in range(math.ceil(trials * EXPLORED))]
     with working(first, workers) as gains:
         for schedule, gained in zip(drawn, gains(drawn), strict=True):
             judged(schedule, gained)
     for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
-        changed = _change(rng, pool[min(int(rng.exponential(4)), len(pool) - 1)][1], space)
+        promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
+        changed = change(rng, promising, spaces[promising.denoising_steps])
         judged(changed, first(changed))
-    finals = [schedule for _, schedule in pool[:20]]
+    finals = [schedule for _, schedule in pool[:20]] + [space.best_of_n for space in spaces.values()]
     with working(_Judge(again, tuple(budgets), 3 * repeats, seed), workers) as gains:
         best = finals[int(np.argmax(list(gains(finals))))]
-    held_out = None
-    if len(rest.prompts) and varied(utility(rest.final)).any():
-        held_out = judge(rest, best, budgets, utility, seed)
-    return Tuned(best, judge(to_fit, best, budgets, utility, seed), held_out, trials)
+
+    def worth(parts: Sequence[Recording]) -> Worth:
+        return judge(recorded_for(best, parts), best, budgets, utility, seed, parts[0])
+
+    known = bool(rest[0].prompts) and bool(varied(utility(rest[0].final)).any())
+    return Tuned(best, worth(to_fit), worth(rest) if known else None, trials)
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Called with a schedule, its gain over best-of-N on an enlarged recording; all schedules see the same orders."""
+    """Called with a schedule, its gain over best-of-N on the first of the enlarged recordings; all schedules see the
+    same orders."""
 
-    recording: Recording
+    recordings: Sequence[Recording]
     budgets: tuple[Budget | str, ...]
     repeats: int
     seed: int
 
     def __call__(self, schedule: SeedPruning) -> float:
-        found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
+        recording = recorded_for(schedule, self.recordings)
+        found = curve(recording, schedule, self.budgets, self.repeats, orders=self._orders)
         return gain(found.mean, self._base)
 
     @cached_property
     def _orders(self) -> list[Orders]:
-        return draw_orders(self.recording, self.budgets, self.repeats, self.seed)
+        return draw_orders(self.recordings[0], self.budgets, self.repeats, self.seed)
 
     @cached_property
     def _base(self) -> FloatArray:
-        return best_of_n_curve(self.recording, self.budgets).mean
+        return best_of_n_curve(self.recordings[0], self.budgets).mean
+
+
+def comparable(recordings: Sequence[Recording]) -> list[Recording]:
+    """The recordings, that with most denoising steps first, with as many seeds as all of them have.
+
+    ValueError where several differ in more than their denoising steps, or not in these."""
+    found = sorted(recordings, key=lambda r: -(r.denoising_steps or 0))
+    steps = [r.denoising_steps for r in found]
+    if len(found) > 1 and (None in steps or len(set(steps)) < len(steps)):
+        raise ValueError(f"give recordings with another number of denoising steps each, got {steps}")
+    if not all(_but_steps(r) == _but_steps(found[0]) for r in found):
+        raise ValueError("the recordings differ in more than their denoising steps: record the same prompts, from the "
+                         "same first seed, with the same rewards, model and arguments")  # fmt: skip
+    return [r.select(seeds=slice(min(r.seeds for r in found))) for r in found]
+
+
+def _but_steps(recording: Recording) -> tuple[object, ...]:
+    """What recordings have in common that differ in their denoising steps."""
+    setting = {**recording.info, **recording.call}
+    compared = {k: v for k, v in setting.items() if k not in ("call", "num_inference_steps", *_VARYING)}
+    return recording.prompts, recording.reward_names, recording.first_seed, compared
+
+
+def recorded_for(schedule: SeedPruning, recordings: Sequence[Recording]) -> Recording:
+    """The recording with the denoising steps of a schedule."""
+    return next(r for r in recordings if r.denoising_steps == schedule.denoising_steps)
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
@@ -168,19 +219,19 @@ def judge(
     budgets: Sequence[Budget | str],
     utility: Utility,
     seed: int,
+    usual: Recording | None = None,
 ) -> Worth:
-    """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
+    """What a schedule is worth on the prompts of a recording. ValueError for failed scores.
 
-    def curve_of(algorithm: SeedPruning) -> Curve:
-        return curve(recording, algorithm, budgets, REPEATS, utility=utility, seed=seed)
-
-    base, mine = best_of_n_curve(recording, budgets, utility=utility), curve_of(schedule)
-    plain = SeedPruning()
-    steps = [recording.grid.step_at(level) for level in plain.levels] if plain.steps is None else plain.steps
-    default = curve_of(plain) if all(recording.scored[step] for step in steps) else None
+    usual: the recording of the same prompts over which best-of-N and the default schedule search, if another."""
+    usual = usual or recording
+    base, plain = best_of_n_curve(usual, budgets, utility=utility), SeedPruning()
+    mine = curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
+    scored = all(usual.scored[usual.grid.step_at(level)] for level in plain.levels)
+    default = curve(usual, plain, budgets, REPEATS, utility=utility, seed=seed) if scored else None
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
-        versus = compare(mine, base, recording, utility)
+        versus = compare(mine, base, usual, utility)
         omega, error = versus.omega, versus.error
         if default is not None:
             above, above_error = lead(mine, default, base)
@@ -188,81 +239,26 @@ def judge(
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
-    """What tuning maximises: the excess over best-of-N at all budgets, relative to best-of-N's own gain."""
-    gained = float((base - base[0]).sum())
+    """What tuning maximises: the excess over best-of-N at all budgets, relative to best-of-N's own gain where there are
+    several."""
+    gained = float((base - base[0]).sum()) if len(base) > 1 else 1.0
     if gained <= 0:
         raise ValueError("best-of-N gains nothing from the smallest budget to the largest; give budgets further apart")
     return float((found - base).sum()) / gained
+
+
+def _enlarged(
+    recordings: Sequence[Recording], utility: Utility, seeds: int, rng: np.random.Generator
+) -> tuple[Recording, ...]:
+    """Each as of `_single`, by the same draws, as far as they are of equal shapes."""
+    made, before = [], rng.bit_generator.state
+    for recording in recordings:
+        rng.bit_generator.state = before
+        made.append(_single(recording, utility, seeds, rng))
+    return tuple(made)
 
 
 def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
     """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
     columns = utility(recording.columns)
     return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)
-
-
-class Space(NamedTuple):
-    """What schedules are made of."""
-
-    steps: IntArray
-    """(k,) steps whose estimates were scored."""
-    most: int
-    """The most checks at these steps."""
-    drafts: tuple[int, ...]
-    """Calls of the recorded drafts, rising."""
-
-
-def _draw(rng: np.random.Generator, space: Space) -> SeedPruning:
-    if not len(space.steps):
-        return _with_drafts(SeedPruning(None, (), steps=()), _draw_share(rng), int(rng.choice(space.drafts)))
-    n = int(rng.integers(1, min(space.most, len(space.steps)) + 1))
-    steps = np.sort(rng.choice(space.steps, n, replace=False))
-    share = np.exp(rng.uniform(np.log(0.03), np.log(0.5)))  # that reaches the end
-    keep = np.exp(np.log(share) * rng.dirichlet(np.ones(n)))
-    if not space.drafts:
-        return _schedule(steps, keep)
-    drafts = _draw_share(rng) if rng.random() > 0.2 else 0.0
-    after = slice(0 if drafts and rng.random() < 0.3 else n)  # checks that follow the drafts
-    return _with_drafts(_schedule(steps[after], keep[after]), drafts, int(rng.choice(space.drafts)))
-
-
-def _change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> SeedPruning:
-    steps, keep = list(schedule.steps or ()), list(schedule.keep)
-    free = [int(k) for k in space.steps if k not in steps]
-    least = 0 if space.drafts and schedule.draft_share else 1
-    what = rng.random()
-    if what < 0.4 and free and steps:
-        i = int(rng.integers(len(steps)))
-        steps[i] = min(free, key=lambda k: abs(k - steps[i]) + rng.random() * 3)
-    elif what < 0.55 and free and len(steps) < space.most:
-        steps.append(int(rng.choice(free)))
-        keep.append(float(rng.uniform(0.4, 0.95)))
-    elif what < 0.7 and len(steps) > least:
-        i = int(rng.integers(len(steps)))
-        del steps[i], keep[i]
-    order = np.argsort(steps)
-    scaled = np.exp(np.log(np.array(keep)) * np.exp(0.25 * rng.standard_normal(len(keep))))
-    changed = _schedule(np.array(steps, int)[order], scaled[order])
-    if not space.drafts:
-        return changed
-    share, calls = schedule.draft_share, schedule.draft_calls or space.drafts[0]
-    if rng.random() < 0.1:
-        share = _draw_share(rng) if not share else 0.0 if steps else share
-    elif rng.random() < 0.2:
-        calls = int(rng.choice(space.drafts))
-    return _with_drafts(changed, share * np.exp(0.3 * rng.standard_normal()), calls)
-
-
-def _draw_share(rng: np.random.Generator) -> float:
-    """The share of the cost that goes to drafts."""
-    return float(np.exp(rng.uniform(np.log(0.05), np.log(0.7))))
-
-
-def _with_drafts(schedule: SeedPruning, share: float, calls: int) -> SeedPruning:
-    if not share:
-        return replace(schedule, draft_share=0.0)
-    return replace(schedule, draft_share=round(float(min(max(share, 0.03), 0.8)), 3), draft_calls=calls)
-
-
-def _schedule(steps: np.ndarray, keep: np.ndarray) -> SeedPruning:
-    return SeedPruning(None, tuple(np.clip(keep, 0.05, 0.98).round(3).tolist()), steps=tuple(steps.tolist()))
