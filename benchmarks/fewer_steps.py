@@ -4,10 +4,10 @@
     python benchmarks/fewer_steps.py --model signs --steps 6 10 20 --fit-prompts 0 --budgets 20 50 100 200
 
 Prompts that training held out are recorded once for each number of steps, with the same seeds. Searches choose by the
-checker's soft score, or by the similarity of what an OCR reads with the word; whether winners are strictly right is only
-reported. "tuned" is `ttsnap tune` for the one budget, over the recordings of other prompts with all numbers of steps,
-and with the last number alone. After each table, differences to it are paired by prompts. All of it follows again at
-equal FLOPs: those of as many evaluations, decodes included.
+checker's soft score, or by the similarity of what an OCR reads with the word. Whether winners are strictly right is
+only reported. "tuned" is `ttsnap tune` for the one budget, over the recordings of other prompts with all numbers of
+steps, and with the last number alone. Differences are paired by prompts. All of it follows again at equal FLOPs: those
+of as many evaluations, decodes included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.ocr import OCR
 
 from ttsnap import Budget, SeedPruning, __version__, scenes, signs
-from ttsnap.core.arrays import FloatArray
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
@@ -117,7 +116,9 @@ def compared(
         for n, cap in caps.items():
             best = tune(few, [cap], trials=a.trials, holdout=0.0, utility=utility).schedule
             chosen[f"{name}, {n}"] = {"steps": best.denoising_steps, "checks": best.steps, "keep": best.keep}
-            print(f"{name} for {n}: {best.denoising_steps} steps, checks at {best.steps}, keeping {best.keep}", flush=True)
+            print(
+                f"{name} for {n}: {best.denoising_steps} steps, checks at {best.steps}, keeping {best.keep}", flush=True
+            )
             there = next(r for r in test if r.denoising_steps == best.denoising_steps)
             points.append(curve(there, best, [cap], a.repeats, utility=utility))
         curves[name] = Curve.joined(points)
@@ -125,19 +126,23 @@ def compared(
     for key, title in (("strict", "strictly right"), ("reward", "the score by which searches choose")):
         cells = [[f"{row[key]:.3f} ± {row[f'{key}_se']:.3f}" for row in rows if row["algorithm"] == n] for n in curves]
         print("\n" + markdown([title, *map(str, caps)], [[n, *row] for n, row in zip(curves, cells, strict=True)]))
-    more = []
-    for mine in ("tuned", f"best-of-n, {a.steps[0]}", f"best-of-n, {a.steps[-1]}"):
-        rivals = [name for name in curves if name != mine] if mine in curves else []
-        gains = {name: [mean(d) for d in ahead(curves[mine], curves[name])] for name in rivals}
-        more += [{"search": mine, "than": name, "right": gain} for name, gain in gains.items()]
-        lines = [[name, *(f"{gain:+.3f} ± {error:.3f}" for gain, error in gain)] for name, gain in gains.items()]
-        print("\n" + markdown([f"{mine}, strict, over", *map(str, caps)], lines))
+    usual, more = f"best-of-n, {a.steps[-1]}", []
+    pairs = {usual: [(name, usual) for name in curves], "another": [("tuned", name) for name in curves if fit]}
+    for than, those in pairs.items():
+        gains = {pair: ahead(*(curves[name] for name in pair)) for pair in those if len(set(pair)) > 1}
+        more += [{"search": name, "than": other, "right": gain} for (name, other), gain in gains.items()]
+        lines = [
+            [f"{name}, over {other}", *(f"{g:+.3f} ± {e:.3f}" for g, e in gain)]
+            for (name, other), gain in gains.items()
+        ]
+        if lines:
+            print("\n" + markdown([f"strictly right, more than {than}", *map(str, caps)], lines))
     return {"rows": rows, "paired": more, "chosen": chosen}
 
 
-def ahead(mine: Curve, other: Curve) -> list[FloatArray]:
-    """By how much more one is strictly right, for each prompt, at each budget."""
-    return [mine.scores[:, i, 1] - other.scores[:, i, 1] for i in range(len(mine.budgets))]
+def ahead(mine: Curve, other: Curve) -> list[tuple[float, float]]:
+    """By how much more winners are strictly right, paired by prompts, at each budget, with the error."""
+    return [mean(mine.scores[:, i, 1] - other.scores[:, i, 1]) for i in range(len(mine.budgets))]
 
 
 if __name__ == "__main__":

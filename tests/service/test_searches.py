@@ -75,7 +75,7 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     final = rng.standard_normal((20, 40, 1))
     forecast = fit(final + rng.standard_normal((20, 40, STEPS + 1)), levels, estimates(2, 4, STEPS))
     specs = {
-        "tuned": {"name": "seed-pruning", "keep": [0.5], "levels": [0.7]},
+        "tuned": {"name": "seed-pruning", "keep": [0.5], "levels": [0.7], "denoising_steps": STEPS},
         "priced": {"name": "price-of-compute", "forecast": forecast.to_json(), "n": 20},
     }
     for name, spec in specs.items():
@@ -113,10 +113,10 @@ def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: Offer) -> None:
 
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
 def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any, files: Any, search: Any) -> None:
-    reply = asked(service, search=search)
+    steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself
+    reply = asked(service, search=search, steps=steps.get("num_inference_steps"))
     spec = str(files[search]) if isinstance(search, str) else search
-    out = pipe(PROMPT, search=spec, reward="scenes", **{**defaults(), "num_inference_steps": STEPS},
-               seed=3, budget="18nfe")  # fmt: skip
+    out = pipe(PROMPT, search=spec, reward="scenes", **steps, seed=3, budget="18nfe")
     assert reply["data"][0]["seed"] == out.search[0].best.seed
     assert reply["usage"]["nfe"] == out.search[0].spent.nfe
     told = json.loads(picture(reply["data"][0]["b64_json"]).info["ttsnap"])

@@ -27,7 +27,7 @@ REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
 EXPLORED = 0.4
 """Share of the trials that are drawn at random; each of the others changes one of the best so far."""
-_VARYING = ("versions", "batch_size", "decode_batch_size", "device", "dtype")
+_VARYING = ("versions", "batch_size", "decode_batch_size", "device", "dtype", "draft", "draft_guidance")
 """What recordings to choose denoising steps from may differ in, besides these."""
 
 
