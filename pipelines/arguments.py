@@ -164,7 +164,7 @@ def refuse_step_caches(parts: Mapping[str, Any]) -> None:
         hooks = [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
         stateful = sorted({type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)})
         if stateful or getattr(part, "is_cache_enabled", False):
-            instead = f"call pipe.{name}.disable_cache()" if hasattr(part, "disable_cache") else "load one without it"
+            instead = f"call {name}.disable_cache()" if hasattr(part, "disable_cache") else "load one without it"
             raise ValueError(
                 f"{name} has a step cache ({', '.join(stateful) or 'enable_cache'}), whose rows would be mixed up when "
                 f"candidates are pruned; {instead} before a search"

@@ -86,7 +86,7 @@ class PipelineDenoiser(Denoiser):
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
         """Set the schedule and the guidance. ValueError where a network has a step cache."""
-        refuse_step_caches(self.pipe.components)
+        refuse_step_caches({f"pipe.{name}": part for name, part in self.pipe.components.items()})
         self.schedule, self.guidance = schedule, guidance
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = guidance.passes

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
@@ -64,7 +65,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     """
     base = _bare(getattr(pipe, network))
     if isinstance(spec, Drafter):
-        return replace(spec, net=_fitting(base, spec.net, "draft"))
+        return replace(spec, net=_fitting(base, spec.net, "draft.net"))
     if isinstance(spec, nn.Module):
         return Drafter(_fitting(base, spec, "draft"))
     if not isinstance(spec, str):
@@ -190,6 +191,7 @@ def _fitting(base: Any, net: Any, said: str) -> nn.Module:
         if mine != theirs:
             raise ValueError(f"{said}: its {name} is {theirs}, that of the model's network {mine}; a drafter must read "
                              "the same latents and texts")  # fmt: skip
+    refuse_step_caches({said: bare})
     fitting: nn.Module = net
     return fitting
 

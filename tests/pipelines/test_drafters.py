@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from ttsnap.pipelines import upgrade
@@ -562,6 +568,17 @@ def test_a_peft_that_runs_what_a_file_names_is_refused(
     )
     with pytest.raises(ValueError, match=r"peft before 0\.20 runs a module .* pip install -U 'peft>=0\.20'"):
         use_drafter(pipe.denoiser(**FAMILIES["sd3"].call), folder)
+
+
+def test_a_network_with_a_step_cache_is_refused() -> None:
+    base = denoiser(shared("flux"), "flux")
+    cached = type(base.net).from_config(base.net.config)
+    cached.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    for draft, name in ((cached, "draft"), (Drafter(cached), "draft.net")):
+        with pytest.raises(ValueError, match=rf"^{name} has a step cache .*; call {name}\.disable_cache\(\) before"):
+            use_drafter(base, draft)
+    cached.disable_cache()
+    use_drafter(base, cached)
 
 
 def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:

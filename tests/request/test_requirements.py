@@ -42,7 +42,9 @@ def test_it_waits_for_the_reward_that_the_model_recommends() -> None:
 
 
 def test_gradients_do_not_follow_what_is_only_required() -> None:
-    message = "gradients follow all rewards of an engine, ocr>=0.5 among them; require what is searched for"
+    message = (
+        "gradients follow all rewards of an engine, also those that are only required; require what is searched for"
+    )
     with pytest.raises(ValueError, match=message):
         asked("scenes", require=("ocr",), sampler=SamplerOptions(guide="0.1"))
     with pytest.raises(ValueError, match=message):

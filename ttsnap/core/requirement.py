@@ -53,8 +53,7 @@ class Requirement:
         return cls(match[1].strip(), match[2], bound)
 
     def __str__(self) -> str:
-        name = self.reward if isinstance(self.reward, str) else getattr(self.reward, "name", None)
-        return f"{name or getattr(self.reward, '__name__', 'reward')}{self.sign}{self.bound:.12g}"
+        return f"{self.reward}{self.sign}{self.bound:.12g}"
 
     def met(self, scores: FloatArray) -> BoolArray:
         """Whether each of these scores is within the bound; a nan is not."""
