@@ -169,8 +169,8 @@ class SearchRequest:
             object.__setattr__(self, "engine", replace(self.engine, rewards=scored))
             guided = self.engine.sampler.guide is not None or Need.ASCEND in declared(self.algorithm.needs)
             if guided and gate.scores_more:
-                raise ValueError("gradients follow all rewards of an engine, also those that are only required; require "
-                                 "what is searched for, or search without gradients")  # fmt: skip
+                raise ValueError("gradients follow all rewards of an engine, also those that are only required; "
+                                 "require what is searched for, or search without gradients")  # fmt: skip
         for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
             if value is not None and not self.diverse:
                 raise ValueError(f"{name} {value} is for images that differ: ask for these by diverse (--diverse, "
