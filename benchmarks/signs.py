@@ -87,6 +87,8 @@ def main() -> None:
     call = defaults(a.model) | {name: value for name, value in given.items() if value is not None}
     pipe, rewards = load(a.model, dtype=getattr(torch, a.dtype)), [OCR("line"), PlateColour()]
     engine = pipe.engine(rewards, batch_size=a.batch_size, **call)
+    if missing := {engine.grid.step_at(level) for level in SeedPruning().levels} - {*a.score_steps}:
+        p.error(f"seed pruning looks at step {', '.join(map(str, missing))}, which --score-steps leaves out; add it")
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     with tempfile.TemporaryDirectory() as temporary:
         there = (a.recordings or Path(temporary)) / f"signs-{a.prompt_seed}"
