@@ -227,7 +227,8 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
         Staged(Motion(), Mean())
 
 
-def test_of_large_videos_only_the_best_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["MOST_SPARE", "MOST_HELD"])
+def test_of_large_videos_only_the_best_are_held(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search with room for three videos finds what one with room for all does."""
     held: list[int] = []
 
@@ -239,7 +240,7 @@ def test_of_large_videos_only_the_best_are_held(monkeypatch: pytest.MonkeyPatch)
     real = Job.take
     monkeypatch.setattr(Job, "take", lambda self, *args: (jobs.append(self), real(self, *args))[1])
     wanted = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
-    monkeypatch.setattr("ttsnap.loop.job.MOST_HELD", 3 * 4 * 4 * 3 * 4 * 6)  # bytes of three videos
+    monkeypatch.setattr(f"ttsnap.loop.job.{bound}", 3 * 4 * 4 * 3 * 4 * 6)  # bytes of three videos
     jobs.clear()
     found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2, on_event=listen)[0]
     assert max(held) <= 3

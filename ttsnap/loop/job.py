@@ -21,9 +21,9 @@ from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Ledger
 
 logger = logging.getLogger(__name__)
-MOST_HELD = 2**32
-"""Bytes of finished images or videos of one prompt above which only the best are held: one video may take 400 MB."""
-
+MOST_SPARE, MOST_HELD = 2**30, 2**32
+"""Bytes of finished images or videos of one prompt above which only those are held that may still be returned, and above
+which no more than will be: one video may take 400 MB."""
 AMONG = 8
 """Of how many times as many good images those are chosen that differ."""
 MOST_SEEDS = 4096
@@ -151,12 +151,16 @@ class Job:
         self._note_failures(outcome)
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
-        large = sum(picture.held for picture in self.images.values() if picture is not None) > MOST_HELD
-        if large and len(self.images) > keep:
-            self.images = {uid: self.images[uid] for uid in self.chosen(keep)}
         most = self._candidates(keep)
-        if len(self.images) > most + 3 * keep + 32:
+        if len(self.images) > most and (len(self.images) > most + 3 * keep + 32 or self._held > MOST_SPARE):
             self.images = {uid: self.images[uid] for uid in self.ranking()[:most]}
+        if len(self.images) > keep and self._held > MOST_HELD:
+            self.images = {uid: self.images[uid] for uid in self.chosen(keep)}
+
+    @property
+    def _held(self) -> int:
+        """Bytes of the images that this process holds."""
+        return sum(picture.held for picture in self.images.values() if picture is not None)
 
     def ranking(self) -> list[int]:
         """Uids of the images that may be returned, best first; rejected ones only where there is no other."""
