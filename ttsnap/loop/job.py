@@ -22,8 +22,8 @@ from ttsnap.loop.budget import Ledger
 
 logger = logging.getLogger(__name__)
 MOST_SPARE, MOST_HELD = 2**30, 2**32
-"""Bytes of finished images or videos of one prompt above which only those are held that may still be returned, and above
-which no more than will be: one video may take 400 MB."""
+"""Bytes of finished images or videos of one prompt above which only those are held that may still be returned, and
+above which no more than will be: one video may take 400 MB."""
 AMONG = 8
 """Of how many times as many good images those are chosen that differ."""
 MOST_SEEDS = 4096
