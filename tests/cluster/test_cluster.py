@@ -141,7 +141,7 @@ def test_a_large_request_keeps_a_small_one_waiting_only_where_jobs_take_no_turns
 def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mixture: Any) -> None:
     def weights() -> list[dict[int, float]]:
         turns = [actor.engine.scheduler.turns for actor in pool.actors]
-        return [dict(one.weights) for one in turns if one is not None]
+        return [dict(one.share.weights) for one in turns if one is not None]
 
     pool = fair_pool(mixture)
     cluster = ClusterEngine(pool)

@@ -64,7 +64,7 @@ def play(
 ) -> list[Tick]:
     """An engine of counters around fair turns, for at most so many ticks. lanes: of the rows, in turn."""
     turns = FairTurns()
-    turns.weights |= weights
+    turns.share.weights |= weights
     rows: list[Need] = []
     ticks: list[Tick] = []
     while len(ticks) < most and (len(ticks) <= max(crowd.at for crowd in crowds) or rows):
@@ -172,6 +172,23 @@ def test_who_leaves_and_comes_back_at_once_is_not_new() -> None:
     for _ in range(9):
         assert share.first() == "b"
         share.serve("b")
+
+
+def test_a_crowd_is_not_held_to_what_its_first_one_got_alone() -> None:
+    share: FairShare[str] = FairShare()
+    share.wait(["crowd", "other"])
+    share.serve("crowd", 12.0)
+    share.weigh("crowd", 6.0)
+    served = []
+    for _ in range(9):
+        served.append(share.first())
+        share.serve(served[-1])
+    assert served[:2] == ["other"] * 2, "twelve turns of one are two of each of the six"
+    assert served.count("other") == 3
+    share.wait([])
+    share.weigh("crowd", 0.5)
+    share.wait(["crowd", "other"])
+    assert share.first() == "other", "also of those that are away for a moment"
 
 
 def test_what_it_remembers_of_those_who_are_gone_does_not_grow() -> None:

@@ -3,7 +3,8 @@
 Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next turn starts in a
 virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. Who has not waited for
 a while starts at the present of that time: no claim is saved up. While two wait all the time, their shares, divided by
-their weights, differ by at most a turn of each.
+their weights, differ by at most a turn of each. Where a weight changes, so does how far its tag lies ahead: what it got
+counts as if the new weight had been there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ class FairShare(Generic[KeyT]):
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.weights: dict[KeyT, float] = {}
+        """Turns that a key gets where others get one; else 1."""
         self._waiting: dict[KeyT, float] = {}
         self._served: dict[KeyT, float] = {}
         """Tags of those that wait no longer, as far as they lie ahead of now: who comes back at once is not new."""
@@ -37,9 +40,16 @@ class FairShare(Generic[KeyT]):
         return min(self._waiting if among is None else among, key=self._waiting.__getitem__)
 
     def serve(self, key: KeyT, amount: float = 1.0) -> None:
-        """It gets so much, already divided by its weight."""
+        """It gets so much."""
         self.now = max(self.now, self._waiting[key])
-        self._waiting[key] += amount
+        self._waiting[key] += amount / self.weights.get(key, 1.0)
+
+    def weigh(self, key: KeyT, weight: float) -> None:
+        """Its weight from now on."""
+        before, self.weights[key] = self.weights.get(key, 1.0), weight
+        for tags in (self._waiting, self._served):
+            if key in tags:
+                tags[key] = self.now + (tags[key] - self.now) * before / weight
 
     def leave(self, key: KeyT) -> None:
         """It got all that it waited for."""
@@ -82,14 +92,13 @@ RowT = TypeVar("RowT", bound=Waits[object])
 
 
 class FairTurns:
-    """Turns of jobs in the batches of an engine: each evaluation is a turn of its job. weights: by job, else 1.
+    """Turns of jobs in the batches of an engine: each evaluation is a turn of its job.
 
     The rows of one job are served as they came, its drafts first. A batch is of one lane, that of the job whose turn
     it is: no job waits for long for its lane, though the bound above holds among the jobs of one lane only.
     """
 
     def __init__(self) -> None:
-        self.weights: dict[int, float] = {}
         self.share: FairShare[int] = FairShare()
 
     def choose(self, rows: Sequence[RowT], size: int) -> list[RowT]:
@@ -107,7 +116,7 @@ class FairTurns:
                 break
             job = self.share.first(queues)
             chosen += queues[job].pop()
-            self.share.serve(job, 1.0 / self.weights.get(job, 1.0))
+            self.share.serve(job)
             if not queues[job]:
                 del queues[job]
                 if not jobs[job]:

@@ -215,11 +215,11 @@ class LiveEngine(Engine):
         self.store.remove(job, [uid for of, uid in self.store if of == job])
         self.executor.prompts.release(job)
         if self.scheduler.turns is not None:
-            self.scheduler.turns.weights.pop(job, None)
+            self.scheduler.turns.share.weights.pop(job, None)
 
     def weigh(self, job: int, weight: float) -> None:
         if self.scheduler.turns is not None:
-            self.scheduler.turns.weights[job] = weight
+            self.scheduler.turns.share.weigh(job, weight)
 
     def submit(self, job: int, plan: Plan) -> None:
         rows = self.row_builder.rows_of(job, plan)
