@@ -142,22 +142,27 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
     images. Only final images are checked: to check every x0 estimate would cost much, and black ones would mislead the
     search.
     """
-    images = [c.pixels for result in results for c in result.images]
-    if getattr(pipe, "safety_checker", None) is None or not images:
+    shown, flags = judged(pipe, [c.pixels for result in results for c in result.images])
+    if flags is None:
         return results, None
+    rows = iter(shown)
+    censored = [
+        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
+    ]
+    return censored, flags
+
+
+def judged(pipe: Any, images: list[Tensor]) -> tuple[list[Tensor], list[bool] | None]:
+    """(images, flags) as of `checked`, of images (3, H, W)."""
+    if getattr(pipe, "safety_checker", None) is None or not images:
+        return images, None
     dtype = getattr(pipe.safety_checker, "dtype", torch.float32)
     device = pipe._execution_device
     with torch.no_grad():
         seen, flags = pipe.run_safety_checker(2 * torch.stack(images).to(device) - 1, device, dtype)
     # Flagged images stay as the checker returned them, as in stock pipelines, which do not map them to [0, 1] either.
-    shown = [
-        torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in zip(seen, images, flags, strict=True)
-    ]
-    rows = iter(shown)
-    censored = [
-        replace(result, images=tuple(replace(c, image=next(rows)) for c in result.images)) for result in results
-    ]
-    return censored, [bool(flag) for flag in flags]
+    rows = zip(seen, images, flags, strict=True)
+    return [torch.as_tensor(new).cpu().float() if flag else old for new, old, flag in rows], [bool(f) for f in flags]
 
 
 def sources_of(

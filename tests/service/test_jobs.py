@@ -154,7 +154,7 @@ def test_an_orderly_end_queues_jobs_again(pipe: Any, quick: OneDevice, offer: Of
 
 
 def test_jobs_survive_sigkill(tmp_path: Path) -> None:
-    own: dict[str, Any] = {"budget": "600nfe", "seed": None, "steps": 10}
+    own: dict[str, Any] = {"budget": "300nfe", "seed": None, "steps": 10}
     given = "embedded", "--state", str(tmp_path / "state")
     with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
         names = [begun(client, **own), begun(client), begun(client, **own)]
@@ -169,7 +169,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
     with command(*given) as (process, url), closing(OpenAI(base_url=f"{url}/v1", api_key="none")) as client:
         told = [ended(client, name, 120) for name in names]
         assert [each["status"] for each in told] == ["completed"] * 3
-        assert [each["usage"]["nfe"] for each in told] == [600, 40, 600]
+        assert [each["usage"]["nfe"] for each in told] == [300, 40, 300]
         assert len({each["data"][0]["seed"] for each in told}) == 3
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -8,6 +8,7 @@ import logging
 import re
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +18,18 @@ import pytest
 import torch
 from openai import OpenAI
 from PIL import Image
+from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import client_of
 from tests.service.test_service import LARGE, PROMPT
 from ttsnap.core.results import Event
+from ttsnap.loop.budget import Budget
 from ttsnap.request.offer import Offer
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, in_our_names, notes_of, parse, request_of
+from ttsnap.service.requests import Generation, in_our_names, notes_of, parse, request_of, validated
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
@@ -89,7 +94,7 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
         ({"num_inference_step": 3}, "num_inference_step", "did you mean num_inference_steps? Choose one of prompt"),
         ({"qualty": "high"}, "qualty", "did you mean quality?"),
         ({"response_format": "file"}, "response_format", "choose one of b64_json, url"),
-        ({"quality": "max"}, "quality", "choose one of low, medium, high"),
+        ({"quality": "mediun"}, "quality", "did you mean medium? Choose one of low, medium, high, auto, standard"),
         ({"prompt": None}, "prompt", "prompt is missing; say what to show"),
         ({"prompt": 7}, "prompt", "must be text"),
         ({"prompt": "   "}, "prompt", "1 to 4000 characters"),
@@ -154,6 +159,13 @@ def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, 
     assert reply.usage is not None
     assert reply.usage.to_dict()["nfe"] == 2 * images
     assert reply.to_dict()["warnings"] == ["not used here: moderation"]
+
+
+@pytest.mark.parametrize("quality", ["xhigh", "max"])
+def test_newer_qualities_are_the_most_that_there_is(quality: Any, offer: Offer) -> None:
+    wanted = validated(Generation, {"prompt": PROMPT, "quality": quality})
+    assert wanted.effort == "high"
+    assert request_of(wanted, offer, ServiceLimits()).budget == Budget.of_effort("high")
 
 
 def test_what_limits_take_away_is_told(offer: Offer) -> None:
@@ -224,6 +236,35 @@ def test_a_budget_in_seconds_shares_partial_images_out_by_the_clock() -> None:
         progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
         progress(Event("tick", seconds=10.0 * uid))
     assert list(heard) == [(0, 1), (1, 6)]
+
+
+def test_what_the_safety_checker_flags_is_not_shown() -> None:
+    heard = Heard(3)
+    progress = Progress(heard, 100.0, safe=lambda image: heard.nfe > 40)  # type: ignore[arg-type]
+    progress(Event("move", uids=tuple(range(20)), nfe=100))
+    for uid in range(20):
+        progress(Event("score", uids=(uid,), scores=(float(uid),), picture=Picture()))  # type: ignore[arg-type]
+        progress(Event("tick"))
+    assert list(heard) == [(0, 45), (1, 70)]
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_partial_images_pass_the_safety_checker(pipe: Any, offer: Offer, unsafe: bool) -> None:
+    judged, model = list[int](), copied(pipe, type(pipe))
+
+    def checker(images: torch.Tensor, *_: object) -> tuple[torch.Tensor, list[bool]]:
+        judged.append(len(images))
+        return 0 * images, [unsafe] * len(images)
+
+    vars(model).update(safety_checker=torch.nn.Identity(), run_safety_checker=checker)
+    served = OneDevice(model, {"brightness": make_rewards("brightness")[0]})
+    limits, where = ServiceLimits(drain=0.1), ("127.0.0.1", 0)
+    own = {"steps": 4, "budget": "16nfe", "reward": "brightness"}
+    with GenerationServer(served, offer, limits, None, where, str) as server, closing(client_of(server)) as client:
+        stream = client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body=own)
+        kinds = [event.type.rpartition(".")[2] for event in stream]
+    assert kinds == ["partial_image"] * (0 if unsafe else 2) + ["completed"]
+    assert len(judged) >= 3
 
 
 # --- the access log -------------------------------------------------------------------------------------------------

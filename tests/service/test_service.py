@@ -202,8 +202,18 @@ def test_bodies_that_are_no_requests(server: GenerationServer) -> None:
         assert reply.status_code in (400, 413), body[:9]
         assert said in reply.json()["error"]["message"]
     assert httpx.post(url, content=b" " * 2**17).status_code == 413
-    assert httpx.get(url).status_code == 405
+    assert httpx.put(url).status_code == 405
     assert httpx.get(f"{server.url}/nothing").json()["error"]["type"] == "not_found_error"
+
+
+def test_without_jobs_whoever_asks_for_one_is_told(server: GenerationServer, client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="leave background out") as error:
+        client.images.generate(prompt=PROMPT, extra_body={"background": True})
+    assert error.value.code == "no_jobs"
+    for path in ("images/generations", "images/edits/edit_1", "videos", "videos/video_1/content"):
+        assert httpx.get(f"{server.url}/v1/{path}").json()["error"]["code"] == "no_jobs"
+    with pytest.raises(openai.NotFoundError, match="ask POST /v1/videos/sync"):
+        client.videos.delete("video_1")
 
 
 def test_models_health_and_what_is_ready(server: GenerationServer, client: OpenAI) -> None:

@@ -153,9 +153,16 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
                     return news
         raise AssertionError("a ticket's news end with an answer")
 
+    async def no_job(request: Request) -> Response:
+        caller_of(request)
+        raise without_jobs(Video if request.url.path.startswith(PATHS[Video.kind]) else Generation)
+
     for kind in (Generation, Edit, Video):
         if jobs is not None:
             add_job_routes(app, jobs, kind.kind, caller_of, keyed)
+        else:
+            there = PATHS[kind.kind] + "{rest:path}"
+            app.add_api_route(there, no_job, methods=["GET", "DELETE"], include_in_schema=False)
 
     async def streamed(request: Request, ticket: Ticket, wanted: Generation) -> AsyncIterator[bytes]:
         """The events of a search, after an empty one at its begin. RequestError where it does not begin."""

@@ -26,8 +26,8 @@ from ttsnap.request.request import SearchRequest
 from ttsnap.service.limits import RequestError
 
 B = TypeVar("B", bound="Body")
-Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd"]
-EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
+Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd", "xhigh", "max"]
+EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high"}
 """The effort of qualities with another name."""
 FAIR = EngineOptions(fair=True)
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
@@ -61,7 +61,7 @@ class Body(CommonFields):
         "auto", "WIDTHxHEIGHT, or auto"
     )
     quality: Quality = option(
-        "auto", "the effort: compute of 5, 20 or 80 images; auto and standard are medium, hd is high"
+        "auto", "the effort: compute of 5, 20 or 80 images; auto and standard are medium; hd, xhigh and max are high"
     )
     ignored: tuple[str, ...] = ()
     """Names of other fields in the body, which change nothing."""

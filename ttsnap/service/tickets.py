@@ -127,8 +127,15 @@ class Progress:
     charged before any of them runs.
     """
 
-    def __init__(self, ticket: Ticket, allowance: float, gate: Gate | None = None) -> None:
-        self.ticket, self.gate = ticket, gate
+    def __init__(
+        self,
+        ticket: Ticket,
+        allowance: float,
+        gate: Gate | None = None,
+        safe: Callable[[Tensor], bool] = lambda image: True,
+    ) -> None:
+        """safe: whether a partial image may be shown."""
+        self.ticket, self.gate, self.safe = ticket, gate, safe
         self.allowance = allowance
         """Evaluations that the budget affords."""
         self.sent = 0
@@ -166,9 +173,12 @@ class Progress:
     def _send(self, picture: Decoded) -> None:
         share, most = self.ticket.share, self.ticket.partials
         if self.sent < most and share >= self.due:
-            image = picture.small() if self.ticket.job else picture.fetch()
-            self.ticket.tell(Partial(self.sent, image.detach().float().cpu()))
-            self.sent, self.picture = self.sent + 1, None
+            image = (picture.small() if self.ticket.job else picture.fetch()).detach().float().cpu()
+            self.picture = None
+            if not self.safe(image):
+                return
+            self.ticket.tell(Partial(self.sent, image))
+            self.sent += 1
             self.due = (math.floor(share * most) + 1) / most
 
 
