@@ -63,11 +63,12 @@ def load_lora(pipe: Any, *texts: str) -> None:
         pipe.set_adapters(list(scales), list(scales.values()))
 
 
-def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
+def add_lora(pipe: Any, where: str, adapter: str, said: str, **more: Any) -> None:
     """Load a LoRA under this adapter name, as diffusers does, from safetensors only.
 
     where: a folder, a .safetensors file, a hub id, or a hub id and a file of it (owner/name/file.safetensors). said:
-    what messages begin with. ValueError where there is none, or where it does not fit the pipeline.
+    what messages begin with. more: arguments of `load_lora_weights`. ValueError where there is none, or where it does
+    not fit the pipeline.
     """
     from diffusers.utils.import_utils import is_peft_available, is_peft_version
 
@@ -89,7 +90,7 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str) -> None:
         weights, *_, about = pipe.lora_state_dict(source, use_safetensors=True, return_lora_metadata=True, **named)
         ranks = [w.shape[0] for name, w in weights.items() if ".lora_A" in name]
         _check_config(about or {}, max(ranks or (max(w.shape, default=1) for w in weights.values()), default=1))
-        pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named)
+        pipe.load_lora_weights(source, adapter_name=adapter, use_safetensors=True, **named, **more)
     if not any(adapter in names for names in pipe.get_list_adapters().values()):
         raise ValueError(f"{said}: nothing in it belongs to a {family}; was it made for another family?")
 
@@ -103,13 +104,13 @@ class UnderLora(NamedTuple):
 
 
 def under_lora(
-    pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float = 1.0
+    pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float = 1.0, **more: Any
 ) -> UnderLora:
     """A twin whose networks of these names have the LoRA besides the active adapters; the pipeline stays as it is.
 
     Nothing of the LoRA can leak into the pipeline's own evaluations: its networks are other objects over the same
-    weights. Layers for text encoders are left out where `networks` names none. ValueError as of `add_lora`, where a
-    LoRA is fused, and for one that widens a network's input.
+    weights. Layers for text encoders are left out where `networks` names none. more: as of `add_lora`. ValueError as of
+    `add_lora`, where a LoRA is fused, and for one that widens a network's input.
     """
     nets: dict[str, Any] = {name: getattr(net := getattr(pipe, name), "_orig_mod", net) for name in networks}
     before = {(name, at): layer for name, net in nets.items() for at, layer in tuned_layers(net)}
@@ -124,7 +125,7 @@ def under_lora(
         leave_out = lambda state, **_: words.append(any("text_encoder" in name for name in state))  # noqa: E731
         vars(twin)["load_lora_into_text_encoder"] = leave_out
     try:
-        add_lora(twin, where, adapter, said)
+        add_lora(twin, where, adapter, said, **more)
     finally:
         _restore(flags)
     if any(words):

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,14 +25,14 @@ import torch
 from openai import OpenAI
 from PIL import Image
 from ttsnap.pipelines import load
-from ttsnap.pipelines.lora import load_lora
+from ttsnap.pipelines.lora import load_lora, under_lora
 from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.pipelines.tiny import FAMILIES, save_lora
 from tests.service.conftest import REWARDS, client_of, few_steps
 from tests.service.test_jobs import begun, ended, serving
-from tests.service.test_service import PROMPT, metric
+from tests.service.test_service import PROMPT, metric, until
 from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
 from ttsnap.cli import main
@@ -289,6 +290,78 @@ def test_weights_stay_by_use_and_within_their_bound(
     for scale in range(2, 7):
         use(replace(a, scale=float(scale)))
     assert len(loaded._twins) == 3
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """LoRAs are loaded once this is set."""
+    read = threading.Event()
+
+    def loaded(*given: Any, **more: Any) -> Any:
+        assert read.wait(60)
+        return under_lora(*given, **more)
+
+    monkeypatch.setattr("ttsnap.service.loras.under_lora", loaded)
+    yield read
+    read.set()
+
+
+def test_other_requests_go_on_while_one_waits_for_its_lora(
+    client: OpenAI, pipe: Any, served: OneDevice, offer: Offer, folder: Path, slow: threading.Event
+) -> None:
+    offered, where = replace(offer, loras=LoraFolder(folder)), ("127.0.0.1", 0)
+    fresh, limits = OneDevice(pipe, served.rewards), ServiceLimits(drain=0.1, active=1)
+    with (
+        GenerationServer(fresh, offered, limits, None, where, str) as server,
+        closing(client_of(server)) as mine,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        waiting = [pool.submit(ask, mine, lora) for lora in ("sketch", "ink.v2", ["sketch", "ink.v2"])]
+        until(lambda: fresh.loras.loading and len(server.worker._waiting) == 3)
+        assert ask(mine)["data"] == ask(client)["data"], "the only place is free while they wait"
+        assert metric(server, "ttsnap_queue") == 3
+        left = {"prompt": PROMPT, "lora": "stranger"}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/images/generations", json=left, timeout=0.5)
+        until(lambda: len(server.worker._waiting) == 3)
+        assert not any(one.done() for one in waiting)
+        slow.set()
+        told = [one.result()["data"] for one in waiting]
+        assert told == [ask(client, lora)["data"] for lora in ("sketch", "ink.v2", ["sketch", "ink.v2"])]
+
+
+def test_what_waits_for_its_lora_is_refused_where_the_service_ends(
+    pipe: Any, served: OneDevice, offer: Offer, folder: Path, slow: threading.Event
+) -> None:
+    fresh, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
+    server = GenerationServer(fresh, offered, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0), str)
+    with server, closing(client_of(server)) as mine, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, mine, "sketch")
+        until(lambda: fresh.loras.loading)
+        server.worker.drain()
+        with pytest.raises(openai.InternalServerError, match="the service is being stopped"):
+            waiting.result()
+
+
+def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
+    pipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sketch, ink = (LoraFolder(folder)()[name] for name in ("sketch", "ink.v2"))
+    loaded, wrong = LoadedLoras(pipe, 100), [torch.OutOfMemoryError(), torch.OutOfMemoryError()]
+
+    def failing(*given: Any, **more: Any) -> Any:
+        if wrong:
+            raise wrong.pop()
+        return under_lora(*given, **more)
+
+    monkeypatch.setattr("ttsnap.service.loras.under_lora", failing)
+    with pytest.raises(torch.OutOfMemoryError), loaded.under((sketch,)):
+        pass
+    assert not loaded.ready((sketch,))
+    until(lambda: not loaded.loading)
+    assert not loaded.ready((ink,)), "the error is not its own"
+    with loaded.under((ink,)), loaded.under((sketch,)):
+        assert loaded.taken() == {"loaded": 2}
 
 
 def test_idle_engines_make_room_for_other_loras(pipe: Any, served: OneDevice, offer: Offer, folder: Path) -> None:

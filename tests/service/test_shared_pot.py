@@ -77,6 +77,18 @@ def test_what_is_left_expires_and_is_kept_only_where_that_is_wanted(
         assert spent(server, ALICE, **HARD) == 4
 
 
+def test_it_is_the_callers_and_stays_where_the_engine_goes(
+    serving: Callable[..., GenerationServer], keys: Keys
+) -> None:
+    server = serving(ServiceLimits(shared_pot=600.0, idle=1, drain=0.1), keys)
+    assert spent(server, ALICE) == 4
+    (engine,) = (spec for spec in server.worker._searches if spec.call["num_inference_steps"] == 4)
+    for steps in (2, 3):
+        client_of(server, BOB).images.generate(prompt="a red circle", extra_body={**OWN, "steps": steps})
+    until(lambda: engine not in server.worker._searches)
+    assert spent(server, ALICE, **HARD) == 8
+
+
 def test_the_reply_says_what_came_from_others(serving: Callable[..., GenerationServer], keys: Keys) -> None:
     server = serving(ServiceLimits(shared_pot=600.0, drain=0.1), keys)
     client = client_of(server, ALICE)

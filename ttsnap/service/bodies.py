@@ -15,9 +15,8 @@ from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
 from ttsnap.reward_models.connections import RefusedError, parts_of
 from ttsnap.service.edits import FRAME
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.requests import Body
-from ttsnap.service.worker import stopping
 
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES, FRAMES = {"image": BINARY, "mask": BINARY}, {FRAME: BINARY}

@@ -1,4 +1,5 @@
-"""API keys: callers, and the share of the device that each gets. Keys are compared in constant time, never logged."""
+"""API keys: callers, the share of the device that each gets, and what each has left. Keys are compared in constant
+time, never logged."""
 
 from __future__ import annotations
 
@@ -7,9 +8,13 @@ import hmac
 import logging
 import math
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ttsnap.core.cost import Price
+from ttsnap.loop.budget import Budget, Ledger
+from ttsnap.request.request import EngineSpec
 from ttsnap.service.limits import RequestError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,22 @@ class Caller:
 
 
 ANYBODY = Caller()
+
+
+class Pots:
+    """What requests of one caller and spec share of their evaluations, whatever becomes of the engine meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        """seconds: for which requests join a pot. Those that run keep to theirs."""
+        self.seconds = seconds
+        self._pots: dict[tuple[str, EngineSpec], tuple[float, Ledger]] = {}
+        """And until when they are joined."""
+
+    def of(self, caller: Caller, spec: EngineSpec, price: Price) -> Ledger:
+        """The pot of a caller and a spec, whose evaluations have this price."""
+        now = time.monotonic()
+        self._pots = {key: pot for key, pot in self._pots.items() if now < pot[0]}
+        return self._pots.setdefault((caller.name, spec), (now + self.seconds, Ledger(Budget(), price)))[1]
 
 
 @dataclass

@@ -99,3 +99,8 @@ class RequestError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers
+
+
+def stopping() -> RequestError:
+    """The answer while the service ends."""
+    return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)

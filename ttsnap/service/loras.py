@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +87,22 @@ class _Twin:
     users: int = 0
 
 
+@dataclass(eq=False)
+class _Load:
+    """What another thread is doing, and for whom."""
+
+    wanted: tuple[Lora, ...]
+    """By a request; of several LoRAs, the first ones are loaded first."""
+    loras: tuple[Lora, ...]
+    before: int
+    """Weights of LoRAs under the twin that the new one is made of."""
+    made: Future[UnderLora]
+
+
 class LoadedLoras:
     """Twins of a pipeline under LoRAs, which share its weights. Those that were used least lately go first.
 
+    A thread of its own makes them, one at a time, since to read a large file takes seconds, in which searches go on.
     What an engine uses stays as it is, whatever becomes of the file. All methods are called in one thread.
     """
 
@@ -97,6 +112,8 @@ class LoadedLoras:
         self._twins: OrderedDict[tuple[Lora, ...], _Twin] = OrderedDict()
         self._refused: dict[tuple[str, tuple[int, ...]], str] = {}
         """Files that do not fit the model, with what clients are told."""
+        self._load: _Load | None = None
+        self._loader = ThreadPoolExecutor(1, "loras")
         self.counts: Counter[str] = Counter()
         """How often LoRAs were loaded and evicted, since `taken`."""
 
@@ -106,6 +123,11 @@ class LoadedLoras:
         own: dict[int, nn.Parameter] = {id(p): p for twin in self._twins.values() for p in twin.under.own}
         return sum(parameter.nbytes for parameter in own.values())
 
+    @property
+    def loading(self) -> bool:
+        """Whether nothing changes until one is loaded."""
+        return self._load is not None and not self._load.made.done()
+
     def taken(self) -> dict[str, int]:
         """What `counts` has counted, which begins at 0 again."""
         counts, self.counts = self.counts, Counter()
@@ -113,61 +135,82 @@ class LoadedLoras:
 
     @contextmanager
     def under(self, loras: tuple[Lora, ...]) -> Iterator[Any]:
-        """The pipeline under these LoRAs, until the block ends; for none the pipeline itself.
-
-        FieldError for LoRAs that do not fit the model, or are too large together; RequestError (503) where others that
-        are in use leave no room.
-        """
+        """The pipeline under these LoRAs, until the block ends; for none the pipeline itself. Waits until they are
+        `ready`, and raises what that does."""
+        while not self.ready(loras):
+            assert self._load is not None
+            wait([self._load.made])
         if not loras:
             yield self.pipe
             return
-        twin = self._twin(loras)
+        self._twins.move_to_end(loras)
+        twin = self._twins[loras]
         twin.users += 1
         try:
             yield twin.under.pipe
         finally:
             twin.users -= 1
 
-    def _twin(self, loras: tuple[Lora, ...]) -> _Twin:
-        if loras in self._twins:
-            self._twins.move_to_end(loras)
-            return self._twins[loras]
-        networks = lora_networks(self.pipe)
+    def ready(self, loras: tuple[Lora, ...], then: Callable[[], None] = lambda: None) -> bool:
+        """Whether these LoRAs are loaded. Else a file is being read, after which `then` is called in another thread.
+
+        FieldError for LoRAs that do not fit the model, or are too large together; RequestError (503) where others that
+        are in use leave no room.
+        """
+        if self._load is not None and not self.loading:
+            self._take_in(loras)
+        there = not loras or loras in self._twins
+        if not there and self._load is None:
+            self._load = self._begin(loras, loras)
+            self._load.made.add_done_callback(lambda _: then())
+        return there
+
+    def _take_in(self, loras: tuple[Lora, ...]) -> None:
+        """Keep what was loaded. The error of a load is raised for those that wanted it."""
+        load, self._load = self._load, None
+        assert load is not None
+        try:
+            under = load.made.result()
+        except Exception as error:
+            lora = load.loras[-1]
+            logger.warning("the LoRA %s cannot be used", lora.name, exc_info=error)  # it names the operator's file
+            if isinstance(error, ValueError):
+                said = f"the LoRA {lora.name} does not fit this model; was it made for another one?"
+                self._refused[lora.path, lora.version] = said
+            elif load.wanted == loras:
+                raise
+            return
+        self._twins[load.loras] = _Twin(under)
+        if len(under.own) > load.before:
+            self.counts["loaded"] += 1
+
+    def _begin(self, loras: tuple[Lora, ...], wanted: tuple[Lora, ...]) -> _Load:
+        """Begin to make a twin: over the weights of one with other scales, or of one that is under all but the last."""
         for lora in loras:
             if refusal := self._refused.get((lora.path, lora.version)):
                 raise FieldError("lora", refusal)
-        alike = next((twin for other, twin in self._twins.items() if _files(other) == _files(loras)), None)
-        if alike is not None:
+        networks = lora_networks(self.pipe)
+        twin = next((twin for other, twin in self._twins.items() if _files(other) == _files(loras)), None)
+        if twin is not None:
             self._make_room(0)
-            under = rescaled(alike.under, networks, {_adapter(i): lora.scale for i, lora in enumerate(loras)})
+            scales = {_adapter(i): lora.scale for i, lora in enumerate(loras)}
+            make = partial(rescaled, twin.under, networks, scales)
         else:
             item = getattr(self.pipe, networks[0]).dtype.itemsize
             if (whole := sum(lora.size for lora in loras) * item) > self.most:
                 most = f"LoRAs take at most {self.most / 2**20:.0f} MiB together here"
                 raise FieldError("lora", f"{most}, and {', '.join(map(str, loras))} {whole / 2**20:.0f} MiB")
-            # The others' weights are shared with the twin that is under them alone.
-            before = self._twin(loras[:-1]) if loras[:-1] else _Twin(UnderLora(self.pipe, []))
-            before.users += 1
+            *first, lora = loras
+            if first and tuple(first) not in self._twins:
+                return self._begin(tuple(first), wanted)
+            twin = self._twins[tuple(first)] if first else _Twin(UnderLora(self.pipe, []))
+            twin.users += 1
             try:
-                self._make_room(loras[-1].size * item)
-                under = self._loaded(before.under, networks, loras)
+                self._make_room(lora.size * item)
             finally:
-                before.users -= 1
-        self._twins[loras] = twin = _Twin(under)
-        return twin
-
-    def _loaded(self, before: UnderLora, networks: list[str], loras: tuple[Lora, ...]) -> UnderLora:
-        """A twin under the last LoRA, besides those before it."""
-        lora = loras[-1]
-        try:
-            under = under_lora(before.pipe, networks, lora.path, _adapter(len(loras) - 1), lora.name, lora.scale)
-        except ValueError as error:
-            logger.warning("the LoRA %s cannot be used", lora.name, exc_info=error)  # it names the operator's file
-            said = f"the LoRA {lora.name} does not fit this model; was it made for another one?"
-            self._refused[lora.path, lora.version] = said
-            raise FieldError("lora", said) from None
-        self.counts["loaded"] += 1
-        return UnderLora(under.pipe, [*before.own, *under.own])
+                twin.users -= 1
+            make = partial(_loaded, twin.under, networks, lora, _adapter(len(first)))
+        return _Load(wanted, loras, len(twin.under.own), self._loader.submit(make))
 
     def _make_room(self, needed: int) -> None:
         """Let idle ones go until a twin with so many bytes more has room. RequestError where it has none."""
@@ -181,6 +224,14 @@ class LoadedLoras:
         if self.bytes + needed > self.most:
             said = "searches with other LoRAs take all the memory that there is for them; try again later"
             raise RequestError(503, said, "lora", BUSY, retry_after=5)
+
+
+def _loaded(before: UnderLora, networks: list[str], lora: Lora, adapter: str) -> UnderLora:
+    """A twin under one more LoRA, whose weights it shares with no other."""
+    # The quick way to load patches torch's modules for all threads while it lasts.
+    slow = {"low_cpu_mem_usage": False}
+    under = under_lora(before.pipe, networks, lora.path, adapter, lora.name, lora.scale, **slow)
+    return UnderLora(under.pipe, [*before.own, *under.own])
 
 
 def _files(loras: tuple[Lora, ...]) -> list[tuple[str, tuple[int, ...]]]:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ttsnap.service.loras import LoadedLoras
 from ttsnap.service.tickets import Ticket
 
 access = logging.getLogger("ttsnap.service.access")
@@ -188,6 +189,15 @@ class Metrics(Observer):
         self.requests.labels(outcome).inc()
         if outcome == "done":
             self.latency.observe(time.monotonic() - ticket.came)
+
+    def measure(self, waiting: int, active: int, engines: int, loras: LoadedLoras) -> None:
+        """Note how much there is of everything now."""
+        self.waiting.set(waiting)
+        self.active.set(active)
+        self.engines.set(engines)
+        self.lora_bytes.set(loras.bytes)
+        for event, times in loras.taken().items():
+            self.loras.labels(event).inc(times)
 
     def text(self) -> bytes:
         """All metrics, as they are now."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
-from ttsnap.loop.budget import Budget, Ledger, task_of
+from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
-from ttsnap.pipelines.output import finish
+from ttsnap.pipelines.output import finish, judged
 from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
@@ -33,11 +33,14 @@ from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
-from ttsnap.service.keys import Caller
+from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
 from ttsnap.service.sizes import check_size
 from ttsnap.service.tickets import Done, Progress, Ticket
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
@@ -96,11 +99,13 @@ class Isolated:
 class Searches:
     """Makes the engine of a spec, and runs requests on it until it is closed."""
 
-    def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec) -> None:
-        """usual: the spec of a request of a prompt alone. ValueError or RequestError for a spec that the model cannot
-        do."""
+    def __init__(
+        self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec, pots: Pots
+    ) -> None:
+        """usual: the spec of a request of a prompt alone. pots: of all specs. ValueError or RequestError for a spec
+        that the model cannot do."""
         self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
-        self.usual = usual
+        self.usual, self._pots = usual, pots
         check_size(engines, spec)
         self._open = ExitStack()
         try:
@@ -115,8 +120,6 @@ class Searches:
         self.run = Run(self.engine)
         self.under_way: dict[Ticket, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
-        self._pots: dict[str, tuple[float, Ledger]] = {}
-        """By the names of callers, and until when requests join them."""
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
         self._unchecked = spec.sampler.draft is not None and (bool(spec.loras) or self._has_doubts())
 
@@ -144,24 +147,23 @@ class Searches:
         request, engine = ticket.request, self.engine
         spec = replace(self.checked(request), later=ticket.pooled)
         now = time.monotonic()
-        listener = Progress(ticket, task_of(spec.budget, engine, request.keep).allowance, request.gate)
+        allowance = task_of(spec.budget, engine, request.keep).allowance
+        listener = Progress(ticket, allowance, request.gate, self._safe)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
         running = self.run.add([request.prompt], spec, watch, listener)
         (job,) = running.jobs
         if ticket.pooled and spec.budget.nfe is not None:
             most = min(SHARES * spec.budget.nfe, self.limits.nfe)
-            job.ledger.join(self._pot(ticket.caller, now), spec.budget.nfe, replace(spec.budget, nfe=most))
+            job.ledger.join(
+                self._pots.of(ticket.caller, self.spec, engine.price), spec.budget.nfe, replace(spec.budget, nfe=most)
+            )
         engine.weigh(job.index, ticket.caller.weight)
         self.under_way[ticket] = running
 
-    def _pot(self, caller: Caller, now: float) -> Ledger:
-        """What the requests of a caller share. An empty one takes its place when its time is over; requests that run
-        keep to theirs."""
-        until, pot = self._pots.get(caller.name, (now, None))
-        if pot is None or now >= until:
-            until, pot = now + (self.limits.shared_pot or 0.0), Ledger(Budget(), self.engine.price)
-            self._pots[caller.name] = until, pot
-        return pot
+    def _safe(self, image: Tensor) -> bool:
+        """Whether the model's safety checker, if any, lets an image, or the frames of a video, pass."""
+        _, flags = judged(self.pipe, [image] if image.ndim == 3 else list(image))
+        return not any(flags or ())
 
     def checked(self, request: SearchRequest) -> SearchSpec:
         """What the loop runs of a request, with all that `add` refuses refused."""

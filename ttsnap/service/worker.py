@@ -11,11 +11,11 @@ from dataclasses import replace
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines, field_at_fault
-from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.loras import BUSY
+from ttsnap.service.keys import Pots
+from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.sizes import Representatives
@@ -51,12 +51,14 @@ class Worker(threading.Thread):
         self._first, self._usual = first, first.engine
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
+        self._held: set[Ticket] = set()
+        """Of those that wait, the ones whose LoRAs are being loaded."""
         self._open: set[Ticket] = set()
         """Submitted, and not ended."""
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
-        self._returns = Returns()
+        self._returns, self._pots = Returns(), Pots(limits.shared_pot or 0.0)
         self._representatives = Representatives(engines.pipe)
         self._deadline = float("inf")
 
@@ -121,7 +123,7 @@ class Worker(threading.Thread):
             logger.exception("what requests get that say nothing could not be made ready")
         while True:
             with self._wake:
-                while not (self._waiting or self._active or self.draining):
+                while not (self._active or self.draining or self._beginners()):
                     self._wake.wait(timeout=1.0)
                 if self.draining and not self._active and not self._waiting:
                     return
@@ -131,16 +133,15 @@ class Worker(threading.Thread):
                 logger.exception("the thread of searches failed")
                 for ticket in list(self._active):
                     self._end(ticket, "failed", RequestError(500, "the service failed"))
-                while self._searches:
-                    self._searches.popitem()[1].close()
+                for spec in list(self._searches):
+                    self._drop(spec)
 
     def _turn(self) -> None:
         """Begin and cancel requests, then run one batch of the spec whose turn it is."""
         for ticket in [ticket for ticket in self._active if ticket.cancelled]:
             self._active[ticket].cancel(ticket)
             self._end(ticket, "cancelled")
-        for ticket in self._taken():
-            self._begin(ticket)
+        self._take()
         active = set(self._active.values())
         if time.monotonic() + sum(searches.seconds_to_end for searches in active) >= self._deadline:
             for ticket in [ticket for ticket in self._active if ticket.job]:
@@ -148,37 +149,52 @@ class Worker(threading.Thread):
                 self._end(ticket, "cancelled", stopping())
             for searches in active:
                 searches.stop()
-        busy = list(dict.fromkeys(searches.spec for searches in self._active.values()))
+        busy = {searches.spec: searches.weight for searches in self._active.values()}
+        for spec, weight in busy.items():
+            self._shares.weigh(spec, weight)
         self._shares.wait(busy)
         if busy:
             self._batch(self._searches[self._shares.first()])
         self._forget(self.limits.idle)
-        self.metrics.waiting.set(len(self._waiting))
-        self.metrics.active.set(len(self._active))
-        self.metrics.engines.set(len(self._searches))
-        self.metrics.lora_bytes.set(self.engines.loras.bytes)
-        for event, times in self.engines.loras.taken().items():
-            self.metrics.loras.labels(event).inc(times)
+        self.metrics.measure(len(self._waiting), len(self._active), len(self._searches), self.engines.loras)
 
-    def _taken(self) -> list[Ticket]:
-        """The requests that begin now. Cancelled ones end here, and so do all that wait while the service drains."""
+    def _beginners(self) -> list[Ticket]:
+        """The requests that wait for their begin alone, or that end without one."""
+        loading = self.engines.loras.loading
+        return [ticket for ticket in self._waiting if ticket.cancelled or not (loading and ticket in self._held)]
+
+    def _take(self) -> None:
+        """Begin requests while there is room, but for those whose LoRAs are being loaded. Cancelled ones end here, and
+        so do all that wait while the service drains."""
+        self._held = set()
         with self._wake:
-            gone = [ticket for ticket in self._waiting if ticket.cancelled or self.draining]
-            stay = [ticket for ticket in self._waiting if not (ticket.cancelled or self.draining)]
-            room = max(0, self.limits.active - len(self._active))
-            self._waiting = deque(stay[room:])
-        for ticket in gone:
-            self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping())
-        return stay[:room]
+            waiting = list(self._waiting)
+        for ticket in waiting:
+            if ticket.cancelled or self.draining:
+                self._end(ticket, "cancelled" if ticket.cancelled else "refused", stopping())
+            elif len(self._active) >= self.limits.active:
+                continue
+            elif not self._begin(ticket):
+                self._held.add(ticket)
+                continue
+            with self._wake:
+                self._waiting.remove(ticket)
 
-    def _begin(self, ticket: Ticket) -> None:
+    def _woken(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _begin(self, ticket: Ticket) -> bool:
+        """Begin a request, or end it where that cannot be. False where its LoRAs are not loaded yet."""
         spec = ticket.request.engine
         try:
+            if not self._loaded(spec.loras):
+                return False
             searches = self._searches_of(spec)
             if ticket.trial:
                 searches.checked(ticket.request)
                 self._end(ticket, "passed")
-                return
+                return True
             searches.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
@@ -203,36 +219,39 @@ class Worker(threading.Thread):
             ticket.tell(Passed())
             for observer in self._observers:
                 observer.begun(ticket)
+        return True
+
+    def _loaded(self, loras: tuple[Lora, ...]) -> bool:
+        """Whether the LoRAs of a request are there; else they are being loaded."""
+        try:
+            return self.engines.loras.ready(loras, self._woken)
+        except RequestError:
+            self._forget(0)  # idle engines keep their LoRAs
+            return self.engines.loras.ready(loras, self._woken)
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
         """The searches on the engine of a spec, which is made where there is none."""
         spec = self._representatives.of(spec)
         if spec not in self._searches:
-            try:
-                made = Searches(self.engines, spec, self.limits, self._usual)
-            except RequestError as error:
-                if error.code != BUSY:
-                    raise
-                self._forget(0)  # idle engines keep their LoRAs
-                made = Searches(self.engines, spec, self.limits, self._usual)
-            self._searches[spec], self.loaded = made, True
+            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual, self._pots)
+            self.loaded = True
         return self._searches[spec]
 
     def _batch(self, searches: Searches) -> None:
-        engine, weight, tickets = searches.engine, searches.weight, tuple(searches.under_way)
+        engine, tickets = searches.engine, tuple(searches.under_way)
         nfe, phases, rooms, begin, at = self._nfe(), dict(engine.timings), engine.room, time.monotonic(), time.time()
         try:
             ended = searches.turn()
         except Exception as error:
             logger.error("searches failed", exc_info=error)
-            self._searches.pop(searches.spec).close()
+            self._drop(searches.spec)
             for ticket in list(searches.under_way):
                 self._end(ticket, "failed", failure(error, searches.spec))
             return
         seconds = time.monotonic() - begin
         took = {phase: after - phases.get(phase, 0.0) for phase, after in engine.timings.items()}
         batch = Batch(at, seconds, self._nfe() - nfe, engine.room - rooms, took)
-        self._shares.serve(searches.spec, seconds / weight)
+        self._shares.serve(searches.spec, seconds)
         searches.measure(batch)
         for observer in self._observers:
             observer.ran(batch, tickets)
@@ -265,12 +284,11 @@ class Worker(threading.Thread):
         idle = [key for key, searches in self._searches.items() if not searches.under_way]
         lost = [key for key in idle if self._searches[key].run.lost]
         for key in {*lost, *idle[: max(0, len(idle) - most)]}:
-            self._searches.pop(key).close()
+            self._drop(key)
 
-
-def stopping() -> RequestError:
-    """The answer while the service ends."""
-    return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
+    def _drop(self, spec: EngineSpec) -> None:
+        self._searches.pop(spec).close()
+        self._shares.weights.pop(spec, None)
 
 
 def failure(error: Exception, spec: EngineSpec, what: str = "the search failed") -> RequestError:
