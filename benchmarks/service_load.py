@@ -11,6 +11,7 @@ some ask for too much. service_soak.py does that for long, to a server in a proc
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -19,11 +20,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
+import peft
 import torch
 from openai import OpenAI
 from ttsnap.pipelines import load, recommended
@@ -56,6 +59,17 @@ def server_of(limits: ServiceLimits) -> GenerationServer:
 
 def client_of(url: str) -> OpenAI:
     return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600)
+
+
+def save_lora(pipe: Any, folder: Path, seed: int) -> None:
+    """A random LoRA: the time that it takes does not depend on its weights."""
+    net = copy.deepcopy(pipe.transformer)
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, net, "made")
+    layers = peft.get_peft_model_state_dict(net, adapter_name="made")
+    type(pipe).save_lora_weights(folder, transformer_lora_layers=layers)
 
 
 def metric(url: str, name: str) -> float:

@@ -15,7 +15,6 @@ again twice, as by default: where each is told a time of its own to come again, 
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import itertools
 import json
@@ -32,11 +31,10 @@ from unittest import mock
 
 import numpy as np
 import openai
-import peft
 import torch
 from openai import OpenAI
 from PIL import Image
-from service_load import PROMPTS, metric
+from service_load import PROMPTS, metric, save_lora
 from ttsnap.pipelines import load, recommended
 from ttsnap.reward_models.registry import make_rewards
 
@@ -68,17 +66,6 @@ class Answer:
     kind: str
     number: int
     seconds: float
-
-
-def save_lora(pipe: Any, folder: Path, seed: int) -> None:
-    """A random LoRA: the time that it takes does not depend on its weights."""
-    net = copy.deepcopy(pipe.transformer)
-    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, net, "made")
-    layers = peft.get_peft_model_state_dict(net, adapter_name="made")
-    type(pipe).save_lora_weights(folder, transformer_lora_layers=layers)
 
 
 def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer:

@@ -5,9 +5,10 @@
 
 A third of the requests is left at a random moment; some are malformed or too large; some are jobs (`background`). Every
 image is held against what its request gave alone at the beginning: another seed, reward or prompt is `mixed`. An answer
-that does not come, an error of status 500 and a job that is not there or failed are `lost`. Guidance changes more often
-than engines are kept, so that these come and go. In the first two thirds of the time the server is left alone, for its
-memory. In the last third it is killed by SIGKILL a few times with jobs under way, and started again on the same folder.
+that does not come, an error of status 500 and a job that is not there or failed are `lost`. Guidance and LoRAs change
+more often than engines are kept, so that these come and go. In the first two thirds of the time the server is left
+alone, for its memory. In the last third it is killed by SIGKILL a few times with jobs under way, and started again on
+the same folder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,10 +38,12 @@ import openai
 import psutil
 from openai import OpenAI
 from PIL import Image
-from service_load import ASKED, PROMPTS, client_of, metric
+from service_load import ASKED, PROMPTS, client_of, metric, save_lora
+from ttsnap.pipelines import load
 
 KINDS = {"whole": 0.45, "left": 0.33, "job": 0.1, "malformed": 0.06, "large": 0.06}
 GUIDANCE = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+LORAS: tuple[dict[str, Any], ...] = ({}, {"lora": "a"}, {}, {"lora": {"name": "b", "scale": 0.5}})
 """More configurations than the service keeps ready."""
 LONG = "240nfe"
 """The budget of jobs that a kill interrupts."""
@@ -51,6 +55,7 @@ def request_of(number: int) -> dict[str, Any]:
     """One of a few dozen requests, which come over and over."""
     guidance = GUIDANCE[number % len(GUIDANCE)]
     own = {**ASKED, "seed": 100 * number, "guidance_scale": guidance, "n": 1 + number % 2}
+    own |= LORAS[number // len(PROMPTS) % len(LORAS)]
     return {"prompt": PROMPTS[number % len(PROMPTS)], **own}
 
 
@@ -75,7 +80,9 @@ class Server:
     """`ttsnap serve embedded` on one port and folder, started again and again."""
 
     def __init__(self, state: str) -> None:
-        self.state = state
+        self.state, self.loras = state, Path(state) / "loras"
+        for seed, name in enumerate("ab"):
+            save_lora(load(), self.loras / name, seed)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -86,7 +93,8 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", str(self.port), "--state", self.state,
-                   "--per-key", "100", "--jobs-per-key", "50", "--shared-pot", "600", "--no-access-log"]  # fmt: skip
+                   "--loras", str(self.loras), "--per-key", "100", "--jobs-per-key", "50", "--shared-pot", "600",
+                   "--no-access-log"]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None
