@@ -19,16 +19,20 @@ Call: TypeAlias = Callable[..., Tensor]
 """(x (M, ...), t (M,), *texts of M rows) -> the network's output (M, ...)."""
 Combine: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 """(unconditional, conditional, scale) -> the guided output; all (N, ...)."""
+Fields: TypeAlias = Sequence[Any]
+"""Encoded prompts as the network reads them, each field with a row for every prompt (`take`)."""
+Rows: TypeAlias = slice | list[int]
+Outputs: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Texts(NamedTuple):
-    """The encoded prompts: the fields that the network reads, each with a row for every prompt (`take`)."""
+    """The encoded prompts."""
 
-    positive: Sequence[Any]
-    negative: Sequence[Any] | None = None
-    """The same of the negative prompts; None without guidance."""
+    positive: Fields
+    negative: Fields | None = None
+    """Those of the negative prompts; None without guidance."""
 
-    def each(self, change: Callable[[Sequence[Any]], Sequence[Any]]) -> Texts:
+    def each(self, change: Callable[[Fields], Fields]) -> Texts:
         """The same change of both."""
         return Texts(change(self.positive), None if self.negative is None else change(self.negative))
 
@@ -83,52 +87,46 @@ class Guidance(ABC):
     def __call__(self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor) -> Guided:
         """The guided output for x (N, ...) at timesteps t (N,), positions step (N,) and rows cond (N,) of the texts."""
         rows = None if self.at is None else [i for i, k in enumerate(step.tolist()) if self.at[k]]
+        positive = taken(texts.positive, cond)
         if not self.guided or texts.negative is None or rows == []:
-            return Guided(call(x, t, *taken(texts.positive, cond)))
+            return Guided(call(x, t, *positive))
         if rows is None:
-            conditional, unconditional = self.both(call, x, t, texts, cond, slice(None))
+            conditional, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond), slice(None))
             estimate = None if self.estimates is None else self.combine(unconditional, conditional, self.estimates)
             return Guided(self.combine(unconditional, conditional, self.scale), estimate)
-        out, unconditional = self.both(call, x, t, texts, cond, rows)
+        out, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond[rows]), rows)
         guided = self.combine(unconditional, out[rows], self.scale)
         return Guided(out.index_copy(0, torch.tensor(rows, device=out.device), guided))
 
     @abstractmethod
-    def both(
-        self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs with the prompts, for all rows, and with the negative prompts, for `rows` alone."""
+    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+        """The outputs with the prompts, for all rows, and with the negative prompts, for `rows` alone.
+
+        positive: the encoded prompts of all rows; negative: the encoded negative prompts of `rows`.
+        """
 
 
 class Paired(Guidance):
     """One call of twice the rows: those with the negative prompt first, as in diffusers."""
 
-    def both(
-        self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        fields = chained(taken(texts.negative or (), cond[rows]), taken(texts.positive, cond))
-        out, n = call(torch.cat([x[rows], x]), torch.cat([t[rows], t]), *fields), len(x[rows])
+    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+        out = call(torch.cat([x[rows], x]), torch.cat([t[rows], t]), *chained(negative, positive))
+        n = len(x[rows])
         return out[n:], out[:n]
 
 
 class TwoCalls(Guidance):
     """A call with the prompts, then one with the negative prompts."""
 
-    def both(
-        self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        conditional = call(x, t, *taken(texts.positive, cond))
-        return conditional, call(x[rows], t[rows], *taken(texts.negative or (), cond[rows]))
+    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+        return call(x, t, *positive), call(x[rows], t[rows], *negative)
 
 
 class Joined(Guidance):
     """One call: all rows with the prompts, then those whose step is guided, with the negative prompts."""
 
-    def both(
-        self, call: Call, x: Tensor, t: Tensor, texts: Texts, cond: Tensor, rows: slice | list[int]
-    ) -> tuple[Tensor, Tensor]:
-        fields = chained(taken(texts.positive, cond), taken(texts.negative or (), cond[rows]))
-        out = call(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), *fields)
+    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+        out = call(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), *chained(positive, negative))
         return out[: len(x)], out[len(x) :]
 
 
@@ -141,12 +139,12 @@ def take(encoded: Any, at: Tensor) -> Any:
     return encoded[at.to(encoded.device, non_blocking=True)]
 
 
-def taken(fields: Sequence[Any], at: Tensor) -> list[Any]:
+def taken(fields: Fields, at: Tensor) -> list[Any]:
     """Rows `at` (N,) of each of these fields."""
     return [take(field, at) for field in fields]
 
 
-def chained(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+def chained(first: Fields, second: Fields) -> list[Any]:
     """The rows of these fields, tensors or lists, then those of the others, as one batch."""
     return [
         a + b if isinstance(a, list) else None if a is None else torch.cat([a, b])
