@@ -20,7 +20,7 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.scoring import shown_of
 from ttsnap.loop.request import Listener
-from ttsnap.loop.search import search
+from ttsnap.loop.search import searched
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.outputs import Recorder
@@ -90,23 +90,13 @@ def run(
         listeners: list[Listener] = [recorder, *([] if on_event is None else [on_event])]
         if "latents" in spec.batch.keep:
             listeners.append(keep_latents)
-        how = request.spec
+
+        def stops() -> bool:
+            return pipe._interrupt or (should_stop is not None and should_stop())
+
         try:
             with _progress(pipe, request, engine, listeners) as listen:
-                results = search(
-                    prompts,
-                    how.algorithm,
-                    engine,
-                    how.budget,
-                    utility=how.utility,
-                    seed=how.seed,
-                    keep=how.keep,
-                    shared=how.shared,
-                    diversity=how.diversity,
-                    gate=how.gate,
-                    on_event=listen,
-                    should_stop=lambda: pipe._interrupt or (should_stop is not None and should_stop()),
-                )
+                results = searched(prompts, request.spec, engine, listen, stops)
             results, flags = output.finish(
                 pipe, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
             )

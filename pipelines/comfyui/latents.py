@@ -19,7 +19,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.request import Listener
-from ttsnap.loop.search import search
+from ttsnap.loop.search import searched
 from ttsnap.request.request import SearchRequest
 from ttsnap.sampling.kernels import make_kernel
 
@@ -193,18 +193,7 @@ class LatentSearch:
             if told is not None:
                 told(event)
 
-        how = request.spec
-        (result,) = search(
-            request.prompts,
-            how.algorithm,
-            engine,
-            how.budget,
-            utility=how.utility,
-            seed=how.seed,
-            keep=how.keep,
-            on_event=listen,
-            should_stop=should_stop,
-        )
+        (result,) = searched(request.prompts, request.spec, engine, listen, should_stop)
         return result, _stacked([finished[image.uid] for image in result.images], denoiser.guided.latent)
 
 

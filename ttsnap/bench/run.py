@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SearchSpec
-from ttsnap.loop.search import prepared, search
+from ttsnap.loop.search import prepared, searched
 from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder, Thumbnails, save_made
@@ -147,9 +147,7 @@ def _search(
 
     texts = [bench.texts[place] for place in work.places]
     seed = (bench.seed + STRIDE * work.repeat) % 2**64
-    results = search(texts, spec.algorithm, engine, spec.budget, utility=spec.utility, seed=seed, shared=spec.shared,
-                     on_event=listen)  # fmt: skip
-    return results, recorder.thumbnails
+    return searched(texts, replace(spec, seed=seed), engine, listen), recorder.thumbnails
 
 
 def _written(

@@ -69,11 +69,23 @@ def search(
     the engine cannot do what the algorithm needs. RuntimeError for an algorithm that keeps making moves which cost
     nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
+    spec = SearchSpec(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
+    return searched(prompts, spec, engine, on_event, should_stop, clock)
+
+
+def searched(
+    prompts: Sequence[str | Prompt],
+    spec: SearchSpec,
+    engine: Engine,
+    on_event: Listener | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Result]:
+    """`search`, by a specification. Prompts are read and the number of seeds is fitted here."""
     watch = RequestClock(clock, clock())
     if not prompts:
         raise ValueError("no prompts: give at least one")
-    spec = SearchSpec(algorithm, Budget.parse(budget).on(engine.grid), utility, seed, keep, shared, diversity, gate)
-    spec = prepared(spec, engine)
+    spec = prepared(dataclasses.replace(spec, budget=spec.budget.on(engine.grid)), engine)
     if spec.budget.seconds is not None:
         watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
     run = Run(engine)
