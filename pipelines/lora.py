@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import nn
 from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
+from ttsnap.pipelines.quiet import quiet
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
@@ -85,7 +85,7 @@ def add_lora(pipe: Any, where: str, adapter: str, said: str, **more: Any) -> Non
     for local in (path, *path.glob("*.safetensors")):
         _check_head(local, said)
     named = {} if file is None else {"weight_name": file}
-    with foreign(f"{said}: cannot load it into a {family}"), _quiet():
+    with foreign(f"{said}: cannot load it into a {family}"), quiet("diffusers"):
         require_repository(source)
         weights, *_, about = pipe.lora_state_dict(source, use_safetensors=True, return_lora_metadata=True, **named)
         ranks = [w.shape[0] for name, w in weights.items() if ".lora_A" in name]
@@ -234,21 +234,3 @@ def hub_file(where: str, said: str) -> tuple[str, str | None]:
     if len(parts) > 2 and not where.endswith(".safetensors"):
         raise ValueError(f"{said}: there is no such folder or file, and it is not a hub id")
     return "/".join(parts[:2]), "/".join(parts[2:]) or None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' word on every network that a LoRA leaves alone, and on what the exception says again, and
-    without transformers' progress bar."""
-    from transformers.utils import logging as transformers_logging
-
-    logger, bars = logging.getLogger("diffusers"), transformers_logging.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

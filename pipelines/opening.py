@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
+from ttsnap.pipelines.quiet import quiet
 
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.hub import require_repository
@@ -85,7 +86,8 @@ def _devices(accelerator: torch.device | None) -> list[str]:
 
 def loaded(model: str, dtype: torch.dtype, loras: Sequence[str], task: str | None = None) -> Any:
     """The pipeline in RAM, with its LoRAs. ValueError for an unknown model, or a LoRA or a task that does not fit."""
-    with _quiet() if model in PACKAGED else nullcontext():
+    # A packaged model loads at once, and needs no advice to install torchvision: it has no image processor.
+    with quiet("transformers") if model in PACKAGED else nullcontext():
         pipe = load(model, task=task, dtype=dtype)
     if loras:
         load_lora(pipe, *loras)
@@ -141,20 +143,3 @@ def _preview_vae(name: str) -> Any:
     with foreign(f"cannot load --preview-vae {name}"):
         require_repository(name)
         return AutoencoderTiny.from_pretrained(where if where.is_dir() else name, use_safetensors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the loading bars of diffusers and transformers, as the embedded model loads at once. Nor is there the
-    advice to install torchvision for image processors, of which it has none."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-    yield
-    for library in (diffusers_logging, transformers_logging):
-        library.enable_progress_bar()
-    transformers_logging.set_verbosity(verbosity)

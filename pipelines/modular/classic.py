@@ -18,6 +18,7 @@ from ttsnap.pipelines.modular.pipeline import modular_search_class
 from ttsnap.pipelines.modular.workflows import workflows_of
 from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.pipelines.quiet import quiet
 
 from ttsnap.files.pictured import opened
 from ttsnap.request.request import ModelDefaults
@@ -93,7 +94,7 @@ def modular(pipe: Any, task: str | None = None) -> Any:
         raise ValueError(f"search does not support this {name}: it denoises the frame that is given at a time of its "
                          "own (expand_timesteps, as Wan 2.2 TI2V does), and modular blocks do not; take Wan 2.1, or "
                          "2.2 A14B")  # fmt: skip
-    with guiders.unwarned():
+    with quiet(guiders.EXPERIMENTAL):
         made = getattr(diffusers, _modular_class(pipe))()
     parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
     settings = made.config.keys() - made.components.keys()
@@ -174,7 +175,7 @@ SHARED_BY_SOUND = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_
 @functools.cache
 def honoured(stock: Any, modular_class: str) -> frozenset[str]:
     """The arguments of a classic class's call that a search over this modular class honours."""
-    with guiders.unwarned():
+    with quiet(guiders.EXPERIMENTAL):
         made = modular_search_class(getattr(diffusers, modular_class))()
     known, renamed = inspect.signature(stock.__call__).parameters, RENAMED.get(stock.__name__, {})
     inputs = made.call_arguments()

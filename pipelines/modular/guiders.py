@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
 from torch import Tensor
 from ttsnap.pipelines.guidance import Guidance
+from ttsnap.pipelines.quiet import quiet
 
 OF_SOUND = "audio_guider"
 """The guider of a video's sound, which shares the passes of the video."""
@@ -21,6 +20,8 @@ PLACES = {"guider": ("", ""), "guider_2": ("", "_2"), OF_SOUND: ("audio_", "")}
 """The prefix and suffix of the arguments that set a guider: guidance_scale_2."""
 SETTINGS = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale", "spatio_temporal_guidance_blocks")
 """The settings of guiders that a call may give."""
+EXPERIMENTAL = "diffusers.guiders.guider_utils"
+"""The logger that warns at every guider that guiders are experimental: only tested versions are accepted."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,8 @@ def own(pipe: Any, given: Mapping[str, Any], *, from_zero: bool = False) -> dict
     for change in changes.values():
         if "guidance_scale" in change:
             change |= {"enabled": True, **({"use_original_formulation": True} if from_zero else {})}
-    with unwarned():
+    with quiet(EXPERIMENTAL):
         return {name: guider.new(**changes[name]) for name, guider in guiders.items()}
-
-
-@contextmanager
-def unwarned() -> Iterator[None]:
-    """Silence diffusers' warning at every guider that guiders are experimental: only tested versions are accepted."""
-    logger = logging.getLogger("diffusers.guiders.guider_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def passes(pipe: Any) -> int:

@@ -66,11 +66,7 @@ def load_libraries() -> None:
     """Import torch and the libraries of pipelines."""
     load_torch()
     if "ttsnap.pipelines.mixin" not in sys.modules:
-        with loading("diffusers"):
-            from transformers.utils import logging
+        from ttsnap.pipelines.quiet import quiet
 
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity_error()  # no advice to install torchvision, which no search needs
+        with loading("diffusers"), quiet("transformers"):  # whose advice is to install torchvision: no search needs it
             import ttsnap.pipelines.mixin  # noqa: F401
-
-            logging.set_verbosity(verbosity)

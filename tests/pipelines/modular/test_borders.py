@@ -75,7 +75,7 @@ def test_engines_are_made_without_a_word_on_experimental_guiders(caplog: pytest.
     logger.addHandler(caplog.handler)
     try:
         ClassifierFreeGuidance()
-        assert "experimental" in caplog.text, "if this fails, diffusers says it no more, and `unwarned` can go"
+        assert "experimental" in caplog.text, "if this fails, `guiders.EXPERIMENTAL` can go"
         caplog.clear()
         modular(shared("sd3"), "image-to-image").denoiser(**CASES["sd3"].call)
         assert "experimental" not in caplog.text
