@@ -38,10 +38,10 @@ from families import FAMILIES, Case, build
 from torch import Tensor
 from ttsnap.pipelines.latents.schedule import make_schedule
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
+from ttsnap.pipelines.opening import placement
 from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
-from ttsnap.cli.common import placement
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng

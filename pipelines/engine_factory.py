@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
+from ttsnap.pipelines.opening import check_call, opened, placement, settled
 from ttsnap.pipelines.settings import model_name
 
 from ttsnap.core.protocols import Engine
@@ -27,7 +28,8 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
 
     ValueError where other processes cannot make the same.
     """
-    kind = pipe._execution_device.type if pipe.model_options is None else _kind(pipe.model_options)
+    asked = pipe.model_options
+    kind = (pipe._execution_device if asked is None else placement(asked.device, asked.dtype)[0]).type
     if where != DeviceOptions():
         from ttsnap.cluster.devices import alone, clustered
 
@@ -53,8 +55,6 @@ class EngineBuilder:
 
     def recording(self) -> tuple[LiveEngine, dict[str, Json]]:
         """The engine, and the `info` of a recording with it. ValueError as above."""
-        from ttsnap.pipelines.opening import check_call
-
         pipe = self.opened()
         if self.spec.model is not None:
             check_call(pipe, self.spec.call, self.spec.model.task)
@@ -63,8 +63,6 @@ class EngineBuilder:
 
     def opened(self) -> Any:
         """The pipeline, loaded. ValueError for an unknown one."""
-        from ttsnap.pipelines.opening import opened
-
         pipe = opened(self.spec.model or ModelOptions())
         if self.spec.scheduler is not None:
             pipe.scheduler = self.spec.scheduler
@@ -72,8 +70,6 @@ class EngineBuilder:
 
     def engine_of(self, pipe: Any) -> LiveEngine:
         """The engine of a pipeline that is there. ValueError where something does not fit."""
-        from ttsnap.pipelines.opening import check_call
-
         check_call(pipe, self.spec.call)
         engine: LiveEngine = pipe.engine_of(self.spec)
         return engine
@@ -102,8 +98,6 @@ def elsewhere(spec: EngineSpec, pipe: Any, kind: str, *, previews: bool = False)
 
     kind: of the devices, "cuda" or "cpu". previews: whether a preview VAE decodes unfinished estimates.
     """
-    from ttsnap.pipelines.opening import settled
-
     model = pipe.model_options
     if model is None:
         if not pipe.name_or_path:
@@ -118,13 +112,6 @@ def elsewhere(spec: EngineSpec, pipe: Any, kind: str, *, previews: bool = False)
         task = pipe.task_of(spec.call) or TEXT
         model = ModelOptions(str(Path(name).resolve()) if local else name, task=task, dtype=dtype)
     return replace(spec, model=settled(model, kind), scheduler=pipe.scheduler)
-
-
-def _kind(model: ModelOptions) -> str:
-    """Of the devices that a model was asked for."""
-    from ttsnap.pipelines.opening import placement
-
-    return placement(model.device, model.dtype)[0].type
 
 
 def _adapters(pipe: Any) -> list[str]:

@@ -158,7 +158,7 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchReque
     call = request.engine.call
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
-    place, kind = common.placement(a.device, a.dtype)
+    place, kind = common.opening().placement(a.device, a.dtype)
     model = replace(arguments.read(ModelOptions, a), device=place.type, dtype=str(kind).removeprefix("torch."))
     options: dict[str, Json] = {}
     for each in (bench.options, model, arguments.read(BatchOptions, a)):

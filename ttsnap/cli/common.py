@@ -95,7 +95,7 @@ def load_rewards(spec: Any, **where: Any) -> Any:
     names = [spec] if isinstance(spec, str) else list(spec)
     refuse_credentials(spec)
     if where.get("device") is not None:
-        check_here(where["device"])
+        opening().check_here(where["device"])
     with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):
         return make_rewards(spec, **where)
 
@@ -186,23 +186,21 @@ def load_model(
 ) -> Any:
     """The search pipeline on its device. task: as in ttsnap.pipelines.load. ValueError for an unknown model, device or
     dtype, a bad --lora, or a task that the model is not for."""
-    place, kind = placement(device, dtype)
-    check_here(place)
+    place, kind = opening().placement(device, dtype)
+    opening().check_here(place)
     if offload != "none" and place.type == "cpu":
         raise ValueError(f"--offload {offload} moves parts between a GPU and RAM, but the device is {place}")
     load_libraries()
-    from ttsnap.pipelines import opening
-
     name = "the embedded model" if model == EMBEDDED else model
     with loading(name, bars=model not in PACKAGED):
-        pipe = opening.loaded(model, kind, loras, task)
-    return opening.placed(pipe, place, offload)
+        pipe = opening().loaded(model, kind, loras, task)
+    return opening().placed(pipe, place, offload)
 
 
 def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tuple[Any, SearchRequest]:
     """The pipeline of a request, and the request with its rewards loaded. Where other processes search, they load what
     they need themselves, and this one keeps off the devices."""
-    place, kind = placement(a.device, a.dtype)
+    place, kind = opening().placement(a.device, a.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
 
     here = devices == DeviceOptions()
@@ -222,27 +220,12 @@ def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tupl
     return pipe, replace(request, engine=engine, report=tuple(report))
 
 
-def placement(device: str, dtype: str) -> tuple[Any, Any]:
-    """torch's device and dtype for --device and --dtype. ValueError for unknown ones."""
+def opening() -> Any:
+    """ttsnap.pipelines.opening. That torch is loaded for it is announced."""
     load_torch()
     from ttsnap.pipelines import opening
 
-    return opening.placement(device, dtype)
-
-
-def reward_placement(device: str, dtype: str) -> tuple[Any, Any]:
-    """The same for a reward, which is in float32 on a CPU by default."""
-    load_torch()
-    from ttsnap.pipelines import opening
-
-    return opening.reward_placement(device, dtype)
-
-
-def check_here(place: Any) -> None:
-    """ValueError for a device that this machine does not have, with those that it has."""
-    from ttsnap.pipelines import opening
-
-    opening.check_here(place)
+    return opening
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Serve until interrupted."""
     offer, limits = offered(a), arguments.read(DemoLimits, a)
-    common.check_here(common.placement(a.device, a.dtype)[0])
+    common.opening().check_here(common.opening().placement(a.device, a.dtype)[0])
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the files of visitors are deleted then, too
     try:

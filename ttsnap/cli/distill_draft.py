@@ -87,7 +87,7 @@ def run(a: Arguments) -> int:
         from ttsnap.distill.draft.report import DRAFT, table
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
         from ttsnap.pipelines.opening import check_call
-    place = common.placement(a.device, a.dtype)[0]
+    place = common.opening().placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
     member = processes.start(COMMAND, cpu=place.type == "cpu", announced=True)
     if member.count > 1:

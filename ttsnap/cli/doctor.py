@@ -58,7 +58,7 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Print a line for each check; 1 where something is broken."""
-    place, kind = common.placement(a.device, a.dtype)
+    place, kind = common.opening().placement(a.device, a.dtype)
     checks: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _versions,
         "device": lambda: _device(place),
@@ -112,7 +112,7 @@ def unmet(requirements: Any, extra: str = "") -> list[str]:
 def _device(place: Any) -> Iterator[str]:
     import torch
 
-    common.check_here(place)
+    common.opening().check_here(place)
     if place.type == "cpu":
         pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names}
         sizes = [f"{count * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" for count in pages.values()]
@@ -128,7 +128,7 @@ def _bfloat16(place: Any) -> Iterator[str]:
     import torch
 
     share = _seconds_of_products(place, torch.bfloat16) / _seconds_of_products(place, torch.float32)
-    auto = str(common.placement(str(place), "auto")[1]).removeprefix("torch.")
+    auto = str(common.opening().placement(str(place), "auto")[1]).removeprefix("torch.")
     word = "fast" if share < 0.8 else "no faster than float32"
     yield f"{word} here: products of matrices take {share:.2f} of float32's time; --dtype auto is {auto}"
 

@@ -64,8 +64,8 @@ def run(a: Arguments) -> int:
     frames = Frames(a.recordings)
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
-    place, kind = common.reward_placement(a.device, a.dtype)
-    common.check_here(place)
+    place, kind = common.opening().reward_placement(a.device, a.dtype)
+    common.opening().check_here(place)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=place, dtype=kind)
         base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else reward.base

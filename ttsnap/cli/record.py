@@ -84,7 +84,7 @@ def run(a: Arguments) -> int:
     """Record, or resume, and say how well early scores tell the final ones."""
     prompts = common.read_prompts(a, "record", a.task)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
-    common.placement(a.device, a.dtype)  # says that torch is loaded
+    common.opening().placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.recordings.folder import RECORDING, progress
 
     spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None), what.keep)
@@ -121,7 +121,7 @@ def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordO
     from ttsnap.recordings.record import record
 
     model = spec.model or ModelOptions()
-    rewards = common.load_rewards(spec.rewards, device=common.placement(model.device, model.dtype)[0])
+    rewards = common.load_rewards(spec.rewards, device=common.opening().placement(model.device, model.dtype)[0])
     _check(prompts, out, what, rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, loras=model.loras, task=model.task)
     from ttsnap.pipelines.engine_factory import recording_info

@@ -58,7 +58,7 @@ def _score(a: Arguments, out: Path) -> int:
     combine = utility.make(a.utility)
     paths = find_images(Path(a.folder), a.recursive)
     prompts = find_prompts(paths, a.prompt, Path(a.prompts_file) if a.prompts_file else None)
-    device, dtype = common.reward_placement(a.device, a.dtype)
+    device, dtype = common.opening().reward_placement(a.device, a.dtype)
     rewards = common.load_rewards(a.reward, device=device, dtype=dtype)
     source = read_source(Path(a.source) if a.source else None, rewards)
     for reward in rewards:

@@ -191,11 +191,11 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     from ttsnap.pipelines.opening import prepare, settled
     from ttsnap.service.engines import ManyDevices, OneDevice
 
-    place, _ = common.placement(a.device, a.dtype)
+    place, _ = common.opening().placement(a.device, a.dtype)
     spread = not alone(devices, place.type)
     # Where other processes search, the devices are theirs.
     device = "cpu" if spread else a.device
-    where, dtype = common.reward_placement(device, "auto" if spread else a.dtype)
+    where, dtype = common.opening().reward_placement(device, "auto" if spread else a.dtype)
     model = arguments.read(ModelOptions, a)
     pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
     prepare(pipe, model)

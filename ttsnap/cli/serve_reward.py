@@ -42,8 +42,8 @@ def run(a: Arguments) -> int:
 
     refuse_credentials(a.reward)
     limits = Limits(max_images=a.max_images)
-    device, dtype = common.reward_placement(a.device, a.dtype)
-    common.check_here(device)
+    device, dtype = common.opening().reward_placement(a.device, a.dtype)
+    common.opening().check_here(device)
     with loading(f"the reward {a.reward}"):
         reward = make_reward(a.reward, device=device, dtype=dtype)
     with common.listening(a):
