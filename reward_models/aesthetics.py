@@ -54,11 +54,9 @@ class Aesthetics(Scorer):
         return cls(tower, head, **options)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        network: Any = self.network
-        embeds: Tensor = network["clip"](pixel_values=self.pixels(images)).image_embeds
+        embeds: Tensor = self.network["clip"](pixel_values=self.pixels(images)).image_embeds
         return embeds
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        network: Any = self.network
-        scores: Tensor = network["head"](normalize(self.embed_images(images).float(), dim=-1))[:, 0]
+        scores: Tensor = self.network["head"](normalize(self.embed_images(images).float(), dim=-1))[:, 0]
         return scores

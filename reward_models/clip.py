@@ -72,7 +72,7 @@ class HFTowers(TwoTowers):
         return cls(network, pretrained(AutoTokenizer, texts), **options)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        return _pooled(self.network.get_image_features(pixel_values=self.pixels(images)))  # type: ignore[operator]
+        return _pooled(self.network.get_image_features(pixel_values=self.pixels(images)))
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         # The towers are causal and read the embedding at the end token: the length of the padding does not matter.
@@ -80,7 +80,7 @@ class HFTowers(TwoTowers):
             list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-        return _pooled(self.network.get_text_features(input_ids=ids, attention_mask=mask))  # type: ignore[operator]
+        return _pooled(self.network.get_text_features(input_ids=ids, attention_mask=mask))
 
 
 def _pooled(features: Any) -> Tensor:
@@ -112,11 +112,11 @@ class OpenClipTowers(TwoTowers):
         self.max_tokens = int(tokenizer.context_length)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network.encode_image(self.pixels(images))  # type: ignore[operator]
+        features: Tensor = self.network.encode_image(self.pixels(images))
         return features
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        features: Tensor = self.network.encode_text(self.tokenizer(list(prompts)).to(self.device))  # type: ignore[operator]
+        features: Tensor = self.network.encode_text(self.tokenizer(list(prompts)).to(self.device))
         return features
 
     def count_tokens(self, prompt: str) -> int:

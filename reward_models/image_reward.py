@@ -91,14 +91,13 @@ class ImageReward(Scorer):
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
-        network: Any = self.network
-        seen = network["vision"](pixel_values=self.pixels(images)).last_hidden_state
-        read = network["text"](
+        seen = self.network["vision"](pixel_values=self.pixels(images)).last_hidden_state
+        read = self.network["text"](
             input_ids=tokens["input_ids"].to(self.device),
             attention_mask=tokens["attention_mask"].to(self.device),
             encoder_hidden_states=seen,
         ).last_hidden_state
-        raw: Tensor = network["head"](read[:, 0].float())[:, 0]
+        raw: Tensor = self.network["head"](read[:, 0].float())[:, 0]
         return (raw - MEAN) / STD
 
 

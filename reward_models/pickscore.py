@@ -16,5 +16,5 @@ class PickScore(HFTowers):
     processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        scale = self.network.logit_scale.float().exp()  # type: ignore[operator,union-attr]
+        scale: Tensor = self.network.logit_scale.float().exp()
         return scale * self.cosine(images, prompts)

@@ -73,16 +73,14 @@ class ScenesLearned(Scorer):
             parse(prompt)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        network: Any = self.network
-        cells: Tensor = network.see(self.pixels(images))
+        cells: Tensor = self.network.see(self.pixels(images))
         return cells.flatten(1)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        network: Any = self.network
         unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        states, empty = network.read(word_ids(list(unique)).to(self.device))
+        states, empty = self.network.read(word_ids(list(unique)).to(self.device))
         rows = torch.tensor([unique[prompt] for prompt in prompts], device=self.device)
-        logits: Tensor = network.match(network.see(self.pixels(images)), states[rows], empty[rows])
+        logits: Tensor = self.network.match(self.network.see(self.pixels(images)), states[rows], empty[rows])
         return logits.sigmoid()
 
 

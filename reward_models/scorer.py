@@ -34,7 +34,8 @@ class NetworkReward(RewardModel):
     """The default dtype of the network."""
     trial_size = 64
     """Pixels of a side of the trial image."""
-    network: nn.Module
+    network: Any
+    """Its methods and outputs are known to subclasses."""
     score: Callable[..., Tensor]
     """One batch: (images, prompts), and `source` where `needs` has it -> (N,), with a graph back to the network."""
 
@@ -71,7 +72,8 @@ class NetworkReward(RewardModel):
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @torch.no_grad()
     def __call__(
@@ -163,7 +165,8 @@ class Scorer(NetworkReward):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
+        dtype: torch.dtype = next(self.network.parameters()).dtype
+        return dtype
 
     def pixels(self, images: Tensor) -> Tensor:
         """The network's input. Preprocessing runs on the images' device: its result is smaller to move."""

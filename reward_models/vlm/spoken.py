@@ -94,7 +94,7 @@ class SpokenVLM(AskedVLM):
             inputs = self.processor(images=pictures, text=texts[i : i + size], padding=True, return_tensors="pt")
             with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
                 torch.manual_seed(SEED + passed)
-                made = self.network.generate(  # type: ignore[operator]
+                made = self.network.generate(
                     **inputs.to(self.device),
                     max_new_tokens=self.answer_tokens,
                     pad_token_id=tokenizer.pad_token_id,
