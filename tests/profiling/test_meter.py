@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ttsnap.profiling import meter as meters
-from ttsnap.profiling.energy import integrate, open_energy
-from ttsnap.profiling.meter import WORLD_GRID, Meter, carbon
+from ttsnap.profiling.meter import WORLD_GRID, Meter, carbon, integrate, open_energy
 
 UUID = "7a1b6c1e-0000-4000-8000-00000000000b"
 

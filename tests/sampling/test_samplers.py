@@ -10,11 +10,11 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
 
-from ttsnap.sampling.diffusions import DIFFUSIONS as NAMES
-from ttsnap.sampling.diffusions import power
 from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward, rows
 from ttsnap.sampling.kernels import Ddim, Kernel, Ode, Prediction, Renoise, Sde, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser
+from ttsnap.sampling.paths import DIFFUSIONS as NAMES
+from ttsnap.sampling.paths import power
 from ttsnap.sampling.rng import noise, seeded
 
 PATHS: list[Interpolant] = [Linear(), VP(), Cosine()]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ttsnap.core.names import unknown
 from ttsnap.sampling import rng
-from ttsnap.sampling.diffusions import DIFFUSIONS, RBF_DIFFUSION
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0, widened
+from ttsnap.sampling.paths import DIFFUSIONS, RBF_DIFFUSION
 
 
 class Prediction(NamedTuple):

@@ -9,13 +9,11 @@ reward of the finished image: weighted images are drawn from p(x) exp(lam r(x)).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ttsnap.algorithms.smc import feynman_kac as fk
-from ttsnap.algorithms.smc.feynman_kac import State
-from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, normalised, temper_by_ess
+from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, log_sum_exp, normalised, temper_by_ess
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
@@ -24,6 +22,53 @@ from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import rising
 from ttsnap.files.settings import Bounds, Count, Positive, Settings, Share
+
+Potential = Literal["difference", "max", "sum", "current"]
+Temper = Literal["constant", "linear", "increase", "adaptive"]
+
+
+class State(NamedTuple):
+    """Weighted lineages (n,) on the way to steps[at]."""
+
+    steps: tuple[int, ...]
+    """Steps of the checks, the last the end."""
+    least: int
+    """Particles that must be left at the end."""
+    n: int
+    """Particles at the start."""
+    at: int = -1
+    """Check that they go to; -1: they are to start, from `uids` where some were adopted."""
+    lam: float = 0.0
+    """Inverse temperature of the last check."""
+    uids: IntArray = np.empty(0, int)
+    """(n,) particles."""
+    logw: FloatArray = np.empty(0)
+    """(n,) log weights, such that weights sum to an estimate of Z = E[exp(lam r)] in the end."""
+    total: FloatArray = np.empty(0)
+    """(n,) sums of the log potentials of each lineage."""
+    stat: FloatArray = np.empty(0)
+    """(n,) running max or sum of each lineage's scores."""
+    ratio: FloatArray = np.empty(0)
+    """(n,) log ratio of the plain sampler to the guided one up to the last check; 0 without guidance."""
+
+    @property
+    def log_z(self) -> float:
+        """log of the estimate of Z, which is unbiased unless the budget cut a move."""
+        return log_sum_exp(self.logw)
+
+    @property
+    def last(self) -> bool:
+        return self.at == len(self.steps) - 1
+
+    def of(self, rows: IntArray) -> State:
+        """Those at these rows alone."""
+        return self._replace(
+            uids=self.uids[rows],
+            logw=self.logw[rows],
+            total=self.total[rows],
+            stat=self.stat[rows],
+            ratio=self.ratio[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -35,10 +80,10 @@ class SMC(Settings):
     lam: Positive = 10.0
     """The target is p(x) exp(lam r(x)). It is in units of 1 / reward: take 2 to 10 over the spread of a prompt's
     rewards; 10 suits ImageReward, whose spread is about 1 [FK steering's code]."""
-    potential: fk.Potential = "max"
+    potential: Potential = "max"
     """Of a check, from the score there (current), the max or sum of all so far, or the difference from the last [arXiv
     2505.23614]."""
-    temper: fk.Temper = "increase"
+    temper: Temper = "increase"
     """How the inverse temperature rises to lam: constant, linear, increase (by
     min((1 + gamma)^step - 1, 1)), or adaptive: as far as the effective sample size allows [arXiv 2501.05803]."""
     gamma: Positive | None = None
@@ -97,7 +142,7 @@ class SMC(Settings):
             even, zeros = np.full(s.n, -np.log(s.n)), np.zeros(s.n)
             s = s._replace(logw=even, total=zeros, stat=none, ratio=zeros)
         else:
-            s = self._weighed(fk.arrived(s, particles.moved), particles)
+            s = self._weighed(arrived(s, particles.moved), particles)
             if s.last:
                 return None, s
             s = self._resampled(s, rng)
@@ -118,7 +163,7 @@ class SMC(Settings):
         r, ratio = np.where(known, r, 0.0), particles.log_ratio[s.uids]
 
         def weighed(lam: float) -> State:
-            stat = fk.running(self.potential, s.stat, r)
+            stat = running(self.potential, s.stat, r)
             log_g = self._log_potential(s, r, lam, stat)
             logw = np.where(known, s.logw + log_g + ratio - s.ratio, -np.inf)
             return s._replace(lam=lam, stat=stat, total=s.total + log_g, logw=logw, ratio=ratio)
@@ -152,3 +197,18 @@ class SMC(Settings):
             logw = np.full(len(logw), s.log_z - np.log(m))
         rows = rows[np.argsort(-s.logw[rows], kind="stable")]
         return s._replace(logw=logw).of(rows)
+
+
+def arrived(s: State, moved: IntArray) -> State:
+    """Of the rows of the last move, those carried out (`moved`, -1 where the budget cut one off).
+
+    Those left take over the weight of the others.
+    """
+    rows = np.flatnonzero(moved >= 0)
+    some = s._replace(uids=moved).of(rows)
+    return some._replace(logw=some.logw + s.log_z - some.log_z)
+
+
+def running(potential: str, before: FloatArray, r: FloatArray) -> FloatArray:
+    """The max or sum of a lineage's scores up to r, or r itself (n,)."""
+    return {"max": np.maximum(before, r), "sum": before + r}.get(potential, r)
