@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ttsnap.signs.grammar import COLORS, LETTERS, MAX_LETTERS, MIN_LETTERS, RGB, UNSEEN_PAIRS, Sign, inks, pairs
-from ttsnap.signs.words import WORDS
+from ttsnap.signs.grammar import COLORS, LETTERS, MAX_LETTERS, MIN_LETTERS, RGB, UNSEEN_PAIRS, WORDS, Sign, inks, pairs
 
 HEIGHT, WIDTH = 32, 96
 NUM_LABELS = 1 + len(LETTERS)

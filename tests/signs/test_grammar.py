@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ttsnap.signs import HARD_KINDS, KINDS, Sign, caption, parse, sample_prompts
-from ttsnap.signs.grammar import COLORS, DARK, LENGTHS, LETTERS, UNSEEN_PAIRS, inks, pairs
-from ttsnap.signs.words import WORDS
+from ttsnap.signs.grammar import COLORS, DARK, LENGTHS, LETTERS, UNSEEN_PAIRS, WORDS, inks, pairs
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from train_worlds.signs import SIGNS, Recipe, build_tokenizer
 from train_worlds.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import to_json
-from ttsnap.signs.grammar import LETTERS, RGB, UNSEEN_PAIRS, Sign, inks, pairs
-from ttsnap.signs.words import WORDS
+from ttsnap.signs.grammar import LETTERS, RGB, UNSEEN_PAIRS, WORDS, Sign, inks, pairs
 
 MINI = replace(
     Recipe(),

@@ -10,14 +10,15 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ttsnap.core.names import nearest
 
-from .words import WORDS
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WORDS = tuple((Path(__file__).parent / "words.txt").read_text("ascii").split())
+"""Words of three to eight letters, none of which training saw."""
 DARK, LIGHT = ("red", "green", "blue", "black"), ("yellow", "white")
 COLORS = (*DARK, *LIGHT)
 """Of plates and letters; one of the two is dark and the other light."""
