@@ -6,6 +6,7 @@ The command line, the demo and the documentation take their lists from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -56,24 +57,23 @@ class Entry(NamedTuple):
         return bool(self.fixed or self.defaults)
 
 
-def _entry(where: str, group: str, title: str, summary: str, source: str = "", needs: str = "", **preset: Any) -> Entry:
+def _entry(group: str, where: str, title: str, summary: str, source: str = "", needs: str = "", **preset: Any) -> Entry:
     return Entry(f"ttsnap.algorithms.{where}", group, title, summary, source, needs, **preset)
 
 
+_seeds, _steps, _particles, _trees, _noise, _combined, _study = (partial(_entry, group) for group in GROUPS)
+"""Entries of each group."""
+
 ALGORITHMS: dict[str, Entry] = {
-    "best-of-n": _entry(
-        "best_of_n:BestOfN", "seeds", "Best-of-N", "finish every seed, keep the best image (the baseline)"
-    ),
-    "seed-pruning": _entry(
+    "best-of-n": _seeds("best_of_n:BestOfN", "Best-of-N", "finish every seed, keep the best image (the baseline)"),
+    "seed-pruning": _seeds(
         "seed_pruning:SeedPruning",
-        "seeds",
         "Seed pruning",
         "score many seeds once, late; finish the best (default)",
         "arXiv 2511.22242 (its TTSp)",
     ),
-    "ttsnap": _entry(
+    "ttsnap": _seeds(
         "seed_pruning:SeedPruning",
-        "seeds",
         "TTSnap",
         "seed pruning with early checks, for noise-aware rewards",
         "arXiv 2511.22242",
@@ -85,24 +85,21 @@ ALGORITHMS: dict[str, Entry] = {
         },
         about="Seed pruning with the paper's single-reward schedule (steps 2, 6, 11 of 20): for noise-aware rewards.",
     ),
-    "price-of-compute": _entry(
+    "price-of-compute": _seeds(
         "pricing.price_of_compute:PriceOfCompute",
-        "seeds",
         "Price of compute",
         "look where a look is worth most; stop when none is",
         "ours, after Weitzman 1979",
         "a forecast file, made from a recording by ttsnap calibrate",
     ),
-    "top-noises": _entry(
+    "top-noises": _seeds(
         "top_noises:TopNoises",
-        "seeds",
         "Top noises",
         "score seeds at the first step, finish the best few",
         "arXiv 2506.01320",
     ),
-    "svdd": _entry(
+    "svdd": _steps(
         "code:CoDe",
-        "steps",
         "SVDD",
         "at every step, try n continuations and take the best",
         "arXiv 2408.08252",
@@ -116,25 +113,22 @@ ALGORITHMS: dict[str, Entry] = {
         about="SVDD (arXiv 2408.08252, Algorithm 1): a choice at every step. A stream takes one evaluation for its "
         "noise, and n for every step but the last.",
     ),
-    "code": _entry(
+    "code": _steps(
         "code:CoDe",
-        "steps",
         "CoDe",
         "every few steps, try n continuations and take the best",
         "arXiv 2502.00968",
         STOCHASTIC,
     ),
-    "rbf": _entry(
+    "rbf": _steps(
         "rbf:RBF",
-        "steps",
         "Rollover budget forcing",
         "take the first continuation that beats the best so far",
         "arXiv 2503.19385",
         f"{STOCHASTIC}; {COUNTED}",
     ),
-    "rbf-published": _entry(
+    "rbf-published": _steps(
         "rbf:RBF",
-        "steps",
         "Rollover budget forcing, as published",
         "rbf exactly as its authors' code does it",
         "arXiv 2503.19385",
@@ -142,33 +136,29 @@ ALGORITHMS: dict[str, Entry] = {
         fixed={"finish": "published"},
         about="As the paper's code: an image of the last step's best candidate, also where an earlier one was better.",
     ),
-    "verifier-threshold": _entry(
+    "verifier-threshold": _steps(
         "verifier_threshold:VerifierThreshold",
-        "steps",
         "Verifier-threshold",
         "rbf with a fixed score to reach at each step",
         "arXiv 2512.08985",
         f"{STOCHASTIC}; {COUNTED}",
     ),
-    "epsilon-greedy": _entry(
+    "epsilon-greedy": _steps(
         "epsilon_greedy:EpsilonGreedy",
-        "steps",
         "Epsilon-greedy",
         "svdd in rounds that try step noises near the best",
         "arXiv 2506.03164",
         "a kernel that draws noise and keeps no history (sde, ddim, ancestral)",
     ),
-    "smc": _entry(
+    "smc": _particles(
         "smc.smc:SMC",
-        "particles",
         "Sequential Monte Carlo",
         "weight candidates by score, resample at a few steps",
         "arXiv 2501.06848, 2501.05803",
         STOCHASTIC,
     ),
-    "fk-steering": _entry(
+    "fk-steering": _particles(
         "smc.smc:SMC",
-        "particles",
         "FK steering",
         "smc with 4 candidates and published settings",
         "arXiv 2501.06848",
@@ -178,9 +168,8 @@ ALGORITHMS: dict[str, Entry] = {
         texts={"n": "Particles; None for as many as the budget affords [FK steering's code]."},
         about="FK steering as published for SDXL: checks at 20, 40, 60 and 80 % of the steps.",
     ),
-    "funnel": _entry(
+    "funnel": _particles(
         "smc.smc:SMC",
-        "particles",
         "Funnel",
         "smc with fewer candidates after each check",
         "arXiv 2508.12361",
@@ -191,56 +180,49 @@ ALGORITHMS: dict[str, Entry] = {
         },
         about="SMC from many particles to few, early rewards weighing less (arXiv 2508.12361).",
     ),
-    "best-first": _entry(
+    "best-first": _trees(
         "tree:BestFirst",
-        "trees",
         "Best-first tree",
         "keep a tree of all candidates, extend its best part",
         "after arXiv 2506.20701, 2505.23614",
         f"{STOCHASTIC}; {COUNTED}",
     ),
-    "depth-first": _entry(
+    "depth-first": _trees(
         "depth_first:DepthFirst",
-        "trees",
         "Depth-first search",
         "follow one image; where it looks bad, go back and retry",
         "arXiv 2505.23614",
         PATH,
     ),
-    "search-over-paths": _entry(
+    "search-over-paths": _trees(
         "search_over_paths:SearchOverPaths",
-        "trees",
         "Search over paths",
         "add noise in several ways, denoise, keep the best",
         "arXiv 2501.09732",
         PATH,
     ),
-    "zero-order": _entry(
+    "zero-order": _noise(
         "zero_order:ZeroOrder",
-        "noise",
         "Zero-order search",
         "try noises near that of the best image",
         "arXiv 2501.09732",
         COUNTED,
     ),
-    "evolution": _entry(
+    "evolution": _noise(
         "evolution:Evolution",
-        "noise",
         "Evolution of noises",
         "breed noises from the best, finish the best of all",
         "after arXiv 2505.17618",
     ),
-    "noise-ascent": _entry(
+    "noise-ascent": _noise(
         "noise_ascent:NoiseAscent",
-        "noise",
         "Noise ascent",
         "turn the initial noise along the reward's gradient",
         "after arXiv 2406.04312",
         "a kernel that draws no noise (pipeline, ode); a differentiable reward",
     ),
-    "ttsnap-rbf": _entry(
+    "ttsnap-rbf": _combined(
         "nested:Nested",
-        "combined",
         "TTSnap + RBF",
         "prune many seeds early, then branch from the survivors",
         "arXiv 2511.22242, 2503.19385; their union is ours",
@@ -267,22 +249,20 @@ ALGORITHMS: dict[str, Entry] = {
         "any other. Rollover budget forcing (arXiv 2503.19385) takes the survivors over, a stream from each, at the "
         "step where they are. It plans with the rest of the budget.",
     ),
-    "nested": _entry(
+    "nested": _combined(
         "nested:Nested",
-        "combined",
         "Nested",
         "choose noises by one algorithm, go on by another",
         "arXiv 2506.01320",
         STOCHASTIC,
     ),
-    "refined": _entry(
+    "refined": _combined(
         "refined:Refined",
-        "combined",
         "Refined",
         "search by one algorithm, improve its best by another",
         "ours",
         "what its parts need: by default a differentiable reward",
     ),
-    "keep-all": _entry("keep_all:KeepAll", "study", "Keep all", "finish every seed, score every step (for recordings)"),
+    "keep-all": _study("keep_all:KeepAll", "Keep all", "finish every seed, score every step (for recordings)"),
 }
 """Names for --algorithm and search=, group by group."""
