@@ -16,8 +16,8 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.header import Header, Unit
+from ttsnap.recordings.record import RecordedUnit, RecordingSetup
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import RecordedUnit, RecordingSetup
 
 from .local import LocalPool
 

@@ -28,9 +28,8 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import shard_path
 from ttsnap.recordings.header import Unit
-from ttsnap.recordings.record import Making, describe, keep
+from ttsnap.recordings.record import Making, RecordedUnit, RecordingSetup, describe, keep, make_unit
 from ttsnap.recordings.replay import Recording
-from ttsnap.recordings.units import RecordedUnit, RecordingSetup, make_unit
 from ttsnap.request.request import EngineSpec
 
 
