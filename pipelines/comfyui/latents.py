@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -194,12 +194,8 @@ class LatentSearch:
                 told(event)
 
         (result,) = searched(request.prompts, request.spec, engine, listen, should_stop)
-        return result, _stacked([finished[image.uid] for image in result.images], denoiser.guided.latent)
-
-
-def _stacked(latents: Sequence[Tensor], like: Tensor) -> Tensor:
-    """(K, ...) of K latents (...), also of none."""
-    return torch.stack([*latents]) if latents else like[:0]
+        latents = [finished[image.uid] for image in result.images]
+        return result, torch.stack(latents) if latents else denoiser.guided.latent[:0]
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

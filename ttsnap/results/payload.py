@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,6 @@ Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
 Shown = Literal["control_image", "image", "last_image", "mask_image"]
 """Arguments of the models' own calls that are pictures."""
 Dtype = Literal["float32", "bfloat16", "float16"]
-DTYPES = get_args(Dtype)
 _SAMPLER = {option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)}
 NEEDED: dict[str, Any] = {
     "prompt": Text,
