@@ -6,7 +6,7 @@ A utility maps scores (..., N, R) to (..., N) float64, higher is better.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -32,35 +32,22 @@ def weighted(weights: Sequence[float]) -> Utility:
     w = np.asarray(weights, float)
     if w.ndim != 1 or not len(w) or not np.isfinite(w).all():
         raise ValueError(f"weights must be a list of finite numbers, one per reward, got {list(weights)}")
-    return _Weighted(w)
+    return partial(_weigh, w)  # which can be sent to other processes, as no inner function can
 
 
-@dataclass(frozen=True, eq=False)
-class _Weighted:
-    """What `weighted` makes: a class, so that it can be sent to other processes, as no inner function can."""
-
-    weights: FloatArray
-
-    def __call__(self, scores: FloatArray) -> FloatArray:
-        if scores.shape[-1] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights for {scores.shape[-1]} rewards; give one weight per reward")
-        return np.asarray(scores @ self.weights)
+def _weigh(weights: FloatArray, scores: FloatArray) -> FloatArray:
+    if scores.shape[-1] != len(weights):
+        raise ValueError(f"{len(weights)} weights for {scores.shape[-1]} rewards; give one weight per reward")
+    return np.asarray(scores @ weights)
 
 
 def first(utility: Utility, counted: int) -> Utility:
     """The utility of so many scores, from the first on; others are scored for another reason."""
-    return _First(utility, counted)
+    return partial(_of_first, utility, counted)
 
 
-@dataclass(frozen=True, eq=False)
-class _First:
-    """What `first` makes."""
-
-    utility: Utility
-    counted: int
-
-    def __call__(self, scores: FloatArray) -> FloatArray:
-        return self.utility(scores[..., : self.counted])
+def _of_first(utility: Utility, counted: int, scores: FloatArray) -> FloatArray:
+    return utility(scores[..., :counted])
 
 
 def make(spec: str | Sequence[float]) -> Utility:
@@ -75,7 +62,9 @@ def make(spec: str | Sequence[float]) -> Utility:
 def check_scores_each(utility: Utility, name: str) -> None:
     """ValueError for an algorithm of this name, which compares images that were valued apart, where the utility only
     ranks images among each other."""
-    if (utility.utility if isinstance(utility, _First) else utility) is rank_sum:
+    while isinstance(utility, partial) and utility.func is _of_first:
+        utility = utility.args[0]
+    if utility is rank_sum:
         raise ValueError(f"rank_sum only ranks images among each other; {name} needs a score of each: use mean")
 
 
