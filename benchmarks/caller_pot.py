@@ -35,7 +35,8 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.files.writing import markdown
-from ttsnap.loop.budget import Budget, Ledger
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.ledger import Ledger
 from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared

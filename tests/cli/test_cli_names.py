@@ -126,6 +126,8 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
         (["generate", "x", "--batch-size", "a"], "--batch-size must be a whole number of at least 1, got 'a'"),
         (["generate", "x", "--call", "5"], "--call must be keys and values, got 5; write it as --call.clip_skip 1"),
         (["generate", "x", "--keep"], "--keep: a value has to follow"),
+        (["generate", "x", "--budget", "-5nfe"], r"begins with - as --option=-VALUE \(ttsnap generate --help"),
+        (["generate", "x", "--seed", "9" * 23], r"whole number in \[-2\^63, 2\^64\), .*, got 9{23}"),
         (
             ["record", "x", "--out", "o", "--score-steps", "a"],
             r"must be a list of whole numbers, got 'a'; write it as '\[2, 6\]'",
@@ -140,9 +142,10 @@ def test_what_cannot_be_parsed_is_said_in_words(
 ) -> None:
     try:
         status: Any = main(argv)
-    except SystemExit as stop:  # what is no option is said with the usage
+    except SystemExit as stop:
         status = stop.code
     assert status == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
+    assert not argv or error.count("\n") == 1
     assert not re.search(r"<class|typing\.|Union|subtypes", error), error

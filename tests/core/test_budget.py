@@ -12,8 +12,9 @@ from ttsnap.core.plans import finish_cost, resolve
 from ttsnap.core.results import Spent
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
-from ttsnap.loop.budget import Budget, Ledger, task_of
+from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.ledger import Ledger
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 
@@ -39,6 +40,15 @@ def test_parse(text: str | None, budget: Budget) -> None:
     assert Budget.parse(text) == budget
     if budget != Budget():
         assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("100nef", "100nfe"), ("5mn", "5min"), ("3 pflpo", "3pflop"), ("1decods", "1decode")]
+)
+def test_a_misspelt_unit_gets_the_nearest_one(text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot read budget '{text}'; did you mean {meant}\\? Write it like 400nfe"):
+        Budget.parse(text)
+    assert Budget.parse(meant) != Budget()
 
 
 @pytest.mark.parametrize("text", ["", "nfe", "-5nfe", "0nfe", "4.5nfe", "10 parsecs", "3nfe,4nfe", "nan s", "1e999s"])

@@ -9,7 +9,8 @@ import pytest
 
 from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind, Price, Rates
 from ttsnap.core.results import Spent
-from ttsnap.loop.budget import Budget, Ledger
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.ledger import Ledger
 
 from ..copied import copy_package, run_trial  # noqa: TID252
 
@@ -94,7 +95,7 @@ from pathlib import Path
 from ttsnap.cli.found import _counts
 from ttsnap.core import Cost, Grid, Price, Rates, Spent
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.budget import Ledger
+from ttsnap.loop.ledger import Ledger
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
 

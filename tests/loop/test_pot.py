@@ -19,7 +19,8 @@ from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.prompt import Prompt
-from ttsnap.loop.budget import Budget, Ledger
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.ledger import Ledger
 from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 

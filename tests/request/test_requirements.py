@@ -41,6 +41,14 @@ def test_it_waits_for_the_reward_that_the_model_recommends() -> None:
     assert (whole.engine.rewards, whole.rewards) == (("scenes", "ocr"), ("scenes",))
 
 
+def test_another_number_of_weights_than_of_rewards_is_refused_before_anything_runs() -> None:
+    request = asked("scenes", "brightness", require=("ocr",))
+    assert replace(request, utility=[1.0, 2.0]).spec.utility is not None, "what is only required has no weight"
+    for weights in ([1.0], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match=f"{len(weights)} weights for 2 rewards; give one weight per reward"):
+            replace(request, utility=weights)
+
+
 def test_gradients_do_not_follow_what_is_only_required() -> None:
     message = (
         "gradients follow all rewards of an engine, also those that are only required; require what is searched for"

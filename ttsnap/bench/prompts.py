@@ -81,7 +81,7 @@ def _text(path: Path, most: int = MOST_BYTES) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); {KNOWN}") from None
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as such; {KNOWN}") from None
     if strange := re.search(r"[\x00-\x08\x0e-\x1f]", text):
         raise ValueError(f"{path} is no text (it holds the character {strange.group()!r}); {KNOWN}")
     if (parts := sum(map(text.count, "\n\r[{"))) > MOST_PARTS:

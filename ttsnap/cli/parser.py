@@ -167,9 +167,8 @@ class Parser(argparse.ArgumentParser):
         self._print_message(page(self), sys.stdout if file is None else file)
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
         said = re.sub(r"://[^/\s]*@", "://***@", self._worded(message))  # what is typed may hold a password
-        self.exit(2, f"tip: For details of accepted options run: {self.prog} --help\nerror: {said}\n")
+        self.exit(2, f"ttsnap: error: {said} ({self.prog} --help lists the options)\n")
 
     def _worded(self, message: str) -> str:
         if message.startswith("unrecognized arguments: "):
@@ -179,7 +178,9 @@ class Parser(argparse.ArgumentParser):
             meant = f"; it is {WRITTEN[name].dashed} here" if name in WRITTEN else ""
             meant = meant or did_you_mean(flag, self._option_string_actions)
             return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
-        return message.replace("expected one argument", "a value has to follow")
+        return message.replace(
+            "expected one argument", "a value has to follow; one that begins with - as --option=-VALUE"
+        )
 
 
 _NO_SETTINGS = ("help", "help_all", "print_config", "config")

@@ -50,10 +50,14 @@ def _of_first(utility: Utility, counted: int, scores: FloatArray) -> FloatArray:
     return utility(scores[..., :counted])
 
 
-def make(spec: str | Sequence[float]) -> Utility:
-    """ "mean", "rank_sum" or a list of weights -> utility."""
+def make(spec: str | Sequence[float], rewards: int = 0) -> Utility:
+    """ "mean", "rank_sum" or a list of weights -> utility. rewards: how many there are, where that is known.
+
+    ValueError for an unknown name, and for another number of weights."""
     if not isinstance(spec, str):
-        return weighted(spec)
+        made = weighted(spec)
+        made(np.zeros((0, rewards or len(spec))))
+        return made
     if spec not in UTILITIES:
         raise ValueError(unknown("utility", spec, sorted(UTILITIES), ", or give a list of weights"))
     return UTILITIES[spec]

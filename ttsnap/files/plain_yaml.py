@@ -58,8 +58,8 @@ def read_text(name: str, text: str, hint: Any) -> Any:
     if not words or (text.startswith("[") and any(get_origin(kind) is list for kind in kinds)):
         try:
             value = parse_yaml(text, name)
-        except ValueError:
-            value = text
+        except ValueError:  # also for whole numbers beyond 64 bits, of which their option says what it takes
+            value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,400}", text) else text
     try:
         return check(name, value, hint)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Budgets: what a search may spend, read from what the user writes; and the ledger that keeps to one."""
+"""Budgets: what a search may spend, read from what the user writes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 
 from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Price, Rates
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.outcome import NOTHING
-from ttsnap.core.particles import Particles
-from ttsnap.core.plans import Plan, finish_cost
+from ttsnap.core.names import nearest
+from ttsnap.core.plans import finish_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
-_SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_SIZES = {
+    "image": ("images", 1.0),
+    **{f"{prefix}flop": ("flops", size) for prefix, size in _SI.items()},
+    **{unit: ("seconds", size) for unit, size in {"ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}.items()},
+}
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
 _KIND_OF = {kind.unit.removesuffix("s"): kind for kind in KINDS}
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
@@ -62,15 +65,21 @@ class Budget(PerKind[int | None], unset=None):
         caps: dict[str, Any] = {}
         for part in str(text).lower().replace("_", "").split(","):
             match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
-            if match and not match.group(2):
-                number = match.group(1)[:40]
+            number, unit = match.groups() if match else ("", "")
+            if number and not unit:
                 raise ValueError(
-                    f"budget {str(text)[:80]!r} does not say of what; write {number}nfe (evaluations of the denoiser) "
-                    f"or {number}images (as many evaluations as so many images take)"
+                    f"budget {str(text)[:80]!r} does not say of what; write {number[:40]}nfe (evaluations of the "
+                    f"denoiser) or {number[:40]}images (as many evaluations as so many images take)"
                 )
-            name, value = _read_part(match.group(1), match.group(2)) if match else ("", 0.0)
+            name, value = _read_part(number, unit)
             if not name or name in caps:
-                raise ValueError(f"cannot read budget {text!r}; write it like {_EXAMPLES}")
+                near = nearest(unit, (*_KIND_OF, *_SIZES))
+                meant = (
+                    f"did you mean {number}{near}? Write"
+                    if near not in (None, unit.removesuffix("s"), unit)
+                    else "write"
+                )
+                raise ValueError(f"cannot read budget {text!r}; {meant} it like {_EXAMPLES}")
             caps[name] = int(value) if name in NAMES else value
         return cls(**caps)
 
@@ -192,108 +201,11 @@ def _read_part(number: str, unit: str) -> tuple[str, float]:
     try:
         value = float(number)
     except ValueError:
-        return "", 0.0
-    if not np.isfinite(value):
-        return "", 0.0
-    if unit in ("image", "images"):
-        return "images", value
-    if unit in _SECONDS:
-        return "seconds", value * _SECONDS[unit]
-    if value == int(value) and (kind := _KIND_OF.get(unit.removesuffix("s"))) is not None:
-        return kind.name, value
-    flop = re.fullmatch(r"([kmgtpe]?)flops?", unit)
-    return ("flops", value * _SI[flop.group(1)]) if flop else ("", 0.0)
-
-
-class Ledger:
-    """Charges against a budget, with a reserve that guarantees one finished image.
-
-    `reserve` is held back while nothing is finished. A ledger may have a `parent` that several prompts share: a
-    charge must then fit both, and what the others hold counts in the parent.
-    """
-
-    def __init__(self, budget: Budget, price: Price, parent: Ledger | None = None) -> None:
-        if budget.images is not None:
-            raise ValueError(f"budget {budget} must be counted on a grid first (Budget.on)")
-        self.budget, self.price, self.parent = budget, price, parent
-        self.spent = Cost()
-        self.reserve = Cost()
-        self.share = 0
-        """Evaluations of the parent's budget that are for this ledger alone, until it is closed."""
-
-    def join(self, pot: Ledger, share: int, most: Budget) -> None:
-        """Bring `share` evaluations into the ledger of a pot. Up to `most` may be spent from then on: the share, and
-        what others have left of theirs."""
-        pot.budget = replace(pot.budget, nfe=(pot.budget.nfe or 0) + share)
-        self.budget, self.parent, self.share = most, pot, share
-        pot._set(pot.spent + self.spent, pot.reserve + self.held)
-
-    @property
-    def capped(self) -> bool:
-        """Whether there is a cap at all."""
-        return self.budget != Budget() or (self.parent is not None and self.parent.capped)
-
-    @property
-    def held(self) -> Cost:
-        """What nobody else may spend of the parent."""
-        return self._held(self.spent, self.reserve)
-
-    def _held(self, spent: Cost, reserve: Cost) -> Cost:
-        left = int(self.share - self.price.evaluations(spent)) if self.share else 0
-        return replace(reserve, nfe=left) if left > reserve.nfe else reserve
-
-    def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
-        """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
-        if self.budget.shortfall(self.spent.plus(cost, reserve), self.price) is not None:
-            return False
-        if self.parent is None:
-            return True
-        return self.parent.affords(cost, self.parent.reserve - self.held + self._held(self.spent + cost, reserve))
-
-    def hold(self, reserve: Cost) -> None:
-        """Set the amount held back."""
-        self._set(self.spent, reserve)
-
-    def charge(self, cost: Cost, reserve: Cost = NOTHING) -> None:
-        """Spend `cost` and hold `reserve` from now on. Raises ValueError when it does not fit."""
-        if not self.affords(cost, reserve):
-            raise ValueError(f"charge {cost} with reserve {reserve} exceeds {self.budget}; spent {self.spent}")
-        self._set(self.spent + cost, reserve)
-
-    def refund(self, cost: Cost) -> None:
-        """Take back what was charged for work that was cancelled before it ran."""
-        self._set(self.spent - cost, self.reserve)
-
-    def close(self) -> None:
-        """Nothing more is spent: what is left is the others'."""
-        self._set(self.spent, Cost(), 0)
-
-    def _set(self, spent: Cost, reserve: Cost, share: int | None = None) -> None:
-        before, more = self.held, spent - self.spent
-        self.spent, self.reserve = spent, reserve
-        self.share = self.share if share is None else share
-        if self.parent is not None:
-            self.parent._set(self.parent.spent + more, self.parent.reserve - before + self.held)
-
-    def __str__(self) -> str:
-        """The budget that it keeps to, as the user may write it."""
-        return str(self.budget) if self.parent is None else f"{self.parent.budget} shared by all prompts"
-
-
-def reserve_after(plan: Plan, particles: Particles, engine: Engine) -> Cost:
-    """What must be held back after a plan: the cost of finishing the nearest particle, until one is finished.
-
-    The nearest may be one that the plan advances, one that rests, or a fresh seed.
-    """
-    grid = engine.grid
-    rows, last = plan.rows, plan.rows.stop == grid.steps
-    if np.count_nonzero(particles.finished) or np.count_nonzero(rows.score & last):
-        return Cost()
-    resting = particles.alive.copy()
-    resting[rows.parent[rows.parent >= 0]] = False
-    resting[plan.drop] = False
-    step = np.concatenate([[0], rows.stop, particles.step[resting]])
-    evaluated = rows.score & (plan.look.evaluations(rows.stop, grid) > 0) & ~last
-    cached = np.concatenate([[False], evaluated, particles.cached[resting]])
-    has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
-    return finish_cost(step, cached, grid, len(engine.reward_names), engine.price, has_gradient)
+        value = np.inf
+    for one in (unit, unit.removesuffix("s")) if np.isfinite(value) else ():
+        if one in _SIZES:
+            name, size = _SIZES[one]
+            return name, value * size
+        if one in _KIND_OF and value == int(value):
+            return _KIND_OF[one].name, value
+    return "", 0.0

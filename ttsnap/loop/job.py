@@ -18,7 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
-from ttsnap.loop.budget import Ledger
+from ttsnap.loop.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 MOST_SPARE, MOST_HELD = 2**30, 2**32

@@ -20,8 +20,9 @@ from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event
 from ttsnap.core.table import ParticleTable
-from ttsnap.loop.budget import Budget, Cap, Ledger, tightest
+from ttsnap.loop.budget import Budget, Cap, tightest
 from ttsnap.loop.job import Job
+from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
 

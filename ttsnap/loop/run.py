@@ -14,8 +14,8 @@ from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, check_idle, validate
-from ttsnap.loop.budget import reserve_after
 from ttsnap.loop.job import Job, Notice, Proposal
+from ttsnap.loop.ledger import reserve_after
 from ttsnap.loop.request import Listener, RequestClock, RunningRequest, SearchSpec, request_of
 
 

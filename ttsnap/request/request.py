@@ -184,7 +184,7 @@ class SearchRequest:
     def spec(self) -> SearchSpec:
         """What the loop runs, before its budget and seeds are fitted to an engine."""
         algorithm = make_algorithm(self.search, **self.options)
-        utility = self.utility if callable(self.utility) else utilities.make(self.utility)
+        utility = self.utility if callable(self.utility) else utilities.make(self.utility, len(self.rewards))
         weight = 0.0 if not self.diverse else 1.0 if self.diversity is None else self.diversity
         return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, weight, self.gate)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttsnap.core.cost import Price
-from ttsnap.loop.budget import Budget, Ledger
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.ledger import Ledger
 from ttsnap.request.request import EngineSpec
 from ttsnap.service.limits import RequestError
 
