@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import nn
+from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
 from ttsnap.pipelines.quiet import quiet
 
@@ -150,13 +151,14 @@ def under_lora(
 
 def rescaled(under: UnderLora, networks: Sequence[str], scales: Mapping[str, float]) -> UnderLora:
     """A twin over all the same weights, whose adapters have these scales."""
-    twin = copied(under.pipe, type(under.pipe))
-    vars(twin).pop("_search_memo", None)
+    twin, nets = copied(under.pipe, type(under.pipe)), dict[Any, Any]()
     for name in networks:
-        vars(twin)[name] = net = shared_copy(getattr(twin, name))
-        for _, layer in tuned_layers(net):
+        net = getattr(twin, name)
+        vars(twin)[name] = nets[net] = shared_copy(net)
+        for _, layer in tuned_layers(nets[net]):
             for adapter, scale in scales.items():
                 layer.set_scale(adapter, scale)
+    vars(twin)["_search_memo"] = vars(twin).get("_search_memo", Memo()).of_copies(nets)
     return UnderLora(twin, under.own)
 
 

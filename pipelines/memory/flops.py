@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,12 @@ class Memo(dict[tuple[Hashable, ...], Any]):
             self[setting] = {}
         found: dict[Hashable, Any] = self[setting]
         return found
+
+    def of_copies(self, nets: Mapping[Any, Any]) -> Memo:
+        """The same measurements of copies of networks, which cost what these cost."""
+        copies = {weakref.ref(net): weakref.ref(copied) for net, copied in nets.items()}
+        return Memo({tuple(copies.get(part, part) for part in key): dict(value) for key, value in list(self.items())
+                     if not copies.keys().isdisjoint(key)})  # fmt: skip
 
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         return Memo, ()

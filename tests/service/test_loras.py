@@ -364,6 +364,18 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
         assert loaded.taken() == {"loaded": 2}
 
 
+def test_another_scale_is_not_counted_again(pipe: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sketch, loaded = LoraFolder(folder)()["sketch"], LoadedLoras(pipe, 100)
+
+    def costs(lora: Lora) -> Any:
+        with loaded.under((lora,)) as twin:
+            return twin.sampling_denoiser(SamplerOptions(draft=None), num_inference_steps=4).costs()
+
+    counted = costs(sketch)
+    monkeypatch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_: pytest.fail("it is known"))
+    assert costs(replace(sketch, scale=0.5)) == counted
+
+
 def test_idle_engines_make_room_for_other_loras(pipe: Any, served: OneDevice, offer: Offer, folder: Path) -> None:
     tight, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
     tight.loras.most = max(lora.size for lora in offered.loras().values()) * pipe.transformer.dtype.itemsize
