@@ -42,7 +42,7 @@ class Memo(dict[tuple[Hashable, ...], Any]):
 
     def of_copies(self, nets: Mapping[Any, Any]) -> Memo:
         """The same measurements of copies of networks, which cost what these cost."""
-        copies = {weakref.ref(net): weakref.ref(copied) for net, copied in nets.items()}
+        copies: dict[Hashable, Hashable] = {weakref.ref(net): weakref.ref(copied) for net, copied in nets.items()}
         return Memo({tuple(copies.get(part, part) for part in key): dict(value) for key, value in list(self.items())
                      if not copies.keys().isdisjoint(key)})  # fmt: skip
 
