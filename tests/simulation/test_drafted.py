@@ -79,7 +79,7 @@ def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(kind: str,
         loop = search(r.prompts, sized, ReplayEngine(r), budget)
         out = lockstep(sized, in_order(r, sized.n), 4, task)
         assert (out.paid.spent(task) <= task.allowance * (1 + 1e-9)).all()
-        assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+        assert out.paid.nfe.tolist() == [x.spent.cost.nfe for x in loop]
         assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
         assert out.winner.tolist() == [x.best.seed for x in loop]
 
@@ -96,7 +96,7 @@ def test_priced_lockstep_with_drafts_is_the_loop(forecast: Forecast, budget: str
     task = task_of(Budget.parse(budget), engine, shared=shared)
     out = lockstep(algorithm, in_order(r, 30), 6, task, pot=6 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
-    assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
+    assert out.paid.nfe.tolist() == [x.spent.cost.nfe for x in loop]
     assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
     assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
     assert out.paid.drafts.sum() > 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ttsnap.cli import arguments
@@ -24,7 +25,6 @@ from ttsnap.options.engine import WorkerOptions
 
 if TYPE_CHECKING:
     from ttsnap.algorithms.seed_pruning import SeedPruning
-    from ttsnap.files.settings import Json
     from ttsnap.simulation.tune import Tuned
 
 PRUNING = "seed-pruning"
@@ -75,6 +75,7 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Search, write the winner, say what it is worth."""
+    from ttsnap.algorithms import spec_of
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
@@ -94,21 +95,18 @@ def run(a: Arguments) -> int:
     recording = recorded_for(schedule, recordings)
     # Rounded up: a level means the first step at most as noisy.
     keep, steps = schedule.keep, schedule.steps or ()
-    levels = [min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps]
-    settings: dict[str, Json] = {"keep": keep, "levels": tuple(levels)}
-    if schedule.denoising_steps is not None:
-        settings["denoising_steps"] = schedule.denoising_steps
-    if recording.drafts or not keep:
-        settings |= {"draft_share": schedule.draft_share, "draft_calls": schedule.draft_calls}
+    levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
+    settings = spec_of(replace(schedule, steps=None, levels=levels))
+    write_json(out, settings)
+    del settings["name"]
     if recording.drafts:
         print(_about_drafts(schedule))
-    write_json(out, {"name": PRUNING, **settings})
     if len(recordings) > 1:
         others = ", ".join(str(r.denoising_steps) for r in recordings)
         print(f"{schedule.denoising_steps} denoising steps, of {others}; best-of-n and {PRUNING} take "
               f"{recordings[0].denoising_steps} below, where nothing else is said")  # fmt: skip
-    print(f"checks at steps {list(steps)} (noise levels {levels}), keeping {list(keep)}" if keep or schedule.draft_share
-          else "no checks: best-of-n finds as much")  # fmt: skip
+    checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
+    print(checks if keep or schedule.draft_share else "no checks: best-of-n finds as much")
     print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
     to_fit, rest = split(recordings[0], a.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)

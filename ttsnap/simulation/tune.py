@@ -250,15 +250,10 @@ def gain(found: FloatArray, base: FloatArray) -> float:
 def _enlarged(
     recordings: Sequence[Recording], utility: Utility, seeds: int, rng: np.random.Generator
 ) -> tuple[Recording, ...]:
-    """Each as of `_single`, by the same draws, as far as they are of equal shapes."""
+    """The recordings of a single reward, the utility; enlarged where they have fewer seeds, by the same draws."""
     made, before = [], rng.bit_generator.state
     for recording in recordings:
-        rng.bit_generator.state = before
-        made.append(_single(recording, utility, seeds, rng))
+        rng.bit_generator.state, columns = before, utility(recording.columns)
+        few = recording.seeds < seeds
+        made.append(enlarge(columns, recording, seeds, rng) if few else as_one(recording, columns))
     return tuple(made)
-
-
-def _single(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
-    """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
-    columns = utility(recording.columns)
-    return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)
