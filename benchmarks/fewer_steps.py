@@ -7,7 +7,7 @@ Prompts that training held out are recorded once for each number of steps, with 
 checker's soft score, or by the similarity of what an OCR reads with the word. Whether winners are strictly right is
 only reported. "tuned" is `ttsnap tune` for the one budget, over the recordings of other prompts with all numbers of
 steps, and with the last number alone. Differences are paired by prompts. All of it follows again at equal FLOPs: those
-of as many evaluations, decodes included.
+of as many evaluations, decodes and what the reward takes included.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from distilled_drafts import least
 from dtypes import add_dtype
 from embedded_curve import SOFT, rows_of
 from few_step import mean
-from signs import FIRST, PlateColour, with_right
 from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.ocr import OCR
 
 from ttsnap import Budget, SeedPruning, __version__, scenes, signs
 from ttsnap.files.writing import markdown
@@ -79,7 +78,7 @@ def recorded(a: argparse.Namespace, folder: Path) -> tuple[list[Recording], list
     """Recordings to tune on, and to compare on: one for each number of steps."""
     pipe = load(a.model, dtype=getattr(torch, a.dtype))
     if a.model == "signs":
-        prompts, rewards = signs.sample_prompts(a.prompts, a.prompt_seed), [OCR("line"), PlateColour()]
+        prompts, rewards = signs.sample_prompts(a.prompts, a.prompt_seed), ["ocr:line"]
         words = {signs.parse(prompt).word for prompt in prompts}
         others = signs.sample_prompts(a.fit_prompts + a.prompts, a.prompt_seed + 1)
         others = [prompt for prompt in others if signs.parse(prompt).word not in words][: a.fit_prompts]
@@ -95,10 +94,18 @@ def recorded(a: argparse.Namespace, folder: Path) -> tuple[list[Recording], list
         made = record(engine, prompts, folder / str(steps) / name, options, info=call, progress_bar=True)
         if a.model == "embedded":
             return made
-        return replace(made, scores=with_right(made.scores), reward_names=("similarity", "right", "plate"))
+        return with_right(made)
 
     fit = [made(steps, "fit", others, a.fit_seeds) for steps in a.steps if others]
     return fit, [made(steps, f"test{a.prompt_seed}", prompts, a.seeds) for steps in a.steps]
+
+
+def with_right(recording: Recording) -> Recording:
+    """The recording of an OCR's similarity, and whether the word is right. Both come of one reading."""
+    flops = recording.price.flops
+    price = replace(recording.price, flops=replace(flops, reward_calls=flops.reward_calls / 2))
+    scores = np.concatenate([recording.scores, recording.scores == 1], -1)
+    return replace(recording, scores=scores, reward_names=("similarity", "right"), price=price)
 
 
 def compared(
@@ -106,7 +113,7 @@ def compared(
 ) -> dict[str, Any]:
     """Rows of each search, and how much more of the winners of a tuned one are right than of others. caps: by the
     numbers of evaluations that they are worth."""
-    budgets, utility = list(caps.values()), FIRST if a.model == "signs" else SOFT
+    budgets, utility = list(caps.values()), SOFT
     curves, chosen = {}, {}
     for recording, steps in zip(test, a.steps, strict=True):
         curves[f"best-of-n, {steps}"] = best_of_n_curve(recording, budgets, utility=utility)
