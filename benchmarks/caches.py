@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 from runs import read, write
 from step_caches import Sampler
 from torch import Tensor

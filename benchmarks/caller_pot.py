@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from embedded_curve import REWARDS, SOFT
 from tqdm import tqdm
 from ttsnap.pipelines import defaults, load
@@ -89,16 +89,10 @@ def cells(values: np.ndarray) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--budgets", type=int, nargs="+", default=[30, 50, 100], help="NFE of a request")
-    p.add_argument("--prompts", type=int, default=98)
-    p.add_argument("--seeds", type=int, default=40, help="recorded per prompt")
+    add_recording(p, prompts=98, seeds=40, steps=10)
     p.add_argument("--kinds", nargs="+", default=list(KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument("--fit-prompts", type=int, default=24, help="to calibrate on")
     p.add_argument("--repeats", type=int, default=6, help="orders of the prompts and of their seeds")
-    p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     call = {**defaults(), "num_inference_steps": a.steps}
     engine = load(dtype=getattr(torch, a.dtype)).engine(list(REWARDS), batch_size=a.batch_size, **call)

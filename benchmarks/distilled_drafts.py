@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, plot, rows_of, table
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
@@ -63,8 +63,7 @@ def main() -> None:
     )
     p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0", "draft:1@2", "draft:1@4"])
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=60)
-    p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=60, seeds=100, steps=20)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument(
@@ -77,16 +76,11 @@ def main() -> None:
     )
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
     p.add_argument("--compile", action="store_true", help="compile the network first: minutes, then faster")
-    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
     p.add_argument(
         "--kernels", nargs="*", default=[], help="that draw noise, as sde, sde/vp (a path) or sde:square:3:0.7"
     )
     p.add_argument("--kernel-seeds", type=int, default=16, help="recorded for each of them")
-    p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
     a = p.parse_args()
 

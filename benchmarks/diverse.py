@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 from PIL import Image
 from runs import cell
 from scipy.optimize import linear_sum_assignment

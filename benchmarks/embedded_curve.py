@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__, make_algorithm
@@ -40,8 +40,7 @@ SOFT = weighted([1.0, 0.0])
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200, 400, 800, 1600], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=60)
-    p.add_argument("--seeds", type=int, default=100, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=60, seeds=100, steps=20)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--kinds", nargs="+", default=list(HARD_KINDS), help="of captions, in turn (ttsnap.scenes)")
     p.add_argument("--fit-prompts", type=int, default=20, help="to calibrate the priced policy on")
@@ -49,11 +48,6 @@ def main() -> None:
     p.add_argument("--algorithms", nargs="*", default=["seed-pruning"], help="names or .json files, beside the others")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
-    p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path)
     a = p.parse_args()
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
 from ttsnap.pipelines import defaults, load
 
@@ -49,16 +49,11 @@ def main() -> None:
     p.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0], help="beside the sampler's own")
     p.add_argument("--score-steps", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6, 8, 10])
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=40)
-    p.add_argument("--seeds", type=int, default=32, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=40, seeds=32)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--keep", type=float, default=0.3, help="share of the seeds that the one check keeps")
     p.add_argument("--trials", type=int, default=0, help="schedules that `tune` tries; 0: without")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
 
     pipe, call = load(dtype=getattr(torch, a.dtype)), {**defaults()}

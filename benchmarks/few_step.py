@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
 from particles import KERNELS
 from ttsnap.pipelines import defaults, load
@@ -44,15 +44,10 @@ def main() -> None:
     p.add_argument("--steps", type=int, nargs="+", default=[10])
     p.add_argument("--kernels", nargs="+", default=["pipeline", "linear-sde", "vp-sde"], choices=KERNELS)
     p.add_argument("--budgets", type=int, nargs="+", default=[10, 25, 50, 100, 200], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=24)
-    p.add_argument("--seeds", type=int, default=24, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=24, seeds=24)
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep recordings in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
     found = []

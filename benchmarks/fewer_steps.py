@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import add_recording
 from distilled_drafts import least
-from dtypes import add_dtype
 from embedded_curve import SOFT, rows_of
 from few_step import mean
 from ttsnap.pipelines import defaults, load
@@ -48,17 +48,12 @@ def main() -> None:
     p.add_argument("--model", default="embedded", choices=list(SCORED))
     p.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 10, 20], help="rising; the last: the model's own")
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=60)
-    p.add_argument("--seeds", type=int, default=64, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=60, seeds=64)
     p.add_argument("--prompt-seed", type=int, default=15, help="another seed, other held-out prompts of the same kinds")
     p.add_argument("--fit-prompts", type=int, default=36, help="others, to tune on; 0: nothing is tuned")
     p.add_argument("--fit-seeds", type=int, default=24)
     p.add_argument("--trials", type=int, default=300, help="schedules that are tried for each budget")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         fit, test = recorded(a, a.recordings or Path(temporary))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
 from ttsnap.pipelines import defaults, load
 
@@ -47,18 +47,12 @@ def main() -> None:
     p.add_argument(
         "--budgets", type=int, nargs="+", default=[50, 100, 200, 400, 800, 1600, 3200], help="NFE per prompt"
     )
-    p.add_argument("--prompts", type=int, default=24, help="of each prompt seed")
-    p.add_argument("--seeds", type=int, default=256, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=24, seeds=256, steps=20)
     p.add_argument("--fit-prompts", type=int, default=24, help="not held out, to fit schedule and prices on")
     p.add_argument("--fit-seeds", type=int, default=64)
     p.add_argument("--fit-budgets", type=int, nargs="+", default=[50, 100, 200, 400])
     p.add_argument("--trials", type=int, default=400, help="schedules to try")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
-    p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recordings in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
 
     call = {**defaults(), "num_inference_steps": a.steps}

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import add_dtype
 from diffusers import AutoencoderTiny
-from dtypes import add_dtype
 from torch import Tensor
 from tqdm import tqdm
 from ttsnap.pipelines import defaults, load

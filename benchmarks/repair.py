@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 from torch import Tensor
 from ttsnap.pipelines import defaults, load
 

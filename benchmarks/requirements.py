@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 from ttsnap.pipelines import load
 
 from ttsnap.core.results import Result

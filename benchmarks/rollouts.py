@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 from ttsnap.pipelines import load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search

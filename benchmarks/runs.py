@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dtypes import add_dtype
+from arguments import add_dtype
 
 from ttsnap import __version__
 from ttsnap.core.results import Result

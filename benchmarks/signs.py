@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import add_recording
 from distilled_drafts import least, methods, with_looks
-from dtypes import add_dtype
 from embedded_curve import rows_of, table
 from few_step import mean
 from ttsnap.pipelines import defaults, load
@@ -70,18 +70,13 @@ def main() -> None:
     p.add_argument("--steps", type=int, help="the model's own by default")
     p.add_argument("--guidance", type=float, help="the model's own by default")
     p.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 100, 200], help="NFE per prompt")
-    p.add_argument("--prompts", type=int, default=48)
-    p.add_argument("--seeds", type=int, default=16, help="recorded per prompt; no search can start more")
+    add_recording(p, prompts=48, seeds=16)
     p.add_argument("--score-steps", type=int, nargs="+", default=[2, 4, 6, 8, 11, 14], help="of the estimates")
     p.add_argument("--prompt-seed", type=int, default=0, help="another seed, other words of the same kinds")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--draft", help="a drafter of the model, as pipe(draft=...) takes it")
     p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0"], help="of the drafter")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     given = {"num_inference_steps": a.steps, "guidance_scale": a.guidance}
     call = defaults(a.model) | {name: value for name, value in given.items() if value is not None}

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from dtypes import add_dtype
+from arguments import add_recording
 from ttsnap.pipelines import load
 
 from ttsnap import Budget, SeedPruning
@@ -28,15 +28,10 @@ from ttsnap.simulation.tune import tune
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--prompts", type=int, default=36)
-    p.add_argument("--seeds", type=int, default=64)
+    add_recording(p, prompts=36, seeds=64)
     p.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 400])
     p.add_argument("--trials", type=int, default=300)
     p.add_argument("--prompt-seed", type=int, default=1)
-    p.add_argument("--batch-size", type=int, default=64)
-    add_dtype(p)
-    p.add_argument("--recordings", type=Path, help="folder to keep the recording in, and to go on from")
-    p.add_argument("--json", type=Path)
     a = p.parse_args()
     engine = load(dtype=getattr(torch, a.dtype)).engine(["scenes"], batch_size=a.batch_size)
     prompts = sample_prompts(a.prompts, a.prompt_seed, held_out=False)
