@@ -1,4 +1,4 @@
-"""Arguments that benchmarks on the packaged models share. They run on a CPU, by default in the dtype that is fast there."""
+"""Arguments that benchmarks on the packaged models share. They run on a CPU, in the dtype that is fast there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_dtype(p: argparse.ArgumentParser) -> None:
 def add_recording(p: argparse.ArgumentParser, prompts: int, seeds: int, steps: int | None = None) -> None:
     """What a benchmark records before it searches, and where it writes. Its defaults: so many prompts, and seeds of
     each. steps: of an image by default, for benchmarks that take one number of them."""
-    p.add_argument("--prompts", type=int, default=prompts, help="of each set, in the order that its seed gives")
+    p.add_argument("--prompts", type=int, default=prompts, help="how many")
     p.add_argument("--seeds", type=int, default=seeds, help="recorded per prompt; no search can start more")
     if steps is not None:
         p.add_argument("--steps", type=int, default=steps)
