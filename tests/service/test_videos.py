@@ -230,17 +230,18 @@ def png(seed: int = 0) -> bytes:
 @pytest.mark.parametrize("name", ["wan image2video", "ltx image2video"])
 def test_a_first_frame(name: str, tmp_path: Path) -> None:
     engines = OneDevice(twin(name), {"brightness": make_rewards("brightness")[0]})
+    own = {**OWN, "budget": "1images"}
     with serving(engines, tmp_path) as server, closing(client_of(server)) as client:
 
         def made(**more: Any) -> Any:
-            return client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=OWN, **more).to_dict()
+            return client.videos.create_and_poll(prompt="a cat", poll_interval_ms=50, extra_body=own, **more).to_dict()
 
         one, other = (made(input_reference=("a.png", png(i))) for i in range(2))
         assert one["status"] == other["status"] == "completed", one["error"]
         assert one["data"] != other["data"]
         uri = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
-        url, form = f"{server.url}/v1/videos", {key: (None, str(value)) for key, value in OWN.items()}
-        body = {"prompt": "a cat", **OWN, "input_reference": {"image_url": uri}}
+        url, form = f"{server.url}/v1/videos", {key: (None, str(value)) for key, value in own.items()}
+        body = {"prompt": "a cat", **own, "input_reference": {"image_url": uri}}
         fields = {**form, "prompt": (None, "a cat"), "input_reference[image_url]": (None, uri)}
         for reply in (httpx.post(url, json=body, timeout=30), httpx.post(url, files=fields, timeout=30)):
             again = client.videos.poll(reply.json()["id"], poll_interval_ms=50).to_dict()
