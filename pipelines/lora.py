@@ -100,8 +100,17 @@ class UnderLora(NamedTuple):
     """A twin of a pipeline under a LoRA."""
 
     pipe: Any
-    own: list[nn.Parameter]
-    """The weights that the LoRA added; all others are the pipeline's."""
+    own: dict[str, nn.Parameter]
+    """The weights that the LoRA added, by name; all others are the pipeline's."""
+
+    def costs_as(self, other: UnderLora) -> bool:
+        """Whether the LoRAs change the same layers by weights of the same shapes."""
+        return {at: p.shape for at, p in self.own.items()} == {at: p.shape for at, p in other.own.items()}
+
+    def learn(self, other: UnderLora, networks: Sequence[str]) -> None:
+        """Take over what was measured of a twin that costs as much."""
+        nets = {getattr(other.pipe, name): getattr(self.pipe, name) for name in networks}
+        vars(self.pipe)["_search_memo"] = vars(other.pipe).get("_search_memo", Memo()).of_copies(nets)
 
 
 def under_lora(
@@ -131,7 +140,7 @@ def under_lora(
         _restore(flags)
     if any(words):
         logger.warning("%s: its layers for text encoders are left out", said)
-    own = []
+    own = {}
     for name, net in nets.items():
         made, device = getattr(twin, name), next(net.parameters()).device
         if getattr(made.config, "in_channels", None) != getattr(net.config, "in_channels", None):
@@ -141,25 +150,24 @@ def under_lora(
             layer.enable_adapters(True)
             layer.set_adapter([*([] if was is None or was.disable_adapters else was.active_adapters), adapter])
             layer.set_scale(adapter, scale)
-        for parameter in made.eval().parameters():
+        for at, parameter in made.eval().named_parameters():
             if parameter not in flags:
                 parameter.data = parameter.data.to(device)
-                own.append(parameter.requires_grad_(False))
+                own[f"{name}.{at}"] = parameter.requires_grad_(False)
     _restore(flags)
     return UnderLora(twin, own)
 
 
 def rescaled(under: UnderLora, networks: Sequence[str], scales: Mapping[str, float]) -> UnderLora:
     """A twin over all the same weights, whose adapters have these scales."""
-    twin, nets = copied(under.pipe, type(under.pipe)), dict[Any, Any]()
+    twin = UnderLora(copied(under.pipe, type(under.pipe)), under.own)
     for name in networks:
-        net = getattr(twin, name)
-        vars(twin)[name] = nets[net] = shared_copy(net)
-        for _, layer in tuned_layers(nets[net]):
+        vars(twin.pipe)[name] = net = shared_copy(getattr(twin.pipe, name))
+        for _, layer in tuned_layers(net):
             for adapter, scale in scales.items():
                 layer.set_scale(adapter, scale)
-    vars(twin)["_search_memo"] = vars(twin).get("_search_memo", Memo()).of_copies(nets)
-    return UnderLora(twin, under.own)
+    twin.learn(under, networks)
+    return twin
 
 
 def lora_networks(pipe: Any) -> list[str]:

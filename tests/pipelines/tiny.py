@@ -634,7 +634,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0) -> Path:
+def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0, rank: int = 4) -> Path:
     """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers' pipelines save theirs."""
     import peft
 
@@ -642,7 +642,7 @@ def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int 
     for part in ["unet" if hasattr(pipe, "unet") else "transformer", *["text_encoder"] * text_encoder]:
         net = copy.deepcopy(getattr(pipe, part))
         modules = ["q_proj", "v_proj"] if part == "text_encoder" else ["to_q", "to_k", "to_v", "ff.net.2"]
-        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, init_lora_weights=False)
+        config = peft.LoraConfig(r=rank, lora_alpha=8, target_modules=modules, init_lora_weights=False)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, net, "made")

@@ -120,7 +120,7 @@ class LoadedLoras:
     @property
     def bytes(self) -> int:
         """That all of them take. Twins may share the weights of a LoRA."""
-        own: dict[int, nn.Parameter] = {id(p): p for twin in self._twins.values() for p in twin.under.own}
+        own: dict[int, nn.Parameter] = {id(p): p for twin in self._twins.values() for p in twin.under.own.values()}
         return sum(parameter.nbytes for parameter in own.values())
 
     @property
@@ -180,9 +180,12 @@ class LoadedLoras:
             elif load.wanted == loras:
                 raise
             return
-        self._twins[load.loras] = _Twin(under)
         if len(under.own) > load.before:
             self.counts["loaded"] += 1
+            alike = next((twin.under for twin in self._twins.values() if under.costs_as(twin.under)), None)
+            if alike is not None:  # to count FLOPs takes longer than to load
+                under.learn(alike, lora_networks(self.pipe))
+        self._twins[load.loras] = _Twin(under)
 
     def _begin(self, loras: tuple[Lora, ...], wanted: tuple[Lora, ...]) -> _Load:
         """Begin to make a twin: over the weights of one with other scales, or of one that is under all but the last."""
@@ -203,7 +206,7 @@ class LoadedLoras:
             *first, lora = loras
             if first and tuple(first) not in self._twins:
                 return self._begin(tuple(first), wanted)
-            twin = self._twins[tuple(first)] if first else _Twin(UnderLora(self.pipe, []))
+            twin = self._twins[tuple(first)] if first else _Twin(UnderLora(self.pipe, {}))
             twin.users += 1
             try:
                 self._make_room(lora.size * item)
@@ -231,7 +234,7 @@ def _loaded(before: UnderLora, networks: list[str], lora: Lora, adapter: str) ->
     # The quick way to load patches torch's modules for all threads while it lasts.
     slow = {"low_cpu_mem_usage": False}
     under = under_lora(before.pipe, networks, lora.path, adapter, lora.name, lora.scale, **slow)
-    return UnderLora(under.pipe, [*before.own, *under.own])
+    return UnderLora(under.pipe, {**before.own, **under.own})
 
 
 def _files(loras: tuple[Lora, ...]) -> list[tuple[str, tuple[int, ...]]]:
