@@ -31,6 +31,7 @@ from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.live import Turns
+from ttsnap.demo.replaying import render_folder
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
@@ -443,6 +444,17 @@ def test_forged_folders_are_refused_and_write_nothing(name: str, tmp_path: Path)
         read_folder([("folder.zip", path)], 8 * 2**20)
     assert len(str(caught.value)) < 600
     assert [p.name for p in tmp_path.rglob("*")] == ["in", "folder.zip"]
+
+
+@pytest.mark.parametrize(("side", "aspect"), [("[48, 16]", "3"), ("[8, 64]", "0.25"), ("[16, 16]", ""), ("16", "")])
+def test_a_finished_search_is_drawn_in_the_shape_of_its_pictures(side: str, aspect: str, tmp_path: Path) -> None:
+    move = {"uids": [0], "parents": [-1], "start": [0], "stop": [1], "seeds": [7], "scores": {"0": [0.5]}, "cost": {}}
+    trace = {"levels": [1.0, 0.0], "results": [{"prompt": "a", "moves": [move]}]}
+    sheet = sheet_with(f'{{"side": {side}, "looks": [[0, 1, 0, 0]]}}')
+    (tmp_path / "a.zip").write_bytes(zipped({"sheet.png": sheet, "trace.json": json.dumps(trace).encode()}))
+    stage = render_folder(read_folder([("a.zip", tmp_path / "a.zip")], 8 * 2**20), 0, 1)
+    style = f' style="--aspect:{aspect}"' if aspect else ""
+    assert stage.startswith(f'<div class="tt-stage tt-past"{style}>')
 
 
 def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path], written: Path) -> None:

@@ -24,7 +24,7 @@ from ttsnap.results import payload
 from ttsnap.results.sheet import LOOKS
 
 MOST_FILES, MOST_ENTRIES, MOST_UNPACKED, MOST_PIXELS = 64, 256, 64 * 2**20, 2**24
-MOST_LOOKS, MOST_SIDE = 1000, 256
+MOST_LOOKS, MOST_SIDE, MOST_ASPECT = 1000, 256, 4.0
 PNG, ZIP = b"\x89PNG", b"PK"
 TITLES = {name: argument.title for name, argument in CALL.items() if argument.title}
 KERNELS = {"pipeline": "the model's own sampler", "sde": "adds noise at every step (sde)"}
@@ -43,6 +43,8 @@ class UploadedPicture:
     """Its payload, checked; None for a contact sheet or a foreign picture."""
     looks: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """The pictures on a contact sheet as data URIs, by candidate and step."""
+    aspect: float = 1.0
+    """Its width for each height, or that of the pictures on a contact sheet; of long ones MOST_ASPECT."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Folder:
     def images(self) -> list[UploadedPicture]:
         """Images of ttsnap."""
         return [p for p in self.pictures.values() if p.settings is not None]
+
+    @property
+    def aspect(self) -> float:
+        """That of the first image, or else of the pictures on the first contact sheet."""
+        return next((picture.aspect for picture in [*self.images, *self.pictures.values()]), 1.0)
 
 
 def read_folder(uploads: Sequence[tuple[str, Path]], most_bytes: int) -> Folder:
@@ -106,12 +113,14 @@ def _picture(name: str, data: bytes) -> UploadedPicture:
     texts = texts_in(data, name)
     settings = picture_settings(data, name) if "ttsnap" in texts else None
     pixels = files.picture_pixels(data, name, most=MOST_PIXELS)
-    looks = _looks(texts[LOOKS], pixels, name) if LOOKS in texts else {}
-    return UploadedPicture(name, shrunk_uri(pixels, LARGE if settings else FULL), settings, looks)
+    looks, (high, wide) = _looks(texts[LOOKS], pixels, name) if LOOKS in texts else ({}, pixels.shape[:2])
+    aspect = min(MOST_ASPECT, max(1 / MOST_ASPECT, wide / high))
+    return UploadedPicture(name, shrunk_uri(pixels, LARGE if settings else FULL), settings, looks, aspect)
 
 
-def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, int], str]:
-    """The pictures on a contact sheet, as data URIs. ValueError for a text that does not fit the sheet."""
+def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> tuple[dict[tuple[int, int], str], tuple[int, int]]:
+    """The pictures on a contact sheet, as data URIs, and their height and width. ValueError for a text that does not
+    fit the sheet."""
     data = files.parse_json(text, f"the text of {name}")
     side, rows = (data.get("side"), data.get("looks")) if isinstance(data, dict) else (None, None)
     wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
@@ -129,7 +138,7 @@ def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> dict[tuple[int, i
         if y + high > pixels.shape[0] or x + wide > pixels.shape[1]:
             raise wrong
         pictures[uid, step] = shrunk_uri(pixels[y : y + high, x : x + wide], max(sides))
-    return pictures
+    return pictures, (high, wide)
 
 
 def _wanted(name: str) -> bool:

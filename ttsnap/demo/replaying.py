@@ -14,7 +14,7 @@ from ttsnap.demo.board_html import render_board
 from ttsnap.demo.folder import Folder, UploadedPicture, read_folder, render_settings
 from ttsnap.demo.guard import uploaded
 from ttsnap.demo.handlers import RESTORED, Handlers, refusals
-from ttsnap.demo.html import figure, line, picture
+from ttsnap.demo.html import figure, line, picture, shaped
 from ttsnap.demo.traces import board_at
 from ttsnap.request.limits import whole
 
@@ -99,7 +99,7 @@ def render_folder(folder: Folder, which: int, move: int) -> str:
     sheets = "" if sheet is None else _shown(sheet, "contact sheet", "tt-sheet")
     if folder.trace is None:
         images = "".join(_shown(image, image.name, "tt-shown") for image in folder.images)
-        return f'<div class="tt-stage"><div class="tt-shelf">{images}</div>{sheets}</div>'
+        return f'<div class="tt-stage"{shaped(folder.aspect)}><div class="tt-shelf">{images}</div>{sheets}</div>'
     search = folder.trace.results[which]
     board = board_at(folder.trace, search, move)
     for (uid, step), uri in (sheet.looks if sheet is not None else {}).items():
@@ -116,7 +116,7 @@ def render_folder(folder: Folder, which: int, move: int) -> str:
     title += f" and {drafts:,} draft calls" if (drafts := board.spent.draft_calls) else ""
     drawn = render_board(board, title, search.winner if board.over else None)
     head, foot = line("prompt", search.prompt[:400]), sheets if board.over else ""
-    return f'<div class="tt-stage tt-past">{head}{shelf}{drawn}{foot}</div>'
+    return f'<div class="tt-stage tt-past"{shaped(folder.aspect)}>{head}{shelf}{drawn}{foot}</div>'
 
 
 def _shown(image: UploadedPicture, text: str, kind: str) -> str:
