@@ -258,7 +258,18 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
         for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
             budget = Budget.parse(text)
             affordable = [n for n in range(1, 61) if budget.shortfall(costs(n, budget), price) is None]
-            assert fit(schedule, dry, budget, most=60).n == max(affordable, default=1), (schedule, text)
+            sized = fit(schedule, dry, budget, most=60)
+            assert isinstance(sized, SeedPruning)
+            assert (sized.shares_of or sized.n) == max(affordable, default=1), (schedule, text)
+            # Of what rounding leaves, further seeds come to the first check: no seed more is affordable.
+            (spent,) = search([""], sized, dry, budget)
+            assert not spent.warnings or not affordable
+            wider = sized.widened(1)
+            more = dry_costs(wider, dry)(wider.n or 0, budget)
+            assert sized.n == 60 or not affordable or budget.shortfall(more, price) is not None, (schedule, text)
+            if sized.shares_of:
+                bare = search([""], dataclasses.replace(sized, n=sized.shares_of, shares_of=None), dry, budget)[0]
+                assert [len(m["uids"]) for m in spent.trace[1:]] == [len(m["uids"]) for m in bare.trace[1:]]
 
 
 def test_costs_that_rise_evenly_are_fitted_by_a_few_dry_runs() -> None:

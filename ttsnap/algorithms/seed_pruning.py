@@ -7,6 +7,7 @@ TTSnap.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ class SeedPruning(Settings):
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
     denoising_steps: Count | None = None
     """Denoising steps that the schedule was fitted to. A call takes as many where it names none."""
+    shares_of: Count | None = None
+    """Seeds that the first check's share is of, where n are more; None for n. Where n is fitted to a budget, what rounding
+    leaves of it goes to such further seeds, of which no more survive."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,7 +127,12 @@ class SeedPruning(Settings):
 
     def survivors(self, n: int, share: float) -> int:
         """How many of n particles a check keeps of which this share is to stay; halves are rounded up."""
-        return math.floor(share * n + 0.5)
+        return math.floor(share * min(n, self.shares_of or n) + 0.5)
+
+    def widened(self, more: int) -> SeedPruning:
+        """With `more` seeds, of which no more survive the first check."""
+        n = self.n or 1
+        return dataclasses.replace(self, n=n + more, shares_of=min(n, self.shares_of or n))
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not len(particles):

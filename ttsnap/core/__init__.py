@@ -13,7 +13,7 @@ from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles, Utility
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward
+from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward, Widening
 from ttsnap.core.results import Candidate, Event, Result, Spent
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Spent",
     "Task",
     "Utility",
+    "Widening",
     "advance",
     "ascend",
     "fresh",

@@ -76,6 +76,14 @@ class Refining(Adopting, Protocol):
 
 
 @runtime_checkable
+class Widening(Algorithm, Protocol):
+    """One that can start further seeds of which no more survive its first check."""
+
+    def widened(self, more: int) -> Algorithm:
+        """With `more` seeds than n, which is set. The first check ranks them all, and keeps as many as of n."""
+
+
+@runtime_checkable
 class Reward(Protocol):
     """Scores images. `name` labels it; higher is better.
 

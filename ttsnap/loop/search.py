@@ -21,7 +21,7 @@ from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.plans import finish_cost
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Algorithm, Engine, RunUsage
+from ttsnap.core.protocols import Algorithm, Engine, RunUsage, Widening
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Result
 from ttsnap.loop.budget import Budget, task_of, tightest
@@ -174,6 +174,7 @@ def fit(
 ) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
+    Where one seed more would bring further survivors that are too dear, a `Widening` algorithm gets further seeds without.
     costs: `dry_costs` of this algorithm on this engine, where it is fitted to several budgets, which share the runs.
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
     """
@@ -203,4 +204,21 @@ def fit(
             part, whole = share(low), share(high)
             middle = min(max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
-    return dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
+    sized: Algorithm = dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
+    return _widened(sized, engine, budget, keep, most - low) if isinstance(sized, Widening) else sized
+
+
+def _widened(sized: Widening, engine: Engine, budget: Budget, keep: int, most: int) -> Algorithm:
+    """With as many further seeds, `most` at most, as what the fitted number leaves of the budget pays for."""
+
+    def share(more: int) -> float:
+        wide = sized.widened(more)
+        assert wide.n is not None
+        return budget.share(dry_costs(wide, engine, keep)(wide.n, budget), engine.price, seconds=True)
+
+    if most < 1 or (one := share(1)) > 1 or (each := one - share(0)) <= 0:
+        return sized
+    more = min(int(1 + (1 - one) / each + 1e-9), most)
+    while more > 1 and share(more) > 1 + 1e-12:  # where another cap becomes the tightest
+        more -= 1
+    return sized.widened(more)
