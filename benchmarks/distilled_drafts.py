@@ -12,7 +12,9 @@ reported. Drafts of the same seeds are scored beside it, so that several drafter
 3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters, differences to the first one
    are paired over prompts.
 4. After each table, strict accuracy over that of pruning with drafts of one call, with the paired error over prompts.
-5. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
+5. With --live N: the first drafter's pruning live. From the recorded seeds a search must find what its replay finds, row
+   by row. N searches of each prompt from further seeds are compared with searches of the recorded ones.
+6. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
 Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
 """
@@ -80,6 +82,7 @@ def main() -> None:
     p.add_argument(
         "--kernels", nargs="*", default=[], help="that draw noise, as sde, sde/vp (a path) or sde:square:3:0.7"
     )
+    p.add_argument("--live", type=int, default=0, help="live searches of each prompt and budget, from other seeds")
     p.add_argument("--kernel-seeds", type=int, default=16, help="recorded for each of them")
     p.add_argument("--plot", type=Path, help="the share of winners that are right, of the first drafter")
     a = p.parse_args()
@@ -144,6 +147,8 @@ def main() -> None:
         print(f"\n{gains_table(equal_gains := gains_of(by_flops))}")
         here = Found({str(r.seen): r.spearman for r in ranks}, dict(curves), by_flops)
         first = first or here
+        if a.live and first is here:
+            found["live"] = [against_live(drafted, engine, b, a.live, here.by_nfe[AGAINST]) for b in budgets]
         if first is not here:
             print(f"\npaired with {a.draft[0]}\n\n{paired(here, first)}")
         found["drafters"][name] = {
@@ -158,6 +163,34 @@ def main() -> None:
         }  # fmt: skip
         if a.json:
             a.json.write_text(json.dumps(found, indent=1))
+
+
+APART = 10_000
+"""Seeds between the first ones of two live searches: more than any search starts."""
+
+
+def against_live(drafted: Recording, engine: LiveEngine, budget: Budget, n: int, played: Curve) -> dict[str, Any]:
+    """Pruning with drafts of one call: live and replayed from the recorded seeds, and live from n other first seeds.
+
+    played: searches of the recorded seeds in random order."""
+    algorithm, prompts, seed = SeedPruning(draft_calls=1), drafted.prompts, drafted.first_seed
+    live = search(prompts, algorithm, engine, budget, utility=SOFT, seed=seed)
+    replayed = search(prompts, algorithm, ReplayEngine(drafted), budget, utility=SOFT, seed=seed)
+    alike = [x.best.seed == y.best.seed and x.spent.cost == y.spent.cost and
+             [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
+             for x, y in zip(live, replayed, strict=True)]  # fmt: skip
+    other = [search(prompts, algorithm, engine, budget, utility=SOFT, seed=seed + (i + 1) * APART) for i in range(n)]
+    right = np.array([[r.best.scores[REWARDS[1]] for r in found] for found in other])
+    lead = right.mean(0) - played.scores[:, played.budgets.index(budget), 1]
+    whole, error = right.mean(0), len(prompts) ** -0.5
+    row = {"budget": str(budget), "alike": sum(alike), "prompts": len(prompts), "searches": n,
+           "live": float(whole.mean()), "live_se": float(whole.std(ddof=1) * error),
+           "chance": float((right.var(0, ddof=1).mean() / right.size) ** 0.5) if n > 1 else None,
+           "lead": float(lead.mean()), "lead_se": float(lead.std(ddof=1) * error)}  # fmt: skip
+    print(f"{budget}: {sum(alike)} of {len(alike)} live searches of recorded seeds are their replay, row by row; {n} searches "
+          f"of each prompt from other seeds: {row['live']:.3f} ± {row['live_se']:.3f} right, "
+          f"{row['lead']:+.3f} ± {row['lead_se']:.3f} over those of the recording", flush=True)  # fmt: skip
+    return row
 
 
 SHOWN = {"best-of-n": "best-of-N", "pruning, no drafts": "seed pruning", "1 call, cut": "drafts, then pruning"}

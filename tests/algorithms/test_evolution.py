@@ -77,7 +77,7 @@ def test_drafts_take_their_share_of_the_budget(share: float) -> None:
 
 
 def test_one_generation_is_seed_pruning() -> None:
-    algorithms = Evolution(generations=1, draft_share=0.2), SeedPruning(draft_share=0.2)
+    algorithms = Evolution(40, 1, draft_share=0.2), SeedPruning(40, draft_share=0.2)
     one, plain = (search(["a", "b"], algorithm, made(error=1.0), "200nfe") for algorithm in algorithms)
     assert [r.trace for r in one] == [r.trace for r in plain]
 

@@ -258,18 +258,31 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
         for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
             budget = Budget.parse(text)
             affordable = [n for n in range(1, 61) if budget.shortfall(costs(n, budget), price) is None]
-            sized = fit(schedule, dry, budget, most=60)
+            assert fit(schedule, dry, budget, most=60).n == max(affordable, default=1), (schedule, text)
+
+
+def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
+    """By trying every number of further seeds; as many survive each check as of the seeds that were fitted."""
+    price = Price(Rates(1.0, 0.3, 0.1, draft_calls=0.5), passes_per_nfe=2, passes_per_draft=1)
+    dry = DryEngine(Grid(tuple(np.linspace(1, 0, 21).tolist())), ("r",), price=price, draft_calls=1)
+    fewer = 0
+    for text in ("19nfe", "25nfe", "50nfe", "80nfe", "100nfe", "140flop", "60rewards", "57decodes,100nfe"):
+        for keep in (1, 3):
+            schedule, budget = SeedPruning(), Budget.parse(text)
+            affordable = [n for n in range(1, 99) if not budget.shortfall(dry_costs(schedule, dry, keep)(n, budget), price)]
+            sized, n = fit(schedule, dry, budget, keep), max(affordable, default=1)
             assert isinstance(sized, SeedPruning)
-            assert (sized.shares_of or sized.n) == max(affordable, default=1), (schedule, text)
-            # Of what rounding leaves, further seeds come to the first check: no seed more is affordable.
-            (spent,) = search([""], sized, dry, budget)
-            assert not spent.warnings or not affordable
-            wider = sized.widened(1)
-            more = dry_costs(wider, dry)(wider.n or 0, budget)
-            assert sized.n == 60 or not affordable or budget.shortfall(more, price) is not None, (schedule, text)
-            if sized.shares_of:
-                bare = search([""], dataclasses.replace(sized, n=sized.shares_of, shares_of=None), dry, budget)[0]
-                assert [len(m["uids"]) for m in spent.trace[1:]] == [len(m["uids"]) for m in bare.trace[1:]]
+            assert (sized.shares_of or sized.n) == n, (text, keep)
+            ends = [budget.shortfall(dry_costs(wide := SeedPruning(n).widened(m), dry, keep)(n + m, budget), price)
+                    for m in range(1, 99)]  # fmt: skip
+            assert sized.n == n + next(m for m, short in enumerate(ends) if short), (text, keep, wide)
+            found, bare = (search([""], s, dry, keep=keep)[0] for s in (sized, SeedPruning(n)))
+            assert [len(m["uids"]) for m in found.trace[1:]] == [len(m["uids"]) for m in bare.trace[1:]]
+            fewer += sized.n > n
+    assert fewer > 6
+    assert fit(SeedPruning(7), dry, Budget(nfe=100)) == SeedPruning(7)
+    assert fit(SeedPruning(), dry, Budget(nfe=100), most=39) == SeedPruning(39)
+    assert fit(SeedPruning(), dry, Budget(nfe=100)) == SeedPruning(48, shares_of=39)
 
 
 def test_costs_that_rise_evenly_are_fitted_by_a_few_dry_runs() -> None:

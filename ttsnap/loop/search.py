@@ -174,7 +174,8 @@ def fit(
 ) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
-    Where one seed more would bring further survivors that are too dear, a `Widening` algorithm gets further seeds without.
+    Where there is a drafter and one seed more would bring a further survivor, which is too dear, a `Widening` algorithm gets
+    further seeds without.
     costs: `dry_costs` of this algorithm on this engine, where it is fitted to several budgets, which share the runs.
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
     """
@@ -205,7 +206,8 @@ def fit(
             middle = min(max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
     sized: Algorithm = dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
-    return _widened(sized, engine, budget, keep, most - low) if isinstance(sized, Widening) else sized
+    drafts = isinstance(sized, Widening) and engine.draft_calls  # without, no look is cheap enough to fill the rest
+    return _widened(sized, engine, budget, keep, most - low) if drafts else sized
 
 
 def _widened(sized: Widening, engine: Engine, budget: Budget, keep: int, most: int) -> Algorithm:
