@@ -12,8 +12,8 @@ reported. Drafts of the same seeds are scored beside it, so that several drafter
 3. The same at equal FLOPs, decodes and the reward's calls included. Of several drafters, differences to the first one
    are paired over prompts.
 4. After each table, strict accuracy over that of pruning with drafts of one call, with the paired error over prompts.
-5. With --live N: the first drafter's pruning live. From the recorded seeds a search must find what its replay finds, row
-   by row. N searches of each prompt from further seeds are compared with searches of the recorded ones.
+5. With --live N: the first drafter's pruning live. From the recorded seeds a search must find what its replay finds,
+   row by row. N searches of each prompt from further seeds are compared with searches of the recorded ones.
 6. With --kernels: how drafts rank seeds whose images are sampled with step noise, and how the images without noise do.
 
 Recordings that are kept (--recordings) are shared with benchmarks/embedded_curve.py, and gone on with.
@@ -187,8 +187,8 @@ def against_live(drafted: Recording, engine: LiveEngine, budget: Budget, n: int,
            "live": float(whole.mean()), "live_se": float(whole.std(ddof=1) * error),
            "chance": float((right.var(0, ddof=1).mean() / right.size) ** 0.5) if n > 1 else None,
            "lead": float(lead.mean()), "lead_se": float(lead.std(ddof=1) * error)}  # fmt: skip
-    print(f"{budget}: {sum(alike)} of {len(alike)} live searches of recorded seeds are their replay, row by row; {n} searches "
-          f"of each prompt from other seeds: {row['live']:.3f} ± {row['live_se']:.3f} right, "
+    print(f"{budget}: {sum(alike)} of {len(alike)} live searches of recorded seeds are their replay, row by row; "
+          f"{n} searches of each prompt from other seeds: {row['live']:.3f} ± {row['live_se']:.3f} right, "
           f"{row['lead']:+.3f} ± {row['lead_se']:.3f} over those of the recording", flush=True)  # fmt: skip
     return row
 

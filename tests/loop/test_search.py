@@ -269,7 +269,8 @@ def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
     for text in ("19nfe", "25nfe", "50nfe", "80nfe", "100nfe", "140flop", "60rewards", "57decodes,100nfe"):
         for keep in (1, 3):
             schedule, budget = SeedPruning(), Budget.parse(text)
-            affordable = [n for n in range(1, 99) if not budget.shortfall(dry_costs(schedule, dry, keep)(n, budget), price)]
+            costs = dry_costs(schedule, dry, keep)
+            affordable = [n for n in range(1, 99) if not budget.shortfall(costs(n, budget), price)]
             sized, n = fit(schedule, dry, budget, keep), max(affordable, default=1)
             assert isinstance(sized, SeedPruning)
             assert (sized.shares_of or sized.n) == n, (text, keep)
