@@ -72,8 +72,8 @@ class SeedPruning(Settings):
     denoising_steps: Count | None = None
     """Denoising steps that the schedule was fitted to. A call takes as many where it names none."""
     shares_of: Count | None = None
-    """Seeds that the first check's share is of, where n are more; None for n. Where n is fitted to a budget and there is
-    a drafter, what rounding leaves of the budget goes to such further seeds, of which no more survive."""
+    """Seeds that the first check's share is of, where n are more; None for n. With a drafter, what rounding leaves of a
+    budget that n is fitted to goes to such further seeds, of which no more survive."""
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

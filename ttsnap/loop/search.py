@@ -174,8 +174,8 @@ def fit(
 ) -> Algorithm:
     """The algorithm with as many seeds as `budget` affords, `most` at most, by dry runs; unchanged if its n is set.
 
-    Where there is a drafter, and one seed more would bring a further survivor, which is too dear, a `Widening` algorithm
-    gets further seeds without.
+    Where there is a drafter, and one seed more would bring a further survivor, which is too dear, a `Widening`
+    algorithm gets further seeds without.
     costs: `dry_costs` of this algorithm on this engine, where it is fitted to several budgets, which share the runs.
     Raises ValueError when the budget has no cap, as there is then nothing to fit to.
     """
