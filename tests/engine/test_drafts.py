@@ -347,7 +347,7 @@ def test_a_recording_that_was_killed_goes_on_with_its_looks(recorded: Recording,
         record(made(error=2.0, batch=1), ["a", "b"], tmp_path / "r", RecordOptions(seeds=40, seed=3, block=(1, 13)))
 
 
-@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "95nfe"])
+@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "80nfe"])
 @pytest.mark.parametrize("calls", [None, 2])
 def test_live_equals_replay(recorded: Recording, budget: str, calls: int | None) -> None:
     algorithm = SeedPruning(draft_calls=calls)

@@ -206,8 +206,9 @@ def fit(
             middle = min(max(int(low + (high - low) * (1 - part) / (whole - part)), low + 1), high - 1)
         low, high = (middle, high) if affords(middle) else (low, middle)
     sized: Algorithm = dataclasses.replace(algorithm, n=low)  # type: ignore[type-var]
-    drafts = isinstance(sized, Widening) and engine.draft_calls  # without, no look is cheap enough to fill the rest
-    return _widened(sized, engine, budget, keep, most - low) if drafts else sized
+    if engine.draft_calls and isinstance(sized, Widening):  # without drafts no look is cheap enough to fill the rest
+        return _widened(sized, engine, budget, keep, most - low)
+    return sized
 
 
 def _widened(sized: Widening, engine: Engine, budget: Budget, keep: int, most: int) -> Algorithm:
