@@ -11,7 +11,10 @@ Of these:
 2. rank correlation (Spearman) within prompts of a step's x0 estimate with the finished image, by similarity;
 3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE;
 4. with --draft, how the drafter's guesses rank the same seeds, and pruning by them;
-5. the searches again at equal FLOPs: those of as many evaluations, with which decodes are paid as well.
+5. the searches again at equal FLOPs: those of as many evaluations, with which decodes are paid as well;
+6. with --student, all of this with a noise-aware reward in the OCR's place for all that is unfinished (the recording
+   keeps images and latents then, which the student reads), and the searches at equal seconds, at the rates of this
+   machine, which are printed: the OCR costs no FLOPs, but time.
 
 Means over prompts with their standard errors; differences between searches are paired by prompts.
 """
@@ -21,7 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,22 +36,32 @@ from arguments import add_recording
 from distilled_drafts import least, methods, with_looks
 from embedded_curve import rows_of, table
 from few_step import mean
+from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.scoring import score_entries
 from ttsnap.pipelines import defaults, load
 from ttsnap.reward_models.ocr import OCR
+from ttsnap.reward_models.registry import make_reward
 
-from ttsnap import Budget, SeedPruning, __version__
+from ttsnap import Budget, SeedPruning, __version__, make_algorithm
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import Rates
 from ttsnap.core.looks import EstimatorAt
+from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import weighted
+from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.profiling.flops import count_flops
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.sampling.rng import seeded
 from ttsnap.signs import KINDS, RGB, parse, sample_prompts
 from ttsnap.simulation.looks import ranked
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 
+LATENTS = (8, 8, 24)
+"""Channels, rows and columns."""
 FIRST = weighted([1.0, 0.0, 0.0])
 """Searches choose by similarity."""
 
@@ -76,32 +90,82 @@ def main() -> None:
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--draft", help="a drafter of the model, as pipe(draft=...) takes it")
     p.add_argument("--looks", nargs="+", default=["draft:1@0", "draft:2@0"], help="of the drafter")
+    p.add_argument("--student", help="a noise-aware reward of the OCR, as --reward of ttsnap generate")
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
     given = {"num_inference_steps": a.steps, "guidance_scale": a.guidance}
     call = defaults(a.model) | {name: value for name, value in given.items() if value is not None}
     pipe, rewards = load(a.model, dtype=getattr(torch, a.dtype)), [OCR("line"), PlateColour()]
-    engine = pipe.engine(rewards, batch_size=a.batch_size, **call)
+    kept = ("latents",) if a.student else ()
+    engine = pipe.engine(rewards, batch_size=a.batch_size, keep=kept, **call)
     if missing := {engine.grid.step_at(level) for level in SeedPruning().levels} - {*a.score_steps}:
         p.error(f"seed pruning looks at step {', '.join(map(str, missing))}, which --score-steps leaves out; add it")
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     with tempfile.TemporaryDirectory() as temporary:
         there = (a.recordings or Path(temporary)) / f"signs-{a.prompt_seed}"
-        options = RecordOptions(a.seeds, seed=a.seed, steps=a.score_steps)
-        recording = record(engine, prompts, there, options, info=call, progress_bar=True)
-        if a.draft:
-            drafted = pipe.engine(rewards, batch_size=a.batch_size, draft=a.draft, **call)
-            recording = with_looks(recording, drafted, [EstimatorAt.read(look) for look in a.looks], a.seed)
-        recording = replace(
-            recording,
-            scores=with_right(recording.scores),
-            looks={seen: with_right(scores) for seen, scores in recording.looks.items()},
-            reward_names=("similarity", "right", "plate"),
+        options = RecordOptions(
+            a.seeds, seed=a.seed, steps=a.score_steps, images=bool(a.student), latents=bool(a.student)
         )
-        found = measured(recording, a)
+        recording = record(engine, prompts, there, options, info=call, progress_bar=True)
+        judges: dict[str, RewardModel] = {"OCR": rewards[0]}
+        recordings = {"OCR": recording}
+        if a.student:
+            judges["student"] = make_reward(a.student)
+            recordings["student"] = judged(recording, there, judges["student"])
+        looks = [EstimatorAt.read(look) for look in a.looks] if a.draft else []
+        similarity = replace(recording, scores=recording.scores[..., :1], reward_names=("similarity",))
+        for name, reward in judges.items():
+            one = pipe.engine(reward, batch_size=a.batch_size, draft=a.draft, **call)
+            looked = with_looks(similarity, one, looks, a.seed)
+            recordings[name] = named(recordings[name], priced(looked, reward, rewards[0]))
+        seconds = seconds_of(engine, judges, prompts) if a.student else {}
+        found = measured(recordings, seconds, a)
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
+
+
+def judged(recording: Recording, folder: Path, reward: RewardModel) -> Recording:
+    """The recording with its estimates scored by a noise-aware reward, from what was kept of them."""
+    frames, steps = Frames([folder]), np.flatnonzero(recording.scored[:-1])
+    cells = [(p, s, int(k)) for p in range(len(frames.prompts)) for s in range(frames.seeds[p]) for k in steps]
+    score = reward if reward.estimates == "pixels" else reward.score_estimates
+    found = score_entries(score, frames, [Frame(*cell) for cell in cells], reward.estimates, batch_size=64)
+    scores = recording.scores.copy()
+    scores[:, :, steps, 0] = found.reshape(len(frames.prompts), -1, len(steps))
+    return replace(recording, scores=scores)
+
+
+def priced(recording: Recording, reward: RewardModel, ocr: RewardModel) -> Recording:
+    """The recording with the FLOPs of a look by this reward, where those of the OCR are dearer.
+
+    Of a student that reads latents only finished images are decoded, and only these does the OCR read: its FLOPs are
+    added to those of a decode.
+    """
+    if recording.price.estimates != "nothing":
+        return recording
+    x, prompts = torch.zeros(1, *LATENTS), [reward.example]
+    look = count_flops(lambda: reward.score_estimates(x, prompts, torch.ones(1)))
+    flops = recording.price.flops
+    flops = replace(flops, decodes=flops.decodes + float(ocr.flops), reward_calls=look)
+    return replace(recording, price=replace(recording.price, flops=flops))
+
+
+def named(recording: Recording, looked: Recording) -> Recording:
+    """The recording with the looks and the price of another, and with what is right beside the similarity.
+
+    The price is of one score by the reward that searches ask, and not of the columns that report.
+    """
+    flops = looked.price.flops
+    price = replace(looked.price, flops=replace(flops, reward_calls=flops.reward_calls / 3))
+    looks = {seen: np.pad(scores, ((0, 0), (0, 0), (0, 1))) for seen, scores in looked.looks.items()}
+    return replace(
+        recording,
+        scores=with_right(recording.scores),
+        looks={seen: with_right(scores) for seen, scores in looks.items()},
+        reward_names=("similarity", "right", "plate"),
+        price=price,
+    )
 
 
 def with_right(scores: FloatArray) -> FloatArray:
@@ -109,8 +173,63 @@ def with_right(scores: FloatArray) -> FloatArray:
     return np.insert(scores.astype(np.float32), 1, scores[..., 0] == 1, axis=-1)
 
 
-def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
-    """The figures, which are printed as well."""
+@torch.no_grad()
+def seconds_of(engine: LiveEngine, judges: Mapping[str, RewardModel], prompts: list[str]) -> dict[str, float]:
+    """Processor seconds of one evaluation, one decode, and one score by each judge, in batches as of the engine.
+
+    The OCR reads images, the student latents. The least of five measurements: other work on the machine adds to them.
+    """
+    model, n = engine.denoiser, engine.batch_size
+    texts = (prompts * n)[:n]
+    model.encode([Prompt(texts[0])])
+    rows, noise = torch.zeros(n, dtype=torch.long), model.init_latents([seeded(i) for i in range(n)])
+    latents = model.predict(noise, rows, rows).x0
+    images, level = model.decode(latents), torch.full((n,), 0.5)
+
+    def timed(call: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(5):
+            begin = time.process_time()
+            call()
+            taken.append((time.process_time() - begin) / n)
+        return min(taken)
+
+    found = {
+        "evaluation": timed(lambda: model.predict(noise, rows, rows)),
+        "decode": timed(lambda: model.decode(latents)),
+        "OCR": timed(lambda: judges["OCR"](images, texts)),
+    }
+    if (student := judges.get("student")) is not None:
+        of_pixels = student.estimates == "pixels"
+        score, x = (student, images) if of_pixels else (student.score_estimates, latents)
+        found["student"] = timed(lambda: score(x, texts, level))
+    print("\nmilliseconds of", ", ".join(f"one {name} {1000 * taken:.2f}" for name, taken in found.items()))
+    return found
+
+
+def in_seconds(recordings: Mapping[str, Recording], seconds: Mapping[str, float]) -> dict[str, Recording]:
+    """The recordings with seconds (times 1e9) in the place of FLOPs, so that searches are planned and capped by them.
+
+    The OCR takes its time for each finished image; for each estimate as well, unless the student looks at that.
+    """
+    found = {}
+    for name, recording in recordings.items():
+        flops, look = recording.price.flops, seconds.get(name, 0.0)
+        decode = seconds["decode"]
+        if recording.price.estimates == "nothing":  # only finished images are decoded, and the OCR reads these
+            decode += seconds["OCR"]
+        draft = flops.draft_calls / flops.nfe * seconds["evaluation"]
+        rates = Rates(seconds["evaluation"], decode, look / 3, draft_calls=draft)
+        rates = Rates(*(1e9 * rate for rate in rates.amounts()))
+        found[name] = replace(recording, price=replace(recording.price, flops=rates))
+    return found
+
+
+def measured(
+    recordings: Mapping[str, Recording], seconds: Mapping[str, float], a: argparse.Namespace
+) -> dict[str, Any]:
+    """The figures, which are printed as well. recordings: by who judges what is unfinished."""
+    recording = recordings["OCR"]
     final = recording.final.mean(1)  # (prompts, rewards)
     kinds = np.array([parse(prompt).kind for prompt in recording.prompts])
     one = {}
@@ -122,33 +241,55 @@ def measured(recording: Recording, a: argparse.Namespace) -> dict[str, Any]:
         (kind, *(f"{m:.3f} ± {e:.3f}" for m, e in (row["right"], row["similarity"], row["plate"])))
         for kind, row in one.items()
     ]))  # fmt: skip
-    ranks = [{"look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error} for r in ranked(recording, FIRST)]
-    print("\n" + markdown(("NFE", "look", "Spearman"), [
-        (f"{r['nfe']:g}", r["look"], f"{r['spearman']:.3f} ± {r['se']:.3f}") for r in ranks
+    ranks = [
+        {"judge": name, "look": str(r.seen), "nfe": r.nfe, "spearman": r.mean, "se": r.error}
+        for name, judge in recordings.items()
+        for r in ranked(judge, FIRST)
+    ]
+    print("\n" + markdown(("NFE", "look", "judge", "Spearman"), [
+        (f"{r['nfe']:g}", r["look"], r["judge"], f"{r['spearman']:.3f} ± {r['se']:.3f}") for r in ranks
     ]))  # fmt: skip
-    by_nfe = compared(recording, {b: Budget(nfe=b) for b in a.budgets}, a)
-    print("\nat the FLOPs of so many evaluations, decodes included")
-    worth = {b: b * recording.price.flops.nfe for b in a.budgets}
-    caps = {b: Budget(flops=flops) for b, flops in worth.items() if flops > least(recording)}
-    return {"one_seed": one, "ranks": ranks, **by_nfe, "equal_flops": compared(recording, caps, a)}
+    found = compared(recordings, {b: Budget(nfe=b) for b in a.budgets}, a)
+    print("\nat the FLOPs of so many evaluations, decodes and the student included")
+    by_flops = compared(recordings, affordable(recordings, a.budgets), a)
+    rest: dict[str, Any] = {}
+    if len(recordings) > 1:
+        print("\nat the seconds of so many evaluations, the OCR included")
+        timed = in_seconds(recordings, seconds)
+        rest = {"seconds": dict(seconds), "equal_seconds": compared(timed, affordable(timed, a.budgets), a)}
+    return {"one_seed": one, "ranks": ranks, **found, "equal_flops": by_flops, **rest}
 
 
-def compared(recording: Recording, caps: Mapping[int, Budget], a: argparse.Namespace) -> dict[str, Any]:
-    """Rows of each search, and how much more of the winners are right than of best-of-N's and of plain pruning's.
+def affordable(recordings: Mapping[str, Recording], budgets: list[int]) -> dict[int, Budget]:
+    """Caps in FLOPs, those of so many evaluations, that pay for an image."""
+    worth = {b: b * recordings["OCR"].price.flops.nfe for b in budgets}
+    enough = max(map(least, recordings.values()))
+    return {b: Budget(flops=flops) for b, flops in worth.items() if flops > enough}
+
+
+def compared(recordings: Mapping[str, Recording], caps: Mapping[int, Budget], a: argparse.Namespace) -> dict[str, Any]:
+    """Rows of each search, and how much more of the winners are right than of best-of-N's and of the OCR's searches.
 
     caps: by the numbers of evaluations that they are worth.
     """
-    budgets = list(caps.values())
-    curves = {"best-of-n": best_of_n_curve(recording, budgets, utility=FIRST)}
-    for name, algorithm in {"seed-pruning": SeedPruning(draft_share=0), **methods(recording)}.items():
-        curves[name] = curve(recording, algorithm, budgets, a.repeats, utility=FIRST)
+    budgets, ocr = list(caps.values()), recordings["OCR"]
+    curves = {"best-of-n": best_of_n_curve(ocr, budgets, utility=FIRST)}
+    for judge, recording in recordings.items():
+        algorithms = {"seed-pruning": SeedPruning(draft_share=0), **methods(recording)}
+        if len(recordings) > 1:
+            algorithms["early checks"] = replace(make_algorithm("ttsnap"), draft_share=0.0)
+        for name, algorithm in algorithms.items():
+            label = name if judge == "OCR" else f"{name}, {judge}"
+            curves[label] = curve(recording, algorithm, budgets, a.repeats, utility=FIRST)
     rows = [row | {"budget": n} for name, c in curves.items() for n, row in zip(caps, rows_of(name, c), strict=True)]
     print(f"\n{table(rows)}\n")
+    pairs = [(name, other) for other in ("best-of-n", "seed-pruning") for name in curves if name != other]
+    pairs += [(name, name.removesuffix(", student")) for name in curves if name.endswith(", student")]
     more = [
-        {"search": name, "than": other, "budget": n, "right": mean(c.scores[:, i, 1] - base.scores[:, i, 1])}
-        for other, base in list(curves.items())[:2]
-        for name, c in curves.items()
-        if list(curves).index(name) > list(curves).index(other)
+        {"search": name, "than": other, "budget": n, "right": mean(curves[name].scores[:, i, 1] - base[:, i, 1])}
+        for name, other in dict.fromkeys(pairs)
+        if (name, other) != ("best-of-n", "seed-pruning")
+        for base in [curves[other].scores]
         for i, n in enumerate(caps)
     ]
     print(markdown(("search", "than", "budget", "right, paired"), [

@@ -114,7 +114,7 @@ MODELS = {
     SIGNS: Packaged(
         signs.weights_path(),
         signs,
-        rewards=("ocr:line",),
+        rewards=("ocr:line", "signs-noise-aware"),
         right=Requirement("ocr:line", ">=", 1.0),
         examples=(
             'a red sign that says "MUSIC"',

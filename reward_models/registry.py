@@ -38,6 +38,7 @@ REWARDS: dict[str, str] = {
     "aesthetics": "ttsnap.reward_models.aesthetics:Aesthetics",
     "noise-aware": "ttsnap.reward_models.noise_aware.student:NoiseAware",
     "vqascore": "ttsnap.reward_models.vqa:VQAScore",
+    "signs-noise-aware": "ttsnap.reward_models.signs:SignsNoiseAware",
     "counting": "ttsnap.reward_models.detection:CountReward",
     "safe": "ttsnap.reward_models.safe:Safe",
     "ocr": "ttsnap.reward_models.ocr:OCR",

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "files", "options", "algorithms", "loop", "sampling", "rewards", "engine", "profiling", "results"),
         *("scenes", "signs", "cluster", "request", "reward_models"),
     },
-    "reward_models": {"core", "files", "rewards", "profiling", "scenes"},
+    "reward_models": {"core", "files", "rewards", "profiling", "scenes", "signs"},
     "distill": {
         *("core", "files", "options", "rewards", "reward_models", "recordings", "results", "sampling", "pipelines"),
         *("engine", "scenes", "simulation"),

@@ -97,9 +97,8 @@ def named_by(
     # A header from elsewhere must not make us import what it names: only registered rewards are made.
     if not isinstance(spec, str) or spec.partition(":")[0] not in REWARDS.keys() - {"noise-aware"}:
         raise ValueError(
-            f"{folder} is for the {key} {spec!r:.200}, which is no reward's name; "
-            + (f"write 'noise-aware:{folder} on REWARD', or " * (key == "base"))
-            + f"load it with {by_hand}"
+            f"{folder} is for the {key} {spec!r:.200}, which is no reward's name; load it with {by_hand}"
+            + f", or write 'noise-aware:{folder} on REWARD'" * (key == "base")
         )
     if spec not in CHOSEN:  # weights elsewhere: a file or a hub id that the user has not named
         raise ValueError(

@@ -38,6 +38,11 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
         "data, phases, config.json and model.safetensors",
         {"--recording": {"type": Path, "required": True, "help": "folder of a finished recording with images"}},
     ),
+    "sign_reader": (
+        "the reader of words in latents, from which the noise-aware reward of signs is distilled",
+        "renders, and reader.safetensors",
+        {},
+    ),
     "preference": (
         "a preference LoRA of the base model, by Diffusion-DPO",
         "the pairs, the LoRA and metrics.json",

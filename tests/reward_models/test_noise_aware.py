@@ -478,7 +478,7 @@ def test_a_network_of_another_reward_is_trained_for_a_black_box(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"is for the base 'mine.py:Judge', which is no reward's name; write 'noise-aware:.* on REWARD', or load"),
+        ({}, r"is for the base 'mine.py:Judge', which is no reward's name; load it .*'noise-aware:.* on REWARD'"),
         ({"base": "http://localhost:1"}, "is for the base 'http://localhost:1', which is no reward's name"),
         ({"base": "brightness", "network": "mine.py:f"}, "is for the network 'mine.py:f', which is no reward's name"),
         ({"base": "brightness", "network": "clip:x"}, "the network 'clip:x', whose weights are not loaded .* scorer="),

@@ -4,7 +4,18 @@ from pathlib import Path
 
 from .grammar import HARD_KINDS, KINDS, RGB, Sign, caption, parse, sample_prompts
 
-__all__ = ["HARD_KINDS", "KINDS", "RGB", "Sign", "caption", "draft_path", "parse", "sample_prompts", "weights_path"]
+__all__ = [
+    "HARD_KINDS",
+    "KINDS",
+    "RGB",
+    "Sign",
+    "caption",
+    "draft_path",
+    "noise_aware_path",
+    "parse",
+    "sample_prompts",
+    "weights_path",
+]
 
 
 def weights_path() -> Path:
@@ -15,3 +26,8 @@ def weights_path() -> Path:
 def draft_path() -> Path:
     """Its draft: a LoRA that guesses where its sampler will end."""
     return Path(__file__).parent / "draft"
+
+
+def noise_aware_path() -> Path:
+    """Its noise-aware reward: a network that predicts from unfinished latents what an OCR will say."""
+    return Path(__file__).parent / "noise_aware"
