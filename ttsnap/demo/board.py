@@ -109,7 +109,7 @@ class Board:
         if event.move is not None:
             self.move(event.move)
         elif event.kind == "tick":
-            self.spent += Cost(nfe=event.nfe)
+            self.spent += Cost(nfe=round(event.nfe))
         elif event.kind == "score":
             self.spent += Cost(decodes=1, reward_calls=event.reward_calls)
             self.score(event.uids[0], event.step, event.scores, picture, right)

@@ -124,7 +124,7 @@ def _looks(text: str, pixels: NDArray[np.uint8], name: str) -> tuple[dict[tuple[
     data = files.parse_json(text, f"the text of {name}")
     side, rows = (data.get("side"), data.get("looks")) if isinstance(data, dict) else (None, None)
     wrong = ValueError(f"{name} says where its pictures are, but not as ttsnap writes it")
-    sides = side if isinstance(side, list) and len(side) == 2 else [side, side]
+    sides: list[Any] = side if isinstance(side, list) and len(side) == 2 else [side, side]
     if any(type(each) is not int or not 1 <= each <= MOST_SIDE for each in sides):
         raise wrong
     if not isinstance(rows, list) or len(rows) > MOST_LOOKS:
