@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ttsnap.core.names import did_you_mean
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.settings import check, kinds_of
+from ttsnap.options.call import CALL
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
 from ttsnap.options.sampler import SamplerOptions
@@ -138,7 +140,11 @@ def returned(call: dict[str, Any], known: Mapping[str, inspect.Parameter]) -> tu
 
 
 def refuse_unknown(call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], takes: Any, who: str) -> None:
-    """ValueError for arguments, other than at their defaults, that the family's denoiser does not take."""
+    """ValueError for arguments, other than at their defaults, that the family's denoiser does not take, and for texts
+    in the place of numbers."""
+    for name, value in call.items():
+        if isinstance(value, str) and name in CALL and str not in kinds_of(CALL[name].hint):
+            check(name, value, CALL[name].hint)
     refused = [n for n, v in call.items() if n not in takes and not (n in known and same(v, known[n].default))]
     for name in refused:
         if ALIASES.get(name) in takes and "negative_prompt" in takes:

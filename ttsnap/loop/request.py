@@ -52,8 +52,8 @@ class SearchSpec:
     """Whether a prompt's ledger joins a pot (Ledger.join), where what it leaves is for searches that come later."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep must be at least 1, got {self.keep}")
+        if self.keep < 1 or self.keep != int(self.keep):
+            raise ValueError(f"keep must be {'at least 1' if self.keep < 1 else 'a whole number'}, got {self.keep}")
         if not 0 <= self.diversity < np.inf:
             raise ValueError(f"diversity must be a finite number from 0 on, got {self.diversity}")
         if not 0 <= self.seed < 2**64:
