@@ -227,8 +227,8 @@ def write_video(ending: str) -> Callable[[Path, Any], None]:
 
 
 def read_png(folder: Path, name: str = "x.png") -> None:
-    def load(model: str, *_: Any, lora: str | None, task: str) -> Pipe:
-        assert (model, lora) == ("embedded", None)
+    def load(model: str, *_: Any, loras: tuple[str, ...], task: str) -> Pipe:
+        assert (model, loras) == ("embedded", ())
         if task != TEXT:
             raise ValueError("as of load(), which knows the tasks of a model")
         pipe = Pipe()

@@ -52,7 +52,8 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
     """The folder's images in the order of their names, without contact sheets and enlarged copies. ValueError where
     there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        why = "is a file; give the folder that holds it" if folder.is_file() else "is no such folder"
+        raise ValueError(f"{folder} {why}")
     there = folder.rglob("*") if recursive else folder.iterdir()
     images = sorted(p for p in there if p.suffix.lower() in SUFFIXES and not p.name.endswith(("sheet.png", ENLARGED)))
     if not images:
