@@ -7,8 +7,8 @@ A third of the requests is left at a random moment; some are malformed or too la
 image is held against what its request gave alone at the beginning: another seed, reward or prompt is `mixed`. An answer
 that does not come, an error of status 500 and a job that is not there or failed are `lost`. Guidance and LoRAs change
 more often than engines are kept, so that these come and go. In the first two thirds of the time the server is left
-alone, for its memory. In the last third it is killed by SIGKILL a few times with jobs under way, and started again on
-the same folder.
+alone, for its memory by minutes and requests. In the last third it is killed by SIGKILL a few times with jobs under
+way, and started again on the same folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -115,6 +115,17 @@ class Server:
         return self.down or any(end > begin for _, end in self.killed)
 
 
+class Reading(NamedTuple):
+    """The server's memory at one time."""
+
+    minute: float
+    kills: int
+    requests: int
+    """Ended so far, in every way."""
+    mib: float
+    """Resident."""
+
+
 @dataclass
 class Soak:
     """One run."""
@@ -126,8 +137,7 @@ class Soak:
     wrong: list[str] = field(default_factory=list)
     jobs: dict[str, int] = field(default_factory=dict)
     """Numbers of the requests of jobs, by their ids."""
-    memory: list[tuple[float, int, float]] = field(default_factory=list)
-    """Seconds, kills so far, MiB of resident memory."""
+    memory: list[Reading] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -185,18 +195,21 @@ class Soak:
             self.note("refused")
 
     def watch(self, begin: float) -> None:
+        """Read the server's memory until it is over, with a line of a table each minute."""
+        print("minute  kills  requests     MiB", file=sys.stderr)
         while not self.over.wait(10.0):
             if self.server.down:
                 continue
             try:
-                used = psutil.Process(self.server.process.pid).memory_info().rss / 2**20
+                mib = psutil.Process(self.server.process.pid).memory_info().rss / 2**20
             except psutil.Error:
                 continue
-            self.memory.append((time.monotonic() - begin, len(self.server.killed), used))
+            requests = self.outcomes.total() + len(self.jobs) - self.outcomes["cut off by SIGKILL"]
+            self.memory.append(Reading((time.monotonic() - begin) / 60, len(self.server.killed), requests, mib))
             if len(self.memory) % 6 == 0:
-                print(
-                    f"{self.memory[-1][0]:6.0f} s  {used:7.1f} MiB  {dict(self.outcomes)}", file=sys.stderr, flush=True
-                )
+                minute, kills, requests, _ = self.memory[-1]
+                mib = float(np.median([reading.mib for reading in self.memory[-6:]]))
+                print(f"{minute:6.1f}  {kills:5}  {requests:8}  {mib:6.1f}", file=sys.stderr, flush=True)
 
     def kill(self, number: int) -> str:
         """Kill the server while jobs are under way. Returns the id of one that was."""
@@ -277,19 +290,17 @@ def soak(minutes: float, clients: int, kills: int, different: int) -> tuple[Soak
 
 def told(run: Soak) -> list[str]:
     """Lines for people."""
-    outcomes = run.outcomes
-    lines = [", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common())]
-    lines.append(f"{outcomes['lost']} lost, {outcomes['mixed']} mixed of {outcomes.total()}")
-    first = np.array([(seconds, used) for seconds, kills, used in run.memory if not kills and seconds > 120])
-    if len(first) > 8:
-        half = len(first) // 2
-        slope, cov = np.polyfit(first[:, 0] / 3600, first[:, 1], 1, cov=True)
-        lines.append(
-            f"resident memory before the first kill: {first[:half, 1].mean():.1f} MiB in the first half, "
-            f"{first[half:, 1].mean():.1f} in the second (a reading deviates by {first[:, 1].std():.1f}); "
-            f"{slope[0]:+.1f} ± {cov[0, 0] ** 0.5:.1f} MiB an hour"
-        )
-    return lines
+    outcomes, lines = run.outcomes, []
+    alone = [reading for reading in run.memory if not reading.kills]
+    for name, some in ("first", alone[: len(alone) // 2]), ("second", alone[len(alone) // 2 :]):
+        if len(some) > 3:
+            (slope, _), cov = np.polyfit([r.requests / 1000 for r in some], [r.mib for r in some], 1, cov=True)
+            lines.append(
+                f"{name} half before the first kill: {np.mean([r.mib for r in some]):.1f} MiB, growing by {slope:+.1f} "
+                f"± {cov[0, 0] ** 0.5:.1f} in 1,000 requests"
+            )
+    lines.append(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
+    return [*lines, f"{outcomes['lost']} lost, {outcomes['mixed']} mixed of {outcomes.total()}"]
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import pytest
 from ttsnap.pipelines import defaults, load
@@ -81,3 +83,17 @@ def test_what_needs_a_network_of_its_own_is_refused(pipe: Any) -> None:
         engine.differentiate(Gradient())
     with pytest.raises(ValueError, match="neither draft nor follow gradients"):
         engines_of(pipe, shared=True, guide="tilted:0.4:x0")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_engines_that_are_dropped_go_without_a_collection_of_garbage(pipe: Any, shared: bool) -> None:
+    engines = engines_of(pipe, shared=shared)
+    searched(engines)
+    gc.collect()
+    gc.disable()
+    try:
+        there = [ref(part) for engine in engines for part in (engine, engine.denoiser, engine.network, engine.scorer)]
+        del engines
+        assert not any(part() for part in there)
+    finally:
+        gc.enable()

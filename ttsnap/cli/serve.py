@@ -132,8 +132,9 @@ def run(a: Arguments) -> int:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.request.searches import searches_of
     from ttsnap.results.media import require_av
-    from ttsnap.service.opening import canonical_of, offer_of, offered, traces_of_environment
+    from ttsnap.service.opening import bound_kernels, canonical_of, offer_of, offered, traces_of_environment
 
+    bound_kernels()
     limits, traces = arguments.read(ServiceLimits, a), traces_of_environment()
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)

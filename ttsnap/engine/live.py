@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -75,10 +76,14 @@ class LiveEngine(Engine):
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.calibration_cost, self.draft_calls = Cost(), 0 if denoiser.drafts is None else denoiser.drafts.calls
-        prompts = EncodedPrompts(self.network.denoiser, self.network.encode)
+        # Parts hold their owner weakly: an engine that is dropped goes at once, with its tensors and networks, where a
+        # cycle waits for a full collection, which in a service is rare.
+        me, network = proxy(self), proxy(self.network)
+        prompts = EncodedPrompts(self.network.denoiser, lambda: network.encode())
         self.noise, self.store = InitialNoise(denoiser, self.kernel, prompts), Store()
         self.stats: dict[str, int] = defaultdict(int)
-        self._sizes = BatchSizes(options.batch_size, options.decode_batch_size, self._found_sizes, self.stats)
+        given = options.batch_size, options.decode_batch_size
+        self._sizes = BatchSizes(*given, lambda denoise, decode: me._found_sizes(denoise, decode), self.stats)
         check_drafts(denoiser, self.kernel)
         self.scorer = RowScorer(
             self.network.denoiser, self.rewards, self.grid,
@@ -96,7 +101,7 @@ class LiveEngine(Engine):
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
-        self.network.peers[self.executor.peer] = self._waiting
+        self.network.peers[self.executor.peer] = lambda most: me._waiting(most)
 
     def leave(self) -> None:
         """Share the network no more: nothing of this engine runs any longer."""

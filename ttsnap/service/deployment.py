@@ -29,7 +29,7 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics, log_to_stderr
-from ttsnap.service.opening import canonical_of, offer_of, offered, traces_of_environment
+from ttsnap.service.opening import bound_kernels, canonical_of, offer_of, offered, traces_of_environment
 from ttsnap.service.requests import plain
 from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
@@ -77,6 +77,7 @@ class Replica:
     """One device. It loads the model, and searches in a thread of its own."""
 
     def __init__(self, settings: ReplicaSettings, keys: Keys) -> None:
+        bound_kernels()
         log_to_stderr()
         specs = offered(settings.rewards.split(), settings.model)
         device, dtype = reward_placement(settings.device, settings.dtype)

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 TRACED = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """The variables of the environment one of which must be set for traces."""
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"
+"""The variable that bounds how many compiled kernels oneDNN keeps, by which torch computes on CPUs; and the bound."""
+
+
+def bound_kernels() -> None:
+    """Have this process, and those that it starts, keep fewer kernels of oneDNN than its 1,024. Nothing happens where
+    the environment has a bound, or torch has computed already.
+
+    Each shape of a batch has kernels of its own, and one of bfloat16 takes half a megabyte. A service sees new shapes
+    for hours, as its requests come and go.
+    """
+    os.environ.setdefault(*KERNELS)
 
 
 def offered(given: Sequence[str], model: str) -> dict[str, str]:
