@@ -30,7 +30,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
@@ -115,17 +115,6 @@ class Server:
         return self.down or any(end > begin for _, end in self.killed)
 
 
-class Reading(NamedTuple):
-    """The server's memory at one time."""
-
-    minute: float
-    kills: int
-    requests: int
-    """Ended so far, in every way."""
-    mib: float
-    """Resident."""
-
-
 @dataclass
 class Soak:
     """One run."""
@@ -137,7 +126,8 @@ class Soak:
     wrong: list[str] = field(default_factory=list)
     jobs: dict[str, int] = field(default_factory=dict)
     """Numbers of the requests of jobs, by their ids."""
-    memory: list[Reading] = field(default_factory=list)
+    memory: list[tuple[float, int, int, float]] = field(default_factory=list)
+    """Minutes, kills so far, requests that have ended, MiB of resident memory."""
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -196,7 +186,7 @@ class Soak:
 
     def watch(self, begin: float) -> None:
         """Read the server's memory until it is over, with a line of a table each minute."""
-        print("minute  kills  requests     MiB", file=sys.stderr)
+        print("minute  kills  requests     MiB")
         while not self.over.wait(10.0):
             if self.server.down:
                 continue
@@ -205,11 +195,9 @@ class Soak:
             except psutil.Error:
                 continue
             requests = self.outcomes.total() + len(self.jobs) - self.outcomes["cut off by SIGKILL"]
-            self.memory.append(Reading((time.monotonic() - begin) / 60, len(self.server.killed), requests, mib))
+            self.memory.append(((time.monotonic() - begin) / 60, len(self.server.killed), requests, mib))
             if len(self.memory) % 6 == 0:
-                minute, kills, requests, _ = self.memory[-1]
-                mib = float(np.median([reading.mib for reading in self.memory[-6:]]))
-                print(f"{minute:6.1f}  {kills:5}  {requests:8}  {mib:6.1f}", file=sys.stderr, flush=True)
+                print("{:6.1f}  {:5}  {:8}  {:6.1f}".format(*self.memory[-1]), flush=True)
 
     def kill(self, number: int) -> str:
         """Kill the server while jobs are under way. Returns the id of one that was."""
@@ -290,15 +278,13 @@ def soak(minutes: float, clients: int, kills: int, different: int) -> tuple[Soak
 
 def told(run: Soak) -> list[str]:
     """Lines for people."""
-    outcomes, lines = run.outcomes, []
-    alone = [reading for reading in run.memory if not reading.kills]
-    for name, some in ("first", alone[: len(alone) // 2]), ("second", alone[len(alone) // 2 :]):
-        if len(some) > 3:
-            (slope, _), cov = np.polyfit([r.requests / 1000 for r in some], [r.mib for r in some], 1, cov=True)
-            lines.append(
-                f"{name} half before the first kill: {np.mean([r.mib for r in some]):.1f} MiB, growing by {slope:+.1f} "
-                f"± {cov[0, 0] ** 0.5:.1f} in 1,000 requests"
-            )
+    outcomes, lines, alone = run.outcomes, [], np.array([row for row in run.memory if row[1] == 0])
+    for half, rows in zip(("first", "second"), np.array_split(alone, 2), strict=True):
+        if len(rows) > 3:
+            requests, mib = rows[:, 2:].T
+            (slope, _), cov = np.polyfit(requests / 1000, mib, 1, cov=True)
+            lines.append(f"{half} half before the first kill, {np.ptp(requests):.0f} requests: {mib.mean():.1f} MiB")
+            lines[-1] += f", {slope:+.1f} ± {cov[0, 0] ** 0.5:.1f} MiB in 1,000 requests"
     lines.append(", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
     return [*lines, f"{outcomes['lost']} lost, {outcomes['mixed']} mixed of {outcomes.total()}"]
 
@@ -309,13 +295,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--different", type=int, default=24, help="requests")
-    parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     run, about = soak(a.minutes, a.clients, a.kills, a.different)
-    if a.json:
-        print(json.dumps({**about, "outcomes": run.outcomes, "wrong": run.wrong, "memory": run.memory}, indent=1))
-    print("\n".join(told(run)), file=sys.stderr)
-    print(about, file=sys.stderr)
+    print("\n".join(told(run)))
+    print(about)
     sys.exit(bool(run.wrong or any(about["still there"].values())))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import torch
 
 from ttsnap.cli import serve
 from ttsnap.service.monitoring import Batch, Metrics
+from ttsnap.service.opening import KERNELS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -80,3 +82,16 @@ def test_the_container_starts_what_there_is() -> None:
     assert state == said["VOLUME"]
     extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(shlex.split(lines[2])[5:]) >= set(extras["service"])
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "256"), ("64", "64")])
+def test_the_service_bounds_what_onednn_keeps_unless_the_operator_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None, expected: str
+) -> None:
+    name, _ = KERNELS
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match="algorithm file"):  # before any model is loaded
+        serve.run(serve.parser().parse_args(["embedded", "--searches", f"mine={tmp_path / 'none.json'}"]))
+    assert os.environ[name] == expected
