@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from ttsnap.sampling.interpolants import level, rows
 def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> None:
     """Set the drafter of a denoiser (drafters.make_drafter). ValueError where it cannot draft."""
     denoiser.must(Can.DRAFT)
-    drafts = Drafting(denoiser, make_drafter(denoiser.pipe, denoiser.network, spec))
+    # Its denoiser is held weakly, so that one that is dropped goes at once, and its networks with it.
+    drafts = Drafting(proxy(denoiser), make_drafter(denoiser.pipe, denoiser.network, spec))
     drafts.twin()  # refuses guidance that this call cannot make
     denoiser.drafts = drafts
 

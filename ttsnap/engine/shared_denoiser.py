@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -182,8 +183,9 @@ class SharedDenoiser:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self.peers: dict[Peer, Callable[[int], Sequence[Node]]] = {}
-        """Who shares it, each with what gives at most so many of its nodes that wait for their evaluation."""
+        self.peers: WeakKeyDictionary[Peer, Callable[[int], Sequence[Node]]] = WeakKeyDictionary()
+        """Who shares it, each with what gives at most so many of its nodes that wait for their evaluation. Engines hold
+        their peers, which go with them."""
         self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
     def start_of(self, denoiser: Denoiser) -> int:
