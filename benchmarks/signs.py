@@ -51,7 +51,6 @@ from ttsnap.core.utility import weighted
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
-from ttsnap.profiling.flops import count_flops
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.rewards.reward_model import RewardModel
@@ -60,8 +59,6 @@ from ttsnap.signs import KINDS, RGB, parse, sample_prompts
 from ttsnap.simulation.looks import ranked
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 
-LATENTS = (8, 8, 24)
-"""Channels, rows and columns."""
 FIRST = weighted([1.0, 0.0, 0.0])
 """Searches choose by similarity."""
 
@@ -117,7 +114,7 @@ def main() -> None:
         for name, reward in judges.items():
             one = pipe.engine(reward, batch_size=a.batch_size, draft=a.draft, **call)
             looked = with_looks(similarity, one, looks, a.seed)
-            recordings[name] = named(recordings[name], priced(looked, reward, rewards[0]))
+            recordings[name] = named(recordings[name], looked)
         seconds = seconds_of(engine, judges, prompts) if a.student else {}
         found = measured(recordings, seconds, a)
     if a.json:
@@ -134,21 +131,6 @@ def judged(recording: Recording, folder: Path, reward: RewardModel) -> Recording
     scores = recording.scores.copy()
     scores[:, :, steps, 0] = found.reshape(len(frames.prompts), -1, len(steps))
     return replace(recording, scores=scores)
-
-
-def priced(recording: Recording, reward: RewardModel, ocr: RewardModel) -> Recording:
-    """The recording with the FLOPs of a look by this reward, where those of the OCR are dearer.
-
-    Of a student that reads latents only finished images are decoded, and only these does the OCR read: its FLOPs are
-    added to those of a decode.
-    """
-    if recording.price.estimates != "nothing":
-        return recording
-    x, prompts = torch.zeros(1, *LATENTS), [reward.example]
-    look = count_flops(lambda: reward.score_estimates(x, prompts, torch.ones(1)))
-    flops = recording.price.flops
-    flops = replace(flops, decodes=flops.decodes + float(ocr.flops), reward_calls=look)
-    return replace(recording, price=replace(recording.price, flops=flops))
 
 
 def named(recording: Recording, looked: Recording) -> Recording:
@@ -215,11 +197,9 @@ def in_seconds(recordings: Mapping[str, Recording], seconds: Mapping[str, float]
     found = {}
     for name, recording in recordings.items():
         flops, look = recording.price.flops, seconds.get(name, 0.0)
-        decode = seconds["decode"]
-        if recording.price.estimates == "nothing":  # only finished images are decoded, and the OCR reads these
-            decode += seconds["OCR"]
+        base = seconds["OCR"] - look if recording.price.bases else 0.0
         draft = flops.draft_calls / flops.nfe * seconds["evaluation"]
-        rates = Rates(seconds["evaluation"], decode, look / 3, draft_calls=draft)
+        rates = Rates(seconds["evaluation"], seconds["decode"], look / 3, draft_calls=draft, base_calls=base)
         rates = Rates(*(1e9 * rate for rate in rates.amounts()))
         found[name] = replace(recording, price=replace(recording.price, flops=rates))
     return found

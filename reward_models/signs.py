@@ -139,10 +139,13 @@ class SignsNoiseAware(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of an estimate, or of the base where that is dearer: an upper bound, since all calls have one price."""
+        """FLOPs of an estimate."""
         latents = torch.zeros(1, CHANNELS, ROWS, COLUMNS)
-        estimate = count_flops(lambda: self.predict(latents, [self.example], torch.tensor([0.5])))
-        return max(estimate, self.base.flops)
+        return count_flops(lambda: self.predict(latents, [self.example], torch.tensor([0.5])))
+
+    @cached_property
+    def base_flops(self) -> float:
+        return max(0.0, self.base.flops - self.flops)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())

@@ -23,6 +23,7 @@ from ttsnap import Budget, SeedPruning, search
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.record import RecordOptions
+from ttsnap.recordings.header import _price, _price_to_json
 from ttsnap.recordings.record import record
 from ttsnap.signs import noise_aware_path, sample_prompts
 
@@ -33,7 +34,7 @@ PROMPTS = ['a red sign that says "HARBOR" in white', 'a blue sign that says "TEN
 class Counting(Brightness):
     """In the place of the OCR: it counts the images that it is shown."""
 
-    shown = 0
+    shown, flops = 0, 5e9
 
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
         self.shown += len(images)
@@ -78,12 +79,18 @@ def test_a_search_decodes_and_reads_finished_images_only(pipe: Any) -> None:
     assert engine.price.estimates == "nothing"
     (found,) = search(PROMPTS[:1], SeedPruning(n=6, keep=(0.5,), steps=(2,)), engine, Budget(nfe=60))
     cost = found.spent.cost
-    assert (cost.nfe, cost.decodes, cost.reward_calls) == (6 * 3 + 3, 3, 6 + 3)
+    assert (cost.nfe, cost.decodes, cost.reward_calls, cost.base_calls) == (6 * 3 + 3, 3, 6 + 3, 3)
     assert base.shown == 3
     assert found.best.image is not None
     assert found.best.reward == float(Brightness()(found.best.image[None], [""])[0])
     flops = engine.price.flops
-    assert found.spent.flops == pytest.approx(21 * flops.nfe + 3 * flops.decodes + 9 * flops.reward_calls)
+    assert (flops.reward_calls, flops.reward_calls + flops.base_calls) == pytest.approx((60e6, 5e9), rel=0.1)
+    scored = 9 * flops.reward_calls + 3 * flops.base_calls
+    assert found.spent.flops == pytest.approx(21 * flops.nfe + 3 * flops.decodes + scored)
+    recorded = _price(json.loads(json.dumps(_price_to_json(engine.price))))
+    assert (recorded.bases, recorded.flops) == (1, flops)
+    engine.calibrate()
+    assert engine.price.seconds is not None
 
 
 def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ class PerKind(Generic[N]):
 
     features: N = kind("reward", "images described", "features", rare=True, newer=True)
     """Images, of estimates or finished, of which features were taken, by which a search keeps images that differ."""
+    base_calls: N = kind("reward", "base calls", "basecalls", rare=True, newer=True)
+    """Finished images that noise-aware rewards left to their bases, which take more than a look at an estimate does:
+    the rate is the rest."""
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
@@ -219,6 +222,8 @@ class Price:
     """Reward calls of a score beyond one of each reward: a reward of images may see several frames of a video."""
     features: int = 0
     """1 where features are taken of each image that is made to be scored; else 0."""
+    bases: int = 0
+    """Rewards that leave a finished image to a dearer base (`PerKind.base_calls`)."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -229,6 +234,7 @@ class Price:
             ("tokens", self.tokens, 0),
             ("more_calls", self.more_calls, 0),
             ("features", self.features, 0),
+            ("bases", self.bases, 0),
         )
         for name, count, least in counts:
             if count < least:

@@ -73,6 +73,8 @@ def row_costs(
     if price.features:
         made = rows.score & ~ahead if price.estimates == "nothing" else rows.score
         costs["features"] = made.astype(int)
+    if price.bases:
+        costs["base_calls"] = (rows.score & ~ahead) * price.bases
     (up,) = (rows.kind == ASCEND).nonzero()
     if len(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
@@ -113,9 +115,9 @@ def finish_cost(
 ) -> Cost:
     """Cost of taking a particle from `step` to a finished, scored image; of several (n,), the one that takes least."""
     calls = grid.nfe - grid.calls[step] - (cached & (step < grid.steps))
-    scoring = price.calls(rewards)
+    scored = Cost(0, 1, price.calls(rewards), tokens=price.tokens, features=price.features, base_calls=price.bases)
     if (guided := price.guided) is None:
-        return Cost(int(calls.min()), 1, scoring, tokens=price.tokens, features=price.features)
+        return Cost(int(calls.min())) + scored
     step, cached, calls = np.atleast_1d(step), np.atleast_1d(cached), np.atleast_1d(calls)
     gradients_left = guided.before[-1] - guided.before[step] - has_gradient
     again = cached & guided.at[step] & ~np.asarray(has_gradient) if guided.through else np.zeros(len(step), bool)
@@ -123,7 +125,7 @@ def finish_cost(
     gradients = int(gradients_left[least])
     backwards, asked = gradients if guided.through else 0, gradients * price.asked
     cost = Cost(int(again[least]), gradients, asked, gradients=gradients, backwards=backwards)
-    return Cost(int(calls[least]), 1, scoring, tokens=price.tokens, features=price.features) + cost
+    return Cost(int(calls[least])) + scored + cost
 
 
 @dataclass(frozen=True)

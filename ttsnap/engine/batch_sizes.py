@@ -167,12 +167,17 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
     level = torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    calls = [scorer.shown.by(reward, sources) for _, reward in scorer.local]
-    scoring = sum(_timed(partial(ask, call, image, [""], level)) for call in calls)
+    scoring = bases = 0.0
+    for _, reward in scorer.local:
+        taken = _timed(partial(ask, scorer.shown.by(reward, sources), image, [""], level))
+        if reward.base_flops:  # a finished image takes that, an estimate less
+            finished, taken = taken, _timed(partial(ask, reward.score_estimates, latent, [reward.example], level))
+            bases += max(0.0, finished - taken)
+        scoring += taken
     describing = _timed(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
-                  features=describing, call=max(0.0, one - nfe))  # fmt: skip
+                  features=describing, base_calls=bases / max(1, scorer.bases), call=max(0.0, one - nfe))  # fmt: skip
     more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken}
     return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), **more)
 

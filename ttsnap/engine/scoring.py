@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -117,14 +118,28 @@ class RowScorer:
         preview = costs.preview if self.estimates == "preview" else 0.0
         features = 0.0 if self.likeness is None else self.likeness.flops * (self.shown.frames or 1)
         return Price(
-            Rates(costs.nfe, costs.decode, reward, preview, draft_calls=costs.draft * per_draft, features=features),
+            Rates(
+                costs.nfe,
+                costs.decode,
+                reward,
+                preview,
+                draft_calls=costs.draft * per_draft,
+                features=features,
+                base_calls=sum(r.base_flops for r in self.rewards) / max(1, self.bases),
+            ),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
             passes_per_draft=per_draft,
             tokens=self.tokens,
             more_calls=self.calls - len(self.rewards),
             features=self.features_taken,
+            bases=self.bases,
         )
+
+    @cached_property
+    def bases(self) -> int:
+        """Rewards that leave a finished image to a dearer base."""
+        return sum(reward.base_flops > 0 for reward in self.rewards)
 
     @property
     def features_taken(self) -> int:
@@ -175,7 +190,8 @@ class RowScorer:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
         described = self.features_taken * sum(image is not None for image in images)
-        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()), features=described)
+        bases = len(last) * self.bases
+        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()), features=described, base_calls=bases)
         pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
         return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
 

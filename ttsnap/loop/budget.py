@@ -165,7 +165,7 @@ class Cap:
         pixels = rates.pixels(price.estimates) + (features if price.estimates != "nothing" else 0.0)
         check = None if price.estimates == "decode" else (pixels + scoring) / self.unit
         calls = self.engine.draft_calls
-        score = (rates.decodes + scoring + features) / self.unit
+        score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
         return Task(grid, keep, allowance, score, shared or later, check, calls, draft, later)
 
@@ -188,7 +188,8 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     whole = finish_cost(0, False, engine.grid, rewards, price)
     amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget()))
     scoring = price.calls(rewards) * rates.reward_calls
-    unit = (rates.of(whole) - rates.decodes - scoring - price.features * rates.features) / engine.grid.nfe
+    besides = price.features * rates.features + price.bases * rates.base_calls
+    unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
 
 

@@ -24,7 +24,7 @@ from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
-COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls")
+COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases")
 """Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
@@ -243,7 +243,7 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name in ("passes_per_draft", "more_calls"):
+    for name in ("passes_per_draft", "more_calls", "bases"):
         if not data[name]:
             del data[name]
     return data

@@ -93,6 +93,11 @@ class RewardModel(ABC):
         """FLOPs of a call on one image, for budgets in FLOPs."""
         return 0.0
 
+    @cached_property
+    def base_flops(self) -> float:
+        """FLOPs that a finished image takes beyond `flops`, where a dearer base scores it."""
+        return 0.0
+
     @property
     def scores_estimates_apart(self) -> bool:
         """Whether estimates and finished images are scored by different code, of which one alone may be broken."""
