@@ -28,6 +28,7 @@ class Staged(RewardModel):
         if ("video" in self.early.needs) != ("video" in self.final.needs):
             raise ValueError(f"{self.name}: one scores videos and the other single frames; take two of one kind")
         self.estimates, self.embed_images = self.early.estimates, self.final.embed_images
+        self.example = self.final.example
 
     @property
     def scores_estimates_apart(self) -> bool:
@@ -35,8 +36,13 @@ class Staged(RewardModel):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs per image of the dearer reward: an upper bound, since all calls have one price."""
-        return max(self.early.flops, self.final.flops)
+        """FLOPs of an estimate."""
+        return self.early.flops
+
+    @cached_property
+    def base_flops(self) -> float:
+        """Where the final reward is the cheaper one, its images are priced as estimates are: an upper bound."""
+        return max(0.0, self.final.flops - self.early.flops)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Both rewards' checks."""

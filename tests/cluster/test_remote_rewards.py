@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.registry import heavy, make_rewards
+from ttsnap.reward_models.staged import Staged
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import ImageScores, ImageToScore
 from ttsnap.cluster.remote_rewards import AHEAD, RewardQueue
-from ttsnap.cluster.reward_actor import RemoteReward, load_rewards, split_rewards
+from ttsnap.cluster.reward_actor import RemoteReward, RewardActor, load_rewards, split_rewards
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Here, Outcome
@@ -155,8 +156,16 @@ def test_prices_are_those_of_all_rewards(counted: Any) -> None:
     cluster = ClusterEngine(LocalPool(lambda: engine(Coarse(), RemoteReward("two")), 2, Rewards(Dear), 2), 2, [1])
     assert cluster.price.flops == plain.price.flops
     assert cluster.price.flops.reward_calls == 25
-    assert cluster.calibrate().reward_calls == 2 * 1 + 2 * 2
+    assert cluster.calibrate().reward_calls == 2 * 2 + 2 * 2
     assert cluster.price.seconds.reward_calls > 0
+
+
+def test_a_reward_apart_has_the_price_of_a_finished_image_for_looks_as_well() -> None:
+    class Dear(Noted):
+        flops = 50.0
+
+    actor = RewardActor(lambda: [Staged(Coarse(), Dear("noted"))])
+    assert actor.describe().flops == 50
 
 
 def test_gradients_of_rewards_apart_are_refused(counted: Any) -> None:

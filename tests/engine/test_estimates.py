@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
 from ttsnap.core.cost import Rates
 from ttsnap.core.results import Event
+from ttsnap.engine import batch_sizes
 from ttsnap.loop.search import fit
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.record import record
+from ttsnap.rewards.reward_model import RewardModel
 
 CALL = {**defaults(), "num_inference_steps": 6}
 PROMPTS = ["a red circle and a blue square", "three green crosses"]
@@ -147,6 +150,46 @@ def test_one_reward_prunes_and_another_decides(pipe: Any, early: Any) -> None:
     assert result.spent.cost.decodes == (
         result.spent.cost.reward_calls if early == "brightness" else result.spent.finished
     )
+
+
+class Weighed(RewardModel):
+    """The mean of an image, at a price in FLOPs and by a clock. Its first call takes long, as to load weights."""
+
+    name = "weighed"
+
+    def __init__(self, flops: float, clock: list[float], seconds: float = 1.0) -> None:
+        self.flops, self._clock = flops, clock
+        self._seconds = [seconds, 100.0]
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+        self._clock[0] += self._seconds.pop() if len(self._seconds) > 1 else self._seconds[0]
+        return images.float().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("early", [1e6, 1e9], ids=["cheap", "dear"])
+def test_a_finished_image_is_priced_as_the_last_choice_and_a_look_as_the_pruning(pipe: Any, early: float) -> None:
+    engine = pipe.engine(Staged(Weighed(early, [0.0]), Weighed(1e8, [0.0])), batch_size=8, **CALL)
+    result = search(PROMPTS[:1], make_algorithm("seed-pruning"), engine, Budget(nfe=40), seed=3)[0]
+    cost, flops, finished = result.spent.cost, engine.price.flops, result.spent.finished
+    assert cost.reward_calls > finished
+    assert flops.reward_calls * cost.reward_calls + flops.base_calls * cost.base_calls == pytest.approx(
+        early * (cost.reward_calls - finished) + max(early, 1e8) * finished
+    )
+
+
+def test_what_a_reward_takes_once_is_not_in_its_seconds(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def perf_counter() -> float:
+        clock[0] += 1e-3
+        return clock[0]
+
+    monkeypatch.setattr(batch_sizes, "time", SimpleNamespace(perf_counter=perf_counter))
+    engine = pipe.engine(Staged(Weighed(1.0, clock), Weighed(2.0, clock, 3.0)), batch_size=8, **CALL)
+    spent = engine.calibrate()
+    assert (spent.reward_calls, spent.base_calls) == (4, 2)
+    seconds = engine.price.seconds
+    assert (seconds.reward_calls, seconds.base_calls) == pytest.approx((1.0, 2.0), abs=0.01)
 
 
 def test_price_says_whether_estimates_are_decoded(pipe: Any) -> None:

@@ -89,8 +89,8 @@ class RewardActor(SearchActor):
             reward.check([prompt.read for prompt in prompts])
 
     def describe(self) -> m.RewardsDescription:
-        """What the rewards are."""
-        flops, names = sum(reward.flops for reward in self.rewards), tuple(reward.name for reward in self.rewards)
+        """What the rewards are. Each call has the price of a finished image: an upper bound where looks cost less."""
+        flops, names = sum(r.flops + r.base_flops for r in self.rewards), tuple(r.name for r in self.rewards)
         return m.RewardsDescription(names, flops, sum(self._seconds), self._sizes.batch_size)
 
     def calibrate(self) -> tuple[Cost, m.RewardsDescription]:

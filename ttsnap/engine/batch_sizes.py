@@ -154,8 +154,7 @@ def fit_batches(
 def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tuple[Rates, Cost]:
     """Seconds per unit, for budgets in seconds, and what measuring them took."""
     denoiser.encode([Prompt("")])
-    _timed(lambda: _predict(denoiser, 1))
-    one = _timed(lambda: _predict(denoiser, 1))
+    one = _again(lambda: _predict(denoiser, 1))
     many, n = sizes.run([0] * sizes.batch_size, lambda rows: _timed(lambda: _predict(denoiser, len(rows))))
     nfe = max(many - one, 0.2 * many) / max(1, n - 1)
     latent = _noise(denoiser, 1)
@@ -165,21 +164,29 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     drafts = denoiser.drafts
     draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
-    level = torch.ones(1, device=image.device)
+    finished, level = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    scoring = bases = 0.0
+    scoring, bases, calls = 0.0, 0.0, 2 * scorer.calls_here
     for _, reward in scorer.local:
-        taken = _timed(partial(ask, scorer.shown.by(reward, sources), image, [""], level))
-        if reward.base_flops:  # a finished image takes that, an estimate less
-            finished, taken = taken, _timed(partial(ask, reward.score_estimates, latent, [reward.example], level))
-            bases += max(0.0, finished - taken)
-        scoring += taken
+        call = scorer.shown.by(reward, sources)
+        latents = reward.estimates == "latents"
+        look, x, prompt = (reward.score_estimates, latent, reward.example) if latents else (call, image, "")
+        scoring += (taken := _again(partial(ask, look, x, [prompt], level)))
+        if reward.base_flops:
+            calls += 2 * scorer.shown.calls(reward)
+            bases += max(0.0, _again(partial(ask, call, image, [""], finished)) - taken)
     describing = _timed(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   features=describing, base_calls=bases / max(1, scorer.bases), call=max(0.0, one - nfe))  # fmt: skip
-    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken}
-    return rates, Cost(n + 2, 2, scorer.calls_here, int(previews), **more)
+    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken, "base_calls": 2 * scorer.bases}
+    return rates, Cost(n + 2, 2, calls, int(previews), **more)
+
+
+def _again(call: Callable[[], object]) -> float:
+    """Seconds of the second call: the first may load weights or compile."""
+    call()
+    return _timed(call)
 
 
 def _timed(call: Callable[[], object]) -> float:

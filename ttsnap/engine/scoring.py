@@ -125,7 +125,7 @@ class RowScorer:
                 preview,
                 draft_calls=costs.draft * per_draft,
                 features=features,
-                base_calls=sum(r.base_flops for r in self.rewards) / max(1, self.bases),
+                base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards) / max(1, self.bases),
             ),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
