@@ -61,10 +61,11 @@ def test_estimates_and_finished_images_have_their_own_reward() -> None:
         make_reward("brightness then lovely")
 
 
-def test_staged_passes_checks_on_and_prices_the_dearer() -> None:
+def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
     reward = make_reward("brightness then scenes")
     with pytest.raises(ValueError, match="zebra"):
         reward.check(["a zebra"])  # type: ignore[attr-defined]
     cheap, costly = Brightness(), Brightness()
     costly.flops = 3e9  # type: ignore[attr-defined]
-    assert Staged(cheap, costly).flops == Staged(costly, cheap).flops == 3e9
+    priced = [(one.flops, one.base_flops) for one in (Staged(cheap, costly), Staged(costly, cheap))]
+    assert priced == [(0, 3e9), (3e9, 0)]
