@@ -11,10 +11,10 @@ Of these:
 2. rank correlation (Spearman) within prompts of a step's x0 estimate with the finished image, by similarity;
 3. best-of-N (exact) and seed pruning (searches of the recording), which choose by similarity, at each budget in NFE;
 4. with --draft, how the drafter's guesses rank the same seeds, and pruning by them;
-5. the searches again at equal FLOPs: those of as many evaluations, with which decodes are paid as well;
+5. the searches again at equal FLOPs: those of as many evaluations, with which decodes and readings are paid as well;
 6. with --student, all of this with a noise-aware reward in the OCR's place for all that is unfinished (the recording
    keeps images and latents then, which the student reads), and the searches at equal seconds, at the rates of this
-   machine, which are printed: the OCR costs no FLOPs, but time.
+   machine, which are printed.
 
 Means over prompts with their standard errors; differences between searches are paired by prompts.
 """
@@ -230,7 +230,7 @@ def measured(
         (f"{r['nfe']:g}", r["look"], r["judge"], f"{r['spearman']:.3f} ± {r['se']:.3f}") for r in ranks
     ]))  # fmt: skip
     found = compared(recordings, {b: Budget(nfe=b) for b in a.budgets}, a)
-    print("\nat the FLOPs of so many evaluations, decodes and the student included")
+    print("\nat the FLOPs of so many evaluations, decodes and rewards included")
     by_flops = compared(recordings, affordable(recordings, a.budgets), a)
     rest: dict[str, Any] = {}
     if len(recordings) > 1:
