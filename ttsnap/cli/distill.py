@@ -75,9 +75,7 @@ def run(a: Arguments) -> int:
     if used := usage(evaluation):
         print(f"\n{used}")
     named = f"noise-aware:{out / REWARD}"
-    if (
-        config.reward not in CHOSEN
-    ):  # code, an address or weights elsewhere, which are used only where somebody names them
+    if config.reward not in CHOSEN:  # code, an address or weights elsewhere: used only where somebody names them
         named = f"'{named} on {config.reward}'"
     print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
     return 0
