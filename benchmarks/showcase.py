@@ -10,7 +10,7 @@ the same for all. Printed are the shares of searches whose winner is right, and 
 shown search compare. The draws share one recording, so that more of them do not make the figures better than its seeds
 are: the standard errors are over bootstraps of the recorded seeds. At last come the first seeds from which only the
 shown search finds a right image, and what the searches find from the showcase's own seed. With --plot, a picture of
-these two.
+these two; below a word stands what the OCR reads.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ def plot(
         winner = found.best.uid
         rows.append((name, found.spent, sorted(finished, key=lambda e: (e.uids[0] != winner, -e.scores[0]))))
     images = [[still(event.image) for event in finished] for _, _, finished in rows]
+    read = getattr(engine.rewards[0], "read", None)  # the OCR's
     width, height = images[0][0].size
     wide, gap = max(map(len, images)), 0.08
     cell = min(2.1, (9.0 - gap) / wide - gap)
@@ -205,6 +206,8 @@ def plot(
         fig.text(x / 9.0, 1 - y / total, text, fontsize=size, va="center", **how)
 
     write(gap, 0.22, f"{shown.prompt} · {shown.budget}", 12, weight="bold")
+    if read is not None:
+        write(9.0 - gap, 0.22, "below each: what the OCR reads", 9.5, ha="right", color="#555555")
     for line, (name, spent, finished) in enumerate(rows):
         top, (share, error) = 0.42 + line * (0.58 + tall), odds[name]
         looked = f"{spent.seeds} seeds started, {spent.finished} finished" if spent.seeds > spent.finished else (
@@ -221,6 +224,8 @@ def plot(
             colour = "#2a9d5c" if good else "#c0392b"
             axis.spines[:].set(visible=place == 0, color=colour, linewidth=3)
             said = f"{'winner, ' if place == 0 else ''}{'right' if good else 'wrong'}"
+            if read is not None and event.image is not None:
+                said += f": {' '.join(part.text for part in read(event.image[None])[0]) or 'nothing'}"
             write(x + cell / 2, top + 0.44 + tall, said, 8, ha="center", color=colour if place == 0 else "#777777",
                   weight="bold" if place == 0 else "normal")  # fmt: skip
     fig.savefig(file)
