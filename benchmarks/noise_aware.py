@@ -1,6 +1,6 @@
 """Noise-aware rewards on the embedded model: ranking by step, ablations, and search against best-of-N and TTSp.
 
-    python benchmarks/noise_aware.py --prompt-seed 0 --json noise_aware.json --plot docs/noise_aware.png
+    python benchmarks/noise_aware.py --prompt-seed 0 --json noise_aware.json
 
 The base is the embedded world's learned reward; the noise-aware one is the packaged one. Three parts:
 
@@ -79,7 +79,6 @@ def main() -> None:
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--work", type=Path, help="folder to keep recordings and trainings in, and to go on from")
     p.add_argument("--json", type=Path)
-    p.add_argument("--plot", type=Path)
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
@@ -95,15 +94,13 @@ def main() -> None:
     parted = hacking(test)
     print(hacking_table(parted))
     if a.json:
-        setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
+        setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         found = {
             "ttsnap": __version__, "setting": setting, "ablations": ablations, "spearman": by_step,
             "prices": {n: dataclasses.asdict(price) for n, price in prices.items()}, "curves": curves, "tuned": tuned,
             "hacking": parted,
         }  # fmt: skip
         a.json.write_text(json.dumps(found, indent=1))
-    if a.plot:
-        plot(a.images, by_step, curves, a.plot)
 
 
 # --- part 1 -------------------------------------------------------------------------------------------------------
@@ -279,41 +276,6 @@ def curve_table(images: list[float], curves: dict[str, Any]) -> str:
         lines.append([name, f"{c['omega']:.1f} ± {c['omega_se']:.1f}", *cells])
     table = markdown(["", "omega", *(f"{n:g} images: reward, soft, strict" for n in images)], lines)
     return f"\nBudgets in images' worth of FLOPs\n{table}"
-
-
-def plot(images: list[float], by_step: dict[str, list[float]], curves: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colors = {
-        "best-of-N": "#777777",
-        "TTSp, default schedule": "#e3a676",
-        "TTSp, tuned": "#bc4c00",
-        "TTSnap, tuned": "#0969da",
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), constrained_layout=True)
-    names = {BASE: "base reward", AWARE: "noise-aware", "scenes": "exact checker"}
-    for name, r in by_step.items():
-        color: Any = {BASE: "#bc4c00", AWARE: "#0969da", "scenes": "#999999"}
-        color = color.get(name, "#8250df" if name.endswith("latents") else "#1a7f37")
-        axes[0].plot(SCORED, r, "o-", label=names[name], color=color, markersize=3)
-    axes[0].set_xticks(range(0, 21, 4))
-    axes[0].set(title="rank correlation with the final reward", xlabel="denoising step of 20")
-    for axis, column, title in ((axes[1], 0, "learned reward (searched)"), (axes[2], 2, "strictly right (checker)")):
-        for name, color in colors.items():
-            c = curves[name]
-            y, e = (np.array(c[key])[:, column] for key in ("mean", "se"))
-            axis.plot(images, y, "o-", color=color, label=name, markersize=4)
-            axis.fill_between(images, y - e, y + e, color=color, alpha=0.12, linewidth=0)
-        axis.set(xscale="log", xlabel="budget, images' worth of FLOPs", title=title)
-        axis.set_xticks(images, [f"{n:g}" for n in images])
-        axis.minorticks_off()
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,6 @@ def dark_sheet(paper: Pixels) -> Pixels:
 FIGURES: dict[str, Callable[[Pixels], Pixels]] = {
     "drafts_curve.png": dark_plot,
     "embedded_curve.png": dark_plot,
-    "noise_aware.png": dark_plot,
     "sheet.png": dark_sheet,
     **{f"searches/{name}.png": dark_plot for name in ("seeds", "steps", "particles", "trees", "noise", "combined")},
 }
