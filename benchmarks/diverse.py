@@ -1,6 +1,6 @@
 """Images that differ against the best ones: quality and diversity of K kept images, at equal evaluations.
 
-    python benchmarks/diverse.py --figure docs/diverse.png
+    python benchmarks/diverse.py
 
 The embedded model is searched on held-out prompts for the checker's soft score, and K images of each are kept, which
 are compared by colours and layout (`pixels`). Quality is the mean score of the K. Diversity is their mean distance over
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from arguments import add_dtype
-from PIL import Image
 from runs import cell
 from scipy.optimize import linear_sum_assignment
 from ttsnap.pipelines import load
@@ -41,8 +40,6 @@ from ttsnap.scenes import detect, sample_prompts
 FAR = 16.0
 """Pixels that an object counts which the other image has not."""
 STEPS = 20
-SHOWN = (14, 18)
-"""Places of two prompts whose first groups differ, for the figure."""
 
 
 class AtTheEnd(SeedPruning):
@@ -151,7 +148,6 @@ def main() -> None:
     p.add_argument("--budgets", type=int, nargs="+", default=[100, 160], help="NFE per prompt")
     p.add_argument("--keep", type=int, default=4, help="K")
     p.add_argument("--folder", type=Path, default=Path("build/diverse"), help="where pools are kept")
-    p.add_argument("--figure", type=Path, help="a picture of quality and diversity, and of two prompts' images")
     add_dtype(p)
     a = p.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
@@ -159,10 +155,8 @@ def main() -> None:
     how = {"batch_size": 64, "features": "pixels", "num_inference_steps": STEPS}
     live = {draft: pipe.engine("scenes", draft="embedded" if draft else None, **how) for draft in (False, True)}
     runs: dict[tuple[int, str, float], dict[str, list[float]]] = {}
-    pools, chosen = [], {}
     for number, prompt in enumerate(sample_prompts(a.prompts, a.prompt_seed)):
         pool = made(live[True], prompt, a.pool, a.folder / f"q{a.prompt_seed}_{number}.npz")
-        pools.append((prompt, pool))
         apart, seen = layouts(pool.images[2]), features_of(make_likeness("reward", [learned]), pool.images[2])
         seen /= np.linalg.norm(seen, axis=-1, keepdims=True)
         between = np.sqrt(np.maximum(2 - 2 * seen @ seen.T, 0))
@@ -175,7 +169,6 @@ def main() -> None:
                     engine = PoolEngine(live[draft], pool, features, order)
                     (found,) = search([prompt], algorithm, engine, f"{nfe}nfe", keep=a.keep, diversity=weight)
                     kept = order[[candidate.seed for candidate in found.images]]
-                    chosen.setdefault((number, nfe, name, weight), kept)
                     pairs = np.triu_indices(len(kept), 1)
                     far = [matrix[np.ix_(kept, kept)][pairs].mean() for matrix in (apart, between)]
                     scores = pool.scores[2, kept]
@@ -186,8 +179,6 @@ def main() -> None:
                     run[key].append(value)
         print(f"{number + 1}. {prompt}", flush=True)
     print(table(runs))
-    if a.figure:
-        draw(runs, a.budgets, [(prompt, pool, chosen, number) for number, (prompt, pool) in enumerate(pools)], a.figure)
 
 
 NAMES = ("quality", "layout", "features", "best", "finished")
@@ -205,56 +196,6 @@ def table(runs: dict[tuple[int, str, float], dict[str, list[float]]]) -> str:
             cells += [cell([run], key), "" if run is plain else less]
         lines.append(f"| {nfe} | {name} | {weight:g} | {' | '.join(cells)} | {np.mean(run['best']):.3f} |")
     return "\n".join(lines)
-
-
-def draw(runs: Any, budgets: list[int], pools: list[Any], to: Path) -> None:
-    """Quality against diversity, a panel for each budget, a line for each method over its weights; and what is kept of
-    two prompts with drafts at the least budget, at weight 0 and 2."""
-    from matplotlib import pyplot as plt
-
-    names = [name for name in METHODS if ", end" not in name]
-    figure = plt.figure(figsize=(4.2 * len(budgets) + 3.4, 3.9))
-    grid = figure.add_gridspec(1, len(budgets) + 1, width_ratios=[4.2] * len(budgets) + [3.4])
-    for place, nfe in enumerate(budgets):
-        panel = figure.add_subplot(grid[place])
-        for name, colour in zip(names, ("#888888", "#2f7ebc", "#c8642c"), strict=True):
-            of = {weight: run for (budget, method, weight), run in runs.items() if (budget, method) == (nfe, name)}
-            x, y = ([np.mean(run[key]) for run in of.values()] for key in ("layout", "quality"))
-            # Errors of differences to weight 0: prompts differ far more than searches of one prompt do.
-            dx, dy = ([error(run[key], of[0][key]) for run in of.values()] for key in ("layout", "quality"))
-            panel.errorbar(x, y, dy, dx, "-o", color=colour, label=name, ms=5, lw=1.2, elinewidth=0.7)
-            for weight, px, py in zip(of, x, y, strict=True):
-                panel.annotate(f"{weight:g}", (px, py), (4, 4), textcoords="offset points", fontsize=8, color=colour)
-            if (last := runs.get((nfe, f"{name}, end", 1))) is not None:
-                panel.plot(
-                    np.mean(last["layout"]), np.mean(last["quality"]), "x", color=colour, ms=9, label=f"{name}, end (1)"
-                )
-        panel.set_xlabel("diversity: distance of layouts in pixels", fontsize=9)
-        panel.set_title(f"{nfe} evaluations a prompt; numbers: --diversity", fontsize=9)
-        panel.tick_params(labelsize=8)
-        if not place:
-            panel.set_ylabel("quality: mean reward of the kept four", fontsize=9)
-            panel.legend(fontsize=7, loc="center right")
-    panel = figure.add_subplot(grid[-1])
-    rows = []
-    for number, weight in itertools.product(SHOWN, (0, 2)):
-        _, pool, chosen, _ = pools[number]
-        kept = sorted(chosen[number, budgets[0], "with drafts", weight], key=lambda seed: -pool.scores[2, seed])
-        row = [
-            np.asarray(Image.fromarray(pool.images[2, seed].transpose(1, 2, 0)).resize((96, 96), 0)) for seed in kept
-        ]
-        rows.append(np.concatenate([np.pad(one, ((3, 3), (3, 3), (0, 0)), constant_values=255) for one in row], 1))
-    panel.imshow(np.concatenate(rows))
-    panel.set_yticks([51 + 102 * i for i in range(4)], ["0", "2"] * 2, fontsize=9, color="#c8642c")
-    panel.set_xticks([])
-    panel.set_title("\n".join(pools[number][0] for number in SHOWN), fontsize=8)
-    figure.tight_layout()
-    figure.savefig(to, dpi=110)
-
-
-def error(run: list[float], plain: list[float]) -> float:
-    """The standard error of a difference over prompts."""
-    return float(np.subtract(run, plain).std(ddof=1) / len(run) ** 0.5)
 
 
 if __name__ == "__main__":
