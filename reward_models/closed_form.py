@@ -1,4 +1,4 @@
-"""Rewards without weights, (N,) float32: JPEG size, brightness, colourfulness. They do not read the prompt."""
+"""Rewards without weights, (N,) float32: JPEG size, brightness, colourfulness, place. They do not read the prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from ttsnap.reward_models.preprocess import check_images, to_pictures
 
 from ttsnap.rewards.reward_model import RewardModel
@@ -64,3 +65,20 @@ class Colourfulness(RewardModel):
         spread: Tensor = axes.std(-1, correction=0).norm(dim=1)
         centre: Tensor = axes.mean(-1).norm(dim=1)
         return spread + 0.3 * centre
+
+
+class Place(RewardModel):
+    """The share of the coloured pixels that an edit and its source have in common, in [0, 1]: whether things stay where
+    they were, whatever their hue."""
+
+    name = "place"
+    needs = frozenset({"source"})
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        check_images(images)
+        assert source is not None  # as `needs` says
+        before = interpolate(source.to(images.float()), images.shape[-2:], mode="bilinear", antialias=True)
+        old, new = (x.amax(1) - x.amin(1) for x in (before, images.float()))
+        return torch.minimum(old, new).sum((1, 2)) / torch.maximum(old, new).sum((1, 2)).clamp(min=1e-6)

@@ -46,6 +46,7 @@ REWARDS: dict[str, str] = {
     "incompressibility": "ttsnap.reward_models.closed_form:Incompressibility",
     "brightness": "ttsnap.reward_models.closed_form:Brightness",
     "colourfulness": "ttsnap.reward_models.closed_form:Colourfulness",
+    "place": "ttsnap.reward_models.closed_form:Place",
 }
 """The class of each name. A class with `from_pretrained` has weights, which NAME:ID_OR_PATH overrides."""
 LIKENESSES = AUTO, PIXELS, DINO, REWARD = "auto", "pixels", "dino", "reward"

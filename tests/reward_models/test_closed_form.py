@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility
+from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility, Place
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
 
@@ -40,6 +40,17 @@ def test_brightness_and_colourfulness() -> None:
     assert Colourfulness()(halves, [""]).item() == pytest.approx(expected)
     with pytest.raises(ValueError, match="must be"):
         Brightness()(batch.byte(), [""] * 4)
+
+
+def test_place_is_what_an_edit_and_its_source_share_whatever_the_hue() -> None:
+    grey, red, blue = flat(0.5, 0.5, 0.5), flat(1, 0, 0), flat(0, 0, 1)
+    left, right = torch.cat([red, grey], -1), torch.cat([grey, blue], -1)
+    edits = torch.cat([left, torch.cat([blue, grey], -1), right, torch.cat([red, red], -1)])
+    assert Place()(edits, [""] * 4, source=left.expand(4, -1, -1, -1)).tolist() == pytest.approx([1, 1, 0, 0.5])
+    small = left[..., ::2, ::2]
+    assert Place()(edits, [""] * 4, source=small.expand(4, -1, -1, -1))[1].item() > 0.7  # of another size
+    assert Place()(grey, [""], source=grey).tolist() == [0]  # nothing to compare, and no nan
+    assert make_reward("place").needs == {"source"}  # type: ignore[attr-defined]
 
 
 def test_estimates_and_finished_images_have_their_own_reward() -> None:

@@ -126,7 +126,7 @@ def test_the_how_to_turns_a_red_circle_blue_and_keeps_its_place(
     """As docs/howto/edit_images.md says, at less than half of its budget. The sheet shows the source."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "edit_images.md").read_text()
-    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "place.needs" in block), {})
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "red.png" in block), {})
     (line,) = re.findall(r"^    ttsnap (generate .a blue circle.*)$", page, re.MULTILINE)
     assert main([*shlex.split(line.replace("20images", "8images")), "--device", "cpu", "--out", "o"]) == 0
     before, after, sheet = (Image.open(name) for name in ("red.png", next(Path("o").glob("01-*.png")), "o/sheet.png"))
