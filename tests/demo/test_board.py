@@ -18,6 +18,7 @@ import pytest
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning
 from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.by_hand import Wish
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -254,16 +255,38 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
     assert values[: len(found)] == pytest.approx(found)
 
 
-def test_the_winner_comes_first_once_a_search_is_over() -> None:
-    for name in ("seed-pruning", "svdd"):
-        events, result = searched(name)
-        board = Board(GRID.levels)
-        for event in events:
-            board.listen(event)
-            if not board.over:
-                roots = [lane.uid for lane in board.shown() if lane.parent < 0]
-                assert roots == sorted(roots)
-        assert board.shown()[0].uid == result.best.uid
+@pytest.mark.parametrize("name", ["seed-pruning", "svdd", "best-of-n"])
+def test_columns_stay_while_a_search_runs_and_the_winner_comes_first_at_its_end(name: str) -> None:
+    events, result = searched(name, "400nfe")
+    board, before = Board(GRID.levels), list[int]()
+    for event in events:
+        board.listen(event)
+        now = [lane.uid for lane in board.placed()]
+        for old, new in zip(before, now, strict=False):
+            # Who can still be dropped or finished by hand stays where the visitor's pointer is.
+            assert board.over or old == new or board.lanes[old].state in ("dropped", "finished")
+        assert board.over or len(now) >= len(before)
+        before = now
+    assert len(set(before)) == len(before)
+    assert before[0] == result.best.uid
+
+
+def test_open_candidates_have_buttons_that_say_at_once_what_was_asked() -> None:
+    board = Board((1.0, 0.5, 0.0))
+    board.move({"uids": [0, 1, 2], "parents": [-1] * 3, "start": [0] * 3, "stop": [1] * 3, "seeds": [5, 6, 7],
+                "drop": []})  # fmt: skip
+    assert "<button" not in render_board(board)  # a comparison takes no wishes
+    board.wishes = [Wish("finish", 1), Wish("drop", 1)]
+    board.score(2, 1, [0.5])
+    board.drop([2])
+    html = render_board(board)
+    Well(html)
+    assert re.findall(r'data-verb="(\w+)" data-uid="(\d+)"', html) == [
+        ("finish", "0"), ("drop", "0"), ("finish", "1"), ("drop", "1")
+    ]  # fmt: skip
+    assert re.findall(r'data-asked="(\w+)"', html) == ["drop"]
+    board.end()
+    assert "<button" not in render_board(board)
 
 
 def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
@@ -293,6 +316,10 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
     assert why_unspent(asked_for("best-of-n", 100), GRID, replace(result.spent, cost=Cost(100))) == ""
     few = replace(result.spent, cost=Cost(40))
     assert "runs with n = 4" in why_unspent(asked_for("fk-steering", 100), GRID, few)
+    for cap in ("3s", "10decodes"):  # another cap held, about which the search itself says enough
+        held = replace(few, cost=Cost(nfe=40, decodes=10), seconds=3.0)
+        capped = replace(Budget.parse(cap), nfe=100)
+        assert why_unspent(replace(asked_for("fk-steering", 100), budget=capped), GRID, held) == ""
 
 
 def test_drafts_are_called_so_live_and_from_a_trace() -> None:

@@ -201,7 +201,7 @@ def test_budgets_are_put_into_words() -> None:
         words["5images"] == words["5 images"] == "At most 50 evaluations of the model: as many as 5 whole images take."
     )
     assert "150 evaluations" in words["150nfe"]
-    assert words["10s"].endswith("and 10 seconds.")
+    assert words["10s"].startswith("At most 10 seconds, and 2,000 evaluations")  # its own cap, then the page's
     assert words["1 image"].endswith("1 whole image take.")
     assert "cannot read" in words["x"]
     assert "at most 2000 evaluations" in words["999images"]

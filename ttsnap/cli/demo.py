@@ -35,7 +35,7 @@ examples:
       --reward imagereward pickscore
   ttsnap demo --share --max-budget 400 --queue-size 8
 """
-CLOSED_FORMS = ("compressibility", "incompressibility", "brightness", "colourfulness")
+CLOSED_FORMS = ("place", "compressibility", "incompressibility", "brightness", "colourfulness")
 LEARNED = ("imagereward", "pickscore", "hpsv2.1", "clip", "aesthetics")
 
 

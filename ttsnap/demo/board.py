@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ttsnap.algorithms.by_hand import Wish
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.results import Event
@@ -85,6 +86,10 @@ class Board:
     over: bool = False
     looks: dict[int, set[str]] = field(default_factory=dict)
     """By step, the estimators that score candidates which stop there ("draft", "estimate")."""
+    columns: list[int] = field(default_factory=list)
+    """Who is shown, by uid, from left to right."""
+    wishes: Sequence[Wish] | None = None
+    """Those of the visitor so far; None where the search takes none."""
 
     @property
     def steps(self) -> int:
@@ -188,6 +193,23 @@ class Board:
             ancestry.append(uid)
             uid = self.lanes[uid].parent
         return ancestry
+
+    def placed(self) -> list[Lane]:
+        """The candidates shown, by column. While a search runs, each keeps its own until it is dropped or finished."""
+        shown = {lane.uid: lane for lane in self.shown()}
+        if self.over:
+            return list(shown.values())
+        new = sorted(shown.keys() - set(self.columns), key=lambda uid: (-shown[uid].reached, -shown[uid].value, uid))
+        most = max(len(self.columns), len(shown))
+        for place, uid in enumerate(self.columns):
+            if new and uid not in shown and self.lanes[uid].state in ("dropped", "finished"):
+                self.columns[place] = new.pop(0)
+        self.columns += sorted(new[: most - len(self.columns)])
+        return [self.lanes[uid] for uid in self.columns]
+
+    def asked(self, uid: int) -> str:
+        """What was last wished of a candidate; "" where nothing was."""
+        return next((wish.verb for wish in reversed(self.wishes or ()) if wish.uid == uid), "")
 
     def shown(self, most: int | None = None) -> list[Lane]:
         """The candidates that got furthest, and their ancestors, families side by side.

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from html import escape
 
-from ttsnap.demo.board import Board, Lane
+from ttsnap.algorithms.by_hand import DROP, FINISH
+from ttsnap.demo.board import MOST_LANES, Board, Lane
 from ttsnap.demo.html import VERDICTS, line, picture, short, verdict
 
 PICTURE_SHARE = 0.42
@@ -24,8 +25,10 @@ def render_board(board: Board, title: str = "", winner: int | None = None) -> st
     labels += "".join(map(table.row_label, table.rows))
     heads = "".join(map(table.column_label, table.lanes))
     cells = "".join(table.cell(lane, step) for lane in table.lanes for step in table.rows)
-    style = f"--n:{len(table.lanes)};--r:{len(table.rows)}"
-    grid = f'<div class="tt-grid" style="{style}">{table.lines()}{labels}{heads}{cells}</div>'
+    room = max(len(table.lanes), 0 if board.over else MOST_LANES)  # columns that are to come change no width
+    style = f"--n:{len(table.lanes)};--room:{room};--r:{len(table.rows)}"
+    kind = "tt-grid" if board.over or board.wishes is None else "tt-grid tt-led"
+    grid = f'<div class="{kind}" style="{style}">{table.lines()}{labels}{heads}{cells}</div>'
     head = _head(board, title, len(table.lanes))
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
 
@@ -46,7 +49,7 @@ class Table:
 
     def __init__(self, board: Board, winner: int) -> None:
         self.board, self.winner = board, winner
-        self.lanes, self.rows = board.shown(), board.rows
+        self.lanes, self.rows = board.placed(), board.rows
         self.column = {lane.uid: place for place, lane in enumerate(self.lanes)}
         self.row = {step: place for place, step in enumerate(self.rows)}
         self.forks = board.forks()
@@ -65,7 +68,12 @@ class Table:
         about = f"candidate {lane.uid}, seed {lane.seed}{born}"
         kind = " tt-crown" if lane.uid == self.winner else " tt-off" if lane.state == "dropped" else ""
         style = f"grid-column:{self.column[lane.uid] + 2}"
-        return f'<div class="tt-col{kind}" style="{style}" title="{about}">{lane.name}</div>'
+        hand = ""
+        if self.board.wishes is not None and lane.state in ("going", "waiting"):
+            asked = f' data-asked="{verb}"' if (verb := self.board.asked(lane.uid)) else ""
+            both = (f'<button data-verb="{verb}" data-uid="{lane.uid}">{verb}</button>' for verb in (FINISH, DROP))
+            hand = f"<span{asked}>{''.join(both)}</span>"
+        return f'<div class="tt-col{kind}" style="{style}" title="{about}">{lane.name}{hand}</div>'
 
     def cell(self, lane: Lane, step: int) -> str:
         where = f"grid-area:{self.row[step] + 2}/{self.column[lane.uid] + 2}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS
-from ttsnap.algorithms.by_hand import BEST, Wish
+from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
@@ -172,22 +171,18 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
         caps.append(
             f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole image{'' if full == 1 else 's'} take"
         )
-    if budget.seconds is not None:
-        caps.append(f"{budget.seconds:g} seconds")
-    return f"At most {' and '.join(caps)}."
+    if budget.seconds is not None:  # the visitor's own cap comes first; the other one is the page's
+        caps.insert(0, f"{budget.seconds:g} seconds")
+    return f"At most {', and '.join(caps)}."
 
 
-def read_wish(verb: str, candidate: Any, number: Any, limits: DemoLimits) -> Wish:
-    """A wish by hand, with a candidate or a number of candidates to finish. FieldError for anything else.
-
-    A candidate has its name on the board: `12` by its seed, `12 ↳40` by its uid.
-    """
+def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> Wish:
+    """A wish by hand: to drop or finish a candidate, or to finish a number of them. FieldError for anything else."""
     if verb == BEST:
         return Wish(BEST, number=whole("images to finish", number, 1, limits.images))
-    match = re.fullmatch(r"\s*(\d{1,20})(?:\s*↳\s*(\d{1,9}))?\s*", candidate if isinstance(candidate, str) else "")
-    if not match:
-        raise FieldError("candidate", f"name a candidate as the board does, 12 or 12 ↳40; got {short(candidate)}")
-    return Wish(verb, int(match[2])) if match[2] else Wish(verb, seed=int(match[1]))
+    if verb not in (DROP, FINISH):
+        raise FieldError("wish", unknown("wish", verb, (DROP, FINISH, BEST)))
+    return Wish(verb, whole("candidate", uid, 0, MOST_SEED))
 
 
 def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tuple[dict[str, Any], list[str]]:

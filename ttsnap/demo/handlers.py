@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
+from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.demo import form
 from ttsnap.demo.folder import picture_settings
 from ttsnap.demo.guard import uploaded
@@ -147,9 +147,8 @@ class Handlers:
         if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
             raise ValueError(UNHEARD)
         fields = dict(zip(FIELDS, values, strict=True))
-        if (name := fields["picture"]) is not None:
-            path = uploaded({"path": str(name)}, self.cache)
-            fields["picture"] = path and files.read_bytes(path, self.limits.upload, "picture")
+        if (path := uploaded(fields["picture"], self.cache)) is not None:
+            fields["picture"] = files.read_bytes(path, self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)
 
     @contextmanager
@@ -175,21 +174,19 @@ class Handlers:
         for event in list(self.stops.get(session, ())):
             event.set()
 
-    def drop(self, request: gr.Request, candidate: Any) -> None:
-        """Give up a candidate of this visitor's search."""
-        self._wish(request, DROP, candidate)
-
-    def finish(self, request: gr.Request, candidate: Any) -> None:
-        """Finish a candidate of this visitor's search at once."""
-        self._wish(request, FINISH, candidate)
+    def lead(self, request: gr.Request, event: gr.EventData) -> None:
+        """Drop a candidate of this visitor's search, or finish it at once, as the board's button says."""
+        data = vars(event)["_data"]
+        asked = data if isinstance(data, dict) else {}
+        self._wish(request, asked.get("verb"), asked.get("uid"))
 
     def best(self, request: gr.Request, number: Any) -> None:
         """Finish the best few candidates of this visitor's search, and end it."""
         self._wish(request, BEST, number=number)
 
     @refusals("That cannot be done")
-    def _wish(self, request: gr.Request, verb: str, candidate: Any = None, number: Any = None) -> None:
-        wish = form.read_wish(verb, candidate, number, self.limits)
+    def _wish(self, request: gr.Request, verb: Any, uid: Any = None, number: Any = None) -> None:
+        wish = form.read_wish(verb, uid, number, self.limits)
         wishes = self.wishes.get(str(request.session_hash))
         if wishes is None:
             raise ValueError("no search of yours is running; press Search first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -82,6 +83,8 @@ class LiveSearches(SearchThread):
 
     def work(self) -> None:
         searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
+        for search in searches:
+            search.view.board.wishes = self.wishes
         self.news.put(partial(self.searches.extend, searches))
         turns = Turns(len(searches))
         self.start_clock(len(searches))
@@ -169,12 +172,9 @@ def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
 
 
 def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
-    """A sentence on the evaluations that a search left over; "" where they are few, or were not limited.
-
-    request: with a budget in evaluations.
-    """
-    allowed, taken = request.budget.nfe, spent.nfe
-    if not allowed or allowed - taken < UNSPENT * allowed:
+    """A sentence on the evaluations that a search left over; "" where they are few, or another cap held."""
+    allowed, taken, clock = request.budget.nfe, spent.nfe, spent.seconds / (request.budget.seconds or math.inf)
+    if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
     head = f"{title_of(request)} ended after {taken:,g} of {allowed:,} evaluations"
     meaning = next((option.text for option in options_of(request.label) if option.name == "n"), "")

@@ -1,5 +1,4 @@
-// What the page does by itself: images open large, a candidate's name is taken for wishes by hand, and a PNG
-// dropped anywhere restores its settings.
+// What the page does by itself: images open large, and a PNG dropped anywhere restores its settings.
 () => {
   const dialog = document.createElement("dialog");
   dialog.className = "tt-zoom";
@@ -19,14 +18,6 @@
     if (event.key === "Enter" && shown(event)) open(event.target);
   });
 
-  document.addEventListener("click", (event) => {
-    const name = event.target.closest?.("#stage .tt-col");
-    const field = document.querySelector("#candidate input, #candidate textarea");
-    if (!name || !field) return;
-    field.value = name.textContent;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-  });
-
   document.addEventListener("input", (event) => {
     const wipe = event.target.closest?.(".tt-wipe");
     if (wipe) wipe.style.setProperty("--tt-x", `${event.target.value}%`);
@@ -40,7 +31,7 @@
     const input = restore?.offsetParent
       ? restore.parentElement.querySelector(":scope > input[type=file]")
       : document.querySelector("#files input[type=file]"); // on the other tab
-    if (!files.length || !input || event.target.closest?.("#files")) return;
+    if (!files.length || !input || event.target.closest?.("#files, #picture")) return;
     event.preventDefault();
     event.stopPropagation();
     const transfer = new DataTransfer();

@@ -22,6 +22,21 @@ it as a zip, or single files of it."""
 BADGE = "(name) => { document.querySelector('.tt-model').textContent = name; }"
 """Writes the model's name into the page's header."""
 RANDOM = "() => Math.floor(Math.random() * 100000)"
+LED = """element.addEventListener("click", ({ target }) => {
+  const { verb, uid } = target.dataset;
+  if (!verb) return;
+  target.parentElement.dataset.asked = verb;  // at once; the next frame says the same
+  trigger("click", { verb, uid: Number(uid) });
+});"""
+"""Of the stage: a click on a column's button is a wish."""
+BEGUN = """() => {
+  const phone = matchMedia("(max-width: 860px)").matches;
+  if (phone) document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" });
+  return "";
+}"""
+"""The tally goes. On a phone, where what a search shows stands below its form, it comes into view."""
+WITH_PLACE = """(file, names) => [[...names.filter((name) => name !== "place"), ...(file ? ["place"] : [])]]"""
+"""A picture that is changed brings the reward that looks whether things stay where they are."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -56,7 +71,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
                                       elem_id="restore")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
             tally = html("", elem_id="tally")
-            stage = html(intro(), elem_id="stage", label="Board")
+            stage = html(intro(), elem_id="stage", label="Board", js_on_load=LED)
             winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
                 files = gr.File(label="Images with their settings inside, contact sheet, trace", file_count="multiple",
@@ -65,13 +80,16 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 command = gr.Code(label="On the command line", language="shell", interactive=False,
                                   show_line_numbers=False, wrap_lines=True)  # fmt: skip
     inputs = [form[name] for name in FIELDS]
-    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
+    # Without preprocessing, in which gradio opens pictures: `form.read` checks every value.
+    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status, "preprocess": False}
     device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
     outputs = [stage, status, winner, files, python, command, stop]
+    # The first of a click's functions: gradio runs one after the other, and a search is long.
+    gr.on([go.click, compare.click, prompt.submit, others.click], None, None, tally, js=BEGUN, **PRIVATE)
     go.click(handlers.search, inputs, outputs, api_name="search", **shown, **device)
     gr.on([compare.click, prompt.submit], handlers.compare, inputs, outputs, api_name="compare", **shown, **device)
     others.click(handlers.tally, inputs, [tally, status, stop], api_visibility="private", **shown, **device)
-    gr.on([go.click, compare.click, prompt.submit], None, None, tally, js="() => ''", **PRIVATE)
+    stage.click(handlers.lead, None, None, queue=False, **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
     filled = [*(form[name] for name in RESTORED), status]
@@ -82,17 +100,12 @@ def search_tab(handlers: Handlers) -> list[Any]:
 
 def _by_hand(handlers: Handlers) -> None:
     """A visitor's wishes while a search runs."""
-    run: dict[str, Any] = {"queue": False, **PRIVATE}
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
-        candidate = gr.Textbox("", label="Candidate", max_lines=1, max_length=40, elem_id="candidate",
-                               placeholder="click its name on the board")  # fmt: skip
-        with gr.Row(elem_classes="tt-buttons"):
-            gr.Button("Drop it", min_width=60, elem_id="drop").click(handlers.drop, candidate, None, **run)
-            gr.Button("Finish it", min_width=60, elem_id="finish").click(handlers.finish, candidate, None, **run)
+        html(line("hint", "Each column of the board has buttons: finish its candidate at once, or drop it."))
         with gr.Row(elem_classes="tt-pair"):
             number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
             end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
-            end.click(handlers.best, number, None, **run)
+            end.click(handlers.best, number, None, queue=False, **PRIVATE)
 
 
 def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +117,9 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
     algorithm = gr.Dropdown(algorithm_choices(), value="seed-pruning", label="Algorithm", elem_id="algorithm",
                             filterable=False)  # fmt: skip
     about = html(line("hint", hint("seed-pruning")))
+    drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
+    with gr.Group(visible=bool(offer.draft)):  # a frame of its own
+        draft = gr.Checkbox(offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft")
     budget = gr.Textbox(budget_now, label="Budget", max_lines=1, elem_id="budget", max_length=60,
                         placeholder="5 images, 200nfe, 10s")  # fmt: skip
     with gr.Row(elem_classes="tt-chips"):
@@ -119,12 +135,9 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
         random = gr.Button("Random", size="sm", min_width=64, elem_id="random")
     negative = gr.Textbox("", label="Negative prompt: what not to show", lines=1, max_length=limits.prompt,
                           elem_id="negative")  # fmt: skip
-    drafter = "A drafter guesses each seed's image first; pruning goes on with the best"
-    draft = gr.Checkbox(offer.drafts_first, label="Draft seeds first", info=drafter, elem_id="draft",
-                        visible=bool(offer.draft))  # fmt: skip
     with gr.Accordion("Change a picture", open=False, elem_id="change"):
-        picture = gr.File(label="PNG, JPEG or WebP", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=110,
-                          elem_id="picture")  # fmt: skip
+        picture = gr.Image(label="PNG, JPEG or WebP", type="filepath", image_mode=None, sources=["upload", "clipboard"],
+                           height=140, buttons=[], elem_id="picture")  # fmt: skip
         strength = gr.Slider(0.05, 1, 0.7, step=0.05, label="Strength: how much of it is redrawn", elem_id="strength")
     with gr.Accordion("Rewards, image size, how many to keep", open=False):
         rewards = gr.Dropdown(list(offer.rewards), value=[offer.rewards[0]], multiselect=True, label="Reward",
@@ -136,6 +149,8 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
         model = gr.Textbox(offer.model, label="Model: hub id or folder", interactive=offer.any_model,
                            visible=offer.any_model)  # fmt: skip
     model.change(None, model, None, js=BADGE, **PRIVATE)
+    if "place" in offer.rewards:
+        picture.change(None, [picture, rewards], rewards, js=WITH_PLACE, **PRIVATE)
     texts = {name: line("hint", hint(name)) for _, name in algorithm_choices()}
     algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(texts)})[name]", **PRIVATE)
     gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
