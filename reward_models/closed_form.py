@@ -68,8 +68,7 @@ class Colourfulness(RewardModel):
 
 
 class Place(RewardModel):
-    """The share of the coloured pixels that an edit and its source have in common, in [0, 1]: whether things stay where
-    they were, whatever their hue."""
+    """The share of the coloured pixels that an edit and its source have in common, in [0, 1], whatever their hues."""
 
     name = "place"
     needs = frozenset({"source"})

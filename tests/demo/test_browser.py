@@ -164,6 +164,12 @@ def test_pictures_are_large_and_open_larger(visit: Opener) -> None:
     page.wait_for_selector(".tt-zoom", state="hidden")
 
 
+def test_the_box_of_drafts_has_a_frame_of_its_own(visit: Opener) -> None:
+    page = visit()
+    assert page.locator("#draft").is_visible()
+    assert page.locator(".form:has(#negative) #draft").count() == 0
+
+
 def test_the_list_of_algorithms_is_grouped_and_leaves_the_header_free(visit: Opener) -> None:
     page = visit(1366, 768)
     page.click("#algorithm input")

@@ -200,16 +200,11 @@ class Board:
         if self.over:
             return list(shown.values())
         new = sorted(shown.keys() - set(self.columns), key=lambda uid: (-shown[uid].reached, -shown[uid].value, uid))
-        most = max(len(self.columns), len(shown))
         for place, uid in enumerate(self.columns):
             if new and uid not in shown and self.lanes[uid].state in ("dropped", "finished"):
                 self.columns[place] = new.pop(0)
-        self.columns += sorted(new[: most - len(self.columns)])
+        self.columns += sorted(new[: max(0, len(shown) - len(self.columns))])
         return [self.lanes[uid] for uid in self.columns]
-
-    def asked(self, uid: int) -> str:
-        """What was last wished of a candidate; "" where nothing was."""
-        return next((wish.verb for wish in reversed(self.wishes or ()) if wish.uid == uid), "")
 
     def shown(self, most: int | None = None) -> list[Lane]:
         """The candidates that got furthest, and their ancestors, families side by side.

@@ -27,8 +27,7 @@ def render_board(board: Board, title: str = "", winner: int | None = None) -> st
     cells = "".join(table.cell(lane, step) for lane in table.lanes for step in table.rows)
     room = max(len(table.lanes), 0 if board.over else MOST_LANES)  # columns that are to come change no width
     style = f"--n:{len(table.lanes)};--room:{room};--r:{len(table.rows)}"
-    kind = "tt-grid" if board.over or board.wishes is None else "tt-grid tt-led"
-    grid = f'<div class="{kind}" style="{style}">{table.lines()}{labels}{heads}{cells}</div>'
+    grid = f'<div class="tt-grid" style="{style}">{table.lines()}{labels}{heads}{cells}</div>'
     head = _head(board, title, len(table.lanes))
     return f'<div class="tt-board">{head}<div class="tt-scroll" tabindex="0">{grid}</div></div>'
 
@@ -70,9 +69,9 @@ class Table:
         style = f"grid-column:{self.column[lane.uid] + 2}"
         hand = ""
         if self.board.wishes is not None and lane.state in ("going", "waiting"):
-            asked = f' data-asked="{verb}"' if (verb := self.board.asked(lane.uid)) else ""
+            said = next((wish.verb for wish in reversed(self.board.wishes) if wish.uid == lane.uid), "")
             both = (f'<button data-verb="{verb}" data-uid="{lane.uid}">{verb}</button>' for verb in (FINISH, DROP))
-            hand = f"<span{asked}>{''.join(both)}</span>"
+            hand = f'<span data-asked="{said}">{"".join(both)}</span>'
         return f'<div class="tt-col{kind}" style="{style}" title="{about}">{lane.name}{hand}</div>'
 
     def cell(self, lane: Lane, step: int) -> str:

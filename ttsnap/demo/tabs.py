@@ -29,11 +29,8 @@ LED = """element.addEventListener("click", ({ target }) => {
   trigger("click", { verb, uid: Number(uid) });
 });"""
 """Of the stage: a click on a column's button is a wish."""
-BEGUN = """() => {
-  const phone = matchMedia("(max-width: 860px)").matches;
-  if (phone) document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" });
-  return "";
-}"""
+BEGUN = """() => (matchMedia("(max-width: 860px)").matches
+  && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" })) || '' """
 """The tally goes. On a phone, where what a search shows stands below its form, it comes into view."""
 WITH_PLACE = """(file, names) => [[...names.filter((name) => name !== "place"), ...(file ? ["place"] : [])]]"""
 """A picture that is changed brings the reward that looks whether things stay where they are."""
