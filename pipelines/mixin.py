@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from ttsnap.pipelines import arguments, output, pipeline_copy
-from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.drafting.drafting import finish_drafts, sized, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.searching import run
 from ttsnap.reward_models.registry import make_rewards
@@ -21,7 +21,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import AUTO, DRAFT, NOISE, Finish, SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import RewardGuidance
@@ -155,6 +155,29 @@ class SearchMixin:
 
     def sampling_denoiser(self, sampler: SamplerOptions, **call: Any) -> Any:
         """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a path that cannot be."""
+        sampler = sampler.drafted_by(None)
+        denoiser = self._sampled(sampler, call)
+        if sampler.draft is None or sampler.finish in (AUTO, NOISE):
+            return denoiser
+        written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish
+        if not written:
+            raise ValueError(f"nothing is known of where to finish the drafts of {sampler.draft}; name a noise level to "
+                             "begin from, with the steps from there, as finish 0.6:4")  # fmt: skip
+        finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
+        for steps in sized(denoiser.grid, finish, call):
+            shorter = self._sampled(sampler, {**call, "num_inference_steps": steps})
+            if shorter.grid.steps - shorter.grid.nearest(finish.level) == finish.steps:
+                denoiser = shorter
+                break
+        else:
+            if finish.steps not in (None, denoiser.grid.steps - denoiser.grid.nearest(finish.level)):
+                raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name "
+                                 "another level, or leave the steps out")  # fmt: skip
+        finish_drafts(denoiser, finish.level, image_nfe)
+        return denoiser
+
+    def _sampled(self, sampler: SamplerOptions, call: Mapping[str, Any]) -> Any:
+        """The same, whose particles begin as noise."""
         denoiser = self.denoiser(**call)
         if sampler.kernel != "pipeline":
             denoiser.convert(sampler.path, sampler.times)
@@ -163,8 +186,8 @@ class SearchMixin:
                              f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
         if sampler.estimate_guidance is not None:
             denoiser.guide_estimates(sampler.estimate_guidance)
-        if (drafter := sampler.drafted_by(None).draft) is not None:
-            use_drafter(denoiser, drafter)
+        if sampler.draft is not None:
+            use_drafter(denoiser, sampler.draft)
         return denoiser
 
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:

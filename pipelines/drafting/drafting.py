@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import proxy
 
 import torch
@@ -11,20 +13,53 @@ from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
+from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_draft
 
+from ttsnap.core.grid import Grid
+from ttsnap.options.sampler import Finish
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
 
 
-def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> None:
+def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
     """Set the drafter of a denoiser (drafters.make_drafter). ValueError where it cannot draft."""
     denoiser.must(Can.DRAFT)
     # Its denoiser is held weakly, so that one that is dropped goes at once, and its networks with it.
     drafts = Drafting(proxy(denoiser), make_drafter(denoiser.pipe, denoiser.network, spec))
     drafts.twin()  # refuses guidance that this call cannot make
     denoiser.drafts = drafts
+    return drafts
+
+
+def sized(grid: Grid, finish: Finish, call: Mapping[str, Any]) -> list[int]:
+    """Numbers of denoising steps of a call, the likeliest first, of which as many may be left from the noise level of
+    `finish` on as it wants; none where this grid's are. ValueError where other arguments say which steps there are."""
+    rest = grid.steps - grid.nearest(finish.level)
+    if finish.steps in (None, rest):
+        return []
+    if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
+        raise ValueError(f"{given[0]} says which steps there are, {rest} of them from level {finish.level:g} on; leave the "
+                         f"steps out of finish {finish}")  # fmt: skip
+    wanted = finish.steps or rest
+    near = round(wanted * grid.steps / rest)
+    return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
+
+
+def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> None:
+    """Let particles begin from their drafts, at the grid step whose noise level is nearest to `level`; at step 0 they
+    begin as noise. image_nfe: evaluations of an image of the call from noise.
+
+    That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess + sigma noise.
+    """
+    step, whole, drafts = denoiser.grid.nearest(level), denoiser.schedule, denoiser.drafts
+    if not step or not isinstance(drafts, Drafting):
+        return
+    rest, at = whole.beginning_at(step), denoiser.guidance.at
+    later = None if at is None else at[int(whole.grid.calls[step]) :]
+    denoiser.set_up(replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)), replace(denoiser.guidance, at=later))
+    denoiser.drafts = replace(drafts, whole=whole)
 
 
 @dataclass(frozen=True)
@@ -33,6 +68,8 @@ class Drafting:
 
     denoiser: PipelineDenoiser
     drafter: Drafter
+    whole: Schedule | None = None
+    """Of the call from noise, where particles begin from drafts of it; None where they begin as noise."""
 
     @property
     def calls(self) -> int:
@@ -42,10 +79,29 @@ class Drafting:
     def passes(self) -> int:
         return self.twin().passes_per_nfe
 
+    @property
+    def finished(self) -> bool:
+        return self.whole is not None
+
+    @property
+    def begin_level(self) -> float:
+        return self._level(self.whole or self.denoiser.schedule, 0, self.calls)
+
+    @torch.no_grad()
+    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        whole, here = self.whole or self.denoiser.schedule, self.denoiser.schedule
+        guess = self._guess(whole, noise, torch.zeros(len(noise), dtype=torch.long), cond, self.calls)
+        wide = noise if noise.dtype == torch.float64 else noise.float()
+        unit = wide / float(getattr(whole.scheduler, "init_noise_sigma", 1.0))
+        return guess, (float(here.alpha[0]) * guess + float(here.sigma[0]) * unit).to(noise.dtype)
+
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
-        twin, schedule, path = self.twin(), self.denoiser.schedule, own_path(self.denoiser.schedule)
-        position = torch.from_numpy(self.denoiser.grid.calls)[step]
+        return self._guess(self.denoiser.schedule, x, torch.from_numpy(self.denoiser.grid.calls)[step], cond, calls)
+
+    def _guess(self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int) -> Tensor:
+        """The guess from x (N, ...) at positions (N,) of this schedule."""
+        twin, path = self.twin(), own_path(schedule)
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
         # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models are there already.
         t = path.inverse_ratio(alpha / sigma)
@@ -62,7 +118,9 @@ class Drafting:
         return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
 
     def level(self, step: int, calls: int) -> float:
-        schedule, position = self.denoiser.schedule, int(self.denoiser.grid.calls[step])
+        return self._level(self.denoiser.schedule, int(self.denoiser.grid.calls[step]), calls)
+
+    def _level(self, schedule: Schedule, position: int, calls: int) -> float:
         path = own_path(schedule)
         t = path.inverse_ratio(schedule.alpha[position].double() / schedule.sigma[position].double())
         return float(level(path, call_times(t, calls, self.drafter.settings.first_time)[-1][1]))
@@ -72,7 +130,8 @@ class Drafting:
 
     def doubt(self, model: str) -> str | None:
         """A warning where the drafter was not checked for this model (by its name), number of steps and guidance."""
-        return unchecked(self.drafter.settings, model, self.denoiser.grid.steps, self.denoiser.scale)
+        steps = self.denoiser.grid.image_nfe or self.denoiser.grid.steps
+        return unchecked(self.drafter.settings, model, steps, self.denoiser.scale)
 
     def twin(self) -> PipelineDenoiser:
         """A copy of the present denoiser, with its encoded prompts, and the drafter's network and guidance.

@@ -20,7 +20,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
-from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler, SchedulerKernel
+from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler, SchedulerKernel, begun_later
 
 from ttsnap.core.grid import Grid
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows
@@ -78,6 +78,20 @@ class Schedule:
     kernel: Kernel
     narrows: bool = False
     """Whether a step leaves x in the dtype of the network's output, even if that is narrower."""
+
+    def beginning_at(self, step: int) -> Schedule:
+        """This schedule from a grid step on."""
+        p, evals = int(self.grid.calls[step]), self.grid.evals
+        return replace(
+            self,
+            timesteps=self.timesteps[p:],
+            alpha=self.alpha[p:],
+            sigma=self.sigma[p:],
+            scale=None if self.scale is None else self.scale[p:],
+            grid=Grid(self.grid.levels[step:], None if evals is None else evals[step:]),
+            times=None if self.times is None else self.times[step:],
+            kernel=begun_later(self.kernel, p),
+        )
 
     def followed_by(self, other: Schedule) -> Schedule:
         """This schedule with the positions of another after its own, for `scaled` and `x0`. Grid, path, times and

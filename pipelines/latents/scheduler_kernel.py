@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import rows
-from ttsnap.sampling.kernels import KernelState, Prediction, Stateless
+from ttsnap.sampling.kernels import Kernel, KernelState, Ode, Prediction, Stateless
 
 
 class Memory(NamedTuple):
@@ -126,6 +126,21 @@ class SchedulerKernel:
             more["generator"] = list(generators) if len(generators) > 1 else generators[0]
         moved: Tensor = scheduler.step(out, scheduler.timesteps[position], x, return_dict=False, **more)[0]
         return moved
+
+
+def begun_later(kernel: Kernel, position: int) -> Kernel:
+    """A call's own kernel for particles that begin at a later position. ValueError for one that cannot."""
+    if isinstance(kernel, FlowEuler):
+        return replace(kernel, sigmas=kernel.sigmas[position:])
+    if isinstance(kernel, Ode):
+        return replace(kernel, times=kernel.times[position:])
+    if not isinstance(kernel, SchedulerKernel) or type(kernel.scheduler).__name__ == "PNDMScheduler":
+        name = type(getattr(kernel, "scheduler", kernel)).__name__
+        raise ValueError(f"search cannot use {name} from a later step on; set pipe.scheduler to another one")
+    scheduler, begin = copy.deepcopy(kernel.scheduler), kernel.begin + position
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return replace(kernel, scheduler=scheduler, begin=begin)
 
 
 def _copied(scheduler: Any) -> Any:

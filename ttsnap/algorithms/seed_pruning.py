@@ -21,6 +21,7 @@ from ttsnap.core.looks import ESTIMATE, Draft, Estimator, look_of
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
+from ttsnap.core.plans import draft_calls
 from ttsnap.files.settings import Bounds, Count, Decay, Settings
 
 
@@ -113,7 +114,7 @@ class SeedPruning(Settings):
             return ()
         calls = self.draft_calls or task.draft_calls
         # Drafts take n * one, n * keep survivors the rest.
-        one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task))
+        one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task, begun=True))
         keep = one / rest * (1 - self.draft_share) / self.draft_share
         return (Check(0, min(1.0, keep), Draft(calls)),)
 
@@ -147,17 +148,22 @@ class SeedPruning(Settings):
         return move, State(state.least, tuple(ahead))
 
 
-def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True) -> list[float]:
+def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True, begun: bool = False) -> list[float]:
     """What each check takes of one seed, in evaluations as Task counts them, from the check before it on.
 
-    shares: times the share of seeds that come to it.
+    shares: times the share of seeds that come to it. begun: whether the drafts are paid by which seeds begin.
     """
     costs, at, paid, share = [], 0, False, 1.0
     for check in checks:
         extra, made, here = 0.0, 0, np.array([check.step])
+        rows = fresh(1, check.step, look=check.look).rows
+        drafts = int(draft_calls(rows, check.look, task.grid.steps, task.begin_calls)[0])
+        if costs or begun:
+            drafts -= task.begin_calls
         if check.step < task.grid.steps:
             made = int(check.look.evaluations(here, task.grid)[0])
-            extra = task.draft_cost * int(check.look.draft_calls(here)[0]) + made - 1
+            extra = made - 1
+        extra += task.draft_cost * drafts
         costs.append(share * (task.evaluations(at, check.step, paid=paid) + extra))
         at, paid = check.step, made > 0
         share *= check.keep if shares else 1.0

@@ -14,7 +14,7 @@ from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import NAMES, Cost, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.plans import Plan
+from ttsnap.core.plans import Plan, from_noise
 from ttsnap.core.protocols import EngineLost, RunUsage
 
 
@@ -52,13 +52,16 @@ def averaged(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def begun(plan: Plan, cancelled: Outcome, grid: Grid) -> Cost:
     """The cost of rows of a plan that were cancelled before they were done."""
     nfe = grid.calls[cancelled.step] - grid.calls[plan.rows.start] + cancelled.cached - plan.paid
-    return cancelled.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"]).sum()))
+    made = from_noise(plan.rows) & (np.zeros(len(plan), bool) if cancelled.begun is None else cancelled.begun)
+    drafts = int((plan.costs["draft_calls"] * made).sum()) if made.any() else 0
+    return cancelled.look_cost + Cost(int(np.clip(nfe, 0, plan.costs["nfe"]).sum()), draft_calls=drafts)
 
 
 def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
     """The outcome of one job's cancelled rows on several actors."""
     ratios = [part.log_ratio for part in parts if part.log_ratio is not None]
     gradients = [part.has_gradient for part in parts if part.has_gradient is not None]
+    begun = [part.begun for part in parts if part.begun is not None]
     return Outcome(
         job,
         uids=np.concatenate([np.empty(0, int), *(part.uids for part in parts)]),
@@ -67,6 +70,7 @@ def merged(job: int, parts: Sequence[Outcome]) -> Outcome:
         look_cost=Cost().plus(*(part.look_cost for part in parts)),
         log_ratio=np.concatenate(ratios) if ratios else None,
         has_gradient=np.concatenate(gradients) if gradients else None,
+        begun=np.concatenate(begun) if begun else None,
     )
 
 

@@ -224,6 +224,8 @@ class Price:
     """1 where features are taken of each image that is made to be scored; else 0."""
     bases: int = 0
     """Rewards that leave a finished image to a dearer base (`PerKind.base_calls`)."""
+    begin_calls: int = 0
+    """Calls of the drafter by which a new particle begins, where drafts are finished; 0 where noise is."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -235,6 +237,7 @@ class Price:
             ("more_calls", self.more_calls, 0),
             ("features", self.features, 0),
             ("bases", self.bases, 0),
+            ("begin_calls", self.begin_calls, 0),
         )
         for name, count, least in counts:
             if count < least:

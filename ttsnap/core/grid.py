@@ -21,6 +21,8 @@ class Grid:
 
     levels: tuple[float, ...]
     evals: tuple[int, ...] | None = None
+    image_nfe: int | None = None
+    """Evaluations of an image in a budget in images, where drafts are finished: those of one from noise."""
 
     def __post_init__(self) -> None:
         levels = np.asarray(self.levels, float)
@@ -44,6 +46,10 @@ class Grid:
     def nfe(self) -> int:
         """Denoiser evaluations of one image: K where each step takes one."""
         return int(self.calls[-1])
+
+    def nearest(self, level: float) -> int:
+        """The step before the last whose noise level is nearest to `level`."""
+        return int(np.argmin(np.abs(np.asarray(self.levels[:-1]) - level)))
 
     def step_at(self, level: float) -> int:
         """The first step whose noise level is at most `level` (in (0, 1])."""
@@ -73,6 +79,8 @@ class Task:
     """Calls of the drafter in one draft; 0 where there is no drafter."""
     draft_cost: float = 0.0
     """Of one call of the drafter."""
+    begin_calls: int = 0
+    """Calls of the drafter by which each seed begins, where drafts are finished (Price)."""
     later: bool = False
     """Whether the pot is for searches that come later as well: what this one leaves is theirs."""
 

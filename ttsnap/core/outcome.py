@@ -106,6 +106,8 @@ class Outcome:
     """(n,) as in Particles."""
     has_gradient: BoolArray | None = None
     """(n,) as in Particles; only cancelled rows need to tell."""
+    begun: BoolArray | None = None
+    """(n,) whether the draft was made by which a particle begins; None: all have begun. Cancelled rows tell."""
     unspent: Cost = NOTHING
     """What these rows were charged for and did not take, of kinds known afterwards only (tokens); below 0 where they
     took more."""

@@ -33,6 +33,23 @@ def goes_on(rows: Rows) -> BoolArray:
     return mask
 
 
+def from_noise(rows: Rows) -> BoolArray:
+    """(n,) rows that make a new particle from noise: FRESH, MIX and ASCEND."""
+    mask: BoolArray = (rows.kind == FRESH) | (rows.kind >= MIX)
+    return mask
+
+
+def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -> IntArray:
+    """Calls (n,) of the drafter that rows take on a grid of so many steps: of looks, and by which particles begin.
+
+    A draft at step 0 of as many calls as particles begin by is what they begin from.
+    """
+    calls: IntArray = (rows.score & (rows.stop < steps)) * look.draft_calls(rows.stop)
+    if not begin_calls:
+        return calls
+    return np.where((rows.stop == 0) & (calls == begin_calls), 0, calls) + begin_calls * from_noise(rows)
+
+
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
     """(n,) which of these uids of so many particles are the first of their kind."""
     rows, first = np.arange(len(uids)), np.empty(particles, int)
@@ -66,7 +83,7 @@ def row_costs(
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
-    if np.count_nonzero(drafts := ahead * look.draft_calls(rows.stop)):
+    if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.begin_calls)):
         costs["draft_calls"] = drafts
     if price.tokens:
         costs["tokens"] = rows.score * price.tokens
@@ -126,6 +143,11 @@ def finish_cost(
     backwards, asked = gradients if guided.through else 0, gradients * price.asked
     cost = Cost(int(again[least]), gradients, asked, gradients=gradients, backwards=backwards)
     return Cost(int(calls[least])) + scored + cost
+
+
+def image_cost(grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
+    """Cost of one image from a fresh seed."""
+    return finish_cost(0, False, grid, rewards, price) + Cost(draft_calls=price.begin_calls)
 
 
 @dataclass(frozen=True)
@@ -227,6 +249,9 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
     ascents = whole[plan.rows.kind[whole] == ASCEND]
     untouched = np.setdiff1d(whole, ascents)
     cost = total({kind: column[untouched] for kind, column in plan.costs.items()})
+    if cancelled.begun is not None:
+        drafted = at[cancelled.begun & ~ran & from_noise(plan.rows.take(at))]
+        cost -= Cost(draft_calls=price.begin_calls * len(drafted))
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip

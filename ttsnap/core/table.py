@@ -53,7 +53,11 @@ class ParticleTable:
         if len(up):
             self._flags[2, rows.parent[up]] = True
         if len(plan.drop):
-            self._flags[1, plan.drop] = False
+            self.drop(plan.drop)
+
+    def drop(self, uids: IntArray) -> None:
+        """Give these particles up."""
+        self._flags[1, uids] = False
 
     def own(self, uids: IntArray, has_gradient: BoolArray) -> None:
         """Whether the gradient at the step that these particles are at, or go to, is paid; see owned_gradients."""

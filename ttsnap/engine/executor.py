@@ -105,13 +105,19 @@ class Executor:
         self.count(Cost(), 1)
 
     def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
-        """One guess of so many calls by the drafter at each of these nodes."""
+        """One guess of so many calls by the drafter at each of these nodes, or the draft by which it begins."""
+        beginning = [node for _, node in pending if self.noise.begin_calls and node.latent is None]
+        pending = [one for one in pending if one.node not in beginning]
+        self.count(Cost(draft_calls=calls * (len(beginning) + len(pending))))
+        if beginning:
+            self.noise.drafted(beginning)
+        if not pending:
+            return
         x, at, cond = self._batch(pending)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
         guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
         for i, (_, node) in enumerate(pending):
             node.keep_prediction(Prediction(guess, guess), i)
-        self.count(Cost(draft_calls=calls * len(pending)))
 
     def _batch(self, pending: Sequence[PendingEval]) -> tuple[Tensor, Tensor, Tensor]:
         """What a network is called with for these nodes: latents, positions and prompts, padded with `padded`."""

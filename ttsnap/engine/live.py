@@ -98,6 +98,8 @@ class LiveEngine(Engine):
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
+            if self.noise.begin_calls:
+                raise ValueError("guidance by gradients starts from noise; set finish to noise, or leave guide out")
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
@@ -137,6 +139,8 @@ class LiveEngine(Engine):
             offered |= {Need.RENOISE, Need.ROLLOUT}
         if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)
+        if self.noise.begin_calls:  # no gradient goes back through a drafter
+            offered.discard(Need.ASCEND)
         return frozenset(offered)
 
     @property
@@ -290,4 +294,5 @@ class LiveEngine(Engine):
             look_cost=Cost().plus(*(row.look.cost for row in rows)),
             log_ratio=report.log_ratio,
             has_gradient=report.has_gradient,
+            begun=np.array([row.begun for row in rows], bool) if self.noise.begin_calls else None,
         )

@@ -138,6 +138,22 @@ class DraftRun(LookRun):
         return Cost(draft_calls=self.draft_calls) if self.done else Cost()
 
 
+class BegunRun(LookRun):
+    """Scores the draft that the particle has begun from. level: as of DraftRun."""
+
+    scores = True
+
+    def __init__(self, level: float) -> None:
+        self._level = level
+
+    def scored(self, here: Node) -> Node:
+        assert here.guess is not None
+        return Node(here.job, here.seed, here.position, here.latent, prediction=Prediction(here.guess, here.guess))
+
+    def level(self, stop: int, grid: Grid) -> float:
+        return self._level
+
+
 def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
     """Take each of these looks on to its next node, if it can go on; the nodes are where particles stop."""
     ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
@@ -176,7 +192,10 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
     if isinstance(look, Rollout) and (points := look.points(stop, steps)):
         return RolloutRun(points)
     if isinstance(look, Draft):
-        return DraftRun(look.calls, drafts_of(denoiser).level(stop, look.calls))
+        drafts = drafts_of(denoiser)
+        if drafts.finished and (stop, look.calls) == (0, drafts.calls):
+            return BegunRun(drafts.begin_level)
+        return DraftRun(look.calls, drafts.level(stop, look.calls))
     if isinstance(look, Estimate | Rollout):
         return EstimateRun()
     raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate, rollout or draft")

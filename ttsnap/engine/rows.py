@@ -52,6 +52,8 @@ class Row:
     """Whether `stop` is the finished image."""
     look: LookRun
     """What is scored at `stop`."""
+    begin_calls: int = 0
+    """Calls of the drafter by which a particle begins; 0 where it begins as noise."""
     branched_at: int = -1
     """The position at which it leaves another particle; -1 for one that goes on."""
     near: NearNoise | None = None
@@ -62,6 +64,11 @@ class Row:
     """The positions from which its steps follow a gradient."""
     awaits_gradient: bool = False
     """Whether it stays where it is until the particle's gradient is there, which a sibling that moves on pays for."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the draft is made by which the particle begins, if it begins by one."""
+        return not self.begin_calls or self.node.latent is not None
 
     @property
     def needs_gradient(self) -> bool:
@@ -86,7 +93,7 @@ class Row:
     @property
     def at_stop(self) -> bool:
         """Whether it has come to its stop, with all that it needs there but what its look makes."""
-        here = self.node.position == self.end and not self.needs_gradient
+        here = self.node.position == self.end and self.begun and not self.needs_gradient
         return here and (self.node.prediction is not None or not self.look.reads_estimate)
 
     @property
@@ -101,6 +108,8 @@ class Row:
     @property
     def lane(self) -> int:
         """Calls of the drafter that it waits for; 0 where it waits for the denoiser, or for nothing."""
+        if not self.begun:
+            return self.begin_calls
         return self.look.draft_calls if self.look.draft_calls and self.at_stop and not self.look.done else 0
 
     @property
@@ -155,6 +164,7 @@ class RowBuilder:
             node=node,
             stop=stop,
             end=int(grid.calls[stop]),
+            begin_calls=self.noise.begin_calls,
             last=stop == grid.steps,
             look=look_run(plan.look.at(stop), score, stop, denoiser),
             branched_at=begun.branched_at,

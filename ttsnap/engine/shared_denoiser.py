@@ -15,7 +15,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser, drafts_of
 from ttsnap.sampling.kernels import Kernel
 
 
@@ -103,6 +103,9 @@ class InitialNoise:
         self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
         self.device: torch.device | None = None
         """Where latents are; None before there are any."""
+        drafts = denoiser.drafts
+        self.begin_calls = drafts.calls if drafts is not None and drafts.finished else 0
+        """Calls of the drafter by which particles begin, whose drafts are finished; 0 where they begin as noise."""
 
     def draw(self, nodes: Sequence[Node]) -> None:
         """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser is to see them."""
@@ -114,6 +117,19 @@ class InitialNoise:
         begun = self.denoiser.begin(noise, self.prompts.rows(new))
         for node, latent, drawn, generator in zip(new, begun, noise, generators, strict=True):
             node.latent, node.kernel_state = latent, self.kernel.init(drawn, (node.seed, 0), generator)
+        self.device = begun.device
+
+    def drafted(self, nodes: Sequence[Node]) -> None:
+        """Let these particles begin from their drafts."""
+        generators = [rng.seeded(node.seed) for node in nodes]
+        noise = self.denoiser.init_latents(generators)
+        for i, node in enumerate(nodes):
+            noise[i] = self.of(node) if node.mixed_in else noise[i]
+        guesses, begun = drafts_of(self.denoiser).begin(noise, self.prompts.rows(nodes))
+        for node, guess, latent, drawn, source in zip(nodes, guesses, begun, noise, generators, strict=True):
+            node.guess, node.latent = guess, latent
+            if not node.mixed_in:
+                node.kernel_state = self.kernel.init(drawn, (node.seed, 0), source)
         self.device = begun.device
 
     def of(self, node: Node) -> Tensor:
@@ -129,7 +145,10 @@ class InitialNoise:
         generator = rng.generator(key)
         x = mixed(self.of(node), share, self._fresh(generator))
         state = self.kernel.init(x, key[:-1], generator)
-        return self.begun(Node(node.job, node.seed, 0, x, state, (*node.mixed_in, Mixed(share, key))))
+        mixed_in = (*node.mixed_in, Mixed(share, key))
+        if self.begin_calls:
+            return Node(node.job, node.seed, 0, kernel_state=state, mixed_in=mixed_in)
+        return self.begun(Node(node.job, node.seed, 0, x, kernel_state=state, mixed_in=mixed_in))
 
     def begun(self, node: Node) -> Node:
         """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""

@@ -36,6 +36,9 @@ class Node:
     """Evaluations of the denoiser that have brought the latent here: the grid step, where each step takes one
     (Grid.calls)."""
     latent: Tensor | None = None
+    """None until the noise is drawn or, where drafts are finished, the draft is made by which the particle begins."""
+    guess: Tensor | None = None
+    """The draft that the latent was begun from; None after the first step, and for one that begins as noise."""
     kernel_state: KernelState = None
     """What the kernel keeps for this particle."""
     mixed_in: tuple[Mixed, ...] = ()
@@ -82,11 +85,11 @@ class Node:
 
     def after_step(self, latent: Tensor, kernel_state: KernelState) -> Node:
         """Where the step that follows one evaluation has brought this particle."""
-        return Node(self.job, self.seed, self.position + 1, latent, kernel_state, self.mixed_in)
+        return Node(self.job, self.seed, self.position + 1, latent, kernel_state=kernel_state, mixed_in=self.mixed_in)
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        node = Node(self.job, self.seed, self.position, self.latent, self.kernel_state, self.mixed_in)
+        node = Node(self.job, self.seed, self.position, self.latent, self.guess, self.kernel_state, self.mixed_in)
         node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
         return node
 

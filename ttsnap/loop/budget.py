@@ -12,7 +12,7 @@ import numpy as np
 from ttsnap.core.cost import KINDS, NAMES, Cost, PerKind, Price, Rates
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.names import nearest
-from ttsnap.core.plans import finish_cost
+from ttsnap.core.plans import image_cost
 from ttsnap.core.protocols import Engine
 
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -97,10 +97,10 @@ class Budget(PerKind[int | None], unset=None):
         return cls(images=max(1.0, fraction * EFFORTS["high"]))
 
     def on(self, grid: Grid) -> Budget:
-        """With `images` counted in this grid's evaluations."""
+        """With `images` counted in this grid's evaluations; where drafts are finished, in those of one from noise."""
         if self.images is None:
             return self
-        nfe = int(self.images * grid.nfe + 1e-9)
+        nfe = int(self.images * (grid.image_nfe or grid.nfe) + 1e-9)
         return replace(self, images=None, nfe=nfe if self.nfe is None else min(nfe, self.nfe))
 
     def times(self, n: int) -> Budget:
@@ -167,7 +167,8 @@ class Cap:
         calls = self.engine.draft_calls
         score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
-        return Task(grid, keep, allowance, score, shared or later, check, calls, draft, later)
+        begin = price.begin_calls
+        return Task(grid, keep, allowance, score, shared or later, check, calls, draft, begin, later)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""
@@ -185,10 +186,10 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     ):
         if amount is not None and rates is not None and rates.nfe > 0:
             caps.append((np.inf if amount == most else amount, rates, unheld))
-    whole = finish_cost(0, False, engine.grid, rewards, price)
+    whole = image_cost(engine.grid, rewards, price)
     amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget()))
     scoring = price.calls(rewards) * rates.reward_calls
-    besides = price.features * rates.features + price.bases * rates.base_calls
+    besides = price.features * rates.features + price.bases * rates.base_calls + price.begin_calls * rates.draft_calls
     unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
 

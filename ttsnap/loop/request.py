@@ -14,7 +14,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Utility
-from ttsnap.core.plans import finish_cost
+from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.requirement import Gate
@@ -128,7 +128,7 @@ def request_of(
 ) -> RunningRequest:
     """A request whose jobs are numbered from `first` on; all of them are queued."""
     cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-    task, whole = cap.task(spec.keep, spec.shared, spec.later), finish_cost(0, False, engine.grid, rewards, price)
+    task, whole = cap.task(spec.keep, spec.shared, spec.later), image_cost(engine.grid, rewards, price)
     pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
     def job(place: int, prompt: Prompt) -> Job:

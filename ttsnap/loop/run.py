@@ -262,6 +262,9 @@ class Run:
         refund = Cost()
         if job.plan is not None:
             refund = unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
+        if cancelled.begun is not None:  # a seed whose draft was never made is no start for a finish
+            job.table.drop(never := cancelled.uids[~cancelled.begun])
+            self.engine.drop(job.index, never.tolist())
         job.ledger.refund(refund)
         if job.trace:
             job.trace[-1]["refund"] = refund.counts()

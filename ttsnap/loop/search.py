@@ -19,7 +19,7 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
-from ttsnap.core.plans import finish_cost
+from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine, RunUsage, Widening
 from ttsnap.core.requirement import Gate
@@ -139,7 +139,7 @@ def check_spec(spec: SearchSpec, engine: Engine) -> None:
 
 def check_budget(budget: Budget, engine: Engine) -> None:
     """ValueError when `budget` does not pay for one finished image."""
-    one = finish_cost(0, False, engine.grid, len(engine.reward_names), engine.price)
+    one = image_cost(engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
         raise ValueError(

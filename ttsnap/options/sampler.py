@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from ttsnap.files.settings import Bounds, Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
@@ -12,6 +13,31 @@ AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
 HOT = "hot"
 """The model as its own drafter, called with a noise level below the true one."""
+
+
+NOISE, DRAFT = "noise", "draft"
+"""What is finished: the seed's noise, or its draft, at the level that the drafter's settings say."""
+
+
+class Finish(NamedTuple):
+    """From where drafts are finished; written "0.6", or "0.6:4" with the steps."""
+
+    level: float
+    """The noise level, in (0, 1], to which a draft is put back with its seed's own noise."""
+    steps: int | None = None
+    """Denoising steps from there; None: those that are left of the call's."""
+
+    def __str__(self) -> str:
+        return f"{self.level:g}" + ("" if self.steps is None else f":{self.steps}")
+
+    @classmethod
+    def parse(cls, text: str) -> Finish:
+        """From such a text. ValueError for another."""
+        match = re.fullmatch(r"(1|1\.0|0?\.[0-9]{1,6})(?::([1-9][0-9]{0,2}))?", text)
+        if match is None or not float(match[1]):
+            raise ValueError(f"finish is auto, noise, draft, or a noise level in (0, 1] with the steps from there as in "
+                             f"0.6:4, got {text[:40]!r}")  # fmt: skip
+        return cls(float(match[1]), int(match[2]) if match[2] else None)
 
 
 @dataclass(frozen=True)
@@ -68,21 +94,37 @@ class SamplerOptions(Settings):
         loads="model",
         common=True,
     )
+    finish: Spec = option(
+        AUTO,
+        "what becomes of a drafted seed: noise (it is denoised from its noise), draft (its draft is put back to a noise "
+        "level with the seed's own noise, and denoised from there), a level as in 0.6, with the steps from there as in "
+        "0.6:4, or auto (the draft where that was measured to find more, else noise)",
+        python="A number is a level.",
+        written=Word,
+        common=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "finish", str(self.finish))
+        if self.finish not in (AUTO, NOISE, DRAFT):
+            Finish.parse(self.finish)
+        if self.finish not in (AUTO, NOISE) and self.draft in (None, NONE):
+            raise ValueError(
+                f"finish {self.finish} is for drafts, and draft is none; name a drafter, or leave finish out"
+            )
         if isinstance(self.draft, str) and self.draft == NONE:
             object.__setattr__(self, "draft", None)
 
     def drafted_by(self, drafter: Spec) -> SamplerOptions:
         """The same with this drafter (None for none) in place of `AUTO`."""
         left_open = isinstance(self.draft, str) and self.draft == AUTO
-        return replace(self, draft=drafter) if left_open else self
+        return replace(self, draft=drafter, **({} if drafter else {"finish": NOISE})) if left_open else self
 
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same images from the same seeds."""
-        return not set(changed(self)) - {"estimate_guidance", "draft"}
+        return not set(changed(self)) - {"estimate_guidance", "draft", "finish"}
 
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none."""

@@ -24,7 +24,7 @@ from ttsnap.recordings.replay import Recording
 
 FORMAT = 1
 MOST_UNITS, MOST_SCORES = 10**7, 10**10
-COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases")
+COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", "bases", "begin_calls")
 """Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
@@ -81,6 +81,8 @@ class Header:
     """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
     """Looks in addition to estimates, as "draft:1@0"."""
+    image_nfe: int | None = None
+    """Of the grid (Grid.image_nfe), where drafts are finished."""
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
@@ -128,7 +130,7 @@ class Header:
     def recording(self, scores: FloatArray) -> Recording:
         """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
-        scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals)
+        scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals, self.image_nfe)
         looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)}
         texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
         return Recording(texts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
@@ -147,6 +149,8 @@ class Header:
             del settings["evals"]
         if not self.looks:
             del settings["looks"]
+        if self.image_nfe is None:
+            del settings["image_nfe"]
         return settings
 
     def digest(self) -> str:
@@ -168,7 +172,8 @@ class Header:
         if HEADER_CRC in data and data[HEADER_CRC] != checksum({k: v for k, v in data.items() if k != HEADER_CRC}):
             raise ValueError(f"{where} is damaged: its header does not have the checksum with which it was written")
         names = [f.name for f in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in data and name not in ("extras", "evals", "looks")]
+        newer = ("extras", "evals", "looks", "image_nfe")
+        missing = [name for name in names if name not in data and name not in newer]
         if missing:
             raise ValueError(f"{where} is damaged: it lacks {missing}")
         return cls._from(data, where), {k: v for k, v in data.items() if k not in names}
@@ -199,6 +204,7 @@ class Header:
             price=r.price,
             info=r.info,
             looks=tuple(map(str, r.looks)),
+            image_nfe=r.grid.image_nfe,
         )
 
 
@@ -243,7 +249,7 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name in ("passes_per_draft", "more_calls", "bases"):
+    for name in ("passes_per_draft", "more_calls", "bases", "begin_calls"):
         if not data[name]:
             del data[name]
     return data

@@ -102,6 +102,7 @@ def describe(
         first_seed=options.seed,
         levels=tuple(float(level) for level in grid.levels),
         evals=grid.evals,
+        image_nfe=grid.image_nfe,
         steps=KeepAll(steps=steps).scored(grid.steps),
         looks=looks,
         rewards=names,

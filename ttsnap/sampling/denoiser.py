@@ -63,6 +63,18 @@ class Drafts(Protocol):
         step and cond are long, on the CPU. Nothing is drawn. ValueError for no calls.
         """
 
+    @property
+    def finished(self) -> bool:
+        """Whether particles begin from their drafts, put back to the noise level of step 0, in place of noise."""
+
+    @property
+    def begin_level(self) -> float:
+        """The noise level, in (0, 1], that the last call of such a draft is told."""
+
+    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial noise (N, ...) of prompts (N,) -> the drafts (N, ...) in `calls` calls, and the latents (N, ...) of
+        step 0: x = alpha guess + sigma noise, at the noise level of that step."""
+
     def level(self, step: int, calls: int) -> float:
         """The noise level, in (0, 1], that the last call is told in such a guess from a grid step."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ttsnap.files.reading import printable, read_object
 from ttsnap.files.settings import Bounds, Count, Settings, Size, build, check, to_json
 from ttsnap.files.writing import write_json
+from ttsnap.options.sampler import Finish
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
 DRAFT_FILE = "draft.json"
@@ -49,6 +50,9 @@ class Checked(Settings):
     steps: Count
     guidance_scale: Guidance
     figures: Annotated[Mapping[str, float], Size(MOST_FIGURES)] = field(default_factory=dict)
+    finish: str = ""
+    """From where its drafts are finished (Finish) where that was measured to find more than drafts that only rank;
+    else empty."""
 
     @property
     def pays(self) -> bool:
@@ -69,6 +73,8 @@ class DraftSettings(Settings):
     guidance: Guidance | None = None
     """Of the drafter's calls. None: none, or the scale of the pipeline's call for networks that read one (FLUX.1
     dev)."""
+    finish: str = ""
+    """From where to try to finish its drafts (Finish); empty where nothing is known."""
     trained_for: TrainedFor = TrainedFor()
     checked: tuple[Checked, ...] = ()
     """Where the drafter was measured to rank seeds."""
@@ -127,6 +133,8 @@ def parse_draft(data: Mapping[str, object], where: object) -> DraftSettings:
         if check("format", data.get("format"), int) != FORMAT:
             raise ValueError(f"it is of format {data['format']}; this version of ttsnap reads format {FORMAT}")
         settings = build(DraftSettings, {key: value for key, value in data.items() if key != "format"})
+        for text in filter(None, (settings.finish, *(entry.finish for entry in settings.checked))):
+            Finish.parse(text)
         texts = [settings.trained_for.model, settings.trained_for.path, *(entry.model for entry in settings.checked)]
         if len(settings.checked) > MOST_CHECKED or any(len(text) > MOST_TEXT for text in texts):
             raise ValueError(f"it holds more than {MOST_CHECKED:,} checks, or a text of over {MOST_TEXT} characters")
