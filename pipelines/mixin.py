@@ -161,7 +161,7 @@ class SearchMixin:
             return denoiser
         written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish
         if not written:
-            raise ValueError(f"nothing is known of where to finish the drafts of {sampler.draft}; name a noise level to "
+            raise ValueError(f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level to "
                              "begin from, with the steps from there, as finish 0.6:4")  # fmt: skip
         finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
         for steps in sized(denoiser.grid, finish, call):

@@ -40,8 +40,8 @@ def sized(grid: Grid, finish: Finish, call: Mapping[str, Any]) -> list[int]:
     if finish.steps in (None, rest):
         return []
     if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
-        raise ValueError(f"{given[0]} says which steps there are, {rest} of them from level {finish.level:g} on; leave the "
-                         f"steps out of finish {finish}")  # fmt: skip
+        raise ValueError(f"{given[0]} says which steps there are, {rest} of them from level {finish.level:g} on; leave "
+                         f"the steps out of finish {finish}")  # fmt: skip
     wanted = finish.steps or rest
     near = round(wanted * grid.steps / rest)
     return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]

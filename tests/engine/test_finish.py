@@ -78,7 +78,7 @@ def test_a_perfect_draft_ends_as_its_seed_does() -> None:
         (finished,) = search(["a"], BestOfN(6), made(begin, error=0.0), keep=6)
         off.append(max(float((c.pixels - ends[c.seed]).abs().max()) for c in finished.images))
     assert off[1] < off[0] < 0.1
-    assert off[1] < 0.01
+    assert off[1] < 0.05
 
 
 def test_a_draft_put_back_to_no_noise_is_the_draft() -> None:

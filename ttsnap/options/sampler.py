@@ -35,7 +35,7 @@ class Finish(NamedTuple):
         """From such a text. ValueError for another."""
         match = re.fullmatch(r"(1|1\.0|0?\.[0-9]{1,6})(?::([1-9][0-9]{0,2}))?", text)
         if match is None or not float(match[1]):
-            raise ValueError(f"finish is auto, noise, draft, or a noise level in (0, 1] with the steps from there as in "
+            raise ValueError("finish is auto, noise, draft, or a noise level in (0, 1], with the steps from there as in "
                              f"0.6:4, got {text[:40]!r}")  # fmt: skip
         return cls(float(match[1]), int(match[2]) if match[2] else None)
 
@@ -96,9 +96,9 @@ class SamplerOptions(Settings):
     )
     finish: Spec = option(
         AUTO,
-        "what becomes of a drafted seed: noise (it is denoised from its noise), draft (its draft is put back to a noise "
-        "level with the seed's own noise, and denoised from there), a level as in 0.6, with the steps from there as in "
-        "0.6:4, or auto (the draft where that was measured to find more, else noise)",
+        "what of a drafted seed is denoised: noise (its noise), draft (its draft, put back to a noise level with the "
+        "seed's own noise), a level of yours as 0.6, with the steps from there as 0.6:4, or auto (the draft where that "
+        "was measured to find more)",
         python="A number is a level.",
         written=Word,
         common=True,
