@@ -21,7 +21,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
-from ttsnap.options.sampler import AUTO, DRAFT, NOISE, Finish, SamplerOptions
+from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import RewardGuidance
@@ -157,7 +157,7 @@ class SearchMixin:
         """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a path that cannot be."""
         sampler = sampler.drafted_by(None)
         denoiser = self._sampled(sampler, call)
-        if sampler.draft is None or sampler.finish in (AUTO, NOISE):
+        if sampler.draft is None or not sampler.finishes:
             return denoiser
         written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish
         if not written:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
+from ttsnap.pipelines.drafting.drafters import make_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
@@ -25,12 +26,13 @@ from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions
 from ttsnap.sampling.denoiser import Can
-from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
+from ttsnap.sampling.drafts import Checked, DraftSettings, calls_of, read_draft
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
+_STEPS = "num_inference_steps"
 _SCALES = ("true_cfg_scale", "guidance_scale")
 """The arguments with a guidance scale, that of two passes first."""
 
@@ -53,11 +55,10 @@ class OwnDraft:
         """
         if not (_drafts(algorithm) and sampler.stock and suits_drafts(rewards)):
             return False
-        measured = ("num_inference_steps", *_SCALES)
+        measured = (_STEPS, *_SCALES)
         if not all(self._has(name, value) for name, value in call.items() if name not in measured):
             return False
-        steps, scale = call.get(measured[0]), next((call[name] for name in _SCALES if name in call), None)
-        return any((c.steps, c.guidance_scale) == (steps, scale) and c.pays for c in self.settings.checked)
+        return (found := checked_at(self.settings, call)) is not None and found.pays
 
     def _has(self, name: str, value: object) -> bool:
         """Whether an argument has the model's default. None and "" are no value, and a size of None is native."""
@@ -66,15 +67,35 @@ class OwnDraft:
         return same(value, default) or value in nothing
 
 
+def checked_at(settings: DraftSettings, call: Mapping[str, Any]) -> Checked | None:
+    """What was measured of a drafter at the steps and the guidance of a call."""
+    steps, scale = call.get(_STEPS), next((call[name] for name in _SCALES if name in call), None)
+    return next((c for c in settings.checked if (c.steps, c.guidance_scale) == (steps, scale)), None)
+
+
 def drafting(
     pipe: Any, sampler: SamplerOptions, algorithm: Algorithm, rewards: Spec, call: Mapping[str, Any]
 ) -> SamplerOptions:
-    """The sampler of a search with its drafter. A drafter that was left open is the model's own, where it `suits`, or
-    None. call: of the pipeline, complete."""
-    if sampler.drafted_by(None) is sampler:
-        return sampler
-    own = own_draft(pipe)
-    return sampler.drafted_by(own.name if own is not None and own.suits(algorithm, sampler, rewards, call) else None)
+    """The sampler of a search with its drafter, and what of a draft is finished. A drafter that was left open is the
+    model's own, where it `suits` or its drafts are to be finished, or None. call: of the pipeline, complete.
+
+    ValueError where drafts are to be finished and there is no drafter.
+    """
+    settings = DraftSettings()
+    if sampler.left_open:
+        own = own_draft(pipe)
+        if own is not None and (sampler.finishes or own.suits(algorithm, sampler, rewards, call)):
+            sampler, settings = sampler.drafted_by(own.name), own.settings
+        sampler = sampler.drafted_by(None)
+    elif isinstance(sampler.draft, str) and sampler.finish in (AUTO, DRAFT):
+        settings = make_drafter(pipe, type(pipe).denoiser_class.network, sampler.draft).settings
+    if sampler.draft is None and sampler.finishes:
+        raise ValueError(f"finish {sampler.finish} is for drafts, and there is no drafter; name one: --draft FOLDER, "
+                         "draft='FOLDER'")  # fmt: skip
+    if sampler.draft is not None and sampler.finish == AUTO:
+        there = checked_at(settings, call)
+        return replace(sampler, finish=(there.finish if there is not None else "") or NOISE)
+    return replace(sampler, finish=settings.finish) if sampler.finish == DRAFT and settings.finish else sampler
 
 
 def warn_of_doubt(drafts: Any, model: str) -> None:

@@ -35,8 +35,8 @@ class Finish(NamedTuple):
         """From such a text. ValueError for another."""
         match = re.fullmatch(r"(1|1\.0|0?\.[0-9]{1,6})(?::([1-9][0-9]{0,2}))?", text)
         if match is None or not float(match[1]):
-            raise ValueError("finish is auto, noise, draft, or a noise level in (0, 1], with the steps from there as in "
-                             f"0.6:4, got {text[:40]!r}")  # fmt: skip
+            raise ValueError("finish is auto, noise, draft, or a noise level in (0, 1], with the steps from there as "
+                             f"in 0.6:4, got {text[:40]!r}")  # fmt: skip
         return cls(float(match[1]), int(match[2]) if match[2] else None)
 
 
@@ -109,29 +109,36 @@ class SamplerOptions(Settings):
         object.__setattr__(self, "finish", str(self.finish))
         if self.finish not in (AUTO, NOISE, DRAFT):
             Finish.parse(self.finish)
-        if self.finish not in (AUTO, NOISE) and self.draft in (None, NONE):
-            raise ValueError(
-                f"finish {self.finish} is for drafts, and draft is none; name a drafter, or leave finish out"
-            )
         if isinstance(self.draft, str) and self.draft == NONE:
             object.__setattr__(self, "draft", None)
 
     def drafted_by(self, drafter: Spec) -> SamplerOptions:
         """The same with this drafter (None for none) in place of `AUTO`."""
-        left_open = isinstance(self.draft, str) and self.draft == AUTO
-        return replace(self, draft=drafter, **({} if drafter else {"finish": NOISE})) if left_open else self
+        return replace(self, draft=drafter) if self.left_open else self
+
+    @property
+    def left_open(self) -> bool:
+        """Whether the model's own drafter may be taken."""
+        return isinstance(self.draft, str) and self.draft == AUTO
+
+    @property
+    def finishes(self) -> bool:
+        """Whether drafts are finished, as far as is known before a drafter's settings are read."""
+        return self.finish not in (AUTO, NOISE)
 
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same images from the same seeds."""
-        return not set(changed(self)) - {"estimate_guidance", "draft", "finish"}
+        return not self.finishes and not set(changed(self)) - {"estimate_guidance", "draft", "finish"}
 
     def told(self) -> dict[str, Json]:
-        """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none."""
-        return {
+        """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none, and where
+        drafts are finished only where they are."""
+        told = {
             name: value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
             for name, value in values(self.drafted_by(None)).items()
         }
+        return {**told, "finish": told["finish"] if self.finishes else None}
 
     def noted(self) -> dict[str, Json]:
         """The values that a recording notes: the kernel, what belongs to it, and all that are not at their defaults."""
