@@ -77,7 +77,7 @@ def run(
     spec = replace(request.engine, call=shared)
     report = make_rewards(request.report, device=pipe._execution_device) if request.report else ()
     with open_engine(spec, devices or DeviceOptions(), backend) as (engine, denoiser):
-        if spec.sampler is asked.engine.sampler:  # the model's own is taken where it was checked
+        if not asked.engine.sampler.left_open:  # the model's own is taken where it was checked
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         shown = shown_of(denoiser, spec.batch.frames)
         shown.check(report)

@@ -13,8 +13,8 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def parser() -> Parser:
         help="use this LoRA (FOLDER:SCALE) instead of the one named in the PNG; where that names several, the option "
         "again for each",
     )
-    p.add_argument("--trust", action="store_true", help="load the model and the LoRAs that the PNG names")
+    p.add_argument("--draft", type=str | None, help="where a draft was finished, use this drafter instead of the PNG's")
+    p.add_argument("--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names")
     p.add_argument("--out", type=str | None, help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
     arguments.add_options(p, ModelOptions, "device", "dtype")
@@ -87,14 +88,14 @@ def run(a: Arguments) -> int:
     """Make the images again, write them, and say how far each is from its original."""
     wanted = [_wanted(Path(name), a) for name in a.files]
     places = _places([w.path for w in wanted], a.out, a.overwrite)
-    models = [_named(w, a) for w in wanted]
+    models, drafters = [_named(w, a) for w in wanted], [_drafter(w, a) for w in wanted]
     pipe, what = None, None
-    for w, place, (model, loras) in zip(wanted, places, models, strict=True):
+    for w, place, (model, loras), draft in zip(wanted, places, models, drafters, strict=True):
         asked = model, loras, w.task, _dtype(w, a)
         if what != asked:
             pipe = None  # one model at a time
             pipe, what = load_model(model, a.device, asked[3], loras=loras, task=w.task), asked
-        _replay(w, place, pipe)
+        _replay(w, place, pipe, draft)
     return 0
 
 
@@ -150,7 +151,7 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     return places
 
 
-def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
+def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> None:
     """Make one image again, write it, and say how far it is from the original."""
     import numpy as np
 
@@ -166,7 +167,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any) -> None:
     pipe.own_defaults = ModelDefaults()  # the PNG says all; what the model recommends may have changed since
     check_call(pipe, call, wanted.task)
     making = {name: payload[name] for name in MAKING if name in payload}
-    engine = EngineSpec(None, (_no_reward,), SamplerOptions(**making, draft=None), call=call)
+    engine = EngineSpec(None, (_no_reward,), SamplerOptions(**making, draft=draft), call=call)
     prompt, seed = Prompt(payload["prompt"]), payload["seed"]
     found = run(SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1}), pipe)
     made = found.results[0].best.pixels
@@ -217,6 +218,20 @@ def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
             f"want, add {again}, name others, or add --trust"
         )
     return a.model or model, tuple(a.lora) or loras
+
+
+def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:
+    """The drafter whose draft was finished: the user's, or the PNG's where it may be; None where noise was. ValueError
+    where none is named, or only by the PNG."""
+    if "finish" not in wanted.payload:
+        return None
+    noted = wanted.payload.get("draft")
+    if a.draft is None and noted is None:
+        raise ValueError(f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft")
+    if a.draft is None and str(noted).partition(":")[0] not in (EMBEDDED, HOT) and not a.trust:
+        raise ValueError(f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture names it. If "
+                         f"that is what you want, add --draft {shlex.quote(str(noted))}, or add --trust")  # fmt: skip
+    return str(a.draft or noted)
 
 
 def _no_reward(images: Any, prompts: Any) -> Any:
