@@ -15,12 +15,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from ttsnap.pipelines.arguments import refuse_step_caches
+from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 
+from ttsnap.core.names import unknown
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT
 from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
 
@@ -55,6 +58,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     """The drafter of a spec, for the network of this name ("unet", "transformer") of a pipeline.
 
     spec is one of these. ":CALLS" after a text says how many calls a guess takes.
+    - a name of known_drafters.KNOWN: published few-step weights, which say their number of calls, too.
     - "hot": the model itself, at a lower noise level than the latents have; or a .json file with its settings.
     - "embedded": the packaged model's own draft.
     - a LoRA: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors.
@@ -71,48 +75,55 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if not isinstance(spec, str):
         raise ValueError(f"draft must be a text, a network or a Drafter, got {type(spec).__name__}")
     where, calls = calls_of(spec)
+    if (known := known_drafter(where, base)) is not None:
+        where, calls = known.where, known.calls if where == spec else calls
     path = draft_folder(pipe, where)
     where = str(path) if path.exists() else where
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
-    key, state = ("draft", where, network), (_state(base), _stamps(path))
+    key, state = ("draft", where, network, known), (_state(base), _stamps(path))
     kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
     if kept is None or kept[0] != state:
-        kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where))
+        kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where, known))
     # A draft.json on disk is read anew: the drafter may have been checked since.
-    return replace(kept[1], calls=calls, settings=_settings(where) if path.exists() else kept[1].settings)
+    anew = known is None and path.exists()
+    return replace(kept[1], calls=calls, settings=_settings(where) if anew else kept[1].settings)
 
 
-def _loaded(pipe: Any, network: str, where: str) -> Drafter:
-    """The drafter at a path or on the hub."""
+def _loaded(pipe: Any, network: str, where: str, known: KnownDrafter | None) -> Drafter:
+    """The drafter at a path or on the hub. known: what is known of it, in the place of its draft.json."""
     said, base = f"draft {where}", _bare(getattr(pipe, network))
     if not Path(where).exists():
+        if "/" not in where:
+            names = (HOT, EMBEDDED, *names_for(base))
+            raise ValueError(unknown("draft", where, names, ", or the path of a folder or a file, or a hub id"))
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):
             require_repository(repository)
+    settings = _settings(where) if known is None else known.settings
     config, subfolder = _config(base, where, network)
     if config is None:
-        return Drafter(_under_lora(pipe, network, where, said), _settings(where))
+        return Drafter(_under_lora(pipe, network, where, said, 1.0 if known is None else known.scale), settings)
     if config["_class_name"] != type(base).__name__:
         raise ValueError(f"{said}: it is a {config['_class_name']}, but the model's network is a {type(base).__name__}")
     place = next(base.parameters())
     with foreign(f"{said}: cannot load it"):
         net = type(base).from_pretrained(where, subfolder=subfolder, torch_dtype=place.dtype, use_safetensors=True)
     frozen = _fitting(base, net, said).to(pipe._execution_device).eval().requires_grad_(False)
-    return Drafter(frozen, _settings(where))
+    return Drafter(frozen, settings)
 
 
 # --- a network under a LoRA ---------------------------------------------------------------------------------------
 
 
-def _under_lora(pipe: Any, network: str, where: str, said: str) -> nn.Module:
-    """A copy of the network that shares its weights, with the LoRA besides the active adapters."""
+def _under_lora(pipe: Any, network: str, where: str, said: str, scale: float) -> nn.Module:
+    """A copy of the network that shares its weights, with the LoRA at a scale besides the active adapters."""
     if hooked(pipe):
         raise ValueError(f"{said}: a LoRA for drafts shares the weights of the model's network, which offloading and "
                          "other hooks of this pipeline move or cast; do without them, or use draft='hot'")  # fmt: skip
     # Drafts read prompts as the model encoded them, so that layers for text encoders are not loaded.
-    net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said).pipe, network)
+    net: nn.Module = getattr(under_lora(pipe, (network,), where, _ADAPTER, said, scale).pipe, network)
     if not tuned_layers(_bare(getattr(pipe, network))):  # whose adapters may change between calls
         _merge(net)
     return net

@@ -495,7 +495,7 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
     again = upgrade(FAMILIES["sd3"].build())
     again("a cat", search=BestOfN(1), reward=dark, draft=folder, **call)
     assert not caplog.text
-    with pytest.raises(ValueError, match="draft hut: there is no such folder"):
+    with pytest.raises(ValueError, match="unknown draft 'hut'"):
         pipe("a cat", search=BestOfN(1), reward=dark, draft="hut", **call)
     with pytest.raises(ValueError, match=r"^draft given without search="):
         pipe("a cat", draft="hot", **call)
@@ -537,7 +537,8 @@ def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_pas
     ("hot:0", "cannot read draft 'hot:0': give hot, a folder or a hub id, and after it the calls of a guess, 1 to 16"),
     ("hot:17", "cannot read draft"),
     ("hot:-1", "cannot read draft"),
-    ("nowhere", "draft nowhere: there is no such folder or file, and it is not a hub id"),
+    ("nowhere", "unknown draft 'nowhere'; choose one of hot, embedded, sd35-turbo, or the path of a folder"),
+    ("sd35-trubo:4", "unknown draft 'sd35-trubo'; did you mean sd35-turbo"),
     ("/nowhere/at/all", "there is no such folder or file"),
     ("a/b/c.bin", "there is no such folder or file"),
     (3, "draft must be a text, a network or a Drafter, got int"),

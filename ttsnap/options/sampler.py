@@ -87,8 +87,9 @@ class SamplerOptions(Settings):
         AUTO,
         "what guesses finished images, for searches that look at such guesses: auto (the model's own, in searches for "
         "images that are known to gain by it; record and bench take none), none, embedded (the embedded model's own), "
-        "hot (the model itself; also the .json file in which it was checked), or a LoRA or a network made for it "
-        "(folder, .safetensors file or hub id), with its calls as in FOLDER:2",
+        "hot (the model itself; also the .json file in which it was checked), published few-step weights by a name of "
+        "docs/drafts.md, as sdxl-hyper-4, or a LoRA or a network made for it (folder, .safetensors file or hub id), "
+        "with its calls as in FOLDER:2",
         python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafting.drafters).",
         written=str | None,
         loads="model",
