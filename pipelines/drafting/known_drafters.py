@@ -45,7 +45,7 @@ class KnownDrafter:
 
 BASES: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "SDXL": ("UNet2DConditionModel", {"addition_embed_type": "text_time"}),
-    "SD3.5 large": ("SD3Transformer2DModel", {}),
+    "SD3.5 large": ("SD3Transformer2DModel", {"joint_attention_dim": 4096}),
     "FLUX.1 dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}),
 }

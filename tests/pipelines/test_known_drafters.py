@@ -81,7 +81,11 @@ def published(net: Any, layout: Layout, scale: float) -> tuple[dict[str, Tensor]
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """The folder of a repository in an empty cache of the hub, which cannot be reached itself."""
+    """The folder of a repository in an empty cache of the hub, which cannot be reached itself.
+
+    The tiny SD3 counts as one of SD3.5, whose texts are wider.
+    """
+    monkeypatch.setitem(BASES, "SD3.5 large", ("SD3Transformer2DModel", {"joint_attention_dim": 96}))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -175,6 +179,7 @@ def test_weights_that_cannot_be_had_are_named() -> None:
 @pytest.mark.parametrize(("family", "draft", "said"), [
     ("sd3", "sdxl-lcm", "draft sdxl-lcm is for SDXL, and this model's SD3Transformer2DModel is not of it; known for "
                         "this model: sd35-turbo"),
+    ("sd3", "sd35-trubo:4", "unknown draft 'sd35-trubo'; did you mean sd35-turbo"),
     ("sd15", "sdxl-hyper-1:2", "is for SDXL, .* known for this model: none"),
     ("flux_schnell", "flux-turbo-alpha", "is for FLUX.1 dev, .* known for this model: none"),
     ("qwen_image", "qwen-image-lightening-4", "did you mean qwen-image-lightning-4"),
