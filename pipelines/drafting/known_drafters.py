@@ -40,7 +40,7 @@ class KnownDrafter:
     @property
     def settings(self) -> DraftSettings:
         """How it is called."""
-        return DraftSettings(first_time=self.first_time, guidance=self.guidance)
+        return DraftSettings(first_time=self.first_time, guidance=self.guidance, finish=f"{self.level:g}")
 
 
 BASES: Mapping[str, tuple[str, Mapping[str, object]]] = {

@@ -229,8 +229,8 @@ def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:
     if a.draft is None and noted is None:
         raise ValueError(f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft")
     if a.draft is None and str(noted).partition(":")[0] not in (EMBEDDED, HOT) and not a.trust:
-        raise ValueError(f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture names it. If "
-                         f"that is what you want, add --draft {shlex.quote(str(noted))}, or add --trust")  # fmt: skip
+        raise ValueError(f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture names it. "
+                         f"If you want it, add --draft {shlex.quote(str(noted))}, or --trust")  # fmt: skip
     return str(a.draft or noted)
 
 
