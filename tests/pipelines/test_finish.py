@@ -95,6 +95,8 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     pipe, call = upgrade(shared(name)), FAMILIES[name].call
+    if name == "sd15":  # its own PNDM begins at the start alone
+        pipe.scheduler = DDIMScheduler(**STABLE_DIFFUSION_BETAS)
     denoiser = pipe.sampling_denoiser(SamplerOptions(draft="hot", finish=0.5), **{**call, "num_inference_steps": 4})
     denoiser.encode([PROMPT])
     noise, zero = denoiser.init_latents([seeded(3), seeded(4)]), torch.zeros(2, dtype=torch.long)
@@ -104,11 +106,11 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     torch.testing.assert_close(begun.float(), (alpha * guess + sigma * unit).float(), rtol=0, atol=1e-5)
     assert 0 < denoiser.grid.levels[0] < 0.8
     assert denoiser.grid.steps < 4
-    found = pipe(PROMPT, search=BestOfN(1), reward=dark, seed=3, draft="hot", finish=0.5, output_type="latent",
+    found = pipe(prompt=PROMPT, search=BestOfN(1), reward=dark, seed=3, draft="hot", finish=0.5, output_type="latent",
                  **{**call, "num_inference_steps": 4})  # fmt: skip
-    plain = pipe(PROMPT, search=BestOfN(1), reward=dark, seed=3, output_type="latent",
+    plain = pipe(prompt=PROMPT, search=BestOfN(1), reward=dark, seed=3, output_type="latent",
                  **{**call, "num_inference_steps": 4})  # fmt: skip
-    whole = pipe(PROMPT, search=BestOfN(1), reward=dark, seed=3, draft="hot", finish=1, output_type="latent",
+    whole = pipe(prompt=PROMPT, search=BestOfN(1), reward=dark, seed=3, draft="hot", finish=1, output_type="latent",
                  **{**call, "num_inference_steps": 4})  # fmt: skip
     assert torch.equal(first(whole), first(plain))
     assert not torch.equal(first(found), first(plain))
@@ -132,7 +134,8 @@ def test_schedulers_go_on_from_where_a_draft_begins(scheduler: Any, prediction: 
     again = copy.deepcopy(stock.scheduler)
     again.set_timesteps(6)
     begin = len(denoiser.drafts.whole.timesteps) - len(denoiser.schedule.timesteps)
-    again.set_begin_index(begin)
+    if scheduler is not DDIMScheduler:
+        again.set_begin_index(begin)
     for k, t in enumerate(again.timesteps[begin:]):
         made = denoiser.predict(x, torch.tensor([k]), torch.tensor([0])).out
         again.is_scale_input_called = True
