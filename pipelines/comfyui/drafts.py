@@ -23,6 +23,7 @@ class GuiderDrafts:
     calls: int = 1
     first_time: float = 1.0
     """What the drafter is told at its first call, as a share of the true time."""
+    start: None = None
 
     @property
     def passes(self) -> int:

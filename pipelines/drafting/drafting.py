@@ -59,7 +59,7 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
     rest, at = whole.beginning_at(step), denoiser.guidance.at
     later = None if at is None else at[int(whole.grid.calls[step]) :]
     denoiser.set_up(replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)), replace(denoiser.guidance, at=later))
-    denoiser.drafts = replace(drafts, whole=whole)
+    denoiser.drafts = replace(drafts, start=FromDrafts(drafts, whole))
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Drafting:
 
     denoiser: PipelineDenoiser
     drafter: Drafter
-    whole: Schedule | None = None
-    """Of the call from noise, where particles begin from drafts of it; None where they begin as noise."""
+    start: FromDrafts | None = None
 
     @property
     def calls(self) -> int:
@@ -79,27 +78,11 @@ class Drafting:
     def passes(self) -> int:
         return self.twin().passes_per_nfe
 
-    @property
-    def finished(self) -> bool:
-        return self.whole is not None
-
-    @property
-    def begin_level(self) -> float:
-        return self._level(self.whole or self.denoiser.schedule, 0, self.calls)
-
-    @torch.no_grad()
-    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        whole, here = self.whole or self.denoiser.schedule, self.denoiser.schedule
-        guess = self._guess(whole, noise, torch.zeros(len(noise), dtype=torch.long), cond, self.calls)
-        wide = noise if noise.dtype == torch.float64 else noise.float()
-        unit = wide / float(getattr(whole.scheduler, "init_noise_sigma", 1.0))
-        return guess, (float(here.alpha[0]) * guess + float(here.sigma[0]) * unit).to(noise.dtype)
-
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
-        return self._guess(self.denoiser.schedule, x, torch.from_numpy(self.denoiser.grid.calls)[step], cond, calls)
+        return self.guessed(self.denoiser.schedule, x, torch.from_numpy(self.denoiser.grid.calls)[step], cond, calls)
 
-    def _guess(self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int) -> Tensor:
+    def guessed(self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int) -> Tensor:
         """The guess from x (N, ...) at positions (N,) of this schedule."""
         twin, path = self.twin(), own_path(schedule)
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
@@ -118,9 +101,10 @@ class Drafting:
         return guess(path, estimate, wide / rows(scale, wide), t, calls, self.drafter.settings.first_time)
 
     def level(self, step: int, calls: int) -> float:
-        return self._level(self.denoiser.schedule, int(self.denoiser.grid.calls[step]), calls)
+        return self.level_told(self.denoiser.schedule, int(self.denoiser.grid.calls[step]), calls)
 
-    def _level(self, schedule: Schedule, position: int, calls: int) -> float:
+    def level_told(self, schedule: Schedule, position: int, calls: int) -> float:
+        """The noise level that the last call of a guess is told from a position of this schedule."""
         path = own_path(schedule)
         t = path.inverse_ratio(schedule.alpha[position].double() / schedule.sigma[position].double())
         return float(level(path, call_times(t, calls, self.drafter.settings.first_time)[-1][1]))
@@ -151,3 +135,24 @@ class Drafting:
                                 estimates=None)  # fmt: skip
         twin.passes_per_nfe = twin.guidance.passes
         return twin
+
+
+@dataclass(frozen=True)
+class FromDrafts:
+    """Particles of a denoiser begin from their drafts (ttsnap.sampling.denoiser.DraftStart)."""
+
+    drafts: Drafting
+    whole: Schedule
+    """Of the call from noise, at whose first step drafts are made."""
+
+    @property
+    def level(self) -> float:
+        return self.drafts.level_told(self.whole, 0, self.drafts.calls)
+
+    @torch.no_grad()
+    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        zero, here = torch.zeros(len(noise), dtype=torch.long), self.drafts.denoiser.schedule
+        guess = self.drafts.guessed(self.whole, noise, zero, cond, self.drafts.calls)
+        wide = noise if noise.dtype == torch.float64 else noise.float()
+        unit = wide / float(getattr(self.whole.scheduler, "init_noise_sigma", 1.0))
+        return guess, (float(here.alpha[0]) * guess + float(here.sigma[0]) * unit).to(noise.dtype)

@@ -48,7 +48,7 @@ class Drafting(Counted):
     def __init__(self, *args: Any, error: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.error, self.drafted = error, 0
-        self.drafts: Any = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level, finished=False)
+        self.drafts: Any = SimpleNamespace(calls=1, passes=1, guess=self.guess, level=self.level, start=None)
 
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         self.drafted += calls * len(x)

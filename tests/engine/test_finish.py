@@ -19,6 +19,7 @@ from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Cost
+from ttsnap.core.looks import estimates
 from ttsnap.core.plans import image_cost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -43,10 +44,8 @@ class Finishing(Drafting):
         self.whole = Drafting(*mixture, steps=STEPS, error=error)
         super().__init__(*mixture, steps=self.whole.times[begin:], error=error)
         self.grid = replace(self.grid, image_nfe=STEPS)
-        self.drafts = SimpleNamespace(
-            calls=calls, passes=1, guess=self.guess, level=self.level, finished=True, begin=self.started,
-            begin_level=0.9 / calls,
-        )  # fmt: skip
+        start = SimpleNamespace(level=0.9 / calls, begin=self.started)
+        self.drafts = SimpleNamespace(calls=calls, passes=1, guess=self.guess, level=self.level, start=start)
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
@@ -85,12 +84,12 @@ def test_a_draft_put_back_to_no_noise_is_the_draft() -> None:
     live = made(7)
     noise = live.denoiser.init_latents([seeded(s) for s in range(5)])
     live.denoiser.times[0] = 0.0  # type: ignore[union-attr]
-    guess, begun = live.denoiser.drafts.begin(noise, torch.zeros(5, dtype=torch.long))  # type: ignore[union-attr]
+    guess, begun = live.denoiser.drafts.start.begin(noise, torch.zeros(5, dtype=torch.long))  # type: ignore[union-attr]
     assert torch.equal(begun, guess)
 
 
 @given(
-    algorithm=st.sampled_from(["seed-pruning", "best-of-n", "epsilon-greedy", "zero-order", "search-over-paths"]),
+    algorithm=st.sampled_from(["seed-pruning", "best-of-n", "epsilon-greedy", "zero-order", "evolution"]),
     seeds=st.integers(1, 12),
     share=st.floats(0.05, 0.9),
     begin=st.integers(1, 7),
@@ -170,15 +169,15 @@ def test_a_replay_is_the_live_search(recorded: Recording, tmp_path: Path) -> Non
             assert [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
 
 
-def test_lockstep_and_priced_searches_pay_as_the_loop_does(recorded: Recording) -> None:
+def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(recorded: Recording) -> None:
     in_step = curve(recorded, SeedPruning(), [Budget(nfe=30)], 5)
     alone = search(
         ["a"], SeedPruning(), DryEngine(recorded.grid, ("bright",), price=recorded.price, draft_calls=1), "30nfe"
     )
     assert in_step.spent.mean() == pytest.approx(alone[0].spent.nfe)
-    forecast = fit(recorded.scores[..., 0], recorded.grid.levels, (("draft:1", 0), ("estimate", 1), ("estimate", 4)))  # type: ignore[arg-type]
-    priced = search(["a"], PriceOfCompute(forecast, price=0.01), ReplayEngine(recorded), "25nfe", seed=3)
-    assert priced[0].spent.nfe <= 25
+    forecast = fit(np.tile(recorded.scores[..., 0], (2, 1, 1)), recorded.grid.levels, estimates(1, 4))
+    with pytest.raises(ValueError, match="starts seeds that wait"):
+        search(["a"], PriceOfCompute(forecast, price=0.01), ReplayEngine(recorded), "25nfe", seed=3)
 
 
 def test_finishes_are_read_and_written() -> None:
@@ -187,6 +186,4 @@ def test_finishes_are_read_and_written() -> None:
     for text in ("0", "0.0:3", "1.2", "0.6:0", "often", "0.6:"):
         with pytest.raises(ValueError, match="a noise level in"):
             SamplerOptions(draft="hot", finish=text)
-    with pytest.raises(ValueError, match="draft is none"):
-        SamplerOptions(draft="none", finish=0.6)
     assert np.isclose(Finish.parse("1").level, 1)

@@ -58,7 +58,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
         PROMPT, search=BestOfN(2), reward=dark, seed=5, draft=drafter, finish="0.6:3", output_type="latent", **call
     )
     denoiser = pipe.sampling_denoiser(sampler, **call)
-    steps = len(denoiser.drafts.whole.timesteps)
+    steps = len(denoiser.drafts.start.whole.timesteps)
     assert steps < 12
     begin = steps - denoiser.grid.steps
     assert denoiser.grid.steps == 3
@@ -71,7 +71,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
         return made
 
     size = {key: call[key] for key in ("height", "width", "max_sequence_length") if key in call}
-    first = denoiser.drafts.whole.timesteps[:1]
+    first = denoiser.drafts.start.whole.timesteps[:1]
     guided = {"guidance_scale": call["guidance_scale"]} if "guidance_scale" in call and name == "flux" else {}
     start: dict[str, Any] = {"timesteps": [float(first)]} if name == "sdxl" else {"num_inference_steps": 1}
     start |= guided or {"guidance_scale": 1.0}
@@ -100,7 +100,7 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     denoiser = pipe.sampling_denoiser(SamplerOptions(draft="hot", finish=0.5), **{**call, "num_inference_steps": 4})
     denoiser.encode([PROMPT])
     noise, zero = denoiser.init_latents([seeded(3), seeded(4)]), torch.zeros(2, dtype=torch.long)
-    guess, begun = denoiser.drafts.begin(noise, zero)
+    guess, begun = denoiser.drafts.start.begin(noise, zero)
     alpha, sigma = float(denoiser.schedule.alpha[0]), float(denoiser.schedule.sigma[0])
     unit = noise / float(getattr(denoiser.schedule.scheduler, "init_noise_sigma", 1.0))
     torch.testing.assert_close(begun.float(), (alpha * guess + sigma * unit).float(), rtol=0, atol=1e-5)
@@ -130,10 +130,10 @@ def test_schedulers_go_on_from_where_a_draft_begins(scheduler: Any, prediction: 
     out = pipe(PROMPT, search=BestOfN(1), reward=dark, seed=3, draft="hot", finish=0.6, output_type="latent", **call)
     denoiser = pipe.sampling_denoiser(SamplerOptions(draft="hot", finish=0.6), **call)
     denoiser.encode([PROMPT])
-    _, x = denoiser.drafts.begin(denoiser.init_latents([seeded(3)]), torch.zeros(1, dtype=torch.long))
+    _, x = denoiser.drafts.start.begin(denoiser.init_latents([seeded(3)]), torch.zeros(1, dtype=torch.long))
     again = copy.deepcopy(stock.scheduler)
     again.set_timesteps(6)
-    begin = len(denoiser.drafts.whole.timesteps) - len(denoiser.schedule.timesteps)
+    begin = len(denoiser.drafts.start.whole.timesteps) - len(denoiser.schedule.timesteps)
     if scheduler is not DDIMScheduler:
         again.set_begin_index(begin)
     for k, t in enumerate(again.timesteps[begin:]):

@@ -193,8 +193,8 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
         return RolloutRun(points)
     if isinstance(look, Draft):
         drafts = drafts_of(denoiser)
-        if drafts.finished and (stop, look.calls) == (0, drafts.calls):
-            return BegunRun(drafts.begin_level)
+        if drafts.start is not None and (stop, look.calls) == (0, drafts.calls):
+            return BegunRun(drafts.start.level)
         return DraftRun(look.calls, drafts.level(stop, look.calls))
     if isinstance(look, Estimate | Rollout):
         return EstimateRun()

@@ -134,7 +134,7 @@ class RowScorer:
             more_calls=self.calls - len(self.rewards),
             features=self.features_taken,
             bases=self.bases,
-            begin_calls=drafts.calls if drafts is not None and drafts.finished else 0,
+            begin_calls=drafts.calls if drafts is not None and drafts.start is not None else 0,
         )
 
     @cached_property

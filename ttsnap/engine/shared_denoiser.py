@@ -104,7 +104,7 @@ class InitialNoise:
         self.device: torch.device | None = None
         """Where latents are; None before there are any."""
         drafts = denoiser.drafts
-        self.begin_calls = drafts.calls if drafts is not None and drafts.finished else 0
+        self.begin_calls = drafts.calls if drafts is not None and drafts.start is not None else 0
         """Calls of the drafter by which particles begin, whose drafts are finished; 0 where they begin as noise."""
 
     def draw(self, nodes: Sequence[Node]) -> None:
@@ -125,7 +125,9 @@ class InitialNoise:
         noise = self.denoiser.init_latents(generators)
         for i, node in enumerate(nodes):
             noise[i] = self.of(node) if node.mixed_in else noise[i]
-        guesses, begun = drafts_of(self.denoiser).begin(noise, self.prompts.rows(nodes))
+        start = drafts_of(self.denoiser).start
+        assert start is not None
+        guesses, begun = start.begin(noise, self.prompts.rows(nodes))
         for node, guess, latent, drawn, source in zip(nodes, guesses, begun, noise, generators, strict=True):
             node.guess, node.latent = guess, latent
             if not node.mixed_in:

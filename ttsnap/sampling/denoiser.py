@@ -46,6 +46,18 @@ class Costs(NamedTuple):
     draft: float = 0.0
 
 
+class DraftStart(Protocol):
+    """How particles begin from their drafts, which are finished in place of their noise."""
+
+    @property
+    def level(self) -> float:
+        """The noise level, in (0, 1], that the last call of such a draft is told."""
+
+    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial noise (N, ...) of prompts (N,) -> the drafts (N, ...) in `Drafts.calls` calls, and the latents
+        (N, ...) of step 0: x = alpha guess + sigma noise, at the noise level of that step."""
+
+
 class Drafts(Protocol):
     """A drafter at work: it guesses where the deterministic sampler ends (ttsnap.sampling.drafts)."""
 
@@ -64,16 +76,8 @@ class Drafts(Protocol):
         """
 
     @property
-    def finished(self) -> bool:
-        """Whether particles begin from their drafts, put back to the noise level of step 0, in place of noise."""
-
-    @property
-    def begin_level(self) -> float:
-        """The noise level, in (0, 1], that the last call of such a draft is told."""
-
-    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial noise (N, ...) of prompts (N,) -> the drafts (N, ...) in `calls` calls, and the latents (N, ...) of
-        step 0: x = alpha guess + sigma noise, at the noise level of that step."""
+    def start(self) -> DraftStart | None:
+        """How particles begin from their drafts; None where they begin as noise."""
 
     def level(self, step: int, calls: int) -> float:
         """The noise level, in (0, 1], that the last call is told in such a guess from a grid step."""

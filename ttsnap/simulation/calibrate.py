@@ -71,9 +71,8 @@ def calibrate(
     forecast = fit(rewards, grid.levels, seen)
     wide = enlarge(columns, recording, seeds, np.random.default_rng(seed))
     call = recording.price.nfe_per_draft if draft_cost is None else draft_cost
-    drafts = recording.draft_calls, call, recording.price.begin_calls
     tasks = [  # the largest budgets first: they take longest, and none is left for the end
-        Task(grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, *drafts)
+        Task(grid, 1, count * (grid.nfe + score_cost), score_cost, True, check_cost, recording.draft_calls, call)
         for count in sorted(images, reverse=True)
     ]
     prices: list[tuple[float, float]] = []

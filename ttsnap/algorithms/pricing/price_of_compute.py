@@ -111,6 +111,10 @@ class PriceOfCompute:
             )
         if not np.isfinite(task.allowance):
             raise ValueError("price-of-compute needs a budget in evaluations, FLOPs or seconds")
+        if task.begin_calls:
+            raise ValueError(
+                "price-of-compute starts seeds that wait, and here each begins with a draft; set finish to noise"
+            )
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
         prices = tariff_of(f, task, self.price, self.cap)

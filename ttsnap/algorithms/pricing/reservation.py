@@ -182,7 +182,4 @@ def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
     alone = np.maximum(made - 1, 0) + task.draft_cost * drafts
     costs = np.diff(paid, prepend=0) + alone + np.where(ahead, task.checking, task.score_cost)
     finish = np.append(task.grid.nfe - np.append(0, paid[:-1]) + task.score_cost, 0.0)
-    begin = task.draft_cost * task.begin_calls
-    costs[0] += begin * (f.steps[0] > 0 or drafts[0] != task.begin_calls)
-    finish[0] += begin
     return costs, finish
