@@ -60,6 +60,15 @@ class OwnDraft:
             return False
         return (found := checked_at(self.settings, call)) is not None and found.pays
 
+    def drafted(
+        self, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]
+    ) -> SamplerOptions:
+        """A sampler without a drafter, with this one where it `suits` or its drafts are to be finished."""
+        if not sampler.finishes and not self.suits(algorithm, sampler, rewards, call):
+            return sampler
+        drafted = replace(sampler, draft=self.name)
+        return finishing(drafted, self.settings, call) if sampler.finish in (AUTO, DRAFT) else drafted
+
     def _has(self, name: str, value: object) -> bool:
         """Whether an argument has the model's default. None and "" are no value, and a size of None is native."""
         default = self.call.get(name)
@@ -81,21 +90,23 @@ def drafting(
 
     ValueError where drafts are to be finished and there is no drafter.
     """
-    settings = DraftSettings()
-    if sampler.left_open:
-        own = own_draft(pipe)
-        if own is not None and (sampler.finishes or own.suits(algorithm, sampler, rewards, call)):
-            sampler, settings = sampler.drafted_by(own.name), own.settings
-        sampler = sampler.drafted_by(None)
-    elif isinstance(sampler.draft, str) and sampler.finish in (AUTO, DRAFT):
-        settings = make_drafter(pipe, type(pipe).denoiser_class.network, sampler.draft).settings
+    if sampler.left_open and (own := own_draft(pipe)) is not None:
+        sampler = own.drafted(algorithm, sampler.drafted_by(None), rewards, call)
+    sampler = sampler.drafted_by(None)
     if sampler.draft is None and sampler.finishes:
         raise ValueError(f"finish {sampler.finish} is for drafts, and there is no drafter; name one: --draft FOLDER, "
                          "draft='FOLDER'")  # fmt: skip
-    if sampler.draft is not None and sampler.finish == AUTO:
-        there = checked_at(settings, call)
-        return replace(sampler, finish=(there.finish if there is not None else "") or NOISE)
-    return replace(sampler, finish=settings.finish) if sampler.finish == DRAFT and settings.finish else sampler
+    if not isinstance(sampler.draft, str) or sampler.finish not in (AUTO, DRAFT):
+        return sampler
+    return finishing(sampler, make_drafter(pipe, type(pipe).denoiser_class.network, sampler.draft).settings, call)
+
+
+def finishing(sampler: SamplerOptions, settings: DraftSettings, call: Mapping[str, Any]) -> SamplerOptions:
+    """The sampler with the level to finish from, by the settings of its drafter, where that was left to them."""
+    if sampler.finish == DRAFT:
+        return replace(sampler, finish=settings.finish or DRAFT)
+    there = checked_at(settings, call)
+    return replace(sampler, finish=(there.finish if there is not None else "") or NOISE)
 
 
 def warn_of_doubt(drafts: Any, model: str) -> None:

@@ -28,8 +28,9 @@ from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefault
 from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, Size(100)]
-Helps: TypeAlias = Callable[[Algorithm, SamplerOptions, tuple[str, ...], Mapping[str, Any]], bool]
-"""Whether a drafter helps a search: its algorithm, sampler, rewards by name, and complete call."""
+Drafted: TypeAlias = Callable[[Algorithm, SamplerOptions, tuple[str, ...], Mapping[str, Any]], SamplerOptions]
+"""The sampler of a search with a drafter where that helps it, by its algorithm, sampler, rewards by name, and complete
+call; else the same sampler."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Offer:
     """The drafter that they may ask for."""
     drafts_first: bool = False
     """Whether that is left to the model, which takes it where it is known to help."""
-    helps: Helps | None = None
-    """Of `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
+    drafted: Drafted | None = None
+    """By `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
     any_model: bool = False
     """Whether another model may be named."""
     edits: bool = False
@@ -212,10 +213,9 @@ def _sampler(
     """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps.
     own: whether the model is as its drafter was measured, without a LoRA."""
     sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
-    if given.draft is None and offer.helps is not None:
-        helps = own and offer.helps(make_algorithm(search), sampler, rewards, call)
-        return replace(sampler, draft=offer.draft if helps else None)
-    if not given.draft:
+    if given.draft is not False and own and offer.drafted is not None:
+        sampler = offer.drafted(make_algorithm(search), sampler, rewards, call)
+    if not given.draft or sampler.draft is not None:
         return sampler
     if offer.drafts_first:
         return replace(sampler, draft=AUTO)

@@ -107,10 +107,12 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     if own is None or own.name != drafter:
         return replace(offer, draft=drafter)
 
-    def helps(algorithm: Algorithm, sampler: SamplerOptions, names: Sequence[str], call: Mapping[str, Any]) -> bool:
-        return own.suits(algorithm, sampler, [rewards[name] for name in names], call)
+    def drafted(
+        algorithm: Algorithm, sampler: SamplerOptions, names: Sequence[str], call: Mapping[str, Any]
+    ) -> SamplerOptions:
+        return own.drafted(algorithm, sampler, [rewards[name] for name in names], call)
 
-    return replace(offer, draft=drafter, helps=helps)
+    return replace(offer, draft=drafter, drafted=drafted)
 
 
 def canonical_of(model: str) -> Callable[[str], str]:
