@@ -13,6 +13,7 @@ from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
+from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_draft
 
@@ -135,6 +136,40 @@ class Drafting:
                                 estimates=None)  # fmt: skip
         twin.passes_per_nfe = twin.guidance.passes
         return twin
+
+
+def stock_lines(denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int) -> list[str]:
+    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took several calls.
+
+    `drafter` in them is the pipeline with the drafter's network, `redraw` the family's image-to-image pipeline.
+    """
+    drafts = denoiser.drafts
+    if not isinstance(drafts, Drafting) or drafts.start is None or drafts.calls > 1:
+        return []
+    whole, twin, settings = drafts.start.whole, drafts.twin(), drafts.drafter.settings
+    first = {"sigmas": [settings.first_time]}
+    if whole.prediction != "flow":
+        first = {"timesteps": [float(whole.timesteps[0]) * settings.first_time]}
+    scale = twin.embedded_scale if twin.embeds else settings.guidance or 1.0
+    sides = {"height", "width"}
+    drawn = {name: call[name] for name in (*sorted(sides), "max_sequence_length") if name in call}
+    redrawn = {name: value for name, value in call.items() if name != "num_inference_steps"}
+    if denoiser.network == "unet":  # its image-to-image takes the size of the picture
+        redrawn = {name: value for name, value in redrawn.items() if name not in sides}
+    steps, latent = whole.grid.steps, "draft"
+    if isinstance(layout := denoiser.layout, Packed):
+        latent = f"redraw._unpack_latents(draft, {layout.height}, {layout.width}, redraw.vae_scale_factor)"
+    of_seed = f"generator=torch.Generator().manual_seed({seed})"
+
+    def written(**given: Any) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in given.items())
+
+    draft = written(prompt=prompt, num_inference_steps=1, guidance_scale=scale, **first, **drawn, output_type="latent")
+    rest = written(num_inference_steps=steps, strength=denoiser.grid.steps / steps, **redrawn)
+    return [
+        f"draft = drafter({draft}, {of_seed}).images",
+        f"redraw(prompt={prompt!r}, image={latent}, {rest}, {of_seed})",
+    ]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from diffusers import (
 )
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter
+from ttsnap.pipelines.drafting.drafting import stock_lines
 
 from ttsnap import BestOfN
 from ttsnap.options.sampler import SamplerOptions
@@ -58,9 +59,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
         PROMPT, search=BestOfN(2), reward=dark, seed=5, draft=drafter, finish="0.6:3", output_type="latent", **call
     )
     denoiser = pipe.sampling_denoiser(sampler, **call)
-    steps = len(denoiser.drafts.start.whole.timesteps)
-    assert steps < 12
-    begin = steps - denoiser.grid.steps
+    assert len(denoiser.drafts.start.whole.timesteps) < 12
     assert denoiser.grid.steps == 3
 
     def one_of(kind: Any, net: Any = None) -> Any:
@@ -70,24 +69,10 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
         made.set_progress_bar_config(disable=True)
         return made
 
-    size = {key: call[key] for key in ("height", "width", "max_sequence_length") if key in call}
-    first = denoiser.drafts.start.whole.timesteps[:1]
-    guided = {"guidance_scale": call["guidance_scale"]} if "guidance_scale" in call and name == "flux" else {}
-    start: dict[str, Any] = {"timesteps": [float(first)]} if name == "sdxl" else {"num_inference_steps": 1}
-    start |= guided or {"guidance_scale": 1.0}
-    (draft,) = one_of(type(stock), drafter.net)(
-        PROMPT, generator=seeded(found.search[0].best.seed), output_type="latent", return_dict=False, **size, **start
-    )
-    if name == "flux":
-        latent = FluxImg2ImgPipeline._unpack_latents(draft, call["height"], call["width"], stock.vae_scale_factor)
-    else:
-        latent = draft
-    more = {key: call[key] for key in ("guidance_scale", "max_sequence_length") if key in call}
-    sizes = {key: call[key] for key in ("height", "width") if key in call and name != "sdxl"}
-    (image,) = one_of(redraws)(
-        PROMPT, image=latent, strength=(steps - begin) / steps, num_inference_steps=steps, return_dict=False,
-        generator=seeded(found.search[0].best.seed), output_type="latent", **more, **sizes,
-    )  # fmt: skip
+    lines = stock_lines(denoiser, PROMPT, call, found.search[0].best.seed)
+    names: dict[str, Any] = {"torch": torch, "drafter": one_of(type(stock), drafter.net), "redraw": one_of(redraws)}
+    exec("\n".join([lines[0], f"image = {lines[1][:-1]}, output_type='latent').images"]), names)
+    image = names["image"]
     torch.testing.assert_close(found.images, image, rtol=2e-6, atol=1e-5)  # latents of SDXL are as large as 10
     assert float(image.std()) > 0.1
 

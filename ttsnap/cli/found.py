@@ -26,6 +26,8 @@ class AlgorithmRun(NamedTuple):
     name: str
     results: Sequence[Result]
     settings: dict[str, Any]
+    denoiser: Any = None
+    """That of the call."""
 
     @property
     def folder(self) -> str:
@@ -138,7 +140,8 @@ def describe(
     print(f"  spent {_counts(s)} of a budget of {s.budget}")
     print(f"  {s.seeds} seeds started, {s.finished} finished")
     if _drafted(run, index):
-        print(f"  drafts by {run.settings['draft']} said which seeds to denoise (--draft none searches without)")
+        finished = "said which seeds to denoise" if not run.settings.get("finish") else "were finished"
+        print(f"  drafts by {run.settings['draft']} {finished} (--draft none searches without)")
     if result.saturated:
         gain = s.gain_of_second_half
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
@@ -157,7 +160,7 @@ def describe(
 
         print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image, about {carbon(joules, a.grid_intensity):.2g} g "
               f"CO2e; at most {memory / 2**30:.3g} GiB of its memory")  # fmt: skip
-    if result.images and plain and result.particles.parent[result.best.uid] < 0:
+    if result.images and plain and not run.settings.get("finish") and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
         dtype = run.settings.get("dtype")
@@ -168,6 +171,12 @@ def describe(
             where, scale = parse_lora(a.lora)
             print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
+    elif result.images and run.settings.get("finish"):
+        from ttsnap.pipelines.drafting.drafting import stock_lines
+
+        if lines := stock_lines(run.denoiser, result.prompt, call, result.best.seed):
+            print("  the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is image-to-image:")
+            print("\n".join(f"    {line}" for line in lines))
 
 
 def _counts(spent: Spent) -> str:

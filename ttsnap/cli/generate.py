@@ -162,7 +162,7 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
                     raise
                 print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
                 break
-            runs.append(AlgorithmRun(name, outcome.results, outcome.settings))
+            runs.append(AlgorithmRun(name, outcome.results, outcome.settings, outcome.denoiser))
         count, plain = len(first.prompts), runs[0].settings["call"]
         try:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs, videos))
