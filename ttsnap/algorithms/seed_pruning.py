@@ -50,7 +50,8 @@ class SeedPruning(Settings):
     """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
 
     The default is one late cut [ours], since ordinary rewards rank early estimates badly: not the best for any one
-    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording."""
+    model, but never far below best-of-N. `ttsnap tune` fits a schedule to a recording. Where drafts are finished, the
+    default is another one: drafts take half of the cost, and the best are finished without a later check [ours]."""
 
     n: Count | None = None
     """Seeds; None for as many as the budget affords."""
@@ -95,6 +96,8 @@ class SeedPruning(Settings):
 
     def init(self, task: Task) -> State:
         """The checks to come; those that fall on one step of a coarse grid are merged."""
+        if task.begin_calls and (self.keep, self.levels, self.steps, self.draft_share) == _LATE_CUT:
+            return dataclasses.replace(self, keep=(), levels=(), draft_share=0.5).init(task)
         grid = task.grid
         at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
         if any(not 0 <= s < grid.steps for s in at):
@@ -146,6 +149,10 @@ class SeedPruning(Settings):
         ranked = particles.spread(ranked, kept)
         move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)
         return move, State(state.least, tuple(ahead))
+
+
+_LATE_CUT = SeedPruning.keep, SeedPruning.levels, SeedPruning.steps, SeedPruning.draft_share
+"""The default schedule, for seeds that are denoised from their noise."""
 
 
 def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True, begun: bool = False) -> list[float]:
