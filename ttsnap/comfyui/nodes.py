@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -16,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ttsnap.comfyui import inputs
-from ttsnap.comfyui.inputs import KERNELS, USUAL, NodeReward, Weighted
+from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
@@ -27,8 +28,7 @@ from ttsnap.request.searches import OFFERED
 from ttsnap.results.live_grid import LiveGrid
 from ttsnap.reward_models.registry import make_reward
 
-NODES: list[type[io.ComfyNode]] = []
-REWARD, BUDGET, DRAFTER = (io.Custom(f"TTSNAP_{name}") for name in ("REWARD", "BUDGET", "DRAFTER"))
+REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
 KINDS = {"MODEL": io.Model, "CONDITIONING": io.Conditioning, "LATENT": io.Latent, "INT": io.Int, "FLOAT": io.Float}
 SAMPLERS = [*(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"), *KERNELS]
 WEIGHT = io.Float.Input("weight", default=1.0, min=-1000.0, max=1000.0, step=0.1, round=0.001,
@@ -41,10 +41,10 @@ SIZE = "downscale_ratio_spacial"
 
 def node(
     name: str, description: str, takes: Callable[[], list[Any]], *gives: Any, **more: Any
-) -> Callable[[Callable[..., Sequence[Any]]], Callable[..., Sequence[Any]]]:
-    """Offers a function to ComfyUI: keywords -> outputs in order. more: of io.Schema."""
+) -> Callable[[Callable[..., Sequence[Any]]], type[io.ComfyNode]]:
+    """Makes a node of a function: keywords, each checked, -> outputs in order. more: of io.Schema."""
 
-    def offered(work: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    def made(work: Callable[..., Sequence[Any]]) -> type[io.ComfyNode]:
         class Node(io.ComfyNode):
             @classmethod
             def define_schema(cls) -> io.Schema:
@@ -53,12 +53,11 @@ def node(
 
             @classmethod
             def execute(cls, **given: Any) -> io.NodeOutput:
-                return io.NodeOutput(*work(**given))
+                return io.NodeOutput(*work(**inputs.checked(takes(), given, lists=more.get("is_input_list", False))))
 
-        NODES.append(Node)
-        return work
+        return Node
 
-    return offered
+    return made
 
 
 def of_ksampler(*names: str) -> list[Any]:
@@ -138,7 +137,7 @@ class Progress:
 def search_sampler(
     model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: tuple[Weighted, ...],
     prompt: str, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float, algorithm: str,
-    keep: int, budget: Budget | None = None, drafter: Callable[..., GuiderDrafter] | None = None, options: str = "",
+    keep: int, budget: Budget | None = None, drafter: GuiderDrafter | None = None, options: str = "",
     batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
 ) -> Sequence[Any]:  # fmt: skip
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
@@ -158,27 +157,17 @@ def search_sampler(
         made.set_cfg(scale)
         return made
 
+    drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
     progress = Progress(request.spec, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), how.sigmas, latent, vae,
-        latent_image.get("noise_mask"), drafter and drafter(guider), previewer,
+        latent_image.get("noise_mask"), drafts, previewer,
     ).run(progress.listener, progress.should_stop if progress.returns else None)  # fmt: skip
     known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
     report = inputs.reported(result, f"{algorithm} {options}".strip(), stock=stock)
     seeds, scores = [image.seed for image in result.images], [image.reward for image in result.images]
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
-
-
-@node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
-    io.Combo.Input("name", inputs.OFFERED, default="pickscore", tooltip="Its weights are downloaded once."),
-    WEIGHT,
-    io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
-    MORE,
-], REWARD.Output(display_name="reward"))  # fmt: skip
-def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
-    place = "cpu" if device == "cpu" else model_management.get_torch_device()
-    return [(*more, Weighted(make_reward(name, device=place), weight))]
 
 
 @node("Reward by Node", "Scores images by any node that takes one image, and gives a number.", lambda: [
@@ -212,7 +201,9 @@ def search_budget(images: float, evaluations: int, decodes: int, seconds: float)
                    "first, as a share of the true one: 1, or 0.87 for the sampler's own model."),
 ], DRAFTER.Output(display_name="drafter"))  # fmt: skip
 def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Sequence[Any]:
-    return [lambda guider: GuiderDrafter(guider(model.clone(), cfg), calls, first_time)]
+    guider = comfy.samplers.CFGGuider(model.clone())
+    guider.set_cfg(cfg)
+    return [GuiderDrafter(guider, calls, first_time)]
 
 
 @node("Score Images", "What rewards say of images that are there already.", lambda: [
@@ -245,3 +236,20 @@ def pick(
     whole = {"images": [*images], "latents": [each["samples"] for each in latent]}
     taken = inputs.picked(whole, scores, keep[0], indices[0])
     return taken.get("images"), {**latent[0], "samples": taken["latents"]} if latent else None
+
+
+def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
+    """All nodes. rewards: the operator's file, as of `inputs.rewards_of`."""
+    specs = inputs.rewards_of(rewards)
+
+    @node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
+        io.Combo.Input("name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."),
+        WEIGHT,
+        io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
+        MORE,
+    ], REWARD.Output(display_name="reward"))  # fmt: skip
+    def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
+        place = "cpu" if device == "cpu" else model_management.get_torch_device()
+        return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
+
+    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, score_images, pick]
