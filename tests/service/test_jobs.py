@@ -213,10 +213,7 @@ def test_deleting_a_job_ends_its_search(pipe: Any, offer: Offer, tmp_path: Path)
 @pytest.mark.parametrize(
     ("own", "param"),
     [
-        ({"size": "17x33"}, "size"),
-        ({"steps": 1, "search": "seed-pruning"}, "steps"),
         ({"reward": "none"}, "reward"),
-        ({"budget": "3nfe"}, "budget"),
         ({"stream": True}, "background"),
         ({"colour": "red"}, "colour"),
         ({"prompt": "three pink elephants"}, "prompt"),
@@ -238,13 +235,26 @@ def server_of_jobs(pipe: Any, offer: Offer, tmp_path_factory: pytest.TempPathFac
         yield server
 
 
-def test_what_the_model_refuses_late_fails_the_job(
-    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ttsnap.service.jobs.TRIAL", 0)
+def test_what_the_model_refuses_fails_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
-        told = ended(client, begun(client, size="17x33"))
-        assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", "size", "invalid_value")
+        for own, param in (({"size": "17x33"}, None), ({"budget": "3nfe"}, "budget")):
+            told = ended(client, begun(client, **own))
+            assert (told["status"], told["error"]["param"]) == ("failed", param)
+            assert told["error"]["code"] == "invalid_value"
+
+
+def test_a_job_is_taken_at_once_whatever_the_model_is_busy_with(pipe: Any, offer: Offer, tmp_path: Path) -> None:
+    slow = Slow(pipe)
+    slow.left = 1  # then a batch hangs
+    with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
+        first = begun(client)
+        until(lambda: slow.left < 0)
+        begin = time.monotonic()
+        begun(client, size="16x16")
+        took = time.monotonic() - begin
+        slow.go.set()
+        assert took < 2.5
+        assert ended(client, first)["status"] == "completed"
 
 
 def test_a_requirement_is_kept_with_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import EngineSpec, Lora
+from ttsnap.request.request import Lora
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -51,7 +51,6 @@ from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, Video, request_of, validated
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.sizes import check_size
 
 OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
 MIB = 2**20
@@ -522,22 +521,6 @@ def test_several_devices_give_what_one_gives(client: OpenAI, served: OneDevice, 
             assert apart(picture(ask(mine, lora)), picture(ask(client, lora))) <= 1
         with pytest.raises(openai.BadRequestError, match="does not fit this model"):
             ask(mine, "stranger")
-
-
-def test_the_usual_size_is_found_once_for_all_others(served: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = list[dict[str, object]]()
-    made = type(served.pipe).sampling_denoiser
-
-    def counted(pipe: Any, sampler: SamplerOptions, **call: object) -> Any:
-        calls.append(call)
-        return made(pipe, sampler, **call)
-
-    monkeypatch.setattr(type(served.pipe), "sampling_denoiser", counted)
-    call = {"num_inference_steps": 7, "guidance_scale": 1.5}
-    for side in (16, 24, 32):
-        spec = EngineSpec(None, ("brightness",), call={**call, "width": side, "height": side})
-        check_size(served, spec)
-    assert [dict(each).get("width") for each in calls] == [None, 16, 24, 32]
 
 
 def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:

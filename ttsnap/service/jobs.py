@@ -17,7 +17,7 @@ from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
 from ttsnap.service.keys import Caller, Keys
-from ttsnap.service.limits import RequestError
+from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, stills_of, told_of
@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 REMIXED = "remixed_from_video_id"
 """The job of which another prompt made this one, among the values of a stored request."""
-TRIAL, SWEEP, AGAIN = 5.0, 60.0, 1.0
-"""Seconds in which a request is checked by the model before it is taken all the same; between two looks for what
-expired; until what could not be done is tried again."""
+SWEEP, AGAIN = 60.0, 1.0
+"""Seconds between two looks for what expired; until what could not be done is tried again."""
 
 
 def written(wanted: Body) -> dict[str, Json]:
@@ -74,31 +73,17 @@ class Jobs:
     async def submit(
         self, wanted: Generation | Video, caller: Caller, pictures: Pictures, remixed: str | None = None
     ) -> Job:
-        """Check a request, and store it. remixed: the id of the job that it is made of. RequestError for what is wrong,
-        as far as the model says so in time; what it says later fails the job."""
+        """Store a request. remixed: the id of the job that it is made of. RequestError for what is not offered here;
+        what the model refuses fails the job."""
+        if self.worker.draining:
+            raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
-        await self._tried(ticket)
         model = self.desk.offer.model
         settled = replace(wanted, seed=ticket.request.seed, model=model)
         body = written(settled) | ({} if remixed is None else {REMIXED: remixed})
         job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, body, pictures)
         self._wake.set()
         return job
-
-    async def _tried(self, ticket: Ticket) -> None:
-        ticket.trial = True
-        try:
-            self.worker.submit(ticket)
-        except RequestError:  # too much is under way now, which does not matter to a job
-            return
-        try:
-            async with asyncio.timeout(TRIAL):
-                news = await ticket.news.get()
-        except TimeoutError:
-            self.worker.cancel(ticket)
-        else:
-            if isinstance(news, RequestError) and news.status < 429:
-                raise news
 
     def progress(self, job: Job) -> int:
         """Percent of the budget that is spent."""

@@ -136,7 +136,7 @@ class Batch:
 
 
 class Observer:
-    """Told of requests by the thread that searches, unless it says otherwise. No trial is told of."""
+    """Told of requests by the thread that searches, unless it says otherwise."""
 
     def queued(self, ticket: Ticket) -> None:
         """A request waits. Told by the application, in the context of the HTTP request."""
