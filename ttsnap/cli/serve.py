@@ -175,7 +175,7 @@ def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
             store = None if where is None else JobStore(where, limits, a.database)
         except OSError as error:
             if a.state:
-                raise ValueError(f"--state {a.state} cannot be written: {error}") from None
+                raise ValueError(f"--state {a.state} cannot be written, by this user alone: {error}") from None
             print(
                 f"jobs end with this server, as {where} cannot be written; choose a folder by --state", file=sys.stderr
             )

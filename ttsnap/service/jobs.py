@@ -130,10 +130,11 @@ class Jobs:
             self._wake.clear()
             pause = SWEEP
             try:
+                await asyncio.to_thread(self.store.sweep)  # first, as it makes room on a full disk
                 await self._begin()
-                self._measure(await asyncio.to_thread(self.store.sweep))
-            except Exception:  # the database may answer again
-                logger.exception("jobs cannot be looked up")
+                self._measure(await asyncio.to_thread(self.store.counts))
+            except Exception as error:  # the database may answer again
+                self.store.log.error("jobs cannot be looked up", error)
                 pause = AGAIN
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -146,13 +147,14 @@ class Jobs:
         metrics.job_bytes.set(counts["bytes"])
 
     async def _begin(self) -> None:
-        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way."""
+        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way. One that may
+        have ended a server runs alone, so that another end is its own."""
         while len(self._runs) < self.desk.limits.jobs and self.worker.is_alive() and not self.worker.draining:
             waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, self.keys.names)
-            if not waiting:
-                return
             busy = Counter(run.job.owner for run in self._runs.values())
-            job = min(waiting, key=lambda job: busy[job.owner])
+            job = min(waiting, key=lambda job: busy[job.owner], default=None)
+            if job is None or (busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))):
+                return
             if await asyncio.to_thread(self.store.begin, job):
                 run = self._runs[job.id] = _Run(job)
                 run.task = asyncio.create_task(self._run(run))
@@ -190,8 +192,8 @@ class Jobs:
             try:
                 await asyncio.to_thread(note, *what)
                 return
-            except Exception:
-                logger.exception("what became of a job cannot be noted")
+            except Exception as error:
+                self.store.log.error("what became of a job cannot be noted", error)
             await asyncio.sleep(AGAIN)
 
     async def _outcome(self, run: _Run) -> dict[str, Json]:
@@ -223,7 +225,9 @@ class Jobs:
             for name, data in files.items():
                 write_bytes(self.store.files(job) / name, data)
         except OSError as error:
-            logger.error("what a job made cannot be stored", exc_info=error)
+            for name in files:  # what fills the disk already
+                (self.store.files(job) / name).unlink(missing_ok=True)
+            self.store.log.error("what a job made cannot be stored", error)
             said = "what the job made could not be stored"
             raise RequestError(500, said, code="storage_failed") from None
         told = told_of(done)
