@@ -211,6 +211,15 @@ def test_a_service_without_loras_says_so(offer: Offer) -> None:
         request_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
 
 
+def test_pipes_and_links_that_lead_nowhere_are_no_loras(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder/pipe"):
+        os.mkfifo(tmp_path / f"{name}.safetensors")
+    for name, target in (("loop", "loop"), ("gone", "nothing")):
+        (tmp_path / f"{name}.safetensors").symlink_to(tmp_path / f"{target}.safetensors")
+    assert LoraFolder(tmp_path)() == {}
+
+
 def test_the_folder_is_looked_up_at_every_request(
     client: OpenAI, server: GenerationServer, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
