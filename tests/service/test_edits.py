@@ -39,9 +39,10 @@ from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
-from ttsnap.service.requests import plain, request_of
+from ttsnap.service.opening import offer_of
+from ttsnap.service.requests import Generation, plain, request_of
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.tickets import Done, News, Passed, Ticket
+from ttsnap.service.tickets import Desk, Done, News, Passed, Ticket
 from ttsnap.service.worker import Worker
 
 PROMPT = "two green crosses"
@@ -165,6 +166,18 @@ def test_such_a_server_makes_images_from_texts_too(client: OpenAI) -> None:
     reply = client.images.generate(prompt=PROMPT, extra_body={"budget": "8nfe", "search": "best-of-n", "steps": 4})
     assert reply.data is not None
     assert len(reply.data) == 1
+
+
+def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
+    served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
+
+    async def notes(drafter: str, **own: Any) -> tuple[str, ...]:
+        offer = offer_of("embedded", served, None, {}, drafter, edits=True)
+        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), Caller()).notes
+
+    told = [asyncio.run(notes("auto", **own)) for own in ({}, {"draft": False}, {"search": "best-of-n"})]
+    assert ["no seeds are drafted" in " ".join(each) for each in told] == [True, False, False]
+    assert asyncio.run(notes("none")) == ()
 
 
 def test_an_absent_negative_prompt_leaves_a_request_guided(client: OpenAI, drawn: Image.Image) -> None:

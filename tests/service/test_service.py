@@ -224,6 +224,7 @@ def test_models_health_and_what_is_ready(server: GenerationServer, client: OpenA
         client.images.generate(prompt=PROMPT, model="dall-e-3")
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+    assert httpx.get(server.url, follow_redirects=True).url.path == "/docs"
     before = metric(server, "ttsnap_nfe_total")
     client.images.generate(prompt=PROMPT, extra_body={"budget": "20nfe"})
     assert before < metric(server, "ttsnap_nfe_total") <= before + 20

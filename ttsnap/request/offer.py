@@ -113,6 +113,8 @@ class Offer:
     """The drafter that they may ask for."""
     drafts_first: bool = False
     """Whether that is left to the model, which takes it where it is known to help."""
+    undrafted: str | None = None
+    """What is told of searches that the model's own drafter would help, where the model as it is served has none."""
     helps: Helps | None = None
     """Of `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
     any_model: bool = False

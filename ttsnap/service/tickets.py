@@ -198,7 +198,9 @@ class Desk:
         except ValueError as error:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes = notes_of(wanted, search, limits)
+        notes, drafts = notes_of(wanted, search, limits), wanted.draft is None and search.search == "seed-pruning"
+        if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
+            notes += (self.offer.undrafted,)
         loop, caps = asyncio.get_running_loop(), {name for name, cap in vars(search.budget).items() if cap is not None}
         pooled = limits.shared_pot is not None and caps <= {"nfe", "images"}
         return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job, pooled=pooled)

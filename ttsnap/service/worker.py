@@ -48,6 +48,8 @@ class Worker(threading.Thread):
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self._observers: tuple[Observer, ...] = (metrics,) if traces is None else (metrics, traces)
         self.draining = self.loaded = False
+        self.unready: str | None = None
+        """Why the model takes no requests, where that was tried in vain."""
         self._first, self._usual = first, first.engine
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -118,8 +120,9 @@ class Worker(threading.Thread):
         except ValueError:  # a model for edits lacks a picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
-        except Exception:  # the next request tries anew, and gets the error
+        except Exception as error:  # the next request tries anew, and gets the error
             logger.exception("what requests get that say nothing could not be made ready")
+            self.unready = f"the model could not be made ready ({type(error).__name__}); the log says why"
         while True:
             with self._wake:
                 while not (self._active or self.draining or self._beginners()):
