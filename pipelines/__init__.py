@@ -131,9 +131,10 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
     if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
         index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
         if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
-            if task not in (None, TEXT):  # what searches do not support is refused before anything is loaded
-                load_object(f"{CLASSIC}:check_task")(kind, task)
-            elif kind not in load_object(f"{CLASSIC}:MODULAR"):
+            # What searches do not support is refused before anything is loaded.
+            if task not in (None, TEXT) or kind in load_object(f"{CLASSIC}:MODULAR"):
+                load_object(f"{CLASSIC}:check_task")(kind, None if task == TEXT else task)
+            else:
                 search_class(getattr(diffusers, kind))
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     with foreign(f"cannot load model {model}"):
@@ -167,6 +168,14 @@ def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any
                 "trust_remote_code=True where you trust the model"
             )
     return index
+
+
+def makes_videos(model: str | Path) -> bool:
+    """Whether the model in a folder makes videos, by the name of its class: nothing is loaded. False for a hub id."""
+    where = located(model)
+    kind = None if where is None else _index(where, (), trusted=True).get("_class_name")
+    modular = load_object(f"{CLASSIC}:MODULAR").get(kind)
+    return modular is not None and load_object(f"{CLASSIC}:workflows_of")(modular)[0].frames_every is not None
 
 
 def located(model: str | Path) -> Path | None:

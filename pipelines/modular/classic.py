@@ -15,7 +15,7 @@ from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.pipeline import modular_search_class
-from ttsnap.pipelines.modular.workflows import workflows_of
+from ttsnap.pipelines.modular.workflows import check_installed, workflows_of
 from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.quiet import quiet
@@ -73,7 +73,8 @@ def tasks_of(classic: str) -> tuple[str, ...]:
 
 
 def check_task(classic: str, task: str | None) -> None:
-    """ValueError where no modular pipeline does this task with the parts of a classic one."""
+    """ValueError where no modular pipeline does this task with the parts of a classic one, or a package is missing."""
+    check_installed(MODULAR.get(classic, ""))
     tasks = tasks_of(classic)
     if tasks and (task is None or task in tasks):
         return

@@ -14,6 +14,7 @@ from ttsnap.pipelines.modular.denoiser import ModularDenoiser
 from ttsnap.pipelines.modular.streams import ONE
 from ttsnap.pipelines.modular.workflows import (
     TEXT_TO_IMAGE,
+    check_installed,
     check_version,
     listed_for_prompts,
     workflow_for,
@@ -88,9 +89,10 @@ class SearchModularMixin(SearchMixin):
 
 @functools.cache
 def modular_search_class(stock: Any) -> Any:
-    """The search twin of a ModularPipeline class. ValueError for a class without a workflow that search can run, and
-    for an untested version of diffusers."""
+    """The search twin of a ModularPipeline class. ValueError for a class without a workflow that search can run, for
+    an untested version of diffusers, and for a missing package."""
     check_version()
+    check_installed(stock.__name__)
     first = workflows_of(stock.__name__)[0]
     output = FramesOutput if first.latents is ONE else SoundOutput
     bases = (SearchModularMixin, stock)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
 from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
 from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
+from ttsnap.extras import install
 from ttsnap.options.model import TASKS
 
 DRAWN, TAKEN_OUT = "drawn", "taken out"
@@ -214,6 +216,12 @@ def check_lists(workflow: Workflow, pipeline_class: str, call: Mapping[str, Any]
     """ValueError for lists where the workflow of this class takes one picture, or text, for a prompt."""
     for name, values in listed_for_prompts(workflow, call).items():
         raise ValueError(f"{workflow.task} by {pipeline_class} takes one {name} for each prompt, got {len(values)}")
+
+
+def check_installed(pipeline_class: str) -> None:
+    """ValueError that says what to install where the blocks of a class need a package that diffusers does without."""
+    if pipeline_class.startswith("Wan") and find_spec("ftfy") is None:
+        raise ValueError(f"{pipeline_class} cleans prompts by ftfy, which is missing: {install('video')}")
 
 
 TESTED = ("0.42", "0.43")

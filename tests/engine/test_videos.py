@@ -94,6 +94,9 @@ def test_flops_and_tokens_are_those_of_all_calls() -> None:
     assert live.price.tokens == 15
     frames.tokens_taken = [1, 2, 3, 4, 5, 6]
     assert live.scorer.shown.tokens(frames) == [6, 15]
+    assert live.calibrate().tokens == 2 * (6 + 15), "each call of the reward counts"
+    *_, spent = fit_batches(live.denoiser, live.scorer, FakeGauge(10_000), 3, None)
+    assert spent.tokens == 2 * (6 + 15), "one row, and three"
 
 
 def test_previews_may_have_fewer_frames() -> None:

@@ -146,10 +146,10 @@ def test_pictures_are_decoded_beside_the_event_loop(
 
 
 @pytest.mark.parametrize(
-    ("own", "param"), [({"kernel": "my.py:x"}, "kernel"), ({"size": "17x33"}, "size"), ({"budget": "3nfe"}, "budget")]
+    ("own", "param"), [({"kernel": "my.py:x"}, None), ({"size": "17x33"}, None), ({"budget": "3nfe"}, "budget")]
 )
 def test_what_is_refused_is_refused_at_once(
-    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], param: str
+    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], param: str | None
 ) -> None:
     """Counting the seeds of a search takes up to 17 s, in which no other search goes on."""
 

@@ -189,6 +189,92 @@ def test_a_job_is_not_begun_for_ever(quick: OneDevice, offer: Offer, tmp_path: P
         assert "the server ended 3 times while this job ran" in told["error"]["message"]
 
 
+def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
+    pipe: Any, quick: OneDevice, offer: Offer, tmp_path: Path
+) -> None:
+    body = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:
+        jobs = [store.add("anybody", "image_generation", "embedded", body, {}) for _ in range(4)]
+        assert all(map(store.begin, jobs[:3])), "and the server ends"
+    slow = Slow(pipe)
+    slow.left = 1
+    with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
+        until(lambda: slow.left < 0)
+        states = [asked(client, job.id)["status"] for job in jobs]
+        assert states == ["in_progress", "queued", "queued", "queued"]
+        slow.go.set()
+        assert all(ended(client, job.id)["status"] == "completed" for job in jobs)
+
+
+class FullDisk:
+    """A database that writes nothing while there are more bytes of files than `room`."""
+
+    def __init__(self, folder: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        def execute(connection: sqlalchemy.Connection, statement: Any, *more: Any, **others: Any) -> Any:
+            full = sum(path.stat().st_size for path in folder.glob("jobs/*/*")) > room
+            if full and not isinstance(statement, sqlalchemy.Select):
+                raise sqlalchemy.exc.OperationalError("delete", {}, OSError("database or disk is full"))
+            return before(connection, statement, *more, **others)
+
+        before = sqlalchemy.Connection.execute
+        monkeypatch.setattr(sqlalchemy.Connection, "execute", execute)
+
+
+def stored(store: JobStore, size: int) -> Job:
+    """A job that is done, with a file of so many bytes."""
+    job = store.add("anybody", "image_generation", "embedded", {"fields": {"prompt": PROMPT}, "ignored": []}, {})
+    (store.files(job) / "1.png").write_bytes(b"0" * size)
+    store.begin(job)
+    store.end(job, "completed", {})
+    return job
+
+
+def test_a_full_disk_is_emptied_by_what_expires_and_by_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(JobStore(tmp_path, ServiceLimits(job_hours=1e-9))) as store:
+        jobs = [stored(store, 1000) for _ in range(2)]
+        FullDisk(tmp_path, 1500, monkeypatch)
+        with pytest.raises(RequestError, match="cannot be stored"):
+            store.begin(jobs[1])
+        store.delete(jobs[0])
+        (store.files(jobs[1]) / "2.png").write_bytes(b"0" * 1000)
+        store.sweep()
+        assert store.counts()["completed"] == 0
+        store.limits = ServiceLimits()
+        kept = stored(store, 800)
+        (tmp_path / "jobs" / jobs[0].id).mkdir()
+        (tmp_path / "jobs" / jobs[0].id / "1.png").write_bytes(b"0" * 1000)
+    with closing(JobStore(tmp_path, ServiceLimits())) as store:  # it begins by removing what is no job's
+        assert [path.name for path in (tmp_path / "jobs").iterdir()] == [kept.id]
+
+
+def test_a_full_disk_is_told_of_once_a_minute(
+    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.02)
+    with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
+        name = ended(client, begun(client))["id"]
+        with monkeypatch.context() as patch:
+            FullDisk(tmp_path, 0, patch)
+            server._server.jobs._wake.set()
+            time.sleep(0.5)
+            for _ in range(3):
+                with pytest.raises(openai.APIStatusError, match="cannot be stored"):
+                    begun(client)
+            assert sum(record.levelname == "ERROR" for record in caplog.records) == 1
+            assert "disk is full" in caplog.text
+            assert httpx.delete(f"{server.url}{ADDRESS}/{name}").status_code == 200
+
+
+def test_all_callers_together_keep_no_more_than_the_operator_allows(tmp_path: Path) -> None:
+    with closing(JobStore(tmp_path, ServiceLimits(state_mib=1))) as store:
+        first = stored(store, 2**20)
+        with pytest.raises(RequestError, match="cannot be stored") as error:
+            store.add("bob", "image_generation", "embedded", {"fields": {}, "ignored": []}, {})
+        assert (error.value.status, error.value.retry_after) == (503, 10)
+        store.delete(first)
+        store.add("bob", "image_generation", "embedded", {"fields": {}, "ignored": []}, {})
+
+
 def test_deleting_a_job_ends_its_search(pipe: Any, offer: Offer, tmp_path: Path) -> None:
     slow = Slow(pipe)
     with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
@@ -213,10 +299,7 @@ def test_deleting_a_job_ends_its_search(pipe: Any, offer: Offer, tmp_path: Path)
 @pytest.mark.parametrize(
     ("own", "param"),
     [
-        ({"size": "17x33"}, "size"),
-        ({"steps": 1, "search": "seed-pruning"}, "steps"),
         ({"reward": "none"}, "reward"),
-        ({"budget": "3nfe"}, "budget"),
         ({"stream": True}, "background"),
         ({"colour": "red"}, "colour"),
         ({"prompt": "three pink elephants"}, "prompt"),
@@ -238,13 +321,26 @@ def server_of_jobs(pipe: Any, offer: Offer, tmp_path_factory: pytest.TempPathFac
         yield server
 
 
-def test_what_the_model_refuses_late_fails_the_job(
-    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ttsnap.service.jobs.TRIAL", 0)
+def test_what_the_model_refuses_fails_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
-        told = ended(client, begun(client, size="17x33"))
-        assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", "size", "invalid_value")
+        for own, param in (({"size": "17x33"}, None), ({"budget": "3nfe"}, "budget")):
+            told = ended(client, begun(client, **own))
+            assert (told["status"], told["error"]["param"]) == ("failed", param)
+            assert told["error"]["code"] == "invalid_value"
+
+
+def test_a_job_is_taken_at_once_whatever_the_model_is_busy_with(pipe: Any, offer: Offer, tmp_path: Path) -> None:
+    slow = Slow(pipe)
+    slow.left = 1  # then a batch hangs
+    with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
+        first = begun(client)
+        until(lambda: slow.left < 0)
+        begin = time.monotonic()
+        begun(client, size="16x16")
+        took = time.monotonic() - begin
+        slow.go.set()
+        assert took < 2.5
+        assert ended(client, first)["status"] == "completed"
 
 
 def test_a_requirement_is_kept_with_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
@@ -300,7 +396,8 @@ def test_what_jobs_made_expires(
         with pytest.raises(openai.NotFoundError, match="it may have expired"):
             asked(client, told["id"])
     with closing(JobStore(tmp_path, ServiceLimits())) as store:
-        assert store.sweep() == {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, "bytes": 0}
+        store.sweep()
+        assert store.counts() == {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, "bytes": 0}
     assert not list((tmp_path / "jobs").iterdir())
 
 
@@ -385,6 +482,9 @@ def test_where_jobs_are_kept_by_default(
     with store_of(Arguments(**given, port=0), limits):
         pass
     assert [path.name for path in (tmp_path / "ttsnap").iterdir()] == ["serve-8000"]
+    (mine := tmp_path / "mine").mkdir(mode=0o755)
+    with store_of(Arguments(state=str(mine), database=None, port=0), limits):
+        assert mine.stat().st_mode & 0o077 == 0
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with store_of(Arguments(**given, port=8000), limits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def test_a_file_that_cannot_be_read_is_told_without_its_keys(tmp_path: Path, tex
     assert SECRET not in str(error.value)
 
 
+def test_a_file_of_keys_is_a_regular_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "loop", "none"):
+        with pytest.raises(ValueError, match="cannot read the file of keys"):
+            Keys.read(tmp_path / name)
+
+
 def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, other = tmp_path / "keys", "another-secret-key"
     path.write_text(f"alice {SECRET}\n")
@@ -52,10 +61,19 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     path.write_text(f"alice {SECRET} 2\nbob {other}\n")
     assert keys.caller(f"Bearer {SECRET}") == Caller("alice", 2.0)
     assert keys.caller(f"Bearer {other}") == Caller("bob")
-    for broken in ("bob", "", None):
-        path.write_text(broken) if broken is not None else path.unlink()
+    for broken in ("bob", ""):
+        path.write_text(broken)
         assert keys.names == {"alice", "bob"}, "they stay as they were"
+    path.unlink()
+    os.mkfifo(path)
+    assert keys.names == {"alice", "bob"}, "a pipe is not waited for"
     assert caplog.text.count("API keys stay as they were") == 3
+    path.unlink()
+    for _ in range(2):
+        assert keys.names == set(), "without a file nobody is let in"
+        with pytest.raises(RequestError, match="no API key"):
+            keys.caller(f"Bearer {SECRET}")
+    assert caplog.text.count("nobody is let in") == 1
     path.write_text(f"bob {other}\n")
     with pytest.raises(RequestError):
         keys.caller(f"Bearer {SECRET}")

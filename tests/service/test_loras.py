@@ -43,7 +43,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import EngineSpec, Lora
+from ttsnap.request.request import Lora
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -51,7 +51,6 @@ from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, Video, request_of, validated
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.sizes import check_size
 
 OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
 MIB = 2**20
@@ -210,6 +209,15 @@ def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
 def test_a_service_without_loras_says_so(offer: Offer) -> None:
     with pytest.raises(RequestError, match="no LoRAs are offered here; leave lora out"):
         request_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
+
+
+def test_pipes_and_links_that_lead_nowhere_are_no_loras(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder/pipe"):
+        os.mkfifo(tmp_path / f"{name}.safetensors")
+    for name, target in (("loop", "loop"), ("gone", "nothing")):
+        (tmp_path / f"{name}.safetensors").symlink_to(tmp_path / f"{target}.safetensors")
+    assert LoraFolder(tmp_path)() == {}
 
 
 def test_the_folder_is_looked_up_at_every_request(
@@ -431,13 +439,14 @@ def test_jobs_wait_for_room_and_make_what_requests_make(
         served.loras.most = most
         served.loras._make_room = full  # type: ignore[method-assign]
         told = ended(client, begun(client, **OWN, lora="ink.v2"))
-        assert len(refused) == 3, "once as it was tried, then by the job itself"
+        assert len(refused) == 3, "twice, with idle engines and without, and again a second later"
         assert told["status"] == "completed"
         assert told["data"] == ask(client, "ink.v2")["data"]
         told = ended(client, begun(client, **OWN, lora={"name": "sketch", "scale": 1}))
         assert told["data"] == at_once["data"]
-        with pytest.raises(openai.BadRequestError, match="does not fit this model"):
-            begun(client, **OWN, lora="stranger")
+        told = ended(client, begun(client, **OWN, lora="stranger"))
+        assert (told["status"], told["error"]["param"]) == ("failed", "lora")
+        assert "does not fit this model" in told["error"]["message"]
 
 
 def test_edits_and_forms_take_them(made: Path, folder: Path) -> None:
@@ -522,22 +531,6 @@ def test_several_devices_give_what_one_gives(client: OpenAI, served: OneDevice, 
             assert apart(picture(ask(mine, lora)), picture(ask(client, lora))) <= 1
         with pytest.raises(openai.BadRequestError, match="does not fit this model"):
             ask(mine, "stranger")
-
-
-def test_the_usual_size_is_found_once_for_all_others(served: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = list[dict[str, object]]()
-    made = type(served.pipe).sampling_denoiser
-
-    def counted(pipe: Any, sampler: SamplerOptions, **call: object) -> Any:
-        calls.append(call)
-        return made(pipe, sampler, **call)
-
-    monkeypatch.setattr(type(served.pipe), "sampling_denoiser", counted)
-    call = {"num_inference_steps": 7, "guidance_scale": 1.5}
-    for side in (16, 24, 32):
-        spec = EngineSpec(None, ("brightness",), call={**call, "width": side, "height": side})
-        check_size(served, spec)
-    assert [dict(each).get("width") for each in calls] == [None, 16, 24, 32]
 
 
 def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:

@@ -169,14 +169,13 @@ def test_images_of_several_sizes_at_once(client: OpenAI) -> None:
 
 
 def test_a_stream_that_cannot_begin_is_refused_as_any_other_request(client: OpenAI, drawn: list[bytes]) -> None:
-    for own, param in (({"size": "17x33"}, "size"), ({"budget": "3nfe"}, "budget"), ({"kernel": "x:y"}, "kernel")):
+    for own, param in (({"size": "17x33"}, None), ({"budget": "3nfe"}, "budget"), ({"kernel": "x:y"}, None)):
         with pytest.raises(openai.BadRequestError) as error:
             client.images.generate(prompt=PROMPT, stream=True, extra_body=OWN | own)
         assert error.value.param == param
     two = [(f"{i}.png", drawn[i]) for i in range(2)]
-    with pytest.raises(openai.BadRequestError, match="takes one image") as error:
+    with pytest.raises(openai.BadRequestError, match="takes one image"):
         client.images.edit(image=two, prompt=PROMPT, stream=True, extra_body=OWN | {"strength": 0.5})
-    assert error.value.param == "image"
 
 
 def test_a_stream_that_fails_later_raises_in_the_client(client: OpenAI) -> None:
@@ -335,4 +334,4 @@ def test_nobody_sees_another_s_prompt_or_the_server_s_places(served: Serve, draw
             assert seen <= {i}, reply[:300]
             assert i % 4 == 3 or seen == {i}, "its own is in the metadata of its image"
     assert not any(secret in open_to_all for secret in (*CAPTIONS, *names))
-    assert '"param":"size"' in replies[3]
+    assert "at most 32 x 32 pixels" in replies[3]

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_the_container_starts_what_there_is() -> None:
     assert state == said["VOLUME"]
     extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(shlex.split(lines[2])[5:]) >= set(extras["service"])
+
+
+@pytest.mark.parametrize(("kind", "package"), [("WanPipeline", "ftfy"), ("LTXPipeline", "PyAV")])
+def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, package: str
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    if package == "ftfy":
+        monkeypatch.setattr("ttsnap.pipelines.modular.workflows.find_spec", lambda _: None)
+    else:
+        monkeypatch.setitem(sys.modules, "av", None)
+    state = str(tmp_path / "state")
+    given = serve.parser().parse_args([str(tmp_path), "--rewards", "brightness", "--state", state])
+    with pytest.raises(ValueError, match=rf"{package}.*pip install 'av>="):
+        serve.run(given)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "256"), ("64", "64")])

@@ -111,6 +111,27 @@ def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: Offer) -> None:
         assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
 
 
+def test_a_model_that_cannot_be_made_ready_says_so(pipe: Any, offer: Offer) -> None:
+    class Broken(OneDevice):
+        @contextmanager
+        def engine(self, spec: EngineSpec) -> Iterator[Any]:
+            if not whole:
+                raise NameError("name 'ftfy' is not defined")
+            with super().engine(spec) as engine:
+                yield engine
+
+    whole: list[bool] = []
+    engines = Broken(pipe, {name: make_rewards(name)[0] for name in offer.rewards})
+    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as service:
+        until(lambda: httpx.get(f"{service.url}/ready").json()["status"] != "loading")
+        reply = httpx.get(f"{service.url}/ready")
+        assert reply.status_code == 503
+        assert "could not be made ready (NameError); the log says why" in reply.json()["status"]
+        whole.append(True)
+        asked(service)
+        assert httpx.get(f"{service.url}/ready").status_code == 200
+
+
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
 def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any, files: Any, search: Any) -> None:
     steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself

@@ -101,6 +101,27 @@ def test_searches_wind_up_early_enough_to_finish_an_image_each(
     assert all("stopped early" in " ".join(told["warnings"]) for _, told in ends)
 
 
+def test_who_comes_late_is_told_so_until_the_last_answer(pipe: Any, offer: Offer) -> None:
+    engines = Slow(pipe)
+    engines.left = 1
+    with ThreadPoolExecutor(2) as pool, serving(engines, offer, 10) as server:
+        url = f"{server.url}/v1/images/generations"
+        first = pool.submit(httpx.post, url, json=OWN, timeout=60)
+        until(lambda: engines.left < 0)
+        ending = pool.submit(server.__exit__)
+        until(lambda: server.worker.draining)
+        time.sleep(0.5)
+        late = httpx.post(url, json=OWN)
+        assert last_of(late)[0] == "stopping"
+        assert httpx.get(f"{server.url}/ready").json() == {"status": "stopping"}
+        engines.left = 10**6
+        engines.go.set()
+        assert last_of(first.result())[0] == "image"
+        ending.result(timeout=30)
+        with pytest.raises(httpx.ConnectError):
+            httpx.post(url, json=OWN)
+
+
 def test_what_cannot_be_finished_is_told_so(pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttsnap.service.worker.LATE", 0.5)
     engines = Slow(pipe)

@@ -29,8 +29,7 @@ from tests.service.conftest import client_of, command
 from tests.service.test_service import metric, until
 from tests.service.test_stopping import Slow
 from ttsnap.files.pictures import video_pixels
-from ttsnap.request.limits import FieldError
-from ttsnap.request.request import EngineSpec, ModelDefaults
+from ttsnap.request.request import ModelDefaults
 from ttsnap.results.payload import read_payload
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
@@ -38,7 +37,6 @@ from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Video, notes_of, request_of, validated
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.sizes import check_size
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 OWN = {"budget": "4images", "search": "best-of-n", "seed": 3}
@@ -206,7 +204,6 @@ def test_a_video_at_once(server: GenerationServer) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
-        ({"size": "17x33"}, "size", "divisible by 2"),
         ({"size": "64x99"}, "size", "16 to 64 pixels"),
         ({"seconds": "100"}, "seconds", "at most 16.1 s at 16 frames a second"),
         ({"seconds": "-1"}, "seconds", "above 0"),
@@ -218,7 +215,6 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"fps": 0}, "fps", "above 0"),
         ({"frames": 33}, "frames", "from 1 to 32"),
         ({"steps": 101}, "steps", "at most 100 steps"),
-        ({"budget": "3nfe"}, "budget", "too small for one image"),
         ({"reward": "clip"}, "reward", "choose one of brightness"),
         ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),
         ({"quality": "4k"}, "quality", "choose one of low"),
@@ -360,29 +356,36 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both(tmp_path: Path) -> N
         request_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
-def test_a_size_without_pixels_in_its_latents_is_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ttsnap.service.jobs.TRIAL", 30)
+def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path) -> None:
     pipe = twin("ltx image2video")
     pipe.vae.spatial_compression_ratio = 32  # as of the real LTX-Video
     with serving(OneDevice(pipe, {"brightness": make_rewards("brightness")[0]}), tmp_path) as server:
         for files in ({}, {"input_reference": ("a.png", png())}):
             form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
-            reply = httpx.post(f"{server.url}/v1/videos", files=form, timeout=30)
-            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "size")
-            assert "does not draw 16x32" in reply.json()["error"]["message"]
+            reply = httpx.post(f"{server.url}/v1/videos/sync", files=form, timeout=30)
+            assert reply.status_code == 500
+            assert "leave size out, or give another" in reply.json()["error"]["message"]
 
 
-def test_sound_does_not_count_among_the_pixels_of_a_size() -> None:
-    pipe = twin("ltx2")
-    pipe.vae.spatial_compression_ratio = 32  # the usual size has few pixels then
-    engines = OneDevice(pipe, {})
-    specs = {size: EngineSpec(None, (), call={**CALL, "width": size, "height": 64}) for size in (64, 96, 80)}
-    check_size(engines, specs[64])
-    check_size(engines, specs[96])
-    with pytest.raises(FieldError, match="does not draw 80x64"):
-        check_size(engines, specs[80])
+def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first frame of the model's own size takes its VAE minutes."""
+    pipe, sizes = twin("wan image2video"), list[tuple[object, ...]]()
+    made = type(pipe).sampling_denoiser
+
+    def counted(self: Any, sampler: Any, **call: Any) -> Any:
+        sizes.append((call.get("width"), call.get("height"), call.get("num_frames")))
+        return made(self, sampler, **call)
+
+    monkeypatch.setattr(type(pipe), "sampling_denoiser", counted)
+    with serving(OneDevice(pipe, {"brightness": make_rewards("brightness")[0]}), tmp_path) as server:
+        until(lambda: server.worker.loaded)
+        sizes.clear()
+        for kernel, status in (("pipeline", 200), ("x:y", 400)):
+            form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), "budget": (None, "1images")}
+            files = {**form, "kernel": (None, kernel), "input_reference": ("a.png", png())}
+            reply = httpx.post(f"{server.url}/v1/videos/sync", files=files, timeout=60)
+            assert reply.status_code == status, reply.text[:300]
+    assert set(sizes) == {(16, 32, 5)}
 
 
 def under_way(client: OpenAI, name: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.service.keys import Keys
     from ttsnap.service.server import GenerationServer
 
+VIDEOS = "serving videos, as .mp4 where clients say nothing,"
 HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 
@@ -130,6 +131,7 @@ def run(a: Arguments) -> int:
         from ttsnap.service.server import GenerationServer
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
+    from ttsnap.pipelines import makes_videos
     from ttsnap.request.searches import searches_of
     from ttsnap.results.media import require_av
     from ttsnap.service.opening import bound_kernels, canonical_of, offer_of, offered, traces_of_environment
@@ -139,10 +141,12 @@ def run(a: Arguments) -> int:
     keys = replace(Keys.chosen(a.keys), open_docs=a.open_docs)
     devices, specs = arguments.read(DeviceOptions, a), offered(list(a.rewards), a.model)
     searches = searches_of(list(a.searches))
+    if makes_videos(a.model):
+        require_av(VIDEOS)
     with store_of(a, limits) as store, engines(a, devices, specs) as made:
         offer = offer_of(a.model, made, a.name, searches, a.draft, loras=a.loras, edits=a.task != TEXT)
-        if offer.frames_every is not None:
-            require_av("serving videos, as .mp4 where clients say nothing,")
+        if offer.frames_every is not None:  # also of a hub id
+            require_av(VIDEOS)
         with common.listening(a), loading("the service"):
             server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store, traces)
         log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
@@ -175,7 +179,7 @@ def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
             store = None if where is None else JobStore(where, limits, a.database)
         except OSError as error:
             if a.state:
-                raise ValueError(f"--state {a.state} cannot be written: {error}") from None
+                raise ValueError(f"--state {a.state} cannot be written, by this user alone: {error}") from None
             print(
                 f"jobs end with this server, as {where} cannot be written; choose a folder by --state", file=sys.stderr
             )
@@ -198,9 +202,9 @@ def engines(a: Arguments, devices: DeviceOptions, specs: Mapping[str, str]) -> I
     device = "cpu" if spread else a.device
     where, dtype = common.opening().reward_placement(device, "auto" if spread else a.dtype)
     model = arguments.read(ModelOptions, a)
+    rewards = {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()}
     pipe = common.load_model(a.model, device, a.dtype, loras=model.loras, task=a.task)
     prepare(pipe, model)
-    rewards = {name: common.load_rewards(s, device=where, dtype=dtype)[0] for name, s in specs.items()}
     here = OneDevice(pipe, rewards, a.lora_mib)
     if not spread:
         yield here

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.scoring import RowScorer
 from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
+from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Denoiser, Drafts
@@ -132,13 +133,15 @@ def fit_batches(
     denoiser: Denoiser, scorer: RowScorer, gauge: Gauge, denoise: int | None, decode: int | None
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
-    spent = Cost()
+    spent, tokens = Cost(), 0
 
     def judge(n: int) -> None:
+        nonlocal tokens
         images = denoiser.decode(_noise(denoiser, n))
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
         for _, reward in scorer.local:
             ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
+            tokens += sum(scorer.shown.tokens(reward))
         scorer.features(list(images))
 
     if denoise is None:
@@ -146,7 +149,7 @@ def fit_batches(
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * scorer.calls_here, features=rows * scorer.features_taken)
+        spent += Cost(0, rows, rows * scorer.calls_here, tokens=tokens, features=rows * scorer.features_taken)
     return denoise, decode, spent
 
 
@@ -166,20 +169,27 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
     finished, level = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    scoring, bases, calls = 0.0, 0.0, 2 * scorer.calls_here
+    scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls_here, 0
+
+    def asked(reward: RewardModel, *call: Any) -> None:
+        nonlocal tokens
+        ask(*call)
+        tokens += sum(scorer.shown.tokens(reward))
+
     for _, reward in scorer.local:
         call = scorer.shown.by(reward, sources)
         latents = reward.estimates == "latents"
         look, x, prompt = (reward.score_estimates, latent, reward.example) if latents else (call, image, "")
-        scoring += (taken := _again(partial(ask, look, x, [prompt], level)))
+        scoring += (taken := _again(partial(asked, reward, look, x, [prompt], level)))
         if reward.base_flops:
             calls += 2 * scorer.shown.calls(reward)
-            bases += max(0.0, _again(partial(ask, call, image, [""], finished)) - taken)
+            bases += max(0.0, _again(partial(asked, reward, call, image, [""], finished)) - taken)
     describing = _timed(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   features=describing, base_calls=bases / max(1, scorer.bases), call=max(0.0, one - nfe))  # fmt: skip
-    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken, "base_calls": 2 * scorer.bases}
+    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken, "base_calls": 2 * scorer.bases,
+            "tokens": tokens}  # fmt: skip
     return rates, Cost(n + 2, 2, calls, int(previews), **more)
 
 

@@ -118,6 +118,8 @@ class Offer:
     """Whether that is left to the model, which takes it where it is known to help."""
     drafted: Drafted | None = None
     """By `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
+    undrafted: str | None = None
+    """What is told of searches that the model's own drafter would help, where the model as it is served has none."""
     any_model: bool = False
     """Whether another model may be named."""
     edits: bool = False

@@ -8,7 +8,7 @@ import time
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -164,12 +164,16 @@ def _add_operation(app: FastAPI, worker: Worker, keys: Keys) -> None:
     async def ready() -> Response:
         """Whether a loaded model takes requests; 503 tells a balancer to send them elsewhere."""
         takes = worker.is_alive() and not worker.draining
-        status = "stopping" if not takes else "ready" if worker.loaded else "loading"
+        status = "stopping" if not takes else "ready" if worker.loaded else worker.unready or "loading"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("docs")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def schema(request: Request) -> Response:

@@ -15,7 +15,6 @@ from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.opening import opened, reward_placement
@@ -23,17 +22,8 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Can
-from ttsnap.service.bodies import FRAME
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import LoadedLoras
-
-PARAMS = {
-    "size": ("width", "height"),
-    "steps": ("num_inference_steps",),
-    **{name: (name,) for name in ("guidance_scale", "true_cfg_scale", "negative_prompt", "strength")},
-    "mask": ("mask_image",),
-}
-"""Arguments of a pipeline's call, by the parameter of a request that sets them."""
 
 
 class Engines(Protocol):
@@ -48,33 +38,6 @@ class Engines(Protocol):
 
     def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a spec that the model cannot do."""
-
-
-def field_at_fault(pipe: SearchMixin, spec: EngineSpec, usual: EngineSpec) -> str | None:
-    """The parameter that a model refuses, found without an engine.
-
-    It is the picture where the model does not take that with the usual arguments, and else the first one that it does
-    not take in addition. It is the kernel where the model takes all arguments, and the kernel is not the usual one.
-    """
-    call, base = dict(spec.call), dict(usual.call)
-    if "image" in call:
-        base["image"] = call["image"]
-        if not _takes(pipe, base):
-            return "image" if pipe.frames_every() is None else FRAME
-    for param, names in PARAMS.items():
-        changed = {name: call[name] for name in names if name in call and call[name] != base.get(name)}
-        if changed and not _takes(pipe, {**base, **changed}):
-            return param
-    return "kernel" if spec.sampler.kernel != usual.sampler.kernel and _takes(pipe, call) else None
-
-
-def _takes(pipe: SearchMixin, call: Mapping[str, object]) -> bool:
-    """Whether a model takes a call, with its own kernel and without drafts."""
-    try:
-        pipe.sampling_denoiser(SamplerOptions(draft=None), **call)
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 class OneDevice:

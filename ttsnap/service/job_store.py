@@ -25,15 +25,15 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import locked, write_bytes, write_text
 from ttsnap.service.edits import Pictures, arguments_of
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import RequestError, ServiceLimits, storage_failed
+from ttsnap.service.monitoring import Seldom
 
-logger = logging.getLogger(__name__)
 QUEUED, RUNNING, COMPLETED, FAILED = STATES = ("queued", "in_progress", "completed", "failed")
 OPEN = (QUEUED, RUNNING)
 PREFIXES = {"video": "video", "image_generation": "img", "image_edit": "edit"}
 """How ids begin, by the kind of request."""
 ATTEMPTS = 3
-"""How often a job is begun whose server ends without notice each time."""
+"""How often a job is begun whose server ends without notice each time. After the first time it runs alone."""
 MIB = 2**20
 SERVER, GIVEN = "server-id", "given"
 """The file in the state folder that names it in the database; how names of files begin that came with a request."""
@@ -79,6 +79,8 @@ class Job:
     """The fields of its request that were given, checked, by our names."""
     outcome: Mapping[str, Any] | None
     """What it made, without its files; of a failed job the error."""
+    attempts: int = 0
+    """How often a server ended without notice while it ran."""
 
 
 COLUMNS = tuple(TABLE.c[name] for name in Job.__dataclass_fields__)
@@ -94,43 +96,43 @@ class JobStore:
         ValueError where another process uses the folder, and for a database that does not answer; OSError for a folder
         that cannot be written.
         """
-        self.limits, self._folder, self._adding = limits, folder, Lock()
-        self._held = ExitStack()
+        self.limits, self.log, self._folder, self._adding = limits, Seldom(logging.getLogger(__name__)), folder, Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._held.enter_context(locked(folder))
-        try:
+        folder.chmod(0o700)  # prompts are there
+        with ExitStack() as held:
+            held.enter_context(locked(folder))
             (folder / "jobs").mkdir(exist_ok=True)
             if not (folder / SERVER).exists():
                 write_text(folder / SERVER, secrets.token_hex(16))
             self._server = (folder / SERVER).read_text(encoding="ascii")
             self._mine = TABLE.c.server == self._server
-            self._engine = _engine(database or sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")))
-            self._held.callback(self._engine.dispose)
-            self._recover()
-        except SQLAlchemyError as error:
-            self._held.close()
-            why = f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()[:300]}"
-            raise ValueError(f"the database of jobs does not answer ({why})") from None
-        except BaseException:
-            self._held.close()
-            raise
+            try:
+                self._engine = _engine(database or sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")))
+                held.callback(self._engine.dispose)
+                self._recover()
+            except SQLAlchemyError as error:
+                why = f"{type(error).__name__}: {str(error).partition('[SQL')[0].strip()[:300]}"
+                raise ValueError(f"the database of jobs does not answer ({why})") from None
+            self._held = held.pop_all()
 
     def close(self) -> None:
         """Let the folder and the database go."""
         self._held.close()
 
     def _recover(self) -> None:
-        """Queue what was under way when the last process ended, but not for ever, and remove files of no job."""
+        """Remove files of no job, and queue what was under way when the last process ended, but not for ever."""
         lost = sa.and_(self._mine, TABLE.c.status == RUNNING)
         said = f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one"
         failed = {"status": FAILED, "outcome": RequestError(500, said).told(), **self._times()}
+        folders = {folder.name for folder in (self._folder / "jobs").iterdir()}
+        with self._engine.connect() as connection:
+            known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine, self._alive())))
+        for name in folders - known:  # before anything is written: the disk may be full
+            shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
         with self._engine.begin() as connection:
+            connection.execute(sa.delete(TABLE).where(self._mine, TABLE.c.id.in_(known - folders)))
             connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
             connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))
-            known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine)))
-        for folder in (self._folder / "jobs").iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
 
     def files(self, job: Job) -> Path:
         """The folder of a job's files."""
@@ -139,14 +141,15 @@ class JobStore:
     # --- for callers ------------------------------------------------------------------------------------------
 
     def add(self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures) -> Job:
-        """Queue a job, whose pictures are on the disk before it is. RequestError (429) where its owner has too many, or
-        too much on the disk."""
+        """Queue a job, whose pictures are on the disk before it is. RequestError where its owner has too many (429), or
+        too much on the disk, and where all owners together have too much (503)."""
         now, limits = time.time(), self.limits
         job = Job(f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None)
         mine = sa.and_(self._mine, TABLE.c.owner == owner)
         with self._adding:
             with self._connected() as connection:
-                used = connection.scalar(sa.select(sa.func.sum(TABLE.c.bytes)).where(mine)) or 0
+                kept = sa.select(sa.func.sum(TABLE.c.bytes))
+                used, of_all = (connection.scalar(kept.where(each)) or 0 for each in (mine, self._mine))
                 waiting = sa.select(sa.func.count()).where(mine, TABLE.c.status.in_(OPEN))
                 if (connection.scalar(waiting) or 0) >= limits.jobs_per_key:
                     most = f"{limits.jobs_per_key} jobs of yours wait or run already, the most that one key may have"
@@ -154,11 +157,13 @@ class JobStore:
             if used >= limits.job_mib * MIB:
                 most = f"your jobs keep {used / MIB:.0f} MiB here, and {limits.job_mib} is the most for one key"
                 raise RequestError(429, f"{most}; delete some that are done", code="quota_exceeded", retry_after=60)
+            if of_all >= limits.state_mib * MIB:
+                raise storage_failed()
             try:
                 self._insert(job, pictures)
             except (OSError, RequestError) as error:
                 shutil.rmtree(self.files(job), ignore_errors=True)
-                logger.error("a job cannot be stored", exc_info=error)
+                self.log.error("a job cannot be stored", error)
                 raise storage_failed() from None
         return job
 
@@ -168,10 +173,9 @@ class JobStore:
         for argument, given in pictures.items():
             for i, picture in enumerate([given] if isinstance(given, Picture) else given):
                 write_bytes(folder / f"{GIVEN}-{argument}-{i:02}", picture.data)
-        row = {column.name: vars(job)[column.name] for column in COLUMNS}
-        more = {"server": self._server, "attempts": 0, "bytes": _size(folder)}
+        row = {**vars(job), "server": self._server, "bytes": _size(folder)}
         with self._connected() as connection:
-            connection.execute(sa.insert(TABLE).values(**row, **more))
+            connection.execute(sa.insert(TABLE).values(**row))
 
     def get(self, owner: str, kind: str, name: str) -> Job:
         """A job by its id. RequestError (404) where this owner has none of this kind."""
@@ -181,8 +185,8 @@ class JobStore:
             with self._connected() as connection:
                 found = connection.execute(there).first()
         if found is None:
-            what = "video" if kind == "video" else "job"
-            raise RequestError(404, f"no {what} {name[:100]!r} here; it may have expired", "id", "not_found")
+            what = f"no {'video' if kind == 'video' else 'job'} {name[:100]!r} here"
+            raise RequestError(404, f"{what}; it may have expired", "id", "not_found")
         return Job(**found._mapping)
 
     def page(self, owner: str, kind: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
@@ -198,14 +202,18 @@ class JobStore:
             found = found.where(number < at if newest_first else number > at)
         with self._connected() as connection:
             rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
-        jobs = [Job(**row._mapping) for row in rows]
-        return jobs[:limit], len(jobs) > limit
+        return [Job(**row._mapping) for row in rows[:limit]], len(rows) > limit
 
     def delete(self, job: Job) -> None:
         """Remove a job and its files."""
+        self._remove(TABLE.c.id == job.id)
+
+    def _remove(self, *which: sa.ColumnElement[bool]) -> None:
+        """Files go first: a database on a full disk needs room to forget a row."""
         with self._connected() as connection:
-            connection.execute(sa.delete(TABLE).where(TABLE.c.id == job.id))
-        shutil.rmtree(self.files(job), ignore_errors=True)
+            for name in connection.scalars(sa.select(TABLE.c.id).where(*which)).all():
+                shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
+            connection.execute(sa.delete(TABLE).where(*which))
 
     # --- for what runs them -----------------------------------------------------------------------------------
 
@@ -235,16 +243,15 @@ class JobStore:
         with self._connected() as connection:
             return connection.execute(sa.update(TABLE).where(*there).values(**values)).rowcount > 0
 
-    def sweep(self) -> dict[str, int]:
-        """Remove expired jobs. Returns how many there are of each status, and their "bytes"."""
-        expired = sa.and_(self._mine, TABLE.c.expires < time.time())
+    def sweep(self) -> None:
+        """Remove expired jobs."""
+        self._remove(self._mine, TABLE.c.expires < time.time())
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status, and their "bytes"."""
         counted = sa.select(TABLE.c.status, sa.func.count(), sa.func.sum(TABLE.c.bytes)).where(self._mine)
         with self._connected() as connection:
-            gone = connection.execute(sa.select(*COLUMNS).where(expired)).all()
-            connection.execute(sa.delete(TABLE).where(expired))
             rows = connection.execute(counted.group_by(TABLE.c.status)).all()
-        for row in gone:
-            shutil.rmtree(self.files(Job(**row._mapping)), ignore_errors=True)
         counts = {status: count for status, count, _ in rows}
         return {**dict.fromkeys(STATES, 0), **counts, "bytes": sum(int(size) for _, _, size in rows)}
 
@@ -263,21 +270,18 @@ class JobStore:
             with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            logger.error("the database of jobs does not answer", exc_info=error)
+            self.log.error("the database of jobs does not answer", error)
             raise storage_failed() from None
 
     def _owned(self, owner: str, kind: str) -> tuple[sa.ColumnElement[bool], ...]:
-        alive = sa.or_(TABLE.c.expires.is_(None), TABLE.c.expires >= time.time())
-        return self._mine, TABLE.c.owner == owner, TABLE.c.kind == kind, alive
+        return self._mine, TABLE.c.owner == owner, TABLE.c.kind == kind, self._alive()
+
+    def _alive(self) -> sa.ColumnElement[bool]:
+        return sa.or_(TABLE.c.expires.is_(None), TABLE.c.expires >= time.time())
 
     def _times(self) -> dict[str, float]:
         now = time.time()
         return {"ended": now, "expires": now + 3600 * self.limits.job_hours}
-
-
-def storage_failed() -> RequestError:
-    """The answer where nothing can be stored or looked up."""
-    return RequestError(503, "jobs cannot be stored now; try again later", code="storage_failed", retry_after=10)
 
 
 def _engine(database: str | sa.URL) -> sa.Engine:
@@ -286,9 +290,8 @@ def _engine(database: str | sa.URL) -> sa.Engine:
     try:
         engine = sa.create_engine(database, pool_pre_ping=True, hide_parameters=True)  # of rows: they hold prompts
     except (sa.exc.ArgumentError, ImportError) as error:
-        raise ValueError(
-            f"--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its driver: {error}"
-        ) from None
+        takes = "--database takes an address of SQLAlchemy, as postgresql+psycopg://HOST/NAME, and its driver"
+        raise ValueError(f"{takes}: {error}") from None
     TABLE.metadata.create_all(engine)
     return engine
 

@@ -17,7 +17,7 @@ from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
 from ttsnap.service.keys import Caller, Keys
-from ttsnap.service.limits import RequestError
+from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
 from ttsnap.service.replies import files_of, stills_of, told_of
@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 KINDS: dict[str, type[Generation] | type[Video]] = {kind.kind: kind for kind in (Generation, Edit, Video)}
 REMIXED = "remixed_from_video_id"
 """The job of which another prompt made this one, among the values of a stored request."""
-TRIAL, SWEEP, AGAIN = 5.0, 60.0, 1.0
-"""Seconds in which a request is checked by the model before it is taken all the same; between two looks for what
-expired; until what could not be done is tried again."""
+SWEEP, AGAIN = 60.0, 1.0
+"""Seconds between two looks for what expired; until what could not be done is tried again."""
 
 
 def written(wanted: Body) -> dict[str, Json]:
@@ -74,31 +73,17 @@ class Jobs:
     async def submit(
         self, wanted: Generation | Video, caller: Caller, pictures: Pictures, remixed: str | None = None
     ) -> Job:
-        """Check a request, and store it. remixed: the id of the job that it is made of. RequestError for what is wrong,
-        as far as the model says so in time; what it says later fails the job."""
+        """Store a request. remixed: the id of the job that it is made of. RequestError for what is not offered here;
+        what the model refuses fails the job."""
+        if self.worker.draining:
+            raise stopping()
         ticket = self.desk.ticket(wanted, caller, pictures, job=True)
-        await self._tried(ticket)
         model = self.desk.offer.model
         settled = replace(wanted, seed=ticket.request.seed, model=model)
         body = written(settled) | ({} if remixed is None else {REMIXED: remixed})
         job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, body, pictures)
         self._wake.set()
         return job
-
-    async def _tried(self, ticket: Ticket) -> None:
-        ticket.trial = True
-        try:
-            self.worker.submit(ticket)
-        except RequestError:  # too much is under way now, which does not matter to a job
-            return
-        try:
-            async with asyncio.timeout(TRIAL):
-                news = await ticket.news.get()
-        except TimeoutError:
-            self.worker.cancel(ticket)
-        else:
-            if isinstance(news, RequestError) and news.status < 429:
-                raise news
 
     def progress(self, job: Job) -> int:
         """Percent of the budget that is spent."""
@@ -145,10 +130,11 @@ class Jobs:
             self._wake.clear()
             pause = SWEEP
             try:
+                await asyncio.to_thread(self.store.sweep)  # first, as it makes room on a full disk
                 await self._begin()
-                self._measure(await asyncio.to_thread(self.store.sweep))
-            except Exception:  # the database may answer again
-                logger.exception("jobs cannot be looked up")
+                self._measure(await asyncio.to_thread(self.store.counts))
+            except Exception as error:  # the database may answer again
+                self.store.log.error("jobs cannot be looked up", error)
                 pause = AGAIN
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -161,13 +147,14 @@ class Jobs:
         metrics.job_bytes.set(counts["bytes"])
 
     async def _begin(self) -> None:
-        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way."""
+        """Begin queued jobs while there is room: the oldest of the callers who have the fewest under way. One that may
+        have ended a server runs alone, so that another end is its own."""
         while len(self._runs) < self.desk.limits.jobs and self.worker.is_alive() and not self.worker.draining:
             waiting = await asyncio.to_thread(self.store.waiting, self.desk.offer.model, self.keys.names)
-            if not waiting:
-                return
             busy = Counter(run.job.owner for run in self._runs.values())
-            job = min(waiting, key=lambda job: busy[job.owner])
+            job = min(waiting, key=lambda job: busy[job.owner], default=None)
+            if job is None or (busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))):
+                return
             if await asyncio.to_thread(self.store.begin, job):
                 run = self._runs[job.id] = _Run(job)
                 run.task = asyncio.create_task(self._run(run))
@@ -205,8 +192,8 @@ class Jobs:
             try:
                 await asyncio.to_thread(note, *what)
                 return
-            except Exception:
-                logger.exception("what became of a job cannot be noted")
+            except Exception as error:
+                self.store.log.error("what became of a job cannot be noted", error)
             await asyncio.sleep(AGAIN)
 
     async def _outcome(self, run: _Run) -> dict[str, Json]:
@@ -238,7 +225,9 @@ class Jobs:
             for name, data in files.items():
                 write_bytes(self.store.files(job) / name, data)
         except OSError as error:
-            logger.error("what a job made cannot be stored", exc_info=error)
+            for name in files:  # what fills the disk already
+                (self.store.files(job) / name).unlink(missing_ok=True)
+            self.store.log.error("what a job made cannot be stored", error)
             said = "what the job made could not be stored"
             raise RequestError(500, said, code="storage_failed") from None
         told = told_of(done)

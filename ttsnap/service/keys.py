@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttsnap.core.cost import Price
+from ttsnap.files.reading import JSON_BYTES, foreign, read_bytes
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
 from ttsnap.request.request import EngineSpec
@@ -59,7 +60,7 @@ class Keys:
     """The keys that a service knows. Those of a file are read again when it changes."""
 
     callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
-    """Callers by the SHA-256 of their keys; empty: no key is needed."""
+    """Callers by the SHA-256 of their keys; empty without a file: no key is needed."""
     open_docs: bool = False
     """Whether the service's documentation can be read without a key."""
     file: Path | None = None
@@ -73,10 +74,8 @@ class Keys:
 
         ValueError names the line, never the key.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the file of keys {path}: {error}") from None
+        with foreign(f"cannot read the file of keys {path}"):
+            lines = read_bytes(path, JSON_BYTES, "regular file").decode().splitlines()
         callers = []
         for number, line in enumerate(lines, 1):
             words = line.partition("#")[0].split()
@@ -87,12 +86,18 @@ class Keys:
         return cls(tuple(callers), file=path)
 
     def refresh(self) -> None:
-        """Read the file again where it changed. Where it cannot be read, the keys stay as they were."""
+        """Read the file again where it changed. Without it nobody is let in; where it cannot be read, the keys stay as
+        they were."""
         if self.file is None:
             return
         try:
             now = self.file.stat()
             read = (now.st_mtime_ns, now.st_size, now.st_ino)
+        except FileNotFoundError:
+            if self.callers:
+                logger.error("the file of API keys is gone: nobody is let in until it is back")
+            self.callers, self._read = (), (0, 0, 0)
+            return
         except OSError:
             read = (0, 0, 0)
         if read == self._read:
@@ -123,7 +128,12 @@ class Keys:
     def names(self) -> set[str]:
         """Of all callers, as they are now."""
         self.refresh()
-        return {caller.name for _, caller in self.callers} or {ANYBODY.name}
+        return {caller.name for _, caller in self.callers} | ({ANYBODY.name} if self.open else set())
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may ask."""
+        return not self.callers and self.file is None
 
     def named(self, name: str) -> Caller:
         """The caller of a name."""
@@ -137,7 +147,7 @@ class Keys:
     def caller(self, authorization: str | None) -> Caller:
         """The sender of a header. RequestError (401) for an unknown one."""
         self.refresh()
-        if not self.callers:
+        if self.open:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
         digest, found = _digest(key.strip()), None

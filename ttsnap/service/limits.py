@@ -33,6 +33,7 @@ class ServiceLimits(SearchLimits):
     job_seconds: Positive = option(3600.0, "most seconds for one job", flag="max_job_seconds")
     job_hours: Positive = option(24.0, "hours for which what a job made is kept")
     job_mib: Count = option(1024, "MiB that the jobs of one caller keep on the disk")
+    state_mib: Count = option(8192, "MiB that the jobs of all callers keep on the disk")
     lora_mib: Count = option(2048, "MiB that LoRAs of requests take; those that were used least lately go first")
     body_bytes: Count = 2**16
     """Bytes of a request."""
@@ -104,3 +105,8 @@ class RequestError(Exception):
 def stopping() -> RequestError:
     """The answer while the service ends."""
     return RequestError(503, "the service is being stopped", code="stopping", retry_after=5)
+
+
+def storage_failed() -> RequestError:
+    """The answer where nothing can be stored or looked up."""
+    return RequestError(503, "jobs cannot be stored now; try again later", code="storage_failed", retry_after=10)

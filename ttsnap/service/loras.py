@@ -74,8 +74,8 @@ def _file(path: Path) -> Path | None:
     if path.name.startswith(".") or not path.name.isprintable():
         return None
     if not path.is_dir():
-        return path if path.suffix == SUFFIX else None
-    inside = list(path.glob(f"*{SUFFIX}"))
+        return path if path.suffix == SUFFIX and path.is_file() else None  # a pipe would be waited for
+    inside = [each for each in path.glob(f"*{SUFFIX}") if each.is_file()]
     return path / USUAL if path / USUAL in inside else inside[0] if len(inside) == 1 else None
 
 

@@ -55,6 +55,19 @@ class Discreet(logging.Formatter):
         return text
 
 
+class Seldom:
+    """Logs errors, one a minute: a disk that is full is met every second."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger, self._next = logger, 0.0
+
+    def error(self, message: str, error: Exception) -> None:
+        """Log an error, unless one was logged within the last minute."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 60
+            self.logger.error(message, exc_info=error)
+
+
 class AccessLog:
     """The application, with a line in the log `access` for each request after its answer:
 
@@ -142,7 +155,7 @@ class Batch:
 
 
 class Observer:
-    """Told of requests by the thread that searches, unless it says otherwise. No trial is told of."""
+    """Told of requests by the thread that searches, unless it says otherwise."""
 
     def queued(self, ticket: Ticket) -> None:
         """A request waits. Told by the application, in the context of the HTTP request."""

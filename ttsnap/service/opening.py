@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.core.protocols import Algorithm
 from ttsnap.extras import install
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
@@ -20,6 +20,7 @@ from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.sampling.denoiser import Can
 from ttsnap.service.engines import Engines
 from ttsnap.service.loras import LoraFolder
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 TRACED = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """The variables of the environment one of which must be set for traces."""
+UNDRAFTED = (
+    "no seeds are drafted by a server that changes pictures, so that fewer are looked at than without its --task"
+)
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"
 """The variable that bounds how many compiled kernels oneDNN keeps, by which torch computes on CPUs; and the bound."""
 
@@ -107,7 +111,8 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     if drafter is not None:  # errors of a drafter come at once
         pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model).call)
     if own is None or own.name != drafter:
-        return replace(offer, draft=drafter)
+        lost = draft == AUTO and Can.DRAFT in pipe.denoiser_class.cannot and offer.defaults(offer.model).draft
+        return replace(offer, draft=drafter, undrafted=UNDRAFTED if lost else None)
 
     def drafted(
         algorithm: Algorithm, sampler: SamplerOptions, names: Sequence[str], call: Mapping[str, Any]

@@ -37,7 +37,6 @@ from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
-from ttsnap.service.sizes import check_size
 from ttsnap.service.tickets import Done, Progress, Ticket
 
 if TYPE_CHECKING:
@@ -55,15 +54,15 @@ UNCHECKED = "drafts were not checked for this model, these steps and this guidan
 
 
 def taken_as(request: SearchRequest, result: Result) -> list[str]:
-    """A warning where the images are of another size than the picture that they change."""
-    picture = request.prompt.inputs.get("image")
-    first = picture[0] if isinstance(picture, tuple) else picture
-    if not isinstance(first, Picture):
-        return []
-    (width, height), (rows, columns) = first.size, result.images[0].pixels.shape[-2:]
-    if (width, height) == (columns, rows):
-        return []
-    return [f"the picture of {width}x{height} was taken as one of {columns}x{rows}"]
+    """A warning where the images are of another size than was asked for, or than the picture that they change."""
+    call, picture = request.engine.call, request.prompt.inputs.get("image")
+    first, (rows, columns) = picture[0] if isinstance(picture, tuple) else picture, result.images[0].pixels.shape[-2:]
+    drawn, sized, warnings = (columns, rows), (call.get("width"), call.get("height")), list[str]()
+    if None not in sized and sized != drawn:
+        warnings.append(f"the model draws {columns}x{rows} in place of {sized[0]}x{sized[1]}, whose sides do not fit")
+    if isinstance(first, Picture) and first.size != drawn:
+        warnings.append(f"the picture of {first.size[0]}x{first.size[1]} was taken as one of {columns}x{rows}")
+    return warnings
 
 
 def devices_fail() -> RequestError:
@@ -107,7 +106,6 @@ class Searches:
         that the model cannot do."""
         self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
         self.usual, self._pots = usual, pots
-        check_size(engines, spec)
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(spec))
@@ -146,7 +144,9 @@ class Searches:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         request, engine = ticket.request, self.engine
-        spec = replace(self.checked(request), later=ticket.pooled)
+        spec = replace(self._prepared(request, self.limits.capped(request.budget, engine.grid)), later=ticket.pooled)
+        for name in self.spec.rewards:
+            self._check(name, request.prompt)
         now = time.monotonic()
         allowance = task_of(spec.budget, engine, request.keep).allowance
         listener = Progress(ticket, allowance, request.gate, self._safe)
@@ -165,13 +165,6 @@ class Searches:
         """Whether the model's safety checker, if any, lets an image, or the frames of a video, pass."""
         _, flags = judged(self.pipe, [image] if image.ndim == 3 else list(image))
         return not any(flags or ())
-
-    def checked(self, request: SearchRequest) -> SearchSpec:
-        """What the loop runs of a request, with all that `add` refuses refused."""
-        spec = self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
-        for name in self.spec.rewards:
-            self._check(name, request.prompt)
-        return spec
 
     def _check(self, name: str, prompt: Prompt) -> None:
         try:

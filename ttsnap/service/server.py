@@ -45,7 +45,8 @@ class Connection(Guarded):
 class Server(uvicorn.Server):
     """Drains its worker on a signal; on a second one, searches end with what they have.
 
-    Every request is answered before uvicorn ends open ones, with a bare status of 500 or half a stream.
+    Who comes meanwhile is told so. Every request is answered before uvicorn ends open ones, with a bare status of 500
+    or half a stream.
     """
 
     def __init__(self, config: uvicorn.Config, worker: Worker, jobs: Jobs | None) -> None:
@@ -58,16 +59,12 @@ class Server(uvicorn.Server):
             self.jobs.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        giving_up = asyncio.create_task(self._give_up())
+        while self.worker.is_alive() and self.worker.patience > 0:  # less after a second signal
+            await asyncio.sleep(0.05)
+        self.worker.give_up()  # those without an answer
         await super().shutdown(sockets)
-        giving_up.cancel()
         if self.jobs is not None:
             await self.jobs.close()
-
-    async def _give_up(self) -> None:
-        while (seconds := self.worker.patience) > 0:  # less after a second signal
-            await asyncio.sleep(min(seconds, 0.5))
-        self.worker.give_up()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.worker.drain(now=self.should_exit)
@@ -101,7 +98,7 @@ class GenerationServer(SocketServer):
             app,
             address,
             ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections),
-            grace=int(limits.drain) + GRACE,
+            grace=GRACE,
             connection=Connection,
             server=partial(Server, worker=self.worker, jobs=jobs),
             idle=IDLE,

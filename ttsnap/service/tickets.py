@@ -53,7 +53,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Passed:
-    """A request in which nothing was found wrong. Its search begins, unless it is a trial."""
+    """A request in which nothing was found wrong. Its search begins."""
 
 
 News: TypeAlias = Partial | Done | Passed | RequestError
@@ -61,8 +61,7 @@ News: TypeAlias = Partial | Done | Passed | RequestError
 
 @dataclass(eq=False)
 class Ticket:
-    """One request. The thread that searches sends news to the application's event loop: at last a Done, a Passed or an
-    error."""
+    """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
     request: SearchRequest
     caller: Caller
@@ -75,8 +74,6 @@ class Ticket:
     """Time after which the search ends with its best image."""
     job: bool = False
     """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
-    trial: bool = False
-    """Whether it is only checked."""
     pooled: bool = False
     """Whether it shares a pot of evaluations with others of its caller."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
@@ -201,7 +198,9 @@ class Desk:
         except ValueError as error:
             raise RequestError(400, str(error), "prompt", "invalid_value") from None
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes = notes_of(wanted, search, limits)
+        notes, drafts = notes_of(wanted, search, limits), wanted.draft is None and search.search == "seed-pruning"
+        if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
+            notes += (self.offer.undrafted,)
         loop, caps = asyncio.get_running_loop(), {name for name, cap in vars(search.budget).items() if cap is not None}
         pooled = limits.shared_pot is not None and caps <= {"nfe", "images"}
         return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job, pooled=pooled)

@@ -14,7 +14,7 @@ from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
-from ttsnap.service.engines import Engines, field_at_fault
+from ttsnap.service.engines import Engines
 from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
@@ -49,6 +49,8 @@ class Worker(threading.Thread):
         self.engines, self.limits, self.metrics = engines, limits, metrics
         self._observers: tuple[Observer, ...] = (metrics,) if traces is None else (metrics, traces)
         self.draining = self.loaded = False
+        self.unready: str | None = None
+        """Why the model takes no requests, where that was tried in vain."""
         self._first, self._usual = first, first.engine
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -82,9 +84,8 @@ class Worker(threading.Thread):
                 wait = self._returns.wait(now, len(self._active))
                 said = f"{self.limits.queue} requests wait already, the most that are taken"
                 raise RequestError(429, f"{said}; try again in {wait} s", code="queue_full", retry_after=wait)
-            if not ticket.trial:
-                for observer in self._observers:
-                    observer.queued(ticket)
+            for observer in self._observers:
+                observer.queued(ticket)
             self._open.add(ticket)
             self._waiting.append(ticket)
             self._wake.notify()
@@ -120,8 +121,9 @@ class Worker(threading.Thread):
         except ValueError:  # a model for edits lacks a picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
-        except Exception:  # the next request tries anew, and gets the error
+        except Exception as error:  # the next request tries anew, and gets the error
             logger.exception("what requests get that say nothing could not be made ready")
+            self.unready = f"the model could not be made ready ({type(error).__name__}); the log says why"
         while True:
             with self._wake:
                 while not (self._active or self.draining or self._beginners()):
@@ -192,10 +194,6 @@ class Worker(threading.Thread):
             if not self._loaded(spec.loras):
                 return False
             searches = self._searches_of(spec)
-            if ticket.trial:
-                searches.checked(ticket.request)
-                self._end(ticket, "passed")
-                return True
             searches.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
@@ -206,8 +204,7 @@ class Worker(threading.Thread):
             if isinstance(error, TypeError):
                 logger.warning("a model refused its arguments", exc_info=error, extra=private(ticket.request.prompt))
                 said = "this model does not take these settings; leave some out"
-            param = field_at_fault(self.engines.pipe, spec, self._usual)
-            self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
+            self._end(ticket, "refused", RequestError(400, said, code="invalid_value"))
         except EngineLost as error:
             logger.error("the devices keep failing", exc_info=error)
             self._end(ticket, "failed", devices_fail())
@@ -265,16 +262,12 @@ class Worker(threading.Thread):
         return sum(searches.engine.nfe for searches in self._searches.values())
 
     def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
-        """Close a request. error: its answer, where it has none yet. A trial is no request."""
+        """Close a request. error: its answer, where it has none yet."""
         self._active.pop(ticket, None)
         with self._wake:
             self._open.discard(ticket)
         if error is not None:
             ticket.tell(error)
-        if outcome == "passed":
-            ticket.tell(Passed())
-        if ticket.trial:
-            return
         if ticket.begun is not None:
             self._returns.ended(time.monotonic() - ticket.begun)
         for observer in self._observers:
@@ -295,7 +288,8 @@ class Worker(threading.Thread):
 def failure(error: Exception, spec: EngineSpec, what: str = "the search failed") -> RequestError:
     """The answer where all searches of a spec fail. Errors of a reward are for the log alone."""
     if not isinstance(error, RewardError):
-        return RequestError(500, f"{what}: {type(error).__name__}")
+        sized = "; the model may not draw this size: leave size out, or give another" if "width" in spec.call else ""
+        return RequestError(500, f"{what}: {type(error).__name__}{sized}")
     names = " or ".join(spec.rewards)
     said = f"the reward {names} scored none of the first images; ask for another reward, or again later"
     return RequestError(503, said, "reward", "reward_failed", retry_after=30)
