@@ -10,6 +10,7 @@ from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.registry import REWARDS
 
 from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
+from ttsnap.files.writing import CHECKPOINT_SECONDS
 from ttsnap.options.option import option
 
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -92,7 +93,7 @@ class DistillConfig(Settings):
     seed: Natural = option(0, "decides the first weights, the batches and which prompts are held out")
     validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
     batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
-    checkpoint_every: Count = option(100, "optimiser steps between checkpoints", determines=False)
+    checkpoint_every: NotNegative = option(CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False)
     trackers: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = option(
         (), "where the run is reported: trackio, tensorboard, wandb", determines=False
     )

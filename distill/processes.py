@@ -66,6 +66,12 @@ class Member:
 
             _set(tensors, broadcast(torch.cat([tensor.flatten() for tensor in tensors])))
 
+    def any(self, asked: bool) -> bool:
+        """Whether some process says so. All must call this at once."""
+        said = torch.tensor(float(asked), device=self.device)
+        self.average([said])
+        return bool(said)
+
     def gather(self, values: Tensor) -> Tensor:
         """Values (N,) of all processes, one after the other, on the CPU in the dtype of `values`."""
         if self.count == 1:
@@ -93,11 +99,11 @@ class Member:
         """Let the first process do a part while the others wait. Where it raises, all end; only the first says why."""
         from accelerate.utils import broadcast_object_list
 
-        failed: Exception | None = None
+        failed: BaseException | None = None
         if self.is_main:
             try:
                 part()
-            except (ValueError, OSError) as error:
+            except BaseException as error:  # a signal's, too
                 failed = error
         (ended,) = broadcast_object_list([failed is not None])
         if failed is not None:

@@ -41,9 +41,10 @@ Recorder = Callable[[dict[str, Json]], None]
 def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
     """Train a noise-aware reward, export it to out/reward, and evaluate the exported reward on held-out prompts.
 
-    The same call resumes an interrupted run: recordings after their last unit, targets after the last batch that was
-    saved, training after its last checkpoint. A finished run returns its evaluation. docs/distill.md lists the files.
-    Under a launcher every process calls this, and gets the result.
+    The same call resumes an interrupted run: recordings after their last unit, targets and evaluation after the last
+    batch that was saved, training after its last checkpoint. Ctrl-C and SIGTERM wait until the batch at hand is saved.
+    A finished run returns its evaluation. docs/distill.md lists the files. Under a launcher every process calls this,
+    and gets the result.
 
     Args:
         config: the settings.
@@ -115,7 +116,7 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
     rewards = {base.name: student.base, other: StudentReward(student)}
     evaluation = evaluate(
         rewards, [targets[p] for p in measured], frames, measured, steps,
-        batch_size=config.batch_size, member=member, held_out=bool(tested),
+        batch_size=config.batch_size, member=member, held_out=bool(tested), kept_in=out,
     )  # fmt: skip
     if uncertainty is not None:
         with torch.no_grad():

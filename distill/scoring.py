@@ -5,7 +5,7 @@ A target is the base reward's score of a trajectory's final image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
@@ -19,13 +19,10 @@ from ttsnap.distill.processes import ALONE, Member
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import write_whole
-from ttsnap.recordings.folder import packed, unpacked
-from ttsnap.recordings.header import differences
+from ttsnap.files.unbroken import Unbroken
+from ttsnap.recordings.kept import KeptNumbers
 
 TARGETS = "targets.safetensors"
-SAVED_EVERY = 1024
-"""Targets that a killed run may lose."""
 Bar: TypeAlias = "tqdm[Never]"
 """A progress bar without an iterable."""
 Score = Callable[[Tensor, list[str], Tensor], Any]
@@ -35,24 +32,35 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 @torch.no_grad()
 def score_entries(
     score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int, member: Member = ALONE,
-    bar: Bar | None = None, keep: Callable[[FloatArray], None] = lambda scores: None,
+    bar: Bar | None = None, name: str = "", kept: KeptNumbers | None = None,
 ) -> FloatArray:  # fmt: skip
-    """Scores (N,) float64 of N entries, nan included. Each process scores its share, and all get all scores.
+    """Scores (N,) float64 of N entries. Each process scores its share, and all get all scores.
 
-    keep: called in order with the scores of each round.
+    name: of a reward whose scores must be finite: ValueError. kept: the scores so far, which are added to.
+    KeyboardInterrupt, with all that was scored kept, where a process got a signal.
     """
-    done = np.zeros(len(entries))
-    for first in range(0, len(entries), batch_size * member.count):
-        mine = entries[first + member.rank * batch_size : first + (member.rank + 1) * batch_size]
-        scores = torch.full((batch_size,), float("nan"), dtype=torch.float64)
-        if mine:
-            scores[: len(mine)] = _one_batch(score, frames, mine, space)
-        round_scores = member.gather(scores)[: len(entries) - first].numpy()
-        done[first : first + len(round_scores)] = round_scores
-        keep(round_scores)
-        if bar is not None:
-            bar.update(len(round_scores))
-    return done
+    kept = kept or KeptNumbers(None, "", {}, len(entries))
+    if bar is not None:
+        bar.update(kept.done)
+    with Unbroken() as stopping:
+        for first in range(kept.done, len(entries), batch_size * member.count):
+            mine = entries[first + member.rank * batch_size : first + (member.rank + 1) * batch_size]
+            scores = torch.full((batch_size,), float("nan"), dtype=torch.float64)
+            if mine:
+                scores[: len(mine)] = _one_batch(score, frames, mine, space)
+            found = member.gather(scores)[: len(entries) - first].numpy()
+            if name and len(bad := np.flatnonzero(~np.isfinite(found))):
+                entry = entries[first + int(bad[0])]
+                raise ValueError(
+                    f"the reward {name!r} gave {found[bad[0]]} for {frames.named(entry)}, step {entry.step}, and must "
+                    "give a number: mend the reward, or record without that prompt"
+                )
+            kept.add(found)
+            if bar is not None:
+                bar.update(len(found))
+            if member.any(stopping()):
+                raise KeyboardInterrupt
+    return kept.numbers
 
 
 def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: str) -> Tensor:
@@ -82,56 +90,16 @@ def final_scores(
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.require("pixels", [frames.last])
     about: dict[str, Json] = {"reward": reward, "data": frames.identity, "entries": len(entries)}
-    path = out / TARGETS
-    kept, scores = _read(path, about, len(entries)), np.zeros(len(entries))
-    first = done = saved = len(kept)
-    scores[:first] = kept
-    member.wait()  # all have read before one writes
-
-    def save() -> None:
-        nonlocal saved
-        if member.is_main and done > saved:
-            write_whole(path, lambda file: file.write(packed(scores[:done], "targets", about)))
-            saved = done
-
-    def keep(part: FloatArray) -> None:
-        nonlocal done
-        if len(bad := np.flatnonzero(~np.isfinite(part))):
-            image = frames.named(entries[done + bad[0]])
-            raise ValueError(
-                f"the reward {reward!r} gave {part[bad[0]]} for the final image of {image}; a target must be a number: "
-                "mend the reward, or record without that prompt"
-            )
-        scores[done : done + len(part)] = part
-        done += len(part)
-        if done >= saved + SAVED_EVERY:
-            save()
-
-    try:
-        with progress(len(entries), "targets", "image", member.shown) as shown:
-            shown.update(first)
-            score_entries(
-                lambda x, prompts, level: base(x, prompts, level * 0), frames, entries[first:], "pixels",
-                batch_size=batch_size, member=member, bar=shown, keep=keep,
-            )  # fmt: skip
-    finally:
-        save()
+    with (
+        KeptNumbers(out / TARGETS, "targets", about, len(entries), writes=member.is_main) as kept,
+        progress(len(entries), "targets", "image", member.shown) as bar,
+    ):
+        member.wait()  # all have read before one writes
+        scores = score_entries(
+            lambda x, prompts, level: base(x, prompts, level * 0), frames, entries, "pixels",
+            batch_size=batch_size, member=member, bar=bar, name=reward, kept=kept,
+        )  # fmt: skip
     return list(np.split(scores, np.cumsum(frames.seeds)[:-1]))
-
-
-def _read(path: Path, about: Mapping[str, Json], most: int) -> FloatArray:
-    """The targets that a file keeps. ValueError where it is damaged, and for another reward or other data."""
-    if not path.exists():
-        return np.empty(0)
-    try:
-        scores, there = unpacked(path, "targets", "file of targets")
-        if scores.ndim != 1 or len(scores) > most or not np.isfinite(scores).all():
-            raise ValueError(f"{path} is damaged: it should hold at most {most} finite numbers")
-    except ValueError as error:
-        raise ValueError(f"{error}; remove it, and the targets are computed again") from None
-    if mismatches := differences(there, dict(about)):
-        raise ValueError(f"{path} holds targets of other data: {'; '.join(mismatches)}; choose another folder")
-    return scores
 
 
 def spread(targets: list[FloatArray], prompts: list[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def train(
     # A generator of its own: making an iterator draws a number, which must not depend on where a run was resumed.
     parts = iter(DataLoader(
         batches, batch_size=None, sampler=range(first * config.accumulation, len(batches)), num_workers=config.workers,
-        generator=torch.Generator().manual_seed(0), persistent_workers=False,
+        generator=torch.Generator().manual_seed(0), persistent_workers=False, worker_init_fn=_ignore_ctrl_c,
     ))  # fmt: skip
     began = time.perf_counter()
 
@@ -163,6 +164,11 @@ def train(
 
     loop.run(first, factor, losses, measure)
     return uncertainty
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; their owner ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

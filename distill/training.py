@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ttsnap.distill.processes import Member
 
 from ttsnap.files.reading import parse_object
 from ttsnap.files.settings import Json, check
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import write_text
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -97,8 +99,8 @@ class Loop:
     """Decay of the running average, smaller in the first steps; 0 for no average."""
     clip: float
     """The largest norm of the gradient; 0 for no limit."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
+    checkpoint_every: float
+    """Seconds between checkpoints."""
     member: Member
     """This process; the first one writes."""
     prefix: str = ""
@@ -129,13 +131,14 @@ class Loop:
 
         factor: of the learning rates at a step. losses: of the parts of this process's share of a batch, computed one
         after the other to save memory. measure: figures to log after so many steps, given the last loss. ValueError for
-        a loss that is not finite.
+        a loss that is not finite; KeyboardInterrupt, after a checkpoint, where a process got a signal.
         """
         groups = self.weights.optimizer.param_groups
         rates, main = [group["lr"] for group in groups], self.member.is_main
-        silent = not self.member.shown
+        silent, saved = not self.member.shown, time.monotonic()
         bar = tqdm(total=self.steps, initial=first, desc="train", unit="step", disable=silent, dynamic_ncols=True)
-        with bar, Metrics(self.out / METRICS, first) if main else contextlib.nullcontext() as metrics:
+        logged = Metrics(self.out / METRICS, first) if main else contextlib.nullcontext()
+        with bar, logged as metrics, Unbroken() as asked:
             for step in range(first, self.steps):
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate * factor(step)
@@ -151,13 +154,17 @@ class Loop:
                 numbers = {k: v for k, v in (figures or {"loss": loss}).items() if isinstance(v, float)}
                 bar.set_postfix(numbers, refresh=False)
                 bar.update()
-                if metrics is None:
-                    continue
-                if figures is not None:
+                stopping = self.member.any(asked())
+                if metrics is not None and figures is not None:
                     metrics.add({"step": done, **figures})
-                if done % self.checkpoint_every == 0 or done == self.steps:
+                due = stopping or done == self.steps or time.monotonic() - saved >= self.checkpoint_every
+                if metrics is not None and due:
                     metrics.sync()
                     checkpoints.save(self.out / CHECKPOINTS, done, self.weights.pack(), self.about)
+                    saved = time.monotonic()
+                if stopping:
+                    self.member.wait()  # for the checkpoint: a launcher ends all once one has ended
+                    raise KeyboardInterrupt
         if self.ema:
             self.weights.use(self.weights.average)
 

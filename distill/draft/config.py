@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ttsnap.files.settings import Bounds, Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
+from ttsnap.files.writing import CHECKPOINT_SECONDS
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import option
 
@@ -70,7 +71,7 @@ class TrainingConfig(Settings):
     seed: Natural = option(0, "decides the first weights and the batches")
     validation: Count = option(192, "trajectories, the first ones, that are held back to validate on")
     validate_every: Count = option(200, "optimiser steps between validations", determines=False)
-    checkpoint_every: Count = option(100, "optimiser steps between checkpoints", determines=False)
+    checkpoint_every: NotNegative = option(CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

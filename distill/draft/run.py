@@ -48,9 +48,10 @@ def distill_draft(
 ) -> Sequence[RankedLook]:
     """Make a draft of a search pipeline in out/draft, and return how each look ranks seeds; nothing without `measured`.
 
-    The same call resumes an interrupted run: trajectories after their last file, training after its last checkpoint,
-    evaluation after its last unit. Under a launcher every process calls this, with the pipeline on its own device. The
-    processes divide trajectories and training; the first one measures, and the others return nothing.
+    The same call resumes an interrupted run: trajectories and training after their last checkpoint, evaluation after
+    its last unit. Ctrl-C and SIGTERM wait until the batch at hand is saved. Under a launcher every process calls this,
+    with the pipeline on its own device. The processes divide trajectories and training; the first one measures, and the
+    others return nothing.
 
     Args:
         pipe: the search pipeline.

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -19,6 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
+from ttsnap.distill import checkpoints
 from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.processes import ALONE, Member
@@ -26,7 +31,8 @@ from ttsnap.distill.processes import ALONE, Member
 from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build, to_json
-from ttsnap.files.writing import write_whole
+from ttsnap.files.unbroken import Unbroken
+from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
 from ttsnap.options.option import determining
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Can, Denoiser
@@ -112,11 +118,12 @@ def make(
     """Make the shards that are missing in `folder`; the paths of all shards that `config` asks for.
 
     Processes divide the shards and wait for each other. A shard does not depend on the process that makes it, so that
-    another number of processes may resume. It is written whole or not at all, and a run that was killed resumes after
-    its last shard. The bytes are the same where the network gives equal numbers for equal batches.
+    another number of processes may resume. It is written whole or not at all. A run that was killed resumes within the
+    shard at hand, from a checkpoint every half a minute. The bytes are the same where the network gives equal numbers
+    for equal batches.
 
     ValueError for what `check_trajectories` refuses, and for a shard that is damaged or of other settings. OSError
-    where the disk is full.
+    where the disk is full. Ctrl-C and SIGTERM wait for a checkpoint.
     """
     check_trajectories(denoiser, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,12 +134,16 @@ def make(
     total, initial = len(paths) * config.shard, len(there) * config.shard
     with tqdm(total=total, initial=initial, desc="trajectories", unit="traj", disable=not member.shown) as shown:
         for number in range(member.rank, len(paths), member.count):
+            begun = paths[number].with_suffix("")
             if not paths[number].exists():
                 texts = prompts.draw(number, config.shard)
-                made = _shard(denoiser, texts, config.seed + number * config.shard, config)
-                write_shard(paths[number], made, settings)
+                seed = config.seed + number * config.shard
+                with Unbroken() as stopping:
+                    made = _shard(denoiser, texts, seed, config, begun, settings, stopping)
+                    write_shard(paths[number], made, settings)
                 # Shards of other processes count, too.
                 shown.update(config.shard * sum(path.exists() for path in paths) - shown.n)
+            shutil.rmtree(begun, ignore_errors=True)
         member.wait()
         shown.update(total - shown.n)
     return paths
@@ -144,20 +155,45 @@ def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
     return [folder / f"trajectories-{first:07d}-{first + size - 1:07d}.safetensors" for first in firsts]
 
 
-def _shard(denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig) -> Trajectories:
-    parts = [
-        trajectories(denoiser, texts[i : i + config.batch], first_seed + i, config)
-        for i in range(0, len(texts), config.batch)
-    ]
-    states, ends = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Trajectories(texts, first_seed, states, ends)
+def _shard(
+    denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig, begun: Path,
+    settings: Mapping[str, Json], stopping: Callable[[], bool],
+) -> Trajectories:  # fmt: skip
+    """A shard. What there is of it is kept in the folder `begun` from time to time, and where a signal comes."""
+    steps, (done, there) = denoiser.grid.steps, checkpoints.latest(begun, settings) or (0, {})
+    first, step = divmod(done, steps)
+    made = {name: [there[name]] if first else [] for name in ("states", "ends")}
+    under_way, saved = (step, there["x"], there["kept"]) if step else None, time.monotonic()
+
+    def pause(number: int, step: int, **more: Tensor) -> None:
+        nonlocal saved
+        if (stop := stopping()) or time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            whole = {name: torch.cat(parts) for name, parts in made.items() if parts}
+            checkpoints.save(begun, number * steps + step, whole | more, settings)
+            saved = time.monotonic()
+        if stop:
+            raise KeyboardInterrupt
+
+    for number in range(first, math.ceil(len(texts) / config.batch)):
+        i = number * config.batch
+        some, at = texts[i : i + config.batch], partial(pause, number)
+        found = trajectories(denoiser, some, first_seed + i, config, under_way, at)
+        made["states"].append(found[0])
+        made["ends"].append(found[1])
+        under_way = None
+        pause(number + 1, 0)
+    return Trajectories(texts, first_seed, *map(torch.cat, made.values()))
 
 
 @torch.no_grad()
 def trajectories(
-    denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig
-) -> tuple[Tensor, Tensor]:
-    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...) of N prompts and seeds, float16 on the CPU."""
+    denoiser: Denoiser, texts: Sequence[str], first_seed: int, config: TrajectoryConfig,
+    under_way: tuple[int, Tensor, Tensor] | None = None, pause: Callable[..., None] = lambda step, **tensors: None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """States (N, S, ...) at grid steps 0..S-1 and ends (N, ...) of N prompts and seeds, float16 on the CPU.
+
+    pause: called with a step, x (N, ...) there and the states so far, from which they can be gone on with: `under_way`.
+    Not where the kernel keeps a history."""
     wanted = list(dict.fromkeys(texts))
     denoiser.forget_prompts()  # so that bytes do not depend on what was encoded before
     denoiser.encode([Prompt(text) for text in wanted])
@@ -165,8 +201,10 @@ def trajectories(
     seeds = range(first_seed, first_seed + len(texts))
     x, state = begin(denoiser, seeds)
     kernel, keys = denoiser.kernel, [(seed, 0, 0) for seed in seeds]
-    kept, last = [], denoiser.grid.steps
-    for now, after in pairwise(step for step in range(last + 1) if step not in config.skipped):
+    kept, last, begun = list[Tensor](), denoiser.grid.steps, 0
+    if under_way is not None:
+        begun, x, kept = under_way[0], under_way[1].to(x.device), [*under_way[2].unbind(1)]
+    for now, after in pairwise(step for step in range(begun, last + 1) if step not in config.skipped):
         if now < config.states:
             kept.append(x.to("cpu", torch.float16))
         k, to = torch.full((len(texts),), now), torch.full((len(texts),), after)
@@ -175,6 +213,8 @@ def trajectories(
             x, state = kernel.step(x, prediction, k, keys, state)
         else:
             x = Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
+        if after < last and not kernel.keeps_history:
+            pause(after, x=x.cpu().contiguous(), kept=torch.stack(kept, 1))
     return torch.stack(kept, 1), x.to("cpu", torch.float16)
 
 

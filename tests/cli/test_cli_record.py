@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..said import error_of  # noqa: TID252
 MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "co2", "pue", "verifier")  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
-"""Two units, of both prompts and three seeds each."""
+"""Four units, of a prompt and three seeds each."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +50,15 @@ def test_interrupted_resumed_and_replayed(
     def interrupted(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 42:
-            raise KeyboardInterrupt
+        if calls == 25:
+            os.kill(os.getpid(), signal.SIGINT)
         return score(*args)
 
     monkeypatch.setattr(ScenesReward, "__call__", interrupted)
     assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 130
     error = capsys.readouterr().err
-    assert re.search(r"interrupted; 1 of 2 units of work are safe in part\nrun the same command again", error), error
-    with pytest.raises(ValueError, match=r"unfinished: 1 of 2 units"):
+    assert re.search(r"interrupted; 2 of 4 units of work are safe in part; run the same command again", error), error
+    with pytest.raises(ValueError, match=r"unfinished: 2 of 4 units"):
         load_recording("part")
     assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 0
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from ttsnap.cli import main
 from ttsnap.cluster import recorders
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import load_recording, progress, read_images
+from ttsnap.recordings.folder import OpenRecording, load_recording, progress, read_images
+from ttsnap.recordings.header import Unit
 from ttsnap.recordings.record import record
 from ttsnap.request.request import EngineSpec
 
@@ -53,6 +56,26 @@ def test_what_one_process_began_two_go_on_with_and_one_of_them_is_killed(tmp_pat
     assert contents(tmp_path / "part") == whole
     assert found.scores.shape == (2, 8, 5, 1)
     assert len(list(read_images(tmp_path / "part"))) == 2 * 8 * 5
+
+
+@pytest.mark.usefixtures("ray_session", "ctrl_c")
+def test_a_signal_waits_for_the_units_of_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = ToyBuilder(EngineSpec(ModelOptions(), (tmp_path,)))
+    whole, add, added = recorded_alone(builder, tmp_path / "whole"), OpenRecording.add, list[int]()
+
+    def signalled(self: OpenRecording, unit: Unit, *made: Any) -> None:
+        if not added:
+            os.kill(os.getpid(), signal.SIGINT)
+        add(self, unit, *made)
+        added.append(unit.index)
+
+    monkeypatch.setattr(OpenRecording, "add", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        recorders.record(builder, PROMPTS, tmp_path / "part", WHAT, workers=2)
+    assert len(added) in (2, 3), "that of the other worker, and one that was begun just before"
+    assert progress(tmp_path / "part") == (len(added), 8)
+    recorders.record(builder, PROMPTS, tmp_path / "part", WHAT, workers=2)
+    assert contents(tmp_path / "part") == whole
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
     assert "2 prompts x 6 seeds" in text
     plot(found, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
-    with pytest.raises(ValueError, match=r"'nan' gave no number for prompt 'prompt 1', seed 5, step 2"):
+    with pytest.raises(ValueError, match=r"'nan' gave nan for prompt 'prompt 1', seed 5, step 2"):
         evaluate({"nan": lambda x, *_: torch.full((len(x),), torch.nan)}, finals, frames, [1, 3], [2])
     with pytest.raises(ValueError, match=r"scores of shape \(1,\) for 12 images"):
         evaluate({"short": lambda *_: torch.zeros(1)}, finals, frames, [1, 3], [2])

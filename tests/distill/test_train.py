@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from ttsnap.distill import checkpoints, scoring
+from ttsnap.distill import checkpoints
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
@@ -25,7 +29,9 @@ from ttsnap.distill.training import Weights
 
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.recordings.folder import packed
+from ttsnap.recordings.kept import KeptNumbers
 
 from .world import WORLD, TinyStudent, settings, write_recording
 
@@ -49,7 +55,7 @@ def make(recording: Path, **changes: Any) -> DistillConfig:
 @pytest.fixture(scope="module")
 def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    distill(make(recording, loss={"name": "mse-uncertain"}), out)
+    distill(make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0), out)
     return out
 
 
@@ -67,7 +73,7 @@ def assert_same(out: Path, other: Path, last: Path = LAST) -> None:
 
 
 def test_killed_at_random_moments_and_resumed_is_the_same(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
-    out, config = tmp_path / "out", make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=7)
+    out, config = tmp_path / "out", make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0)
     context, draw = multiprocessing.get_context("fork"), random.Random(0)
     for after in (draw.randint(5, 40), draw.randint(50, 90), draw.randint(100, 150)):
         process = context.Process(target=distill, args=(config, out), daemon=True)
@@ -82,9 +88,51 @@ def test_killed_at_random_moments_and_resumed_is_the_same(recording: Path, undis
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
         done = checkpoints.steps_done(out / "checkpoints")
-        assert done > path.read_bytes().count(b"\n") - 8  # no more is lost than the steps since the last checkpoint
+        assert done > path.read_bytes().count(b"\n") - 2  # no more is lost than the step since the last checkpoint
     distill(config, out)
     assert_same(out, undisturbed)
+
+
+def test_signals_wait_until_all_is_saved(
+    recording: Path, undisturbed: Path, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In targets, training and evaluation: each is gone on with where it was."""
+    asked, polls, ends, ask = Counter[str](), 0, Counter[str](), Unbroken.__call__
+
+    def signalled(self: Unbroken) -> bool:
+        nonlocal polls
+        polls += 1
+        asked[where := sys._getframe(1).f_code.co_name] += 1
+        if polls % 9 == 0:
+            ends[where] += 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self)
+
+    monkeypatch.setattr(Unbroken, "__call__", signalled)
+    config = make(recording, loss={"name": "mse-uncertain"}, batch_size=4)
+    for _ in range(100):
+        with contextlib.suppress(KeyboardInterrupt):
+            distill(config, tmp_path / "out")
+            break
+        lines = len(metrics(tmp_path / "out")) if (tmp_path / "out" / "metrics.jsonl").exists() else 0
+        assert checkpoints.steps_done(tmp_path / "out" / "checkpoints") == lines
+    assert_same(tmp_path / "out", undisturbed)
+    assert asked["run"] == 160, "no step is made twice"
+    assert ends["run"] > 10
+    assert ends["score_entries"] > 3
+
+
+def test_checkpoints_are_written_by_the_clock(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, save, saved = itertools.count(0, 7), checkpoints.save, [0]
+    monkeypatch.setattr("ttsnap.distill.training.time.monotonic", lambda: next(clock))
+
+    def noted(folder: Path, step: int, *rest: Any) -> Path:
+        saved.append(step)
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", noted)
+    distill(make(recording, steps_per_level=10, checkpoint_every=30), tmp_path / "out")
+    assert saved == [*range(0, 40, 5), 40], "30 s are five steps of 7 s"
 
 
 def test_the_uncertainty_is_learned_and_reported(undisturbed: Path) -> None:
@@ -129,18 +177,18 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     out = tmp_path / "out"
     (out / "checkpoints").mkdir(parents=True)
     save_settings(make(recording), out / "config.yaml")
-    (undisturbed / "checkpoints" / "00000150").rename(out / "checkpoints" / "00000150")
+    (undisturbed / "checkpoints" / "00000159").rename(out / "checkpoints" / "00000159")
     try:
-        with pytest.raises(ValueError, match=r"00000150 is of a run with other settings: config\.loss\.name is"):
+        with pytest.raises(ValueError, match=r"00000159 is of a run with other settings: config\.loss\.name is"):
             distill(make(recording), out)
     finally:
-        (out / "checkpoints" / "00000150").rename(undisturbed / "checkpoints" / "00000150")
+        (out / "checkpoints" / "00000159").rename(undisturbed / "checkpoints" / "00000159")
 
 
 def test_truncated_and_damaged_checkpoints_fall_back(
     recording: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make(recording, steps=[2, 3])
+    config = make(recording, steps=[2, 3], checkpoint_every=0)
     distill(config, tmp_path / "whole")
     out, average = tmp_path / "out", Weights.follow
     calls = 0
@@ -156,12 +204,12 @@ def test_truncated_and_damaged_checkpoints_fall_back(
     with pytest.raises(KeyboardInterrupt):
         distill(config, out)
     monkeypatch.undo()
-    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000025", "00000050"]
-    path = out / "checkpoints" / "00000050" / "state.safetensors"
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000058", "00000059"]
+    path = out / "checkpoints" / "00000059" / "state.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     distill(config, out)
-    assert "00000050 is damaged (its tensors are not those that were written)" in caplog.text
+    assert "00000059 is damaged (its tensors are not those that were written)" in caplog.text
     assert_same(out, tmp_path / "whole", Path("checkpoints/00000080/state.safetensors"))
 
 
@@ -184,7 +232,8 @@ def test_all_checkpoints_damaged_starts_again(tmp_path: Path, caplog: pytest.Log
 def test_a_full_disk_loses_nothing(
     recording: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out, real = make(recording, loss={"name": "mse-uncertain"}), tmp_path / "out", checkpoints.save_file
+    config = make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0)
+    out, real = tmp_path / "out", checkpoints.save_file
 
     def full(tensors: Any, path: Path) -> None:
         if "00000075" in str(path):
@@ -195,7 +244,7 @@ def test_a_full_disk_loses_nothing(
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         distill(config, out)
-    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000025", "00000050"]
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000073", "00000074"]
     monkeypatch.undo()
     distill(config, out)
     assert_same(out, undisturbed)
@@ -204,7 +253,7 @@ def test_a_full_disk_loses_nothing(
 def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for the final image of prompt 'prompt 2', seed 8"):
+        with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for prompt 'prompt 2', seed 8, step 4"):
             distill(config, out)
     kept = (out / "targets.safetensors").stat().st_size
     assert kept > 4 * 8 * 4
@@ -305,7 +354,7 @@ def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
 
 def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path: Path) -> None:
     """One network per level: each starts from the one before, and only its own level trains it."""
-    config = make(recording, student={"kind": f"{WORLD}:PerLevel"}, earlier=0.0, checkpoint_every=20, span="level")
+    config = make(recording, student={"kind": f"{WORLD}:PerLevel"}, earlier=0.0, checkpoint_every=0, span="level")
     distill(config, tmp_path / "whole")
     state = load_file(tmp_path / "whole" / LAST)
     names = [name for name in state if name.startswith("parameter/0.")]
@@ -358,9 +407,9 @@ def test_damaged_targets_are_one_sentence(key: str, scores: np.ndarray, tmp_path
     path = tmp_path / "targets.safetensors"
     path.write_bytes(packed(scores, key, {}))
     with pytest.raises(ValueError, match=r"targets\.safetensors is damaged: .*; remove it, and the targets"):
-        scoring._read(path, {}, 4)
+        KeptNumbers(path, "targets", {}, 4)
     path.write_bytes(packed(np.arange(4.0), "targets", {}))
-    assert scoring._read(path, {}, 4).tolist() == [0, 1, 2, 3]
+    assert KeptNumbers(path, "targets", {}, 4).numbers.tolist() == [0, 1, 2, 3]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="; remove it, and the targets"):
-        scoring._read(path, {}, 4)
+        KeptNumbers(path, "targets", {}, 4)

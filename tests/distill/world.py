@@ -197,7 +197,7 @@ def settings(recording: Path | str, **changes: Any) -> dict[str, Any]:
         "warmup": 5,
         "ema": 0.9,
         "validation": 0.3,
-        "checkpoint_every": 25,
+        "checkpoint_every": 60,
         "device": "cpu",
         **changes,
     }

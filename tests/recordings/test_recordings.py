@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from ttsnap.files.writing import locked, part_of
 from ttsnap.options.option import taken
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings import folder as recordings
-from ttsnap.recordings.folder import load_recording, progress, read_images, save_recording
+from ttsnap.recordings.folder import begun_block, load_recording, progress, read_images, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import record, step_correlations
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -53,7 +54,8 @@ def engine(engine: Callable[..., LiveEngine]) -> Callable[..., LiveEngine]:
 
         def by_text(prompts: Sequence[Prompt]) -> None:
             encode(PROMPTS)
-            made.denoiser._offset = made.denoiser._offset[[PROMPTS.index(p.text) for p in prompts]]  # type: ignore[attr-defined]
+            at = [PROMPTS.index(p.text) if p.text else 0 for p in prompts]  # a text that is timed is empty
+            made.denoiser._offset = made.denoiser._offset[at]  # type: ignore[attr-defined]
 
         made.denoiser.encode = by_text  # type: ignore[method-assign]
         return made
@@ -573,3 +575,42 @@ def test_step_correlations() -> None:
     assert found[0, 0] == pytest.approx(-1)  # the second prompt's final rewards do not vary
     assert np.isnan(found[1, 0])
     assert found[2, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_unit_at_hand(recorder: Any, tmp_path: Path, ctrl_c: None, number: int) -> None:
+    class Signalled(Brightness):
+        """Gets a signal at its 40th image, in the second unit."""
+
+        def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+            if self.images < 40 <= self.images + len(images):
+                os.kill(os.getpid(), number)
+            return super().__call__(images, prompts, level)
+
+    recorder(tmp_path / "whole", images=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        recorder(tmp_path / "r", reward=Signalled(), images=True)
+    signal.signal(signal.SIGTERM, before)
+    assert progress(tmp_path / "r") == (2, 4)
+    recorder(tmp_path / "r", images=True)
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "block"),
+    [(0.001, (1, 5)), (2.4, (1, 3)), (10.0, (1, 1)), (100.0, (1, 1))],  # of one evaluation, of which a seed takes four
+)
+def test_a_unit_is_a_prompt_or_so_many_of_its_seeds_as_take_half_a_minute(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, block: tuple[int, int]
+) -> None:
+    def timed(self: LiveEngine) -> None:
+        self._price = replace(self.price, seconds=Rates(seconds))
+
+    monkeypatch.setattr(LiveEngine, "calibrate", timed)
+    options = RecordOptions(5, seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        record(engine(steps=4, rewards=[Dies(20)]), PROMPTS, tmp_path, options)
+    assert begun_block(tmp_path) == block
+    monkeypatch.setattr(LiveEngine, "calibrate", lambda self: pytest.fail("what was begun is gone on with"))
+    assert record(engine(steps=4), PROMPTS, tmp_path, options).final.shape == (3, 5, 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.replay import Recording
+from ttsnap.simulation import tune as tuning
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
@@ -89,6 +93,52 @@ def test_recordings_that_differ_in_more_than_steps_are_refused() -> None:
     few = with_steps(5, info={"guidance_scale": 4.0, "versions": {"ttsnap": "0"}}).select(seeds=slice(0, 30))
     assert [(r.denoising_steps, r.seeds) for r in comparable([few, ten])] == [(10, 30), (5, 30)]
     assert with_steps(5, info={"call": {"strength": 0.5}}).denoising_steps is None
+
+
+@pytest.mark.parametrize("informative", [True, False], ids=["the default is best", "nothing is"])
+def test_nothing_that_loses_is_returned(informative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is tried keeps one in twenty by scores that say nothing."""
+    poor = SeedPruning(None, (0.05,), steps=(0,), denoising_steps=20)
+    monkeypatch.setattr("ttsnap.simulation.tune.draw", lambda rng, space: poor)
+    monkeypatch.setattr("ttsnap.simulation.tune.change", lambda rng, schedule, space: poor)
+    recording = planted(8 if informative else 20)
+    assert judge(recording, poor, BUDGETS, utility.mean, 0).loses
+    found = tune(recording, BUDGETS, trials=3)
+    assert (found.schedule.steps, found.schedule.keep) == (((8,), (0.3,)) if informative else ((), ()))
+    assert not found.fitted.loses
+    if informative:
+        assert (found.fitted.omega > 0, found.fitted.lead) == (True, 0)
+    else:
+        assert (found.fitted.omega, found.fitted.lead > 0) == (0, True)
+    for budgets in (BUDGETS[:2], BUDGETS[:1]):  # too few for an omega
+        assert not tune(recording, budgets, trials=3).fitted.loses
+
+
+def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ctrl_c: None) -> None:
+    whole, kept = tune(planted(3), BUDGETS, trials=10), tmp_path / "tried"
+    calls: list[int] = []
+
+    def interrupted(done: int, of: int) -> None:
+        calls.append(done)
+        if len(calls) in (3, 8):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tune(planted(3), BUDGETS, trials=10, kept_in=kept, on_progress=interrupted)
+    judged: list[SeedPruning] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tuning._Judge,
+            "__call__",
+            lambda self, s, found=tuning._Judge.__call__: [judged.append(s), found(self, s)][1],
+        )
+        again = tune(planted(3), BUDGETS, trials=10, kept_in=kept)
+    assert calls == [1, 2, 3, 1, 2, 3, 4, 5]
+    assert len(judged) == 10 - 5 + 12
+    assert (again.schedule, again.fitted.omega) == (whole.schedule, whole.fitted.omega)
+    with pytest.raises(ValueError, match=r"tried holds gains of other data: arguments is .*10 trials.*not .*11 trials"):
+        tune(planted(3), BUDGETS, trials=11, kept_in=kept)
 
 
 def test_the_same_seed_finds_the_same_schedule() -> None:

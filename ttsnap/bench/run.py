@@ -17,6 +17,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, searched
@@ -79,7 +80,7 @@ class Work:
 
 def works(bench: Bench) -> Iterator[Work]:
     """All searches, in the order in which they run: the first algorithm's before the second's."""
-    count, size = len(bench.prompts), bench.options.together
+    count, size = len(bench.prompts), bench.options.together or (16 if bench.shared else 1)
     for arm in bench.arms:
         for repeat in range(bench.options.repeats):
             for start in range(0, count, size):
@@ -87,7 +88,7 @@ def works(bench: Bench) -> Iterator[Work]:
 
 
 def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], None]) -> None:
-    """Run the searches that the folder lacks.
+    """Run the searches that the folder lacks. Ctrl-C and SIGTERM wait for the one at hand.
 
     on_done: called with the number of images that are there, then with each further number. A search runs as a whole
     unless all its images are there. Images are then the same to the last bit as without an interruption, where the
@@ -106,8 +107,9 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
             specs = _fitted(bench, first, engine)
             for work in left:
                 if work.arm.setup == first.setup:
-                    results = _search(bench, work, specs[work.arm.name], engine, on_done)
-                    there.add(_written(bench, work, results, there, model))
+                    with Unbroken():
+                        results = _search(bench, work, specs[work.arm.name], engine, on_done)
+                        there.add(_written(bench, work, results, there, model))
 
 
 def missing(bench: Bench, there: OpenBench) -> list[Work]:

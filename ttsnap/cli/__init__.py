@@ -33,6 +33,7 @@ from ttsnap.cli import (
 from ttsnap.cli.common import check_names
 from ttsnap.cli.loading import CLOCK, speaks
 from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.signals import Interrupted
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
 from ttsnap.rewards.reward_model import RewardError
@@ -103,7 +104,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 130 after Ctrl-C."""
+    """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 128 + the signal's number
+    after a signal."""
     CLOCK.start()
     try:
         command, given = parse(sys.argv[1:] if argv is None else argv)
@@ -120,4 +122,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         if speaks():
             print(f"\n{stopped}" if str(stopped) else "\nttsnap: interrupted", file=sys.stderr)
-        return 130
+        return 128 + stopped.number if isinstance(stopped, Interrupted) else 130

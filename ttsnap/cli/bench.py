@@ -15,7 +15,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_sigterm, resumable
+from ttsnap.cli.signals import resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.options.call import PictureOptions
@@ -44,7 +44,8 @@ DESCRIPTION = """Search for every prompt of a set by several algorithms with equ
 
 --out gets a folder an algorithm, in the layout of GenEval, with lists of the images for evalscope and GenEval 2, and
 summary.md, .json and .png: means with their standard errors over prompts, differences to the first algorithm prompt by
-prompt, and what it took. Ctrl-C is safe: the same command resumes, and makes the same images.
+prompt, and what it took. Ctrl-C and SIGTERM are safe: the search at hand, of one prompt, is finished and kept, and the
+same command resumes and makes the same images.
 
 Prompt sets are read as their authors publish them: text with a prompt a line, JSON Lines (GenEval, GenEval 2), JSON
 (HPDv2, VBench), CSV or TSV with a header (PartiPrompts, DrawBench), or a folder of .txt files (DPG).
@@ -115,7 +116,8 @@ def run(a: Arguments) -> int:
             print(f"{arm.name}: {doubt}", file=sys.stderr)
     count = f"{len(bench.prompts)} of {len(whole.prompts)}"
     print(f"{count} prompts of {a.prompts_file} ({whole.kind}), {bench.images} images", file=sys.stderr)
-    with resumable(out), left_by_sigterm(), OpenBench(out, settings) as there:
+    done = f"of {bench.images} images are"
+    with OpenBench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
         return _run(a, bench, request, there)
 
 

@@ -16,7 +16,7 @@ DESCRIPTION = """Train a reward to score noisy estimates as the base reward scor
 
 Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as
 --reward noise-aware:OUT/reward. Up to the noise level at which the base ranks as well, that reward scores by the base;
-the table is of the exported reward. Ctrl-C is safe: the same command resumes after the last checkpoint.
+the table is of the exported reward. Ctrl-C and SIGTERM are safe: a checkpoint is written, and the same command resumes.
 
 examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --images \\

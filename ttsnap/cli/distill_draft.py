@@ -25,7 +25,8 @@ noise will become. Training needs no reward and no images, only prompts: the mod
 one model, one number of steps and one guidance.
 
 Trajectories -> train -> OUT/draft, a LoRA that plain diffusers loads, with a card -> rank correlations on held-out
-prompts. Ctrl-C is safe: the same command resumes. Several devices share the work under `accelerate launch`.
+prompts. Ctrl-C and SIGTERM are safe: a checkpoint is written, and the same command resumes. Several devices share the
+work under `accelerate launch`.
 
 examples:
   ttsnap distill-draft --out mine            # embedded model: hours on a CPU
@@ -83,9 +84,10 @@ def run(a: Arguments) -> int:
         )
     prompts, held_out = _prompts(a, config)
     with loading("torch and accelerate"):
-        from ttsnap.distill import processes
+        from ttsnap.distill import checkpoints, processes
         from ttsnap.distill.draft.report import DRAFT, table
         from ttsnap.distill.draft.run import COMMAND, Measured, distill_draft
+        from ttsnap.distill.training import CHECKPOINTS
         from ttsnap.pipelines.opening import check_call
     place = common.opening().placement(a.device, a.dtype)[0]
     dtype = "float32" if a.dtype == "auto" and place.type == "cpu" else a.dtype  # it is trained
@@ -95,7 +97,7 @@ def run(a: Arguments) -> int:
     rewards = common.load_rewards(config.evaluation.reward, device=place) if held_out and member.is_main else []
     pipe = common.load_model(a.model, str(place), dtype)
     check_call(pipe, dict(config.call or {}))
-    with resumable(out):
+    with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps and all before are"):
         measured = Measured(held_out, rewards[0]) if rewards else None
         looks = distill_draft(pipe, config, prompts, out, measured=measured, bar=True)
     if not member.is_main:

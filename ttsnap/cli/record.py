@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, WorkerOptions
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
 
-Searches can then be replayed, compared and tuned without a model. Ctrl-C is safe: the same command resumes.
+Searches can then be replayed, compared and tuned without a model. Ctrl-C and SIGTERM are safe: the unit of work at
+hand, of one prompt, is finished and kept, and the same command resumes.
 
 With --workers N so many processes record side by side, each with a model of its own: on a GPU each, or a CPU core each
 where there is none. Ray runs them, on this machine or, with --ray-address, on the machines of a cluster. A worker that
@@ -76,8 +77,7 @@ def run_with(options: dict[str, Any]) -> None:
         arguments = parser().filled(options, "the record section")
     except ValueError as error:
         raise ValueError(f"the record section does not fit `ttsnap record`: {error}") from None
-    if run(arguments) == 130:
-        raise KeyboardInterrupt
+    run(arguments)
 
 
 def run(a: Arguments) -> int:
@@ -90,19 +90,12 @@ def run(a: Arguments) -> int:
     spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None), what.keep)
     asked = spec, common.canonical(prompts, a.model), (out := Path(a.out)), what
     make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
-    try:
+
+    def safe() -> str:
+        return "{} of {} units of work are".format(*progress(out)) if (out / RECORDING).exists() else "no work is"
+
+    with resumable(out, safe):
         recording = make()
-    except KeyboardInterrupt:
-        if not (out / RECORDING).exists():
-            raise
-        there, units = progress(out)
-        print(
-            f"\ninterrupted; {there} of {units} units of work are safe in {out}\nrun the same command again to resume",
-            file=sys.stderr,
-        )
-        return 130
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error}; when that is mended, run the same command again") from error
     print(_table(recording))
     count = f"{len(recording.prompts)} prompts x {recording.seeds} seeds"
     print(f"\n{count} recorded in {out}" + (", their images in images/" if what.images else ""))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ttsnap.files.unbroken import Unbroken
 
 Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
 
@@ -27,43 +28,45 @@ def left_by_sigterm() -> Iterator[None]:
         _handle(signal.SIGTERM, before)
 
 
+class Interrupted(KeyboardInterrupt):
+    """By a signal of this number; the message says what is safe."""
+
+    def __init__(self, number: int, said: str = "") -> None:
+        super().__init__(said)
+        self.number = number
+
+
 @contextmanager
 def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
-    """Work whose parts are kept in a folder, so that the same command resumes it.
+    """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
 
-    safe: says what is safe there, for the message after Ctrl-C. ValueError where the folder cannot be written to."""
-    again = "run the same command again to resume"
+    safe: says what is safe there, for the message after a signal. ValueError where it cannot be written to."""
+
+    def leave(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    again, before = "run the same command again to resume", _handle(signal.SIGTERM, leave)
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {safe()} safe in {out}\n{again}") from None
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        if isinstance(error, Interrupted) and str(error):  # of a part of the work, which has said more
+            raise
+        raise Interrupted(number, f"interrupted; {safe()} safe in {out}; {again}") from None
     except OSError as error:
         mend = "Free some space or mend what is wrong"
         raise ValueError(f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}") from error
+    finally:
+        _handle(signal.SIGTERM, before)
 
 
-class StopOnSignal:
-    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished image.
+class StopOnSignal(Unbroken):
+    """Called, whether a SIGINT or SIGTERM has come, at which the search ends with its best finished image."""
 
-    A second signal aborts: SIGINT by KeyboardInterrupt, SIGTERM by the handler before."""
-
-    def __enter__(self) -> StopOnSignal:
-        self._asked = False
-        self._before = {number: _handle(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
+    then = "the best finished image will be written"
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            _handle(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-        self.__exit__()
-        print("\nstopping; the best finished image will be written (Ctrl-C again to abort)", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self._asked
+        self._restore()
 
 
 def _handle(number: int, handler: Handler) -> Handler:

@@ -20,6 +20,7 @@ from ttsnap.cli.curves import (
     too_few_seeds,
 )
 from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions
 
@@ -43,7 +44,8 @@ take is fitted, too, none included, and whether what they leave is finished with
 
 The last prompts are kept out of the fit and tell what the schedule is worth on prompts that it was not chosen on: the
 table is the one that `ttsnap simulate` prints of them. The result is an algorithm file for `ttsnap generate
---algorithm`, `ttsnap simulate --algorithms` and the pipelines.
+--algorithm`, `ttsnap simulate --algorithms` and the pipelines. On the prompts that it was fitted on, it finds no less
+than best-of-N or the default schedule. Ctrl-C and SIGTERM are safe: the same command resumes.
 
 example:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
@@ -84,12 +86,14 @@ def run(a: Arguments) -> int:
     from ttsnap.simulation.tune import comparable, recorded_for, split, tune
 
     out = new_file(a.out, a.overwrite)
+    tried = out.with_name(f"{out.name}.tried")
     recordings = comparable([read_recording(a, where) for where in (a.recording, *a.get("others", []))])
     budgets = read_budgets(a.budgets, recordings[0].grid.nfe)
-    with progress(a.trials, "schedule") as advance:
+    with progress(a.trials, "schedule") as advance, resumable(tried):
         tuned = tune(
             recordings, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
             seed=a.seed, on_progress=advance, workers=arguments.read(WorkerOptions, a).workers,
+            kept_in=tried,
         )  # fmt: skip
     schedule = tuned.schedule
     recording = recorded_for(schedule, recordings)
@@ -98,6 +102,7 @@ def run(a: Arguments) -> int:
     levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
     settings = spec_of(replace(schedule, steps=None, levels=levels))
     write_json(out, settings)
+    tried.unlink(missing_ok=True)
     del settings["name"]
     if recording.drafts:
         print(_about_drafts(schedule))

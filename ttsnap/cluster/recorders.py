@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import shard_path
+from ttsnap.recordings.folder import begun_block, shard_path
 from ttsnap.recordings.header import Unit
 from ttsnap.recordings.record import Making, RecordedUnit, RecordingSetup, describe, keep, make_unit
 from ttsnap.recordings.replay import Recording
@@ -116,6 +117,7 @@ def recorded_by(
     group = ActorGroup(pool, revived)
     for actor in range(len(group)):  # all load side by side
         group.post(actor, Call(RecordingActor.load))
+    options = replace(options, block=options.block or begun_block(folder))
     try:
         setup = group.ask([0], Call(RecordingActor.describe, prompts, options))[0]
     except EngineLost:
@@ -123,12 +125,14 @@ def recorded_by(
             f"{MOST_DEATHS} workers were lost while they loaded the model: killed, or out of memory"
         ) from None
 
-    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, RecordedUnit]]:
+    def making(
+        units: list[Unit], on_nfe: Callable[[float], None], stopping: Callable[[], bool]
+    ) -> Iterator[tuple[Unit, RecordedUnit]]:
         waiting, done = deque(units), deque[tuple[Unit, RecordedUnit]]()
 
         def next_unit(actor: int) -> None:
             at_work.pop(actor, None)
-            if waiting:
+            if waiting and not stopping():
                 at_work[actor] = unit = waiting.popleft()
                 call = Call(RecordingActor.make, unit, shard_path(folder, unit))
                 group.post(actor, call, partial(made, actor, unit), failed=failed)

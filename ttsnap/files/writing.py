@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 from ttsnap.files.settings import Json
 
 T = TypeVar("T")
+CHECKPOINT_SECONDS = 30.0
+"""Between checkpoints, so that who is killed loses less than a minute of work, that of writing included."""
 LOCK = ".lock"
 """The file that is locked. It names the holder, and is removed with the lock. A process that was killed leaves the file
 unlocked, which keeps no one out."""

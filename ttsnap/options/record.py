@@ -79,10 +79,11 @@ class BenchOptions(Settings):
         metavar="N",
         common=True,
     )
-    together: Count = option(
-        16,
+    together: Count | None = option(
+        None,
         "prompts that are searched for at once, which share the denoiser's batches, and their budgets with --shared; "
         "an interruption costs at most the work on so many",
+        unset="1, with --shared 16",
         metavar="N",
     )
     sheets: bool = option(

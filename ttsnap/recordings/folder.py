@@ -101,6 +101,11 @@ def progress(folder: str | Path) -> tuple[int, int]:
     return len(_units_of(folder, header)), len(units)
 
 
+def begun_block(folder: str | Path) -> tuple[int, int] | None:
+    """Prompts and seeds of a unit in the recording that a folder holds; None where there is none yet."""
+    return _read_header(Path(folder)).block if (Path(folder) / RECORDING).exists() else None
+
+
 def shard_path(folder: Path, unit: Unit) -> Path:
     """The tar of a unit's images."""
     return folder / IMAGES / f"unit-{unit.index:05d}.tar"

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.arrays import FloatArray
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.metrics import rank_correlation
@@ -21,11 +22,12 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event
 from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
-from ttsnap.files.writing import write_whole
+from ttsnap.files.unbroken import Unbroken
+from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import dry_costs, search
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import OpenRecording, shard_path
+from ttsnap.recordings.folder import OpenRecording, begun_block, shard_path
 from ttsnap.recordings.header import Header, Unit
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter
@@ -51,8 +53,9 @@ class RecordedUnit(NamedTuple):
     """The tar of its images, where these are kept."""
 
 
-Making = Callable[[list[Unit], Callable[[float], None]], Iterator[tuple[Unit, RecordedUnit]]]
-"""Makes these units in any order, and reports evaluations to the function."""
+Making = Callable[[list[Unit], Callable[[float], None], Callable[[], bool]], Iterator[tuple[Unit, RecordedUnit]]]
+"""Makes these units in any order, reports evaluations to one function, and begins no further one where the other says
+so."""
 
 
 def record(
@@ -70,17 +73,22 @@ def record(
     prompts: texts, or a Prompt with its picture where the model edits; digests of pictures are noted. options: seeds,
     steps, and what is kept (each field says what it does). info: what else to note, JSON-ready (model, call, kernel).
 
-    After an interruption (any exception, Ctrl-C, a kill) the same call resumes after the last finished unit. Units run
-    in the batches that they would have had. The result is the same to the last bit where the engine is deterministic
-    for equal batches.
+    Ctrl-C and SIGTERM wait for the unit at hand. After an interruption (any exception, a kill) the same call resumes
+    after the last finished unit. Units run in the batches that they would have had. The result is the same to the last
+    bit where the engine is deterministic for equal batches.
 
     Raises ValueError before any compute where the folder holds something else or settings do not fit. Raises it later
     where a reward fails on every image of a unit, which is not kept then, or on the first images.
     """
+    options = replace(options, block=options.block or begun_block(folder))
     setup = describe(engine, [Prompt.of(prompt) for prompt in prompts], options, info or {})
 
-    def making(units: list[Unit], on_nfe: Callable[[float], None]) -> Iterator[tuple[Unit, RecordedUnit]]:
+    def making(
+        units: list[Unit], on_nfe: Callable[[float], None], stopping: Callable[[], bool]
+    ) -> Iterator[tuple[Unit, RecordedUnit]]:
         for unit in units:
+            if stopping():
+                return
             yield unit, make_unit(engine, setup, unit, shard_path(Path(folder), unit), on_nfe)
 
     return keep(setup, Path(folder), making, progress_bar=progress_bar)
@@ -106,7 +114,7 @@ def describe(
         steps=KeepAll(steps=steps).scored(grid.steps),
         looks=looks,
         rewards=names,
-        block=options.block or _block(len(prompts), options.seeds, engine.capacity),
+        block=options.block or (1, max(1, options.seeds)),
         images=options.images,
         extras=options.keep,
         price=replace(engine.price, seconds=None, tokens=0),
@@ -119,8 +127,10 @@ def describe(
     )
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
-    every = KeepAll(steps=header.steps, looks=looks)
-    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(dry_costs(every, engine)(1, Budget())))
+    one = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(1, Budget())
+    if options.block is None:
+        header = replace(header, block=_block(engine, one, options.seeds))
+    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(one))
 
 
 def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
@@ -136,12 +146,13 @@ def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: b
             for seeds in (len(header.prompts) * header.seeds, sum(len(u.prompts) * len(u.seeds) for u in missing))
         )
         quiet = not (progress_bar and missing)
-        with tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet) as bar:
+        bar = tqdm(total=total, initial=total - left, unit="nfe", desc="record", disable=quiet)
+        with bar, Unbroken() as stopping:
 
             def advance(nfe: float) -> None:
                 bar.update(nfe)
 
-            for unit, made in making(missing, advance):
+            for unit, made in making(missing, advance, stopping):
                 there.add(unit, made.scores, made.shard)
         return there.finish()
 
@@ -220,12 +231,11 @@ def step_correlations(recording: Recording) -> FloatArray:
     return correlations
 
 
-def _block(prompts: int, seeds: int, capacity: int) -> tuple[int, int]:
-    """Prompts and seeds of a unit: seeds in equal parts, and prompts for about four full batches.
-
-    Small enough that little is lost by an interruption, large enough that the batches stay full.
+def _block(engine: Engine, one: Cost, seeds: int) -> tuple[int, int]:
+    """Prompts and seeds of a unit: of one prompt all seeds, in equal parts where they are more than about four full
+    batches, or take longer than CHECKPOINT_SECONDS. one: what a seed costs.
     """
-    rows = 2 * capacity
-    parts = math.ceil(max(1, seeds) / rows)
-    size = math.ceil(max(1, seeds) / parts)
-    return min(max(1, prompts), math.ceil(rows / size)), size
+    engine.calibrate()
+    taken = 0.0 if engine.price.seconds is None else engine.price.seconds.of(one)
+    most = max(1, min(2 * engine.capacity, int(CHECKPOINT_SECONDS / max(taken, 1e-9))))
+    return 1, math.ceil(seeds / math.ceil(seeds / most))

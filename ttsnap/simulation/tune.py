@@ -3,10 +3,13 @@ recordings, each with another number of denoising steps, let it choose that numb
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -15,18 +18,23 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import varied
 from ttsnap.core.particles import Utility
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.loop.budget import Budget
+from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.orders import Orders, draw_orders
 from ttsnap.simulation.processes import working
 from ttsnap.simulation.schedules import Space, change, draw
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve, lead, require_varied, rising
+from ttsnap.version import __version__
 
 REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
 EXPLORED = 0.4
 """Share of the trials that are drawn at random; each of the others changes one of the best so far."""
+FINALISTS = 20
+"""Of the schedules that were tried, those that are judged once more."""
 _VARYING = ("versions", "batch_size", "decode_batch_size", "device", "dtype", "draft", "draft_guidance")
 """What recordings to choose denoising steps from may differ in, besides these."""
 
@@ -57,6 +65,12 @@ class Worth:
             return self.lead, self.lead_error
         each = (self.schedule.rewards - self.default.rewards).mean(1)
         return float(each.mean()), float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+
+    @property
+    def loses(self) -> bool:
+        """Whether best-of-N or the default finds more."""
+        over = float((self.schedule.mean - self.base.mean).sum()) if math.isnan(self.omega) else self.omega
+        return over < 0 or (self.default is not None and self.ahead[0] < 0)
 
     @property
     def better(self) -> bool:
@@ -90,19 +104,21 @@ def tune(
     seed: int = 0,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    kept_in: Path | None = None,
 ) -> Tuned:
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
     Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too) and the calls
     of one. It also says whether checks follow at all. Of several recordings (`comparable`), the schedule says by its
-    `denoising_steps` which number of steps is best; budgets in images are those of most steps. Best-of-N at each number
-    is among the finalists: a schedule without checks. The last `holdout` share of the prompts (`split`) is kept out of
-    the fit and tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds
-    (`calibrate.enlarge`), so that large budgets do not use up the recorded ones; `judge` uses the recorded seeds only.
+    `denoising_steps` which number of steps is best; budgets in images are those of most steps. Best-of-N and the
+    default schedule are among the finalists; neither beats the winner on the prompts that it was fitted on. The last
+    `holdout` share of the prompts (`split`) tells what the winner is worth on others. Fitting uses recordings enlarged
+    to `seeds` seeds (`calibrate.enlarge`), so that large budgets do not use up the recorded ones; `judge` does not.
 
     workers: processes that judge schedules in parallel (`processes.working`); the winner is the same. on_progress:
-    called with (done, of) trials. Raises ValueError with too few prompts, seeds or budgets, for failed scores, and
-    where the rewards to fit on do not vary.
+    called with (done, of) trials. kept_in: a file of what was found so far, by which an interrupted call of the same
+    arguments resumes; Ctrl-C and SIGTERM wait for the trial at hand. Raises ValueError with too few prompts, seeds or
+    budgets, for failed scores, and where the rewards to fit on do not vary.
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
@@ -124,32 +140,50 @@ def tune(
         rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
 
     pool: list[tuple[float, SeedPruning]] = []
-
-    def judged(schedule: SeedPruning, gained: float) -> None:
-        pool.append((gained, schedule))
-        pool.sort(key=lambda entry: -entry[0])
-        if on_progress is not None:
-            on_progress(len(pool), trials)
-
     repeats = max(1, 600 // len(to_fit[0].prompts))
     first = _Judge(wide, tuple(budgets), repeats, seed)
     drawn = [draw(rng, able[i % len(able)]) for i in range(math.ceil(trials * EXPLORED))]
-    with working(first, workers) as gains:
-        for schedule, gained in zip(drawn, gains(drawn), strict=True):
-            judged(schedule, gained)
-    for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
-        promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
-        changed = change(rng, promising, spaces[promising.denoising_steps])
-        judged(changed, first(changed))
-    finals = [schedule for _, schedule in pool[:20]] + [space.best_of_n for space in spaces.values()]
-    with working(_Judge(again, tuple(budgets), 3 * repeats, seed), workers) as gains:
-        best = finals[int(np.argmax(list(gains(finals))))]
+    last = _Judge(again, tuple(budgets), 3 * repeats, seed)
+    sure = [space.best_of_n for space in spaces.values()] + [s for s in (default_on(given[0]),) if s is not None]
+    told = repr([(r.grid, r.price, [*r.looks]) for r in given]).encode()
+    data = hashlib.sha256(told + b"".join(r.columns.tobytes() for r in wide + again)).hexdigest()
+    arguments = f"{budgets}, {trials} trials, {checks} checks, seed {seed}, ttsnap {__version__}"
+    at, about = 0, {"arguments": arguments, "recordings": data}
+    with Unbroken() as stopping, KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept:
 
-    def worth(parts: Sequence[Recording]) -> Worth:
+        def gains(schedules: list[SeedPruning], judging: Callable[..., Iterable[float]]) -> Iterator[float]:
+            nonlocal at
+            there = kept.numbers[at : min(kept.done, at + len(schedules))]
+            for gained in itertools.chain(there, judging(schedules[len(there) :])):
+                if at == kept.done:
+                    kept.add(np.array([gained]))
+                at += 1
+                if on_progress is not None and at <= trials:
+                    on_progress(at, trials)
+                if stopping():
+                    raise KeyboardInterrupt
+                yield float(gained)
+
+        with working(first, workers) as judging:
+            pool += zip(gains(drawn, judging), drawn, strict=True)
+        for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
+            pool.sort(key=lambda entry: -entry[0])
+            promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
+            changed = change(rng, promising, spaces[promising.denoising_steps])
+            pool += [(gained, changed) for gained in gains([changed], partial(map, first))]
+        finals = [schedule for _, schedule in sorted(pool, key=lambda entry: -entry[0])[:FINALISTS]] + sure
+        with working(last, workers) as judging:
+            order = np.argsort(-np.array([*gains(finals, judging)]), kind="stable")
+
+    def worth(best: SeedPruning, parts: Sequence[Recording]) -> Worth:
         return judge(recorded_for(best, parts), best, budgets, utility, seed, parts[0])
 
-    known = bool(rest[0].prompts) and bool(varied(utility(rest[0].final)).any())
-    return Tuned(best, worth(to_fit), worth(rest) if known else None, trials)
+    for i in order:  # at least one of best-of-N and the default does not lose to the other
+        best, fitted = finals[i], worth(finals[i], to_fit)
+        if not fitted.loses:
+            break
+    known = rest[0].prompts and varied(utility(rest[0].final)).any()
+    return Tuned(best, fitted, worth(best, rest) if known else None, trials)
 
 
 @dataclass(frozen=True)
@@ -225,10 +259,10 @@ def judge(
 
     usual: the recording of the same prompts over which best-of-N and the default schedule search, if another."""
     usual = usual or recording
-    base, plain = best_of_n_curve(usual, budgets, utility=utility), SeedPruning()
-    mine = curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
-    scored = all(usual.scored[usual.grid.step_at(level)] for level in plain.levels)
-    default = curve(usual, plain, budgets, REPEATS, utility=utility, seed=seed) if scored else None
+    base, plain = best_of_n_curve(usual, budgets, utility=utility), default_on(usual)
+    exact = recording is usual and not schedule.keep and not schedule.draft_share
+    mine = base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
+    default = None if plain is None else curve(usual, plain, budgets, REPEATS, utility=utility, seed=seed)
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
         versus = compare(mine, base, usual, utility)
@@ -236,6 +270,13 @@ def judge(
         if default is not None:
             above, above_error = lead(mine, default, base)
     return Worth(base, default, mine, omega, error, above, above_error)
+
+
+def default_on(recording: Recording) -> SeedPruning | None:
+    """The default schedule, its check as a step; None where that was not recorded."""
+    steps = tuple(recording.grid.step_at(level) for level in SeedPruning().levels)
+    known = all(recording.scored[step] for step in steps)
+    return SeedPruning(steps=steps, denoising_steps=recording.denoising_steps) if known else None
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:

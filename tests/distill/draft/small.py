@@ -35,7 +35,7 @@ def config_of(name: str = "sd3", **sections: dict[str, Any]) -> DraftConfig:
     training: dict[str, Any] = {"rank": 2, "steps": 4, "batch": 4, "validation": 2, "validate_every": 2}
     training |= {
         "precision": "no",
-        "checkpoint_every": 2,
+        "checkpoint_every": 0,
         "second": 0.25,
         "from_noise": 0.5,
         "lr": 0.01,

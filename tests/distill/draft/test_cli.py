@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("shallow_model", "any_flops")
 SMALL = """
 call: {num_inference_steps: 4}
 trajectories: {count: 4, shard: 4, batch: 4, states: 2}
-training: {rank: 2, steps: 2, batch: 4, validation: 1, checkpoint_every: 1}
+training: {rank: 2, steps: 2, batch: 4, validation: 1, checkpoint_every: 0}
 evaluation: {prompts: 2, seeds: 3, steps: [0, 3]}
 """
 
@@ -93,7 +93,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["distill-draft", "--help-all"])
     said = capsys.readouterr().out
-    for word in ("Ctrl-C is safe", "--training.first-time", "--trajectories.skipped", "accelerate launch"):
+    for word in ("Ctrl-C and SIGTERM are safe", "--training.first-time", "--trajectories.skipped", "accelerate launch"):
         assert word in said
 
 

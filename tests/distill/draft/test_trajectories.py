@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.pipelines import upgrade
 
+from ttsnap.files.unbroken import Unbroken
 from ttsnap.scenes import HARD_KINDS, is_held_out, parse
 
 from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252
@@ -81,6 +85,59 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypa
     make(tmp_path / "parts")
     assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
     assert len(bytes_in(tmp_path / "whole")) == 3
+
+
+@pytest.mark.parametrize(("name", "every", "ends"), [("sd3", 4, 3), ("pixart_sigma", 2, 1)])  # which has a history
+def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_gone_on_with(
+    name: str, every: int, ends: int, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, polls, predict, ask = 0, 0, trajectories.predict, Unbroken.__call__
+
+    def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return predict(*args)
+
+    def signalled(self: Unbroken) -> bool:
+        nonlocal polls
+        polls += 1
+        if polls % every == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self)
+
+    monkeypatch.setattr(trajectories, "predict", counted)
+    section = {"count": 6, "shard": 6, "batch": 2}
+    make(tmp_path / "whole", name, **section)
+    whole, calls = calls, 0
+    monkeypatch.setattr(Unbroken, "__call__", signalled)
+    for _ in range(ends):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "parts", name, **section)
+    make(tmp_path / "parts", name, **section)
+    assert calls == whole, "no evaluation is made twice"
+    assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
+
+
+def test_a_run_that_is_killed_loses_half_a_minute_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls, predict = itertools.count(0, 11), 0, trajectories.predict
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        return predict(*args)
+
+    monkeypatch.setattr(trajectories, "predict", killed)
+    monkeypatch.setattr("ttsnap.distill.draft.trajectories.time.monotonic", lambda: next(clock))
+    section = {"count": 4, "shard": 4, "batch": 2}
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "parts", **section)
+    make(tmp_path / "parts", **section)
+    assert calls == 9 + 2 * STEPS - 6, "a checkpoint is written after every third evaluation of 11 s"
+    monkeypatch.undo()
+    make(tmp_path / "whole", **section)
+    assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
 
 
 def test_processes_divide_the_files_and_another_number_of_them_goes_on(
