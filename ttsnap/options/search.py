@@ -18,7 +18,7 @@ class SearchOptions(Settings):
         None,
         "the algorithm: the name of one, or a .json file",
         python="The names are in ttsnap.algorithms.ALGORITHMS. An Algorithm is taken as it is.",
-        shell="the names are listed below",
+        shell="or file.py:Class; the names are listed below",
         written=str,
         flag="algorithm",
         start="seed-pruning",
