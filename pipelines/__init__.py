@@ -121,9 +121,7 @@ def custom_pipeline(family: str) -> str:
     return str(Path(__file__).parent / "families" / f"{module}.py")
 
 
-def load(
-    model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any
-) -> SearchPipeline[DiffusionPipeline]:
+def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> SearchPipeline[DiffusionPipeline]:
     """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to from_pretrained.
 
     task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...

@@ -70,40 +70,20 @@ class SearchOutput(Protocol):
 class SearchPipeline(Protocol[Stock]):
     """A pipeline that `load` or `upgrade` gives back; ttsnap.pipelines.arguments explains the search arguments."""
 
+    # fmt: off
     def __call__(
-        self,
-        prompt: str | Prompt | Sequence[str | Prompt] | None = None,
-        *,
-        search: AlgorithmSpec | None = None,
-        reward: Spec = None,
-        reward_prompts: str | Sequence[str] | None = None,
-        budget: str | int | Budget | None = None,
-        effort: str | float | None = None,
-        shared: bool = False,
-        utility: Spec = "mean",
-        require: Spec = None,
-        report: Spec = None,
-        diverse: bool = False,
-        diversity: float | None = None,
-        likeness: Spec = None,
-        seed: int | None = None,
-        on_event: Callable[[Event], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-        kernel: Spec = "pipeline",
-        path: Spec = None,
-        times: Spec = "pipeline",
-        guide: Spec = None,
-        estimate_guidance: float | None = None,
-        draft: Spec = "auto",
-        batch_size: int | None = None,
-        decode_batch_size: int | None = None,
-        gradient_batch_size: int | None = None,
-        frames: int = 4,
-        devices: int | Literal["all", "auto"] = 1,
-        ray_address: str | None = None,
-        reward_actors: int = 0,
-        **stock: Unpack[CallArguments],
+        self, prompt: str | Prompt | Sequence[str | Prompt] | None = None, *, search: AlgorithmSpec | None = None,
+        reward: Spec = None, reward_prompts: str | Sequence[str] | None = None, budget: str | int | Budget | None = None,
+        effort: str | float | None = None, shared: bool = False, utility: Spec = "mean", require: Spec = None,
+        report: Spec = None, diverse: bool = False, diversity: float | None = None, likeness: Spec = None,
+        seed: int | None = None, on_event: Callable[[Event], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, kernel: Spec = "pipeline", path: Spec = None,
+        times: Spec = "pipeline", guide: Spec = None, estimate_guidance: float | None = None, draft: Spec = "auto",
+        batch_size: int | None = None, decode_batch_size: int | None = None, gradient_batch_size: int | None = None,
+        frames: int = 4, devices: int | Literal["all", "auto"] = 1, ray_address: str | None = None,
+        reward_actors: int = 0, **stock: Unpack[CallArguments],
     ) -> SearchOutput: ...
+    # fmt: on
 
     @classmethod
     def stock_class(cls) -> type[Stock]: ...

@@ -93,6 +93,6 @@ def test_no_request_file_or_graph_runs_code() -> None:
         lambda: searches_of(["mine=evil.py:Evil"]),
         lambda: SearchRequest((Prompt("x"),), EngineSpec(None, ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")),
     ):
-        with pytest.raises(ValueError, match="evil.py"):
+        with pytest.raises(ValueError, match=r"evil\.py"):
             refused()
     assert not Path("ran").exists()

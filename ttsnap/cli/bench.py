@@ -85,8 +85,8 @@ def parser() -> Parser:
         nargs="+",
         default=list(ALGORITHMS),
         help=Common(
-            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options where it needs them; "
-            "the others are compared with the first"
+            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options where it needs "
+            "them; the others are compared with the first"
         ),
     )
     without = ("search", "seed", "require", "diverse", "diversity", "likeness")
@@ -246,5 +246,7 @@ class _Model:
         """What each image of a search of these prompts says."""
         from ttsnap.pipelines.settings import settings_of
 
-        made = replace(self._request, prompts=tuple(prompts), engine=self._spec(arm), search=own_algorithm(arm.algorithm))
+        made = replace(
+            self._request, prompts=tuple(prompts), engine=self._spec(arm), search=own_algorithm(arm.algorithm)
+        )
         return settings_of(self.pipe, replace(made, options=arm.options))
