@@ -73,7 +73,7 @@ class SearchPipeline(Protocol[Stock]):
     # fmt: off
     def __call__(
         self, prompt: str | Prompt | Sequence[str | Prompt] | None = None, *, search: AlgorithmSpec | None = None,
-        reward: Spec = None, reward_prompts: str | Sequence[str] | None = None, budget: str | int | Budget | None = None,
+        reward: Spec = None, reward_prompts: str | Sequence[str] | None = None, budget: str | Budget | None = None,
         effort: str | float | None = None, shared: bool = False, utility: Spec = "mean", require: Spec = None,
         report: Spec = None, diverse: bool = False, diversity: float | None = None, likeness: Spec = None,
         seed: int | None = None, on_event: Callable[[Event], None] | None = None,
