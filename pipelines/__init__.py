@@ -9,9 +9,10 @@ import functools
 import types
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ttsnap.pipelines.model_defaults import defaults_in
+from ttsnap.pipelines.search_pipeline import SearchPipeline
 
 from ttsnap.core.names import did_you_mean, load_object
 from ttsnap.files.hub import require_repository
@@ -19,6 +20,11 @@ from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT
 from ttsnap.request.request import ModelDefaults
 
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+Stock = TypeVar("Stock")
+"""The class of the stock pipeline."""
 # Stock class: its search twin.
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "ttsnap.pipelines.families.stable_diffusion:SearchStableDiffusionPipeline",
@@ -42,7 +48,7 @@ SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""
 
 
-def upgrade(pipe: Any) -> Any:
+def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
     A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Classic pipelines for
@@ -53,19 +59,19 @@ def upgrade(pipe: Any) -> Any:
     stock: Any = type(pipe)
     cls = search_class(stock)
     if cls is stock:
-        return pipe
+        return cast("SearchPipeline[Stock]", pipe)
     from ttsnap.pipelines.pipeline_copy import copied
 
     if issubclass(cls, load_object(f"{CLASSIC}:SearchClassicMixin")):
         load_object(f"{CLASSIC}:modular")(pipe)  # refuses settings that its blocks do not know
-    return copied(pipe, cls)
+    return cast("SearchPipeline[Stock]", copied(pipe, cls))
 
 
-def downgrade(pipe: Any) -> Any:
+def downgrade(pipe: SearchPipeline[Stock]) -> Stock:
     """The stock pipeline that shares the weights of a search pipeline, for code that checks the name of the class."""
     from ttsnap.pipelines.pipeline_copy import copied
 
-    return copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe
+    return cast(Stock, copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe)
 
 
 def _alike(name: str) -> list[str]:
@@ -115,7 +121,7 @@ def custom_pipeline(family: str) -> str:
     return str(Path(__file__).parent / "families" / f"{module}.py")
 
 
-def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> Any:
+def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: Any) -> SearchPipeline[DiffusionPipeline]:
     """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to from_pretrained.
 
     task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...

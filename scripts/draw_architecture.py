@@ -24,7 +24,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 152, 40, 44, 54, 40
 
 
 def folder_of(room: str) -> Path:
-    return ROOT / room if room in APART else ROOT / "ttsnap" / room
+    return ROOT / "ttsnap" / room
 
 
 def without_torch(room: str) -> bool:

@@ -25,7 +25,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -110,11 +109,11 @@ def run_part(name: str, o: Options) -> dict[str, Any]:
 
 def launch(command: list[str], log: Path, limit: float) -> int | None:
     """Run Python with these arguments, its output in `log`; the exit status, None where it was stopped at the limit."""
-    with log.open("wb") as out, tempfile.TemporaryDirectory() as tree:
+    with log.open("wb") as out:
         running = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, **OFFLINE, **package(Path(tree))},
+            env={**os.environ, **OFFLINE, **package()},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -129,14 +128,11 @@ def launch(command: list[str], log: Path, limit: float) -> int | None:
                 running.wait()
 
 
-def package(tree: Path) -> dict[str, str]:
-    """The environment in which ttsnap can be imported: as it is where it is installed, else by links in `tree`."""
+def package() -> dict[str, str]:
+    """The environment in which ttsnap can be imported: as it is where it is installed, else from the checkout."""
     if importlib.util.find_spec("ttsnap") is not None and importlib.util.find_spec("ttsnap.pipelines") is not None:
         return {}
-    (tree / "ttsnap").mkdir()
-    for source in (*(ROOT / "ttsnap").iterdir(), *(ROOT / name for name in ("pipelines", "reward_models", "distill"))):
-        (tree / "ttsnap" / source.name).symlink_to(source)
-    return {"PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
 
 
 def outcomes(said: str) -> dict[str, Any]:

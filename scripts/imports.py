@@ -1,6 +1,6 @@
 """What the code imports, read from its text: nothing is run. For the test of layers, measure.py, draw_architecture.py.
 
-A module is named as it is imported ("ttsnap.pipelines.mixin"), wherever its folder lies. An arrow leads from a module
+A module is named as it is imported ("ttsnap.pipelines.mixin"). An arrow leads from a module
 to each module that it imports: inside functions too, for type checkers too, and by name, as in load_object("a.b:c").
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 APART = ("pipelines", "reward_models", "distill")
-"""Rooms that have folders of their own beside ttsnap/."""
+"""Rooms that have folders of their own beside ttsnap/, to which links lead from there."""
 NAME = re.compile(r"(ttsnap(?:\.\w+)+)\.?(?::[\w.]+)?")
 """A text that names a module of ours, or something in it, as registries do; the start of one in an f-string."""
 
@@ -23,10 +23,9 @@ NAME = re.compile(r"(ttsnap(?:\.\w+)+)\.?(?::[\w.]+)?")
 def modules() -> dict[str, Path]:
     """Every module by its name; a package is its __init__."""
     found = {}
-    for folder in ("ttsnap", *APART):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            inside = ("ttsnap",) * (folder in APART) + path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(inside).removesuffix(".__init__")] = path
+    for folder in ("", *APART):  # rglob follows no links
+        for path in sorted((ROOT / "ttsnap" / folder).rglob("*.py")):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
     return found
 
 

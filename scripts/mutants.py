@@ -24,9 +24,6 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -128,18 +125,6 @@ def planted(source: str, place: int) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-class Beside(MetaPathFinder):
-    """Finds the packages that stand beside ttsnap in a copy, where an editable install finds those of the checkout."""
-
-    def __init__(self, tree: Path) -> None:
-        self.packages = {f"ttsnap.{name}": tree / name for name in ("pipelines", "reward_models", "distill")}
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        if (folder := self.packages.get(fullname)) is None:
-            return None
-        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
-
-
 def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[str, float]:
     """What pytest says of these tests in a child of this process, which has imported what does not change."""
     begun = time.monotonic()
@@ -147,7 +132,6 @@ def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[
         os.setsid()
         os.chdir(tree)
         sys.path.insert(0, str(tree))
-        sys.meta_path.insert(0, Beside(tree))
         os.environ["PYTHONPATH"] = str(tree)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -169,7 +153,7 @@ def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[
 def copied(to: Path) -> Path:
     """A copy of the checkout."""
     left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "outputs", ".*_cache", ".hypothesis")
-    shutil.copytree(ROOT, to, ignore=left_out)
+    shutil.copytree(ROOT, to, symlinks=True, ignore=left_out)
     return to
 
 

@@ -9,19 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ttsnap.pipelines
-
 import ttsnap
 
 ROOT = Path(__file__).parents[1]
 
 
 def copy_package(to: Path) -> None:
-    """Lay a copy of ttsnap, with its pipelines and without weights, into this folder. Files that are as they were when
+    """Lay a copy of ttsnap, whole but for weights, into this folder. Files that are as they were when
     Python compiled them are not compiled again."""
     left_out = shutil.ignore_patterns("*.safetensors", "*.json", "*.png")
     shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
-    shutil.copytree(Path(ttsnap.pipelines.__file__).parent, to / "ttsnap" / "pipelines", ignore=left_out)
 
 
 def change_package(to: Path, page: str) -> list[str]:

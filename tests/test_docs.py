@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -104,6 +107,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert found.exists(), f"{page.name} links to {target}, which is not there"
         if anchor:
             assert anchor in anchors(found), f"{page.name} links to {target}; {found.name} has {sorted(anchors(found))}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tour_runs_as_pasted(tmp_path: Path) -> None:
+    lines = [
+        line for language, text in split(ROOT / "docs" / "tour.md")[1] if not language for line in text.splitlines()
+    ]
+    assert [line.split()[1] for line in lines if "serve" in line] == ["serve"]  # it would not end
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pasted = "set -e\n" + "\n".join(line for line in lines if "serve" not in line)
+    subprocess.run(["bash", "-c", pasted], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    assert len(list((tmp_path / "outputs").iterdir())) == sum("generate" in line for line in lines)
 
 
 @each_page

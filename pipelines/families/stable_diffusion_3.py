@@ -11,9 +11,10 @@ from torch import Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
-from ttsnap.pipelines.latents.layouts import Plain, check_sides, unscaled
+from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import make_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.sides import check_sides
 
 
 class StableDiffusion3Denoiser(PipelineDenoiser):
@@ -28,7 +29,7 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
 
     def read_call(self, call: SimpleNamespace) -> None:
         size = self.native_size(call.height, call.width)
-        check_sides(self.pipe, self.net, *size)
+        check_sides(self.net.config, self.pipe.vae_scale_factor, *size)
         self.layout = Plain(*size)
         self._joint_attention_kwargs = call.joint_attention_kwargs
         scale = (call.joint_attention_kwargs or {}).get("scale")

@@ -94,10 +94,3 @@ def unscaled(vae: Any, latents: Tensor) -> Tensor:
     """Latents in the scale of this VAE, by its own scale and shift, where it has them."""
     c = vae.config
     return latents / (c.get("scaling_factor") or 1.0) + (c.get("shift_factor") or 0.0)
-
-
-def check_sides(pipe: Any, net: Any, height: int, width: int) -> None:
-    """ValueError for an image, in pixels, that is larger than the network's table of positions, if it has one."""
-    most = net.config.get("pos_embed_max_size")
-    if most is not None and max(height, width) > (pixels := most * net.config["patch_size"] * pipe.vae_scale_factor):
-        raise ValueError(f"this model draws at most {pixels} x {pixels} pixels, got width {width} and height {height}")

@@ -12,12 +12,13 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guided
-from ttsnap.pipelines.latents.layouts import Plain, check_sides
+from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState
 from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
+from ttsnap.pipelines.sides import check_sides
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
@@ -77,7 +78,7 @@ class ModularDenoiser(PipelineDenoiser):
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.layout = Plain(*(int(self._trial.get(name) or 0) for name in ("height", "width")))
-        check_sides(self.pipe, self.net, self.layout.height, self.layout.width)
+        check_sides(self.net.config, self.pipe.vae_scale_factor, self.layout.height, self.layout.width)
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": given["eta"]} if "eta" in given else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)

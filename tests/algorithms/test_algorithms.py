@@ -59,6 +59,22 @@ def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
     assert [check[:2] for check in state.checks] == [(1, 0.25), (2, 1.0)]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", ["seed-pruning", "ttsnap"])
+def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, steps: int) -> None:
+    """Levels of a video model, which are high up to the end: no check lies within one to three steps."""
+    levels = [12 * t / (1 + 11 * t) for t in np.linspace(1, 0, steps + 1)]
+    engine = Scripted(lambda uid, step: float(uid), grid=Grid(tuple(levels)))
+    (result,) = search([""], make_algorithm(name), engine, "12nfe")
+    assert result.images
+    assert result.spent.nfe <= 12
+    if name == "seed-pruning":
+        assert result.spent.nfe == 12
+        assert len(result.particles.scores[:, -1, 0]) == 12 // steps
+    with pytest.raises(ValueError, match=f"do not fit a grid of {steps} steps"):
+        search([""], SeedPruning(4, (0.5,), steps=(steps,)), engine, "12nfe")
+
+
 def test_as_many_survive_as_are_to_be_kept() -> None:
     scores = np.random.default_rng(0).normal(size=(64, 21))
     (result,) = search([""], SeedPruning(), by_table(scores), "400nfe", keep=6)

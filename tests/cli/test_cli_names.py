@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from ttsnap.reward_models.registry import named
 
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
@@ -56,6 +58,10 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["demo", "--reward", "brightnes"], "did you mean brightness?"),
         (["serve-reward", "hpsv4"], "did you mean hpsv"),
         (["evaluate", "--recordings", "r", "--reward", "scenes", "--base", "scens"], "did you mean scenes?"),
+        (["generate", "a red circle", "--image", "gone.png"], "no such picture: gone.png"),
+        (["generate", "a red circle", "--height", "64"], "draws at most 32 x 32 pixels, got width 32 and height 64"),
+        (["generate", 'a red sign that says "A"', "--model", "signs", "--width", "104"], "at most 96 x 96 pixels"),
+        (["generate", "a red circle", "--require", "scene>0.5"], "unknown reward 'scene'; did you mean scenes?"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
 )
@@ -67,6 +73,35 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
     assert main(argv) == 2
     assert re.search(message, error_of(capsys)), message
+
+
+def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(self: object, name: str, **how: object) -> None:
+        answer = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co"))
+        raise RepositoryNotFoundError(name, response=answer)
+
+    (tmp_path / "models--some--diffusion-model").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
+    assert main(["generate", "a red circle", "--model", "some/difusion-model"]) == 2
+    said = "the hub has no some/difusion-model, or none that HF_TOKEN may see; did you mean some/diffusion-model?"
+    assert said in error_of(capsys)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, **how: None)
+    assert main(["generate", "a red circle", "--model", "some/model"]) == 2
+    assert "model some/model needs a --reward" in error_of(capsys)
+
+
+def test_the_help_of_a_budget_shows_its_units(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("generate", "bench"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  --budget"))
+        assert all(unit in line for unit in ("400nfe", "20images", "30s", "pflop"))
 
 
 def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
@@ -114,6 +149,7 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     [
         (["genrate", "x"], r"unknown command 'genrate'; did you mean generate\? Choose one of generate, "),
         ([], "no command is given"),
+        (["generate", "x", "--budget", "50", "nfe"], "argument nfe; a number and its unit are one word, as 50nfe"),
         (["generate", "x", "--buget", "5nfe"], "unknown arguments --buget 5nfe; did you mean --budget?"),
         (["generate", "x", "--num-inference-steps", "4"], "--num-inference-steps 4; it is --steps here"),
         (

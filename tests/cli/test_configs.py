@@ -64,6 +64,8 @@ def test_no_configuration_imports_a_class() -> None:
         {"preview-vae": "someone/vae"},
         {"attention": "flash_hub"},
         {"algorithm": "/etc/tuned.json"},
+        {"algorithm": f"{MODULE}.py:Thing"},
+        {"compare": f"{MODULE}.py:Thing"},
         {"prompts_file": "../secret.txt"},
         {"prompts_file": "~/secret.txt"},
     ],
@@ -111,8 +113,8 @@ def test_inner_sections_count_too() -> None:
         ("generate", "ray_address", "elsewhere:6379"),
         *(
             ("bench", "algorithms", f"{text} n=4")
-            for text in (" /etc/x.json", "'../x.json'", r"\/etc/x.json", "nested first=~/x.json",
-                         r"""nested 'first="\x2fetc/x.json"'""")
+            for text in ("ttsnap_evil.p'y:Thing'", " /etc/x.json", "'../x.json'", r"\/etc/x.json",
+                         "nested first=~/x.json", r"""nested 'first="\x2fetc/x.json"'""")
         ),
     ],
 )  # fmt: skip

@@ -512,7 +512,7 @@ def test_events_tell_the_story(engine: Any) -> None:
         ({"budget": "7nfe"}, "too small for one image.*8 NFE of 7"),
         ({"prompts": []}, "no prompts"),
         ({"keep": 0}, "keep must be at least 1, got 0"),
-        ({"algorithm": BestOfN(), "budget": None}, "set n or give a budget"),
+        ({"algorithm": BestOfN(), "budget": None}, "no budget; give a budget, as 20images, an effort"),
         ({"algorithm": Wild()}, "deterministic"),
         ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, r"do not fit a grid of 8 steps"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from ttsnap.core.protocols import Adopting, Algorithm, Refining
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check, hints_of
 
-__all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm", "name_of", "spec_of"]
+__all__ = ["ALGORITHMS", "GROUPS", "Entry", "make_algorithm", "name_of", "own_algorithm", "spec_of"]
 REQUIRED = dataclasses.MISSING
 """In place of the default of an option that has none."""
 _PARTS = (Algorithm, Adopting, Refining)
@@ -28,16 +30,18 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     """
     if not isinstance(spec, str | Mapping):
         check("algorithm", spec, Algorithm)
-        return dataclasses.replace(spec, **options) if options else spec  # type: ignore[type-var]
+        if not options:
+            return spec
+        known = [field.name for field in dataclasses.fields(spec)]  # type: ignore[arg-type]
+        _refuse_unknown(type(spec).__name__, options, known)
+        return dataclasses.replace(spec, **options)  # type: ignore[type-var]
     if isinstance(spec, str) and spec.endswith(".json"):
         spec = _read(Path(spec))
     if isinstance(spec, Mapping):
         options = {**{k: v for k, v in spec.items() if k != "name"}, **options}
         spec = str(spec.get("name", ""))
     kind, defaults = class_of(spec), defaults_of(spec)
-    if strange := sorted(set(options) - set(defaults)):
-        meant = "".join(did_you_mean(name, defaults) for name in strange)
-        raise ValueError(f"{spec}: unknown option(s) {str(strange)[:200]}; it has {list(defaults)}{meant}")
+    _refuse_unknown(spec, options, defaults)
     if "forecast" in defaults and "forecast" not in options:
         raise ValueError(
             f"{spec} needs a forecast of how scores develop with this model and reward: make one from a recording "
@@ -58,6 +62,40 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
     except TypeError as error:  # a part without an option that it is given
         raise ValueError(f"{spec}: cannot use options {str(options)[:200]}: {error}") from None
     return made
+
+
+def own_algorithm(text: str) -> str | Algorithm:
+    """What a user of this machine typed, for `make_algorithm`: of file.py:Class, whose code is run, an object with the
+    class's defaults. Texts from elsewhere, as those of a service, a graph or a file, never come here.
+
+    ValueError where there is no such file or class, and where another module has the file's name.
+    """
+    place, _, name = text.rpartition(":")
+    if not place.endswith(".py"):
+        return text
+    path = Path(place).resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # also that of worker processes, to which algorithms are sent
+    try:
+        if not path.is_file():
+            raise ImportError(f"no such file: {place}")
+        module = importlib.import_module(path.stem)
+        if module.__file__ is None or Path(module.__file__).resolve() != path:
+            raise ImportError(f"another module has the name {path.stem}; rename {place}")
+        if not hasattr(module, name):
+            raise ImportError(f"{place} has no {name}{did_you_mean(name, vars(module))}")
+        made = getattr(module, name)()
+        if not isinstance(made, Algorithm):
+            raise TypeError(f"{name} must have n, needs, lockstep, init and step")
+        return made
+    except (ImportError, TypeError) as error:
+        raise ValueError(f"cannot make algorithm {text!r}: {error}") from error
+
+
+def _refuse_unknown(who: str, options: Iterable[str], known: Iterable[str]) -> None:
+    if strange := sorted(set(options) - set(known)):
+        meant = "".join(did_you_mean(name, known) for name in strange)
+        raise ValueError(f"{who}: unknown option(s) {str(strange)[:200]}; it has {list(known)}{meant}")
 
 
 def class_of(name: str) -> type[Any]:

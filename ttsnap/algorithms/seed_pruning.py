@@ -95,18 +95,18 @@ class SeedPruning(Settings):
         return look_of(self.rollout).needs
 
     def init(self, task: Task) -> State:
-        """The checks to come; those that fall on one step of a coarse grid are merged."""
+        """The checks to come; on a coarse grid those of one step are merged, and those by level at its end dropped."""
         if task.begin_calls and (self.keep, self.levels, self.steps, self.draft_share) == _LATE_CUT:
             return dataclasses.replace(self, keep=(), levels=(), draft_share=0.5).init(task)
         grid = task.grid
         at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
-        if any(not 0 <= s < grid.steps for s in at):
+        if self.steps is not None and any(not 0 <= s < grid.steps for s in at):
             last = grid.steps - 1
             raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{last})")
         merged: dict[int, float] = {}
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
-        checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items()]
+        checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items() if step < grid.steps]
         checks[:1] = [check._replace(look=look_of(self.rollout)) for check in checks[:1]]
         checks.append(Check(grid.steps, 1.0, ESTIMATE))
         return State(task.keep, (*self._drafts(checks, task), *checks))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms import make_algorithm, own_algorithm
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.settings import Json, check
@@ -31,7 +31,7 @@ class Arm:
     name: str
     """The name in tables."""
     algorithm: str
-    """What the user named: "svdd" or a .json file."""
+    """What the user named: "svdd", a .json file, or file.py:Class."""
     options: Mapping[str, Json]
     """Options of the algorithm."""
     made: Algorithm
@@ -52,7 +52,8 @@ class Arm:
 
     def noted(self) -> dict[str, Json]:
         """What must be the same to resume a benchmark. A file of an algorithm counts by its contents."""
-        file = {"sha256": sha256(Path(self.algorithm))} if self.algorithm.endswith(".json") else {}
+        place = self.algorithm if self.algorithm.endswith(".json") else self.algorithm.rpartition(":")[0]
+        file = {"sha256": sha256(Path(place))} if place else {}
         named = {"name": self.name, "algorithm": Path(self.algorithm).name, **file, "options": plain(self.options)}
         return {**named, "sampler": self.sampler.told()}
 
@@ -89,11 +90,11 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
         else:
             options[key] = plain(parse_yaml(value, f"{key} of {text!r}"))
     try:
-        made = make_algorithm(algorithm, **options)
+        made = make_algorithm(own_algorithm(algorithm), **options)
     except ValueError as error:
         more = f"; of the sampler, an algorithm may set {', '.join(SAMPLERS)}" if options else ""
         raise ValueError(f"{error}{more}") from None
-    name = " ".join([Path(algorithm).stem if algorithm.endswith(".json") else algorithm, *rest])
+    name = " ".join([Path(algorithm).stem if algorithm.endswith(".json") else Path(algorithm).name, *rest])
     return Arm(name, algorithm, options, made, dataclasses.replace(sampler, **changes))  # type: ignore[arg-type]
 
 

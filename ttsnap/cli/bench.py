@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
@@ -85,8 +86,8 @@ def parser() -> Parser:
         nargs="+",
         default=list(ALGORITHMS),
         help=Common(
-            "names (ttsnap algorithms lists them) or .json files, each with options where it needs them; the others "
-            "are compared with the first"
+            "names (ttsnap algorithms lists them), .json files or file.py:Class, each with options where it needs "
+            "them; the others are compared with the first"
         ),
     )
     without = ("search", "seed", "require", "diverse", "diversity", "likeness")
@@ -247,5 +248,7 @@ class _Model:
         """What each image of a search of these prompts says."""
         from ttsnap.pipelines.settings import settings_of
 
-        made = replace(self._request, prompts=tuple(prompts), engine=self._spec(arm), search=arm.algorithm)
+        made = replace(
+            self._request, prompts=tuple(prompts), engine=self._spec(arm), search=own_algorithm(arm.algorithm)
+        )
         return settings_of(self.pipe, replace(made, options=arm.options))

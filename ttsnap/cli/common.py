@@ -17,6 +17,7 @@ from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
+from ttsnap.files.hub import require_repository
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
@@ -112,7 +113,8 @@ def engine_spec(
 
     ValueError where neither names a reward, and for pictures that do not fit.
     """
-    from ttsnap.pipelines import recommended
+    from ttsnap.pipelines import located, recommended
+    from ttsnap.pipelines.sides import check_call_sides
     from ttsnap.reward_models.registry import refuse_credentials
 
     refuse_credentials(a.reward)  # before it is written into a file
@@ -121,7 +123,11 @@ def engine_spec(
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
     spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
     defaults = recommended(a.model)
-    return spec.completed(defaults if algorithm is None else defaults.tuned(algorithm))
+    if not spec.rewards and defaults.reward is None:
+        require_repository(a.model)  # a misspelt id is what is wrong, before the reward
+    spec = spec.completed(defaults if algorithm is None else defaults.tuned(algorithm))
+    check_call_sides(located(a.model) or Path(), spec.call)
+    return spec
 
 
 def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:

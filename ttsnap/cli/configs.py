@@ -115,7 +115,8 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         model = key in _MODELS and not ours
         code = (key in ("kind", *_LIKENESSES) and ":" in value) or (key == "attention" and "hub" in value)
         address = key in _ADDRESSES and value != "auto"
-        texts = _words(value) if key == "algorithms" else [value]
+        texts = [value, *(_words(value) if key == "algorithms" else ())]
+        code |= key in ("algorithm", "algorithms", "compare") and any(".py:" in text for text in texts)
         away = name.removeprefix("record.").partition(".")[0] not in _TEXTS and any(map(_is_away, texts))
         if reward or model or code or address or away:
             yield name, value

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms import make_algorithm, own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
@@ -114,12 +114,13 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
     prompts = common.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    algorithm = make_algorithm(a.algorithm, **a.options)
+    search = own_algorithm(a.algorithm)
+    algorithm = make_algorithm(search, **a.options)
     engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a), algorithm=algorithm)
     first = SearchRequest(
         tuple(prompts),
         replace(engine, call={**engine.call, **blanks(prompts[0].inputs)}),
-        a.algorithm,
+        search,
         common.budget_of(a),
         a.seed,
         a.keep,
@@ -134,7 +135,9 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
     common.check_affordable(first.budget, engine.call)
-    return {a.algorithm: first, **({a.compare: replace(first, search=a.compare, options={})} if a.compare else {})}
+    if not a.compare:
+        return {a.algorithm: first}
+    return {a.algorithm: first, a.compare: replace(first, search=own_algorithm(a.compare), options={})}
 
 
 def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: VideoOptions, out: Path) -> int:

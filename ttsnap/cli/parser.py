@@ -15,6 +15,7 @@ from ttsnap.cli.help import Formatter, is_needed, page
 from ttsnap.core.names import did_you_mean
 from ttsnap.files.plain_yaml import parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
+from ttsnap.loop.budget import UNITS
 from ttsnap.options.call import WRITTEN
 
 
@@ -176,6 +177,8 @@ class Parser(argparse.ArgumentParser):
             flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
             name = flag.removeprefix("--").replace("-", "_")
             meant = f"; it is {WRITTEN[name].dashed} here" if name in WRITTEN else ""
+            if words[0].casefold().removesuffix("s") in UNITS:
+                meant = f"; a number and its unit are one word, as 50{words[0]}"
             meant = meant or did_you_mean(flag, self._option_string_actions)
             return f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)[:200]}{meant}"
         return message.replace(

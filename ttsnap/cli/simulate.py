@@ -72,8 +72,8 @@ def parser() -> Parser:
         type=str,
         nargs="+",
         default=[],
-        help="names, or .json files such as those of `ttsnap tune` and `ttsnap calibrate` (default: seed-pruning; with "
-        "drafts and without where they were recorded)",
+        help="names, .json files such as those of `ttsnap tune` and `ttsnap calibrate`, or file.py:Class (default: "
+        "seed-pruning; with drafts and without where they were recorded)",
     )
     p.add_argument(
         "--budgets", type=str, nargs="+", default=[],
@@ -144,12 +144,12 @@ def _compare(a: Arguments, out: Path | None) -> int:
 
 def _algorithms(a: Arguments, recording: Recording) -> dict[str, Algorithm]:
     """What is compared with best-of-N, by the names that tables have: of files their stems where these differ."""
-    from ttsnap.algorithms import make_algorithm
+    from ttsnap.algorithms import make_algorithm, own_algorithm
 
     names = a.algorithms or ["seed-pruning"]
     stems = [Path(name).stem for name in names]
     found = {
-        name if stems.count(stem) > 1 or stem == BASE else stem: make_algorithm(name)
+        name if stems.count(stem) > 1 or stem == BASE else stem: make_algorithm(own_algorithm(name))
         for stem, name in zip(stems, names, strict=True)
         if name != BASE
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ttsnap.core.names import did_you_mean
 from ttsnap.files.reading import foreign
 
 
@@ -11,18 +12,27 @@ def require_repository(name: str, revision: str | None = None, cache_dir: str | 
     """ValueError for a hub id without a copy in the cache, where the hub cannot be reached either.
 
     revision, cache_dir: of the copy, as from_pretrained takes them. Libraries would ask five times for each file, with
-    pauses. Names that are no hub ids pass, and so does what the hub refuses: from_pretrained says why.
+    pauses. ValueError for an id that the hub does not know, too. Names that are no hub ids pass, and so does what the
+    hub refuses otherwise: from_pretrained says why.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).exists():
         return
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True)
     except LocalEntryNotFoundError:
+        known = True
         with foreign(f"no copy of {name} is in the cache, and {constants.ENDPOINT} cannot be reached"):
             try:
                 HfApi().model_info(name, revision=revision, timeout=10)
+            except RepositoryNotFoundError:
+                known = False
             except HfHubHTTPError:
                 return
+        if not known:
+            cached = (path.name[8:].replace("--", "/") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
+            raise ValueError(
+                f"the hub has no {name}, or none that HF_TOKEN may see{did_you_mean(name, cached)}"
+            ) from None

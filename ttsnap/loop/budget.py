@@ -23,6 +23,8 @@ _SIZES = {
 }
 _EXAMPLES = "400nfe, 20images, medium, 2pflop, 30s, 5min, 100decodes, or several as 400nfe,30s"
 _KIND_OF = {kind.unit.removesuffix("s"): kind for kind in KINDS}
+UNITS = (*_KIND_OF, *_SIZES)
+"""Of budgets, in the singular."""
 EFFORTS = {"low": 5.0, "medium": 20.0, "high": 80.0}
 """Presets, in images' worth of evaluations."""
 MOST = {"flops": 1e30, "seconds": 1e9, "images": 1e9}
@@ -73,7 +75,7 @@ class Budget(PerKind[int | None], unset=None):
                 )
             name, value = _read_part(number, unit)
             if not name or name in caps:
-                near = nearest(unit, (*_KIND_OF, *_SIZES))
+                near = nearest(unit, UNITS)
                 meant = (
                     f"did you mean {number}{near}? Write"
                     if near not in (None, unit.removesuffix("s"), unit)

@@ -182,7 +182,8 @@ def fit(
     if algorithm.n is not None:
         return algorithm
     if budget == Budget():
-        raise ValueError(f"{name_of(algorithm)} has no number of seeds and there is no budget; set n or give a budget")
+        raise ValueError(f"{name_of(algorithm)} has no number of seeds and there is no budget; give a budget, as "
+                         "20images, an effort (low, medium, high), or its n")  # fmt: skip
     costs = costs or dry_costs(algorithm, engine, keep)
 
     def affords(n: int) -> bool:

@@ -119,12 +119,13 @@ class PictureOptions(Settings):
 
     def read(self, task: str) -> dict[str, Picture]:
         """The pictures by argument of the pipeline's call. ValueError where the task takes none, or a file is none."""
+        named = {"image": self.image, "mask_image": self.mask_image, "control_image": self.control_image}
+        files = {name: path for name, path in named.items() if path is not None}
+        pictures = {name: Picture.read(path, mask=name == "mask_image") for name, path in files.items()}
         if (given := changed(self)) and task == TEXT:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{names}: say by --task what is done with it, as --task image-to-image")
-        named = {"image": self.image, "mask_image": self.mask_image, "control_image": self.control_image}
-        files = {name: path for name, path in named.items() if path is not None}
-        return {name: Picture.read(path, mask=name == "mask_image") for name, path in files.items()}
+        return pictures
 
 
 @dataclass(frozen=True)

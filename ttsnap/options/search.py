@@ -18,7 +18,7 @@ class SearchOptions(Settings):
         None,
         "the algorithm: the name of one, or a .json file",
         python="The names are in ttsnap.algorithms.ALGORITHMS. An Algorithm is taken as it is.",
-        shell="the names are listed below",
+        shell="or file.py:Class; the names are listed below",
         written=str,
         flag="algorithm",
         start="seed-pruning",
@@ -44,8 +44,8 @@ class SearchOptions(Settings):
     )
     budget: Spec = option(
         None,
-        "per prompt: 400nfe (denoiser evaluations), 30images (as many as 30 images take), 40pflop, 30s, 5min, or "
-        "several as 400nfe,30s",
+        "per prompt: 400nfe, 20images, 30s, 40pflop, or several as 400nfe,30s; nfe are denoiser evaluations, 20images "
+        "as many as 20 images take; also min, h",
         python="A ttsnap.loop.budget.Budget is taken as it is.",
         written=str | int | None,
         common=True,
