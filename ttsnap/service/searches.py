@@ -21,8 +21,9 @@ from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
+from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish, judged
