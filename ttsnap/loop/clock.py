@@ -32,6 +32,8 @@ class RequestClock:
     """When it began, by `clock`."""
     deadline: float = np.inf
     """When it has to end, by `clock`."""
+    before: float = 0.0
+    """Seconds that it took to get ready."""
 
     @property
     def seconds(self) -> float:
@@ -39,7 +41,7 @@ class RequestClock:
 
     def start(self, seconds: float) -> None:
         """It begins now, and has so many seconds."""
-        self.begin = self.clock()
+        self.before, self.begin = self.seconds, self.clock()
         self.deadline = self.begin + seconds
 
     @property

@@ -27,7 +27,7 @@ from ttsnap.core.protocols import Algorithm, Engine, RunUsage, Widening
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
 from ttsnap.loop.budget import Budget, task_of, tightest
-from ttsnap.loop.clock import LATE, Pace, PlannedMove, RequestClock, work_of
+from ttsnap.loop.clock import Pace, PlannedMove, RequestClock, work_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
 from ttsnap.loop.request import STOPPED, Listener, SearchSpec
@@ -112,9 +112,10 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
         plan = dry_moves(sized, engine)
         rates, n = Pace(engine, engine.price.seconds, RequestClock(float, 0.0)), sized.algorithm.n or 1
         over = sum(rates.seconds(move.work) for move in plan) / spec.budget.seconds
-        if over <= 1 + LATE or n == 1:
+        if over <= 1 or n == 1:
             return dataclasses.replace(sized, plan=plan)
-        sized = dataclasses.replace(sized, algorithm=dataclasses.replace(sized.algorithm, n=min(n - 1, int(n / over))))
+        fewer: Algorithm = dataclasses.replace(sized.algorithm, n=min(n - 1, int(n / over)))  # type: ignore[type-var]
+        sized = dataclasses.replace(sized, algorithm=fewer)
 
 
 def dry_moves(spec: SearchSpec, engine: Engine) -> tuple[PlannedMove, ...]:
@@ -129,7 +130,9 @@ def dry_moves(spec: SearchSpec, engine: Engine) -> tuple[PlannedMove, ...]:
             earlier = moves.pop() if len(moves) > request.jobs[0].moves else PlannedMove(0 * work, 0)
             moves.append(PlannedMove(earlier.work + work, earlier.rows + len(stop)))
 
-    run = Run(_dry(engine))
+    dry = _dry(engine)
+    dry.capacity = engine.capacity
+    run = Run(dry)
     nothing = PlannedMove(np.zeros(0), 0)  # by which moves are begun in parts, as they will be
     bare = SearchSpec(spec.algorithm, spec.budget, keep=spec.keep, plan=(nothing,))
     request = run.add([Prompt("")], bare, RequestClock(float, 0.0), listen)

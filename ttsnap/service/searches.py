@@ -146,7 +146,7 @@ class Searches:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         request, engine = ticket.request, self.engine
-        spec = replace(self.checked(request), later=ticket.pooled)
+        spec = replace(self.checked(request), later=ticket.pooled, eager=ticket.partials > 0)
         now = time.monotonic()
         allowance = task_of(spec.budget, engine, request.keep).allowance
         listener = Progress(ticket, allowance, request.gate, self._safe)
