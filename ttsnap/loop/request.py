@@ -159,7 +159,7 @@ class RunningRequest:
     def rows_in_time(self, job: Job, plan: Plan, reserve: Cost) -> int:
         """How many rows of a plan there is time for, with what they bring with them in later moves, and with all that
         other prompts want. reserve: what must be held back after it."""
-        if self.pace is None or not len(plan):
+        if self.pace is None:
             return len(plan)
         pace, others = self.pace, [other for other in self.active if other is not job]
         later, hold = 0.0 if job.closing else pace.later(job.moves), pace.finishing(reserve)

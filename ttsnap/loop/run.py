@@ -225,7 +225,7 @@ class Run(Submission):
     def _end(self, job: Job) -> None:
         request = self._of_job[job.index]
         request.active.remove(job)
-        job.ended = request.ended or (request.time_is_up if request.uses_time else job.ended)
+        job.ended = request.ended or job.ended or request.time_is_up * request.uses_time
         if job.failures > 1:
             job.warnings.append(Notice(f"{job.failures} scores failed in all"))
         job.settle(request.spec.keep)

@@ -37,10 +37,10 @@ class Submission:
 
         Rows that are begun later stay proposed.
         """
-        plan = proposal.plan
-        if plan is None or not len(plan):
+        if (plan := proposal.plan) is not None:
+            job.rejected |= set(plan.reject.tolist())
+        if not plan:
             return False
-        job.rejected |= set(plan.reject.tolist())
         part = request.part(job, plan, max(1, self.engine.capacity // 2))
         rows = min(part, request.rows_in_time(job, plan, reserve_after(plan, job.particles, self.engine)))
         if not rows or not (submitted := self._submit_prefix(job, plan.take(slice(rows)))):
