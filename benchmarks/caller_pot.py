@@ -36,8 +36,9 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Gate, Requirement
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.ledger import Ledger
-from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
+from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.record import RecordOptions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +24,9 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.sampling.denoiser import Can, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
+
+ENCODING = threading.Lock()
+"""Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and cuts."""
 
 
 class PipelineDenoiser(Denoiser):
@@ -165,7 +169,8 @@ class PipelineDenoiser(Denoiser):
         """What the pipeline's encode_prompt returns for these prompts and inputs. n: see EncoderInputs.arguments."""
 
         def encode(some: Sequence[Prompt]) -> Any:
-            return self.pipe.encode_prompt(**inputs.arguments(some, n), device=self.device, **more)
+            with ENCODING:
+                return self.pipe.encode_prompt(**inputs.arguments(some, n), device=self.device, **more)
 
         return list(self._encodings(prompts, encode) if self.encodes_apart and inputs.alike else encode(prompts))
 

@@ -96,7 +96,8 @@ def run(
 
         try:
             with _progress(pipe, request, engine, listeners) as listen:
-                results = searched(prompts, request.spec, engine, listen, stops)
+                wanted = replace(request.spec, eager=on_event is not None)
+                results = searched(prompts, wanted, engine, listen, stops)
             results, flags = output.finish(
                 pipe, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
             )

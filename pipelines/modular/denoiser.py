@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
-from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.denoiser import ENCODING, PipelineDenoiser
 from ttsnap.pipelines.guidance import Guided
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
@@ -120,7 +120,8 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _encoded(self, prompt: Prompt) -> Encoded:
         call = self._of_prompt(prompt)
-        begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
+        with ENCODING:
+            begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
         source = source_of(call["image"]).to(self.device) if Can.EDIT in self.can else None
         return Encoded(prompt, begun, self._seeded(begun, seeded(0)), source)
 

@@ -17,8 +17,9 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
-from ttsnap.loop.request import RequestClock, SearchSpec
+from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.sampler import SamplerOptions

@@ -107,7 +107,7 @@ def test_what_features_take_is_priced(engine: Any) -> None:
     assert one.spent.to_json()["features"] == 4
     assert "4 features" in str(one.spent)
     seconds = engine(features="pixels")
-    assert seconds.calibrate().features == 1
+    assert seconds.calibrate().features == 2
     assert seconds.price.seconds.features > 0
 
 

@@ -20,8 +20,9 @@ from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.ledger import Ledger
-from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
+from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 
 STEPS = 4

@@ -20,8 +20,9 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
-from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
+from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions

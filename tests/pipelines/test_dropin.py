@@ -10,10 +10,12 @@ import pickle
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -626,6 +628,22 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
     assert len(output.images) == 1
     assert "stopped early" in result.warnings[0]
     assert found(twin).search[0].spent.finished == 2  # the flag is the last call's
+
+
+def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
+    """Each finds what it finds alone, to the digit."""
+    twin = upgrade(stock)
+
+    def call(seed: int) -> Any:
+        asked = {**SEARCH, **CALL, "search": SeedPruning(6, (0.5,), steps=(1,)), "output_type": "pt"}
+        return twin("a cat", generator=generator(seed), **{k: v for k, v in asked.items() if k != "seed"})
+
+    alone = [call(seed) for seed in (1, 2, 3)]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(call, (1, 2, 3)))
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.images, other.images, atol=0, rtol=0)
+        np.testing.assert_array_equal(one.search[0].particles.scores, other.search[0].particles.scores)
 
 
 def safety_checker(threshold: float) -> Any:

@@ -145,6 +145,8 @@ class SeedPruning(Settings):
         if not ahead:
             return None, state
         ranked = particles.ranked()
+        if ranked.ndim == 1:  # a move that was cut off leaves some behind, whose scores are of another look
+            ranked = ranked[particles.step[ranked] == check.step]
         kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
         ranked = particles.spread(ranked, kept)
         move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)

@@ -12,6 +12,7 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.files.writing import write_text
+from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
@@ -137,7 +138,8 @@ def describe(
         large = enlarged_path(paths[0].parent, run.results, index)
         if large.exists():
             print(f"  the best, {TIMES} times as large: {large}")
-    print(f"  spent {_counts(s)} of a budget of {s.budget}")
+    ended = f"; {s.ended}{' by you' * (s.ended == STOPPED)}" if s.ended else ""
+    print(f"  spent {_counts(s)} of a budget of {s.budget}{ended}")
     print(f"  {s.seeds} seeds started, {s.finished} finished")
     if _drafted(run, index):
         finished = "said which seeds to denoise" if not run.settings.get("finish") else "were finished"
@@ -152,7 +154,8 @@ def describe(
     print(
         f"  {s.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, {by['decode'] / flops:.0%} "
         f"decoder, {by['reward'] / flops:.0%} reward{gradients}; {s.seconds:.1f} s: {_share(s, 'denoise')} "
-        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}"
+        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}, "
+        f"{1 - sum(s.seconds_by.values()) / (s.seconds or 1.0):.0%} between them; {s.warm_up:.1f} s before, to warm up"
     )
     joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
     if joules is not None and per is not None and memory is not None:

@@ -89,6 +89,10 @@ class ClusterEngine(Engine):
         return self.group.gone_nfe + sum(turn.nfe for turn in self.group.last)
 
     @property
+    def ran(self) -> Cost:
+        return self.group.ran
+
+    @property
     def room(self) -> int:
         return self.group.gone_room + sum(turn.room for turn in self.group.last)
 

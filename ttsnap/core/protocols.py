@@ -165,6 +165,11 @@ class Engine(ABC):
         """Evaluations so far, for progress."""
 
     @property
+    def ran(self) -> Cost:
+        """All that it has run so far."""
+        return Cost()
+
+    @property
     @abstractmethod
     def price(self) -> Price:
         """The price of its work."""

@@ -158,15 +158,15 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     """Seconds per unit, for budgets in seconds, and what measuring them took."""
     denoiser.encode([Prompt("")])
     one = _again(lambda: _predict(denoiser, 1))
-    many, n = sizes.run([0] * sizes.batch_size, lambda rows: _timed(lambda: _predict(denoiser, len(rows))))
+    many, n = sizes.run([0] * sizes.batch_size, lambda rows: _again(lambda: _predict(denoiser, len(rows))))
     nfe = max(many - one, 0.2 * many) / max(1, n - 1)
     latent = _noise(denoiser, 1)
     image = denoiser.decode(latent)
-    decode = _timed(lambda: denoiser.decode(latent).cpu())
+    decode = _again(lambda: denoiser.decode(latent).cpu())
     previews = scorer.estimates == "preview"
-    preview = _timed(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
+    preview = _again(lambda: denoiser.preview(latent).cpu()) if previews else 0.0
     drafts = denoiser.drafts
-    draft = 0.0 if drafts is None else _timed(lambda: _draft(denoiser, drafts))
+    draft = 0.0 if drafts is None else _again(lambda: _draft(denoiser, drafts))
     finished, level = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
     scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls_here, 0
@@ -184,13 +184,12 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
         if reward.base_flops:
             calls += 2 * scorer.shown.calls(reward)
             bases += max(0.0, _again(partial(asked, reward, call, image, [""], finished)) - taken)
-    describing = _timed(lambda: scorer.features([*image])) * scorer.features_taken
+    describing = _again(lambda: scorer.features([*image])) * scorer.features_taken
     # In a full batch, a draft is as much cheaper than alone as an evaluation is.
     rates = Rates(nfe, decode, scoring / scorer.calls, preview, draft_calls=draft * nfe / max(one, nfe),
                   features=describing, base_calls=bases / max(1, scorer.bases), call=max(0.0, one - nfe))  # fmt: skip
-    more = {"draft_calls": int(drafts is not None), "features": scorer.features_taken, "base_calls": 2 * scorer.bases,
-            "tokens": tokens}  # fmt: skip
-    return rates, Cost(n + 2, 2, calls, int(previews), **more)
+    more = {"draft_calls": 2 * (drafts is not None), "features": 2 * scorer.features_taken, "tokens": tokens}
+    return rates, Cost(2 * n + 2, 3, calls, 2 * previews, base_calls=2 * scorer.bases, **more)
 
 
 def _again(call: Callable[[], object]) -> float:

@@ -17,7 +17,7 @@ from weakref import proxy
 import numpy as np
 import torch
 
-from ttsnap.core.cost import Cost, Price
+from ttsnap.core.cost import NAMES, Cost, Price
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -173,6 +173,10 @@ class LiveEngine(Engine):
         """With drafts, by their forward passes."""
         drafted = self.stats["draft_calls"]
         return self.stats["nfe"] + (int(drafted * self.price.nfe_per_draft) if drafted else 0)
+
+    @property
+    def ran(self) -> Cost:
+        return Cost(*(self.stats[name] for name in NAMES))
 
     @property
     def room(self) -> int:

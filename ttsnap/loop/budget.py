@@ -120,10 +120,12 @@ class Budget(PerKind[int | None], unset=None):
 
     def shortfall(self, cost: Cost, price: Price, *, seconds: bool = False) -> str | None:
         """None when `cost` fits, else which cap it breaks, for a message. seconds: whether that cap counts."""
-        for name, need, cap in self._needs(cost, price, seconds):
-            if need > cap * (1 + 1e-12):
-                return f"{need:.6g} {name} of {cap:.6g}"
-        return None
+        broken = self.broken(cost, price, seconds=seconds)
+        return broken and f"{broken[1]:.6g} {broken[0]} of {broken[2]:.6g}"
+
+    def broken(self, cost: Cost, price: Price, *, seconds: bool = False) -> tuple[str, float, float] | None:
+        """The first cap that `cost` breaks: its name, what is needed, and what there is."""
+        return next((each for each in self._needs(cost, price, seconds) if each[1] > each[2] * (1 + 1e-12)), None)
 
     def share(self, cost: Cost, price: Price, *, seconds: bool = False) -> float:
         """The share of the tightest cap that `cost` takes: up to 1 where it fits, 0 without caps."""

@@ -43,8 +43,7 @@ class Notice(NamedTuple):
         return f"{self.sentence}: {self.said}" if self.said else self.sentence
 
 
-@dataclasses.dataclass(frozen=True)
-class Proposal:
+class Proposal(NamedTuple):
     """What an algorithm wants next."""
 
     plan: Plan | None
@@ -76,8 +75,14 @@ class Job:
     """The plan under way, or the last one."""
     moved: IntArray = dataclasses.field(default_factory=lambda: np.empty(0, int))
     """(n,) what came of the last move's rows, as in Particles."""
+    begun: int = 0
+    """Rows of the move under way that were begun in earlier parts of it."""
+    moves: int = 0
+    """The algorithm's moves of which all rows are begun, or cut off."""
     closing: bool = False
-    """Whether it only finishes an image."""
+    """Whether it only finishes images."""
+    ended: str = ""
+    """The cap that it has come to, in words; empty where its algorithm had all it wanted."""
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     """Finished ones by uid; None where no model ran, or where one was let go."""
     kept: list[int] = dataclasses.field(default_factory=list)
@@ -112,6 +117,23 @@ class Job:
     def value(self) -> float:
         """What the proposed move is worth; inf where none is proposed, as ending costs nothing."""
         return self.proposal.value if self.proposal is not None else np.inf
+
+    def unfinished(self, *, nearest: bool) -> IntArray:
+        """Uids of what may become an image, the best first, or those that are nearest to it."""
+        uids = np.flatnonzero(self.particles.alive & ~self.particles.finished)
+        order = -self.particles.step[uids], -self.particles.value(uids)
+        return uids[np.lexsort(order[::-1] if nearest else order)]
+
+    def take_back(self, refund: Cost) -> None:
+        """Nothing is under way any more, and this part of the plan did not run."""
+        self.ledger.refund(refund)
+        if self.trace:
+            self.trace[-1]["refund"] = refund.counts()
+        self.waiting = 0
+
+    def move_ends(self) -> None:
+        """No more rows of its algorithm's last move are begun."""
+        self.moves, self.begun = self.moves + 1, 0
 
     def begin(self, plan: Plan) -> None:
         """A plan was charged and is about to run."""

@@ -59,6 +59,13 @@ class Ledger:
             return True
         return self.parent.affords(cost, self.parent.reserve - self.held + self._held(self.spent + cost, reserve))
 
+    def reached(self, cost: Cost) -> str:
+        """The cap for which `cost` does not fit, in words."""
+        cap = self.budget.broken(self.spent.plus(cost, self.reserve), self.price)
+        if cap is None:
+            return self.parent.reached(cost) if self.parent is not None else ""
+        return f"{cap[2]:.6g} {cap[0]} were used up"
+
     def hold(self, reserve: Cost) -> None:
         """Set the amount held back."""
         self._set(self.spent, reserve)

@@ -15,14 +15,16 @@ from ttsnap.loop.request import RunningRequest
 
 def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
     """A Result for each job of a request that is done. usage: what the run used besides (profiling/meter.py)."""
-    jobs, keep, seconds = request.jobs, request.spec.keep, request.watch.seconds
+    jobs, keep, watch = request.jobs, request.spec.keep, request.watch
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
-    return [_result(job, engine, keep, seconds, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
+    times = watch.seconds, watch.before
+    return [_result(job, engine, keep, times, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
 
 
-def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage, share: float) -> Result:
-    """share: of this job in the evaluations of all."""
+def _result(job: Job, engine: Engine, keep: int, times: tuple[float, float], usage: RunUsage, share: float) -> Result:
+    """times: seconds of the run, and before it; share: of this job in the evaluations of all."""
+    seconds, before = times
     particles, images = job.particles, _candidates(job, engine.reward_names)
     spent = Spent(
         job.ledger.spent,
@@ -31,6 +33,8 @@ def _result(job: Job, engine: Engine, keep: int, seconds: float, usage: RunUsage
         seconds=seconds * share,
         seconds_by={phase: value * share for phase, value in engine.timings.items()},
         seconds_all_prompts=seconds,
+        warm_up=before,
+        ended=job.ended,
         usage=_shared(usage, share, len(images)),
         seeds=_started(particles),
         finished=int(particles.finished.sum()),

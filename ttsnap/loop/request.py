@@ -13,18 +13,25 @@ import numpy as np
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
+from ttsnap.core.moves import CONTINUE
+from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Utility
-from ttsnap.core.plans import image_cost
+from ttsnap.core.plans import Plan, image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Budget, Cap, tightest
+from ttsnap.loop.clock import Pace, PlannedMove, RequestClock
 from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
+STOPPED = "stopped"
+"""Why a request has ended that someone ended early."""
+PARTS = 4
+"""In how many parts the seeds of a move are begun."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class SearchSpec:
     """What images must meet to be returned."""
     later: bool = False
     """Whether a prompt's ledger joins a pot (Ledger.join), where what it leaves is for searches that come later."""
+    eager: bool = False
+    """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
+    plan: tuple[PlannedMove, ...] = ()
+    """The moves that a budget in seconds was fitted by. Such a search uses its time: what its algorithm leaves of it
+    goes to further images."""
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.keep != int(self.keep):
@@ -58,21 +70,6 @@ class SearchSpec:
             raise ValueError(f"diversity must be a finite number from 0 on, got {self.diversity}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {self.seed}")
-
-
-@dataclass
-class RequestClock:
-    """The time of a request, in seconds."""
-
-    clock: Callable[[], float]
-    begin: float
-    """When it began, by `clock`."""
-    deadline: float = np.inf
-    """When it has to end, by `clock`."""
-
-    @property
-    def seconds(self) -> float:
-        return self.clock() - self.begin
 
 
 @dataclass(eq=False)
@@ -93,8 +90,12 @@ class RunningRequest:
     """Jobs that are not taken up yet."""
     active: list[Job] = field(default_factory=list)
     """Jobs that are taken up and not at their end."""
+    pace: Pace | None = None
+    """What goes into the time that is left; None where there is no deadline, or no price in seconds."""
     stopping: bool = False
     """Whether nothing new is begun."""
+    ended: str = ""
+    """Why, in words."""
 
     @property
     def done(self) -> bool:
@@ -106,16 +107,83 @@ class RunningRequest:
             place = job.place if job is not None else -1
             self.listener(Event(kind, place, self.watch.seconds, **details))
 
-    def late(self, engine: Engine) -> bool:
-        """Whether only the time to finish one image for each prompt without one is left."""
-        rates, watch, queued = engine.price.seconds, self.watch, len(self.queue)
-        if watch.deadline == np.inf or rates is None:
-            return watch.clock() >= watch.deadline
-        bare = [job for job in self.active if not job.finished]
-        need = sum(rates.of(job.ledger.reserve) for job in bare) + queued * rates.of(self.whole)
-        batches = -(-(len(bare) + queued) // max(1, engine.capacity // 2))
-        need += rates.call * engine.grid.nfe * batches
-        return bool(watch.clock() + need >= watch.deadline)
+    def tell_scores(self, job: Job, outcome: Outcome, engine: Engine) -> None:
+        """Tell of each row that was scored."""
+        if self.listener is None or outcome.scores is None or outcome.images is None:
+            return
+        first, end = job.ranking()[:1], engine.grid.steps
+        best = float(job.particles.value(first)[0]) if first else float("nan")
+        kept = outcome.kept or [{}] * len(outcome.uids)
+        calls = engine.price.calls(len(engine.reward_names))
+        columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
+        for uid, step, scores, picture, more in zip(*columns, outcome.images, kept, strict=True):
+            look = "" if step == end or job.plan is None else job.plan.look.at(step).name
+            details = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
+            self.tell("score", job, uids=(uid,), step=step, look=look, **details)
+
+    @property
+    def waiting(self) -> int:
+        """Rows under way."""
+        return sum(job.waiting for job in self.active)
+
+    @property
+    def time_is_up(self) -> str:
+        return f"{self.watch.deadline - self.watch.begin:g} s were up"
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether time that is left goes to images."""
+        return self.pace is not None and self.ended != STOPPED and bool(self.spec.plan or self.ended)
+
+    @property
+    def late(self) -> bool:
+        """Whether only the time for what is under way is left, and to finish one image for each prompt without one."""
+        if self.ended == STOPPED or self.pace is None:
+            return not self.ended and self.watch.clock() >= self.watch.deadline
+        more = self.watch.allowed_lateness if self.stopping else 0.0  # what was chosen to fit is not judged at once
+        return self.pace.left + more < self._held(self.active)
+
+    def part(self, job: Job, plan: Plan, batch: int) -> int:
+        """How many rows of a plan are begun before it is known what they take, or how they look."""
+        alone = (plan.rows.kind <= CONTINUE).all() and (plan.rows.stop < self.task.grid.steps).all()
+        if not alone or not (self.spec.plan or (self.spec.eager and not job.trace)):
+            return len(plan)
+        return min(batch, max(2, -(-(job.begun + len(plan)) // PARTS)))
+
+    def _held(self, jobs: Sequence[Job]) -> float:
+        """Seconds to finish an image for each of these jobs without one, and for each that is queued."""
+        assert self.pace is not None
+        reserves = [job.ledger.reserve for job in jobs if job.ledger.reserve != Cost()] + [self.whole] * len(self.queue)
+        return self.pace.finishing(Cost().plus(*reserves), len(reserves))
+
+    def rows_in_time(self, job: Job, plan: Plan, reserve: Cost) -> int:
+        """How many rows of a plan there is time for, with what they bring with them in later moves, and with all that
+        other prompts want. reserve: what must be held back after it."""
+        if self.pace is None:
+            return len(plan)
+        pace, others = self.pace, [other for other in self.active if other is not job]
+        later, hold = 0.0 if job.closing else pace.later(job.moves), pace.finishing(reserve)
+        until = pace.until(plan) + later * np.arange(job.begun + 1, job.begun + len(plan) + 1)
+        if self.stopping:
+            wanted = until[-1] * (len(self.queue) + sum(not other.waiting for other in others))
+        elif pace.plan:
+            wanted = sum(pace.rest(other.moves) for other in others) + len(self.queue) * pace.rest(0)
+        else:
+            wanted = self._held(others)
+        own = until[-1] + (0.0 if later else hold)
+        if rows := int(np.searchsorted(until, pace.left * own / (own + wanted) - own + until[-1] + 1e-9, "right")):
+            return rows
+        return int(pace.left - self._held(others) - hold >= until[0])
+
+    def left(self, job: Job) -> float:
+        """What this prompt may still spend, in the unit of its task's allowance."""
+        left = self.task.allowance - self.cap.evaluations(job.ledger.spent)
+        if self.pace is None or self.spec.budget.seconds is None:
+            return left
+        image = self.pace.finishing(self.whole)
+        jobs = len(self.queue) + sum(not other.waiting for other in self.active)
+        timed = max(0.0, self.pace.left) / image * self.cap.evaluations(self.whole) / jobs
+        return timed if self.cap.unheld.seconds is not None else min(left, timed)
 
 
 def request_of(
@@ -142,4 +210,6 @@ def request_of(
 
     gate = None if spec.gate is None else spec.gate.named(engine.reward_names)
     jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
-    return RunningRequest(spec, cap, task, whole, watch, listener, jobs, deque(jobs))
+    timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
+    pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None
+    return RunningRequest(spec, cap, task, whole, watch, listener, jobs, deque(jobs), pace=pace)

@@ -7,28 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttsnap.core.cost import Cost
-from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.outcome import Outcome
-from ttsnap.core.particles import Particles
-from ttsnap.core.plans import Plan, owned_gradients, resolve, unspent
+from ttsnap.core.moves import advance, fresh
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost
-from ttsnap.core.validate import check_declared, check_idle, validate
+from ttsnap.core.validate import check_declared, validate
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.ledger import reserve_after
-from ttsnap.loop.request import Listener, RequestClock, RunningRequest, SearchSpec, request_of
+from ttsnap.loop.request import STOPPED, Listener, RunningRequest, SearchSpec, request_of
+from ttsnap.loop.submission import Submission
 
 
-class Run:
+class Run(Submission):
     """All searches on one engine: requests may come and go while it runs, and rows of all of them share its batches.
 
     Whoever owns it calls `turn` while it is `busy`. What a request finds does not depend on the others.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.grid, self.rewards = engine, engine.grid, len(engine.reward_names)
-        self.requests: list[RunningRequest] = []
-        self._of_job: dict[int, RunningRequest] = {}
+        super().__init__(engine)
         self._admitted = 0
         self.lost = False
         """Whether the engine cannot go on; nothing can be added then."""
@@ -69,16 +65,10 @@ class Run:
                 # Prompts that share a budget are asked in rounds, so that speed does not decide who gets it.
                 if ready and (not request.spec.shared or len(ready) == len(request.active)):
                     self._ask(request, ready)
-            before = self.engine.nfe
-            outcomes = self.engine.tick()
-            if self.engine.nfe > before:
-                for request in self.requests:
-                    request.tell("tick", None, nfe=self.engine.nfe - before)
-            for outcome in outcomes:
-                self._collect(outcome)
+            self._tick()
             for request in list(self.requests):
-                if not request.stopping and request.late(self.engine):
-                    self._wind_up(request)
+                if request.late:
+                    self._wind_up(request, request.time_is_up)
         except EngineLost as lost:
             self._end_all(str(lost))
         self.requests = [request for request in self.requests if not request.done]
@@ -88,10 +78,10 @@ class Run:
 
         Prompts that were not taken up yet end without an image. What was charged and did not run is refunded.
         """
-        if request.stopping:
+        if request.ended == STOPPED:
             return
         try:
-            self._wind_up(request)
+            self._wind_up(request, STOPPED)
             self._forget_queue(request)
         except EngineLost as lost:
             self._end_all(str(lost))
@@ -109,6 +99,20 @@ class Run:
         except EngineLost as lost:
             self._end_all(str(lost))
         self.requests = [other for other in self.requests if other is not request]
+
+    def _tick(self) -> None:
+        """One batch of the engine, and what came of it."""
+        engine, nfe, ran, pending = self.engine, self.engine.nfe, self.engine.ran, max(1, self.engine.pending())
+        paced = [(request, request.pace, request.waiting / pending) for request in self.requests if request.pace]
+        outcomes = engine.tick()
+        if engine.nfe > nfe:
+            for request in self.requests:
+                request.tell("tick", None, nfe=engine.nfe - nfe)
+        for outcome in outcomes:
+            self._collect(outcome)
+        if paced and engine.timings:  # which waits for the device
+            for request, pace, share in paced:
+                pace.passed(engine.ran - ran, share, waits=request.waiting > 0)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -138,19 +142,22 @@ class Run:
         for job in jobs:
             if shared and job.value < top and self.engine.pending() >= self.engine.capacity:
                 break  # the batch is full of moves worth more; this one keeps until the next round
-            plan, job.state = (job.proposal.plan, job.proposal.state) if job.proposal else (None, job.state)
-            job.proposal = None
-            if plan is not None:
-                job.rejected |= set(plan.reject.tolist())
-            if plan is None or not len(plan) or not self._submit_prefix(job, plan):
+            proposal, job.proposal = job.proposal, None
+            if proposal is not None:
+                job.state = proposal.state
+            if proposal is not None and self._submit_part(request, job, proposal):
+                continue
+            if not job.begun:
                 self._stop(job)
+            else:  # some rows of its move are done, and there is nothing left for the others
+                job.move_ends()
+                self._ask(request, [job])
 
     def _propose(self, request: RunningRequest, job: Job) -> Proposal:
         if job.closing:
             return Proposal(None, np.inf, job.state)
         algorithm, task = request.spec.algorithm, request.task
-        left = task.allowance - request.cap.evaluations(job.ledger.spent)
-        particles = job.particles.after_move(job.moved, left)
+        particles = job.particles.after_move(job.moved, request.left(job))
         move, state = algorithm.step(job.state, particles, job.rng)
         if move is None:
             return Proposal(None, np.inf, state)
@@ -160,115 +167,42 @@ class Run:
         check_declared(plan, algorithm, drafter=task.draft_calls > 0)
         return Proposal(plan, float(move.value), state)
 
-    def _resolve(self, job: Job, move: Move, particles: Particles) -> Plan:
-        seed = self._of_job[job.index].spec.seed
-        return resolve(move, particles, self.grid, self.rewards, self.engine.price, seed)
-
-    def _submit_prefix(self, job: Job, plan: Plan) -> bool:
-        """Submit the first rows of the plan, as many as fit with what must be held back after them."""
-        rows = len(plan)
-        if not self._submit(job, plan):
-            low, high = 0, rows
-            while high - low > 1:
-                middle = (low + high) // 2
-                head = plan.take(slice(middle))
-                fits = job.ledger.affords(head.cost, reserve_after(head, job.particles, self.engine))
-                low, high = (middle, high) if fits else (low, middle)
-            if low == 0:
-                return False
-            job.warnings.append(Notice(f"the budget afforded {low} of the {rows} rows of move {len(job.trace)}"))
-            self._submit(job, plan.take(slice(low)))
-        job.moved = np.full(rows, -1)
-        job.moved[: job.waiting] = plan.uid[: job.waiting]
-        return True
-
     def _stop(self, job: Job) -> None:
         """Nothing else is wanted or can be paid for: end, or finish the best particle first, from the reserve or where
-        all images so far are refused."""
-        if job.finished and (self._of_job[job.index].stopping or not job.goes_on):
+        all images so far are refused. Time that is left for images goes to as many as it is enough for."""
+        request, particles, end = self._of_job[job.index], job.particles, self.grid.steps
+        must = not job.finished or (job.goes_on and not request.stopping)
+        if not must and not request.uses_time:
             self._end(job)
             return
-        job.closing, job.proposal, particles = True, None, job.particles
-        uids = np.flatnonzero(particles.alive & ~particles.finished)
-        order = np.lexsort((-particles.step[uids], -particles.value(uids)))
-        for uid in uids[order]:
-            move = advance(particles, [uid], self.grid.steps)
-            if self._submit(job, self._resolve(job, move, particles)):
+        job.closing, job.proposal = True, None
+        uids = job.unfinished(nearest=bool(request.ended))
+        if request.uses_time:
+            many = fresh(self.engine.capacity, end) if not len(uids) else advance(particles, uids, end)
+            plan = self._resolve(job, many, particles)
+            rows = request.rows_in_time(job, plan, Cost())
+            if rows and self._submit_prefix(job, plan.take(slice(rows))):
                 return
-        if self._submit(job, self._resolve(job, fresh(1, self.grid.steps), particles)):
+        single = [*(advance(particles, [uid], end) for uid in uids), fresh(1, end)] if must else []
+        if any(self._submit(job, self._resolve(job, move, particles)) for move in single):
             return
-        if job.finished:
-            self._end(job)
-        else:
+        if not job.finished:
             raise RuntimeError(f"nothing left to finish an image with: spent {job.ledger.spent} of {job.ledger}")
-
-    def _submit(self, job: Job, plan: Plan) -> bool:
-        """Charge for a plan and hand it to the engine; False, and nothing done, when the ledger does not afford it."""
-        request, cost, particles = self._of_job[job.index], plan.cost, job.particles
-        reserve = reserve_after(plan, particles, self.engine)
-        if not job.ledger.affords(cost, reserve):
-            return False
-        job.ledger.charge(cost, reserve)
-        job.idle = job.idle + 1 if cost == Cost() else 0
-        check_idle(job.idle, request.spec.algorithm)
-        if (guided := self.engine.price.guided) is not None:
-            owned = owned_gradients(plan, particles, guided.at)
-        job.table.place(plan)
-        if guided is not None:
-            job.table.own(plan.uid, owned)
-        if len(plan.drop):
-            self.engine.drop(job.index, plan.drop.tolist())
-            request.tell("drop", job, uids=tuple(plan.drop.tolist()))
-        job.begin(plan)
-        nfe = self.engine.price.evaluations(cost)
-        request.tell("move", job, uids=tuple(plan.uid.tolist()), nfe=nfe, move=job.trace[-1])
-        self.engine.submit(job.index, plan)
-        return True
-
-    def _collect(self, outcome: Outcome) -> None:
-        request = self._of_job[outcome.job]
-        job = request.jobs[outcome.job - request.jobs[0].index]
-        job.take(outcome, self.grid.steps, request.spec.keep)
-        if request.listener is None or outcome.scores is None or outcome.images is None:
-            return
-        first = job.ranking()[:1]
-        best = float(job.particles.value(first)[0]) if first else float("nan")
-        kept = outcome.kept or [{}] * len(outcome.uids)
-        calls = self.engine.price.calls(self.rewards)
-        columns = outcome.uids.tolist(), outcome.step.tolist(), outcome.scores.tolist()
-        for uid, step, scores, picture, more in zip(*columns, outcome.images, kept, strict=True):
-            look = "" if step == self.grid.steps or job.plan is None else job.plan.look.at(step).name
-            details = {"scores": tuple(scores), "picture": picture, "kept": more, "best": best, "reward_calls": calls}
-            request.tell("score", job, uids=(uid,), step=step, look=look, **details)
+        self._end(job)
 
     # --- stopping early ---------------------------------------------------------------------------------------
 
-    def _wind_up(self, request: RunningRequest) -> None:
-        """Cancel what runs, refund what did not run, and end each prompt with what it has."""
-        request.stopping = True
-        for job in list(request.active):
-            if job.closing:
-                continue
+    def _wind_up(self, request: RunningRequest, why: str) -> None:
+        """Cancel what runs, refund what did not run, and end each prompt with what it has, or still has time for."""
+        request.stopping, request.ended = True, why
+        jobs = [job for job in request.active if not job.closing or job.waiting > 1]
+        for job in jobs:
             self._recall(job)
-            job.warnings.append(Notice("stopped early; the budget was not used up"))
+            if why == STOPPED or request.spec.budget.seconds is None:
+                said = "stopped early" if why == STOPPED else why
+                job.warnings.append(Notice(f"{said}; the budget was not used up"))
+        for job in jobs:
             self._stop(job)
-
-    def _recall(self, job: Job) -> None:
-        """Take the rows of a prompt back from the engine, and refund what of them did not run."""
-        cancelled = self.engine.cancel(job.index)
-        for outcome in self.engine.arrived():
-            self._collect(outcome)
-        job.table.record(cancelled)  # how far its rows got
-        refund = Cost()
-        if job.plan is not None:
-            refund = unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
-        if cancelled.begun is not None:  # a seed whose draft was never made is no start for a finish
-            job.table.drop(never := cancelled.uids[~cancelled.begun])
-            self.engine.drop(job.index, never.tolist())
-        job.ledger.refund(refund)
-        if job.trace:
-            job.trace[-1]["refund"] = refund.counts()
-        job.waiting = 0
 
     def _end_all(self, why: str) -> None:
         """The engine is lost: there is nothing to tell it, and no more to hear from it."""
@@ -291,6 +225,7 @@ class Run:
     def _end(self, job: Job) -> None:
         request = self._of_job[job.index]
         request.active.remove(job)
+        job.ended = request.ended or job.ended or request.time_is_up * request.uses_time
         if job.failures > 1:
             job.warnings.append(Notice(f"{job.failures} scores failed in all"))
         job.settle(request.spec.keep)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
+
 from ttsnap.algorithms import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
@@ -23,11 +25,12 @@ from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine, RunUsage, Widening
 from ttsnap.core.requirement import Gate
-from ttsnap.core.results import Result
+from ttsnap.core.results import Event, Result
 from ttsnap.loop.budget import Budget, task_of, tightest
+from ttsnap.loop.clock import Pace, PlannedMove, RequestClock, work_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import Listener, RequestClock, SearchSpec
+from ttsnap.loop.request import STOPPED, Listener, SearchSpec
 from ttsnap.loop.run import Run
 
 Costs = Callable[[int, Budget], Cost]
@@ -82,18 +85,18 @@ def searched(
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Result]:
     """`search`, by a specification. Prompts are read and the number of seeds is fitted here."""
-    watch = RequestClock(clock, clock())
+    began = clock()
     if not prompts:
         raise ValueError("no prompts: give at least one")
     spec = prepared(dataclasses.replace(spec, budget=spec.budget.on(engine.grid)), engine)
-    if spec.budget.seconds is not None:
-        watch.deadline = watch.begin + spec.budget.seconds * len(prompts)
-    run = Run(engine)
+    run, seconds = Run(engine), np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts)
+    watch = RequestClock(clock, began, began + seconds)
     request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, on_event)
     with engine.meter() as meter:
+        watch.start(seconds)
         while run.busy:
             run.turn()
-            if should_stop is not None and not request.stopping and should_stop():
+            if should_stop is not None and request.ended != STOPPED and should_stop():
                 run.stop(request)
     return report(request, engine, meter.summary() if meter is not None else RunUsage())
 
@@ -102,7 +105,44 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
     """The same search, checked, with as many seeds as its budget affords; its engine is ready for it. ValueError as of
     `check_spec`."""
     check_spec(spec, engine)
-    return dataclasses.replace(spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.keep))
+    sized = dataclasses.replace(spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.keep))
+    if sized.algorithm is spec.algorithm or spec.budget.seconds is None or engine.price.seconds is None:
+        return sized
+    while True:
+        plan = dry_moves(sized, engine)
+        rates, n = Pace(engine, engine.price.seconds, RequestClock(float, 0.0)), sized.algorithm.n or 1
+        over = sum(rates.seconds(move.work) for move in plan) / spec.budget.seconds
+        if over <= 1 or n == 1:
+            return dataclasses.replace(sized, plan=plan)
+        fewer: Algorithm = dataclasses.replace(sized.algorithm, n=min(n - 1, int(n / over)))  # type: ignore[type-var]
+        sized = dataclasses.replace(sized, algorithm=fewer)
+
+
+def dry_moves(spec: SearchSpec, engine: Engine) -> tuple[PlannedMove, ...]:
+    """The moves that a prompt's search makes with random scores."""
+    calls, end = engine.grid.calls, engine.grid.steps
+    moves: list[PlannedMove] = []
+
+    def listen(event: Event) -> None:
+        if (move := event.move) is not None:
+            stop = np.array(move["stop"])
+            work = work_of(Cost(**move["cost"]), (calls[stop] - calls[move["start"]] + (stop < end)).max(), engine)
+            earlier = moves.pop() if len(moves) > request.jobs[0].moves else PlannedMove(0 * work, 0)
+            moves.append(PlannedMove(earlier.work + work, earlier.rows + len(stop)))
+
+    dry = _dry(engine)
+    dry.capacity = engine.capacity
+    run = Run(dry)
+    nothing = PlannedMove(np.zeros(0), 0)  # by which moves are begun in parts, as they will be
+    bare = SearchSpec(spec.algorithm, spec.budget, keep=spec.keep, plan=(nothing,))
+    request = run.add([Prompt("")], bare, RequestClock(float, 0.0), listen)
+    while run.busy:
+        run.turn()
+    return tuple(moves)
+
+
+def _dry(engine: Engine) -> DryEngine:
+    return DryEngine(engine.grid, engine.reward_names, price=engine.price, draft_calls=engine.draft_calls)
 
 
 def check_spec(spec: SearchSpec, engine: Engine) -> None:
@@ -156,7 +196,7 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Costs:
 
     @cache
     def run(n: int, unheld: Budget) -> Cost:
-        dry = DryEngine(engine.grid, engine.reward_names, price=engine.price, draft_calls=engine.draft_calls)
+        dry = _dry(engine)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
         spent: Cost = search([""], sized, dry, unheld, keep=keep)[0].spent.cost
         return spent

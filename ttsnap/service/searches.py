@@ -22,8 +22,9 @@ from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
+from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
+from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish, judged
@@ -144,7 +145,11 @@ class Searches:
         """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
         reward cannot read."""
         request, engine = ticket.request, self.engine
-        spec = replace(self._prepared(request, self.limits.capped(request.budget, engine.grid)), later=ticket.pooled)
+        spec = replace(
+            self._prepared(request, self.limits.capped(request.budget, engine.grid)),
+            later=ticket.pooled,
+            eager=ticket.partials > 0,
+        )
         for name in self.spec.rewards:
             self._check(name, request.prompt)
         now = time.monotonic()

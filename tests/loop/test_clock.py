@@ -1,0 +1,184 @@
+"""Budgets in seconds, by a clock that the model itself moves on: sized by what was measured, and again as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.counted import Brightness, Counted
+from ttsnap import BestOfN, Budget, make_algorithm, search
+from ttsnap.core.cost import Cost, Rates
+from ttsnap.core.results import Result
+from ttsnap.engine.live import LiveEngine
+from ttsnap.loop.request import SearchSpec
+from ttsnap.loop.search import prepared, searched
+from ttsnap.options.engine import EngineOptions
+from ttsnap.sampling.kernels import KERNELS
+
+RATES = Rates(0.025, 0.02, 0.005, draft_calls=0.012, call=0.01)
+"""Seconds, about those of the embedded model on two quiet cores: an image takes half a second."""
+Speed = Callable[[float], float]
+"""The time since the begin -> how many times as long everything takes."""
+
+
+class Slow(Counted):
+    """Takes its time, by a clock of its own."""
+
+    speed: Speed = staticmethod(lambda now: 1.0)
+    now = 0.0
+    passes_per_nfe = 2
+
+    def takes(self, seconds: float) -> None:
+        self.now += seconds * self.speed(self.now)
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
+        self.takes(RATES.call + RATES.nfe * len(x))
+        return super().predict(x, step, cond)
+
+    def decode(self, x0: Tensor) -> Any:
+        self.takes((RATES.decodes + RATES.reward_calls) * len(x0))
+        return super().decode(x0)
+
+    def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
+        self.takes(RATES.call + RATES.draft_calls * len(x))
+        return x
+
+
+def made(speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode", batch: int = 16) -> LiveEngine:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(4, 3, generator=generator)
+    denoiser = Slow(means, torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4]), steps=20)
+    denoiser.speed = speed
+    if drafts:
+        denoiser.drafts = SimpleNamespace(calls=1, passes=1, guess=denoiser.guess, level=lambda step, calls: 0.5)
+    live = LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=KERNELS[kernel](denoiser))
+    live._price = replace(live.price, seconds=RATES)
+    return live
+
+
+def timed(
+    name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",), **options: Any
+) -> tuple[float, list[Result]]:
+    """The share of the time that was taken, and the results."""
+    slow: Any = live.denoiser
+    results = search(prompts, make_algorithm(name, **options), live, f"{budget}s", clock=lambda: slow.now)
+    return slow.now / (budget * len(prompts)), results
+
+
+def meant(name: str, budget: float, live: LiveEngine) -> int:
+    """Images that the plan finishes."""
+    return prepared(SearchSpec(make_algorithm(name), Budget(seconds=budget)), live).plan[-1].rows
+
+
+CASES = [
+    ("best-of-n", False, "ode"),
+    ("seed-pruning", False, "ode"),
+    ("seed-pruning", True, "ode"),
+    ("ttsnap", False, "ode"),
+    ("evolution", False, "ode"),
+    ("smc", False, "sde"),
+    ("funnel", False, "sde"),
+]
+
+
+@pytest.mark.parametrize("budget", [3.0, 6.0, 12.0])
+@pytest.mark.parametrize(("name", "drafts", "kernel"), CASES)
+def test_the_time_is_used_and_what_was_meant_is_finished(name: str, drafts: bool, kernel: str, budget: float) -> None:
+    """Batches take up to twice as long as foretold, or half as long, and on average as long."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        live = made(lambda now: float(np.exp(rng.normal(-0.04, 0.3))), drafts=drafts, kernel=kernel)  # noqa: B023
+        share, (result,) = timed(name, budget, live)
+        assert 0.85 <= share <= 1.1, seed
+        whole = meant(name, budget, live)
+        assert result.spent.finished >= whole - max(1, whole // 9)
+        assert result.spent.ended == f"{budget:g} s were up"
+
+
+@pytest.mark.parametrize("speed", [0.6, 1.5, 2.5])
+@pytest.mark.parametrize(("name", "drafts", "kernel"), CASES)
+def test_a_search_is_sized_again_where_it_was_measured_wrongly(
+    name: str, drafts: bool, kernel: str, speed: float
+) -> None:
+    live = made(lambda now: speed, drafts=drafts, kernel=kernel)
+    share, (result,) = timed(name, 12.0, live)
+    assert 0.85 <= share <= 1.1
+    assert result.spent.finished >= min(2, 0.4 * meant(name, 12.0, live) / speed)
+
+
+def test_whole_images_are_finished_where_the_machine_turns_slow() -> None:
+    share, (result,) = timed("best-of-n", 6.0, made(lambda now: 1.0 if now < 1.5 else 2.0))
+    assert share <= 1.1
+    assert result.spent.finished >= 4  # 11 are under way, and there is time for 7
+    assert result.images
+
+
+def test_prompts_share_the_time() -> None:
+    share, results = timed("seed-pruning", 4.0, made(lambda now: 1.4), ["a", "b", "c", "d"])
+    assert 0.85 <= share <= 1.1
+    assert all(result.spent.finished >= 2 for result in results)
+
+
+@pytest.mark.parametrize("name", ["rbf", "best-first", "zero-order", "svdd", "search-over-paths"])
+def test_algorithms_that_plan_by_what_is_left_keep_to_the_time(name: str) -> None:
+    for speed in (1.0, 1.5):
+        share, (result,) = timed(name, 12.0, made(lambda now: speed, kernel="sde"))  # noqa: B023
+        assert share <= 1.1
+        assert result.images
+
+
+def test_getting_ready_is_not_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = made()
+    slow: Any = live.denoiser
+
+    def measure(self: LiveEngine) -> Cost:
+        slow.now += 100.0
+        self._price = replace(self.price, seconds=RATES)
+        return Cost()
+
+    monkeypatch.setattr(LiveEngine, "calibrate", measure)
+    live._price = replace(live.price, seconds=None)
+    _, (result,) = timed("best-of-n", 6.0, live)
+    assert (result.spent.warm_up, result.spent.finished) == (100.0, 11)
+    assert 5.5 <= result.spent.seconds <= 6.2
+
+
+def test_the_cap_that_ended_a_search_is_told() -> None:
+    """Never that a budget was not used up where its cap was met."""
+    _, (timely,) = timed("best-of-n", 6.0, made())
+    assert (timely.spent.ended, timely.warnings) == ("6 s were up", ())
+    (cut,) = search(["a"], BestOfN(5), made(), "60nfe")
+    assert cut.spent.ended == "60 NFE were used up"
+    (done,) = search(["a"], BestOfN(3), made(), "60nfe")
+    assert (done.spent.ended, "ended" in done.spent.to_json()) == ("", False)
+    (stopped,) = search(["a"], BestOfN(3), made(), "60nfe", should_stop=lambda: True)
+    assert stopped.spent.ended == "stopped"
+    assert "not used up" in stopped.warnings[0]
+
+
+def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
+    live = made(lambda now: 3.0)
+    slow: Any = live.denoiser
+    results = search(["a"], BestOfN(), live, "12s", clock=lambda: slow.now, should_stop=lambda: slow.now > 8)
+    assert results[0].spent.ended == "stopped"
+    assert results[0].images
+    assert slow.now < 11
+
+
+@pytest.mark.parametrize("budget", ["100nfe", "400nfe", "20s"])
+def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
+    """Where somebody waits for one; else batches are as full as they can be."""
+    live, seen = made(), list[int]()
+    spec = SearchSpec(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
+    slow: Any = live.denoiser
+    (result,) = searched(
+        ["a"], spec, live, lambda e: seen.append(live.nfe) if e.kind == "score" else None, clock=lambda: slow.now
+    )
+    assert seen[0] <= 0.2 * result.spent.nfe
