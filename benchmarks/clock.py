@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap import Budget, make_algorithm
 from ttsnap.files.writing import markdown
 from ttsnap.loop.request import SearchSpec
 from ttsnap.loop.search import prepared, searched
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.scenes import sample_prompts
 
 ALGORITHMS = ("best-of-n", "seed-pruning", "seed-pruning+drafts", "ttsnap", "evolution", "smc", "svdd", "rbf")

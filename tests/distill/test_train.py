@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from ttsnap.distill import checkpoints
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
@@ -26,7 +27,6 @@ from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
 from ttsnap.distill.training import Weights
-
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
 from ttsnap.files.unbroken import Unbroken

@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from starlette.datastructures import Headers
-from ttsnap.reward_models.connections import RefusedError
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.test_attacks import attacked
 from tests.service.test_edits import PROMPT, editor
 from tests.service.test_service import until
 from tests.service.test_videos import OWN, png, serving, twin
+from ttsnap.reward_models.connections import RefusedError
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service import bodies
 from ttsnap.service.bodies import Sent, sent
 from ttsnap.service.engines import OneDevice
