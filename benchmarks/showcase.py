@@ -4,9 +4,9 @@
     python benchmarks/showcase.py --model signs --plot signs.png  # needs the extras ocr and plot
 
 Seeds of the prompt of a packaged model's showcase (ttsnap/pipelines/packaged.py) are recorded: every seed to the end,
-with the score by which searches choose at some steps, the score that says whether an image is right, and those of its
-draft. Then each search plays the recording again and again, each time with the recorded seeds in another random order,
-the same for all. Printed are the shares of searches whose winner is right, and how the winners of best-of-N and of the
+with the score by which searches choose at some steps, and the score that says whether an image is right; and again
+from its draft, where the model has a drafter whose drafts are finished. Then each search plays its recording again and
+again, each time with the recorded seeds in another random order, the same for all. Printed are the shares of searches whose winner is right, and how the winners of best-of-N and of the
 shown search compare. The draws share one recording, so that more of them do not make the figures better than its seeds
 are: the standard errors are over bootstraps of the recorded seeds. At last come the first seeds from which only the
 shown search finds a right image, and what the searches find from the showcase's own seed. With --plot, a picture of
@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ttsnap.pipelines import load, recommended
-from ttsnap.pipelines.packaged import MODELS, Packaged, Showcase
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.core.grid import Task
@@ -36,14 +34,19 @@ from ttsnap.core.utility import Utility, weighted
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import load, recommended
+from ttsnap.pipelines.packaged import MODELS, Packaged, Showcase
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.results.media import still
+from ttsnap.sampling.drafts import read_draft
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.sizing import sized_for
 
 PLAIN = "best-of-n"
+Recordings = Mapping[str, Recording]
+"""Of the same seeds, by the names of the searches that play them."""
 Sized = Mapping[str, tuple[Task, Algorithm]]
 """Each algorithm by the name of its arm, with the seeds that the budget affords, and its task."""
 
@@ -69,30 +72,32 @@ def main() -> None:
     given = {name: value for name in ("prompt", "budget") if (value := getattr(a, name)) is not None}
     shown, draft = dataclasses.replace(shown, **given), a.draft or own.draft
     rewards = [ours.rewards[0], *([] if ours.report is None else [ours.report])]
-    engine = load(a.model, dtype=getattr(torch, a.dtype)).engine(
-        rewards, batch_size=a.batch_size, **({"draft": draft} if draft else {}), **own.call
-    )
+    pipe, finish = load(a.model, dtype=getattr(torch, a.dtype)), read_draft(ours.draft).finish
+    ways = {"noise": {}, **({finish: {"draft": draft, "finish": finish}} if draft else {})}
+    made = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (a.recordings or Path(temporary)) / "showcase"
-        options = RecordOptions(a.seeds, steps=a.score_steps)
-        recording = record(engine, [shown.prompt], folder, options, info=own.call, progress_bar=True)
-    sized = {
-        name: sized_for(recording, algorithm, Budget.parse(shown.budget))
-        for name, algorithm in arms(draft is not None).items()
-    }
-    found = shares(recording, ours, Orders.drawn(recording, a.repeats, np.random.default_rng(0)), sized)
-    errors = standard_errors(recording, ours, sized, a.repeats, a.bootstraps)
-    print(f"{shown.prompt!r}, {shown.budget}: {a.repeats} draws from {recording.seeds} recorded seeds")
+        for way, how in ways.items():
+            engine = pipe.engine(rewards, batch_size=a.batch_size, **how, **own.call)
+            folder = (a.recordings or Path(temporary)) / f"showcase-{way.replace(':', '-')}"
+            options = RecordOptions(a.seeds, steps=a.score_steps if way == "noise" else [engine.grid.steps])
+            made[way] = record(engine, [shown.prompt], folder, options, info={**own.call, **how}, progress_bar=True)
+    searches = arms(draft is not None)
+    recordings = {name: made[finish if name == list(searches)[-1] and draft else "noise"] for name in searches}
+    sized = {name: sized_for(recordings[name], each, Budget.parse(shown.budget)) for name, each in searches.items()}
+    plain = recordings[PLAIN]
+    found = shares(recordings, ours, Orders.drawn(plain, a.repeats, np.random.default_rng(0)), sized)
+    errors = standard_errors(recordings, ours, sized, a.repeats, a.bootstraps)
+    print(f"{shown.prompt!r}, {shown.budget}: {a.repeats} draws from {plain.seeds} recorded seeds")
     for name, share in found.items():
         print(f"{name:>48}: {100 * share:5.1f} ± {100 * errors[name]:.1f} %")
-    each = [shares(recording, ours, from_seed(recording, seed), sized) for seed in range(100)]
+    each = [shares(recordings, ours, from_seed(plain, seed), sized) for seed in range(100)]
     best = list(sized)[-1]
     told = [s for s, e in enumerate(each) if e[f"{best} right"] > e[f"{PLAIN} right"]]
     print(f"of the first seeds 0 to 99 the difference shows from {told}")
     print(f"from seed {shown.seed}: {', '.join(name for name, share in each[shown.seed].items() if share == 1)}")
     if a.plot:
         odds = {name: (found[f"{name} right"], errors[f"{name} right"]) for name in (PLAIN, best)}
-        plot(engine, ours, shown, arms(draft is not None), odds, a.plot)
+        plot(engine, ours, shown, searches, odds, a.plot)
     if a.json:
         settings = {"model": a.model, "prompt": shown.prompt, "budget": shown.budget, "seeds": a.seeds,
                     "repeats": a.repeats, "dtype": a.dtype, "draft": draft, "call": own.call}  # fmt: skip
@@ -107,7 +112,7 @@ def arms(drafted: bool) -> dict[str, Algorithm]:
     return {
         PLAIN: BestOfN(),
         "seed-pruning without drafts": SeedPruning(draft_share=0),
-        "seed-pruning with drafts": SeedPruning(),
+        "seed-pruning with drafts, finished": SeedPruning(),
     }
 
 
@@ -121,10 +126,11 @@ def right(recording: Recording, ours: Packaged) -> np.ndarray[Any, np.dtype[np.b
     return ours.right.met(recording.final[0, :, -1])
 
 
-def shares(recording: Recording, ours: Packaged, orders: Orders, sized: Sized) -> dict[str, float]:
+def shares(recordings: Recordings, ours: Packaged, orders: Orders, sized: Sized) -> dict[str, float]:
     """Shares in [0, 1]: of the recorded seeds that are right, then of searches in these orders by what holds."""
-    reward, winner = {}, {}
+    reward, winner, holds = {}, {}, {}
     for name, (task, algorithm) in sized.items():
+        recording = recordings[name]
         assert algorithm.n is not None  # `sized_for` sets it
         lookup = orders.play(recording, algorithm.n)
         out = lockstep(
@@ -137,30 +143,34 @@ def shares(recording: Recording, ours: Packaged, orders: Orders, sized: Sized) -
         )
         reward[name] = out.reward
         winner[name] = np.take_along_axis(orders.seeds, out.winner[:, None], 1)[:, 0]
-    holds, best = right(recording, ours), list(sized)[-1]
+        holds[name] = right(recording, ours)
+    best = list(sized)[-1]
     return {
-        "recorded seeds right": float(holds.mean()),
-        **{f"{name} right": float(holds[winner[name]].mean()) for name in sized},
-        f"lead of {best}": float(holds[winner[best]].mean() - holds[winner[PLAIN]].mean()),
+        "recorded seeds right": float(holds[PLAIN].mean()),
+        **{f"{name} right": float(holds[name][winner[name]].mean()) for name in sized},
+        f"lead of {best}": float(holds[best][winner[best]].mean() - holds[PLAIN][winner[PLAIN]].mean()),
         f"{best} of higher reward": float((reward[best] > reward[PLAIN]).mean()),
         f"{best} of lower reward": float((reward[best] < reward[PLAIN]).mean()),
-        "same image": float((winner[best] == winner[PLAIN]).mean()),
+        "same seed": float((winner[best] == winner[PLAIN]).mean()),
     }
 
 
 def standard_errors(
-    recording: Recording, ours: Packaged, sized: Sized, repeats: int, bootstraps: int
+    recordings: Recordings, ours: Packaged, sized: Sized, repeats: int, bootstraps: int
 ) -> dict[str, float]:  # fmt: skip
     """Of `shares`: their spread where the recorded seeds are resampled and other orders are drawn."""
     rng, found = np.random.default_rng(1), []
     for _ in range(bootstraps):
-        rows = rng.integers(recording.seeds, size=recording.seeds)
-        resampled = dataclasses.replace(
-            recording,
-            scores=recording.scores[:, rows],
-            looks={seen: scores[:, rows] for seen, scores in recording.looks.items()},
-        )
-        found.append(shares(resampled, ours, Orders.drawn(resampled, repeats, rng), sized))
+        rows = rng.integers(recordings[PLAIN].seeds, size=recordings[PLAIN].seeds)
+        resampled = {
+            name: dataclasses.replace(
+                recording,
+                scores=recording.scores[:, rows],
+                looks={seen: scores[:, rows] for seen, scores in recording.looks.items()},
+            )
+            for name, recording in recordings.items()
+        }
+        found.append(shares(resampled, ours, Orders.drawn(resampled[PLAIN], repeats, rng), sized))
     return {name: float(np.std([one[name] for one in found])) for name in found[0]}
 
 
