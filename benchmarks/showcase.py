@@ -6,9 +6,10 @@
 Seeds of the prompt of a packaged model's showcase (ttsnap/pipelines/packaged.py) are recorded: every seed to the end,
 with the score by which searches choose at some steps, and the score that says whether an image is right; and again
 from its draft, where the model has a drafter whose drafts are finished. Then each search plays its recording again and
-again, each time with the recorded seeds in another random order, the same for all. Printed are the shares of searches whose winner is right, and how the winners of best-of-N and of the
-shown search compare. The draws share one recording, so that more of them do not make the figures better than its seeds
-are: the standard errors are over bootstraps of the recorded seeds. At last come the first seeds from which only the
+again, each time with the recorded seeds in another random order, the same for all. Printed are the shares of searches
+whose winner is right, and how the winners of best-of-N and of the shown search compare. The draws share one recording,
+so that more of them do not make the figures better than its seeds are: the standard errors are over bootstraps of the
+recorded seeds. At last come the first seeds from which only the
 shown search finds a right image, and what the searches find from the showcase's own seed. With --plot, a picture of
 these two; below a word stands what the OCR reads.
 """
