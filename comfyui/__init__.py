@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
 async def comfy_entrypoint() -> Any:
     """What ComfyUI calls. ImportError, which it shows as it starts, where ttsnap is not installed."""
     try:
-        from ttsnap.comfyui.nodes import NODES
+        from ttsnap.comfyui.nodes import nodes_of
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "ttsnap":
             raise
@@ -16,8 +17,10 @@ async def comfy_entrypoint() -> Any:
 
     from comfy_api.latest import ComfyExtension
 
+    offered = nodes_of(Path(__file__).with_name("rewards.json"))
+
     class Nodes(ComfyExtension):
         async def get_node_list(self) -> list[Any]:
-            return NODES
+            return offered
 
     return Nodes()

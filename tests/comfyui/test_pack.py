@@ -16,8 +16,8 @@ import ttsnap
 PACK = Path(ttsnap.__file__).parents[1] / "comfyui"
 
 
-def pack() -> Any:
-    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py")
+def pack(folder: Path = PACK) -> Any:
+    spec = importlib.util.spec_from_file_location("pack", folder / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

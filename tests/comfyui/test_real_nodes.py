@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,10 +16,13 @@ from PIL import Image
 from ttsnap.reward_models.registry import make_reward
 
 from tests.browser import chromium
+from tests.comfyui import hostile
+from tests.comfyui.double_nodes import Scorer
 from tests.comfyui.page import opened
 from tests.comfyui.real import LATENT
 from tests.comfyui.server import ComfyServer, Graph, Heard, Output
-from ttsnap.comfyui.inputs import Weighted
+from tests.watch import MODULE, planted, watched
+from ttsnap.comfyui.inputs import Rewards, Weighted
 
 pytestmark = pytest.mark.usefixtures("comfy")
 RETURN = "return the best so far"
@@ -161,6 +165,41 @@ def test_what_is_wrong_is_said_in_a_sentence(server: ComfyServer, given: dict[st
         server.run(graph)
 
 
+def test_a_strangers_graph_runs_no_code(server: ComfyServer, tmp_path: Path) -> None:
+    """ComfyUI v0.3.64 hands a node what a graph says, whether its list has it or not."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef score(*_): return [0.0]\n")
+    graph = Workflow()
+    graph.save(graph.search(reward=graph.reward(f"{tmp_path}/evil.py:score"))[1])
+    with pytest.raises(RuntimeError, match="unknown name"):
+        server.run(graph)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_link_imports_opens_or_asks_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tests/comfyui/test_nodes.py, on ComfyUI's own objects."""
+    import nodes as comfy_nodes
+
+    from tests.comfyui.toy_nodes.embedded import conditioning, embedded_model, embedded_vae
+    from ttsnap.comfyui.nodes import nodes_of
+
+    named = planted(tmp_path / "outside", monkeypatch)
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "Scorer", Scorer)
+    offered = {node.define_schema().node_id: node for node in nodes_of(tmp_path / "none.json")}
+    made = {"MODEL": embedded_model(), "CONDITIONING": conditioning(PROMPT), "VAE": embedded_vae(), "*": object(),
+            "LATENT": {"samples": torch.zeros(LATENT)}, "IMAGE": torch.rand(2, 32, 32, 3)}  # fmt: skip
+    wrong = []
+    with torch.inference_mode():
+        for key in ("TtsnapReward", "TtsnapBudget", "TtsnapDrafter", *offered):
+            good = hostile.given_to(offered[key], made)
+            results = offered[key].execute(**good).result  # and what is imported late is there
+            outputs = zip(offered[key].define_schema().outputs, results, strict=True)
+            made |= {one.io_type: result for one, result in outputs if one.io_type.startswith("TTSNAP")}
+            with watched(tmp_path / "inside") as watch:
+                wrong += hostile.attack(offered[key], good, hostile.carried(named, tmp_path / "outside"), watch)
+    assert not wrong, "\n".join(wrong)
+    assert MODULE not in sys.modules
+
+
 def test_a_latent_of_several_images_is_refused(server: ComfyServer) -> None:
     graph = Workflow()
     graph.how["latent_image"] = graph.add("EmptySD3LatentImage", width=64, height=64, batch_size=2)
@@ -226,17 +265,18 @@ def test_cancelling_leaves_no_thread_and_no_flag(on_cancel: str, times: int, mon
     model, threads = embedded_model(), threading.active_count()
     model.set_model_unet_function_wrapper(cancelling)
     given = {"model": model, "positive": conditioning(PROMPT), "negative": conditioning(""), "vae": embedded_vae(),
-             "latent_image": {"samples": torch.zeros(LATENT)}, "reward": (Weighted(make_reward("brightness"), 1.0),),
-             "prompt": PROMPT, "seed": 0, "steps": 8, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "simple",
-             "denoise": 1.0, "algorithm": "best-of-n", "keep": 2, "on_cancel": on_cancel, "batch_size": 4}  # fmt: skip
+             "reward": Rewards([Weighted(make_reward("brightness"), 1.0)]),
+             "latent_image": {"samples": torch.zeros(LATENT)}, "prompt": PROMPT, "seed": 0, "steps": 8, "cfg": 4.0,
+             "sampler_name": "dpmpp_2m", "scheduler": "simple", "denoise": 1.0, "algorithm": "best-of-n",
+             "keep": 2, "on_cancel": on_cancel, "batch_size": 4}  # fmt: skip
     with torch.inference_mode():
         if on_cancel == RETURN and times == 1:
-            latent, images, seeds, _, report = search_sampler(**given)
+            latent, images, seeds, _, report = search_sampler.execute(**given).result
             assert len(latent["samples"]) == len(images) == len(seeds) == 1
             assert "stopped early" in report
         else:
             with pytest.raises(model_management.InterruptProcessingException):
-                search_sampler(**given)
+                search_sampler.execute(**given)
             assert len(rows) <= 6
     assert threading.active_count() == threads
     assert not model_management.processing_interrupted()

@@ -1,26 +1,33 @@
-"""What the inputs of nodes mean, and what their outputs say, without ComfyUI. A workflow may be a stranger's: it names
-what is offered, and no file, address or code."""
+"""What the inputs of nodes mean, and what their outputs say, without ComfyUI.
+
+A workflow may be a stranger's: it names what is offered, and no file, address or code. Files and addresses are named by
+the operator alone, in a file beside the pack.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from numbers import Real
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
 from ttsnap.core.results import Candidate, Result
-from ttsnap.files.reading import parse_object
+from ttsnap.files.reading import parse_object, read_object
+from ttsnap.files.settings import Bounds, Size, Word, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
 from ttsnap.results.rank import scored
-from ttsnap.reward_models.registry import REWARDS
+from ttsnap.reward_models.registry import REWARDS, check_names
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown
 
@@ -32,6 +39,8 @@ KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral
 """ttsnap's own kernels, by their names in the list of samplers."""
 USUAL = Budget(images=8.0)
 """Where no node Budget is connected."""
+MOST_TEXT = 100_000
+"""Characters of one input."""
 
 
 class Weighted(NamedTuple):
@@ -39,6 +48,73 @@ class Weighted(NamedTuple):
 
     reward: RewardModel
     weight: float
+
+
+class Rewards(tuple[Weighted, ...]):
+    """A chain of rewards, whose scores are added."""
+
+
+class Drafter(NamedTuple):
+    """A fast model that guesses finished images, as GuiderDrafter, and its scale of guidance."""
+
+    model: Any
+    cfg: float
+    calls: int
+    first_time: float
+
+
+LINKED = {"TTSNAP_REWARD": Rewards, "TTSNAP_BUDGET": Budget, "TTSNAP_DRAFTER": Drafter}
+"""What links of the pack's own types carry."""
+
+
+def rewards_of(file: Path) -> dict[str, str]:
+    """Specs of rewards by the names that a workflow may give: OFFERED, and those of the operator's file, if there is
+    one: a JSON object of names and specs. ValueError for a damaged file, a name that is taken, and an unknown spec."""
+    own: dict[str, str] = check(str(file), read_object(file) if file.exists() else {}, dict[Word, str])
+    if taken := REWARDS.keys() & own:
+        raise ValueError(f"{file}: there is a reward {min(taken)!r} already; offer yours by another name")
+    check_names([*own.values()])
+    return {name: name for name in OFFERED} | own
+
+
+def checked(declared: Sequence[Any], given: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:
+    """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some JSON, carry anything.
+
+    lists: whether each input is a list of values. Optional ones without a value are left out. ValueError names the
+    input, and shows the value.
+    """
+    values = {}
+    for one in declared:
+        some = (given.get(one.id) or [None]) if lists else [given.get(one.id)]
+        if not one.optional or any(value is not None for value in some):
+            held = [_checked(one, value) for value in some]
+            values[one.id] = held if lists else held[0]
+    return values
+
+
+def _checked(declared: Any, value: Any) -> Any:
+    name, kind = declared.id, declared.io_type
+    if kind == "COMBO":
+        if not isinstance(value, str) or value not in declared.options:
+            raise ValueError(unknown(name, value, declared.options))
+    elif kind == "STRING":
+        check(name, value, Annotated[str, Size(MOST_TEXT)])
+    elif kind in ("INT", "FLOAT"):
+        if declared.min is not None:
+            number: type = int if kind == "INT" else float
+            return check(name, value, Annotated[number, Bounds(declared.min, declared.max)])
+        if not isinstance(value, float):  # a score, which is nan where a reward failed
+            return check(name, value, float)
+    elif _is_data(value) or not isinstance(value, LINKED.get(kind, object)):
+        raise ValueError(f"{name} takes what another node made, and no text or number; got {short(value)}")
+    return value
+
+
+def _is_data(value: object) -> bool:
+    """Whether a workflow can write a value by itself: texts, numbers, and lists and mappings of these."""
+    if isinstance(value, list | tuple | Mapping):
+        return all(map(_is_data, value.values() if isinstance(value, Mapping) else value))
+    return value is None or isinstance(value, str | bytes | Real)
 
 
 class NodeReward(RewardModel):

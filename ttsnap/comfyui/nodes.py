@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -16,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ttsnap.comfyui import inputs
-from ttsnap.comfyui.inputs import KERNELS, USUAL, NodeReward, Weighted
+from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, Drafter, NodeReward, Rewards, Weighted
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
@@ -27,8 +28,7 @@ from ttsnap.request.searches import OFFERED
 from ttsnap.results.live_grid import LiveGrid
 from ttsnap.reward_models.registry import make_reward
 
-NODES: list[type[io.ComfyNode]] = []
-REWARD, BUDGET, DRAFTER = (io.Custom(f"TTSNAP_{name}") for name in ("REWARD", "BUDGET", "DRAFTER"))
+REWARD, BUDGET, DRAFTER = map(io.Custom, LINKED)
 KINDS = {"MODEL": io.Model, "CONDITIONING": io.Conditioning, "LATENT": io.Latent, "INT": io.Int, "FLOAT": io.Float}
 SAMPLERS = [*(name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"), *KERNELS]
 WEIGHT = io.Float.Input("weight", default=1.0, min=-1000.0, max=1000.0, step=0.1, round=0.001,
@@ -41,10 +41,10 @@ SIZE = "downscale_ratio_spacial"
 
 def node(
     name: str, description: str, takes: Callable[[], list[Any]], *gives: Any, **more: Any
-) -> Callable[[Callable[..., Sequence[Any]]], Callable[..., Sequence[Any]]]:
-    """Offers a function to ComfyUI: keywords -> outputs in order. more: of io.Schema."""
+) -> Callable[[Callable[..., Sequence[Any]]], type[io.ComfyNode]]:
+    """Makes a node of a function: keywords, each checked, -> outputs in order. more: of io.Schema."""
 
-    def offered(work: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    def made(work: Callable[..., Sequence[Any]]) -> type[io.ComfyNode]:
         class Node(io.ComfyNode):
             @classmethod
             def define_schema(cls) -> io.Schema:
@@ -53,12 +53,11 @@ def node(
 
             @classmethod
             def execute(cls, **given: Any) -> io.NodeOutput:
-                return io.NodeOutput(*work(**given))
+                return io.NodeOutput(*work(**inputs.checked(takes(), given, lists=more.get("is_input_list", False))))
 
-        NODES.append(Node)
-        return work
+        return Node
 
-    return offered
+    return made
 
 
 def of_ksampler(*names: str) -> list[Any]:
@@ -136,9 +135,9 @@ class Progress:
     io.String.Output(display_name="report", tooltip="What was found and spent."),
 )  # fmt: skip
 def search_sampler(
-    model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: tuple[Weighted, ...],
+    model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: Rewards,
     prompt: str, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float, algorithm: str,
-    keep: int, budget: Budget | None = None, drafter: Callable[..., GuiderDrafter] | None = None, options: str = "",
+    keep: int, budget: Budget | None = None, drafter: Drafter | None = None, options: str = "",
     batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
 ) -> Sequence[Any]:  # fmt: skip
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
@@ -158,10 +157,11 @@ def search_sampler(
         made.set_cfg(scale)
         return made
 
+    drafts = drafter and GuiderDrafter(guider(drafter.model, drafter.cfg), drafter.calls, drafter.first_time)
     progress = Progress(request.spec, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), how.sigmas, latent, vae,
-        latent_image.get("noise_mask"), drafter and drafter(guider), previewer,
+        latent_image.get("noise_mask"), drafts, previewer,
     ).run(progress.listener, progress.should_stop if progress.returns else None)  # fmt: skip
     known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
@@ -170,15 +170,20 @@ def search_sampler(
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
 
-@node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
-    io.Combo.Input("name", inputs.OFFERED, default="pickscore", tooltip="Its weights are downloaded once."),
-    WEIGHT,
-    io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
-    MORE,
-], REWARD.Output(display_name="reward"))  # fmt: skip
-def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
-    place = "cpu" if device == "cpu" else model_management.get_torch_device()
-    return [(*more, Weighted(make_reward(name, device=place), weight))]
+def reward_node(specs: Mapping[str, str]) -> type[io.ComfyNode]:
+    """The node Reward, which offers these specs of rewards by name."""
+
+    @node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
+        io.Combo.Input("name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."),
+        WEIGHT,
+        io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
+        MORE,
+    ], REWARD.Output(display_name="reward"))  # fmt: skip
+    def reward(name: str, weight: float, device: str, more: Sequence[Weighted] = ()) -> Sequence[Any]:
+        place = "cpu" if device == "cpu" else model_management.get_torch_device()
+        return [Rewards((*more, Weighted(make_reward(specs[name], device=place), weight)))]
+
+    return reward
 
 
 @node("Reward by Node", "Scores images by any node that takes one image, and gives a number.", lambda: [
@@ -188,9 +193,10 @@ def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = (
     WEIGHT,
     MORE,
 ], REWARD.Output(display_name="reward"))  # fmt: skip
-def reward_by_node(node: str, weight: float, also: Any = None, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
+def reward_by_node(node: str, weight: float, also: Any = None, more: Sequence[Weighted] = ()) -> Sequence[Any]:
     titles = {title: key for key, title in nodes.NODE_DISPLAY_NAME_MAPPINGS.items()}
-    return [(*more, Weighted(NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also), weight))]
+    made = NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also)
+    return [Rewards((*more, Weighted(made, weight)))]
 
 
 @node("Budget", "How much a search may spend. The first cap that is met ends it; 0 is no cap.", lambda: [
@@ -212,7 +218,7 @@ def search_budget(images: float, evaluations: int, decodes: int, seconds: float)
                    "first, as a share of the true one: 1, or 0.87 for the sampler's own model."),
 ], DRAFTER.Output(display_name="drafter"))  # fmt: skip
 def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Sequence[Any]:
-    return [lambda guider: GuiderDrafter(guider(model.clone(), cfg), calls, first_time)]
+    return [Drafter(model.clone(), cfg, calls, first_time)]
 
 
 @node("Score Images", "What rewards say of images that are there already.", lambda: [
@@ -224,7 +230,7 @@ def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Seq
     io.Int.Output(display_name="best", tooltip="The number of the best image, from 0."),
     io.String.Output(display_name="report", tooltip="All scores, to read."),
 )  # fmt: skip
-def score_images(images: Tensor, reward: tuple[Weighted, ...], prompt: str) -> Sequence[Any]:
+def score_images(images: Tensor, reward: Rewards, prompt: str) -> Sequence[Any]:
     scores, report = inputs.values_of(images, prompt, reward)
     return scores, inputs.chosen(scores, 1)[0], report
 
@@ -245,3 +251,9 @@ def pick(
     whole = {"images": [*images], "latents": [each["samples"] for each in latent]}
     taken = inputs.picked(whole, scores, keep[0], indices[0])
     return taken.get("images"), {**latent[0], "samples": taken["latents"]} if latent else None
+
+
+def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
+    """All nodes. rewards: the operator's file, as of `inputs.rewards_of`."""
+    reward = reward_node(inputs.rewards_of(rewards))
+    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, score_images, pick]
