@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Model, Stock, Vae, comfyui
+from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Model, Patcher, Stock, Vae, comfyui
 
 TYPES = ("Model", "Conditioning", "Latent", "Vae", "Image", "Int", "Float", "String", "Combo")
 
@@ -57,21 +57,23 @@ class KSampler:
         }}  # fmt: skip
 
 
-class Patcher:
+class NodePatcher(Patcher):
     """A ModelPatcher, as nodes get it."""
 
-    load_device, model_options = torch.device("cpu"), {}
+    model_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
-        self.model, self.whole = SimpleNamespace(latent_format=None), Model(Const())
+        super().__init__(Model(Const()))
+        vars(self.model)["latent_format"] = None
 
-    def clone(self) -> Patcher:
+    def clone(self) -> NodePatcher:
         return self
 
 
 class CFGGuider(Guider):
-    def __init__(self, model: Patcher) -> None:
-        super().__init__(model.whole)
+    def __init__(self, model: NodePatcher) -> None:
+        super().__init__(model.model)
+        self.model_patcher = model
 
     def set_conds(self, positive: Any, negative: Any) -> None:
         pass
@@ -98,8 +100,8 @@ class Scorer:
 def objects() -> dict[str, Any]:
     """What links of ComfyUI's own types carry, by type."""
     conditioning = [[torch.zeros(1, 1, 4), {}]]
-    return {"MODEL": Patcher(), "CONDITIONING": conditioning, "LATENT": {"samples": torch.zeros(SHAPE)}, "VAE": Vae(),
-            "IMAGE": torch.rand(2, 8, 8, 3), "*": object()}  # fmt: skip
+    return {"MODEL": NodePatcher(), "CONDITIONING": conditioning, "VAE": Vae(),
+            "LATENT": {"samples": torch.zeros(SHAPE)}, "IMAGE": torch.rand(2, 8, 8, 3), "*": object()}  # fmt: skip
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from tests.comfyui.page import opened
 from tests.comfyui.real import LATENT
 from tests.comfyui.server import ComfyServer, Graph, Heard, Output
 from tests.watch import MODULE, planted, watched
-from ttsnap.comfyui.inputs import Rewards, Weighted
+from ttsnap.comfyui.inputs import Weighted
 
 pytestmark = pytest.mark.usefixtures("comfy")
 RETURN = "return the best so far"
@@ -265,10 +265,9 @@ def test_cancelling_leaves_no_thread_and_no_flag(on_cancel: str, times: int, mon
     model, threads = embedded_model(), threading.active_count()
     model.set_model_unet_function_wrapper(cancelling)
     given = {"model": model, "positive": conditioning(PROMPT), "negative": conditioning(""), "vae": embedded_vae(),
-             "reward": Rewards([Weighted(make_reward("brightness"), 1.0)]),
-             "latent_image": {"samples": torch.zeros(LATENT)}, "prompt": PROMPT, "seed": 0, "steps": 8, "cfg": 4.0,
-             "sampler_name": "dpmpp_2m", "scheduler": "simple", "denoise": 1.0, "algorithm": "best-of-n",
-             "keep": 2, "on_cancel": on_cancel, "batch_size": 4}  # fmt: skip
+             "latent_image": {"samples": torch.zeros(LATENT)}, "reward": (Weighted(make_reward("brightness"), 1.0),),
+             "prompt": PROMPT, "seed": 0, "steps": 8, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "simple",
+             "denoise": 1.0, "algorithm": "best-of-n", "keep": 2, "on_cancel": on_cancel, "batch_size": 4}  # fmt: skip
     with torch.inference_mode():
         if on_cancel == RETURN and times == 1:
             latent, images, seeds, _, report = search_sampler.execute(**given).result

@@ -1,8 +1,5 @@
-"""What the inputs of nodes mean, and what their outputs say, without ComfyUI.
-
-A workflow may be a stranger's: it names what is offered, and no file, address or code. Files and addresses are named by
-the operator alone, in a file beside the pack.
-"""
+"""What the inputs of nodes mean, and what their outputs say, without ComfyUI. A workflow may be a stranger's: it names
+what is offered. Files, addresses and code are named by the operator alone, in a file beside the pack."""
 
 from __future__ import annotations
 
@@ -24,6 +21,7 @@ from ttsnap.files.settings import Bounds, Size, Word, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for, search_of
 from ttsnap.results.rank import scored
@@ -39,8 +37,6 @@ KERNELS = {f"ttsnap: {name}": name for name in ("ode", "sde", "ddim", "ancestral
 """ttsnap's own kernels, by their names in the list of samplers."""
 USUAL = Budget(images=8.0)
 """Where no node Budget is connected."""
-MOST_TEXT = 100_000
-"""Characters of one input."""
 
 
 class Weighted(NamedTuple):
@@ -50,21 +46,8 @@ class Weighted(NamedTuple):
     weight: float
 
 
-class Rewards(tuple[Weighted, ...]):
-    """A chain of rewards, whose scores are added."""
-
-
-class Drafter(NamedTuple):
-    """A fast model that guesses finished images, as GuiderDrafter, and its scale of guidance."""
-
-    model: Any
-    cfg: float
-    calls: int
-    first_time: float
-
-
-LINKED = {"TTSNAP_REWARD": Rewards, "TTSNAP_BUDGET": Budget, "TTSNAP_DRAFTER": Drafter}
-"""What links of the pack's own types carry."""
+LINKED = {"TTSNAP_REWARD": tuple, "TTSNAP_BUDGET": Budget, "TTSNAP_DRAFTER": GuiderDrafter}
+"""What links of the pack's own types carry: chains of Weighted, and two more."""
 
 
 def rewards_of(file: Path) -> dict[str, str]:
@@ -80,32 +63,26 @@ def rewards_of(file: Path) -> dict[str, str]:
 def checked(declared: Sequence[Any], given: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:
     """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some JSON, carry anything.
 
-    lists: whether each input is a list of values. Optional ones without a value are left out. ValueError names the
-    input, and shows the value.
+    lists: whether each is a list of values. Optional ones without a value are left out. ValueError names the input.
     """
-    values = {}
-    for one in declared:
-        some = (given.get(one.id) or [None]) if lists else [given.get(one.id)]
-        if not one.optional or any(value is not None for value in some):
-            held = [_checked(one, value) for value in some]
-            values[one.id] = held if lists else held[0]
-    return values
+    parts = [(one, given.get(one.id) or [None] if lists else [given.get(one.id)]) for one in declared]
+    parts = [(one, some) for one, some in parts if not one.optional or any(value is not None for value in some)]
+    held = {one.id: [_checked(one, value) for value in some] for one, some in parts}
+    return held if lists else {name: value for name, (value,) in held.items()}
 
 
 def _checked(declared: Any, value: Any) -> Any:
     name, kind = declared.id, declared.io_type
-    if kind == "COMBO":
-        if not isinstance(value, str) or value not in declared.options:
-            raise ValueError(unknown(name, value, declared.options))
-    elif kind == "STRING":
-        check(name, value, Annotated[str, Size(MOST_TEXT)])
-    elif kind in ("INT", "FLOAT"):
-        if declared.min is not None:
-            number: type = int if kind == "INT" else float
-            return check(name, value, Annotated[number, Bounds(declared.min, declared.max)])
-        if not isinstance(value, float):  # a score, which is nan where a reward failed
-            return check(name, value, float)
-    elif _is_data(value) or not isinstance(value, LINKED.get(kind, object)):
+    if kind == "COMBO" and not (isinstance(value, str) and value in declared.options):
+        raise ValueError(unknown(name, value, declared.options))
+    if kind == "STRING":
+        return check(name, value, Annotated[str, Size(100_000)])
+    if kind == "FLOAT" and declared.min is None:  # scores, which are nan where a reward failed
+        return value if isinstance(value, float) else check(name, value, float)
+    if kind in ("INT", "FLOAT"):
+        number: type = int if kind == "INT" else float
+        return check(name, value, Annotated[number, Bounds(declared.min, declared.max)])
+    if kind != "COMBO" and (_is_data(value) or not isinstance(value, LINKED.get(kind, object))):
         raise ValueError(f"{name} takes what another node made, and no text or number; got {short(value)}")
     return value
 

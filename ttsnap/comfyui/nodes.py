@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ttsnap.comfyui import inputs
-from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, Drafter, NodeReward, Rewards, Weighted
+from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
@@ -135,9 +135,9 @@ class Progress:
     io.String.Output(display_name="report", tooltip="What was found and spent."),
 )  # fmt: skip
 def search_sampler(
-    model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: Rewards,
+    model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: tuple[Weighted, ...],
     prompt: str, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float, algorithm: str,
-    keep: int, budget: Budget | None = None, drafter: Drafter | None = None, options: str = "",
+    keep: int, budget: Budget | None = None, drafter: GuiderDrafter | None = None, options: str = "",
     batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
 ) -> Sequence[Any]:  # fmt: skip
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
@@ -157,7 +157,7 @@ def search_sampler(
         made.set_cfg(scale)
         return made
 
-    drafts = drafter and GuiderDrafter(guider(drafter.model, drafter.cfg), drafter.calls, drafter.first_time)
+    drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
     progress = Progress(request.spec, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), how.sigmas, latent, vae,
@@ -170,22 +170,6 @@ def search_sampler(
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
 
-def reward_node(specs: Mapping[str, str]) -> type[io.ComfyNode]:
-    """The node Reward, which offers these specs of rewards by name."""
-
-    @node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
-        io.Combo.Input("name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."),
-        WEIGHT,
-        io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
-        MORE,
-    ], REWARD.Output(display_name="reward"))  # fmt: skip
-    def reward(name: str, weight: float, device: str, more: Sequence[Weighted] = ()) -> Sequence[Any]:
-        place = "cpu" if device == "cpu" else model_management.get_torch_device()
-        return [Rewards((*more, Weighted(make_reward(specs[name], device=place), weight)))]
-
-    return reward
-
-
 @node("Reward by Node", "Scores images by any node that takes one image, and gives a number.", lambda: [
     io.String.Input("node", default="", tooltip="Its title in the menu, or its class. Its texts get the prompt, and "
                     "what has a default keeps that."),
@@ -193,10 +177,9 @@ def reward_node(specs: Mapping[str, str]) -> type[io.ComfyNode]:
     WEIGHT,
     MORE,
 ], REWARD.Output(display_name="reward"))  # fmt: skip
-def reward_by_node(node: str, weight: float, also: Any = None, more: Sequence[Weighted] = ()) -> Sequence[Any]:
+def reward_by_node(node: str, weight: float, also: Any = None, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
     titles = {title: key for key, title in nodes.NODE_DISPLAY_NAME_MAPPINGS.items()}
-    made = NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also)
-    return [Rewards((*more, Weighted(made, weight)))]
+    return [(*more, Weighted(NodeReward(node, nodes.NODE_CLASS_MAPPINGS.get(titles.get(node, node)), also), weight))]
 
 
 @node("Budget", "How much a search may spend. The first cap that is met ends it; 0 is no cap.", lambda: [
@@ -218,7 +201,9 @@ def search_budget(images: float, evaluations: int, decodes: int, seconds: float)
                    "first, as a share of the true one: 1, or 0.87 for the sampler's own model."),
 ], DRAFTER.Output(display_name="drafter"))  # fmt: skip
 def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Sequence[Any]:
-    return [Drafter(model.clone(), cfg, calls, first_time)]
+    guider = comfy.samplers.CFGGuider(model.clone())
+    guider.set_cfg(cfg)
+    return [GuiderDrafter(guider, calls, first_time)]
 
 
 @node("Score Images", "What rewards say of images that are there already.", lambda: [
@@ -230,7 +215,7 @@ def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Seq
     io.Int.Output(display_name="best", tooltip="The number of the best image, from 0."),
     io.String.Output(display_name="report", tooltip="All scores, to read."),
 )  # fmt: skip
-def score_images(images: Tensor, reward: Rewards, prompt: str) -> Sequence[Any]:
+def score_images(images: Tensor, reward: tuple[Weighted, ...], prompt: str) -> Sequence[Any]:
     scores, report = inputs.values_of(images, prompt, reward)
     return scores, inputs.chosen(scores, 1)[0], report
 
@@ -255,5 +240,16 @@ def pick(
 
 def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
     """All nodes. rewards: the operator's file, as of `inputs.rewards_of`."""
-    reward = reward_node(inputs.rewards_of(rewards))
+    specs = inputs.rewards_of(rewards)
+
+    @node("Reward", "What scores images. Connect several in a chain for their weighted sum.", lambda: [
+        io.Combo.Input("name", [*specs], default="pickscore", tooltip="Its weights are downloaded once."),
+        WEIGHT,
+        io.Combo.Input("device", ["auto", "cpu"], tooltip="Where it runs: where models do, or on the CPU."),
+        MORE,
+    ], REWARD.Output(display_name="reward"))  # fmt: skip
+    def reward(name: str, weight: float, device: str, more: tuple[Weighted, ...] = ()) -> Sequence[Any]:
+        place = "cpu" if device == "cpu" else model_management.get_torch_device()
+        return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
+
     return [search_sampler, reward, reward_by_node, search_budget, search_drafter, score_images, pick]
