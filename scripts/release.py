@@ -2,6 +2,7 @@
 
 python scripts/release.py 0.2.0           # or make release VERSION=0.2.0
 python scripts/release.py 0.2.0 --notes   # prints the section of the changelog, for the page of the release
+python scripts/release.py 0.2.0 --pack OWNER/NAME PUBLISHER   # fills in what ComfyUI's registry asks of a publisher
 """
 
 from __future__ import annotations
@@ -44,6 +45,18 @@ def dated(changelog: str, version: str, day: datetime.date) -> str:
     return changelog.replace(f"## {NEXT}\n", f"## {NEXT}\n\n## {version} - {day.isoformat()}\n", 1)
 
 
+def filled(pack: str, version: str, repository: str, publisher: str) -> str:
+    """The pack's pyproject.toml, as ComfyUI's registry takes it. repository: its OWNER/NAME on GitHub, where the tag of
+    this version has the icon. publisher: the name there, which cannot be changed later."""
+    icon = f"https://raw.githubusercontent.com/{repository}/v{version}/comfyui/icon.png"
+    fields = {"Repository": f"https://github.com/{repository}", "PublisherId": publisher, "Icon": icon}
+    for field, value in fields.items():
+        pack, found = re.subn(rf'(?m)^{field} = ".*"$', f'{field} = "{value}"', pack)
+        if not value or found != 1:
+            raise ValueError(f"{field} = {value!r} cannot be filled in: it stands {found} times in {PACK.name}")
+    return pack
+
+
 def following(version: str) -> str:
     """What the code is called after a version: the next minor one, in development."""
     major, minor, _ = version.split(".")
@@ -65,10 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version", help="such as 0.2.0")
     parser.add_argument("--notes", action="store_true", help="print its section of the changelog and change nothing")
+    parser.add_argument("--pack", nargs=2, metavar=("OWNER/NAME", "PUBLISHER"), help="fill in the pack and do no more")
     a = parser.parse_args()
     changelog = CHANGELOG.read_text(encoding="utf-8")
     if a.notes:
         print(notes(changelog, a.version))
+        return
+    if a.pack:
+        PACK.write_text(filled(PACK.read_text(encoding="utf-8"), a.version, *a.pack), encoding="utf-8")
         return
     if not re.fullmatch(r"\d+\.\d+\.\d+", a.version):
         parser.error(f"a version is three numbers such as 0.2.0, not {a.version!r}")
