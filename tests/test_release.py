@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ttsnap.version import __version__
 
@@ -46,3 +49,25 @@ def test_a_release_dates_what_was_unreleased(release: Any) -> None:
         release.dated(before, "0.1.0", datetime.date(2026, 2, 4))
     with pytest.raises(ValueError, match=r"no section for 0\.2"):
         release.notes(after, "0.2")
+
+
+def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) -> None:
+    pack = release.PACK.read_text(encoding="utf-8")
+    told = tomllib.loads(release.filled(pack, "1.2.3", "someone/ttsnap", "some-one"))
+    assert told["project"]["urls"] == {"Repository": "https://github.com/someone/ttsnap"}
+    icon = told["tool"]["comfy"]["Icon"]
+    assert icon == "https://raw.githubusercontent.com/someone/ttsnap/v1.2.3/comfyui/icon.png"
+    assert told["tool"]["comfy"]["PublisherId"] == "some-one"
+    with Image.open(ROOT / icon.partition("/v1.2.3/")[2]) as picture:
+        assert picture.width == picture.height <= 400
+    with pytest.raises(ValueError, match="PublisherId = '' cannot be filled in"):
+        release.filled(pack, "1.2.3", "someone/ttsnap", "")
+    with pytest.raises(ValueError, match="stands 0 times"):
+        release.filled("", "1.2.3", "someone/ttsnap", "some-one")
+
+
+def test_the_icon_is_what_its_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    drawing = importlib.import_module("draw_icon")
+    with Image.open(drawing.ICON) as kept:
+        assert np.abs(np.asarray(kept, int) - np.asarray(drawing.drawn(), int)).max() <= 8

@@ -22,7 +22,7 @@ def carried(named: list[Any], outside: Path) -> list[Any]:
     code = f"{outside}/{MODULE}.py"
     texts = [
         *named, f"{code}:score", f"{code}:Thing", MODULE, f"{MODULE}.py:score", "http://127.0.0.1:9", "https://127.0.0.1:9",
-        "judge:yes", "judge:yes,model=m,base_url=http://127.0.0.1:9", "judge:rubric,base_url=http://127.0.0.1:9/v1",
+        "judge:yes", "judge:yes:model=m,base_url=http://127.0.0.1:9", "judge:rubric,base_url=http://127.0.0.1:9/v1",
         f"http://127.0.0.1:9 then {code}:score", f"noise-aware:{outside}", f"noise-aware:{outside} on clip:{outside}",
         "editreward", "brightness:weights", "brightness", "", "x" * 1_000_000, "\ud800", "price-of-compute", "refined",
         "best-of-n", "Scorer", "[" * 5000, '{"n": 2}', '{"forecast": "secret.json"}', f'{{"name": "{code}:Thing"}}',

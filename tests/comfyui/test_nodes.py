@@ -126,7 +126,7 @@ def test_an_operator_offers_rewards_of_their_own_by_name(
     tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted(outside, monkeypatch)
-    rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric,model=m"}
+    rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric:model=m"}
     with watched(tmp_path) as watch:
         node = offered(tmp_path, rewards)["TtsnapReward"]
     assert not [seen for seen in watch.seen if MODULE in seen or "connect" in seen]
