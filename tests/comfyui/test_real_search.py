@@ -199,7 +199,7 @@ def test_a_model_drafts_for_another(model: Any) -> None:
     drafter = GuiderDrafter(guider(drafts[0], 1.0), calls=2, first_time=0.87)
     result = searching(own[0], how, drafter=drafter).run().result
     assert sum(drafts[1].rows) == result.spent.cost.draft_calls > 0
-    assert sum(own[1].rows) == 2 * result.spent.nfe
+    assert sum(own[1].rows) == 2 * result.spent.cost.nfe
 
 
 def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
