@@ -17,11 +17,21 @@ from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Model, Patcher, St
 TYPES = ("Model", "Conditioning", "Latent", "Vae", "Image", "Int", "Float", "String", "Combo")
 
 
+class IoType(str):
+    """As ComfyUI's own: "*" is not unlike any other."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __ne__(self, other: object) -> bool:
+        return not self == "*" and not self == other
+
+
 def kind(io_type: str) -> Any:
     """A type of comfy_api's io: its inputs and outputs hold what they are declared with."""
 
     def declared(id: str = "", options: Any = None, optional: bool = False, **more: Any) -> Any:
-        return SimpleNamespace(**{"min": None, "max": None, **more}, id=id, io_type=io_type, optional=optional,
+        return SimpleNamespace(**{"min": None, "max": None, **more}, id=id, io_type=IoType(io_type), optional=optional,
                                **({} if options is None else {"options": options}))  # fmt: skip
 
     return SimpleNamespace(Input=declared, Output=declared, io_type=io_type)

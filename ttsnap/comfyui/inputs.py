@@ -72,7 +72,7 @@ def checked(declared: Sequence[Any], given: Mapping[str, Any], *, lists: bool = 
 
 
 def _checked(declared: Any, value: Any) -> Any:
-    name, kind = declared.id, declared.io_type
+    name, kind = declared.id, str(declared.io_type)  # "*" itself says that it is not unlike any other
     if kind == "COMBO" and not (isinstance(value, str) and value in declared.options):
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
