@@ -1,11 +1,11 @@
 """Drafts that are finished, in place of the noise of their seeds: what searches find, and what becomes of the images.
 
     python benchmarks/finished_drafts.py --json finished.json
-    python benchmarks/finished_drafts.py --kinds crowd arrangement medley binding --finish noise noise@6 0.5:3
-    python benchmarks/finished_drafts.py --model signs --prompts 20 --finish noise@6 0.5:3
+    python benchmarks/finished_drafts.py --kinds crowd arrangement medley binding --finish noise noise@6 0.4:3
+    python benchmarks/finished_drafts.py --model signs --prompts 20 --finish noise@6 0.4:3
 
 Held-out prompts are recorded once for each way to finish: "noise" is the model's own call, "noise@6" the same in six
-steps, "0.5:3" puts the draft back to noise level .5 and takes three steps from there. All have the same seeds. Searches
+steps, "0.4:3" puts the draft back to noise level .4 and takes three steps from there. All have the same seeds. Searches
 choose by the checker's soft score, or by the similarity of what an OCR reads with the word. Whether winners are right
 is only reported, as are the distance of pixels to the nearest colour of a clean render, and how unlike each other
 images of a prompt are: the root mean square distance of thumbnails.
@@ -61,7 +61,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="embedded", choices=["embedded", "signs"])
     p.add_argument("--draft", default="embedded", help="as pipe(draft=...) takes it")
-    p.add_argument("--finish", nargs="+", default=["noise", "noise@6", "0.5:3"])
+    p.add_argument("--finish", nargs="+", default=["noise", "noise@6", "0.4:3"])
     p.add_argument("--share", type=float, nargs="+", default=[0.5], help="of the cost that goes to drafts")
     p.add_argument("--budgets", type=int, nargs="+", default=[12, 25, 50, 100], help="NFE per prompt")
     add_recording(p, prompts=60, seeds=64)
@@ -163,7 +163,7 @@ def sheet(pipe: Any, finish: str, prompts: list[str], rewards: list[Any], a: arg
     ends = [[r.best.pixels for r in search(prompts, BestOfN(1), engine)] for engine in engines]
     denoiser: Any = engines[0].denoiser
     denoiser.encode([Prompt(prompt) for prompt in prompts])
-    noise = denoiser.init_latents([seeded(0)] * len(prompts))
+    noise = denoiser.init_latents([seeded(0) for _ in prompts])
     guess, begun = denoiser.drafts.start.begin(noise, torch.arange(len(prompts)))
     level = denoiser.grid.levels[0]
     rows = {

@@ -17,7 +17,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.pipelines import arguments, output, pipeline_copy
-from ttsnap.pipelines.drafting.drafting import finish_drafts, sized, use_drafter
+from ttsnap.pipelines.drafting.drafting import finish_drafts, fitting, sized, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.searching import run
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
@@ -163,15 +163,9 @@ class SearchMixin:
             raise ValueError(f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level to "
                              "begin from, with the steps from there, as finish 0.6:4")  # fmt: skip
         finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
-        for steps in sized(denoiser.grid, finish, call):
-            shorter = self._sampled(sampler, {**call, "num_inference_steps": steps})
-            if shorter.grid.steps - shorter.grid.nearest(finish.level) == finish.steps:
-                denoiser = shorter
-                break
-        else:
-            if finish.steps not in (None, denoiser.grid.steps - denoiser.grid.nearest(finish.level)):
-                raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name "
-                                 "another level, or leave the steps out")  # fmt: skip
+        if numbers := sized(denoiser.grid, finish, call):
+            shorter = [self._sampled(sampler, {**call, "num_inference_steps": steps}) for steps in numbers]
+            denoiser = fitting(shorter, finish)
         finish_drafts(denoiser, finish.level, image_nfe)
         return denoiser
 

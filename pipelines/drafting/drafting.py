@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import proxy
@@ -46,6 +46,18 @@ def sized(grid: Grid, finish: Finish, call: Mapping[str, Any]) -> list[int]:
     wanted = finish.steps or rest
     near = round(wanted * grid.steps / rest)
     return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
+
+
+def fitting(denoisers: Sequence[PipelineDenoiser], finish: Finish) -> PipelineDenoiser:
+    """That of these calls of which as many steps are left as `finish` wants from the level nearest to its own.
+
+    ValueError where none has so many."""
+    at = [(denoiser, denoiser.grid.nearest(finish.level)) for denoiser in denoisers]
+    fits = [(abs(d.grid.levels[k] - finish.level), i) for i, (d, k) in enumerate(at) if d.grid.steps - k == finish.steps]
+    if not fits:
+        raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
+                         "level, or leave the steps out")  # fmt: skip
+    return denoisers[min(fits)[1]]
 
 
 def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> None:
