@@ -28,7 +28,6 @@ import torch
 from arguments import add_recording
 from distilled_drafts import least
 from embedded_curve import plot, rows_of
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, scenes, search, signs
 from ttsnap.core.metrics import spearman
@@ -37,6 +36,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.sampling.rng import seeded

@@ -53,7 +53,8 @@ def fitting(denoisers: Sequence[PipelineDenoiser], finish: Finish) -> PipelineDe
 
     ValueError where none has so many."""
     at = [(denoiser, denoiser.grid.nearest(finish.level)) for denoiser in denoisers]
-    fits = [(abs(d.grid.levels[k] - finish.level), i) for i, (d, k) in enumerate(at) if d.grid.steps - k == finish.steps]
+    left = [(abs(d.grid.levels[k] - finish.level), d.grid.steps - k, i) for i, (d, k) in enumerate(at)]
+    fits = [(off, i) for off, steps, i in left if steps == finish.steps]
     if not fits:
         raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
                          "level, or leave the steps out")  # fmt: skip
