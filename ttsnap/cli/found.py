@@ -151,11 +151,12 @@ def describe(
     if s.cost.gradients:
         gradients = f", {by['gradient'] / flops:.0%} backward passes"
         pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
+    between = 1 - sum(s.seconds_by.values()) / (s.seconds or 1.0)
     print(
         f"  {s.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, {by['decode'] / flops:.0%} "
         f"decoder, {by['reward'] / flops:.0%} reward{gradients}; {s.seconds:.1f} s: {_share(s, 'denoise')} "
         f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}, "
-        f"{1 - sum(s.seconds_by.values()) / (s.seconds or 1.0):.0%} between them; {s.warm_up:.1f} s before, to warm up"
+        f"{between:.0%} between them; {s.seconds_before:.1f} s before, to warm up"
     )
     joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
     if joules is not None and per is not None and memory is not None:

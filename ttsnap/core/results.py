@@ -41,7 +41,7 @@ class Spent:
     """`seconds` by phase ("denoise", "decode", "reward", "gradient"); empty where the engine takes no time."""
     seconds_all_prompts: float = 0.0
     """Of the whole run."""
-    warm_up: float = 0.0
+    seconds_before: float = 0.0
     """Seconds before the run, in which the engine was measured and prompts were encoded. No budget pays them."""
     ended: str = ""
     """The cap that ended the search, as "6 s were up", or "stopped"; empty where its algorithm had all it wanted."""
@@ -113,7 +113,7 @@ class Spent:
             "seconds": self.seconds,
             **{f"seconds_{phase}": seconds for phase, seconds in self.seconds_by.items()},
             "seconds_all_prompts": self.seconds_all_prompts,
-            "warm_up": self.warm_up,
+            "seconds_before": self.seconds_before,
             **({"ended": self.ended} if self.ended else {}),
             "verifier_share": self.verifier_share,
             **self.usage,

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ttsnap.core.arrays import FloatArray
+from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.cost import KINDS, NAMES, Cost, Rates
 from ttsnap.core.plans import Plan
 from ttsnap.core.protocols import Engine
@@ -58,8 +58,13 @@ class PlannedMove(NamedTuple):
 
 def work_of(cost: Cost, longest: float, engine: Engine) -> Work:
     """longest: calls of the row that takes the most of them."""
-    calls, batch = cost.nfe + cost.draft_calls, max(1, engine.capacity // 2)
-    return np.array([*cost.amounts(), max(longest, calls / batch) if calls else 0.0])
+    return np.array([*cost.amounts(), _batches(cost.nfe + cost.draft_calls, longest, engine)])
+
+
+def _batches(calls: FloatArray | IntArray | int, longest: FloatArray | IntArray | float, engine: Engine) -> FloatArray:
+    """So many calls for rows, in batches of which the last may not be full."""
+    each = np.maximum(longest, 1)
+    return np.asarray(each * np.ceil(calls / each / max(1, engine.capacity // 2)), float)
 
 
 class Pace:
@@ -82,7 +87,7 @@ class Pace:
         rows = sum(rate * plan.costs[name] for name, rate in zip(NAMES, self.rates.tolist(), strict=False)
                    if name in plan.costs)  # fmt: skip
         calls = plan.costs["nfe"] + plan.costs.get("draft_calls", 0)
-        batches = np.maximum(np.maximum.accumulate(calls), np.cumsum(calls) / max(1, self.engine.capacity // 2))
+        batches = _batches(np.cumsum(calls), np.maximum.accumulate(calls), self.engine)
         until: FloatArray = np.cumsum(rows) + self.rates[-1] * batches
         return until
 

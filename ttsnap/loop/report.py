@@ -33,7 +33,7 @@ def _result(job: Job, engine: Engine, keep: int, times: tuple[float, float], usa
         seconds=seconds * share,
         seconds_by={phase: value * share for phase, value in engine.timings.items()},
         seconds_all_prompts=seconds,
-        warm_up=before,
+        seconds_before=before,
         ended=job.ended,
         usage=_shared(usage, share, len(images)),
         seeds=_started(particles),

@@ -1,0 +1,31 @@
+"""The lines that `ttsnap generate` closes with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ttsnap import BestOfN, search
+from ttsnap.cli.found import AlgorithmRun, describe
+
+
+@pytest.mark.parametrize(
+    ("budget", "stop", "line"),
+    [
+        ("24nfe", False, "of a budget of 24nfe\n"),
+        ("23nfe", False, "of a budget of 23nfe; 23 NFE were used up\n"),
+        ("24nfe", True, "of a budget of 24nfe; stopped by you\n"),
+    ],
+)
+def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
+    engine: Any, budget: str, stop: bool, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
+    a: Any = SimpleNamespace(lora=None, grid_intensity=1.0)
+    describe(AlgorithmRun("best-of-n", results, {"draft": None}), 0, [], {}, a, plain=False)
+    told = capsys.readouterr().out
+    assert line in told
+    assert "% between them; " in told
+    assert " s before, to warm up\n" in told
