@@ -26,7 +26,6 @@ import torch
 from arguments import add_recording
 from embedded_curve import REWARDS, SOFT
 from tqdm import tqdm
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -41,6 +40,7 @@ from ttsnap.loop.request import RequestClock, RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import KINDS, sample_prompts

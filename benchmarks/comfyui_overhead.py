@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.latents import LatentSearch
 
 from ttsnap import BestOfN
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines.comfyui.latents import LatentSearch
 from ttsnap.request.request import EngineSpec, SearchRequest
 
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "heun", "uni_pc")

@@ -33,8 +33,6 @@ import numpy as np
 import torch
 from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, plot, rows_of, table
-from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.memory.acceleration import compile_denoiser
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -50,6 +48,8 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.loop.search import search
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts

@@ -27,14 +27,14 @@ import torch
 from arguments import add_dtype
 from runs import cell
 from scipy.optimize import linear_sum_assignment
-from ttsnap.pipelines import load
-from ttsnap.reward_models.likeness import make_likeness
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.results import Event
 from ttsnap.loop.dry import DryEngine
+from ttsnap.pipelines import load
+from ttsnap.reward_models.likeness import make_likeness
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import detect, sample_prompts
 
 FAR = 16.0

@@ -33,6 +33,9 @@ from embedded_curve import REWARDS, SOFT
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm.auto import tqdm
+
+from ttsnap.core.looks import EstimatorAt
+from ttsnap.core.metrics import spearman
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.prompts import SceneCaptions
@@ -40,14 +43,11 @@ from ttsnap.distill.draft.student import DraftStudent, export, start_from
 from ttsnap.distill.draft.train import Batch, DrawnRows, batch_of, draw, factor, loss, validate
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_reward
-
-from ttsnap.core.looks import EstimatorAt
-from ttsnap.core.metrics import spearman
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.sampling.drafts import DraftSettings, guess
 from ttsnap.scenes import draft_path, sample_prompts
 

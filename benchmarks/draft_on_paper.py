@@ -31,14 +31,14 @@ from accelerate import init_empty_weights
 from families import build
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.student import DraftStudent
+from ttsnap.files.writing import markdown
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.pipeline_copy import shared_copy
-
-from ttsnap.files.writing import markdown
 
 STEPS = {"sdxl": 30, "sd3": 28, "flux": 28}
 NAMES = {"sdxl": "SDXL", "sd3": "SD3.5 medium", "flux": "FLUX.1 dev"}

@@ -33,22 +33,22 @@ from embedded_curve import REWARDS, SOFT, rows_of, table
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, unfold
 from tqdm.auto import tqdm
-from ttsnap.distill.draft import trajectories
-from ttsnap.distill.draft.config import TrajectoryConfig
-from ttsnap.distill.draft.prompts import SceneCaptions
-from ttsnap.distill.draft.student import DraftStudent, start_from
-from ttsnap.distill.draft.trajectories import Trajectories, begin
-from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.memory.acceleration import compile_denoiser
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.metrics import spearman
+from ttsnap.distill.draft import trajectories
+from ttsnap.distill.draft.config import TrajectoryConfig
+from ttsnap.distill.draft.prompts import SceneCaptions
+from ttsnap.distill.draft.student import DraftStudent, start_from
+from ttsnap.distill.draft.trajectories import Trajectories, begin
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.recordings.record import record
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, sample_prompts
 from ttsnap.simulation.simulate import curve

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import add_recording
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -27,6 +26,7 @@ from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import HARD_KINDS, sample_prompts

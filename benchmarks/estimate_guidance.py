@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.core.arrays import FloatArray
@@ -37,6 +36,7 @@ from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import HARD_KINDS, sample_prompts

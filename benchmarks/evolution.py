@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from runs import SETTINGS, cell, parser, read, winners, write
 from scipy.stats import spearmanr
-from ttsnap.pipelines import load
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import load
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import HARD_KINDS, sample_prompts
 
 METHODS: dict[str, tuple[dict[str, Any], bool]] = {

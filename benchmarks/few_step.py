@@ -27,11 +27,11 @@ import torch
 from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
 from particles import KERNELS
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.core.arrays import FloatArray
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.looks import ranked

@@ -26,11 +26,11 @@ from arguments import add_recording
 from distilled_drafts import least
 from embedded_curve import SOFT, rows_of
 from few_step import mean
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning, __version__, scenes, signs
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
-from ttsnap.pipelines import load
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import make_algorithm, search
 from ttsnap.core.results import Result
 from ttsnap.core.utility import make
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import load
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 SDE: dict[str, Any] = {"kernel": "sde"}

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from arguments import add_recording
 from embedded_curve import REWARDS, SOFT, rows_of, table
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
@@ -28,6 +27,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import UNSEEN_KINDS, parse, sample_prompts

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from overhead import machine, timed
-from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.opening import placement
-from ttsnap.reward_models.registry import make_rewards
-from ttsnap.reward_models.scenes import ScenesStrict
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.opening import placement
+from ttsnap.reward_models.registry import make_rewards
+from ttsnap.reward_models.scenes import ScenesStrict
 from ttsnap.scenes import sample_prompts
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, diversity, parser, read, winners, write
-from ttsnap.pipelines import load
-from ttsnap.pipelines.lora import load_lora, parse_lora
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import load
+from ttsnap.pipelines.lora import load_lora, parse_lora
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 # What is searched, and its budget in images.

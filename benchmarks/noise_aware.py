@@ -26,22 +26,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.run import distill
-from ttsnap.pipelines import load
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, __version__, make_algorithm
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.metrics import best_of_n, rank_correlation
 from ttsnap.core.utility import weighted
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.run import distill
 from ttsnap.files.settings import build
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import task_of
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, compare, curve

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from ttsnap.reward_models.ocr import OCR
 
 from ttsnap.files.writing import markdown
+from ttsnap.reward_models.ocr import OCR
 
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSans-Oblique",
          "cmr10", "STIXGeneral")  # fmt: skip

@@ -36,14 +36,14 @@ import transformers
 from diffusers import schedulers as stock_schedulers
 from families import FAMILIES, Case, build
 from torch import Tensor
-from ttsnap.pipelines.latents.schedule import make_schedule
-from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
-from ttsnap.pipelines.opening import placement
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import BestOfN, SeedPruning, __version__, pipelines, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines.latents.schedule import make_schedule
+from ttsnap.pipelines.memory.acceleration import compile_denoiser, network, use_attention
+from ttsnap.pipelines.opening import placement
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.scenes import sample_prompts

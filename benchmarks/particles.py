@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, write
-from ttsnap.pipelines import load
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.files.writing import markdown
 from ttsnap.options.model import EMBEDDED, TURBO
+from ttsnap.pipelines import load
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import sample_prompts
 
 KERNELS: dict[str, dict[str, Any]] = {

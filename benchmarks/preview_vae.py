@@ -30,8 +30,6 @@ from arguments import add_dtype
 from diffusers import AutoencoderTiny
 from torch import Tensor
 from tqdm import tqdm
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, __version__
 from ttsnap.algorithms import make_algorithm
@@ -45,7 +43,9 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.loop.search import fit, search
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.simulate import best_of_n_curve, curve
 from ttsnap.simulation.sizing import sized_for

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from distilled_drafts import with_looks
 from embedded_curve import REWARDS, SOFT
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, SeedPruning, __version__
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
@@ -37,6 +36,7 @@ from ttsnap.core.looks import ESTIMATE, EstimatorAt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.loop.search import dry_costs
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.scenes import HARD_KINDS, sample_prompts

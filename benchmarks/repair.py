@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from arguments import add_dtype
 from torch import Tensor
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import defaults, load
 from ttsnap.scenes import UNSEEN_KINDS, Spec, check, detect, parse, sample_prompts
 from ttsnap.scenes.checker import MIN_OVERLAP
 from ttsnap.scenes.grammar import COLORS, SHAPES

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from arguments import add_dtype
-from ttsnap.pipelines import load
 
 from ttsnap.core.results import Result
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import load
 from ttsnap.scenes import sample_prompts
 
 SEARCHES = ("best-of-n", "seed-pruning")

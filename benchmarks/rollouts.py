@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from arguments import add_dtype
-from ttsnap.pipelines import load
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
 from ttsnap.algorithms.keep_all import KeepAll
@@ -34,6 +33,7 @@ from ttsnap.core.metrics import rank_correlation
 from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
+from ttsnap.pipelines import load
 from ttsnap.recordings.replay import Recording
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.simulate import curve

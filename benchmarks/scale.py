@@ -30,8 +30,6 @@ from ttsnap.cluster.placement import Placement
 def measured(repeats: int, steps: int) -> dict[str, Any]:
     """Seconds of each search on each number of actors (0: the plain engine in this process)."""
     import torch
-    from ttsnap.pipelines import defaults
-    from ttsnap.pipelines.engine_factory import EngineBuilder
 
     from ttsnap import make_algorithm, search
     from ttsnap.cluster.devices import connect
@@ -39,6 +37,8 @@ def measured(repeats: int, steps: int) -> dict[str, Any]:
     from ttsnap.cluster.ray_pool import Hosts, RayPool
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.model import ModelOptions
+    from ttsnap.pipelines import defaults
+    from ttsnap.pipelines.engine_factory import EngineBuilder
     from ttsnap.request.request import EngineSpec
 
     torch.set_num_threads(1)

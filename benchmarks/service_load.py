@@ -29,10 +29,10 @@ import openai
 import peft
 import torch
 from openai import OpenAI
-from ttsnap.pipelines import load, recommended
-from ttsnap.reward_models.registry import make_rewards
 
+from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits

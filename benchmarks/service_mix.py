@@ -35,11 +35,11 @@ import torch
 from openai import OpenAI
 from PIL import Image
 from service_load import PROMPTS, metric, save_lora
-from ttsnap.pipelines import load, recommended
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits

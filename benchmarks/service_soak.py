@@ -39,6 +39,7 @@ import psutil
 from openai import OpenAI
 from PIL import Image
 from service_load import ASKED, PROMPTS, client_of, metric, save_lora
+
 from ttsnap.pipelines import load
 
 KINDS = {"whole": 0.45, "left": 0.33, "job": 0.1, "malformed": 0.06, "large": 0.06}

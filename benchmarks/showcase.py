@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ttsnap.pipelines import load, recommended
-from ttsnap.pipelines.packaged import MODELS, Packaged, Showcase
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.core.grid import Task
@@ -36,6 +34,8 @@ from ttsnap.core.utility import Utility, weighted
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import load, recommended
+from ttsnap.pipelines.packaged import MODELS, Packaged, Showcase
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.results.media import still

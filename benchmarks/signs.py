@@ -36,11 +36,6 @@ from arguments import add_recording
 from distilled_drafts import least, methods, with_looks
 from embedded_curve import rows_of, table
 from few_step import mean
-from ttsnap.distill.data import Frame, Frames
-from ttsnap.distill.scoring import score_entries
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.ocr import OCR
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, SeedPruning, __version__, make_algorithm
 from ttsnap.core.arrays import FloatArray
@@ -48,11 +43,16 @@ from ttsnap.core.cost import Rates
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import weighted
+from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.scoring import score_entries
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
+from ttsnap.reward_models.ocr import OCR
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.sampling.rng import seeded
 from ttsnap.signs import KINDS, RGB, parse, sample_prompts

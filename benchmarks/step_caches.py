@@ -15,10 +15,10 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
-from ttsnap.pipelines import load
-from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap.core.looks import Rollout
+from ttsnap.pipelines import load
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.sampling.kernels import Ode, Prediction
 from ttsnap.sampling.rng import seeded
 

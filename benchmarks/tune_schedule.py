@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from arguments import add_recording
-from ttsnap.pipelines import load
 
 from ttsnap import Budget, SeedPruning
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import load
 from ttsnap.recordings.record import record
 from ttsnap.scenes import sample_prompts
 from ttsnap.simulation.tune import tune

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 
 from ttsnap.files.writing import markdown
+from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 from ttsnap.profiling.memory import SHARE
 
 GIB = 2**30

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ttsnap.reward_models.noise_aware import KINDS
-from ttsnap.reward_models.registry import REWARDS
-
 from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.options.option import option
+from ttsnap.reward_models.noise_aware import KINDS
+from ttsnap.reward_models.registry import REWARDS
 
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """Trackers of accelerate, each with the modules one of which it needs."""

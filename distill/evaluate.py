@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ttsnap.distill.data import Frame, Frames
-from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.scoring import progress, score_entries
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
+from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.processes import ALONE, Member
+from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build
 from ttsnap.results.payload import plain
+from ttsnap.reward_models.registry import make_reward
 
 FRACTION = 0.25
 """Of the seeds that a cut keeps, in `top_accuracy` and `top_regret`."""

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 from ttsnap.distill.evaluate import Evaluation
-
 from ttsnap.extras import install
 from ttsnap.files.writing import markdown, write_whole
 

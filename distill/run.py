@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frame, Frames
@@ -18,16 +20,14 @@ from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
 from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
-from ttsnap.reward_models.noise_aware.student import NoiseAware
-from ttsnap.reward_models.registry import make_reward, refuse_credentials
-
-from ttsnap.core.arrays import FloatArray
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import locked, write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
+from ttsnap.reward_models.noise_aware.student import NoiseAware
+from ttsnap.reward_models.registry import make_reward, refuse_credentials
 from ttsnap.rewards.scoring import Shown
 from ttsnap.version import versions
 

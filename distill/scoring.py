@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.distill.data import Frame, Frames
-from ttsnap.distill.processes import ALONE, Member
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
+from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.processes import ALONE, Member
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_whole
 from ttsnap.recordings.folder import packed, unpacked

@@ -9,13 +9,13 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from ttsnap.distill.config import StudentConfig
-from ttsnap.reward_models.noise_aware import KINDS
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.names import load_object
 from ttsnap.core.protocols import Reward, Scores
+from ttsnap.distill.config import StudentConfig
 from ttsnap.files.settings import Json
+from ttsnap.reward_models.noise_aware import KINDS
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 
 NOISE_AWARE = "ttsnap.reward_models.noise_aware.student:NoiseAware"

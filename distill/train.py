@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import Group, Stage
@@ -24,8 +26,6 @@ from ttsnap.distill.losses import Uncertainty, group_loss
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
 from ttsnap.distill.training import Loop, Weights
-
-from ttsnap.core.arrays import FloatArray
 from ttsnap.files.settings import Json
 from ttsnap.options.option import determining, options_of
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
 from ttsnap.distill import checkpoints
 from ttsnap.distill.processes import Member
-
 from ttsnap.files.reading import parse_object
 from ttsnap.files.settings import Json, check
 from ttsnap.files.writing import write_text

@@ -11,13 +11,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ttsnap.pipelines.model_defaults import defaults_in
-from ttsnap.pipelines.search_pipeline import SearchPipeline
-
 from ttsnap.core.names import did_you_mean, load_object
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT
+from ttsnap.pipelines.model_defaults import defaults_in
+from ttsnap.pipelines.search_pipeline import SearchPipeline
 from ttsnap.request.request import ModelDefaults
 
 if TYPE_CHECKING:

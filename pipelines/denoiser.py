@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
+
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.guidance import Guidance, Guided, Texts
 from ttsnap.pipelines.latents.convert import convert
@@ -18,8 +20,6 @@ from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
-
-from ttsnap.core.prompt import Prompt
 from ttsnap.sampling.denoiser import Can, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction

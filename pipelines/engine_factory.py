@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines.opening import check_call, opened, placement, settled
-from ttsnap.pipelines.settings import model_name
 
 from ttsnap.core.protocols import Engine
 from ttsnap.engine.live import LiveEngine
@@ -18,6 +16,8 @@ from ttsnap.files.pictured import digests
 from ttsnap.files.settings import Json
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.pipelines.opening import check_call, opened, placement, settled
+from ttsnap.pipelines.settings import model_name
 from ttsnap.request.request import EngineSpec
 from ttsnap.sampling.denoiser import Can
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import nn
-from ttsnap.pipelines.memory.flops import Memo
-from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
-from ttsnap.pipelines.quiet import quiet
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
+from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.pipeline_copy import copied, hooked, shared_copy
+from ttsnap.pipelines.quiet import quiet
 
 logger = logging.getLogger(__name__)
 SAFE_PEFT = "0.20"

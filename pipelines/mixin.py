@@ -8,12 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
-from ttsnap.pipelines import arguments, output, pipeline_copy
-from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.model_defaults import defaults_of
-from ttsnap.pipelines.searching import run
-from ttsnap.reward_models.registry import make_rewards
-
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
@@ -22,7 +16,12 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import arguments, output, pipeline_copy
+from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.model_defaults import defaults_of
+from ttsnap.pipelines.searching import run
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel

@@ -12,12 +12,11 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ttsnap.reward_models.registry import CHOSEN
-
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.payload import checked_call
+from ttsnap.reward_models.registry import CHOSEN
 
 DEFAULTS_FILE = "ttsnap.json"
 _DRAFT = re.compile(r"(?P<where>[^:\\]{1,200})(?P<calls>:([1-9]|1[0-6]))?")

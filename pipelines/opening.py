@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ttsnap.pipelines import load
-from ttsnap.pipelines.lora import load_lora
-from ttsnap.pipelines.quiet import quiet
 
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.pipelines import load
+from ttsnap.pipelines.lora import load_lora
+from ttsnap.pipelines.quiet import quiet
 
 
 def opened(options: ModelOptions) -> Any:
@@ -135,6 +135,7 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
 
 def _preview_vae(name: str) -> Any:
     from diffusers import AutoencoderTiny
+
     from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 
     where = Path(name).expanduser()

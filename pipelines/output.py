@@ -17,7 +17,6 @@ from diffusers.utils.outputs import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Reward
@@ -25,6 +24,7 @@ from ttsnap.core.results import Result
 from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
 from ttsnap.results.payload import for_prompt, label, payload_of
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
 

@@ -9,12 +9,6 @@ from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
-from ttsnap.pipelines import output
-from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
-from ttsnap.pipelines.engine_factory import open_engine
-from ttsnap.pipelines.model_defaults import defaults_of
-from ttsnap.pipelines.settings import model_name, settings_of
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
@@ -22,8 +16,14 @@ from ttsnap.engine.scoring import shown_of
 from ttsnap.loop.request import Listener
 from ttsnap.loop.search import searched
 from ttsnap.options.engine import DeviceOptions
+from ttsnap.pipelines import output
+from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
+from ttsnap.pipelines.engine_factory import open_engine
+from ttsnap.pipelines.model_defaults import defaults_of
+from ttsnap.pipelines.settings import model_name, settings_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.outputs import Recorder
+from ttsnap.reward_models.registry import make_rewards
 
 
 @dataclass(frozen=True)

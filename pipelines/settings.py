@@ -7,12 +7,12 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
-from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import TEXT
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import SearchRequest
 from ttsnap.version import __version__
 

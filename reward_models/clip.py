@@ -12,11 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from ttsnap.extras import install
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import beside, explained, pretrained
-
-from ttsnap.extras import install
 
 VISION_ADAPTED = (
     r"vision_model\.embeddings\.patch_embedding|visual_projection"

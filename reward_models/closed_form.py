@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from ttsnap.reward_models.preprocess import check_images, to_pictures
 
+from ttsnap.reward_models.preprocess import check_images, to_pictures
 from ttsnap.rewards.reward_model import RewardModel
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from torch import Tensor
+
 from ttsnap.reward_models.preprocess import to_pictures
 from ttsnap.reward_models.scorer import NetworkReward
 from ttsnap.reward_models.weights import pretrained

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+
 from ttsnap.reward_models.clip import OpenClipTowers, import_open_clip
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.weights import explained, load_into, locate, read_state

@@ -25,11 +25,11 @@ from typing import TypeVar
 import httpx
 import torch
 from torch import Tensor
-from ttsnap.reward_models.preprocess import check_images, to_pictures
-from ttsnap.reward_models.registry import refuse_credentials
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.settings import Json
+from ttsnap.reward_models.preprocess import check_images, to_pictures
+from ttsnap.reward_models.registry import refuse_credentials
 from ttsnap.rewards.reward_model import RewardModel
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
 from ttsnap.reward_models.aesthetics import linear_stack
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer

@@ -10,13 +10,13 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+
+from ttsnap.core.names import unknown
+from ttsnap.profiling.flops import count_flops
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.registry import AUTO, DINO, LIKENESSES, PIXELS, REWARD, REWARDS, make_reward
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import pretrained
-
-from ttsnap.core.names import unknown
-from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel
 
 Features: TypeAlias = Callable[[Tensor], Tensor]

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from ttsnap.reward_models.preprocess import check_images, to_levels
 
 from ttsnap.extras import install
 from ttsnap.profiling.flops import count_onnx
+from ttsnap.reward_models.preprocess import check_images, to_levels
 from ttsnap.rewards.reward_model import RewardModel
 
 _DOUBLE = re.compile('["“”„]([^"“”„]*)["“”„]|[«»]([^«»]*)[«»]|「([^「」]*)」')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+
 from ttsnap.reward_models.clip import HFTowers
 
 

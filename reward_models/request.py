@@ -13,11 +13,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
 from ttsnap.files.settings import Json
+from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
 from ttsnap.rewards.scoring import score_in_parts
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ttsnap.reward_models.preprocess import check_images, to_pictures
 
 from ttsnap.extras import install
 from ttsnap.profiling.flops import count_onnx
+from ttsnap.reward_models.preprocess import check_images, to_pictures
 from ttsnap.rewards.reward_model import RewardModel
 
 

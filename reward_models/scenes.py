@@ -13,11 +13,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+
+from ttsnap.core.arrays import FloatArray
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.preprocess import HALF, Preprocess
 from ttsnap.reward_models.scorer import Scorer
-
-from ttsnap.core.arrays import FloatArray
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.scenes import FOLDER, IMAGE_SIZE, check, parse
 from ttsnap.scenes.reader import SceneReader, load_reader, word_ids

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import Preprocess, Sight, check_images
 
 from ttsnap.profiling.flops import count_flops
+from ttsnap.reward_models.preprocess import Preprocess, Sight, check_images
 from ttsnap.rewards.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from ttsnap.reward_models.connections import Limits, RefusedError, SocketServer, parts_of
-from ttsnap.reward_models.request import parse, score
 
 from ttsnap.core.protocols import Reward
+from ttsnap.reward_models.connections import Limits, RefusedError, SocketServer, parts_of
+from ttsnap.reward_models.request import parse, score
 from ttsnap.rewards.reward_model import adapted
 from ttsnap.rewards.scoring import Shown
 

@@ -13,14 +13,14 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.noise_aware.files import fill, read_header, write_adapter
-from ttsnap.reward_models.noise_aware.network import LevelEmbedding
-from ttsnap.reward_models.ocr import OCR
-from ttsnap.reward_models.weights import read_state
 
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.files.settings import Json
 from ttsnap.profiling.flops import count_flops
+from ttsnap.reward_models.noise_aware.files import fill, read_header, write_adapter
+from ttsnap.reward_models.noise_aware.network import LevelEmbedding
+from ttsnap.reward_models.ocr import OCR
+from ttsnap.reward_models.weights import read_state
 from ttsnap.rewards.reward_model import RewardModel, adapted
 from ttsnap.scenes.reader import Block
 from ttsnap.signs import noise_aware_path, parse

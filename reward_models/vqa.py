@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+
 from ttsnap.reward_models.preprocess import to_pictures
 from ttsnap.reward_models.vlm.model import PLACE, AskedVLM
 from ttsnap.reward_models.weights import pretrained

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.cli import main as ttsnap
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import NONE
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.version import versions
 
 PROMPTS = Path(__file__).with_name("showcase_prompts.txt")

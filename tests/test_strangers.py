@@ -25,20 +25,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import ttsnap.pipelines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
-from ttsnap.distill import checkpoints
-from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.data import Frames
-from ttsnap.distill.evaluate import Evaluation
-from ttsnap.reward_models.noise_aware import files as adapter_files
-from ttsnap.reward_models.noise_aware.student import NoiseAware
-from ttsnap.reward_models.registry import REWARDS, make_reward
 
 import ttsnap
+import ttsnap.pipelines
 from ttsnap import make_algorithm
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.bench.arms import read_arms
@@ -51,6 +44,10 @@ from ttsnap.core.looks import EstimatorAt, estimates
 from ttsnap.demo.folder import read_folder, render_settings
 from ttsnap.demo.form import DemoLimits, restored
 from ttsnap.demo.traces import board_at
+from ttsnap.distill import checkpoints
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.data import Frames
+from ttsnap.distill.evaluate import Evaluation
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
@@ -61,6 +58,9 @@ from ttsnap.recordings.replay import Recording
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import ModelDefaults, SearchRequest
 from ttsnap.results.media import save_video
+from ttsnap.reward_models.noise_aware import files as adapter_files
+from ttsnap.reward_models.noise_aware.student import NoiseAware
+from ttsnap.reward_models.registry import REWARDS, make_reward
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import FOLDER
 

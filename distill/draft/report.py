@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.student import WEIGHTS
-
-from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import markdown, sha256

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from ttsnap.distill import processes
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig
@@ -19,12 +20,11 @@ from ttsnap.distill.draft.train import check_training, last_validation, train
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
 from ttsnap.distill.training import CHECKPOINTS
-from ttsnap.pipelines.memory.acceleration import compile_denoiser
-
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, plain
 from ttsnap.files.writing import locked, write_text
 from ttsnap.options.option import determining
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.recordings.header import differences
 from ttsnap.results.folders import check_same
 from ttsnap.rewards.reward_model import RewardModel

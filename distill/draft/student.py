@@ -15,16 +15,16 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
+
 from ttsnap.distill.checkpoints import whole_folder
+from ttsnap.files.reading import foreign
+from ttsnap.files.settings import Json
+from ttsnap.files.writing import write_text, write_whole
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.latents.convert import own_path
 from ttsnap.pipelines.pipeline_copy import shared_copy
-
-from ttsnap.files.reading import foreign
-from ttsnap.files.settings import Json
-from ttsnap.files.writing import write_text, write_whole
 from ttsnap.sampling.drafts import DraftSettings, write_draft
 from ttsnap.sampling.interpolants import Interpolant, rows
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from ttsnap.core.arrays import IntArray
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.distill.draft.student import WEIGHTS, DraftStudent
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.training import METRICS, Loop, Weights, read_metrics
-
-from ttsnap.core.arrays import IntArray
 from ttsnap.files.settings import Json, check
 from ttsnap.options.option import determining
 from ttsnap.sampling.drafts import carried, guess

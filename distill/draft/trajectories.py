@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ttsnap.core.prompt import Prompt
 from ttsnap.distill.draft.config import TrajectoryConfig
 from ttsnap.distill.draft.prompts import Prompts
 from ttsnap.distill.processes import ALONE, Member
-
-from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build, to_json
 from ttsnap.files.writing import write_whole

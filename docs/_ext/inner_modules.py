@@ -6,12 +6,12 @@ import pkgutil
 import re
 from pathlib import Path
 
-import ttsnap.distill
-import ttsnap.pipelines
-import ttsnap.reward_models
 from sphinx.application import Sphinx
 
 import ttsnap
+import ttsnap.distill
+import ttsnap.pipelines
+import ttsnap.reward_models
 
 PAGE = "reference/inner"
 PACKAGES = (ttsnap, ttsnap.pipelines, ttsnap.reward_models, ttsnap.distill)

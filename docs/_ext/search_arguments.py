@@ -6,6 +6,7 @@ from command_line import paragraph_of
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
 from ttsnap.pipelines.arguments import DECLARED
 
 

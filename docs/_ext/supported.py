@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import diffusers
 from diffusers.loaders.lora_base import LoraBaseMixin
+
 from ttsnap.pipelines import FAMILIES
 from ttsnap.pipelines.modular.workflows import TEXT_TO_IMAGE, WORKFLOWS
 

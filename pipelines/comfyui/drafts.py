@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import own_path
-
 from ttsnap.sampling.drafts import call_times, guess
 from ttsnap.sampling.interpolants import level, rows
 

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
-from ttsnap.pipelines.comfyui.paths import PathDenoiser
-from ttsnap.pipelines.comfyui.stock import StockDenoiser
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.request import Listener
 from ttsnap.loop.search import searched
+from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
+from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.paths import PathDenoiser
+from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.request.request import SearchRequest
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 
 MOST_ROWS = 16

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
 
 from ttsnap.core.grid import Grid
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level, rows, transfer
 from ttsnap.sampling.kernels import Ode, Prediction

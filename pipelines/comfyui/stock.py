@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
-from ttsnap.pipelines.comfyui.suspended import READ, StockSampler, SuspendedSampler, rehearse
 
 from ttsnap.core.grid import Grid
+from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.suspended import READ, StockSampler, SuspendedSampler, rehearse
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
 

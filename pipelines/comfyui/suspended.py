@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
 from ttsnap.pipelines.comfyui.guided import GuidedCall, Options
 
 HOOKS = "sampler_post_cfg_function"

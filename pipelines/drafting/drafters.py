@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from ttsnap.pipelines.arguments import refuse_step_caches
-from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
-from ttsnap.pipelines.packaged import draft_folder
-from ttsnap.pipelines.pipeline_copy import hooked
 
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.sampler import HOT
+from ttsnap.pipelines.arguments import refuse_step_caches
+from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
+from ttsnap.pipelines.packaged import draft_folder
+from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
 
 logger = logging.getLogger(__name__)

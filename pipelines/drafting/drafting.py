@@ -8,11 +8,11 @@ from weakref import proxy
 
 import torch
 from torch import Tensor
+
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
 from ttsnap.pipelines.memory.flops import counted_draft
-
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows

@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from ttsnap.pipelines.model_defaults import defaults_of
-from ttsnap.pipelines.packaged import draft_folder
-from ttsnap.pipelines.pipeline_copy import hooked
-from ttsnap.pipelines.settings import adapters
-from ttsnap.reward_models.registry import suits_drafts
 
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core.needs import Need
@@ -26,6 +21,11 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.model_defaults import defaults_of
+from ttsnap.pipelines.packaged import draft_folder
+from ttsnap.pipelines.pipeline_copy import hooked
+from ttsnap.pipelines.settings import adapters
+from ttsnap.reward_models.registry import suits_drafts
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import DraftSettings, calls_of, read_draft
 

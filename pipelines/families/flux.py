@@ -9,14 +9,14 @@ from typing import Any
 from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
+
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Packed, unscaled
 from ttsnap.pipelines.latents.schedule import flow_schedule, token_shift
 from ttsnap.pipelines.mixin import SearchMixin
-
-from ttsnap.core.prompt import Prompt
 
 
 class FluxDenoiser(PipelineDenoiser):

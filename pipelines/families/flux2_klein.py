@@ -11,14 +11,14 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
+
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guided, TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import flow_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-
-from ttsnap.core.prompt import Prompt
 
 
 class Flux2KleinDenoiser(PipelineDenoiser):

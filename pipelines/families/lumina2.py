@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from diffusers import Lumina2Pipeline
 from torch import Tensor
+
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import TwoCalls, as_long, classifier_free
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
+
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import TwoCalls, as_long
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts, tokens

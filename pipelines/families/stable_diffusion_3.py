@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
+
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Paired
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
+
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.families.stable_diffusion import READS_SCALE, apply_settings, guidance_of, unet_pass
 from ttsnap.pipelines.guidance import Texts
@@ -17,8 +19,6 @@ from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import call_schedule
 from ttsnap.pipelines.mixin import SearchMixin
-
-from ttsnap.core.prompt import Prompt
 
 Size = tuple[int, int]
 

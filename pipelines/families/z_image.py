@@ -10,6 +10,7 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
+
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Joined
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, texts, tokens

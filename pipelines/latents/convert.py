@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
-from ttsnap.pipelines.latents.schedule import Schedule
 
 from ttsnap.core.grid import Grid
+from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.sampling.interpolants import Discrete, Interpolant, Linear, level, transfer
 from ttsnap.sampling.kernels import Ode
 from ttsnap.sampling.paths import make_path, times_on

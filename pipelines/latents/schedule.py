@@ -20,9 +20,9 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from numpy.typing import NDArray
 from torch import Tensor
-from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler, SchedulerKernel
 
 from ttsnap.core.grid import Grid
+from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler, SchedulerKernel
 from ttsnap.sampling.interpolants import Interpolant, Linear, rows
 from ttsnap.sampling.kernels import Kernel
 

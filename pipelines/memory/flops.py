@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ttsnap.pipelines.guidance import Texts
 
+from ttsnap.pipelines.guidance import Texts
 from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling.rng import seeded
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import diffusers
 from PIL import Image
+
+from ttsnap.files.pictured import opened
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
@@ -19,8 +21,6 @@ from ttsnap.pipelines.modular.workflows import workflows_of
 from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.quiet import quiet
-
-from ttsnap.files.pictured import opened
 from ttsnap.request.request import ModelDefaults
 
 MODULAR: dict[str, str] = {

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
-from ttsnap.pipelines.memory.flops import values_on_meta
-from ttsnap.pipelines.modular.blocks import CallState
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.pipelines.memory.flops import values_on_meta
+from ttsnap.pipelines.modular.blocks import CallState
 
 Rule = Callable[[Sequence[Any]], Any]
 """How one field of the states of several rows becomes that of a batch."""

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
+
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guided
 from ttsnap.pipelines.latents.layouts import Plain
@@ -19,9 +22,6 @@ from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState
 from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 from ttsnap.pipelines.sides import check_sides
-
-from ttsnap.core.prompt import Prompt
-from ttsnap.files.pictured import opened
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
 from torch import Tensor
+
 from ttsnap.pipelines.guidance import Guidance
 from ttsnap.pipelines.quiet import quiet
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import blanks
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
@@ -20,9 +22,6 @@ from ttsnap.pipelines.modular.workflows import (
     workflows_of,
 )
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
-
-from ttsnap.core.prompt import Prompt
-from ttsnap.files.pictured import blanks
 
 NOT_TAKEN = {
     "latents",

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
-from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
-from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
 from ttsnap.options.model import TASKS
+from ttsnap.pipelines.modular.conditions import Rule, alike, joined, pad
+from ttsnap.pipelines.modular.streams import ONE, WITH_SOUND, Streams
 
 DRAWN, TAKEN_OUT = "drawn", "taken out"
 """Where the initial noise is, if no block names it. DRAWN: the latents as the first block makes them. TAKEN_OUT: the

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ttsnap.reward_models.http import finished, read_key, read_proxies
-from ttsnap.reward_models.judge.options import BASE_URL, KEY, MODEL, OPENAI, JudgeOptions
-from ttsnap.reward_models.judge.questions import Question, parse_answer, read_reply, read_usage
-
 from ttsnap.extras import install
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json
+from ttsnap.reward_models.http import finished, read_key, read_proxies
+from ttsnap.reward_models.judge.options import BASE_URL, KEY, MODEL, OPENAI, JudgeOptions
+from ttsnap.reward_models.judge.questions import Question, parse_answer, read_reply, read_usage
 
 try:
     import openai

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from ttsnap.reward_models.http import read_key
-
 from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Rule, Settings, build
+from ttsnap.reward_models.http import read_key
 
 MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
 """Variables of the environment. The last two are those of the openai package."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ttsnap.files.settings import check
 from ttsnap.reward_models.http import encode_image
 from ttsnap.reward_models.judge.client import Client
 from ttsnap.reward_models.judge.options import JudgeOptions
@@ -19,8 +21,6 @@ from ttsnap.reward_models.judge.questions import CRITERIA, PAIR, Either, Marks, 
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.tournament import TournamentReward
 from ttsnap.reward_models.vqa import QUESTION
-
-from ttsnap.files.settings import check
 from ttsnap.rewards.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.registry import CHOSEN, REWARDS, make_reward
-from ttsnap.reward_models.scorer import Scorer
-from ttsnap.reward_models.weights import read_state
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json
 from ttsnap.files.writing import sha256, write_text, write_whole
+from ttsnap.reward_models.registry import CHOSEN, REWARDS, make_reward
+from ttsnap.reward_models.scorer import Scorer
+from ttsnap.reward_models.weights import read_state
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
 FORMAT = 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
 from ttsnap.reward_models.scorer import Scorer
 
 OCTAVES = 4

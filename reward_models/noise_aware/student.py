@@ -13,6 +13,11 @@ from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
+
+from ttsnap.core.arrays import FloatArray
+from ttsnap.core.protocols import Reward, Scores
+from ttsnap.files.settings import Bounds, Json, Positive, Share, Size, check
+from ttsnap.profiling.flops import count_flops
 from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.noise_aware.files import (
     HEADER,
@@ -26,11 +31,6 @@ from ttsnap.reward_models.noise_aware.files import (
 from ttsnap.reward_models.noise_aware.network import Network
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.scorer import Scorer
-
-from ttsnap.core.arrays import FloatArray
-from ttsnap.core.protocols import Reward, Scores
-from ttsnap.files.settings import Bounds, Json, Positive, Share, Size, check
-from ttsnap.profiling.flops import count_flops
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
 SETTINGS: dict[str, object] = {

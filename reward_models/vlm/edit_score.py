@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
 from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.vlm.spoken import SpokenVLM
 

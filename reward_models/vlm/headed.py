@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
 from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.vlm.model import RENAMED, AskedVLM
 from ttsnap.reward_models.weights import load_into, locate, merge_adapters, pretrained, read_weights, renamed

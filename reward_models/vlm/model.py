@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ttsnap.reward_models.preprocess import Sight
-from ttsnap.reward_models.scorer import NetworkReward
 
 from ttsnap.files.reading import printable
+from ttsnap.reward_models.preprocess import Sight
+from ttsnap.reward_models.scorer import NetworkReward
 
 PLACE = "{text_prompt}"
 RENAMED = ((r"^model\.(visual|language_model)\.", r"\1."), (r"^model\.", "language_model."))

@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from ttsnap.files.reading import read_object
 from ttsnap.reward_models.preprocess import to_levels
 from ttsnap.reward_models.vlm.model import RENAMED, AskedVLM
 from ttsnap.reward_models.weights import adapter_scale, locate, merge_adapters, pretrained, read_weights, renamed
-
-from ttsnap.files.reading import read_object
 
 SEED = 42
 """The first seed of sampled answers, as in EditScore."""

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from ttsnap.reward_models.vlm.headed import Headed, HeadedVLM
-from ttsnap.reward_models.weights import adapter_scale
 
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import check
+from ttsnap.reward_models.vlm.headed import Headed, HeadedVLM
+from ttsnap.reward_models.weights import adapter_scale
 
 CRITERIA = ("VQ", "MQ", "TA")
 """Visual quality, motion quality, text alignment."""

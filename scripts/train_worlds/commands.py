@@ -110,9 +110,8 @@ def _add_evaluate_reward(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
 
     def measure(reward: str, **how: Any) -> str:
-        from ttsnap.reward_models.registry import make_reward
-
         from train_worlds.near_captions import evaluate
+        from ttsnap.reward_models.registry import make_reward
 
         return evaluate(make_reward(reward), **how)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
+
 from ttsnap.pipelines.model_defaults import DEFAULTS_FILE
 
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")

@@ -18,7 +18,6 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from ttsnap.reward_models.registry import make_rewards
 
 from train_worlds.evaluate import load
 from train_worlds.generator import encode_captions
@@ -27,6 +26,7 @@ from train_worlds.recipes import NoiseLevels
 from train_worlds.training import Trainer, sample_sigma
 from ttsnap.files.settings import Count, Json, Natural, NotNegative, Positive, Settings, to_json
 from ttsnap.files.writing import markdown, write_json
+from ttsnap.reward_models.registry import make_rewards
 
 CHECKS = ("scenes", "scenes-strict")
 """What is measured on the way besides the reward that prefers: the exact checker."""

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from ttsnap.pipelines import defaults
 
 from train_worlds.stored import kept
 from train_worlds.vae import decode
 from ttsnap.core.protocols import Reward
 from ttsnap.files.settings import Bounds, Count, NotNegative, Settings, to_json
+from ttsnap.pipelines import defaults
 from ttsnap.scenes.grammar import sample_prompts
 
 _BATCH = 64

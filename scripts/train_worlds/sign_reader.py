@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from ttsnap.pipelines import load
-from ttsnap.reward_models.signs import ROWS, SignReader, letter_ids
 
 from train_worlds.base import pool_labels
 from train_worlds.lettering import NUM_LABELS, render, training_signs
 from train_worlds.stored import kept
 from train_worlds.training import Trainer
 from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share
+from ttsnap.pipelines import load
+from ttsnap.reward_models.signs import ROWS, SignReader, letter_ids
 from ttsnap.signs.grammar import LETTERS, MAX_LETTERS, MIN_LETTERS, Sign, caption
 
 _CHUNK = 250

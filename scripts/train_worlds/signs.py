@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ttsnap.reward_models.ocr import OCR
 
 from train_worlds import base
 from train_worlds.evaluate import generate, save_grid
@@ -20,6 +19,7 @@ from train_worlds.model import build_letter_tokenizer
 from train_worlds.recipes import Call
 from train_worlds.vae import VaeRecipe, VaeSize
 from ttsnap.files.writing import markdown
+from ttsnap.reward_models.ocr import OCR
 from ttsnap.signs import weights_path
 from ttsnap.signs.grammar import COLORS, KINDS, LETTERS, MAX_LETTERS, caption, sample_prompts
 

@@ -108,9 +108,8 @@ def test_half_precision_and_seeds_beyond_2_63(
 
 
 def test_replay_is_exact_in_float(tmp_path: Path) -> None:
-    from ttsnap.pipelines import defaults, load
-
     from ttsnap import BestOfN
+    from ttsnap.pipelines import defaults, load
 
     pipe = load()
     pipe.set_progress_bar_config(disable=True)

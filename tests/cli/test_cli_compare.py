@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from ttsnap.pipelines import defaults
-from ttsnap.pipelines.packaged import MODELS, showcase_of
 
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import defaults
+from ttsnap.pipelines.packaged import MODELS, showcase_of
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.results.outputs import write_enlarged
 from ttsnap.results.payload import read_payload

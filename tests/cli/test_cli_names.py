@@ -10,11 +10,11 @@ import httpx
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from ttsnap.reward_models.registry import named
 
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
 from ttsnap.loop.budget import Budget
+from ttsnap.reward_models.registry import named
 
 from ..said import error_of  # noqa: TID252
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from ttsnap.pipelines import defaults
 
 from ttsnap import BestOfN
 from ttsnap.cli import common, main
 from ttsnap.files.pictured import digest_of
+from ttsnap.pipelines import defaults
 from ttsnap.recordings.folder import load_recording
 from ttsnap.results.payload import read_payload
 

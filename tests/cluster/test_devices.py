@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from ttsnap.pipelines import defaults, load
 
 from ttsnap.cli import main
 from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.core.results import Result
 from ttsnap.options.engine import DeviceOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.request.request import EngineSpec
 
 from .local import LocalPool

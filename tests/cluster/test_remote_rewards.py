@@ -10,9 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ttsnap.reward_models.pickscore import PickScore
-from ttsnap.reward_models.registry import heavy, make_rewards
-from ttsnap.reward_models.staged import Staged
 
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
@@ -29,6 +26,9 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.pickscore import PickScore
+from ttsnap.reward_models.registry import heavy, make_rewards
+from ttsnap.reward_models.staged import Staged
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.cluster.reward_actor import RemoteReward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.mixture import MixtureDenoiser
 

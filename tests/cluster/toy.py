@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from ttsnap.pipelines.engine_factory import EngineBuilder
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ttsnap.reward_models.registry import REWARDS, make_reward
 
 from ttsnap.algorithms import name_of
 from ttsnap.comfyui.inputs import (
@@ -24,6 +23,7 @@ from ttsnap.comfyui.inputs import (
 )
 from ttsnap.core.results import Candidate
 from ttsnap.loop.budget import Budget
+from ttsnap.reward_models.registry import REWARDS, make_reward
 from ttsnap.sampling.kernels import KERNELS as ALL_KERNELS
 
 BRIGHT = Weighted(make_reward("brightness"), 1.0)

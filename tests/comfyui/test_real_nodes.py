@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ttsnap.reward_models.registry import make_reward
 
 from tests.browser import chromium
 from tests.comfyui.page import opened
 from tests.comfyui.real import LATENT
 from tests.comfyui.server import ComfyServer, Graph, Heard, Output
 from ttsnap.comfyui.inputs import Weighted
+from ttsnap.reward_models.registry import make_reward
 
 pytestmark = pytest.mark.usefixtures("comfy")
 RETURN = "return the best so far"

@@ -60,9 +60,9 @@ def searching(
     model: Any, how: SearchRequest, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any
 ) -> Any:
     from comfy.samplers import KSampler, sampler_object
-    from ttsnap.pipelines.comfyui.latents import LatentSearch
 
     from tests.comfyui.toy_nodes.embedded import embedded_vae
+    from ttsnap.pipelines.comfyui.latents import LatentSearch
 
     sigmas = KSampler(model, STEPS, model.load_device, name, "simple", denoise).sigmas
     given = {"latent": EMPTY, "vae": embedded_vae(), **more}
@@ -205,10 +205,10 @@ def test_a_model_drafts_for_another(model: Any) -> None:
 def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
     """`ttsnap generate` on the same model, seeds, sigmas and reward."""
     from comfy.samplers import CFGGuider, sampler_object
-    from ttsnap.pipelines import load
-    from ttsnap.pipelines.comfyui.latents import LatentSearch
 
     from tests.comfyui.toy_nodes.embedded import conditioning, embedded_model, embedded_vae
+    from ttsnap.pipelines import load
+    from ttsnap.pipelines.comfyui.latents import LatentSearch
 
     text = "a red circle left of a blue square"
     how = {"name": "seed-pruning", "n": 12, "keep": [0.25], "levels": [0.7]}

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
 
 from tests.comfyui import double
 from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Guider, Model, Stock, Vae
@@ -19,6 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
 from ttsnap.request.request import EngineSpec, SearchRequest
 
 STEPS, SEEDS = 8, 6

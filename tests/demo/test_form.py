@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from ttsnap.pipelines.packaged import MODELS
 
 from ttsnap.cli import arguments, demo, parse
 from ttsnap.demo.folder import render_settings
@@ -26,6 +25,7 @@ from ttsnap.demo.form import (
     restored,
 )
 from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import ModelDefaults, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for

@@ -23,7 +23,6 @@ import gradio as gr
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
-from ttsnap.pipelines import load, recommended
 
 from ttsnap.algorithms.by_hand import Wish
 from ttsnap.demo.folder import read_folder
@@ -37,6 +36,7 @@ from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
+from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.results.payload import read_payload
 from ttsnap.scenes import sample_prompts

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ttsnap.distill.training import Weights
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.cli import main
+from ttsnap.distill.training import Weights
 from ttsnap.recordings.folder import load_recording
+from ttsnap.reward_models.registry import make_reward
 
 from ..golden import tiny  # noqa: TID252
 from ..said import error_of  # noqa: TID252

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ttsnap.distill.config import DistillConfig
 
+from ttsnap.distill.config import DistillConfig
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.option import determining, options_of

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
 from ttsnap.distill.curriculum import Stage, draw, held_out, stage_at, stages
 
 STEPS = (0, 3, 6)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ttsnap.distill import data
 from ttsnap.distill.data import Frame, Frames
 

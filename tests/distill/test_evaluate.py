@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation, evaluate, measure
 from ttsnap.distill.report import plot, table

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+
 from ttsnap.distill.config import LossConfig
 from ttsnap.distill.losses import Uncertainty, group_loss, mse_uncertain, pairwise
 from ttsnap.distill.train import SCHEDULES, scheduled

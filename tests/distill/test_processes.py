@@ -11,10 +11,10 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.distill import processes
-from ttsnap.distill.processes import Member
 
 from ttsnap.cli import main
+from ttsnap.distill import processes
+from ttsnap.distill.processes import Member
 
 from .world import settings, write_recording
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+
 from ttsnap.distill import checkpoints, report, run
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import base_below, distill, exported
-
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
 

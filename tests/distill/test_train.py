@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from ttsnap.distill import checkpoints, scoring
 from ttsnap.distill.config import TRACKERS, DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
@@ -22,7 +23,6 @@ from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
 from ttsnap.distill.training import Weights
-
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
 from ttsnap.recordings.folder import packed

@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_reward
-from ttsnap.reward_models.staged import Staged
 
 from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
@@ -23,7 +20,10 @@ from ttsnap.core.results import Event
 from ttsnap.engine import batch_sizes
 from ttsnap.loop.search import fit
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
+from ttsnap.reward_models.registry import make_reward
+from ttsnap.reward_models.staged import Staged
 from ttsnap.rewards.reward_model import RewardModel
 
 CALL = {**defaults(), "num_inference_steps": 6}

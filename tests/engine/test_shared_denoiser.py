@@ -9,7 +9,6 @@ from typing import Any
 from weakref import ref
 
 import pytest
-from ttsnap.pipelines import defaults, load
 
 from ttsnap import Budget, make_algorithm
 from ttsnap.core.needs import Gradient
@@ -22,6 +21,7 @@ from ttsnap.loop.request import RequestClock, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import defaults, load
 
 STEPS = (2, 4, 3)
 SEARCHES = ("seed-pruning", "best-of-n", "best-of-n")

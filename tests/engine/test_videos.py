@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.reward_models.registry import make_reward
-from ttsnap.reward_models.staged import Staged
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
@@ -20,6 +18,8 @@ from ttsnap.loop.job import Job
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.reward_models.registry import make_reward
+from ttsnap.reward_models.staged import Staged
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS

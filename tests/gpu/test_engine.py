@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import upgrade
 from ttsnap.profiling.memory import gauge_of
 from ttsnap.recordings.record import record
 

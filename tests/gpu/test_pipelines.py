@@ -11,14 +11,14 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.arguments import first_seed
-from ttsnap.pipelines.drafting.drafting import use_drafter
-from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.engine.gradients import Differentiator
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.arguments import first_seed
+from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.rng import seeded
 

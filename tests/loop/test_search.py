@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ttsnap.reward_models.staged import Staged
 
 from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, Grid, SeedPruning, make_algorithm, search
@@ -25,6 +24,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import dry_costs, fit
 from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.reward_models.staged import Staged
 from ttsnap.rewards.reward_model import FunctionReward, RewardError
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.kernels import KERNELS

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from ttsnap.pipelines import FAMILIES
-from ttsnap.pipelines.arguments import DECLARED, SearchArguments
 
 from ttsnap.cli import COMMANDS, arguments, configs
 from ttsnap.cli.parser import Parser
@@ -23,6 +21,8 @@ from ttsnap.options.option import Option, changed, option, options_of, taken, va
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.pipelines import FAMILIES
+from ttsnap.pipelines.arguments import DECLARED, SearchArguments
 from ttsnap.results import payload
 
 KINDS = (SearchOptions, SamplerOptions, EngineOptions, ModelOptions)

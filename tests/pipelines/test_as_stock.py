@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.pipelines import load, upgrade
 
 from ttsnap import BestOfN
+from ttsnap.pipelines import load, upgrade
 
 from .tiny import FAMILIES, sd3, sd15, shared
 

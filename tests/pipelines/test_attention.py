@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch, attention_processor
 from torch import Tensor
+
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory import acceleration
 from ttsnap.pipelines.memory.acceleration import dispatches, network, use_attention

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.memory.acceleration import RECOMPILE_LIMIT, compile_denoiser, network
 
 from ttsnap.engine.batch_sizes import bucket_of, buckets
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.memory.acceleration import RECOMPILE_LIMIT, compile_denoiser, network
 
 from . import tiny
 

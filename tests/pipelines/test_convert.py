@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+from ttsnap import BestOfN, search
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.schedule import make_schedule
-
-from ttsnap import BestOfN, search
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.paths import INTERPOLANTS
 from ttsnap.sampling.rng import seeded

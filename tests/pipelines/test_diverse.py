@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ttsnap.pipelines import load
 
 from ttsnap import BestOfN
 from ttsnap.cli import main, parse
 from ttsnap.demo.form import DemoLimits, read
 from ttsnap.demo.snippet import command_line, python_lines
+from ttsnap.pipelines import load
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, request_of
 from ttsnap.request.request import ModelDefaults

@@ -23,14 +23,14 @@ from diffusers import (
 )
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
+
+from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafters import Drafter, _settings
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.pipelines.memory.flops import setting_of
 from ttsnap.pipelines.pipeline_copy import shared_copy
-
-from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 

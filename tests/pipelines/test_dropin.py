@@ -30,14 +30,14 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.pipelines.stable_diffusion_3 import StableDiffusion3PipelineOutput
 from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPConfig, CLIPImageProcessor, T5Config, T5EncoderModel
+
+from ttsnap import BestOfN, SeedPruning
+from ttsnap.core.results import Candidate, Result
 from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, mixin, search_class, upgrade
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline, StableDiffusion3Denoiser
 from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.reward_models.registry import make_rewards
-
-from ttsnap import BestOfN, SeedPruning
-from ttsnap.core.results import Candidate, Result
 
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, flux, sd3, sd15, shared

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
-from ttsnap.pipelines import defaults, load, upgrade
 
 from ttsnap import BestOfN, SeedPruning
+from ttsnap.pipelines import defaults, load, upgrade
 from ttsnap.scenes import sample_prompts, weights_path
 
 CALL: dict[str, Any] = {**defaults(), "num_inference_steps": 8}

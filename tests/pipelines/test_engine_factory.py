@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ttsnap.pipelines import defaults, load
-from ttsnap.pipelines.engine_factory import EngineBuilder
 
 from ttsnap import search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.request.request import EngineSpec
 
 CPU = ModelOptions(device="cpu", dtype="float32")

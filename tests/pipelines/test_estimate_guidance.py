@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.pipelines import upgrade
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.memory.flops import Memo

@@ -19,9 +19,9 @@ from diffusers import (
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, Event, SeedPruning, search
+from ttsnap.pipelines import upgrade
 
 from .tiny import DYNAMIC_SHIFT, FAMILIES, shared
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 NO_EMBEDS = {"prompt_embeds": None}
 

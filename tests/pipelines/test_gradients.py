@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from ttsnap.pipelines import load, upgrade
-from ttsnap.pipelines.guidance import Texts
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradient_steppers import GuidedStepper
 from ttsnap.engine.gradients import Differentiator
+from ttsnap.pipelines import load, upgrade
+from ttsnap.pipelines.guidance import Texts
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.rng import seeded

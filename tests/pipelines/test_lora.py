@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+
 from ttsnap.pipelines.lora import HEAD_BYTES, load_lora
 
 from .tiny import shared

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
-from ttsnap.pipelines import upgrade
 
+from ttsnap.pipelines import upgrade
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES, shared

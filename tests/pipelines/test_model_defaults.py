@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from ttsnap.pipelines import load, recommended, upgrade
-from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
-from ttsnap.pipelines.model_defaults import defaults_in, defaults_of
 
 from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm
 from ttsnap.cli import main
 from ttsnap.core.protocols import Algorithm
 from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.pipelines import load, recommended, upgrade
+from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
+from ttsnap.pipelines.model_defaults import defaults_in, defaults_of
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.payload import read_payload
 from ttsnap.sampling.drafts import read_draft

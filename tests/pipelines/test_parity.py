@@ -34,12 +34,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import Tensor
-from ttsnap.pipelines import FAMILIES as SUPPORTED
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, Event, SeedPruning, search
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
+from ttsnap.pipelines import FAMILIES as SUPPORTED
+from ttsnap.pipelines import upgrade
 
 from .tiny import DYNAMIC_SHIFT, FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS
 

@@ -22,9 +22,9 @@ from diffusers import (
 )
 from peft import LoraConfig
 from torch import Tensor
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.pipelines import upgrade
 from ttsnap.profiling.flops import count_flops
 from ttsnap.sampling.rng import seeded
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.schedule import SUPPORTED, make_schedule
-from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need, Needs
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines.latents.convert import convert
+from ttsnap.pipelines.latents.schedule import SUPPORTED, make_schedule
+from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import Prediction

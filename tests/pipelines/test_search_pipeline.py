@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 
 import diffusers
+
+from ttsnap.options.call import CALL
 from ttsnap.pipelines import FAMILIES
 from ttsnap.pipelines.arguments import DECLARED
 from ttsnap.pipelines.modular.classic import MODULAR
 from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline
-
-from ttsnap.options.call import CALL
 
 
 def test_its_search_arguments_are_the_declared_ones() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.arguments import first_seed, source_of
 
 from ttsnap import BestOfN
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.grid import Grid
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.arguments import first_seed, source_of
 from ttsnap.recordings.folder import load_recording, save_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
 

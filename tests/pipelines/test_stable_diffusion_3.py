@@ -18,12 +18,12 @@ from diffusers import (
     LMSDiscreteScheduler,
     StableDiffusion3Pipeline,
 )
-from ttsnap.pipelines import load, upgrade
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines import load, upgrade
+from ttsnap.reward_models.registry import make_rewards
 
 from .tiny import sd3
 

@@ -21,11 +21,11 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 from peft import LoraConfig
+
+from docs._ext import supported as matrix
 from ttsnap.pipelines import FAMILIES as SUPPORTED
 from ttsnap.pipelines import downgrade, search_class, upgrade
 from ttsnap.pipelines.modular.workflows import WORKFLOWS
-
-from docs._ext import supported as matrix
 
 from .modular.tiny import CASES, SLOW, built
 from .tiny import FAMILIES, shared

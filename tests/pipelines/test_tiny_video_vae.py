@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
-from ttsnap.pipelines.opening import _preview_vae
 
 from docs._ext import supported as matrix
 from ttsnap import SeedPruning
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
+from ttsnap.pipelines.opening import _preview_vae
 from ttsnap.sampling.rng import seeded
 
 from .modular.tiny import CASES, built

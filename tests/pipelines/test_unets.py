@@ -21,9 +21,9 @@ from diffusers import (
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from ttsnap.pipelines import upgrade
 
 from ttsnap import BestOfN
+from ttsnap.pipelines import upgrade
 
 from ..cover import each_once  # noqa: TID252
 from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, autoencoder, jitter, shared

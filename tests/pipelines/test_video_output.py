@@ -11,14 +11,14 @@ import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.video_processor import VideoProcessor
-from ttsnap.pipelines import output
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import shown_of
+from ttsnap.pipelines import output
 from ttsnap.results import save_video
 from ttsnap.results.payload import read_payload
+from ttsnap.reward_models.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 

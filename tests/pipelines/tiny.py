@@ -58,6 +58,7 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
 from ttsnap.pipelines import search_class
 
 Parts = dict[str, Any]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ttsnap.reward_models.ocr import _LINE, _PICTURE, OCR
 
 from ttsnap.profiling.flops import count_onnx
+from ttsnap.reward_models.ocr import _LINE, _PICTURE, OCR
 
 pytest.importorskip("onnxruntime")
 

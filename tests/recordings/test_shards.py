@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ttsnap.distill import data
 
+from ttsnap.distill import data
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 
 NAME = "00000-7-002.png"

@@ -63,7 +63,6 @@ def test_gradients_do_not_follow_what_is_only_required() -> None:
 @pytest.mark.usefixtures("shallow_model", "any_flops")
 def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
     from ttsnap.pipelines import load
-
     from ttsnap.results.media import png_info
 
     def middle(images: Any, prompts: Any) -> Any:

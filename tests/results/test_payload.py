@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from ttsnap.pipelines import FAMILIES
 
 from ttsnap.cli import main, replay
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import FAMILIES
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import payload
 from ttsnap.results.payload import read_payload

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from ttsnap.reward_models.registry import make_rewards
 
 from ttsnap.cli import main
 from ttsnap.core.utility import mean
 from ttsnap.results.rank import rank, write_ranking
+from ttsnap.reward_models.registry import make_rewards
 
 
 @pytest.fixture

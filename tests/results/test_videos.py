@@ -19,7 +19,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
@@ -34,6 +33,7 @@ from ttsnap.results import Sound, outputs, save_video
 from ttsnap.results.media import durations, frames_of, still, to_uint8
 from ttsnap.results.payload import label, payload_of, read_payload
 from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
+from ttsnap.reward_models.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 

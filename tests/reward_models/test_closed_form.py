@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility, Place
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
-
 from ttsnap.rewards.reward_model import FunctionReward
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from ttsnap.reward_models.detection import CountReward, parse_counts
 
 from ..golden import tiny  # noqa: TID252

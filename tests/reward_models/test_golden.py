@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from ttsnap.core.utility import mean
+from ttsnap.results.rank import rank
 from ttsnap.reward_models.aesthetics import Aesthetics
 from ttsnap.reward_models.clip import CLIPScore, OpenClipScore
 from ttsnap.reward_models.hpsv2 import HPSv2, HPSv21
@@ -19,9 +22,6 @@ from ttsnap.reward_models.image_reward import ImageReward
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.pickscore import PickScore
 from ttsnap.reward_models.scorer import Scorer
-
-from ttsnap.core.utility import mean
-from ttsnap.results.rank import rank
 
 from ..golden import tiny  # noqa: TID252
 

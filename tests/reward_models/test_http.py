@@ -22,15 +22,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ttsnap.cli import main
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import distill
+from ttsnap.files.settings import build
 from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
 from ttsnap.reward_models.registry import heavy, make_reward
-
-from ttsnap.cli import main
-from ttsnap.files.settings import build
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.rewards.scoring import score_images
 from ttsnap.service.opening import offered

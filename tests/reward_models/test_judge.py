@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
-from ttsnap.reward_models.judge.client import Cache
-from ttsnap.reward_models.judge.questions import CRITERIA
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import make_algorithm, search
 from ttsnap.cli import generate
 from ttsnap.results.outputs import Recorder, write_results
+from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
+from ttsnap.reward_models.judge.client import Cache
+from ttsnap.reward_models.judge.questions import CRITERIA
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.scoring import score_images
 
 from .judge_stub import (

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ttsnap.reward_models.judge import Judge, JudgeOptions
 
 from .test_vqa import parts  # noqa: F401 (a fixture)

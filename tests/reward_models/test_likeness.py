@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from ttsnap.reward_models.closed_form import Brightness
-from ttsnap.reward_models.likeness import Dino, make_likeness
-from ttsnap.reward_models.registry import make_reward, make_rewards
-from ttsnap.reward_models.staged import Staged
 
 from ttsnap.cli import parse
 from ttsnap.cluster.reward_actor import RemoteReward
 from ttsnap.core.diversity import distances
+from ttsnap.reward_models.closed_form import Brightness
+from ttsnap.reward_models.likeness import Dino, make_likeness
+from ttsnap.reward_models.registry import make_reward, make_rewards
+from ttsnap.reward_models.staged import Staged
 
 from ..golden import tiny  # noqa: TID252
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from ttsnap.files.writing import sha256
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.noise_aware.files import fingerprint
 from ttsnap.reward_models.noise_aware.network import LevelEmbedding, ProjectedAttention, fourier, share
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.scorer import Scorer
-
-from ttsnap.files.writing import sha256
 
 from ..cover import each_once  # noqa: TID252
 from ..golden import tiny  # noqa: TID252

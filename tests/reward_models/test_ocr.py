@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
 from ttsnap.reward_models.ocr import OCR, quoted, similarity
 from ttsnap.reward_models.registry import make_reward
 

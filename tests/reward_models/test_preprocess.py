@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+
 from ttsnap.reward_models import preprocess
 from ttsnap.reward_models.preprocess import HALF, Preprocess
 

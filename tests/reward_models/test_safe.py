@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ttsnap.reward_models.preprocess import to_pictures
 from ttsnap.reward_models.registry import make_reward
 

@@ -26,14 +26,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ttsnap.cli import main
 from ttsnap.reward_models import request, serve
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
 from ttsnap.reward_models.http import HttpReward, encode_image
 from ttsnap.reward_models.request import batches, parse, score
 from ttsnap.reward_models.serve import RewardServer
-
-from ttsnap.cli import main
 from ttsnap.rewards.reward_model import FunctionReward
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255

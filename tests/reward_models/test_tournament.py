@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kendalltau
+
 from ttsnap.reward_models.tournament import TournamentReward, bradley_terry, tournament
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoProcessor
+
 from ttsnap.reward_models.preprocess import Sight
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.vlm.edit_reward import EditReward

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.vlm.edit_score import EditScore, marks
 from ttsnap.reward_models.vlm.model import template

@@ -16,6 +16,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+
 from ttsnap.reward_models.vqa import QUESTION, VQAScore
 
 TEMPLATE = (

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ttsnap.reward_models.registry import REWARDS, make_reward
 
 from ttsnap import Budget, make_algorithm, search
 from ttsnap.cli import main
@@ -26,6 +25,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.results import save_video
 from ttsnap.results.media import frames_of
 from ttsnap.results.sheet import CELL, HEAD, LEFT
+from ttsnap.reward_models.registry import REWARDS, make_reward
 from ttsnap.scenes import check, parse
 
 from ..clips import Clips, Mean  # noqa: TID252

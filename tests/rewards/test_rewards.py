@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ttsnap.reward_models.registry import REWARDS, make_reward, make_rewards
 
 from ttsnap.core import utility
+from ttsnap.reward_models.registry import REWARDS, make_reward, make_rewards
 from ttsnap.rewards.reward_model import FunctionReward, RewardModel
 from ttsnap.rewards.scoring import score_images
 

@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
 
+from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
 from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward, rows
 from ttsnap.sampling.kernels import Ddim, Kernel, Ode, Prediction, Renoise, Sde, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser

@@ -7,11 +7,11 @@ import json
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
+
 from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.files.plain_yaml import load_settings
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.drafting.drafting import use_drafter
-
-from ttsnap.files.plain_yaml import load_settings
 from ttsnap.sampling.drafts import TrainedFor, read_draft
 from ttsnap.sampling.rng import seeded
 from ttsnap.scenes import draft_path, sample_prompts, weights_path

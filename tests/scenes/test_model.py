@@ -13,8 +13,8 @@ from train_worlds.evaluate import generate, prompts_of_kind
 from train_worlds.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
 from train_worlds.recipes import Call
 from train_worlds.zero_tokens import ZeroTokenAttention
-from ttsnap.pipelines import defaults
 
+from ttsnap.pipelines import defaults
 from ttsnap.scenes import KINDS, WORDS, check, parse, sample_prompts, weights_path
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap import Budget, search
 from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import sample_prompts
 
 CALL = {**defaults(), "num_inference_steps": 6}

@@ -15,12 +15,12 @@ from train_worlds.commands import main
 from train_worlds.evaluate import prompts_of_kind
 from train_worlds.near_captions import CHANGES, changed, hard_negatives, shown
 from train_worlds.reward import Recipe, RewardData, pairs, ranking, recorded, rendered, save_reader, train
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_reward
 
 from ttsnap.files.settings import to_json
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
+from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import (
     HARD_KINDS,
     Spec,

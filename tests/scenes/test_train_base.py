@@ -23,9 +23,9 @@ from train_worlds.generator import (
 from train_worlds.model import build_tokenizer, tokenize
 from train_worlds.recipes import Call, NoiseLevels, read
 from train_worlds.vae import VaeRecipe, VaeSize
-from ttsnap.pipelines import defaults
 
 from ttsnap.files.settings import build, to_json
+from ttsnap.pipelines import defaults
 
 MINI = Recipe(
     seed=3,

@@ -27,13 +27,13 @@ from train_worlds.preference import (
     squared_errors,
 )
 from train_worlds.preference_pairs import PreferenceData, load_pairs, make_pairs, split
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
-from ttsnap.pipelines.lora import load_lora, parse_lora
 
 from tests.shallow import shallow
 from ttsnap.cli import main as ttsnap
 from ttsnap.files.settings import to_json
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
+from ttsnap.pipelines.lora import load_lora, parse_lora
 from ttsnap.results.payload import read_payload
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from ttsnap.pipelines import load, recommended
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.shallow import shallow
+from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import ModelDefaults
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys

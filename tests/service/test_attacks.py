@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, ImageFile
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import few_steps
 from tests.service.test_edits import PROMPT, editor, png
 from tests.service.test_service import until
 from ttsnap.files.pictured import Picture
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits

@@ -17,8 +17,6 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 from starlette.datastructures import Headers
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import client_of, few_steps
@@ -30,8 +28,10 @@ from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.edits import Edit, edit_of
 from ttsnap.service.engines import ManyDevices, OneDevice

@@ -20,7 +20,6 @@ import pytest
 import sqlalchemy
 from openai import OpenAI
 from openai.types import ImagesResponse
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import client_of, command
 from tests.service.test_service import PROMPT, metric, until
@@ -28,6 +27,7 @@ from tests.service.test_stopping import Slow
 from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import Job, JobStore

@@ -24,10 +24,6 @@ import pytest
 import torch
 from openai import OpenAI
 from PIL import Image
-from ttsnap.pipelines import load
-from ttsnap.pipelines.lora import load_lora, under_lora
-from ttsnap.pipelines.memory import flops
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.pipelines.tiny import FAMILIES, save_lora
@@ -41,9 +37,13 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import load
+from ttsnap.pipelines.lora import load_lora, under_lora
+from ttsnap.pipelines.memory import flops
 from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, Lora
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits

@@ -10,8 +10,6 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
-from ttsnap.pipelines import load
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import REWARDS, client_of
@@ -19,7 +17,9 @@ from tests.service.test_service import PROMPT, metric, until
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import load
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits

@@ -19,12 +19,12 @@ import openai._base_client as machinery
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import client_of, few_steps
 from tests.service.test_edits import editor, png
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys

@@ -18,14 +18,14 @@ import pytest
 import torch
 from openai import OpenAI
 from PIL import Image
-from ttsnap.pipelines.pipeline_copy import copied
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import client_of
 from tests.service.test_service import LARGE, PROMPT
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
+from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits

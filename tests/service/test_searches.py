@@ -15,8 +15,6 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from ttsnap.pipelines import defaults, recommended
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import client_of
 from tests.service.test_service import PROMPT, metric, picture, until
@@ -25,9 +23,11 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.pipelines import defaults, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import OFFERED, search_of, searches_of
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits

@@ -14,14 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
-from ttsnap.pipelines import recommended
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.cluster.local import LocalPool
 from tests.service.conftest import command
 from tests.service.test_service import PROMPT
 from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import recommended
 from ttsnap.request.offer import Offer
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits

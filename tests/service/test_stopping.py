@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.service.conftest import command
 from tests.service.test_service import PROMPT, metric, until
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.searches import Searches

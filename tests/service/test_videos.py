@@ -20,8 +20,6 @@ import pytest
 from diffusers import WanPipeline
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
-from ttsnap.pipelines import upgrade
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.pipelines.modular import tiny_videos
 from tests.pipelines.modular.tiny import CASES, built, picture
@@ -29,9 +27,11 @@ from tests.service.conftest import client_of, command
 from tests.service.test_service import metric, until
 from tests.service.test_stopping import Slow
 from ttsnap.files.pictures import video_pixels
+from ttsnap.pipelines import upgrade
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.payload import read_payload
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits

@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from train_worlds.signs import Recipe, build_tokenizer
-from ttsnap.distill.draft.config import DraftConfig
-from ttsnap.pipelines import defaults, load, recommended
-from ttsnap.pipelines.drafting.drafting import use_drafter
 
 from ttsnap import BestOfN
 from ttsnap.cli import main
+from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
+from ttsnap.pipelines import defaults, load, recommended
+from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.sampling.drafts import TrainedFor, read_draft
 from ttsnap.sampling.rng import seeded
 from ttsnap.signs import draft_path, sample_prompts, weights_path

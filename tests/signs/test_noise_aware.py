@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 from train_worlds.commands import main as train_worlds
-from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.run import distill
-from ttsnap.pipelines import defaults, load
-from ttsnap.reward_models.closed_form import Brightness
-from ttsnap.reward_models.registry import make_reward
-from ttsnap.reward_models.signs import SignsNoiseAware, letter_ids
 
 from ttsnap import Budget, SeedPruning, search
+from ttsnap.distill.config import DistillConfig
+from ttsnap.distill.run import distill
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build, to_json
 from ttsnap.options.record import RecordOptions
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.header import _price, _price_to_json
 from ttsnap.recordings.record import record
+from ttsnap.reward_models.closed_form import Brightness
+from ttsnap.reward_models.registry import make_reward
+from ttsnap.reward_models.signs import SignsNoiseAware, letter_ids
 from ttsnap.signs import noise_aware_path, sample_prompts
 
 CALL: dict[str, Any] = {**defaults("signs"), "num_inference_steps": 4}

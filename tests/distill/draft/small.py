@@ -7,11 +7,11 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 from torch import Tensor
+
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
-from ttsnap.pipelines import upgrade
-
 from ttsnap.files.settings import build
+from ttsnap.pipelines import upgrade
 from ttsnap.rewards.reward_model import RewardModel
 
 from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252

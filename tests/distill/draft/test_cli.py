@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from ttsnap.distill.draft import train
-from ttsnap.distill.draft.config import DraftConfig
 
 from ttsnap.cli import main
+from ttsnap.distill.draft import train
+from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
 from ttsnap.sampling.drafts import read_draft

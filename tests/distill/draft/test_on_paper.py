@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
 from ttsnap.distill.draft.config import TrainingConfig
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory.flops import count

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
 from ttsnap.distill.draft.run import Measured, distill_draft
+from ttsnap.files.writing import locked
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.drafting.drafting import use_drafter
-
-from ttsnap.files.writing import locked
 from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import RankedLook
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from ttsnap.distill.draft import train as training
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig, TrainingConfig
@@ -18,7 +19,6 @@ from ttsnap.distill.draft.train import draw, loss, second_calls
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import Member
 from ttsnap.distill.training import Loop, Weights
-
 from ttsnap.sampling.interpolants import VP, Linear
 
 from .small import PROMPTS, config_of, pipe_of

@@ -9,12 +9,12 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
+
 from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.prompts import Listed, SceneCaptions
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.pipelines import upgrade
-
 from ttsnap.scenes import HARD_KINDS, is_held_out, parse
 
 from ...pipelines.tiny import FAMILIES, STABLE_DIFFUSION_BETAS, sd15, shared  # noqa: TID252

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
-from ttsnap.pipelines import downgrade, load, upgrade
-from ttsnap.pipelines.modular.blocks import parts_of
-from ttsnap.pipelines.modular.classic import modular
-from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
-from ttsnap.pipelines.modular.workflows import check_version, workflow_for
-from ttsnap.reward_models.registry import make_rewards
 
 from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
+from ttsnap.pipelines import downgrade, load, upgrade
+from ttsnap.pipelines.modular.blocks import parts_of
+from ttsnap.pipelines.modular.classic import modular
+from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
+from ttsnap.pipelines.modular.workflows import check_version, workflow_for
 from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 
 from .test_workflows import PROMPTS, bright, stock

@@ -12,11 +12,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
 from torch import Tensor
-from ttsnap.pipelines import downgrade, upgrade
-from ttsnap.pipelines.modular.classic import MODULAR, modular
 
 from tests.pipelines import tiny
 from ttsnap import BestOfN, search
+from ttsnap.pipelines import downgrade, upgrade
+from ttsnap.pipelines.modular.classic import MODULAR, modular
 from ttsnap.request.request import ModelDefaults
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.rng import seeded

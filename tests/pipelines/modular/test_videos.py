@@ -10,12 +10,12 @@ import torch
 from diffusers import LTX2Guidance
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
+
+from ttsnap import BestOfN
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.streams import WITH_SOUND
 from ttsnap.pipelines.modular.workflows import workflow_for
-
-from ttsnap import BestOfN
 from ttsnap.sampling.rng import seeded
 
 from .test_borders import twin

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL.Image import Image
 from torchvision.transforms.functional import to_tensor
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, workflow_for
 
 from ttsnap import BestOfN, SeedPruning
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, workflow_for
 
 from .tiny import CASES, built, named
 

@@ -23,10 +23,10 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLForConditionalGeneration,
 )
-from ttsnap.pipelines.memory.flops import Memo
 
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny
+from ttsnap.pipelines.memory.flops import Memo
 
 from . import tiny_videos as videos
 
