@@ -66,7 +66,7 @@ nitpick_ignore_regex = [
         r"rng\.Key|Device|Command|KernelState|CallState|Count|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|WIDTH_HEIGHT.*",
     ),
     (r"py:class", r"inf|[\d.]+"),
-    (r"py:class", r"ObjectRef|ObjectRefGenerator"),  # of Ray, which is imported for type checks alone
+    (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),  # imported for type checks alone
     (r"py:class", r"FieldInfo|NoneType|MaxLen|_PydanticGeneralMetadata"),  # of fields that pydantic checks, in a type
 ]
 
