@@ -236,7 +236,7 @@ class Pieces:
                 said = f"a text that has no end, or no {self.kind} and more than {self.text:,} bytes"
                 raise RefusedError(413, said)
             name = f"image {len(pictures)}"
-            parts += body[end:start], f'"{name}"'.encode() if picture else found[0]
+            parts += [bytes(body[end:start]), f'"{name}"'.encode() if picture else found[0]]
             pictures |= {name: self._unescaped(picture[1])} if picture else {}
             beside, count, end = beside + start - end, count + 1, found.end()
             _check("texts and images", count, self.most)

@@ -162,7 +162,7 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True,
 
     shares: times the share of seeds that come to it. begun: whether the drafts are paid by which seeds begin.
     """
-    costs, at, paid, share = [], 0, False, 1.0
+    costs, at, paid, share = list[float](), 0, False, 1.0
     for check in checks:
         extra, made, here = 0.0, 0, np.array([check.step])
         rows = fresh(1, check.step, look=check.look).rows

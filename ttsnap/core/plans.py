@@ -47,7 +47,8 @@ def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -
     calls: IntArray = (rows.score & (rows.stop < steps)) * look.draft_calls(rows.stop)
     if not begin_calls:
         return calls
-    return np.where((rows.stop == 0) & (calls == begin_calls), 0, calls) + begin_calls * from_noise(rows)
+    calls = np.where((rows.stop == 0) & (calls == begin_calls), 0, calls)
+    return calls + begin_calls * from_noise(rows).astype(int)
 
 
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
