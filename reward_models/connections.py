@@ -229,11 +229,11 @@ class Pieces:
         The rest is kilobytes, so parsing takes little memory: Python needs 35 times the bytes of nested lists.
         """
         text = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % self.text, re.DOTALL)
-        parts, pictures, end, beside, count = list[bytes](), dict[str, bytes](), 0, 0, 0
+        parts, pictures, end, beside, count = list[bytes | bytearray](), dict[str, bytes](), 0, 0, 0
         while (start := body.find(b'"', end)) >= 0:
             picture = self.picture.match(body, start)
             if (found := picture or text.match(body, start)) is None:
-                said = f"a text that has no end, or no {self.kind} and more than {self.text:,} bytes"
+                said = f"a text that has no end, or more than {self.text:,} bytes and is not {self.kind}"
                 raise RefusedError(413, said)
             name = f"image {len(pictures)}"
             parts += [bytes(body[end:start]), f'"{name}"'.encode() if picture else found[0]]
