@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, RefusedError
+from ttsnap.reward_models.connections import BATCH_PIXELS, Limits, Pieces, RefusedError
 
 from ttsnap.core.protocols import Reward
 from ttsnap.files.reading import parse_json, picture_pixels
@@ -31,7 +31,6 @@ BESIDE = 1024, 256
 STRINGS = 8, 4
 """Most texts (keys included) and images of a request: of any request, and more for each image of the limit."""
 PNG = re.compile(rb'"(iVBORw0KGgo[A-Za-z0-9+/=\\]*+)"')
-TEXT = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % TEXT_BYTES, re.DOTALL)
 KNOWN = ("prompts", "levels", "images")
 
 
@@ -47,7 +46,8 @@ class Request:
 
 def parse(body: bytes, limits: Limits) -> Request:
     """The request in a body, with images still encoded. RefusedError for malformed ones and ones beyond the limits."""
-    rest, images = _parted(body, limits)
+    beside, most = (base + each * limits.max_images for base, each in (BESIDE, STRINGS))
+    rest, images = Pieces(PNG, "a PNG in base64", most, TEXT_BYTES, beside).parted(body)
     try:
         given = parse_json(rest.decode(), "the body")
     except ValueError as error:
@@ -63,56 +63,16 @@ def parse(body: bytes, limits: Limits) -> Request:
         raise RefusedError(400, f"prompts, levels and images must be lists of one length, got {lengths}")
     if len(named) > limits.max_images:
         raise RefusedError(413, f"{len(named)} images in one request; at most {limits.max_images}")
-    if named != [_name(at) for at in range(len(images))]:
+    if named != list(images):
         raise RefusedError(400, "an image is not a PNG in base64")
     if any(len(prompt) > PROMPT_LENGTH for prompt in prompts):
         raise RefusedError(413, f"a prompt of {max(map(len, prompts))} characters; at most {PROMPT_LENGTH}")
-    sizes = [png_size(text) for text in images]
+    sizes = [png_size(text) for text in images.values()]
     most, total = max((w * h for w, h in sizes), default=0), sum(w * h for w, h in sizes)
     if most > BATCH_PIXELS or total > limits.max_pixels:
         limit = f"at most {BATCH_PIXELS:,} in one and {limits.max_pixels:,} in a request"
         raise RefusedError(413, f"an image of {most:,} pixels, and {total:,} in all; {limit}")
-    return Request(prompts, [float(level) for level in levels], images, sizes)
-
-
-def _parted(body: bytes, limits: Limits) -> tuple[bytes, list[bytes]]:
-    """A body with a short name in place of each image, and the images. RefusedError for too many texts or bytes.
-
-    The rest is kilobytes, so parsing takes little memory: Python needs 35 times the bytes of nested lists.
-    """
-    parts, images, end, beside, strings = list[bytes](), list[bytes](), 0, 0, 0
-    while (start := body.find(b'"', end)) >= 0:
-        image = PNG.match(body, start)
-        if (found := image or TEXT.match(body, start)) is None:
-            raise RefusedError(413, f"a text that has no end, or no PNG in base64 and more than {TEXT_BYTES:,} bytes")
-        parts += body[end:start], f'"{_name(len(images))}"'.encode() if image else found[0]
-        images += [_unescaped(image[1])] if image else []
-        beside, strings, end = beside + start - end, strings + 1, found.end()
-        _check("texts and images", strings, STRINGS, limits)
-        _check("bytes beside texts and images", beside, BESIDE, limits)
-    _check("bytes beside texts and images", beside + len(body) - end, BESIDE, limits)
-    return b"".join([*parts, body[end:]]), images
-
-
-def _unescaped(image: bytes) -> bytes:
-    """Base64 without JSON's escapes, by which some languages write / and +. RefusedError for other text."""
-    if b"\\" not in image:
-        return image
-    try:
-        return str(parse_json(b'"%b"' % image, "an image")).encode("ascii")
-    except ValueError:
-        raise RefusedError(400, "an image is not a PNG in base64") from None
-
-
-def _name(at: int) -> str:
-    """The name of an image while the request is parsed."""
-    return f"image {at}"
-
-
-def _check(what: str, count: int, most: tuple[int, int], limits: Limits) -> None:
-    allowed = most[0] + most[1] * limits.max_images
-    if count > allowed:
-        raise RefusedError(413, f"a request of more than {allowed:,} {what}")
+    return Request(prompts, [float(level) for level in levels], [*images.values()], sizes)
 
 
 def _listed(given: Mapping[str, Json], name: str, kind: type[Item] | tuple[type[Item], ...], of: str) -> list[Item]:
