@@ -26,7 +26,7 @@ import httpx
 import torch
 from torch import Tensor
 from ttsnap.reward_models.preprocess import check_images, to_pictures
-from ttsnap.reward_models.registry import refuse_credentials
+from ttsnap.reward_models.registry import refuse_credentials, without_queries
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.settings import Json
@@ -57,10 +57,11 @@ class HttpReward(RewardModel):
         try:
             where = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"{url!r} is no address: {error}") from None
+            raise ValueError(f"{without_queries(url)!r} is no address: {error}") from None
         read_key(KEY)  # refused at the start, if at all
         if where.scheme not in ("http", "https") or not where.host or not 0 < (where.port or 80) < 2**16:
-            raise ValueError(f"a reward's address starts with http:// or https:// and a host, got {url!r}")
+            got = without_queries(url)
+            raise ValueError(f"a reward's address starts with http:// or https:// and a host, got {got!r}")
         if not timeout > 0 or batch_size < 1:
             raise ValueError(f"timeout must be positive and batch_size at least 1, got {timeout} and {batch_size}")
         self.url, self.timeout = url, timeout

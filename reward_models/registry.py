@@ -79,6 +79,11 @@ def refuse_credentials(spec: object) -> None:
         )
 
 
+def without_queries(spec: object) -> str:
+    """A spec for messages: the query of an address may hold a key."""
+    return re.sub(r"(\bhttps?:[^\s'\"?]*\?)[^\s'\"]*", r"\1...", str(spec), flags=re.IGNORECASE)
+
+
 def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype | None = None) -> RewardModel:
     """The reward that a spec means. ValueError says what is wrong with a spec.
 
@@ -106,7 +111,9 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
             more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
     load = stated(what, "from_pretrained", None)
     if weights and load is None:
-        raise ValueError(f"reward {name!r} has no weights to choose, got {spec!r}; write {name!r} alone")
+        raise ValueError(
+            f"reward {name!r} has no weights to choose, got {without_queries(spec)!r}; write {name!r} alone"
+        )
     if isinstance(what, type):
         return adapted(what() if load is None else load(*[weights] * bool(weights), **more))
     return adapted(what)
@@ -144,10 +151,11 @@ def check_names(specs: object) -> None:
             raise ValueError(_unknown(spec))
         place = spec.rpartition(":")[0]
         if place.endswith(".py") and not Path(place).is_file():
-            raise ValueError(f"cannot load reward {spec!r}: no such file: {place}")
+            raise ValueError(f"cannot load reward {without_queries(spec)!r}: no such file: {without_queries(place)}")
         top = place.partition(".")[0]
         if not place.endswith(".py") and top not in sys.modules and (not top or importlib.util.find_spec(top) is None):
-            raise ValueError(f"cannot load reward {spec!r}: no module named {place!r}{did_you_mean(name, _NAMES)}")
+            said = f"cannot load reward {without_queries(spec)!r}: no module named {without_queries(place)!r}"
+            raise ValueError(f"{said}{did_you_mean(name, _NAMES)}")
 
 
 def heavy(spec: Spec) -> bool:
@@ -204,7 +212,7 @@ def _load(path: str, spec: str) -> Any:
         return load_object(path)
     except ImportError as error:
         known = f"choose one of {', '.join(_NAMES)}{_OR}{did_you_mean(spec.partition(':')[0], _NAMES)}"
-        raise ValueError(f"cannot load reward {spec!r}: {error}; {known}") from error
+        raise ValueError(f"cannot load reward {without_queries(spec)!r}: {error}; {known}") from error
 
 
 def _unknown(spec: str) -> str:

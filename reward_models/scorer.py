@@ -185,5 +185,5 @@ class Scorer(NetworkReward):
         for prompt in prompts:
             n = self.count_tokens(prompt)
             if self.max_tokens is not None and n > self.max_tokens:
-                message = "%s reads %d tokens and cuts the rest; this prompt has %d: %.60r"
-                logger.warning(message, self.name, self.max_tokens, n, prompt)
+                message = "%s reads %d tokens and cuts the rest; a prompt has %d"
+                logger.warning(message, self.name, self.max_tokens, n)

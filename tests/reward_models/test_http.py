@@ -27,7 +27,7 @@ from ttsnap.distill.run import distill
 from ttsnap.reward_models import http
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward
-from ttsnap.reward_models.registry import heavy, make_reward
+from ttsnap.reward_models.registry import check_names, heavy, make_reward
 
 from ttsnap.cli import main
 from ttsnap.files.settings import build
@@ -420,3 +420,45 @@ def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, st
     scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2), "x")
     assert scores.shape == (2,)
     assert reason is None or reason.startswith("x: RuntimeError: http://x ")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "http://127.0.0.1:1/score?key=hidden",
+        "http://127.0.0.1:99999999/score?key=hidden",
+        "http:///score?key=hidden",
+        "http://[::1/score?key=hidden",
+        "HTTP://127.0.0.1:1/score?key=hidden",
+        "https:127.0.0.1/score?key=hidden",
+        "x=http://127.0.0.1:1/score?key=hidden",
+        "brightness then http://127.0.0.1:1/score?key=hidden",
+        "brightness:http://127.0.0.1:1/score?key=hidden",
+        "judge:base_url=http://127.0.0.1:1/v1?key=hidden,model=x",
+    ],
+)
+def test_no_message_shows_the_query_of_an_address(spec: str) -> None:
+    for make in (make_reward, check_names):
+        try:
+            make(spec)
+        except ValueError as error:
+            assert "hidden" not in str(error)
+        else:
+            assert make is check_names
+    with pytest.raises(ValueError) as refused:
+        make_reward(spec)
+    assert "hidden" not in str(refused.value)
+
+
+def test_no_command_shows_the_query_of_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "http://127.0.0.1:1/score?key=hidden"
+    for given in (
+        ["generate", "a red circle", "--reward", spec],
+        ["serve-reward", spec],
+        ["serve", "embedded", "--rewards", spec],
+    ):
+        with pytest.raises(SystemExit):
+            main(given)
+        said = capsys.readouterr()
+        assert "127.0.0.1:1/score" in said.err
+        assert "hidden" not in said.out + said.err

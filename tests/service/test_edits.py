@@ -33,6 +33,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
 from ttsnap.scenes import caption, parse
+from ttsnap.service.bodies import sent
 from ttsnap.service.edits import Edit, edit_of
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
@@ -257,8 +258,9 @@ def test_what_is_no_edit_is_refused_by_name(
 def test_pictures_keep_their_order(name: str) -> None:
     pictures = [png(Image.new("RGB", (side, 32))) for side in (16, 32, 24)]
     form = [(name, (f"{i}.png", data)) for i, data in enumerate(pictures)]
-    sent = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
-    wanted, found = asyncio.run(edit_of(bytearray(sent.read()), Headers(dict(sent.headers)), ServiceLimits()))
+    request = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
+    body = sent(bytearray(request.read()), Headers(dict(request.headers)), ServiceLimits())
+    wanted, found = asyncio.run(edit_of(body, ServiceLimits()))
     assert wanted.prompt == PROMPT
     assert found["image"] == tuple(map(Picture, pictures))
 
@@ -273,7 +275,7 @@ def test_two_pictures_a_mask_and_json_are_refused_where_the_model_takes_one(
         client.images.edit(image=("a.png", png(drawn)), mask=("m.png", png(drawn)), prompt=PROMPT, extra_body=OWN)
     assert refused.value.param == "mask"
     reply = httpx.post(f"{editing.url}/v1/images/edits", json={"prompt": PROMPT})
-    assert "edits come as multipart/form-data, got 'application/json'" in reply.json()["error"]["message"]
+    assert "send it as the file image of multipart/form-data" in reply.json()["error"]["message"]
 
 
 def test_a_model_that_changes_nothing_says_so(server: GenerationServer, drawn: Image.Image) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
-import json
 import logging
 import re
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -29,7 +30,7 @@ from ttsnap.request.offer import Offer
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, in_our_names, notes_of, parse, request_of, validated
+from ttsnap.service.requests import Generation, in_our_names, notes_of, request_of, validated
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
@@ -60,6 +61,7 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
     theirs = {name: value for name, value in OWN.items() if name != "steps"}
     theirs |= {"num_inference_steps": 4, "width": 32, "height": 32, "true_cfg_scale": 2.5}
     unused = {"generator_device": "cuda", "vae_use_tiling": True, "enable_teacache": True, "user": "u-1"}
+    unused |= {"style": "vivid", "bot_task": "think"}
     off = {"enable_upscaling": False, "lora": None, "diffusers_kwargs": {}, "layers": 0}
     reply = made(client, **theirs, **unused, **off)
     assert [image["b64_json"] for image in reply["data"]] == [image["b64_json"] for image in ours["data"]]
@@ -93,7 +95,10 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
         ({"negative_promt": "x"}, "negative_promt", "did you mean negative_prompt?"),
         ({"num_inference_step": 3}, "num_inference_step", "did you mean num_inference_steps? Choose one of prompt"),
         ({"qualty": "high"}, "qualty", "did you mean quality?"),
-        ({"response_format": "file"}, "response_format", "choose one of b64_json, url"),
+        ({"response_format": "raw"}, "response_format", "choose one of b64_json, url, file"),
+        ({"response_format": "file", "stream": True}, "response_format", "a file is the whole reply"),
+        ({"response_format": "file", "background": True}, "response_format", "a file is the whole reply"),
+        ({"generate_sound": True}, "generate_sound", "unknown parameter"),
         ({"quality": "mediun"}, "quality", "did you mean medium? Choose one of low, medium, high, auto, standard"),
         ({"prompt": None}, "prompt", "prompt is missing; say what to show"),
         ({"prompt": 7}, "prompt", "must be text"),
@@ -119,7 +124,7 @@ def test_what_changes_images_and_is_not_known_is_refused_by_name(
     offer: Offer, fields: dict[str, object], param: str, said: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(said)) as error:
-        request_of(parse(json.dumps({"prompt": PROMPT, **fields}).encode()), offer, ServiceLimits())
+        request_of(validated(Generation, {"prompt": PROMPT, **fields}), offer, ServiceLimits())
     assert (error.value.status, error.value.param) == (400, param)
 
 
@@ -134,6 +139,24 @@ def test_forms_take_the_same_names() -> None:
     assert ours == {"size": "64x32", "steps": "4"}
     assert called["steps"] == "num_inference_steps"
     assert unused == ["rollout"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_reply_may_be_the_file_itself(client: OpenAI, n: int) -> None:
+    """As vLLM-Omni's is: of one image the image, of several a zip."""
+    body = {"prompt": PROMPT, **OWN, "n": n, "output_format": "PNG"}
+    told = client.images.generate(prompt=PROMPT, n=n, extra_body=OWN)
+    reply = httpx.post(f"{client.base_url}images/generations", json={**body, "response_format": "file"}, timeout=60)
+    assert reply.headers["content-type"] == {1: "image/png", 2: "application/zip"}[n]
+    files = [reply.content]
+    if n > 1:
+        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+            assert archive.namelist() == ["1.png", "2.png"]
+            files = [archive.read(name) for name in archive.namelist()]
+    assert told.data is not None
+    for file, image in zip(files, told.data, strict=True):
+        theirs = Image.open(io.BytesIO(base64.b64decode(str(image.b64_json))))
+        assert Image.open(io.BytesIO(file)).tobytes() == theirs.tobytes()
 
 
 def test_an_address_holds_the_image_itself(client: OpenAI) -> None:

@@ -170,3 +170,40 @@ def test_the_log_of_the_command_holds_no_credentials(tmp_path: Path) -> None:
         _, log = process.communicate(timeout=60)
     assert "OSError: no http://127.0.0.1:9/score?..." in log
     assert not [secret for secret in ("user:", "secret", "hidden") if secret in log]
+
+
+class Quoting(Vault):
+    """Fails on all images, and quotes its prompt."""
+
+    tokenizer, max_tokens = None, None
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
+        if self.name == "patchy" and not getattr(self, "begun", False):
+            self.begun = True
+            return images.mean((1, 2, 3))
+        raise OSError(f"cannot score {prompts[0]!r} on http://10.0.0.7")
+
+    def check(self, prompts: Sequence[str]) -> None:
+        if self.name == "strict":
+            raise ValueError(f"cannot read {prompts[0]!r}")
+
+
+@pytest.mark.parametrize("reward", ["patchy", "failing", "strict", "scenes"])
+def test_no_line_of_the_log_holds_a_prompt(pipe: Any, caplog: pytest.LogCaptureFixture, reward: str) -> None:
+    rewards: dict[str, Any] = {name: Quoting() for name in ("patchy", "failing", "strict")}
+    for name, made in rewards.items():
+        made.name = name
+    rewards["scenes"] = make_rewards("scenes")[0]
+    offer, handler = Offer("embedded", tuple(rewards), recommended), caplog.handler
+    caplog.set_level(logging.DEBUG)
+    with GenerationServer(OneDevice(pipe, rewards), offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+        prompt = "a secretive zebra" if reward == "scenes" else PROMPT
+        report = ["failing"] if reward != "strict" else None
+        sent(server, prompt=prompt, reward=reward, report=report, budget="96nfe", negative_prompt="a blurry yak")
+    records = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert records
+    for form in (Discreet(), JsonLines()):
+        lines = "\n".join(map(form.format, records))
+        assert not [text for text in (prompt, "blurry yak", "zebra") if text in lines]
+        assert reward == "scenes" or "cannot" in lines
+    assert handler.level == 0

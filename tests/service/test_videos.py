@@ -34,8 +34,9 @@ from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.payload import read_payload
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
-from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
+from ttsnap.service.requests import Video, notes_of, request_of, validated
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.sizes import check_size
 
@@ -131,6 +132,35 @@ def test_a_remix_is_the_same_request_with_another_prompt(client: OpenAI) -> None
         client.videos.remix("video_0", prompt="a dog")
 
 
+@pytest.mark.parametrize(
+    ("before", "given", "same"),
+    [
+        ({"steps": 3, "size": "32x16"}, {"num_inference_steps": 2, "width": 16, "height": 32}, "steps,size"),
+        ({"num_inference_steps": 3}, {"num_inference_steps": 2}, "steps"),
+        ({"seconds": 1}, {"num_frames": 5}, "num_frames"),
+        ({"num_frames": 5}, {"seconds": 1}, "seconds"),
+        ({}, {"quality": "low", "user": "u"}, "quality"),
+    ],
+)
+def test_a_remix_may_name_fields_as_other_servers_do(
+    server: GenerationServer, before: dict[str, Any], given: dict[str, Any], same: str
+) -> None:
+    url = f"{server.url}/v1/videos"
+    first = httpx.post(url, json={"prompt": "a cat", **OWN, **before}, timeout=60).json()["id"]
+    for form in (False, True):
+        body = {"data": {"prompt": "a dog", **given}} if form else {"json": {"prompt": "a dog", **given}}
+        reply = httpx.post(f"{url}/{first}/remix", **body, timeout=60)
+        assert reply.status_code == 200, reply.text
+        name = reply.json()["id"]
+        fields = server._server.jobs.store.get("anybody", "video", name).body["fields"]  # type: ignore[attr-defined]
+        assert {"steps": 2, "size": "16x32", "num_frames": 5, "seconds": 1.0, "quality": "low"}.items() >= {
+            (field, fields[field]) for field in same.split(",")
+        }
+        assert ("seconds" in fields) + ("num_frames" in fields) <= 1
+        assert ("quality" in fields) + ("budget" in fields) == 1
+        httpx.delete(f"{url}/{name}")
+
+
 def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI) -> None:
     before = [video.id for video in client.videos.list(limit=100)]
     made = [client.videos.create(prompt=f"cat {i}", extra_body=OWN).id for i in range(5)]
@@ -166,6 +196,8 @@ def test_a_video_at_once(server: GenerationServer) -> None:
     url = f"{server.url}/v1/videos/sync"
     form = httpx.post(url, files={"prompt": (None, "a cat"), "budget": (None, "4images")}, timeout=60)
     plain = httpx.post(url, json={"prompt": "a cat", **OWN, "output_format": "webp", "seconds": "1"}, timeout=60)
+    encoded = httpx.post(url, data={"prompt": "a cat", "budget": "4images", "output_format": "PNG"}, timeout=60)
+    assert (encoded.status_code, encoded.headers["content-type"], encoded.content[1:4]) == (200, "image/png", b"PNG")
     assert (form.status_code, form.headers["content-type"], form.content[4:8]) == (200, "video/mp4", b"ftyp")
     assert (plain.status_code, plain.headers["content-type"], plain.content[8:12]) == (200, "image/webp", b"WEBP")
     assert httpx.post(url, json={"prompt": ""}).json()["error"]["param"] == "prompt"
@@ -191,6 +223,10 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),
         ({"quality": "4k"}, "quality", "choose one of low"),
         ({"flow_shift": 5}, "flow_shift", "flow_shift"),
+        ({"generate_sound": True}, "generate_sound", "unknown parameter"),
+        ({"response_format": "b64_json"}, "response_format", "choose one of file"),
+        ({"image_reference": {"file_id": "file-1"}}, "image_reference", "send a file"),
+        ({"image_reference": {}, "input_reference": {}}, "image_reference", "give one first frame"),
         ({"input_reference": "a.png"}, "input_reference", "send a file"),
         ({"input_reference": {"file_id": "file-1"}}, "input_reference", "send a file"),
         ({"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "input_reference", "send a file"),
@@ -256,6 +292,72 @@ def test_a_first_frame(name: str, tmp_path: Path) -> None:
             assert error.value.param == "input_reference"
         else:
             assert made()["status"] == "completed"
+
+
+def ended(url: str) -> dict[str, Any]:
+    """A job, once it is completed."""
+    until(lambda: httpx.get(url).json()["completed_at"], 60)
+    told: dict[str, Any] = httpx.get(url).json()
+    return told
+
+
+def test_what_clients_of_vllm_omni_send_is_read(server: GenerationServer) -> None:
+    """A form without a file, which is urlencoded."""
+    sent = {"prompt": "a cat & 50 % more + é", "num_inference_steps": "3", "width": "32", "height": "16", **OWN}
+    more = {"guidance_scale_2": "2.5", "boundary_ratio": "0.9", "generate_sound": "False", "bot_task": "think"}
+    url = f"{server.url}/v1/videos"
+    made = httpx.post(url, data={**sent, **more, "response_format": "file"}, timeout=60)
+    assert made.status_code == 200, made.text
+    job = ended(f"{url}/{made.json()['id']}")
+    assert job["prompt"] == sent["prompt"]
+    assert job["warnings"] == ["not used here: bot_task, generate_sound, guidance_scale_2, boundary_ratio"]
+    same = httpx.post(url, json={"prompt": sent["prompt"], "steps": 3, "size": "32x16", **OWN}, timeout=60).json()
+    assert ended(f"{url}/{same['id']}")["data"] == job["data"]
+    typed = {"Content-Type": "application/x-www-form-urlencoded"}  # which curl -d says of anything
+    assert httpx.post(url, content=json.dumps({"prompt": "a cat", **OWN}), headers=typed).status_code == 200
+
+
+def test_a_first_frame_in_a_form_without_files_may_be_large(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((64, 64)).save(file, format="PNG", pnginfo=None)
+    data = file.getvalue() + bytes(10**6)  # which a decoder does not read
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    engines = OneDevice(twin("wan image2video"), {"brightness": make_rewards("brightness")[0]})
+    own: dict[str, Any] = {"prompt": "a cat", **OWN, "budget": "1images"}
+    with serving(engines, tmp_path) as server:
+        url = f"{server.url}/v1/videos/sync"
+        reference = json.dumps({"image_url": uri})
+        replies = [
+            httpx.post(url, data={**own, "image_reference": reference}, timeout=60),
+            httpx.post(
+                url, files={**{k: (None, str(v)) for k, v in own.items()}, "image_reference": (None, reference)}
+            ),
+            httpx.post(url, json={**own, "image_reference": {"image_url": uri}}, timeout=60),
+            httpx.post(url, content=json.dumps({**own, "input_reference": {"image_url": uri}}).replace("/", "\\/")),
+            httpx.post(url, data=own, files={"input_reference": ("a.png", data)}, timeout=60),
+        ]
+        assert [reply.status_code for reply in replies] == [200] * 5, [reply.text[:200] for reply in replies]
+        assert len({reply.content for reply in replies}) == 1
+        for name in ("prompt", "user"):
+            reply = httpx.post(url, json={**own, name: uri}, timeout=60)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_model_of_two_networks_reads_the_guidance_of_both(tmp_path: Path) -> None:
+    pipe = twin("wan22")
+    engines = OneDevice(pipe, {})
+    offer = offer_of("tiny", engines, "tiny", {}, "none")
+    limits = ServiceLimits(side=16, video_side=64).of_videos
+    boundary = pipe.config.boundary_ratio
+    assert offer.boundary == boundary
+    offer = replace(offer, rewards=("brightness",), defaults=lambda _: ModelDefaults(CALL))
+    wanted = validated(Video, {"prompt": "a cat", "guidance_scale_2": 2.5, "boundary_ratio": boundary})
+    request = request_of(wanted, offer, limits)
+    assert request.call["guidance_scale_2"] == 2.5
+    assert notes_of(wanted, request, limits) == ("not used here: boundary_ratio",)
+    with pytest.raises(RequestError, match=f"begins at {boundary:g}, got 0.1; leave boundary_ratio out"):
+        request_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
 def test_a_size_without_pixels_in_its_latents_is_refused_by_name(

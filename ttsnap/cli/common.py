@@ -90,13 +90,13 @@ def report_of(a: Arguments) -> Any:
 
 def load_rewards(spec: Any, **where: Any) -> Any:
     """The rewards of --reward, on a device and in a dtype. ValueError for unknown ones."""
-    from ttsnap.reward_models.registry import make_rewards, refuse_credentials
+    from ttsnap.reward_models.registry import make_rewards, refuse_credentials, without_queries
 
     names = [spec] if isinstance(spec, str) else list(spec)
     refuse_credentials(spec)
     if where.get("device") is not None:
         opening().check_here(where["device"])
-    with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(str, names))}"):
+    with loading(f"the reward{'s' * (len(names) > 1)} {', '.join(map(without_queries, names))}"):
         return make_rewards(spec, **where)
 
 

@@ -59,18 +59,19 @@ def run(a: Arguments) -> int:
     from ttsnap.distill.processes import Member
     from ttsnap.distill.scoring import progress, score_entries
     from ttsnap.files.writing import write_json
-    from ttsnap.reward_models.registry import make_reward
+    from ttsnap.reward_models.registry import make_reward, without_queries
 
     frames = Frames(a.recordings)
     steps = frames.select(a.steps)
     prompts, held_out = _prompts(a.prompts, frames.prompts)
     place, kind = common.opening().reward_placement(a.device, a.dtype)
     common.opening().check_here(place)
-    with loading(f"the reward {a.reward}"):
+    named = without_queries(a.reward)
+    with loading(f"the reward {named}"):
         reward = make_reward(a.reward, device=place, dtype=kind)
         base = make_reward(a.base, device=place, dtype=kind) if a.base is not None else reward.base
     if base is None:
-        raise ValueError(f"the reward {a.reward} has no base of its own; name the reward that counts with --base")
+        raise ValueError(f"the reward {named} has no base of its own; name the reward that counts with --base")
     try:
         entries = [Frame(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
         with progress(len(entries), "final images", "image", True) as bar:

@@ -38,13 +38,13 @@ def run(a: Arguments) -> int:
         from ttsnap.reward_models.serve import RewardServer
     except ImportError as error:
         raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
-    from ttsnap.reward_models.registry import make_reward, refuse_credentials
+    from ttsnap.reward_models.registry import make_reward, refuse_credentials, without_queries
 
     refuse_credentials(a.reward)
     limits = Limits(max_images=a.max_images)
     device, dtype = common.opening().reward_placement(a.device, a.dtype)
     common.opening().check_here(device)
-    with loading(f"the reward {a.reward}"):
+    with loading(f"the reward {without_queries(a.reward)}"):
         reward = make_reward(a.reward, device=device, dtype=dtype)
     with common.listening(a):
         server = RewardServer(reward, a.host, a.port, limits, device)

@@ -32,3 +32,13 @@ class Prompt:
     def read(self) -> str:
         """What rewards read. A search draws by this text and its seed."""
         return self.text if self.reward_text is None else self.reward_text
+
+
+PRIVATE = "private"
+"""The attribute of a log record with texts that a service's log leaves out."""
+
+
+def private(*prompts: Prompt) -> dict[str, list[str]]:
+    """For `extra` of a log record whose error may quote these prompts."""
+    texts = {text for prompt in prompts for text in (prompt.text, prompt.reward_text, prompt.negative) if text}
+    return {PRIVATE: sorted(texts, key=len, reverse=True)}

@@ -14,7 +14,7 @@ from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.outcome import NOTHING, Decoded, Here, Outcome, PictureLost
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
-from ttsnap.core.prompt import Prompt
+from ttsnap.core.prompt import Prompt, private
 from ttsnap.core.protocols import AlgorithmState
 from ttsnap.core.results import TracedMove
 from ttsnap.core.table import ParticleTable
@@ -200,5 +200,5 @@ class Job:
             uid, step = int(outcome.uids[failed[0]]), int(outcome.step[failed[0]])
             where = f"particle {uid} (seed {self.particles.seed[uid]}) at step {step}"
             self.warnings.append(Notice(f"no score for {where}, which is ranked last", str(outcome.errors[failed[0]])))
-            logger.warning("prompt %r: %s", self.prompt.text, self.warnings[-1])
+            logger.warning("prompt %d: %s", self.place + 1, self.warnings[-1], extra=private(self.prompt))
         self.failures += len(failed)

@@ -77,6 +77,8 @@ class SearchFields(CommonFields):
     """How much of the picture is redrawn."""
     num_frames: Count | None = None
     """Of a video."""
+    guidance_scale_2: Scale | None = None
+    """Of the second network, for models of two."""
     frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = None
     """Frames a second of a video, for models that read it."""
     image: Any = None
@@ -125,6 +127,8 @@ class Offer:
     """Frames of a video beyond the first come in such numbers; None where the model makes images."""
     frame_rate: bool = False
     """Whether its call has a frame_rate."""
+    boundary: float | None = None
+    """Where the second network of two begins, as a share of the noise; None where the model has one."""
     true_cfg: bool = False
     """Whether its call has a true_cfg_scale beside another guidance."""
 
@@ -183,6 +187,7 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
     own: dict[str, Any] = {
         "num_inference_steps": given.steps,
         "guidance_scale": given.guidance_scale,
+        "guidance_scale_2": given.guidance_scale_2,
         "strength": given.strength,
         "num_frames": given.num_frames,
         "frame_rate": given.frame_rate,

@@ -48,6 +48,8 @@ class Answers:
             return StreamingResponse(events, media_type="text/event-stream")
         done = await self._found(request, ticket)
         files = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
+        if wanted.response_format == "file":
+            return Response(*replies.download(files, wanted))
         return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.told_of(done), files, wanted))
 
     async def video(self, request: Request, caller: Caller, wanted: Video, pictures: Pictures) -> bytes:

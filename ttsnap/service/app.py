@@ -15,14 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
 from ttsnap.service.answers import Answers, without_jobs
-from ttsnap.service.bodies import FILES, FRAMES, Bodies, body_schema
-from ttsnap.service.edits import FRAME, Edit, Pictures, edit_of, video_of
+from ttsnap.service.bodies import FILES, FRAME, FRAMES, Bodies, body_schema
+from ttsnap.service.edits import Edit, Pictures, edit_of, video_of
 from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
-from ttsnap.service.requests import Body, Generation, Video, json_of, parse, validated
+from ttsnap.service.requests import Body, Generation, Video, validated
 from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
@@ -55,8 +55,8 @@ def _add_images(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
     async def generate(request: Request) -> Response:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
-        async with bodies.of(request, limits.body_bytes) as body:
-            wanted = parse(bytes(body))
+        async with bodies.of(request, limits.body_bytes) as sent:
+            wanted = validated(Generation, sent.fields, form=sent.form)
         return await answers.images(request, caller, wanted, {})
 
     @app.post(PATHS[Edit.kind], dependencies=KEYED, openapi_extra=body_schema(Edit, "multipart/form-data", FILES))
@@ -65,8 +65,8 @@ def _add_images(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
         _refuse_unless(offer.frames_every is None, offer.model, Video)
         if not offer.edits:
             raise RequestError(404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model")
-        async with bodies.of(request, limits.form_bytes) as body:
-            wanted, pictures = await edit_of(body, request.headers, limits)
+        async with bodies.of(request, limits.form_bytes) as sent:
+            wanted, pictures = await edit_of(sent, limits)
         return await answers.images(request, caller, wanted, pictures)
 
 
@@ -75,8 +75,8 @@ def _add_videos(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
 
     async def video_in(request: Request) -> tuple[Video, Pictures]:
         _refuse_unless(offer.frames_every is not None, offer.model, Generation)
-        async with bodies.of(request, limits.form_bytes) as body:
-            wanted, pictures = await video_of(body, request.headers, limits)
+        async with bodies.of(request, limits.form_bytes) as sent:
+            wanted, pictures = await video_of(sent, limits)
         if pictures and not offer.edits:
             raise RequestError(400, f"{offer.model!r} takes no first frame; leave it out", FRAME, "invalid_value")
         if offer.needs_picture and not pictures:
@@ -98,11 +98,10 @@ def _add_videos(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
         if answers.jobs is None:
             raise without_jobs(Video)
         job = await asyncio.to_thread(answers.jobs.store.get, caller.name, Video.kind, name)
-        async with bodies.of(request, limits.body_bytes) as body:
-            given = json_of(bytes(body))
-        if given.get("prompt") is None:
-            raise RequestError(400, "a remix needs a prompt: say what to show now", "prompt", "missing_parameter")
-        wanted = validated(Video, {**job.body["fields"], **given})
+        async with bodies.of(request, limits.body_bytes) as sent:
+            if sent.fields.get("prompt") is None:
+                raise RequestError(400, "a remix needs a prompt: say what to show now", "prompt", "missing_parameter")
+            wanted = validated(Video, sent.fields, form=sent.form, earlier=job.body["fields"])
         return await answers.later(caller, wanted, await asyncio.to_thread(answers.jobs.store.pictures, job), job.id)
 
     @app.post("/v1/videos/sync", dependencies=KEYED, openapi_extra=body_schema(Video, "multipart/form-data", FRAMES))

@@ -23,7 +23,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
 from ttsnap.sampling.denoiser import Can
-from ttsnap.service.edits import FRAME
+from ttsnap.service.bodies import FRAME
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import LoadedLoras
 

@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote
 
+import diffusers
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ttsnap.core.prompt import PRIVATE
 from ttsnap.service.loras import LoadedLoras
 from ttsnap.service.tickets import Ticket
 
@@ -38,13 +40,16 @@ _HIDDEN = (
 
 
 class Discreet(logging.Formatter):
-    """Writes records and their tracebacks without credentials, which errors of an operator's reward may quote.
+    """Writes records and their tracebacks without prompts and credentials, which errors of an operator's reward may
+    quote.
 
     "cannot reach http://user:secret@10.0.0.7/score?key=1" becomes "cannot reach http://10.0.0.7/score?...".
     """
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
+        for prompt in vars(record).get(PRIVATE, ()):
+            text = re.sub(rf"(?<!\w){re.escape(prompt)}(?!\w)", "...", text)
         for hidden, shown in _HIDDEN:
             text = hidden.sub(shown, text)
         return text
@@ -113,6 +118,7 @@ class JsonLines(Discreet):
 
 def log_to_stderr(*, requests: bool = True, lines: Literal["text", "json"] = "text") -> None:
     """Write warnings and errors of ttsnap alone to stderr, in one format; requests: and a line for each request."""
+    diffusers.utils.logging.disable_default_handler()  # its warnings quote prompts that a text encoder cuts
     handler = logging.StreamHandler()
     text = Discreet("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if lines == "json" else text)

@@ -18,7 +18,7 @@ from ttsnap.pipelines.lora import lora_networks
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
-from ttsnap.reward_models.registry import named, refuse_credentials
+from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import Engines
 from ttsnap.service.loras import LoraFolder
@@ -53,7 +53,8 @@ def offered(given: Sequence[str], model: str) -> dict[str, str]:
         refuse_credentials(text)
         name, spec = named(text)
         if any(sign in name for sign in "/\\:"):
-            raise ValueError(f"clients would see {name!r}; offer it by another name, as --rewards NAME={name}")
+            shown = without_queries(name)
+            raise ValueError(f"clients would see {shown!r}; offer it by another name, as --rewards NAME={shown}")
         rewards[name] = spec
     return rewards
 
@@ -84,6 +85,7 @@ def offer_of(
         needs_picture=every is not None and _needs_picture(engines.pipe),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
+        boundary=None if every is None else engines.pipe.config.get("boundary_ratio"),
         true_cfg="true_cfg_scale" in takes,
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)

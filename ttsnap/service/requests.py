@@ -9,13 +9,15 @@ warning that generator_device is not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from ttsnap.core.names import unknown
+from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
 from ttsnap.files.settings import Bounds, Count, Positive, Rule, check, hints_of
+from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import FieldError, SearchLimits
@@ -34,13 +36,23 @@ WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
 ALIASES = {"num_inference_steps": "steps"}
 """Our names of others' fields."""
 UNUSED = {
-    *("user", "safety_identifier", "request_id"),
+    *("user", "safety_identifier", "request_id", "style", "bot_task"),
     *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
 }
-"""Fields that change no image, by the caller or the place and way of computing. So are fields of cache-dit."""
+"""Fields that change no image here: by the caller, the place and way of computing, or models that this service has not.
+So are fields of cache-dit."""
+EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
+"""Fields of which one takes the place of the other in a remix."""
 OFF = {
-    *("lora", "extra_params", "layers", "system_prompt", "bot_task", "diffusers_kwargs", "enhance_prompt", "rollout"),
-    *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
+    *("lora", "extra_params", "layers", "system_prompt", "diffusers_kwargs", "enhance_prompt", "rollout"),
+    *(
+        "enable_upscaling",
+        "upscaling_model_path",
+        "upscaling_scale",
+        "flow_shift",
+        "progressive_mode",
+        "generate_sound",
+    ),
 }
 """Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
 LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
@@ -78,7 +90,9 @@ class Generation(Body):
 
     kind: ClassVar[str] = "image_generation"
 
-    response_format: Literal["b64_json", "url"] = option("b64_json", "images in base64, or as data: URLs")
+    response_format: Literal["b64_json", "url", "file"] = option(
+        "b64_json", "images in base64, or as data: URLs; file: the image itself, or a zip of several"
+    )
     output_format: Literal["png", "jpeg", "webp"] = option("png", "of images")
     output_compression: Annotated[int, Bounds(0, 100)] = option(100, "of jpeg and webp: 100 is the best quality")
     background: Literal["auto", "opaque"] | bool = option(
@@ -102,6 +116,11 @@ class Video(Body):
     )
     frames: Annotated[int, Bounds(1, 32)] = option(4, "frames, chosen evenly, that a reward of images sees")
     output_format: Literal["mp4", "webp", "png"] = option("mp4", "of videos; webp and png are animated")
+    response_format: Literal["file"] = option("file", "videos come as files alone")
+    guidance_scale_2: Scale | None = option(None, "guidance of the second network, for models of two")
+    boundary_ratio: Annotated[float, Bounds(0, 1)] | None = option(
+        None, "where the second network begins; for models of two their own"
+    )
 
     def rate(self, offer: Offer) -> float:
         """Frames a second."""
@@ -122,11 +141,6 @@ class Video(Body):
         return frames
 
 
-def parse(data: bytes) -> Generation:
-    """JSON as the body of a request for images. RequestError names the parameter."""
-    return validated(Generation, json_of(data))
-
-
 def json_of(data: bytes) -> dict[str, Any]:
     """The object in a body. RequestError for anything else."""
     try:
@@ -138,18 +152,23 @@ def json_of(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def validated(kind: type[B], fields: Mapping[str, Any], read: Callable[[str, Any, Any], Any] = check) -> B:
-    """Fields as a body of this kind. read: (name, value, type) -> the value, checked. RequestError names the
-    parameter."""
-    ours, called, unused = in_our_names(fields)
+def validated(
+    kind: type[B], fields: Mapping[str, Any], *, form: bool = False, earlier: Mapping[str, Any] | None = None
+) -> B:
+    """Fields as a body of this kind. form: texts may stand for other values, as they do in forms. earlier: fields of
+    an earlier body, which stay where nothing is given in their place. RequestError names the parameter."""
     hints = {option.name: option.hint for option in options_of(kind)}
+    ours, called, unused = in_our_names(fields)
+    replaced = {other for pair in EITHER if ours.keys() & pair for other in pair}
+    ours = {name: value for name, value in (earlier or {}).items() if name not in replaced} | ours
     for field, value in ours.items():
-        name = called[field][:60]
+        name = called.get(field, field)[:60]
         if field not in hints:
             message = unknown("parameter", name, [*hints, *ALIASES, "width", "height"])
             raise RequestError(400, message, name, "unknown_parameter")
         try:
-            ours[field] = read(name, value, hints[field])
+            as_text = form and isinstance(value, str)
+            ours[field] = read_text(name, value, hints[field]) if as_text else check(name, value, hints[field])
         except ValueError as error:
             raise RequestError(400, str(error), name, "invalid_value") from None
     if "prompt" not in ours:
@@ -174,6 +193,8 @@ def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, s
         unused += more
     called = {ALIASES.get(name, name): name for name in given}
     ours = {name: given[theirs] for name, theirs in called.items() if name not in ("width", "height")}
+    if isinstance(form := ours.get("output_format"), str):
+        ours["output_format"] = form.lower()
     if "width" in given or "height" in given:
         for name in ("width", "height"):
             if not str(given.get(name, "")).isdecimal():
@@ -222,6 +243,11 @@ def request_of(
         if isinstance(wanted, Video):
             fields["num_frames"], batch = wanted.length(offer, limits), replace(FAIR, frames=wanted.frames)
             fields["frame_rate"] = wanted.rate(offer) if offer.frame_rate else None
+            if offer.boundary is None:
+                fields.pop("guidance_scale_2")
+            elif wanted.boundary_ratio not in (None, offer.boundary):
+                own = f"the second network of this model begins at {offer.boundary:g}, got {wanted.boundary_ratio:g}"
+                raise FieldError("boundary_ratio", f"{own}; leave boundary_ratio out")
         elif isinstance(wanted, Generation):
             _check_stream(wanted)
         request = search_request_of(SearchFields(**fields), offer, limits)
@@ -236,12 +262,17 @@ def _check_stream(wanted: Generation) -> None:
         raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
     if wanted.stream and wanted.background is True:
         raise FieldError("background", "a job has no stream; leave background or stream out")
+    if wanted.response_format == "file" and (wanted.stream or wanted.background is True):
+        raise FieldError("response_format", "a file is the whole reply; leave response_format, or stream and job, out")
 
 
 def notes_of(wanted: Body, request: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
     """How the search differs from what the client wanted."""
     low = isinstance(wanted, Generation) and wanted.moderation == "low"
     unused = [*wanted.ignored, *["moderation"] * low]
+    if isinstance(wanted, Video):
+        networks = {"guidance_scale_2": wanted.guidance_scale_2, "boundary_ratio": wanted.boundary_ratio}
+        unused += [name for name, value in networks.items() if value is not None and name not in request.call]
     notes = [f"not used here: {', '.join(unused)}"] if unused else []
     return (*notes, *search_notes_of(request, limits))
 

@@ -16,6 +16,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
 from ttsnap.core.needs import missing
 from ttsnap.core.particles import Particles
+from ttsnap.core.prompt import Prompt, private
 from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
@@ -169,14 +170,14 @@ class Searches:
         """What the loop runs of a request, with all that `add` refuses refused."""
         spec = self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
         for name in self.spec.rewards:
-            self._check(name, request.prompt.read)
+            self._check(name, request.prompt)
         return spec
 
-    def _check(self, name: str, prompt: str) -> None:
+    def _check(self, name: str, prompt: Prompt) -> None:
         try:
-            self.rewards[name].check([prompt])
+            self.rewards[name].check([prompt.read])
         except ValueError as error:
-            logger.warning("the reward %s cannot read a prompt", name, exc_info=error)
+            logger.warning("the reward %s cannot read a prompt", name, exc_info=error, extra=private(prompt))
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
@@ -277,7 +278,7 @@ class Searches:
         if (more := result.spent.nfe - (running.spec.budget.nfe or result.spent.nfe)) > 0:
             warnings.append(f"{round(more, 2)} evaluations more than the budget were left by other requests of yours")
         for warning in result.warnings[len(found[0].warnings) :]:
-            logger.warning("%s", warning)
+            logger.warning("%s", warning, extra=private(request.prompt))
         for name in request.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")

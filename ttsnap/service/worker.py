@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import replace
 
+from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.limits import FieldError
@@ -203,7 +204,7 @@ class Worker(threading.Thread):
         except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
-                logger.warning("a model refused its arguments", exc_info=error)
+                logger.warning("a model refused its arguments", exc_info=error, extra=private(ticket.request.prompt))
                 said = "this model does not take these settings; leave some out"
             param = field_at_fault(self.engines.pipe, spec, self._usual)
             self._end(ticket, "refused", RequestError(400, said, param, "invalid_value"))
@@ -211,7 +212,7 @@ class Worker(threading.Thread):
             logger.error("the devices keep failing", exc_info=error)
             self._end(ticket, "failed", devices_fail())
         except Exception as error:
-            logger.error("a search could not begin", exc_info=error)
+            logger.error("a search could not begin", exc_info=error, extra=private(ticket.request.prompt))
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
             self._active[ticket], ticket.begun = searches, time.monotonic()
@@ -243,7 +244,7 @@ class Worker(threading.Thread):
         try:
             ended = searches.turn()
         except Exception as error:
-            logger.error("searches failed", exc_info=error)
+            logger.error("searches failed", exc_info=error, extra=private(*(t.request.prompt for t in tickets)))
             self._drop(searches.spec)
             for ticket in list(searches.under_way):
                 self._end(ticket, "failed", failure(error, searches.spec))
