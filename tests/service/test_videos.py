@@ -318,21 +318,16 @@ def test_what_clients_of_vllm_omni_send_is_read(server: GenerationServer) -> Non
 
 
 def test_a_first_frame_in_a_form_without_files_may_be_large(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((64, 64)).save(file, format="PNG", pnginfo=None)
-    data = file.getvalue() + bytes(10**6)  # which a decoder does not read
+    data = png() + bytes(10**6)  # which a decoder does not read
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    engines = OneDevice(twin("wan image2video"), {"brightness": make_rewards("brightness")[0]})
+    engines = OneDevice(twin("ltx image2video"), {"brightness": make_rewards("brightness")[0]})
     own: dict[str, Any] = {"prompt": "a cat", **OWN, "budget": "1images"}
     with serving(engines, tmp_path) as server:
         url = f"{server.url}/v1/videos/sync"
         reference = json.dumps({"image_url": uri})
         replies = [
             httpx.post(url, data={**own, "image_reference": reference}, timeout=60),
-            httpx.post(
-                url, files={**{k: (None, str(v)) for k, v in own.items()}, "image_reference": (None, reference)}
-            ),
+            httpx.post(url, files={k: (None, str(v)) for k, v in {**own, "image_reference": reference}.items()}),
             httpx.post(url, json={**own, "image_reference": {"image_url": uri}}, timeout=60),
             httpx.post(url, content=json.dumps({**own, "input_reference": {"image_url": uri}}).replace("/", "\\/")),
             httpx.post(url, data=own, files={"input_reference": ("a.png", data)}, timeout=60),
