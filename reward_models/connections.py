@@ -233,7 +233,7 @@ class Pieces:
         while (start := body.find(b'"', end)) >= 0:
             picture = self.picture.match(body, start)
             if (found := picture or text.match(body, start)) is None:
-                said = f"a text that has no end, or no {self.kind} and more than {self.text:,} bytes"
+                said = f"a text that has no end, or more than {self.text:,} bytes and is not {self.kind}"
                 raise RefusedError(413, said)
             name = f"image {len(pictures)}"
             parts += body[end:start], f'"{name}"'.encode() if picture else found[0]

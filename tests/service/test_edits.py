@@ -239,7 +239,7 @@ def test_edits_come_in_streams(client: OpenAI, drawn: Image.Image) -> None:
         ({}, {"output_compression": "101"}, "output_compression", "from 0 to 100"),
         ({}, {"output_compression": "abc"}, "output_compression", "whole number"),
         ({}, {"output_format": "gif"}, "output_format", "choose one of png, jpeg, webp"),
-        ({}, {"response_format": "file"}, "response_format", "choose one of b64_json, url"),
+        ({}, {"response_format": "raw"}, "response_format", "choose one of b64_json, url"),
         ({}, {"layers": "4"}, "layers", "unknown parameter 'layers'"),
     ],
 )

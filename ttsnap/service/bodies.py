@@ -128,8 +128,8 @@ def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
         return Sent(_json(body, limits))
     fields = _fields(texts)
     for name in (FRAME, REFERENCE):
-        if str(fields.get(name)).startswith("{"):  # JSON in a form, as vLLM-Omni's clients send it
-            fields |= _json(b'{"%b":%b}' % (name.encode(), fields[name].encode()), limits)
+        if isinstance(text := fields.get(name), str) and text.startswith("{"):  # as vLLM-Omni's clients send it
+            fields |= _json(b'{"%b":%b}' % (name.encode(), text.encode()), limits)
     if sum(len(text) for name, text in texts if name.partition("[")[0] not in (FRAME, REFERENCE)) > limits.body_bytes:
         raise RefusedError(413, f"texts of a form are above their maximum size of {limits.body_bytes} bytes together")
     return Sent(fields, files, form=True)

@@ -177,7 +177,7 @@ class Searches:
         try:
             self.rewards[name].check([prompt.read])
         except ValueError as error:
-            logger.warning("the reward %s cannot read a prompt", name, exc_info=error, extra=private(prompt))
+            logger.warning("the reward %s cannot read a prompt: %s", name, type(error).__name__)  # it quotes the prompt
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
