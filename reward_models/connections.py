@@ -229,7 +229,7 @@ class Pieces:
         The rest is kilobytes, so parsing takes little memory: Python needs 35 times the bytes of nested lists.
         """
         text = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % self.text, re.DOTALL)
-        parts, pictures, end, beside, count = list[bytes](), dict[str, bytes](), 0, 0, 0
+        parts, pictures, end, beside, count = list[bytes | bytearray](), dict[str, bytes](), 0, 0, 0
         while (start := body.find(b'"', end)) >= 0:
             picture = self.picture.match(body, start)
             if (found := picture or text.match(body, start)) is None:

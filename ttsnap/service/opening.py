@@ -85,7 +85,7 @@ def offer_of(
         needs_picture=every is not None and _needs_picture(engines.pipe),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
-        boundary=None if every is None else engines.pipe.config.get("boundary_ratio"),
+        boundary=None if every is None else getattr(engines.pipe, "config", {}).get("boundary_ratio"),
         true_cfg="true_cfg_scale" in takes,
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)

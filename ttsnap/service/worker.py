@@ -60,8 +60,7 @@ class Worker(threading.Thread):
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
         self._returns, self._pots = Returns(), Pots(limits.shared_pot or 0.0)
-        self._representatives = Representatives(engines.pipe)
-        self._deadline = float("inf")
+        self._representatives, self._deadline = Representatives(engines.pipe), float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
 
