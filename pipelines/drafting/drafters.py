@@ -23,6 +23,7 @@ from ttsnap.options.sampler import HOT
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
+from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
@@ -83,9 +84,10 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
         settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
     key, state = ("draft", where, network, known), (_state(base), _stamps(path))
-    kept: tuple[Hashable, Drafter] | None = pipe._search_memo.get(key)
+    memo = vars(pipe).setdefault("_search_memo", Memo())
+    kept: tuple[Hashable, Drafter] | None = memo.get(key)
     if kept is None or kept[0] != state:
-        kept = pipe._search_memo[key] = (state, _loaded(pipe, network, where, known))
+        kept = memo[key] = (state, _loaded(pipe, network, where, known))
     # A draft.json on disk is read anew: the drafter may have been checked since.
     anew = known is None and path.exists()
     return replace(kept[1], calls=calls, settings=_settings(where) if anew else kept[1].settings)

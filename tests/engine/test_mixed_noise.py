@@ -28,6 +28,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
         encode=lambda prompts: None,
         conditions=lambda prompts, seeds: prompts,
         begin=lambda noise, cond: noise,
+        drafts=None,
     )
     kernel: Any = SimpleNamespace(init=lambda x, key, generator: None)
     prompts = EncodedPrompts(denoiser, lambda: None)

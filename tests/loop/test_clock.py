@@ -57,7 +57,9 @@ def made(speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = 
     denoiser = Slow(means, torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4]), steps=20)
     denoiser.speed = speed
     if drafts:
-        denoiser.drafts = SimpleNamespace(calls=1, passes=1, guess=denoiser.guess, level=lambda step, calls: 0.5)
+        denoiser.drafts = SimpleNamespace(
+            calls=1, passes=1, guess=denoiser.guess, level=lambda step, calls: 0.5, start=None
+        )
     live = LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=KERNELS[kernel](denoiser))
     live._price = replace(live.price, seconds=RATES)
     return live

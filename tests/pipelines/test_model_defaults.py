@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm
 from ttsnap.cli import main
 from ttsnap.core.protocols import Algorithm
-from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
 from ttsnap.pipelines.model_defaults import defaults_in, defaults_of
@@ -132,15 +133,18 @@ def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> Non
     assert out.search[0].spent.cost.draft_calls > 1
     assert not out.search[0].warnings
     told = json.loads(out.images[0].info["ttsnap"])
-    assert (told["draft"], told["call"]) == ("embedded", FULL)
+    assert (told["draft"], told["finish"], told["call"]) == ("embedded", "0.4:3", FULL)
     named = pipe(PROMPT, draft="embedded", **search).search[0]
     assert (named.best.seed, named.spent.cost) == (out.search[0].best.seed, out.search[0].spent.cost)
     for none in (None, "none"):
         without = pipe(PROMPT, draft=none, **search)
         assert without.search[0].spent.cost.draft_calls == 0
         assert "draft" not in json.loads(without.images[0].info["ttsnap"])
-    alone = pipe(PROMPT, **{**search, "budget": "1image"}).search[0]  # which leaves nothing for drafts
-    assert (alone.spent.nfe, alone.spent.cost.draft_calls, alone.warnings) == (20, 0, ())
+    alone = pipe(PROMPT, **{**search, "budget": "1image"}).search[0]  # of the whole call
+    assert alone.spent.cost.draft_calls > 1
+    assert alone.spent.nfe <= 20
+    ranked = pipe(PROMPT, finish="noise", **{**search, "budget": "1image"}).search[0]  # which leaves nothing for drafts
+    assert (ranked.spent.nfe, ranked.spent.cost.draft_calls, ranked.warnings) == (20, 0, ())
 
 
 # --- where the model's own draft is left out ----------------------------------------------------------------------
@@ -194,8 +198,11 @@ def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any, tmp_p
     assert (own.name, own.call) == ("embedded", {**FULL, "height": 32, "width": 32})
     left_open, named = SamplerOptions(), SamplerOptions(draft="hot")
     assert left_open.draft == AUTO
-    assert drafting(pipe, left_open, PRUNING, "scenes", FULL).draft == "embedded"
-    assert drafting(pipe, named, make_algorithm("svdd"), "scenes", {}) is named
+    own_way = drafting(pipe, left_open, PRUNING, "scenes", FULL)
+    assert (own_way.draft, own_way.finish) == ("embedded", "0.4:3")
+    assert drafting(pipe, named, make_algorithm("svdd"), "scenes", {}) == replace(named, finish=NOISE)
+    asked = drafting(pipe, SamplerOptions(finish="0.6:4"), make_algorithm("best-of-n"), "scenes", FULL)
+    assert (asked.draft, asked.finish) == ("embedded", "0.6:4")
 
     other = upgrade(pipe)
     other = type(pipe).from_pipe(
@@ -251,7 +258,8 @@ def test_the_command_line_says_which_searches_had_drafts(tmp_path: Path, capsys:
     words = ["generate", PROMPT, "--budget", "25nfe", "--compare", "best-of-n"]
     assert main([*words, "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().out
-    assert "drafts by embedded said which seeds to denoise (--draft none searches without)" in said
+    assert "drafts by embedded were finished (--draft none searches without)" in said
+    assert "redraw(prompt='a red circle', image=draft, num_inference_steps=6, strength=0.5" in said
     assert "seed-pruning with drafts  scenes" in said
     assert "drafts count in the budget; --draft none compares the searches without them" in said
     (png,) = (tmp_path / "with").glob("01-*.png")

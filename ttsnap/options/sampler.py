@@ -101,13 +101,13 @@ class SamplerOptions(Settings):
         "seed's own noise), a level of yours as 0.6, with the steps from there as 0.6:4, or auto (the draft where that "
         "was measured to find more)",
         python="A number is a level.",
-        written=Word,
+        written=Word | None,
         common=True,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "finish", str(self.finish))
+        object.__setattr__(self, "finish", AUTO if self.finish is None else str(self.finish))
         if self.finish not in (AUTO, NOISE, DRAFT):
             Finish.parse(self.finish)
         if isinstance(self.draft, str) and self.draft == NONE:
