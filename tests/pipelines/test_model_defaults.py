@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm
@@ -268,3 +270,33 @@ def test_the_command_line_says_which_searches_had_drafts(tmp_path: Path, capsys:
     config.write_text("draft: none\n")
     assert main([*words, "--config", str(config), "--out", str(tmp_path / "without")]) == 0
     assert "drafts" not in capsys.readouterr().out
+
+
+def test_a_finished_draft_is_made_again_from_its_png_and_no_strangers_drafter_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "generate",
+        PROMPT,
+        "--budget",
+        "8nfe",
+        "--seed",
+        "5",
+        "--dtype",
+        "float32",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    (png,) = (tmp_path / "out").glob("01-*.png")
+    assert read_payload(png)["finish"] == "0.4:3"
+    assert main(["replay", str(png)]) == 0
+    assert "0 of 255" in capsys.readouterr().out
+    image = Image.open(png)
+    for drafter, said in (("someone/draft", "asks for the drafter 'someone/draft'"), (None, "names no drafter")):
+        told = {**json.loads(image.info["ttsnap"]), "draft": drafter}
+        info = PngInfo()
+        info.add_text("ttsnap", json.dumps(told))
+        image.save(tmp_path / "theirs.png", pnginfo=info)
+        assert main(["replay", str(tmp_path / "theirs.png")]) != 0
+        assert said in capsys.readouterr().err
