@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
 from ttsnap.loop.budget import Budget
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import named
 
 from ..said import error_of  # noqa: TID252
@@ -118,8 +121,12 @@ def test_budgets_that_may_pay_for_an_image_pass() -> None:
         {"num_inference_steps": 5},
         *({"num_inference_steps": 20, name: 1} for name in ("image", "sigmas")),
     ):
-        common.check_affordable(five, call)
-    common.check_affordable(Budget(seconds=1.0, flops=1.0), {"num_inference_steps": 20})
+        common.check_affordable(five, EngineSpec(None, ("brightness",), SamplerOptions(draft=None), call=call))
+    engine = EngineSpec(None, ("brightness",), call={"num_inference_steps": 20})
+    common.check_affordable(Budget(seconds=1.0, flops=1.0), engine)
+    common.check_affordable(five, engine)  # the model's own drafts may be finished
+    with pytest.raises(ValueError, match="takes 20 NFE at 20 steps"):
+        common.check_affordable(five, replace(engine, sampler=SamplerOptions(finish="noise")))
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])

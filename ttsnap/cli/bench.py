@@ -147,7 +147,7 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
         utility=a.utility,
         report=reward_tuple(common.report_of(a)),
     )
-    common.check_affordable(request.budget, request.engine.call)
+    common.check_affordable(request.budget, request.engine)
     if request.budget.images is not None and len({arm.steps for arm in arms}) > 1:
         raise ValueError("an image takes other evaluations with the denoising steps that some of these algorithms were "
                          "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import NOISE, SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
 from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
@@ -170,13 +170,18 @@ def check_names(given: Arguments) -> None:
         raise ValueError(unknown("likeness", likeness, known))
 
 
-def check_affordable(budget: Budget, call: Mapping[str, Any]) -> None:
+def check_affordable(budget: Budget, engine: EngineSpec) -> None:
     """ValueError for a budget that cannot pay for an image, as far as that is known without the model: where the call
-    says how many steps an image takes. An image takes an evaluation a step or more."""
+    says how many steps an image takes. An image takes an evaluation a step or more, unless drafts may be finished."""
+    from ttsnap.pipelines import recommended
+
+    call, sampler, model = engine.call, engine.sampler, engine.model or ModelOptions()
     steps = call.get("num_inference_steps")
+    drafted = sampler.draft is not None if not sampler.left_open else recommended(model.model).draft is not None
     if budget.images is not None and budget.images < 1:
         raise ValueError(f"budget {budget} is too small for one image; give 1images or more")
     fewer = {"image", "sigmas", "timesteps", "denoising_start", "denoising_end"} & set(call)
+    fewer |= {"draft"} if drafted and sampler.finish != NOISE else set()
     if isinstance(steps, int) and budget.nfe is not None and budget.nfe < steps and not fewer:
         raise ValueError(
             f"budget {budget} is too small for one image, which takes {steps} NFE at {steps} steps; raise the budget "

@@ -134,7 +134,7 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
         reward_tuple(a.require),
     )
     first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
-    common.check_affordable(first.budget, engine.call)
+    common.check_affordable(first.budget, engine)
     if not a.compare:
         return {a.algorithm: first}
     return {a.algorithm: first, a.compare: replace(first, search=own_algorithm(a.compare), options={})}

@@ -102,7 +102,6 @@ class SamplerOptions(Settings):
         "was measured to find more)",
         python="A number is a level.",
         written=Word | None,
-        common=True,
     )
 
     def __post_init__(self) -> None:
