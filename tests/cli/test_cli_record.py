@@ -133,7 +133,7 @@ def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.Capture
         (["a red circle", "--steps", "4", "--score-steps", "[9]"], "do not fit a grid of 4 steps"),
         (["a red circle", "--reward", "magic"], "unknown reward 'magic'"),
         (["a red circle", "--kernel", "magic"], "unknown kernel 'magic'"),
-        (["a red circle", "--model", "some/model"], "needs a --reward"),
+        (["a red circle", "--model", "some/model"], "some/model"),  # needs a reward, and here has no hub to come from
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
 )

@@ -147,7 +147,8 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
         utility=a.utility,
         report=reward_tuple(common.report_of(a)),
     )
-    common.check_affordable(request.budget, request.engine)
+    undrafted = request.engine.sampler.drafted_by(None)  # studies take no drafter that is not named
+    common.check_affordable(request.budget, replace(request.engine, sampler=undrafted))
     if request.budget.images is not None and len({arm.steps for arm in arms}) > 1:
         raise ValueError("an image takes other evaluations with the denoising steps that some of these algorithms were "
                          "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip

@@ -23,7 +23,7 @@ from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest, reward_tuple
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
 from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
 
@@ -177,7 +177,9 @@ def check_affordable(budget: Budget, engine: EngineSpec) -> None:
 
     call, sampler, model = engine.call, engine.sampler, engine.model or ModelOptions()
     steps = call.get("num_inference_steps")
-    drafted = sampler.draft is not None if not sampler.left_open else recommended(model.model).draft is not None
+    own = recommended(model.model) if sampler.left_open else ModelDefaults()
+    own_drafts = own.draft is not None and own.call.get("num_inference_steps") == steps
+    drafted = own_drafts if sampler.left_open else sampler.draft is not None
     if budget.images is not None and budget.images < 1:
         raise ValueError(f"budget {budget} is too small for one image; give 1images or more")
     fewer = {"image", "sigmas", "timesteps", "denoising_start", "denoising_end"} & set(call)

@@ -47,8 +47,9 @@ def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -
     calls: IntArray = (rows.score & (rows.stop < steps)) * look.draft_calls(rows.stop)
     if not begin_calls:
         return calls
-    calls = np.where((rows.stop == 0) & (calls == begin_calls), 0, calls)
-    return calls + begin_calls * from_noise(rows).astype(int)
+    begun: IntArray = np.where((rows.stop == 0) & (calls == begin_calls), 0, calls)
+    begun = begun + begin_calls * from_noise(rows)
+    return begun
 
 
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
