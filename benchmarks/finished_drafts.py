@@ -99,7 +99,8 @@ def main() -> None:
     if a.sheet:
         sheet(pipe, a.finish[-1], prompts[:6], rewards, a)
     if a.plot:
-        plot(found["nfe"], a.plot, {"strict": "share of winners that are right"})
+        rows = [{**row, "algorithm": shown(row["algorithm"])} for row in found["nfe"] if shown(row["algorithm"])]
+        plot(rows, a.plot, {"strict": "share of winners that are right"})
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("json", "plot")}
         a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
@@ -139,6 +140,16 @@ def recorded(
 
 def _image(made: Recording) -> Any:
     return image_cost(made.grid, len(made.reward_names), made.price)
+
+
+def shown(name: str) -> str:
+    """What the curve of a search is called; empty for one that is not plotted."""
+    way, _, search = name.partition(": ")
+    kind, _, steps = way.partition("@")
+    begun = f"{steps or 'all'} steps from noise" if kind == "noise" else f"drafts finished, {way}"
+    return {"best-of-n": f"best-of-N, {begun}", "pruning": begun + (", drafts rank" if kind == "noise" else "")}.get(
+        search, ""
+    )
 
 
 def told(values: Any) -> str:
