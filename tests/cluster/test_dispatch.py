@@ -64,7 +64,7 @@ def pool_of(workers: int, seed: int = 0, *args: Any, kills: int = 0) -> tuple[Lo
 def made_by(pool: LocalPool, units: list[Unit], folder: str = "r") -> list[tuple[int, float]]:
     setup, making = recorded_by(pool, [Prompt("a")], Path(folder), RecordOptions(20))
     spent: list[float] = []
-    found = [(unit.index, float(made.scores[0])) for unit, made in making(units, spent.append)]
+    found = [(unit.index, float(made.scores[0])) for unit, made in making(units, spent.append, lambda: False)]
     assert sum(spent) == setup.nfe * len(found)
     return found
 

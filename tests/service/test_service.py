@@ -138,7 +138,7 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
         ({"n": 11}, "n", "at most 10 images"),
         ({"size": "32x99999"}, "size", "16 to 1024 pixels"),
         ({"size": "large"}, "size", "must be WIDTHxHEIGHT, or auto"),
-        ({"response_format": "file"}, "response_format", "b64_json"),
+        ({"response_format": "raw"}, "response_format", "b64_json"),
         ({"background": "transparent"}, "background", "opaque"),
         ({"style": "vivid"}, "style", "unknown parameter 'style'"),
         ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
