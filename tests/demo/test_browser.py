@@ -293,7 +293,7 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     assert column.locator("[data-asked=finish]").count() == 1  # at once
     page.wait_for_function(
         """name => [...document.querySelectorAll('#stage .tt-cell')].some(
-            cell => cell.title.startsWith(`seed ${name}, step 20`))""",
+            cell => cell.title.startsWith(`seed ${name}, step 3`))""",
         arg=name,
     )
     page.click("#best")

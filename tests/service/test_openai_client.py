@@ -197,7 +197,6 @@ def test_what_openai_s_api_has_and_this_service_lacks_is_refused_in_openai_s_sha
         lambda: videos.remix("video_1", prompt=PROMPT),
         lambda: client.images.generate(prompt=PROMPT, background="transparent"),
         lambda: client.images.generate(prompt=PROMPT, output_format="svg"),
-        lambda: client.images.generate(prompt=PROMPT, style="vivid"),
         lambda: client.images.edit(image=picture, prompt=PROMPT, input_fidelity="high"),
         lambda: client.images.edit(image=picture, prompt=PROMPT, markup=picture),
         lambda: client.embeddings.create(input="x", model="embedded"),
@@ -208,7 +207,7 @@ def test_what_openai_s_api_has_and_this_service_lacks_is_refused_in_openai_s_sha
             ask()
         assert set(error.value.body) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
         params.append(error.value.param)
-    named = ["background", "output_format", "style", "input_fidelity", "markup"]
+    named = ["background", "output_format", "input_fidelity", "markup"]
     assert params == [None, "model", None, *named, None]
 
 

@@ -140,7 +140,6 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
         ({"size": "large"}, "size", "must be WIDTHxHEIGHT, or auto"),
         ({"response_format": "raw"}, "response_format", "b64_json"),
         ({"background": "transparent"}, "background", "opaque"),
-        ({"style": "vivid"}, "style", "unknown parameter 'style'"),
         ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
         ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
         ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),

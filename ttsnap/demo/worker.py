@@ -141,10 +141,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     from ttsnap.pipelines.searching import completed  # loaded with the model
 
     request = completed(request, pipe)
-    denoiser = pipe.denoiser(**pictures_opened(request.call))
-    if request.engine.sampler.kernel != "pipeline":
-        denoiser.convert(request.engine.sampler.path, request.engine.sampler.times)
-    grid: Grid = denoiser.grid
+    grid: Grid = pipe.sampling_denoiser(request.engine.sampler, **pictures_opened(request.call)).grid
     budget = limits.capped(request.budget, grid)
     view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(request))
     if (picture := picture_of(request)) is not None:
