@@ -17,12 +17,12 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
 )
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.drafting.drafters import Drafter
-from ttsnap.pipelines.drafting.drafting import stock_lines
 
 from ttsnap import BestOfN
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.drafting.drafters import Drafter
+from ttsnap.pipelines.drafting.drafting import stock_lines
 from ttsnap.sampling.drafts import DraftSettings
 from ttsnap.sampling.rng import seeded
 

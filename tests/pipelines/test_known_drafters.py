@@ -20,10 +20,10 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
 from ttsnap.pipelines.drafting.drafters import Drafter
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.drafting.known_drafters import BASES, KNOWN
-
 from ttsnap.sampling.drafts import call_times
 
 from .test_drafters import close, denoiser, rows
