@@ -114,6 +114,10 @@ class SearchMixin:
         """How many frames of a video one latent frame stands for; None where it makes images."""
         return None
 
+    def boundary(self) -> float | None:
+        """Where the second of two networks begins, as a share of the training steps; None for models of one network."""
+        return None
+
     def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts with what lists in the call give for each of them, and the call as engines take it: with blank
         pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""

@@ -35,7 +35,7 @@ class KnownDrafter:
     first_time: float = 1.0
     """What the first call is told, as a share of the true time."""
     level: float = 0.6
-    """Noise level to finish a guess from, to begin with: one that did well on the embedded model."""
+    """Noise level to try to finish a guess from; on these models none was measured."""
 
     @property
     def settings(self) -> DraftSettings:

@@ -78,9 +78,8 @@ class ModularDenoiser(PipelineDenoiser):
             drawing, self._trial = self._tried()
         self._once, self._for_seed = self._parts.before[:drawing], self._parts.before[drawing:]
         self.layout = Plain(*(int(self._trial.get(name) or 0) for name in ("height", "width")))
-        # Pipelines of videos have no scale of this name, and their networks no table of positions.
-        scale = getattr(self.pipe, "vae_scale_factor", 1)
-        check_sides(self.net.config, scale, self.layout.height, self.layout.width)
+        if "pos_embed_max_size" in self.net.config:  # networks of videos have no table of positions
+            check_sides(self.net.config, self.pipe.vae_scale_factor, self.layout.height, self.layout.width)
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": given["eta"]} if "eta" in given else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)

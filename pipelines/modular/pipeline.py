@@ -76,6 +76,10 @@ class SearchModularMixin(SearchMixin):
         name = workflows_of(self.stock_class().__name__)[0].frames_every
         return None if name is None else int(getattr(self, name))
 
+    def boundary(self) -> float | None:
+        found: float | None = self.config.get("boundary_ratio")
+        return found
+
     @property
     def name_or_path(self) -> str | None:
         """The folder or hub id that it was loaded from."""

@@ -23,7 +23,7 @@ from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
 from ttsnap.rewards.reward_model import RewardModel, said
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
-from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.denoiser import Can, Denoiser, begin_calls
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class RowScorer:
             more_calls=self.calls - len(self.rewards),
             features=self.features_taken,
             bases=self.bases,
-            begin_calls=drafts.calls if drafts is not None and drafts.start is not None else 0,
+            begin_calls=begin_calls(denoiser),
         )
 
     @cached_property

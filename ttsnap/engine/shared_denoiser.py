@@ -15,7 +15,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can, Denoiser, drafts_of
+from ttsnap.sampling.denoiser import Can, Denoiser, begin_calls, drafts_of
 from ttsnap.sampling.kernels import Kernel
 
 
@@ -103,9 +103,7 @@ class InitialNoise:
         self.denoiser, self.kernel, self.prompts = denoiser, kernel, prompts
         self.device: torch.device | None = None
         """Where latents are; None before there are any."""
-        drafts = denoiser.drafts
-        self.begin_calls = drafts.calls if drafts is not None and drafts.start is not None else 0
-        """Calls of the drafter by which particles begin, whose drafts are finished; 0 where they begin as noise."""
+        self.begin_calls = begin_calls(denoiser)
 
     def draw(self, nodes: Sequence[Node]) -> None:
         """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser is to see them."""

@@ -188,6 +188,12 @@ class Denoiser(ABC):
         return ()
 
 
+def begin_calls(denoiser: Denoiser) -> int:
+    """Calls of the drafter by which particles begin, where drafts are finished; 0 where they begin as noise."""
+    drafts = denoiser.drafts
+    return drafts.calls if drafts is not None and drafts.start is not None else 0
+
+
 def drafts_of(denoiser: Denoiser) -> Drafts:
     """The drafter of a denoiser at work. ValueError where there is nothing to guess finished images by."""
     if denoiser.drafts is None:

@@ -79,7 +79,6 @@ def offer_of(
     if loras is not None:
         lora_networks(engines.pipe)
     takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
-    config: Any = getattr(engines.pipe, "config", {})  # diffusers'
     offer = Offer(
         name,
         tuple(engines.rewards),
@@ -90,7 +89,7 @@ def offer_of(
         needs_picture=every is not None and _needs_picture(engines.pipe),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
-        boundary=None if every is None else config.get("boundary_ratio"),
+        boundary=engines.pipe.boundary(),
         true_cfg="true_cfg_scale" in takes,
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
