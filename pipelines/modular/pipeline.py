@@ -77,7 +77,7 @@ class SearchModularMixin(SearchMixin):
         return None if name is None else int(getattr(self, name))
 
     def boundary(self) -> float | None:
-        found: float | None = self.config.get("boundary_ratio")
+        found: float | None = self.config.get("boundary_ratio")  # type: ignore[attr-defined]
         return found
 
     @property
