@@ -20,6 +20,14 @@ CORE = ("core", "loop", "algorithms", "engine", "sampling")
 """The rooms in which a search is decided and run."""
 PROGRAMS = ("scenes", "demo", "cli")
 """Rooms that are left out of the counts of probes: the embedded world and what people run."""
+DOORS = ("cli", "service", "demo", "cluster", "comfyui")
+"""Rooms by which people come in: they hold how users type, a listener, and how a result is shown."""
+FRAMEWORKS = ("files/settings", "options/option", "cli/parser", "cli/arguments", "cli/help", "cli/configs",
+              "request/limits", "request/offer", "service/requests", "service/bodies", "service/sizes")  # fmt: skip
+"""Modules of ttsnap that check values, declare options and parse them."""
+SENTENCE = re.compile(r'match=r?f?"(?:[^"\s]+\s+){3}')
+"""What a test matches in four words or more."""
+GRADIENTS = re.compile(r"gradient", re.IGNORECASE)
 FEWEST_LINES, MOST_LINES, MOST_PARAMETERS = 60, 300, 6
 FILES = modules()
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -102,6 +110,11 @@ def inside(kind: type[ast.AST], path: str, name: str) -> int:
     return sum(isinstance(node, kind) for node in found.body)
 
 
+def longest_entry() -> int:
+    """Lines of the longest entry of a version in the changelog."""
+    return max(len(part.splitlines()) for part in text_of(ROOT / "CHANGELOG.md").split("\n## ")[1:])
+
+
 def measures() -> dict[str, int]:
     """What is counted, and how much of it there is."""
     every = list(FILES.values())
@@ -112,8 +125,21 @@ def measures() -> dict[str, int]:
     homes, every_arrow = classes(), arrows()
     by_name = {module: {room_of(other) for other in named(path)} for module, path in FILES.items()}
     all_functions = count(every, lambda node: isinstance(node, DEFINITIONS))
+    doors = [path for path in every if path.relative_to(ROOT).parts[:2] in {("ttsnap", door) for door in DOORS}]
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    prose = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return {
         "lines": sum(map(lines, every)),
+        "lines of the doors": sum(map(lines, doors)),
+        "lines of own checks, options and parsers": sum(
+            lines(path) for name in FRAMEWORKS if (path := ROOT / "ttsnap" / f"{name}.py").is_file()
+        ),
+        "files that mention gradients": sum(bool(GRADIENTS.search(text_of(path))) for path in every),
+        "functions called request_of": count(every, lambda node: isinstance(node, DEFINITIONS) and node.name == "request_of"),
+        "lines of the tests": sum(map(lines, tests)),
+        "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
+        "words of README and docs": sum(len(text_of(path).split()) for path in prose),
+        "lines of the longest entry of the changelog": longest_entry(),
         "files": len(every),
         f"files under {FEWEST_LINES} lines": sum(lines(path) < FEWEST_LINES for path in every),
         f"files over {MOST_LINES} lines": sum(lines(path) > MOST_LINES for path in every),
