@@ -177,7 +177,7 @@ def test_several_loras_are_given_one_by_one(
 
 
 def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
-    path = str(forged(tmp_path, draft="someone/draft:2", noises="independent", search__nfe=95.5))
+    path = str(forged(tmp_path, draft="someone/draft:2", noises="independent", estimate_guidance=2.0, search__nfe=95.5))
     assert main(["replay", path]) == 0
     ((_, _, pipe),) = loaded
     assert pipe.requests[0].engine.sampler.draft is None

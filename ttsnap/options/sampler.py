@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from ttsnap.files.settings import Bounds, Json, Settings, Word
+from ttsnap.files.settings import Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
 AUTO, NONE = "auto", "none"
@@ -75,14 +75,6 @@ class SamplerOptions(Settings):
         written=Word | None,
         recorded=False,
     )
-
-    estimate_guidance: Annotated[float, Bounds(0, 1000)] | None = option(
-        None,
-        "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
-        "no evaluation more, and the image does not change",
-        unset="that of the image",
-        metavar="SCALE",
-    )
     draft: Spec = option(
         AUTO,
         "what guesses finished images, for searches that look at such guesses: auto (the model's own, in searches for "
@@ -129,7 +121,7 @@ class SamplerOptions(Settings):
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same images from the same seeds."""
-        return not self.finishes and not set(changed(self)) - {"estimate_guidance", "draft", "finish"}
+        return not self.finishes and not set(changed(self)) - {"draft", "finish"}
 
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none, and where

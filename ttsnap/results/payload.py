@@ -95,6 +95,7 @@ def checked(payload: object, where: object) -> dict[str, Any]:
     Optional keys that hold null are left out. So are options that were removed since, at their old defaults.
     """
     fields = dict(payload) if isinstance(payload, dict) else {}
+    fields.pop("estimate_guidance", None)  # an option of earlier versions, which chose among seeds and changed no image
     if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of earlier versions
         why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
         raise ValueError(f"{where} cannot be made again: {why}")
