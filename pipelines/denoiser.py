@@ -6,7 +6,6 @@ import copy
 import inspect
 import threading
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 

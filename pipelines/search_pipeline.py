@@ -81,7 +81,7 @@ class SearchPipeline(Protocol[Stock]):
         times: Spec = "pipeline", guide: Spec = None, draft: Spec = "auto",
         finish: Spec = "auto", batch_size: int | None = None, decode_batch_size: int | None = None,
         gradient_batch_size: int | None = None, frames: int = 4, devices: int | Literal["all", "auto"] = 1,
-        ray_address: str | None = None, reward_actors: int = 0, **stock: Unpack[CallArguments],
+        ray_address: str | None = None, **stock: Unpack[CallArguments],
     ) -> SearchOutput: ...
     # fmt: on
 

@@ -26,7 +26,7 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, same, search_again, spent, stopped
+from .local import LocalPool, Shelf, same, search_again, spent, stopped
 
 
 def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
@@ -241,3 +241,39 @@ def test_images_that_differ_are_the_same_ones_on_many_engines(mixture: Any, kill
     same(alone, found)
     assert cluster.group.ran - cluster.lost == spent(found)
     assert spent(found).features > 0
+
+
+class Large(ByText):
+    """Images of 256 x 256 pixels, 786 kB each."""
+
+    def decode(self, x0: Any) -> Any:
+        return super().decode(x0).expand(-1, -1, 256, 256).contiguous()
+
+
+def test_only_kept_images_reach_the_driver(counted: Any) -> None:
+    def make() -> LiveEngine:
+        stock = counted(STEPS)
+        denoiser = Large(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
+        return LiveEngine(denoiser, [Coarse()], EngineOptions(3))
+
+    pool = LocalPool(make, 2)
+    found = search(["a"], make_algorithm("best-of-n", n=24), ClusterEngine(pool), keep=2)
+    image, small = 3 * 256 * 256 * 4, 3 * 256 * 256
+    assert len(Shelf.images) == 24
+    assert [candidate.pixels.shape for candidate in found[0].images] == [(3, 256, 256)] * 2
+    assert 2 * image <= sum(Shelf.fetched) < 2 * image + 1000
+    assert pool.heard < 24 * small + 60_000, "answers hold small copies only"
+
+
+def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture: Any) -> None:
+    algorithm = make_algorithm("best-of-n", n=6)
+    plain = search(["a"], algorithm, mixture(algorithm), keep=2)[0]
+    cluster = ClusterEngine(LocalPool(lambda: mixture(algorithm), 2))
+
+    def lose(event: Any) -> None:
+        if event.kind == "score" and event.uids[0] == plain.best.uid:
+            Shelf.images[event.picture.place.number] = b""
+
+    found = search(["a"], algorithm, cluster, keep=1, on_event=lose)[0]
+    assert found.best.uid == plain.images[1].uid
+    assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]

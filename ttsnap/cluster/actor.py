@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,41 +38,13 @@ class Actor:
         return m.Turn(answer)
 
 
-class SearchActor(Actor, ABC):
-    """What takes part in searches on a device, whose memory and energy it measures."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
-
-    @abstractmethod
-    def start(self) -> None:
-        """Forget all jobs, and count from 0."""
-
-    @abstractmethod
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """ValueError for prompts that the rewards cannot score."""
-
-    def begin_measuring(self) -> None:
-        """Begin to measure memory and energy."""
-        self._begun.pop_all().close()
-        self._begun.enter_context(self._meter)
-        self._measures = True
-
-    def end_measuring(self) -> RunUsage | None:
-        """What was used since; None where a predecessor of this actor began."""
-        self._begun.pop_all().close()
-        usage = self._meter.summary() if self._measures else None
-        self._measures = False
-        return usage
-
-
-class EngineActor(SearchActor):
-    """One engine."""
+class EngineActor(Actor):
+    """One engine on a device, whose memory and energy it measures."""
 
     def __init__(self, make: Callable[[], LiveEngine]) -> None:
         self.engine = make()
         self._counted, self._following = Cost(), 0
-        super().__init__(self.engine.denoiser.device)
+        self._meter, self._begun, self._measures = Meter(self.engine.denoiser.device), ExitStack(), False
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
@@ -110,7 +81,21 @@ class EngineActor(SearchActor):
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for prompts that the rewards cannot score."""
         self.engine.check(prompts)
+
+    def begin_measuring(self) -> None:
+        """Begin to measure memory and energy."""
+        self._begun.pop_all().close()
+        self._begun.enter_context(self._meter)
+        self._measures = True
+
+    def end_measuring(self) -> RunUsage | None:
+        """What was used since; None where a predecessor of this actor began."""
+        self._begun.pop_all().close()
+        usage = self._meter.summary() if self._measures else None
+        self._measures = False
+        return usage
 
     def calibrate(self) -> tuple[Cost, m.Description]:
         """Measure price.seconds; what that took, and the engine with its price."""

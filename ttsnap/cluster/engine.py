@@ -1,7 +1,7 @@
 """ClusterEngine: one search on many devices, an actor with a live engine on each.
 
 To the loop it is an engine like any other. Particles live on actors, not prompts: placement.py says where rows go.
-job_log.py knows how to make again what a dead actor had. Rewards may have actors of their own (remote_rewards.py).
+job_log.py knows how to make again what a dead actor had.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from ttsnap.cluster.actor import EngineActor, SearchActor
+from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorGroup, Pool
 from ttsnap.cluster.colocation import ColocatedRows, Copies, Copying, at_home, by_home, colocated, split_off
 from ttsnap.cluster.job_log import JobLog
 from ttsnap.cluster.merging import ClusterMeter, agreed, averaged, begun, merged
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.cluster.placement import Placement
-from ttsnap.cluster.remote_rewards import RemoteRewards
 from ttsnap.core.cost import Cost, Price
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
@@ -34,20 +33,15 @@ SOME = 16
 class ClusterEngine(Engine):
     """The actors of a pool as one engine."""
 
-    def __init__(self, pool: Pool, reward_actors: int = 0, columns: Sequence[int] = ()) -> None:
-        """reward_actors: how many of the last actors have rewards in place of an engine. columns: where these rewards
-        are among all. ValueError where the engines are not alike."""
-        self.group = ActorGroup(pool, self._revived)
-        self.everyone, self.actors = range(len(pool)), range(len(pool) - reward_actors)
-        others = range(len(self.actors), len(pool))
-        self.rewards = RemoteRewards(self.group, others, columns, lambda done: self._arrived.extend(done))
+    def __init__(self, pool: Pool) -> None:
+        """ValueError where the engines are not alike."""
+        self.group, self.actors = ActorGroup(pool, self._revived), range(len(pool))
         self._gradient: Gradient | None = None
         self._forget()
-        for actor in self.everyone:  # all load side by side
-            self.group.post(actor, Call(SearchActor.start))
-        self.rewards.describe()
+        for actor in self.actors:  # all load side by side
+            self.group.post(actor, Call(EngineActor.start))
         self._describe(self.group.ask(self.actors, Call(EngineActor.describe)))
-        self.reward_names = self.rewards.names(self._description.reward_names)
+        self.reward_names = self._description.reward_names
 
     def _forget(self) -> None:
         self.group.reset()
@@ -59,7 +53,6 @@ class ClusterEngine(Engine):
         self._cancelling: dict[int, dict[int, Outcome | None]] = {}
         self._credited = Cost()
         self.placement = Placement([SOME] * len(self.actors))
-        self.rewards.start()
 
     def _describe(self, descriptions: Sequence[Description]) -> None:
         self._description = one = agreed(descriptions)
@@ -78,7 +71,7 @@ class ClusterEngine(Engine):
     @property
     def price(self) -> Price:
         """With seconds as the slowest actor has them."""
-        return self.rewards.priced(self._description.price, len(self._description.reward_names))
+        return self._description.price
 
     @property
     def capacity(self) -> int:
@@ -103,7 +96,7 @@ class ClusterEngine(Engine):
     @property
     def timings(self) -> Mapping[str, float]:
         """Seconds by phase, on average over the actors, which work side by side."""
-        return self.rewards.timed(averaged([self.group.last[actor].timings for actor in self.actors]))
+        return averaged([turn.timings for turn in self.group.last])
 
     @property
     def lost(self) -> Cost:
@@ -118,12 +111,12 @@ class ClusterEngine(Engine):
         return ClusterMeter(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.group.ask(self.everyone, Call(SearchActor.check, tuple(prompts)))
+        self.group.ask(self.actors, Call(EngineActor.check, tuple(prompts)))
 
     def calibrate(self) -> Cost:
         answers = self.group.ask(self.actors, Call(EngineActor.calibrate))
         self._describe([description for _, description in answers])
-        return self.rewards.calibrate().plus(*(cost for cost, _ in answers))
+        return Cost().plus(*(cost for cost, _ in answers))
 
     def differentiate(self, gradient: Gradient) -> None:
         self._gradient = gradient
@@ -133,14 +126,13 @@ class ClusterEngine(Engine):
 
     def start(self) -> None:
         self._forget()
-        self.group.ask(self.everyone, Call(SearchActor.start))
+        self.group.ask(self.actors, Call(EngineActor.start))
 
     def admit(self, prompts: Sequence[Prompt]) -> None:
         first = self._following
         self._prompts |= dict(enumerate(prompts, first))
         self._following += len(prompts)
         try:
-            self.group.ask(self.rewards.actors, Call(SearchActor.check, tuple(prompts)))
             self._describe(self.group.ask(self.actors, Call(EngineActor.admit, first, tuple(prompts))))
         except Exception:
             self._following = first
@@ -184,13 +176,12 @@ class ClusterEngine(Engine):
         log.drop(uids)
 
     def pending(self) -> int:
-        """Rows to run, and images to score beyond those that keep the actors of rewards busy."""
-        return sum(len(log.open) for log in self._logs.values()) + self.rewards.queue.surplus
+        return sum(len(log.open) for log in self._logs.values())
 
     def tick(self) -> list[Outcome]:
         """The outcomes that are ready; waits for the first actor that has some, never for the slowest."""
         self._go_on()
-        if (self.pending() or self.rewards.queue.held) and self.group.busy:
+        if self.pending() and self.group.busy:
             self.group.listen(1.0)
             self._go_on()
         return self.arrived()
@@ -212,11 +203,6 @@ class ClusterEngine(Engine):
             self._cancel(actor, job)
         while any(part is None for part in self._cancelling[job].values()):
             self.group.listen(1.0)
-        # Images that were made are scored, which was paid.
-        self.rewards.queue.hurry(job)
-        while self.rewards.queue.holds(job):
-            self.rewards.queue.send()
-            self.group.listen(1.0)
         return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
 
     def _cancel(self, actor: int, job: int) -> None:
@@ -233,7 +219,6 @@ class ClusterEngine(Engine):
         sends, moves = self.placement.next()
         self._send(sends)
         self._move(moves)
-        self.rewards.queue.send()
         for actor, sent in enumerate(self.placement.sent):
             if sent:
                 self.group.post_ahead(actor, Call(EngineActor.tick), partial(self._completed, actor))
@@ -269,8 +254,7 @@ class ClusterEngine(Engine):
     def _completed(self, actor: int, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             self._rest(actor, outcome)
-            if not self.rewards.wait(outcome, self._prompts[outcome.job].read, self.grid.steps):
-                self._arrived.append(outcome)
+            self._arrived.append(outcome)
 
     def _rest(self, actor: int, outcome: Outcome, *, cancelled: bool = False) -> None:
         log = self._logs[outcome.job]
@@ -283,9 +267,6 @@ class ClusterEngine(Engine):
 
     def _revived(self, actor: int) -> None:
         """Give a new actor the jobs of the dead one, and have it make its particles again."""
-        if actor not in self.actors:
-            self.rewards.revived(actor)
-            return
         weights = dict(self.placement.weights)
         start = Call(EngineActor.start, dict(self._prompts), self._following, self._gradient, weights)
         self.group.post(actor, start)

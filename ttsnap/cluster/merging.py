@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ttsnap.cluster.actor import SearchActor
+from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import NAMES, Cost, Rates
@@ -82,12 +82,12 @@ class ClusterMeter:
         self.parts: list[RunUsage] = []
 
     def __enter__(self) -> ClusterMeter:
-        self.group.ask(range(len(self.group)), Call(SearchActor.begin_measuring))
+        self.group.ask(range(len(self.group)), Call(EngineActor.begin_measuring))
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(EngineLost):
-            usages = self.group.ask(range(len(self.group)), Call(SearchActor.end_measuring))
+            usages = self.group.ask(range(len(self.group)), Call(EngineActor.end_measuring))
             self.parts += [usage for usage in usages if usage is not None]
 
     def summary(self) -> RunUsage:

@@ -171,8 +171,8 @@ def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Ta
 def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
     """`costs` and `finish` of a tariff.
 
-    A check takes the evaluations up to its step, that of its look or the calls of the drafter, and a score. The particle
-    goes on with its look's evaluation; the drafter's calls are paid for the look alone.
+    A check takes the evaluations up to its step, that of its look or the calls of the drafter, and a score. The
+    particle goes on with its look's evaluation; the drafter's calls are paid for the look alone.
     """
     ahead, looks = f.steps < task.grid.steps, [read_look(check.look) for check in f.checks]
     stops = f.steps[:, None]
