@@ -78,6 +78,4 @@ class Description:
     offers: frozenset[Need]
     price: Price
     calibration_cost: Cost
-    fair: bool
-    """Whether jobs take turns."""
     batch_sizes: Mapping[str, int]
