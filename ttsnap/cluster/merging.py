@@ -91,12 +91,11 @@ class ClusterMeter:
             self.parts += [usage for usage in usages if usage is not None]
 
     def summary(self) -> RunUsage:
-        """Energy and CO2e of all together, the memory of the one that held most."""
+        """The energy of all together, the memory of the one that held most."""
         if not self.parts:
             return RunUsage()
         most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
-        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
-                        "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
+        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts])})
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
