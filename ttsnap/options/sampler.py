@@ -53,7 +53,7 @@ class SamplerOptions(Settings):
     )
     path: Spec = option(
         None,
-        "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial",
+        "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp",
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word | None,
