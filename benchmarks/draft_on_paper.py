@@ -189,7 +189,7 @@ def _latent(denoiser: Any) -> Tensor:
 
 def _out(denoiser: Any, latent: Tensor) -> Tensor:
     zero = torch.zeros(1, dtype=torch.long)
-    return denoiser.guided(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero).out
+    return denoiser.guided(latent, denoiser.schedule.timesteps[:1].to("meta"), zero, zero)
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""Fewer denoising steps under a budget: best-of-N and seed pruning with each number, and what `ttsnap tune` chooses.
+"""Fewer denoising steps under a budget: best-of-N and seed pruning with each number.
 
     python benchmarks/fewer_steps.py --json steps.json
-    python benchmarks/fewer_steps.py --model signs --steps 6 10 20 --fit-prompts 0 --budgets 20 50 100 200
+    python benchmarks/fewer_steps.py --model signs --steps 6 10 20 --budgets 20 50 100 200
 
 Prompts that training held out are recorded once for each number of steps, with the same seeds. Searches choose by the
 checker's soft score, or by the similarity of what an OCR reads with the word. Whether winners are strictly right is
-only reported. "tuned" is `ttsnap tune` for the one budget, over the recordings of other prompts with all numbers of
-steps, and with the last number alone. Differences are paired by prompts. All of it follows again at equal FLOPs: those
-of as many evaluations, decodes and what the reward takes included.
+only reported. Differences are paired by prompts. All of it follows again at equal FLOPs: those of as many evaluations,
+decodes and what the reward takes included.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.simulate import Curve, best_of_n_curve, curve
-from ttsnap.simulation.tune import tune
 
 SCORED = {
     "embedded": {20: (2, 4, 5, 6, 7, 8, 9, 11, 14)},
@@ -50,49 +48,43 @@ def main() -> None:
     p.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="NFE per prompt")
     add_recording(p, prompts=60, seeds=64)
     p.add_argument("--prompt-seed", type=int, default=15, help="another seed, other held-out prompts of the same kinds")
-    p.add_argument("--fit-prompts", type=int, default=36, help="others, to tune on; 0: nothing is tuned")
-    p.add_argument("--fit-seeds", type=int, default=24)
-    p.add_argument("--trials", type=int, default=300, help="schedules that are tried for each budget")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        fit, test = recorded(a, a.recordings or Path(temporary))
+        test = recorded(a, a.recordings or Path(temporary))
     found: dict[str, Any] = {}
     one = test[-1].price.flops.nfe
     for unit in ("nfe", "flops"):
         worth = {b: Budget(nfe=b) if unit == "nfe" else Budget(flops=b * one) for b in a.budgets}
         caps = {b: cap for b, cap in worth.items() if unit == "nfe" or b * one > least(test[-1])}
         print(f"\n## {'evaluations' if unit == 'nfe' else 'at the FLOPs of as many evaluations'}\n")
-        found[unit] = compared(fit, test, caps, a)
+        found[unit] = compared(test, caps, a)
     if a.json:
         setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "json"}
         a.json.write_text(json.dumps({"ttsnap": __version__, "setting": setting, **found}, indent=1))
 
 
-def recorded(a: argparse.Namespace, folder: Path) -> tuple[list[Recording], list[Recording]]:
-    """Recordings to tune on, and to compare on: one for each number of steps."""
+def recorded(a: argparse.Namespace, folder: Path) -> list[Recording]:
+    """A recording for each number of steps."""
     pipe = load(a.model, dtype=getattr(torch, a.dtype))
     if a.model == "signs":
         prompts, rewards = signs.sample_prompts(a.prompts, a.prompt_seed), ["ocr:line"]
-        words = {signs.parse(prompt).word for prompt in prompts}
-        others = signs.sample_prompts(a.fit_prompts + a.prompts, a.prompt_seed + 1)
-        others = [prompt for prompt in others if signs.parse(prompt).word not in words][: a.fit_prompts]
     else:
         prompts, rewards = scenes.sample_prompts(a.prompts, a.prompt_seed), ["scenes", "scenes-strict"]
-        others = scenes.sample_prompts(a.fit_prompts, 1, held_out=False)
 
-    def made(steps: int, name: str, prompts: list[str], seeds: int) -> Recording:
+    def made(steps: int) -> Recording:
         call = {**defaults(a.model), "num_inference_steps": steps}
         engine = pipe.engine(rewards, batch_size=a.batch_size, **call)
         scored = SCORED[a.model].get(steps)
-        options = RecordOptions(seeds, seed=0, steps=None if scored is None else list(scored))
-        made = record(engine, prompts, folder / str(steps) / name, options, info=call, progress_bar=True)
+        options = RecordOptions(a.seeds, seed=0, steps=None if scored is None else list(scored))
+        made = record(
+            engine, prompts, folder / str(steps) / f"test{a.prompt_seed}", options, info=call, progress_bar=True
+        )
         if a.model == "embedded":
             return made
         return with_right(made)
 
-    fit = [made(steps, "fit", others, a.fit_seeds) for steps in a.steps if others]
-    return fit, [made(steps, f"test{a.prompt_seed}", prompts, a.seeds) for steps in a.steps]
+    return [made(steps) for steps in a.steps]
 
 
 def with_right(recording: Recording) -> Recording:
@@ -103,43 +95,23 @@ def with_right(recording: Recording) -> Recording:
     return replace(recording, scores=scores, reward_names=("similarity", "right"), price=price)
 
 
-def compared(
-    fit: list[Recording], test: list[Recording], caps: Mapping[int, Budget], a: argparse.Namespace
-) -> dict[str, Any]:
-    """Rows of each search, and how much more of the winners of a tuned one are right than of others. caps: by the
+def compared(test: list[Recording], caps: Mapping[int, Budget], a: argparse.Namespace) -> dict[str, Any]:
+    """Rows of each search, and how much more of its winners are right than of best-of-N's with most steps. caps: by the
     numbers of evaluations that they are worth."""
-    budgets, utility = list(caps.values()), SOFT
-    curves, chosen = {}, {}
+    budgets, utility, curves = list(caps.values()), SOFT, dict[str, Curve]()
     for recording, steps in zip(test, a.steps, strict=True):
         curves[f"best-of-n, {steps}"] = best_of_n_curve(recording, budgets, utility=utility)
         curves[f"seed-pruning, {steps}"] = curve(recording, SeedPruning(), budgets, a.repeats, utility=utility)
-    for name, few in {"tuned": fit, f"tuned, {a.steps[-1]}": fit[-1:]}.items() if fit else ():
-        points = []
-        for n, cap in caps.items():
-            best = tune(few, [cap], trials=a.trials, holdout=0.0, utility=utility).schedule
-            chosen[f"{name}, {n}"] = {"steps": best.denoising_steps, "checks": best.steps, "keep": best.keep}
-            print(
-                f"{name} for {n}: {best.denoising_steps} steps, checks at {best.steps}, keeping {best.keep}", flush=True
-            )
-            there = next(r for r in test if r.denoising_steps == best.denoising_steps)
-            points.append(curve(there, best, [cap], a.repeats, utility=utility))
-        curves[name] = Curve.joined(points)
     rows = [row | {"budget": n} for name, c in curves.items() for n, row in zip(caps, rows_of(name, c), strict=True)]
     for key, title in (("strict", "strictly right"), ("reward", "the score by which searches choose")):
         cells = [[f"{row[key]:.3f} ± {row[f'{key}_se']:.3f}" for row in rows if row["algorithm"] == n] for n in curves]
         print("\n" + markdown([title, *map(str, caps)], [[n, *row] for n, row in zip(curves, cells, strict=True)]))
-    usual, more = f"best-of-n, {a.steps[-1]}", []
-    pairs = {usual: [(name, usual) for name in curves], "another": [("tuned", name) for name in curves if fit]}
-    for than, those in pairs.items():
-        gains = {pair: ahead(*(curves[name] for name in pair)) for pair in those if len(set(pair)) > 1}
-        more += [{"search": name, "than": other, "right": gain} for (name, other), gain in gains.items()]
-        lines = [
-            [f"{name}, over {other}", *(f"{g:+.3f} ± {e:.3f}" for g, e in gain)]
-            for (name, other), gain in gains.items()
-        ]
-        if lines:
-            print("\n" + markdown([f"strictly right, more than {than}", *map(str, caps)], lines))
-    return {"rows": rows, "paired": more, "chosen": chosen}
+    usual = f"best-of-n, {a.steps[-1]}"
+    gains = {name: ahead(found, curves[usual]) for name, found in curves.items() if name != usual}
+    lines = [[name, *(f"{g:+.3f} ± {e:.3f}" for g, e in gain)] for name, gain in gains.items()]
+    print("\n" + markdown([f"strictly right, more than {usual}", *map(str, caps)], lines))
+    more = [{"search": name, "than": usual, "right": gain} for name, gain in gains.items()]
+    return {"rows": rows, "paired": more}
 
 
 def ahead(mine: Curve, other: Curve) -> list[tuple[float, float]]:

@@ -16,7 +16,6 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
-from ttsnap.core.looks import Rollout
 from ttsnap.pipelines import load
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.sampling.kernels import Ode, Prediction
@@ -67,7 +66,7 @@ class Sampler:
         return partial(made, *map(float, numbers))
 
     def _rollout(self, calls: float, x: Tensor, cond: Tensor) -> Tensor:
-        points = [0, *Rollout(int(calls)).points(0, self.steps), self.steps]
+        points = [round(j * self.steps / calls) for j in range(int(calls) + 1)]
         ode = Ode(self.model.path, self.model.times)
         for k, to in itertools.pairwise(points):
             at = torch.full([len(x)], k)
@@ -111,10 +110,10 @@ class Sampler:
         scale, difference = self.model.guidance.scale, torch.zeros(())
         for k in range(self.steps):
             if evaluated(k, every, warm):
-                out, conditional = self.guided(x, k, cond, estimates=1.0)
+                out, conditional = self.guided(x, k, cond), self.guided(x, k, cond, guided=False)
                 difference = (out - conditional) / (scale - 1)
             else:
-                out = self.guided(x, k, cond, guided=False).out + (scale - 1) * difference
+                out = self.guided(x, k, cond, guided=False) + (scale - 1) * difference
             x = self.stepped(x, out, k)
         return x
 

@@ -6,7 +6,6 @@ import copy
 import inspect
 import threading
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.arguments import refuse_step_caches
-from ttsnap.pipelines.guidance import Guidance, Guided, Texts
+from ttsnap.pipelines.guidance import Guidance, Texts
 from ttsnap.pipelines.latents.convert import convert
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
@@ -109,8 +108,6 @@ class PipelineDenoiser(Denoiser):
             found.add(Can.PATH)
         if getattr(self.pipe, "preview_vae", None) is not None:
             found.add(Can.PREVIEW)
-        if self.guidance.guided and self.guidance.at is None:
-            found.add(Can.GUIDE_ESTIMATES)
         return found
 
     def must(self, can: Can) -> None:
@@ -121,16 +118,6 @@ class PipelineDenoiser(Denoiser):
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         """Sample along another path, at other times (pipelines/latents/convert.py), with one evaluation a step."""
         self.set_up(convert(self.schedule, path, times), self.guidance)
-
-    def guide_estimates(self, scale: float) -> None:
-        """Let `predict` make a second x0 estimate for scores, at this guidance (Prediction.estimate).
-
-        This takes no further evaluation. ValueError where a step has one pass.
-        """
-        if Can.GUIDE_ESTIMATES not in self.can:
-            raise ValueError(f"estimate_guidance {scale:g} needs two passes at every step, which this call of "
-                             f"{type(self).__name__} does not make; guide by more than 1, or leave it out")  # fmt: skip
-        self.guidance = replace(self.guidance, estimates=scale)
 
     @property
     def net(self) -> Any:
@@ -197,8 +184,8 @@ class PipelineDenoiser(Denoiser):
 
     # --- what families build on -----------------------------------------------------------------------------------
 
-    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
-        """The network's guided output (N, ...), as the scheduler wants it, and that at the guidance of estimates.
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+        """The network's guided output (N, ...), as the scheduler wants it.
 
         x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the device. step (N,),
         positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
@@ -261,10 +248,9 @@ class PipelineDenoiser(Denoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         t = self.schedule.timesteps[step].to(x.device, non_blocking=True)
-        out, judged = self.guided(self.schedule.scaled(x, step), t, step, cond)
+        out = self.guided(self.schedule.scaled(x, step), t, step, cond)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        estimate = None if judged is None else self.schedule.x0(x, judged, step)
-        return Prediction(out, self.schedule.x0(x, out, step), estimate)
+        return Prediction(out, self.schedule.x0(x, out, step))
 
     def decode(self, x0: Tensor) -> Tensor:
         images = self.pixels(self.pipe.vae, x0)

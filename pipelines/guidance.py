@@ -37,15 +37,6 @@ class Texts(NamedTuple):
         return Texts(change(self.positive), None if self.negative is None else change(self.negative))
 
 
-class Guided(NamedTuple):
-    """The output of a guided evaluation."""
-
-    out: Tensor
-    """(N, ...): what the sampler follows."""
-    estimate: Tensor | None = None
-    """(N, ...): the output at the scale at which estimates are scored, where that is another one."""
-
-
 def classifier_free(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     """unconditional + scale * (conditional - unconditional)."""
     return unconditional + scale * (conditional - unconditional)
@@ -70,8 +61,6 @@ class Guidance(ABC):
     """Of the outputs of both passes."""
     at: tuple[bool, ...] | None = None
     """Whether each position of the schedule is guided; None: all are. Prices count two passes for all."""
-    estimates: float | None = None
-    """The scale at which estimates are scored; None: `scale`."""
 
     @property
     def passes(self) -> int:
@@ -84,19 +73,18 @@ class Guidance(ABC):
             raise ValueError("calls share a network where they agree in size and guidance")
         return self if self.at is None or other.at is None else replace(self, at=(*self.at, *other.at))
 
-    def __call__(self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor) -> Guided:
+    def __call__(self, call: Call, x: Tensor, t: Tensor, step: Tensor, texts: Texts, cond: Tensor) -> Tensor:
         """The guided output for x (N, ...) at timesteps t (N,), positions step (N,) and rows cond (N,) of the texts."""
         rows = None if self.at is None else [i for i, k in enumerate(step.tolist()) if self.at[k]]
         positive = taken(texts.positive, cond)
         if not self.guided or texts.negative is None or rows == []:
-            return Guided(call(x, t, *positive))
+            return call(x, t, *positive)
         if rows is None:
             conditional, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond), slice(None))
-            estimate = None if self.estimates is None else self.combine(unconditional, conditional, self.estimates)
-            return Guided(self.combine(unconditional, conditional, self.scale), estimate)
+            return self.combine(unconditional, conditional, self.scale)
         out, unconditional = self.both(call, x, t, positive, taken(texts.negative, cond[rows]), rows)
         guided = self.combine(unconditional, out[rows], self.scale)
-        return Guided(out.index_copy(0, torch.tensor(rows, device=out.device), guided))
+        return out.index_copy(0, torch.tensor(rows, device=out.device), guided)
 
     @abstractmethod
     def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:

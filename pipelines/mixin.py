@@ -181,8 +181,6 @@ class SearchMixin:
         elif sampler.path is not None or sampler.times != "pipeline":
             raise ValueError(f"the pipeline's own kernel keeps to its path and times, got {sampler.path!r} and "
                              f'{sampler.times!r}; choose kernel="ode", "sde" or another')  # fmt: skip
-        if sampler.estimate_guidance is not None:
-            denoiser.guide_estimates(sampler.estimate_guidance)
         if sampler.draft is not None:
             use_drafter(denoiser, sampler.draft)
         return denoiser

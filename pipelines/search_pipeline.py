@@ -78,10 +78,10 @@ class SearchPipeline(Protocol[Stock]):
         report: Spec = None, diverse: bool = False, diversity: float | None = None, likeness: Spec = None,
         seed: int | None = None, on_event: Callable[[Event], None] | None = None,
         should_stop: Callable[[], bool] | None = None, kernel: Spec = "pipeline", path: Spec = None,
-        times: Spec = "pipeline", guide: Spec = None, estimate_guidance: float | None = None, draft: Spec = "auto",
+        times: Spec = "pipeline", guide: Spec = None, draft: Spec = "auto",
         finish: Spec = "auto", batch_size: int | None = None, decode_batch_size: int | None = None,
         gradient_batch_size: int | None = None, frames: int = 4, devices: int | Literal["all", "auto"] = 1,
-        ray_address: str | None = None, reward_actors: int = 0, **stock: Unpack[CallArguments],
+        ray_address: str | None = None, **stock: Unpack[CallArguments],
     ) -> SearchOutput: ...
     # fmt: on
 

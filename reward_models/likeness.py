@@ -76,9 +76,6 @@ def make_likeness(
         return None if spec is None else Likeness(getattr(spec, "__name__", "function"), spec)
     name, _, weights = spec.partition(":")
     own = [reward for reward in rewards if reward.embed_images is not None and (spec in (AUTO, REWARD, reward.name))]
-    if not own and spec in (AUTO, REWARD) and any(reward.remote for reward in rewards):
-        raise ValueError("the rewards are on devices of their own, and images are compared where they are made; say by "
-                         "what: --likeness pixels, dino or the name of a reward")  # fmt: skip
     if spec == PIXELS or (spec == AUTO and not own):
         return Likeness(PIXELS, _cells)
     if name == DINO:

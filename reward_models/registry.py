@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ttsnap.core.names import did_you_mean, load_object, unknown
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.rewards.reward_model import RewardModel, adapted, needs_of, stated
+from ttsnap.rewards.reward_model import RewardModel, adapted, stated
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +100,8 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
         staged: RewardModel = _load("ttsnap.reward_models.staged:Staged", spec)(early, late)
         return staged
     if isinstance(spec, str) and (place := _elsewhere(spec)) is not None:
-        remote: RewardModel = _load(place, spec)(spec)
-        return remote
+        elsewhere: RewardModel = _load(place, spec)(spec)
+        return elsewhere
     what, name, weights = _what(spec), "", ""
     more: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     if isinstance(spec, str) and spec.partition(":")[0] in REWARDS:
@@ -158,23 +158,10 @@ def check_names(specs: object) -> None:
             raise ValueError(f"{said}{did_you_mean(name, _NAMES)}")
 
 
-def heavy(spec: Spec) -> bool:
-    """Whether a reward is worth a device of its own (`RewardModel.heavy`) and can have one: it needs no more than
-    images and prompts.
-
-    No weights are loaded; the spec's file or module is imported, that is, executed. ValueError for an unknown name.
-    """
-    refuse_credentials(spec)
-    return any(
-        stated(what, "heavy", False) and stated(what, "estimates", "pixels") == "pixels" and not needs_of(what)
-        for what in _here(spec)
-    )
-
-
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
     """Whether rewards may score drafts by default: none pays tokens for each of many drafts.
 
-    No weights are loaded, as for `heavy`. ValueError for an unknown name.
+    No weights are loaded; the spec's file or module is imported, that is, executed. ValueError for an unknown name.
     """
     judged = any(isinstance(stage, str) and stage.partition(":")[0] == JUDGE for stage in _stages(specs))
     return not judged and not any(stated(what, "tokens", 0) for what in _here(specs))

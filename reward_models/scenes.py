@@ -88,7 +88,6 @@ class ScenesNoiseAware(NoiseAware):
     """The learned reward for x0 estimates of any noise level: what `ttsnap distill` made of ScenesLearned."""
 
     name = "scenes-noise-aware"
-    heavy = False
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, **options: Any) -> Self:

@@ -27,7 +27,6 @@ class NetworkReward(RewardModel):
     own processor does that. batch_size: most rows of a forward pass.
     """
 
-    heavy = True
     weights = ""
     """The hub id of the published weights."""
     trained_dtype = torch.float32

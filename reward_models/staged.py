@@ -22,7 +22,6 @@ class Staged(RewardModel):
     def __init__(self, early: Reward, final: Reward) -> None:
         self.early, self.final = adapted(early), adapted(final)
         self.name = f"{self.early.name} then {self.final.name}"
-        self.heavy = self.early.heavy or self.final.heavy
         self.tokens = max(self.early.tokens, self.final.tokens)
         self.needs = self.early.needs | self.final.needs
         if ("video" in self.early.needs) != ("video" in self.final.needs):

@@ -3,8 +3,8 @@
     python scripts/draw_cluster.py          # rewrites docs/cluster.svg
     python scripts/draw_cluster.py --check  # fails where the drawing is not what this script draws
 
-The numbers are those of the list in docs/architecture.md. Thick arrows carry images, dashed ones latents, thin ones
-rows and scores alone.
+The numbers are those of the list in docs/architecture.md. Thick arrows carry images, thin ones rows and scores
+alone.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ def frame(x: float, y: float, width: float, height: float, title: str) -> str:
 def arrow(points: str, kind: str = "rows") -> str:
     """Along these points, "x,y x,y"."""
     color, width = (IMAGES, 3) if kind == "images" else (ARROW, 1.6)
-    dash = ' stroke-dasharray="6 4"' if kind == "latents" else ""
     marker = "images" if kind == "images" else "rows"
     return (
-        f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width:g}"{dash} '
+        f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width:g}" '
         f'stroke-linejoin="round" marker-end="url(#{marker})"/>'
     )
 
@@ -72,52 +71,40 @@ def draw() -> str:
     shapes = [
         frame(30, 30, 230, 450, "Your process"),
         box(46, 66, 198, 60, "the loop: asks, charges,\ncollects"),
-        box(46, 166, 198, 60, "placement: which rows\ngo where"),
+        box(46, 166, 198, 60, "which rows go where"),
         box(46, 266, 198, 60, "job log: how to make\nparticles again"),
         box(46, 400, 198, 56, "the kept images"),
         frame(390, 30, 320, 150, "Actor 0, a device"),
         box(406, 66, 128, 96, "particles\nat rest"),
-        box(546, 66, 148, 96, "batches: evaluate,\nstep, decode,\ncheap rewards"),
+        box(546, 66, 148, 96, "batches: evaluate,\nstep, decode,\nscore"),
         frame(390, 236, 320, 150, "Actor 1, a device"),
         box(406, 272, 128, 96, "particles\nat rest"),
-        box(546, 272, 148, 96, "batches: evaluate,\nstep, decode,\ncheap rewards"),
+        box(546, 272, 148, 96, "batches: evaluate,\nstep, decode,\nscore"),
         frame(390, 420, 320, 60, "Object store: images"),
-        frame(840, 236, 180, 244, "Reward actor"),
-        box(856, 272, 148, 192, "fetches images,\nkeeps its batches\nfull, scores"),
     ]
     arrows = [
         arrow("145,126 145,166"),
         arrow("244,186 325,186 325,100 390,100"),
         arrow("325,186 325,306 390,306"),
-        arrow("390,160 260,160", "latents"),
-        arrow("260,346 390,346", "latents"),
         arrow("640,180 640,208 750,208 750,436 710,436", "images"),
         arrow("660,386 660,420", "images"),
         arrow("710,50 790,50 790,18 180,18 180,66"),
-        arrow("710,462 840,462", "images"),
-        arrow("244,210 290,210 290,500 930,500 930,480"),
-        arrow("930,236 930,8 220,8 220,66"),
         arrow("390,440 244,440", "images"),
     ]
     marks = [
         mark(145, 144, 1),
         mark(325, 146, 2),
-        mark(358, 160, 3),
-        mark(358, 346, 3),
-        mark(640, 194, 4),
-        mark(660, 401, 4),
-        mark(790, 34, 5),
-        mark(600, 500, 6),
-        mark(780, 462, 6),
-        mark(930, 120, 7),
-        mark(330, 440, 8),
+        mark(640, 194, 3),
+        mark(660, 401, 3),
+        mark(790, 34, 3),
+        mark(330, 440, 4),
     ]
     return "\n".join(
         [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1050 516" font-family="sans-serif">',
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 510" font-family="sans-serif">',
             "<title>How a row travels when a search runs on several devices</title>",
             f"<defs>{head('rows', ARROW, 9)}{head('images', IMAGES, 12)}</defs>",
-            '<rect width="1050" height="516" rx="8" fill="#ffffff"/>',
+            '<rect width="820" height="510" rx="8" fill="#ffffff"/>',
             *shapes,
             *arrows,
             *marks,

@@ -40,7 +40,6 @@ def evaluate(
         looks=[str(seen) for seen in LOOKS if seen.step < min(steps, config.trajectories.states)],
     )
     info: dict[str, Json] = {"model": config.model, "call": config.call, "weights": sha256(draft / WEIGHTS)}
-    # `ttsnap evaluate-draft` reads these, too.
     info |= {"draft": str(draft.resolve()), "draft_guidance": purpose.guidance_scale}
     recording = record(engine, prompts, folder, options, info=info, progress_bar=bar)
     looks = ranked(recording)
@@ -117,6 +116,6 @@ evaluation of the model; x0 estimates are those that the sampler makes anyway.
 - pictures: loaded as an ordinary LoRA (`pipe.load_lora_weights`) it changes what the model makes, and one call with it
   is a blurred guess
 - samplers that draw noise, other schedules, other guidance, other weights of the model
-- prompts far from those that it was trained on, until `ttsnap evaluate-draft` says how it ranks there
+- prompts far from those that it was trained on, until `ttsnap record --check-draft` says how it ranks there
 """
     )

@@ -108,7 +108,7 @@ class Drafting:
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
             timestep = (time * unit).float().to(x.device, non_blocking=True)
-            out = twin.guided(at.to(x.dtype), timestep, position, cond).out
+            out = twin.guided(at.to(x.dtype), timestep, position, cond)
             there = replace(schedule, alpha=path.alpha(time), sigma=path.sigma(time), scale=None)
             return there.x0(at, out, each)
 
@@ -145,8 +145,7 @@ class Drafting:
         if scale is not None and not own.guided:
             raise ValueError(f"this draft is made at guidance {scale:g}, for which this call of "
                              f"{type(twin).__name__} encodes no negative prompt; guide by more than 1")  # fmt: skip
-        twin.guidance = replace(own, guided=scale is not None, scale=own.scale if scale is None else scale,
-                                estimates=None)  # fmt: skip
+        twin.guidance = replace(own, guided=scale is not None, scale=own.scale if scale is None else scale)
         twin.passes_per_nfe = twin.guidance.passes
         return twin
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance import Guided, TwoCalls
+from ttsnap.pipelines.guidance import TwoCalls
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, tokens
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import flow_schedule
@@ -62,7 +62,7 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         self._begins = torch.cat([self._begins, torch.tensor([start])])
         return start
 
-    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         # Times in the precision of the stock call's latents, which steps may have narrowed. A batch that holds initial
         # noise is wide, and the network reads wide times as they are.
         time = t.to(x.dtype) / 1000

@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.denoiser import ENCODING, PipelineDenoiser
-from ttsnap.pipelines.guidance import Guided
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
@@ -44,7 +43,6 @@ class ModularDenoiser(PipelineDenoiser):
         Can.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
         Can.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
         Can.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
-        Can.GUIDE_ESTIMATES: "the blocks of modular pipelines hand out their guided output alone",
     }
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -187,16 +185,16 @@ class ModularDenoiser(PipelineDenoiser):
         own, latents = self._conditions.column(NOISE, cond), self._conditions.column("latents", cond)
         return latents + (float(self.schedule.sigma[0]) * (noise - own)).to(latents.dtype)
 
-    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Guided:
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         groups = self._together(step)
         if len(set(groups.tolist())) == 1:
-            return Guided(self._denoised(x, t, step, at))
+            return self._denoised(x, t, step, at)
         out = torch.empty_like(x)
         for group in sorted(set(groups.tolist())):
             here = (groups == group).nonzero()[:, 0]
             there = here.to(x.device)
             out[there] = self._denoised(x[there], t[there], step[here], at[here]).to(x.dtype)
-        return Guided(out)
+        return out
 
     def _together(self, step: Tensor) -> Tensor:
         """A group (N,) for each of these positions: rows of one group go through the blocks together."""

@@ -64,7 +64,6 @@ class NoiseAware(RewardModel):
     """
 
     name = "noise-aware"
-    heavy = True
     space = "pixels"
     base: RewardModel
     network: Network

@@ -68,9 +68,8 @@ def test_survivors_are_gone_on_from_at_the_step_where_they_are(second: Any, chec
 
 
 @pytest.mark.parametrize("nfe", [30, 60, 150])
-@pytest.mark.parametrize("rollout", [1, 3])
-def test_pruning_takes_its_share_of_the_budget(nfe: int, rollout: int) -> None:
-    algorithm: Any = make_algorithm("ttsnap-rbf", share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7), rollout=rollout)
+def test_pruning_takes_its_share_of_the_budget(nfe: int) -> None:
+    algorithm: Any = make_algorithm("ttsnap-rbf", share=0.4, keep=(0.5, 0.5), levels=(0.9, 0.7))
     (result,) = search([""], algorithm, Scripted(noisy(nfe)), f"{nfe}nfe")
     pruned = [move["cost"]["nfe"] for move in result.trace if set(move["parents"]) == {-1} or max(move["stop"]) <= 3]
     task = Task(Grid(tuple(np.linspace(1, 0, 9))), 1, float(nfe))

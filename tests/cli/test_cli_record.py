@@ -18,7 +18,7 @@ from ttsnap.recordings.replay import ReplayEngine
 
 from ..said import error_of  # noqa: TID252
 
-MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "co2", "pue", "verifier")  # of live runs only
+MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "verifier")  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
 """Four units, of a prompt and three seeds each."""

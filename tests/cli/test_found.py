@@ -23,7 +23,7 @@ def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
     engine: Any, budget: str, stop: bool, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
-    a: Any = SimpleNamespace(lora=None, grid_intensity=1.0)
+    a: Any = SimpleNamespace(lora=None)
     describe(AlgorithmRun("best-of-n", results, {"draft": None}), 0, [], {}, a, plain=False)
     told = capsys.readouterr().out
     assert line in told

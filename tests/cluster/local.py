@@ -19,7 +19,6 @@ from ttsnap.cluster.actor_group import ActorDied
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import PictureLost
 from ttsnap.core.protocols import Algorithm
@@ -31,13 +30,12 @@ from ..algorithms.test_contract import moves  # noqa: TID252
 
 @dataclass(frozen=True)
 class Shelf:
-    """The place of an image in the store of a LocalPool, which outlives its actors. Who fetches it is counted."""
+    """The place of an image in the store of a LocalPool, which outlives its actors. What is fetched is counted."""
 
     number: int
     images: ClassVar[dict[int, bytes]] = {}
-    fetched: ClassVar[dict[str, int]] = {}
-    """Bytes, by who fetched them."""
-    reader: ClassVar[str] = "driver"
+    fetched: ClassVar[list[int]] = []
+    """Bytes, each time."""
 
     @classmethod
     def clear(cls) -> None:
@@ -54,7 +52,7 @@ class Shelf:
         data = self.images[self.number]
         if not data:
             raise PictureLost("its machine is gone")
-        self.fetched[self.reader] = self.fetched.get(self.reader, 0) + len(data)
+        self.fetched.append(len(data))
         return torch.from_numpy(pickle.loads(data))
 
 
@@ -63,16 +61,12 @@ class LocalPool:
 
     kills: how often an actor dies, by chance (`often` of its calls), before or after it has carried out what it was
     sent, once ticks or units have begun; never three times in a row. All that travels is pickled: actors share nothing;
-    `heard` counts the bytes of their answers, and Shelf those of images. rewards: of `apart` further actors.
+    `heard` counts the bytes of their answers, and Shelf those of images.
     """
 
-    def __init__(
-        self, make: Any, engines: int, rewards: Any = None, apart: int = 0, *, seed: int = 0, kills: int = 0,
-        often: float = 0.1,
-    ) -> None:  # fmt: skip
+    def __init__(self, make: Any, actors: int, *, seed: int = 0, kills: int = 0, often: float = 0.1) -> None:
         self.rng, self.kills, self.often = random.Random(seed), kills, often
-        actors = engines + apart
-        self.makers = [*[partial(EngineActor, make)] * engines, *[partial(RewardActor, rewards)] * apart]
+        self.makers = [partial(EngineActor, make)] * actors
         self.actors: list[Any] = [make() for make in self.makers]
         self.queues: list[list[tuple[int, bytes]]] = [[] for _ in range(actors)]
         self.answers: dict[int, Any] = {}
@@ -117,11 +111,8 @@ class LocalPool:
 
     def _carried_out(self, actor: int, calls: Sequence[Call[Any]]) -> bytes:
         """The answer to these, whose images are on the shelf."""
-        Shelf.reader = f"actor {actor}"
         turn, images = put_aside(self.actors[actor].turn(calls))
-        places = map(Shelf.put, images)
-        Shelf.reader = "driver"
-        return pickle.dumps(located(turn, places))
+        return pickle.dumps(located(turn, map(Shelf.put, images)))
 
     def _kill(self, actor: int, ticket: int) -> None:
         self.kills -= 1

@@ -26,7 +26,7 @@ from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
-from .local import LocalPool, same, search_again, spent, stopped
+from .local import LocalPool, Shelf, same, search_again, spent, stopped
 
 
 def on_actors(mixture: Any, algorithm: Algorithm, actors: int, **how: Any) -> tuple[ClusterEngine, LocalPool]:
@@ -41,7 +41,7 @@ def test_every_algorithm_finds_the_same_on_two_engines_of_which_one_dies(mixture
     cluster, pool = on_actors(mixture, algorithm, 2, kills=1, often=0.2)
     together = search_again(alone, algorithm, cluster, budget)
     assert together[0].spent.lost == cluster.lost
-    assert cluster.placement.sent == cluster.placement.coming == [0, 0]
+    assert cluster.sent == [0, 0]
     # The same actors search again, undisturbed, and nothing is left of the search before.
     pool.kills = 0
     again = search_again(alone[::-1], algorithm, cluster, budget)
@@ -163,20 +163,10 @@ def test_weights_reach_all_actors_and_those_that_take_the_place_of_a_dead_one(mi
     run.cancel(first)
 
 
-def test_one_prompt_runs_on_all_engines_and_its_rows_move_where_there_is_room(mixture: Any) -> None:
+def test_the_seeds_of_one_prompt_run_on_all_engines(mixture: Any) -> None:
     algorithm = make_algorithm("seed-pruning", n=48)
     cluster, pool = on_actors(mixture, algorithm, 3, seed=5)
     alone, together = (search(["a"], algorithm, engine) for engine in (mixture(algorithm), cluster))
-    same(alone, together)
-    ran = [actor.engine.stats["nfe"] for actor in pool.actors]
-    assert min(ran) > 0.5 * max(ran)  # they take their turns by chance
-    assert 0 < cluster.placement.moved < 48
-
-
-def test_children_of_one_particle_part_from_it_with_a_copy(mixture: Any) -> None:
-    algorithm = make_algorithm("zero-order", n=24)
-    cluster, pool = on_actors(mixture, algorithm, 3)
-    alone, together = (search(["a"], algorithm, engine, "300nfe") for engine in (mixture(algorithm), cluster))
     same(alone, together)
     ran = [actor.engine.stats["nfe"] for actor in pool.actors]
     assert min(ran) > 0.5 * max(ran)  # they take their turns by chance
@@ -241,3 +231,39 @@ def test_images_that_differ_are_the_same_ones_on_many_engines(mixture: Any, kill
     same(alone, found)
     assert cluster.group.ran - cluster.lost == spent(found)
     assert spent(found).features > 0
+
+
+class Large(ByText):
+    """Images of 256 x 256 pixels, 786 kB each."""
+
+    def decode(self, x0: Any) -> Any:
+        return super().decode(x0).expand(-1, -1, 256, 256).contiguous()
+
+
+def test_only_kept_images_reach_the_driver(counted: Any) -> None:
+    def make() -> LiveEngine:
+        stock = counted(STEPS)
+        denoiser = Large(stock.means, stock.stds, stock.weights, steps=STEPS, by_prompt=stock._by_prompt)
+        return LiveEngine(denoiser, [Coarse()], EngineOptions(3))
+
+    pool = LocalPool(make, 2)
+    found = search(["a"], make_algorithm("best-of-n", n=24), ClusterEngine(pool), keep=2)
+    image, small = 3 * 256 * 256 * 4, 3 * 256 * 256
+    assert len(Shelf.images) == 24
+    assert [candidate.pixels.shape for candidate in found[0].images] == [(3, 256, 256)] * 2
+    assert 2 * image <= sum(Shelf.fetched) < 2 * image + 1000
+    assert pool.heard < 24 * small + 60_000, "answers hold small copies only"
+
+
+def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture: Any) -> None:
+    algorithm = make_algorithm("best-of-n", n=6)
+    plain = search(["a"], algorithm, mixture(algorithm), keep=2)[0]
+    cluster = ClusterEngine(LocalPool(lambda: mixture(algorithm), 2))
+
+    def lose(event: Any) -> None:
+        if event.kind == "score" and event.uids[0] == plain.best.uid:
+            Shelf.images[event.picture.place.number] = b""
+
+    found = search(["a"], algorithm, cluster, keep=1, on_event=lose)[0]
+    assert found.best.uid == plain.images[1].uid
+    assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]

@@ -10,16 +10,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from ttsnap import make_algorithm, search
-from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.reward_actor import RewardActor
 from ttsnap.core.cost import Cost
 from ttsnap.core.results import Event
 
@@ -104,36 +101,6 @@ def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_f
         Hosts(3, gpu=False)
     with pytest.raises(ValueError, match=r"1 actors need 1 GPUs, and Ray has 0"):
         Hosts(1, gpu=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [None, 0, 1])
-def test_a_process_of_its_own_for_rewards_gets_images_from_the_other_and_either_may_be_killed(
-    pool: Any, killed: int | None
-) -> None:
-    from ttsnap.cluster.ray_pool import InStore, RayPool
-
-    parted = RayPool(pool.hosts, [partial(EngineActor, tiny.Tiny(None).build), partial(RewardActor, tiny.tiny_rewards)])
-    cluster, victims, ticks, places = ClusterEngine(parted, 1, [0]), pids(parted), 0, []
-
-    def kill(event: Event) -> None:
-        nonlocal ticks
-        ticks += event.kind == "tick"
-        if event.kind == "score":
-            places.append(event.picture.place)
-        if ticks == 3 and killed is not None:
-            os.kill(victims[killed], signal.SIGKILL)
-
-    found = search(PROMPTS, ALGORITHM, cluster, on_event=kill)
-    alone = search(PROMPTS, ALGORITHM, tiny.Tiny().build())
-    for a, b in zip(alone, found, strict=True):
-        assert (a.best.uid, a.best.seed, a.best.scores) == (b.best.uid, b.best.seed, b.best.scores)
-        torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
-        assert a.spent.cost == b.spent.cost
-    assert all(isinstance(place, InStore) for place in places)
-    assert cluster.group.ran - found[0].spent.lost == Cost().plus(*(result.spent.cost for result in found))
-    assert (victims == pids(parted)) == (killed is None)
-    parted.close()
 
 
 @pytest.mark.slow

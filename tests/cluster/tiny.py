@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from ttsnap.cluster.reward_actor import RemoteReward
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.mixture import MixtureDenoiser
 
@@ -28,18 +26,9 @@ class Brightest:
 
 
 class Tiny:
-    """A Gaussian mixture with a kernel that draws noise. reward: None for one that is asked in another process."""
-
-    def __init__(self, reward: Any = Brightest) -> None:
-        self.reward = reward
+    """A Gaussian mixture with a kernel that draws noise."""
 
     def build(self) -> LiveEngine:
         means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         denoiser = MixtureDenoiser(means, torch.full((4,), 0.3), torch.ones(4), steps=8)
-        reward = RemoteReward("open") if self.reward is None else self.reward()
-        return LiveEngine(denoiser, [reward], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
-
-
-def tiny_rewards() -> Any:
-    """Of an actor that has nothing else."""
-    return make_rewards([Brightest()])
+        return LiveEngine(denoiser, [Brightest()], EngineOptions(3), kernel=KERNELS["sde"](denoiser))

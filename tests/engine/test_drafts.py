@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ByStep, Draft, EstimatorAt, estimates, read_look
+from ttsnap.core.looks import ByStep, Draft, EstimatorAt, estimates
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.results import Event
@@ -28,7 +29,8 @@ from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.recordings.folder import load_recording, save_recording
+from ttsnap.recordings.folder import OpenRecording, load_recording, save_recording
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.record import record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.rewards.reward_model import FunctionReward
@@ -225,8 +227,6 @@ def test_without_other_checks_the_best_drafts_are_finished() -> None:
     assert drafts / 2 / result.spent.nfe == pytest.approx(0.5, abs=0.03)
     (plain,) = search(["a"], SeedPruning(keep=(), levels=(), draft_share=0), made(), "160nfe")
     assert (plain.spent.nfe, plain.spent.cost.decodes) == (160, 20)  # best-of-N
-    with pytest.raises(ValueError, match="rollout 2 is for the first check, and there is none"):
-        SeedPruning(keep=(), levels=(), rollout=2)
 
 
 def test_events_and_traces_tell_drafts_from_estimates() -> None:
@@ -239,10 +239,7 @@ def test_events_and_traces_tell_drafts_from_estimates() -> None:
 
 def test_looks_are_read_and_written() -> None:
     assert str(EstimatorAt.read("draft:2@3")) == "draft:2@3"
-    assert read_look("rollout:3").needs == {Need.ROLLOUT}
-    with pytest.raises(ValueError, match="a rollout takes at least 1 evaluation, got 0"):
-        read_look("rollout:0")
-    for text in ("draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0", "draft:1@0x"):
+    for text in ("rollout:3@2", "draft", "estimate:2@0", "draft:0@1", "draft:1@-1", "draft:1", "glance@0"):
         with pytest.raises(ValueError, match=r"look|draft takes at least 1 call"):
             EstimatorAt.read(text)
 
@@ -293,7 +290,7 @@ def test_a_draft_from_a_state_on_the_way_keeps_the_evaluation_that_is_paid() -> 
 # --- recordings ---------------------------------------------------------------------------------------------------
 
 
-LOOKS = ("draft:1@0", "draft:2@0", "draft:1@3", "rollout:3@2")
+LOOKS = ("draft:1@0", "draft:2@0", "draft:1@3")
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +310,7 @@ def test_a_recording_holds_the_scores_of_its_looks(recorded: Recording) -> None:
     plain = denoiser.decode(denoiser.predict(x, zero, zero).x0).double().mean((1, 2, 3))
     np.testing.assert_allclose(r.scores[0, :, 0, 0], plain, atol=1e-12)
     assert (r.draft_calls, r.price.passes_per_draft, r.price.flops.draft_calls) == (1, 1, 3.0)
-    assert r.offers == {Need.DRAFT, Need.ROLLOUT}
+    assert r.offers == {Need.DRAFT}
     assert not r.failed
 
 
@@ -323,6 +320,16 @@ def test_it_survives_a_folder_and_a_choice(recorded: Recording, tmp_path: Path) 
     for seen, scores in recorded.looks.items():
         np.testing.assert_array_equal(again.looks[seen], scores[1:2, 5:9])
     assert again.price == recorded.price
+
+
+def test_coarse_rollouts_of_an_older_recording_are_left_alone(recorded: Recording, tmp_path: Path) -> None:
+    header = dataclasses.replace(Header.of(recorded), looks=(*LOOKS, "rollout:3@2"))
+    with OpenRecording(tmp_path / "r", header) as folder:
+        folder.add(header.units()[0], np.concatenate([recorded.columns, recorded.columns[:, :, :1]], 2), None)
+        folder.finish()
+    again = load_recording(tmp_path / "r")
+    np.testing.assert_array_equal(again.columns, recorded.columns)
+    assert again.offers == {Need.DRAFT}
 
 
 def test_a_recording_that_was_killed_goes_on_with_its_looks(recorded: Recording, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ttsnap.core.looks import ESTIMATE, Rollout
+from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.moves import Kind, Rows
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
-from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, RolloutRun, advance_looks, look_run
+from ttsnap.engine.looks import EstimateRun, FinishedRun, LookRun, look_run
 from ttsnap.engine.rows import Beginning, NearNoise, RowBuilder
 from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise
 from ttsnap.engine.stepper import Stepper
@@ -115,13 +115,8 @@ def test_an_ascending_row_waits_for_its_parents_gradient(denoiser: MixtureDenois
     ("look", "score", "stop", "kind"),
     [
         (ESTIMATE, False, 3, LookRun),
-        (Rollout(3), False, 3, LookRun),
         (ESTIMATE, True, 3, EstimateRun),
         (ESTIMATE, True, 8, FinishedRun),
-        (Rollout(3), True, 8, FinishedRun),
-        (Rollout(1), True, 3, EstimateRun),
-        (Rollout(3), True, 7, EstimateRun),  # no grid point is left between 7 and the end
-        (Rollout(3), True, 3, RolloutRun),
     ],
 )
 def test_the_look_that_a_row_gets(
@@ -130,7 +125,7 @@ def test_the_look_that_a_row_gets(
     found = look_run(look, score, stop, denoiser)
     assert type(found) is kind
     assert found.scores == score
-    assert found.reads_estimate == (kind in (EstimateRun, RolloutRun))
+    assert found.reads_estimate == (kind is EstimateRun)
 
 
 def test_an_unknown_look_is_refused(denoiser: MixtureDenoiser) -> None:
@@ -139,26 +134,6 @@ def test_an_unknown_look_is_refused(denoiser: MixtureDenoiser) -> None:
 
     with pytest.raises(ValueError, match="cannot look at particles by 'crystal ball'"):
         look_run(Crystal(), True, 3, denoiser)  # type: ignore[arg-type]
-
-
-def test_a_rollout_goes_over_its_points_and_leaves_the_particle_where_it_is(denoiser: MixtureDenoiser) -> None:
-    here, look = parent(denoiser, at=2), look_run(Rollout(3), True, 2, denoiser)
-    points, made = [], [look.cost.nfe]
-    assert not look.done
-    while not look.done:
-        advance_looks([(look, here), (LookRun(), here)], denoiser)
-        node = look.waiting
-        assert node is not None
-        advance_looks([(look, here)], denoiser)  # it waits for its evaluation: nothing moves
-        assert look.waiting is node
-        node.prediction = Prediction(node.x, node.x)
-        points.append(node.position)
-        made.append(look.cost.nfe)
-    assert points == [4, 6]
-    assert look.level(2, denoiser.grid) == denoiser.grid.levels[6]
-    assert made == [0, 1, 2]
-    assert look.scored(here) is not here
-    assert here.position == 2
 
 
 def test_particles_leave_the_store_when_they_are_dropped() -> None:

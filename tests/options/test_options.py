@@ -133,14 +133,11 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 
 
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
-    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "dps:1", 1.5, "someone/draft:2")
+    sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "dps:1", "someone/draft:2")
     told = json.loads(json.dumps(sampler.told()))
     kinds = {**payload.NEEDED, **payload.OPTIONAL}
     assert {name: check(name, value, kinds[name]) for name, value in told.items()} == told
     assert taken(SamplerOptions, told) == sampler
-    for bad in ("2", -1.0, float("inf"), True):
-        with pytest.raises(ValueError, match="estimate_guidance must be"):
-            check("estimate_guidance", bad, kinds["estimate_guidance"])
     assert SamplerOptions(kernel=object(), guide=sampler).told()["guide"] == "SamplerOptions"
     assert {option.name for option in options_of(SamplerOptions)} <= set(kinds)
 
@@ -148,8 +145,6 @@ def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
 def test_a_recording_notes_what_it_always_did() -> None:
     assert SamplerOptions().noted() == {"kernel": "pipeline"}
     assert SamplerOptions("ode").noted() == {"kernel": "ode", "path": None, "times": "pipeline"}
-    assert SamplerOptions(estimate_guidance=2.0).noted() == {"kernel": "pipeline", "estimate_guidance": 2.0}
-    assert SamplerOptions(estimate_guidance=2.0).stock  # it decides which seeds go on, not what they become
     assert SamplerOptions(draft="hot").noted() == {"kernel": "pipeline", "draft": "hot"}
     assert SamplerOptions(draft="hot").stock
     assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}

@@ -141,7 +141,7 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     t = base.times[steps].float().view(-1, 1, 1)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = base.guided(x, 1000 * t.flatten(), steps, at).out
+        out: Tensor = base.guided(x, 1000 * t.flatten(), steps, at)
         return out
 
     first = x - 0.87 * t * velocity(x, 0.87 * t)

@@ -166,7 +166,7 @@ class Judge:
         (PRUNING, {}, "scenes", {}, True),
         (SeedPruning(draft_share=0.4, draft_calls=2), {}, [brightest], {}, True),
         (make_algorithm("keep-all", n=2, looks=["draft:1@0"]), {}, "scenes", {}, True),
-        (PRUNING, {"estimate_guidance": 2.0}, "scenes-noise-aware", {}, True),
+        (PRUNING, {}, "scenes-noise-aware", {}, True),
         (PRUNING, {}, "http://127.0.0.1:9", {"negative_prompt": "", "height": 32, "width": None}, True),
         (SeedPruning(draft_share=0), {}, "scenes", {}, False),
         (SeedPruning(n=8), {}, "scenes", {}, False),

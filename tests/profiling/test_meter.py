@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ttsnap.profiling import meter as meters
-from ttsnap.profiling.meter import WORLD_GRID, Meter, carbon, integrate, open_energy
+from ttsnap.profiling.meter import Meter, integrate, open_energy
 
 UUID = "7a1b6c1e-0000-4000-8000-00000000000b"
 
@@ -88,10 +88,9 @@ def test_energy_counter(gpu: dict[str, int]) -> None:
     with Meter("cuda:0", nvml=nvml, clock=nvml.clock) as meter:
         nvml.now += 10
     nvml.now += 1000  # what comes afterwards does not count
-    out = meter.summary(4, grams_per_kwh=360, pue=1.5)
+    out = meter.summary(4)
     assert (out["seconds"], out["energy_joules"], out["energy_joules_per_image"]) == (10, 3000, 750)
     assert out["energy_kind"] == "NVML energy counter"
-    assert out["co2_grams"] == pytest.approx(3000 / 3.6e6 * 360 * 1.5)
     assert (out["peak_memory_bytes"], out["reserved_memory_bytes"]) == (5 << 30, 6 << 30)
     assert "GPU" in out["memory_kind"]
     assert gpu == {"reset": 1, "synchronize": 2}
@@ -135,7 +134,7 @@ def test_without_nvml_board_or_permission_energy_is_unknown(gpu: dict[str, int],
     with Meter("cuda", nvml=nvml) as meter:
         pass
     out = meter.summary(1)
-    assert out["energy_joules"] is out["energy_joules_per_image"] is out["energy_kind"] is out["co2_grams"] is None
+    assert out["energy_joules"] is out["energy_joules_per_image"] is out["energy_kind"] is None
     assert out["peak_memory_bytes"] == 5 << 30
     assert nvml.open == 0
 
@@ -194,15 +193,6 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.Mo
     with Meter("cpu") as meter:
         pass
     assert meter.summary()["peak_memory_bytes"] is meter.summary()["memory_kind"] is None
-
-
-def test_carbon() -> None:
-    assert carbon(3.6e6) == WORLD_GRID
-    assert carbon(None) is None
-    assert carbon(7.2e6, 50, 1.1) == pytest.approx(110)
-    for bad in ((-1.0, 1.0), (400.0, 0.9)):
-        with pytest.raises(ValueError, match="pue of at least 1"):
-            carbon(1.0, *bad)
 
 
 def test_a_meter_that_was_not_started_says_so() -> None:

@@ -178,17 +178,14 @@ def test_long_seeds_are_told_apart_within_their_columns(
     assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}
 
 
-def test_rows_of_drafts_and_rollouts_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_drafts_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[str] = []
     draw = ImageDraw.ImageDraw.multiline_text
     monkeypatch.setattr(ImageDraw.ImageDraw, "multiline_text", lambda *a, **k: (words.append(a[2]), draw(*a, **k)))
-    for algorithm in (SeedPruning(12, keep=(0.5,), steps=(3,)), SeedPruning(4, steps=(2,), rollout=3, draft_share=0)):
-        recorder = outputs.Recorder()
-        (result,) = search(["a"], algorithm, made(), on_event=recorder)
-        recorder.sheet(result)
-    assert [text.partition("\n")[0] for text in words] == [
-        "draft", "step 3", "finished", "rollout", "finished",
-    ]  # fmt: skip
+    recorder = outputs.Recorder()
+    (result,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), made(), on_event=recorder)
+    recorder.sheet(result)
+    assert [text.partition("\n")[0] for text in words] == ["draft", "step 3", "finished"]
 
 
 def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engine: Callable[..., Any]) -> None:

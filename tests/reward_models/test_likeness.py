@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ttsnap.cli import parse
-from ttsnap.cluster.reward_actor import RemoteReward
 from ttsnap.core.diversity import distances
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.likeness import Dino, make_likeness
@@ -122,12 +121,6 @@ def test_a_user_s_reward_may_have_features() -> None:
 def test_what_gives_no_features_is_refused(spec: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_likeness(spec, [Brightness()])
-
-
-def test_rewards_elsewhere_are_not_replaced_by_pixels_unasked() -> None:
-    with pytest.raises(ValueError, match="images are compared where they are made; say by what: --likeness pixels"):
-        make_likeness("auto", [RemoteReward("clip")])
-    assert make_likeness("pixels", [RemoteReward("clip")]).name == "pixels"  # type: ignore[union-attr]
 
 
 def test_a_wrong_name_is_refused_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,14 +127,12 @@ def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
         EstimatorAt("draft:2", 0),
         EstimatorAt("estimate", 2),
         EstimatorAt("draft:1", 4),
-        EstimatorAt("rollout:3", 6),
         *estimates(10),
     )
     costs, finish = costs_of(dataclasses.replace(forecast, checks=checks), task)
-    # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call; three more for the
-    # estimate at 6, two for the rollout, which are thrown away; three on to the end.
-    np.testing.assert_allclose(costs, [1 + 0.2, 3 + 0.2, 1 + 0.5 + 0.2, 3 + 2 + 0.2, 3 + 0.3])
-    np.testing.assert_allclose(finish, [10.3, 10.3, 7.3, 6.3, 3.3, 0])
+    # A draft of two calls; three evaluations; one step on to 4, the second being paid, and a call; six to the end.
+    np.testing.assert_allclose(costs, [1 + 0.2, 3 + 0.2, 1 + 0.5 + 0.2, 6 + 0.3])
+    np.testing.assert_allclose(finish, [10.3, 10.3, 7.3, 6.3, 0])
     plain, _ = costs_of(dataclasses.replace(forecast, checks=estimates(2, 4, 10)), task)
     np.testing.assert_allclose(plain, [3.2, 2.2, 5.3])
 
@@ -187,7 +185,7 @@ def test_a_forecast_with_drafts_is_refused_without_a_drafter(forecast: Forecast)
     bare = dataclasses.replace(recording(), looks={})
     with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
         search(bare.prompts, PriceOfCompute(forecast), ReplayEngine(bare), "90nfe")
-    with pytest.raises(ValueError, match="looks at candidates by draft, which this recording has no scores of"):
+    with pytest.raises(ValueError, match="looks at candidates by drafts, which this recording has no scores of"):
         curve(bare, PriceOfCompute(forecast), ["90nfe"])
 
 

@@ -1,4 +1,4 @@
-"""How well looks rank seeds: known answers, and what the command says and notes of them."""
+"""How well looks rank seeds: known answers, and what `ttsnap record --check-draft` says and notes of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttsnap.cli import main
+from ttsnap.cli.record import check_draft
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
-from ttsnap.recordings.folder import save_recording
 from ttsnap.recordings.replay import Recording
 from ttsnap.sampling.drafts import (
     HOT_SETTINGS,
@@ -74,15 +73,11 @@ def test_a_draft_is_compared_with_what_costs_as_much() -> None:
 
 
 @pytest.mark.parametrize(("good", "said"), [(1.0, "it pays to draft"), (-1.0, "not surely better")])
-def test_the_command_says_and_notes_it(
-    good: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_says_and_notes_it(good: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("drafter").mkdir()
     write_draft("drafter", DraftSettings(first_time=0.9, trained_for=TrainedFor("tiny")))
-    save_recording(made(good), "rec")
-    assert main(["evaluate-draft", "rec"]) == 0
-    out = capsys.readouterr().out
+    out = check_draft(made(good), Path("rec.json"))
     assert said in out
     assert "0.5   1.000 +- 0.000   draft:1@0" in out or good < 0
     settings = read_draft("drafter")
@@ -94,70 +89,45 @@ def test_the_command_says_and_notes_it(
     assert doubt is None if good > 0 else "no better than x0 estimates" in str(doubt)
     assert "was not checked for tiny at 8 steps" in str(unchecked(settings, "tiny", 8, 4.0))
     # Again, after more was recorded: what stood there for the same call is replaced.
-    assert main(["evaluate-draft", "rec"]) == 0
+    check_draft(made(good), Path("rec.json"))
     assert len(read_draft("drafter").checked) == 1
     note_check("drafter", Checked("tiny", 8, 4.0))
     assert len(read_draft("drafter").checked) == 2
 
 
-def test_what_cannot_be_noted_is_told_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_noted_is_told_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_recording(made(folder="hub/draft"), "hub")
-    assert main(["evaluate-draft", "hub"]) == 0
-    assert "not noted: hub/draft:1 is no local folder of a drafter" in capsys.readouterr().out
-    for number, where in enumerate(("mine", "mine/settings.json", "embedded")):
-        if "." not in where:
-            Path(where).mkdir()
-        save_recording(made(folder=where), f"foreign{number}")
-        assert main(["evaluate-draft", f"foreign{number}"]) == 0
-        assert "not noted: " in capsys.readouterr().out
-    assert not any([*Path("mine").iterdir(), *Path("embedded").iterdir()])
-    save_recording(made(guidance=None), "old")
-    assert main(["evaluate-draft", "old"]) == 0
-    assert "not noted: the recording does not say" in capsys.readouterr().out
+    for where in ("hub/draft", "mine/settings.safetensors", "embedded"):
+        assert "not noted: " in check_draft(made(folder=where), Path("rec.json"))
+    assert not [*tmp_path.iterdir()]
     Path("drafter").mkdir()
     Path("drafter/draft.json").write_text(json.dumps({"format": 99}))
-    save_recording(made(), "rec")
-    assert main(["evaluate-draft", "rec", "--note", "false"]) == 0
-    assert main(["evaluate-draft", "rec"]) == 2
+    with pytest.raises(ValueError, match="drafter"):
+        check_draft(made(), Path("rec.json"))
     assert json.loads(Path("drafter/draft.json").read_text()) == {"format": 99}
 
 
 def test_what_is_found_of_the_untrained_drafter_is_noted_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_recording(made(folder="hot"), "rec")
-    assert main(["evaluate-draft", "rec"]) == 0
-    assert "not noted: hot has no folder; with --note-in hot.json it is" in capsys.readouterr().out
-    assert main(["evaluate-draft", "rec", "--note-in", "hot.txt"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["rec"]
-    assert main(["evaluate-draft", "rec", "--note-in", "hot.json"]) == 0
-    assert "noted in hot.json for tiny, 4 steps, guidance 4; use it with --draft hot.json" in capsys.readouterr().out
+    assert "noted in hot.json for tiny, 4 steps, guidance 4; use it with --draft hot.json" in check_draft(
+        made(folder="hot"), Path("hot.json")
+    )
     settings = read_hot("hot.json")
     assert settings.first_time == HOT_SETTINGS.first_time
     assert unchecked(settings, "tiny", 4, 4.0) is None
     # A recording that was made with the file is noted there.
-    save_recording(made(-1, folder="hot.json"), "again")
-    assert main(["evaluate-draft", "again"]) == 0
+    check_draft(made(-1, folder="hot.json"), Path("again.json"))
     assert "no better than x0 estimates" in str(unchecked(read_hot("hot.json"), "tiny", 4, 4.0))
-
+    assert [path.name for path in tmp_path.iterdir()] == ["hot.json"]
     Path("drafter").mkdir()
-    save_recording(made(), "folder")
-    assert main(["evaluate-draft", "folder", "--note-in", "hot.json"]) == 2
-    assert "--note-in is for the drafter hot" in capsys.readouterr().err
     write_draft("drafter", DraftSettings(trained_for=TrainedFor("tiny")))
     with pytest.raises(ValueError, match="those of trained weights; give their folder"):
         read_hot("drafter/draft.json")
 
 
-def test_recordings_without_drafts_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_recordings_without_drafts_are_refused() -> None:
     r = made()
-    save_recording(Recording(r.prompts, r.scores, r.grid, r.reward_names), "plain")
-    assert main(["evaluate-draft", "plain"]) == 2
-    assert "holds no drafts; record with --draft" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="lacks one of the two; record with --draft"):
+        check_draft(Recording(r.prompts, r.scores, r.grid, r.reward_names), Path("r.json"))

@@ -21,7 +21,7 @@ from ttsnap.simulation import tune as tuning
 from ttsnap.simulation.calibrate import as_one, enlarge
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 from ttsnap.simulation.sizing import short_of_budget, short_of_seeds
-from ttsnap.simulation.tune import comparable, judge, tune
+from ttsnap.simulation.tune import judge, tune
 
 BUDGETS = ["40nfe", "80nfe", "160nfe"]
 
@@ -56,43 +56,6 @@ def test_the_planted_step_is_found(step: int, seed: int) -> None:
     assert worth.omega > 2 * worth.error > 0
     assert worth.lead == pytest.approx(versus.omega - other.omega)
     assert found.fitted.omega != worth.omega
-
-
-def with_steps(steps: int, loss: float = 0.0, **details: Any) -> Recording:
-    """Estimates that say nothing, and finished images that are worse by a loss than those of other numbers of steps."""
-    rng = np.random.default_rng(0)
-    final = rng.normal(size=(20, 40, 1)) - loss
-    scores = np.concatenate([np.random.default_rng(1).normal(size=(20, 40, steps)), final], 2)[..., None]
-    names = tuple(f"{i}" for i in range(20))
-    return Recording(names, scores, Grid(tuple(np.linspace(1, 0, steps + 1).tolist())), ("r",), **details)
-
-
-@pytest.mark.parametrize(("loss", "steps"), [(0.2, 5), (3.0, 10)])
-def test_steps_are_chosen_by_what_they_find_for_the_same_evaluations(loss: float, steps: int) -> None:
-    found = tune([with_steps(5, loss), with_steps(10)], ["40nfe"], trials=6)
-    assert found.schedule.denoising_steps == steps
-    assert found.held_out is not None
-    assert found.held_out.schedule.budgets == (Budget(nfe=40),)
-    # Nothing tells early which seed is good, so that no schedule beats best-of-N, of which there is one at each number.
-    assert found.schedule.keep == ()
-    rest = with_steps(steps, loss if steps == 5 else 0.0).select(slice(14, None))
-    np.testing.assert_allclose(found.held_out.schedule.mean, best_of_n_curve(rest, ["40nfe"]).mean, atol=0.25)
-    base = best_of_n_curve(with_steps(10).select(slice(14, None)), ["40nfe"])
-    np.testing.assert_array_equal(found.held_out.base.rewards, base.rewards)
-    assert found.held_out.better, "than the default, which checks"
-
-
-def test_recordings_that_differ_in_more_than_steps_are_refused() -> None:
-    ten, five = with_steps(10, info={"call": {"num_inference_steps": 10, "guidance_scale": 4.0}}), with_steps(5)
-    with pytest.raises(ValueError, match=r"another number of denoising steps each, got \[5, 5\]"):
-        tune([five, five], ["40nfe"])
-    with pytest.raises(ValueError, match="more than their denoising steps"):
-        tune([ten, with_steps(5, info={"guidance_scale": 2.0})], ["40nfe"])
-    with pytest.raises(ValueError, match="more than their denoising steps"):
-        tune([with_steps(10), dataclasses.replace(five, prompts=five.prompts[::-1])], ["40nfe"])
-    few = with_steps(5, info={"guidance_scale": 4.0, "versions": {"ttsnap": "0"}}).select(seeds=slice(0, 30))
-    assert [(r.denoising_steps, r.seeds) for r in comparable([few, ten])] == [(10, 30), (5, 30)]
-    assert with_steps(5, info={"call": {"strength": 0.5}}).denoising_steps is None
 
 
 @pytest.mark.parametrize("informative", [True, False], ids=["the default is best", "nothing is"])

@@ -228,12 +228,11 @@ ALGORITHMS: dict[str, Entry] = {
         "arXiv 2511.22242, 2503.19385; their union is ours",
         f"{STOCHASTIC}; {COUNTED}",
         fixed={"first": {"name": "seed-pruning"}, "second": {"name": "rbf"}},
-        defaults={"n": None, "share": 0.5, "keep": (0.4, 0.25), "levels": (0.9, 0.7), "streams": 2, "rollout": 1},
+        defaults={"n": None, "share": 0.5, "keep": (0.4, 0.25), "levels": (0.9, 0.7), "streams": 2},
         renamed={
             "n": "first.n",
             "keep": "first.keep",
             "levels": "first.levels",
-            "rollout": "first.rollout",
             "streams": "second.streams",
         },
         texts={
@@ -242,8 +241,6 @@ ALGORITHMS: dict[str, Entry] = {
             "keep": "Share of the seeds kept at each check, in (0, 1] [ours].",
             "levels": "Noise levels of the checks, falling; at the last the streams take over [ours].",
             "streams": "Paths that go on, from the best of the survivors [arXiv 2503.19385].",
-            "rollout": "Evaluations of a coarse rollout that the first check scores in place of the estimate "
-            "(core.Rollout).",
         },
         about="TTSnap, then RBF: seeds are pruned early, as in TTSnap (arXiv 2511.22242), by a noise-aware reward or "
         "any other. Rollover budget forcing (arXiv 2503.19385) takes the survivors over, a stream from each, at the "

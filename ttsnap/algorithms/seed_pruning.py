@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 
 from ttsnap.core.grid import Task
-from ttsnap.core.looks import ESTIMATE, Draft, Estimator, look_of
+from ttsnap.core.looks import ESTIMATE, Draft, Estimator
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import Needs
+from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import draft_calls
 from ttsnap.files.settings import Bounds, Count, Decay, Settings
@@ -63,9 +63,6 @@ class SeedPruning(Settings):
     same for any number of steps."""
     steps: tuple[int, ...] | None = None
     """The checks as grid steps, rising, in place of levels."""
-    rollout: Count = 1
-    """Evaluations m of a coarse rollout (core.Rollout), which the first check scores in place of the x0 estimate if
-    m > 1. A seed takes m - 1 more evaluations, which are not reused: survivors go on from where they were."""
     draft_share: Decay = 0.2
     """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
     (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
@@ -76,23 +73,18 @@ class SeedPruning(Settings):
     shares_of: Count | None = None
     """Seeds that the first check's share is of, where n are more; None for n. With a drafter, what rounding leaves of a
     budget that n is fitted to goes to such further seeds, of which no more survive."""
+    needs: ClassVar[Needs] = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks = self.steps if self.steps is not None else self.levels
-        if self.rollout > 1 and not checks:
-            raise ValueError(f"rollout {self.rollout} is for the first check, and there is none; set keep and levels")
         if len(self.keep) != len(checks):
             raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
         if self.steps is None and not all(0 < a <= 1 for a in self.levels):
             raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {self.levels}")
         if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
-
-    @property
-    def needs(self) -> Needs:
-        return look_of(self.rollout).needs
 
     def init(self, task: Task) -> State:
         """The checks to come; on a coarse grid those of one step are merged, and those by level at its end dropped."""
@@ -107,7 +99,6 @@ class SeedPruning(Settings):
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
         checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items() if step < grid.steps]
-        checks[:1] = [check._replace(look=look_of(self.rollout)) for check in checks[:1]]
         checks.append(Check(grid.steps, 1.0, ESTIMATE))
         return State(task.keep, (*self._drafts(checks, task), *checks))
 
@@ -170,7 +161,7 @@ def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True,
         if costs or begun:
             drafts -= task.begin_calls
         if check.step < task.grid.steps:
-            made = int(check.look.evaluations(here, task.grid)[0])
+            made = int(check.look.evaluations(here)[0])
             extra = made - 1
         extra += task.draft_cost * drafts
         costs.append(share * (task.evaluations(at, check.step, paid=paid) + extra))

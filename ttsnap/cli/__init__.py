@@ -20,7 +20,6 @@ from ttsnap.cli import (
     distill_draft,
     doctor,
     evaluate,
-    evaluate_draft,
     generate,
     record,
     replay,
@@ -68,7 +67,6 @@ COMMANDS: dict[str, Command] = {
     "distill": distill,
     "distill-draft": distill_draft,
     "evaluate": evaluate,
-    "evaluate-draft": evaluate_draft,
     "serve-reward": serve_reward,
 }
 

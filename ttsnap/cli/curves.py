@@ -45,11 +45,11 @@ def add_file_arguments(p: Parser, name: str) -> None:
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
 
 
-def read_recording(a: Arguments, where: str | None = None) -> Recording:
-    """The recording, or another one that is named, cut to the prompts and seeds of the options."""
+def read_recording(a: Arguments) -> Recording:
+    """The recording, cut to the prompts and seeds of the options."""
     from ttsnap.recordings.folder import load_recording
 
-    whole = load_recording(where or a.recording, scores=a.scores)
+    whole = load_recording(a.recording, scores=a.scores)
     part = whole.select(read_span(a.prompts), read_span(a.seeds))
     if not part.scores.size:
         there = f"{len(whole.prompts)} prompts x {whole.seeds} seeds"

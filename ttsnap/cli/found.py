@@ -160,10 +160,7 @@ def describe(
     )
     joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
     if joules is not None and per is not None and memory is not None:
-        from ttsnap.profiling.meter import carbon
-
-        print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image, about {carbon(joules, a.grid_intensity):.2g} g "
-              f"CO2e; at most {memory / 2**30:.3g} GiB of its memory")  # fmt: skip
+        print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory")
     if result.images and plain and not run.settings.get("finish") and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed

@@ -62,13 +62,6 @@ def parser() -> Parser:
     )
     output.add_argument("--overwrite", action="store_true", help="allow --out to hold files already")
     arguments.add_options(output, VideoOptions)
-    output.add_argument(
-        "--grid-intensity",
-        type=float,
-        default=458.0,
-        metavar="GRAMS",
-        help="of CO2e per kWh where the GPU is; the default is the world's (Ember 2025)",
-    )
     return p
 
 

@@ -15,15 +15,16 @@ from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, WorkerOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.request import EngineSpec
 
 if TYPE_CHECKING:
     from ttsnap.files.settings import Json
     from ttsnap.recordings.replay import Recording
+    from ttsnap.simulation.looks import Against
 
 HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
@@ -44,6 +45,8 @@ examples:
       --model stabilityai/stable-diffusion-3.5-medium --out recordings/sd35
   ttsnap record --prompts-file prompts.txt --seeds 40 --workers 8 \\
       --out recordings/by8
+  ttsnap record --prompts-file prompts.txt --seeds 16 --draft my_draft \\
+      --looks '["draft:1@0", "draft:2@0"]' --check-draft --out recordings/check
 """
 
 
@@ -67,6 +70,13 @@ def parser() -> Parser:
         "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a recording to resume")
     )
     arguments.add_options(output, RecordOptions, without=("seeds", "seed", "steps", "looks"))
+    output.add_argument(
+        "--check-draft",
+        action="store_true",
+        help="say whether drafts rank seeds better than estimates, and note it in the draft.json of the drafter's "
+        "local folder, by which `ttsnap generate` knows; for the drafter hot in OUT.json, which --draft OUT.json "
+        "reads. Ten prompts x 16 seeds will do",
+    )
     arguments.add_options(p.add_argument_group("workers"), WorkerOptions)
     return p
 
@@ -84,6 +94,8 @@ def run(a: Arguments) -> int:
     """Record, or resume, and say how well early scores tell the final ones."""
     prompts = common.read_prompts(a, "record", a.task)
     what, workers = arguments.read(RecordOptions, a), arguments.read(WorkerOptions, a)
+    if a.check_draft and arguments.read(SamplerOptions, a).drafted_by(None).draft is None:
+        raise ValueError("--check-draft is about a drafter, and there is none; name it: --draft FOLDER")
     common.opening().placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.recordings.folder import RECORDING, progress
 
@@ -99,6 +111,8 @@ def run(a: Arguments) -> int:
     print(_table(recording))
     count = f"{len(recording.prompts)} prompts x {recording.seeds} seeds"
     print(f"\n{count} recorded in {out}" + (", their images in images/" if what.images else ""))
+    if a.check_draft:
+        print(check_draft(recording, out.with_name(f"{out.name}.json")))
     return 0
 
 
@@ -170,3 +184,40 @@ def _table(recording: Recording) -> str:
     if np.isnan(correlations[-1]).any():
         lines.append("  (-: the finished images' scores do not vary within any prompt)")
     return "\n".join(lines) + (f"\nwarning: {missing} scores failed and are nan" if missing else "")
+
+
+def check_draft(recording: Recording, hot: Path) -> str:
+    """How drafts rank seeds beside estimates, and where that is noted, or why it is not. hot: the file for the model as
+    its own drafter. ValueError for a recording without drafts or without estimates, and for a damaged draft.json."""
+    from ttsnap.core import utility
+    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check
+    from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked
+
+    looks = ranked(recording, utility.mean)
+    if not (found := drafts_against_estimates(looks)):
+        raise ValueError("drafts are compared with estimates, and the recording lacks one of the two; record with "
+                         "--draft, and estimates by --score-steps or without it")  # fmt: skip
+    lines = [f"  {look.nfe:6.4g}   {look.mean:.3f} +- {look.error:.3f}   {look.seen}" for look in looks]
+    table = "\n".join(["\n     NFE   Spearman         look", *lines, "", *map(_verdict, found)])
+    figures, info = figures_of(recording, found), recording.info
+    if not any(name.startswith("gain of ") for name in figures):
+        return f"{table}\nnot noted: the drafts' scores and the estimates' vary together in no prompt; record more"
+    where, model, guidance = str(info["draft"]), str(info["model"]), float(str(info["draft_guidance"]))
+    name = calls_of(where)[0]
+    noted = hot if name == HOT else Path(name).expanduser()
+    if noted.is_file() and not name.endswith(HOT_FILE):
+        noted = noted.parent
+    if name == EMBEDDED or not (name == HOT or noted.exists()):
+        return f"{table}\nnot noted: {where} is no local folder of a drafter"
+    note_check(noted, Checked(model, recording.grid.steps, guidance, figures))
+    file = noted if noted.name.endswith(HOT_FILE) else noted / DRAFT_FILE
+    return (f"{table}\nnoted in {file} for {model}, {recording.grid.steps} steps, guidance {guidance:g}; use it with "
+            f"--draft {noted}")  # fmt: skip
+
+
+def _verdict(a: Against) -> str:
+    """A sentence: what the draft ranks like, and whether it pays."""
+    like = f"as well as the estimate after {a.equals:g} NFE" if a.equals < float("inf") else "better than any estimate"
+    gain = f"{a.gain:+.3f} +- {a.error:.3f} over {a.rival.seen} ({a.rival.nfe:g} NFE)"
+    end = "it pays to draft" if a.pays else "not surely better; record more, or leave draft out"
+    return f"{a.draft.seen} ({a.draft.nfe:g} NFE) ranks {like}; {gain}: {end}"

@@ -118,7 +118,7 @@ def parser() -> Parser:
     )
     arguments.add_options(p, ServiceLimits)
     arguments.add_options(p, ModelOptions, without=("model", "offload"))
-    arguments.add_options(p, DeviceOptions, without=("reward_actors",))  # rewards stay with the engines
+    arguments.add_options(p, DeviceOptions)
     return p
 
 

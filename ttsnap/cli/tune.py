@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -35,10 +34,6 @@ DEFAULT = "seed pruning as it is by default"
 HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
-With more recordings of the same prompts, each with another number of denoising steps, that number is chosen as well.
-How many are best depends on the budget: give the one that you will search with. Budgets in images are those of most
-steps. `ttsnap generate` then takes the number that was chosen, unless --steps says another.
-
 Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to
 take is fitted, too, none included, and whether what they leave is finished without another check.
 
@@ -51,11 +46,6 @@ example:
   ttsnap record --prompts-file prompts.txt --seeds 40 --out recordings/mine
   ttsnap tune recordings/mine --out tuned.json
   ttsnap generate "a red circle above a blue square" --algorithm tuned.json
-
-  for n in 6 10 20; do
-    ttsnap record --prompts-file prompts.txt --seeds 40 --steps $n --out rec$n
-  done
-  ttsnap tune rec6 rec10 rec20 --budgets 100nfe
 """
 
 
@@ -63,10 +53,6 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     add_recording_arguments(p)
-    p.add_argument(
-        "others", type=str, nargs="*", default=argparse.SUPPRESS, metavar="MORE",
-        help="recordings of the same prompts with other numbers of denoising steps",
-    )  # fmt: skip
     p.add_argument("--budgets", type=str, nargs="+", default=[], help="to fit for (default: 2 to 20 images)")
     p.add_argument("--trials", type=Count, default=400, help="schedules to try")
     p.add_argument("--checks", type=Count, default=5, help="most checks in a schedule")
@@ -81,22 +67,20 @@ def run(a: Arguments) -> int:
     from ttsnap.core import utility
     from ttsnap.files.writing import write_json
     from ttsnap.results.folders import new_file
-    from ttsnap.simulation.simulate import best_of_n_curve
     from ttsnap.simulation.sizing import short_of_seeds
-    from ttsnap.simulation.tune import comparable, recorded_for, split, tune
+    from ttsnap.simulation.tune import split, tune
 
     out = new_file(a.out, a.overwrite)
     tried = out.with_name(f"{out.name}.tried")
-    recordings = comparable([read_recording(a, where) for where in (a.recording, *a.get("others", []))])
-    budgets = read_budgets(a.budgets, recordings[0].grid.nfe)
+    recording = read_recording(a)
+    budgets = read_budgets(a.budgets, recording.grid.nfe)
     with progress(a.trials, "schedule") as advance, resumable(tried):
         tuned = tune(
-            recordings, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
+            recording, budgets, trials=a.trials, holdout=a.holdout, checks=a.checks, utility=utility.make(a.utility),
             seed=a.seed, on_progress=advance, workers=arguments.read(WorkerOptions, a).workers,
             kept_in=tried,
         )  # fmt: skip
     schedule = tuned.schedule
-    recording = recorded_for(schedule, recordings)
     # Rounded up: a level means the first step at most as noisy.
     keep, steps = schedule.keep, schedule.steps or ()
     levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
@@ -106,23 +90,16 @@ def run(a: Arguments) -> int:
     del settings["name"]
     if recording.drafts:
         print(_about_drafts(schedule))
-    if len(recordings) > 1:
-        others = ", ".join(str(r.denoising_steps) for r in recordings)
-        print(f"{schedule.denoising_steps} denoising steps, of {others}; best-of-n and {PRUNING} take "
-              f"{recordings[0].denoising_steps} below, where nothing else is said")  # fmt: skip
     checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
     print(checks if keep or schedule.draft_share else "no checks: best-of-n finds as much")
     print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
-    to_fit, rest = split(recordings[0], a.holdout)
+    to_fit, rest = split(recording, a.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
     if tuned.held_out is not None:
         first = (read_span(a.prompts).start or 0) + len(to_fit.prompts)
         print(f"\nthe prompts that were kept out of the fit, {first}:{first + len(rest.prompts)} of the recording:")
         worth = tuned.held_out
         curves = {BASE: worth.base} | ({} if worth.default is None else {PRUNING: worth.default})
-        for other in recordings[1:]:
-            found = best_of_n_curve(split(other, a.holdout)[1], worth.base.budgets, utility=utility.make(a.utility))
-            curves[f"{BASE}, {other.denoising_steps} steps"] = found
         print_curves({**curves, name: worth.schedule}, rest, a.utility)
     print(f"\n{_verdict(tuned, name, len(rest.prompts))}")
     if not math.isnan(tuned.fitted.omega):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scheduler import ScheduledBatch
-from ttsnap.engine.store import Node, Particle
+from ttsnap.engine.store import Node
 from ttsnap.profiling.meter import Meter
 
 
@@ -39,41 +37,13 @@ class Actor:
         return m.Turn(answer)
 
 
-class SearchActor(Actor, ABC):
-    """What takes part in searches on a device, whose memory and energy it measures."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._meter, self._begun, self._measures = Meter(device), ExitStack(), False
-
-    @abstractmethod
-    def start(self) -> None:
-        """Forget all jobs, and count from 0."""
-
-    @abstractmethod
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """ValueError for prompts that the rewards cannot score."""
-
-    def begin_measuring(self) -> None:
-        """Begin to measure memory and energy."""
-        self._begun.pop_all().close()
-        self._begun.enter_context(self._meter)
-        self._measures = True
-
-    def end_measuring(self) -> RunUsage | None:
-        """What was used since; None where a predecessor of this actor began."""
-        self._begun.pop_all().close()
-        usage = self._meter.summary() if self._measures else None
-        self._measures = False
-        return usage
-
-
-class EngineActor(SearchActor):
-    """One engine."""
+class EngineActor(Actor):
+    """One engine on a device, whose memory and energy it measures."""
 
     def __init__(self, make: Callable[[], LiveEngine]) -> None:
         self.engine = make()
         self._counted, self._following = Cost(), 0
-        super().__init__(self.engine.denoiser.device)
+        self._meter, self._begun, self._measures = Meter(self.engine.denoiser.device), ExitStack(), False
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
@@ -104,13 +74,26 @@ class EngineActor(SearchActor):
         """What the engine is."""
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # which take a prompt to measure
-        fair = e.scheduler.turns is not None
         return m.Description(
-            e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, fair, sizes
+            e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, sizes
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for prompts that the rewards cannot score."""
         self.engine.check(prompts)
+
+    def begin_measuring(self) -> None:
+        """Begin to measure memory and energy."""
+        self._begun.pop_all().close()
+        self._begun.enter_context(self._meter)
+        self._measures = True
+
+    def end_measuring(self) -> RunUsage | None:
+        """What was used since; None where a predecessor of this actor began."""
+        self._begun.pop_all().close()
+        usage = self._meter.summary() if self._measures else None
+        self._measures = False
+        return usage
 
     def calibrate(self) -> tuple[Cost, m.Description]:
         """Measure price.seconds; what that took, and the engine with its price."""
@@ -154,36 +137,9 @@ class EngineActor(SearchActor):
         """Take a job's rows off the queue and say how far each got."""
         return on_cpu(self.engine.cancel(job))
 
-    def submit(self, job: int, plan: Plan, copies: Iterable[bytes]) -> None:
-        """Queue the rows of a part of a plan.
-
-        copies: particles of other actors that the rows start from, as `copy` gave them. Only those stay that a row
-        takes on. A particle of this actor keeps its own latent, which is newer than the copy.
-        """
-        store, particles = self.engine.store, {k: v for data in copies for k, v in self._unpacked(data).items()}
-        here = {uid: store.get((job, uid)) for uid in particles}
-        for uid, particle in particles.items():
-            store[job, uid] = particle
+    def submit(self, job: int, plan: Plan) -> None:
+        """Queue the rows of a part of a plan."""
         self.engine.submit(job, plan)
-        for uid in set(particles) - set(plan.uid.tolist()):
-            own = here[uid]
-            store.remove(job, [uid])
-            if own is not None:
-                store[job, uid] = own
-
-    def _unpacked(self, data: bytes) -> dict[int, Particle]:
-        """What `copy` wrote in another actor of this cluster, on this one's device."""
-        particles: dict[int, Particle] = torch.load(
-            io.BytesIO(data), map_location=self.engine.denoiser.device, weights_only=False
-        )
-        return particles
-
-    def copy(self, job: int, uids: Sequence[int], drop: Sequence[int]) -> bytes:
-        """These particles at rest, as `submit` reads them; those to drop are forgotten here."""
-        data = io.BytesIO()
-        torch.save({uid: self.engine.store[job, uid] for uid in uids}, data)
-        self.engine.drop(job, drop)
-        return data.getvalue()
 
     # --- what a dead actor had --------------------------------------------------------------------------------
 

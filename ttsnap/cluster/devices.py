@@ -6,14 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from ttsnap.cluster.actor import Actor, EngineActor
 from ttsnap.cluster.engine import ClusterEngine
-from ttsnap.cluster.reward_actor import RewardActor, load_rewards, split_rewards
 from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
@@ -56,8 +53,7 @@ def connect(address: str | None, workers: int = 1) -> None:
 
 def alone(options: DeviceOptions, kind: str) -> bool:
     """Whether a search runs on the one device of this process, without Ray. kind: of the devices, "cuda" or "cpu"."""
-    here = options.ray_address is None and not options.reward_actors
-    return here and _number(options, _here(kind), kind) == 1
+    return options.ray_address is None and _number(options, _here(kind), kind) == 1
 
 
 @contextmanager
@@ -67,34 +63,27 @@ def clustered(
     """An engine of many that ends with the block, on devices of the kind that the spec names.
 
     builder: gives the function that makes the engine of a spec, which is sent to the devices. ValueError without Ray,
-    where no cluster answers, for too few devices, and where no reward is worth a device that is set apart for rewards.
+    where no cluster answers, and for too few devices.
     """
-    bare, columns = split_rewards(spec) if options.reward_actors else (spec, ())
     device = (spec.model or ModelOptions()).device
     with hosts(options, torch.device(device).type) as devices:
         from ttsnap.cluster.ray_pool import RayPool
 
-        makers: list[Callable[[], Actor]] = [partial(EngineActor, builder(bare))] * len(devices.actors)
-        if columns:
-            load = partial(load_rewards, tuple(spec.rewards[i] for i in columns), device)
-            makers[-options.reward_actors :] = [partial(RewardActor, load)] * options.reward_actors
-        yield ClusterEngine(RayPool(devices, makers), options.reward_actors, columns)
+        yield ClusterEngine(RayPool.of_engines(builder(spec), devices))
 
 
 @contextmanager
 def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
-    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends; those for rewards are the
-    last ones. ValueError as above."""
-    searching = options.devices if isinstance(options.devices, int) else 1
-    connect(options.ray_address, searching + options.reward_actors if options.devices != "all" else _here(kind))
+    """A process on each of these devices of a kind, "cuda" or "cpu", until the block ends. ValueError as above."""
+    number = options.devices if isinstance(options.devices, int) else 1
+    connect(options.ray_address, number if options.devices != "all" else _here(kind))
     import ray
 
     from ttsnap.cluster.ray_pool import Hosts
 
     gpu = kind == "cuda"
     free = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-    searching = max(1, _number(options, free - options.reward_actors, kind))
-    with closing(Hosts(searching + options.reward_actors, gpu=gpu)) as processes:
+    with closing(Hosts(max(1, _number(options, free, kind)), gpu=gpu)) as processes:
         yield processes
 
 

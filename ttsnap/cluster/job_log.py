@@ -1,4 +1,4 @@
-"""The plans of one job, and where its particles are: enough to make the particles of a dead device again.
+"""The plans of one job, and where its particles are: enough to make the particles of a dead actor again.
 
 Noise is drawn by key, so that the same rows give the same latents on any device. A particle is made again by all of its
 rows, from its seed on, and by those of its ancestors.
@@ -6,6 +6,7 @@ rows, from its seed on, and by those of its ancestors.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,10 +25,8 @@ class JobLog:
     plans: list[Plan] = field(default_factory=list)
     stops: list[dict[int, int]] = field(default_factory=list)
     """By plan, the steps at which cancelled rows stopped."""
-    home: dict[int, int] = field(default_factory=dict)
-    """Devices of particles at rest."""
-    sent: dict[int, int] = field(default_factory=dict)
-    """Devices of particles under way."""
+    actor: dict[int, int] = field(default_factory=dict)
+    """Where each particle is, at rest or under way; it stays there."""
     open: set[int] = field(default_factory=set)
     """Particles of the last plan that are not done."""
     cached: set[int] = field(default_factory=set)
@@ -37,8 +36,8 @@ class JobLog:
     row: dict[int, int] = field(default_factory=dict)
     """Where in the last plan the row of each particle is."""
 
-    def begin(self, plan: Plan) -> None:
-        """A new plan. All rows of the plan before are done, or cancelled."""
+    def begin(self, plan: Plan, actors: Sequence[int]) -> None:
+        """A new plan, with the actor of each row. All rows of the plan before are done, or cancelled."""
         if self.plans:
             before = self.plans[-1].rows
             self.gradients |= set(before.parent[before.kind == ASCEND].tolist())
@@ -46,18 +45,11 @@ class JobLog:
         self.stops.append({})
         self.row = {uid: i for i, uid in enumerate(plan.uid.tolist())}
         self.open = set(self.row)
-
-    def send(self, uids: Iterable[int], device: int) -> None:
-        """Rows of the last plan are under way on a device."""
-        for uid in uids:
-            self.home.pop(uid, None)
-            self.sent[uid] = device
+        self.actor.update(zip(self.row, actors, strict=True))
 
     def rest(self, outcome: Outcome, *, cancelled: bool = False) -> None:
-        """Rows are done, or stopped where they are; their particles rest on the device that had them."""
+        """Rows are done, or stopped where they are."""
         uids = outcome.uids.tolist()
-        for uid in uids:
-            self.home[uid] = self.sent.pop(uid)
         self.open -= set(uids)
         if cancelled:
             self.stops[-1].update(zip(uids, outcome.step.tolist(), strict=True))
@@ -66,28 +58,27 @@ class JobLog:
                 known -= {uid for uid, flag in zip(uids, flags, strict=True) if not flag}
                 known |= {uid for uid, flag in zip(uids, flags, strict=True) if flag}
 
-    def drop(self, uids: Iterable[int]) -> None:
-        """Particles are given up."""
-        for uid in uids:
-            self.home.pop(uid, None)
+    def drop(self, uids: Iterable[int]) -> dict[int, list[int]]:
+        """Particles are given up; returns those that were at rest, by actor."""
+        by_actor = defaultdict[int, list[int]](list)
+        for uid in set(uids) & self.actor.keys() - self.open:
+            by_actor[self.actor.pop(uid)].append(uid)
+        return by_actor
 
-    def remake(self, job: int, device: int, more: Collection[int] = ()) -> Remake | None:
-        """How to make the particles of a dead device again; None where it had none of this job.
-
-        more: particles whose rows have not begun, and are to run on the device's successor as well.
-        """
-        again = {uid for uid, where in self.sent.items() if where == device} | set(more)
-        keep = {uid for uid, where in self.home.items() if where == device}
+    def remake(self, job: int, actor: int) -> Remake | None:
+        """How to make the particles of a dead actor again; None where it had none of this job."""
+        mine = {uid for uid, where in self.actor.items() if where == actor}
+        again, keep = mine & self.open, mine - self.open
         if not again and not keep:
             return None
         parts, last = self._needed(keep, again), len(self.plans) - 1
         plan, done, before = None, frozenset[int](), frozenset[int]()
         if again:
             plan = self.plans[last].take(np.array(parts.pop(), int))
-            mine = np.array([uid in again for uid in plan.uid.tolist()], bool)
-            plan = replace(plan, rows=plan.rows._replace(score=plan.rows.score & mine))
-            done = frozenset(plan.uid[~mine].tolist())
-            before = frozenset(plan.rows.parent[mine & plan.paid & goes_on(plan.rows)].tolist())
+            due = np.array([uid in again for uid in plan.uid.tolist()], bool)
+            plan = replace(plan, rows=plan.rows._replace(score=plan.rows.score & due))
+            done = frozenset(plan.uid[~due].tolist())
+            before = frozenset(plan.rows.parent[due & plan.paid & goes_on(plan.rows)].tolist())
         earlier = [unscored(self.plans[i], rows, self.stops[i]) for i, rows in enumerate(parts) if rows]
         return Remake(job, tuple(earlier), plan, done, frozenset(keep), before,
                       frozenset(keep & self.cached), frozenset(self.gradients))  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ttsnap.cluster.actor import SearchActor
+from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorGroup
 from ttsnap.cluster.messages import Call, Description
 from ttsnap.core.cost import NAMES, Cost, Rates
@@ -82,21 +82,20 @@ class ClusterMeter:
         self.parts: list[RunUsage] = []
 
     def __enter__(self) -> ClusterMeter:
-        self.group.ask(range(len(self.group)), Call(SearchActor.begin_measuring))
+        self.group.ask(range(len(self.group)), Call(EngineActor.begin_measuring))
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(EngineLost):
-            usages = self.group.ask(range(len(self.group)), Call(SearchActor.end_measuring))
+            usages = self.group.ask(range(len(self.group)), Call(EngineActor.end_measuring))
             self.parts += [usage for usage in usages if usage is not None]
 
     def summary(self) -> RunUsage:
-        """Energy and CO2e of all together, the memory of the one that held most."""
+        """The energy of all together, the memory of the one that held most."""
         if not self.parts:
             return RunUsage()
         most = max(self.parts, key=lambda part: part["peak_memory_bytes"] or 0)
-        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts]),
-                        "co2_grams": _sum([part["co2_grams"] for part in self.parts])})  # fmt: skip
+        return RunUsage(**{**most, "energy_joules": _sum([part["energy_joules"] for part in self.parts])})
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Cost, Price
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
-from ttsnap.core.outcome import Decoded
 from ttsnap.core.plans import Plan
 
 AnswerT = TypeVar("AnswerT")
@@ -70,25 +68,6 @@ class Remake:
 
 
 @dataclass(frozen=True)
-class ImageToScore:
-    """An image for rewards to score."""
-
-    picture: Decoded
-    prompt: str
-    """The text that the image is to show."""
-    last: bool
-    """Whether the image is finished."""
-
-
-@dataclass(frozen=True)
-class ImageScores:
-    """Scores (n, R) of n images, nan where a reward failed, and why."""
-
-    scores: FloatArray
-    errors: list[str | None]
-
-
-@dataclass(frozen=True)
 class Description:
     """An actor's engine, by the attributes of `Engine`."""
 
@@ -99,19 +78,4 @@ class Description:
     offers: frozenset[Need]
     price: Price
     calibration_cost: Cost
-    fair: bool
-    """Whether jobs take turns."""
     batch_sizes: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class RewardsDescription:
-    """The rewards of an actor of rewards."""
-
-    names: tuple[str, ...] = ()
-    flops: float = 0.0
-    """FLOPs of a call of each, added up."""
-    seconds: float = 0.0
-    """Seconds of a call of each, added up; 0 before they were measured."""
-    batch: int = 1
-    """How many images are scored at once."""

@@ -122,19 +122,19 @@ class Hosts:
 class RayPool:
     """An actor on each of these hosts, which may have actors of other pools as well."""
 
-    def __init__(self, hosts: Hosts, makers: Sequence[Callable[[], Actor]]) -> None:
-        """makers: make the actors, on the hosts."""
+    def __init__(self, hosts: Hosts, make: Callable[[], Actor]) -> None:
+        """make: makes each actor, on its host."""
         self.hosts, self._number = hosts, next(hosts.numbers)
-        self.actors, self._makers = list(hosts.actors), list(makers)
+        self.actors, self._make = list(hosts.actors), make
         self._taken = [self._take(actor) for actor in range(len(self.actors))]
 
     @classmethod
     def of_engines(cls, make: Callable[[], LiveEngine], hosts: Hosts) -> RayPool:
         """An engine on each host."""
-        return cls(hosts, [partial(EngineActor, make)] * len(hosts.actors))
+        return cls(hosts, partial(EngineActor, make))
 
     def _take(self, actor: int) -> ObjectRef[int]:
-        taken: ObjectRef[int] = self.actors[actor].take.remote(self._number, self._makers[actor])
+        taken: ObjectRef[int] = self.actors[actor].take.remote(self._number, self._make)
         return taken
 
     def __len__(self) -> int:

@@ -96,7 +96,7 @@ def record(
     """
     gpu = on_gpus((builder.spec.model or ModelOptions()).device, workers)
     with closing(Hosts(workers, gpu=gpu)) as hosts:
-        pool = RayPool(hosts, [partial(RecordingActor, builder, Path.cwd())] * workers)
+        pool = RayPool(hosts, partial(RecordingActor, builder, Path.cwd()))
         setup, making = recorded_by(pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options)
         return keep(setup, folder.resolve(), making, progress_bar=progress_bar)
 

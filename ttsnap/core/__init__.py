@@ -6,7 +6,7 @@ It imports numpy and nothing else of ttsnap.
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.cost import Cost, GuidedSteps, Price, Rates
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.looks import Estimate, Estimator, Rollout
+from ttsnap.core.looks import Estimate, Estimator
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
@@ -43,7 +43,6 @@ __all__ = [
     "Result",
     "Refining",
     "Reward",
-    "Rollout",
     "Rows",
     "Spent",
     "Task",

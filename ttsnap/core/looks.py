@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ttsnap.core.arrays import IntArray
-from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Need
 
 
@@ -32,11 +31,10 @@ class Estimator(ABC):
         """What it is called in recordings and messages."""
 
     @abstractmethod
-    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
-        """Evaluations (n,) that a look at steps `stop` (n,), all before the last, is made with.
+    def evaluations(self, stop: IntArray) -> IntArray:
+        """Evaluations (n,), 0 or 1, that a look at steps `stop` (n,), all before the last, is made with.
 
-        The first is the particle's own at that step, which is paid once: the particle goes on with it later. 0 for a
-        look that is made without it.
+        It is the particle's own at that step, which is paid once: the particle goes on with it later.
         """
 
     def draft_calls(self, stop: IntArray) -> IntArray:
@@ -54,36 +52,8 @@ class Estimate(Estimator):
 
     name: ClassVar[str] = "estimate"
 
-    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
+    def evaluations(self, stop: IntArray) -> IntArray:
         return np.ones(stop.shape, int)
-
-
-@dataclass(frozen=True)
-class Rollout(Estimator):
-    """The x0 estimate at the end of a coarse rollout by the ODE, over later grid points: sharper, and dearer.
-
-    The particle itself stays where it is, and does not follow the rollout afterwards.
-    """
-
-    calls: int = 2
-    """Evaluations of the rollout, from 1 on (1 is the x0 estimate); fewer where fewer steps are left."""
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.ROLLOUT})
-
-    def __post_init__(self) -> None:
-        if self.calls < 1:
-            raise ValueError(f"a rollout takes at least 1 evaluation, got {self.calls}")
-
-    @property
-    def name(self) -> str:
-        return f"rollout:{self.calls}"
-
-    def points(self, stop: int, steps: int) -> list[int]:
-        """Grid steps after `stop`, where the first evaluation is made, at which the others are."""
-        points = [stop + round(j * (steps - stop) / self.calls) for j in range(1, self.calls)]
-        return sorted({k for k in points if stop < k < steps})
-
-    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
-        return np.array([1 + len(self.points(k, grid.steps)) for k in stop.ravel().tolist()], int).reshape(stop.shape)
 
 
 @dataclass(frozen=True)
@@ -106,7 +76,7 @@ class Draft(Estimator):
     def name(self) -> str:
         return f"draft:{self.calls}"
 
-    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
+    def evaluations(self, stop: IntArray) -> IntArray:
         return np.zeros(stop.shape, int)
 
     def draft_calls(self, stop: IntArray) -> IntArray:
@@ -130,8 +100,8 @@ class ByStep(Estimator):
     def needs(self) -> frozenset[Need]:
         return frozenset(need for look in self.looks.values() for need in look.needs)
 
-    def evaluations(self, stop: IntArray, grid: Grid) -> IntArray:
-        return self._by_step(stop, lambda look: look.evaluations(stop, grid))
+    def evaluations(self, stop: IntArray) -> IntArray:
+        return self._by_step(stop, lambda look: look.evaluations(stop))
 
     def draft_calls(self, stop: IntArray) -> IntArray:
         return self._by_step(stop, lambda look: look.draft_calls(stop))
@@ -147,15 +117,15 @@ class ByStep(Estimator):
         return counts
 
 
-_WRITTEN = re.compile(r"(estimate|rollout|draft)(?::([0-9]{1,4}))?")
+_WRITTEN = re.compile(r"(estimate|draft)(?::([0-9]{1,4}))?")
 
 
 def read_look(name: str) -> Estimator:
-    """The look of this name: "estimate", "rollout:3", "draft:1". ValueError for another text."""
+    """The look of this name: "estimate", "draft:1". ValueError for another text."""
     match = _WRITTEN.fullmatch(name)
     if match is None or (match[1] == "estimate") != (match[2] is None):
-        raise ValueError(f"unknown look {name[:40]!r}; looks are written estimate, rollout:3 or draft:1")
-    return ESTIMATE if match[2] is None else (Rollout if match[1] == "rollout" else Draft)(int(match[2]))
+        raise ValueError(f"unknown look {name[:40]!r}; looks are written estimate or draft:1")
+    return ESTIMATE if match[2] is None else Draft(int(match[2]))
 
 
 class EstimatorAt(NamedTuple):
@@ -179,10 +149,3 @@ class EstimatorAt(NamedTuple):
 def estimates(*steps: int) -> tuple[EstimatorAt, ...]:
     """The x0 estimate at each of these steps; at the last one of a grid, the finished image."""
     return tuple(EstimatorAt(ESTIMATE.name, step) for step in steps)
-
-
-def look_of(calls: int) -> Estimator:
-    """The look of so many evaluations: the x0 estimate for 1, else a rollout. ValueError below 1."""
-    if calls < 1:
-        raise ValueError(f"a look takes at least 1 evaluation, got {calls}")
-    return ESTIMATE if calls == 1 else Rollout(calls)

@@ -20,8 +20,6 @@ class Need(StrEnum):
     """A particle's step noise is drawn near that of an earlier child of the same parent."""
     ASCEND = "ascend"
     """Particles start from initial noise that is turned along the gradient of a finished image's rewards."""
-    ROLLOUT = "rollout"
-    """Unfinished particles are looked at by evaluations of the look's own, at later grid points: a coarse rollout."""
     DRAFT = "draft"
     """Unfinished particles are looked at by guesses of a drafter, a network beside the denoiser."""
 
@@ -50,8 +48,6 @@ _WHY = {
     Need.NEAR: "draws step noise near other step noise, which this sampler does not allow; choose a kernel that draws "
     "noise and has no history (sde, ddim)",
     Need.ASCEND: "follows gradients of rewards, which a recording of scores does not have; search with a model",
-    Need.ROLLOUT: "judges candidates by coarse rollouts, and this sampler has no path to make them on; choose a kernel "
-    "that has one (ode, sde)",
     Need.DRAFT: "judges candidates by drafts, and there is no drafter; name one: --draft FOLDER, draft='FOLDER'",
 }
 """What to say where a need is not offered: what the algorithm does, why that fails, and what to choose."""

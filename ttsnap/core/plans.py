@@ -67,13 +67,13 @@ def row_costs(
 
     rows: resolved (plans.py), so that `parent` is the particle whose state a row starts from.
     A row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A row that is scored
-    before the end takes those of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
+    before the end takes that of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
     is paid already. Children of one particle share its evaluation and its gradient: the first row that uses one pays.
     """
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
     if np.count_nonzero(ahead):
-        nfe[ahead] += look.evaluations(rows.stop[ahead], grid)
+        nfe[ahead] += look.evaluations(rows.stop[ahead])
     (users,) = ((nfe > 0) & goes_on(rows)).nonzero()
     if len(users):
         parents = rows.parent[users]
@@ -188,7 +188,7 @@ class Plan:
         """(n,) whether the evaluation at `stop` is paid once the rows are carried out."""
         rows = self.rows
         # An evaluation that is paid stays so where a particle, or a child of it, waits.
-        evaluated = self.look.evaluations(rows.stop, grid) > 0
+        evaluated = self.look.evaluations(rows.stop) > 0
         mask: BoolArray = (rows.score & evaluated) | (self.paid & (rows.stop == rows.start))
         return mask & (rows.stop < grid.steps)
 

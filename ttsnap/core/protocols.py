@@ -115,12 +115,6 @@ class RunUsage(TypedDict, total=False):
     energy_joules_per_image: float | None
     energy_kind: str | None
     """Where the joules come from."""
-    co2_grams: float | None
-    """CO2e of the energy."""
-    co2_grams_per_kwh: float
-    """The grid's intensity that was reckoned with."""
-    pue: float
-    """Power usage effectiveness that was reckoned with."""
 
 
 class UsageMeter(Protocol):

@@ -46,7 +46,7 @@ class Spent:
     ended: str = ""
     """The cap that ended the search, as "6 s were up", or "stopped"; empty where its algorithm had all it wanted."""
     usage: RunUsage = field(default_factory=RunUsage)
-    """Memory, energy and CO2 (profiling/meter.py); energy by this prompt's share."""
+    """Memory and energy (profiling/meter.py); energy by this prompt's share."""
     seeds: int = 0
     """Seeds started."""
     finished: int = 0

@@ -139,7 +139,7 @@ def fit_batches(
         nonlocal tokens
         images = denoiser.decode(_noise(denoiser, n))
         sources = scorer.sources(torch.zeros(n, dtype=torch.long))
-        for _, reward in scorer.local:
+        for reward in scorer.rewards:
             ask(scorer.shown.by(reward, sources), images, [""] * n, torch.zeros(n, device=images.device))
             tokens += sum(scorer.shown.tokens(reward))
         scorer.features(list(images))
@@ -149,7 +149,7 @@ def fit_batches(
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)
-        spent += Cost(0, rows, rows * scorer.calls_here, tokens=tokens, features=rows * scorer.features_taken)
+        spent += Cost(0, rows, rows * scorer.calls, tokens=tokens, features=rows * scorer.features_taken)
     return denoise, decode, spent
 
 
@@ -169,14 +169,14 @@ def seconds_of(denoiser: Denoiser, scorer: RowScorer, sizes: BatchSizes) -> tupl
     draft = 0.0 if drafts is None else _again(lambda: _draft(denoiser, drafts))
     finished, level = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
     sources = scorer.sources(torch.zeros(1, dtype=torch.long))
-    scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls_here, 0
+    scoring, bases, calls, tokens = 0.0, 0.0, 2 * scorer.calls, 0
 
     def asked(reward: RewardModel, *call: Any) -> None:
         nonlocal tokens
         ask(*call)
         tokens += sum(scorer.shown.tokens(reward))
 
-    for _, reward in scorer.local:
+    for reward in scorer.rewards:
         call = scorer.shown.by(reward, sources)
         latents = reward.estimates == "latents"
         look, x, prompt = (reward.score_estimates, latent, reward.example) if latents else (call, image, "")

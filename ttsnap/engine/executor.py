@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
-from ttsnap.engine.looks import advance_looks
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import ScheduledBatch
 from ttsnap.engine.scoring import RowScorer, ScoredRows
@@ -88,7 +87,9 @@ class Executor:
             sources = [row.noise_source if row.node.position == row.branched_at else None for row in moving]
             for row, node, source in zip(moving, self.noise.masked(stepper.step(moving)), sources, strict=True):
                 row.node, node.step_noise = node, source
-        advance_looks([(row.look, row.node) for row in rows if row.at_stop], self.denoiser)
+        for row in rows:
+            if row.at_stop:
+                row.look.begin(row.node)
 
     def score(self, rows: Sequence[Row]) -> tuple[ScoredRows, int]:
         """The scores of these rows, or of the first of them where memory runs out; and of how many."""

@@ -79,8 +79,7 @@ class Differentiator:
             gradient = self.gradient(lambda: self.value(x0, prompts, level), leaf)
         if self.through == "x0":
             gradient = self.slope(k, gradient) * gradient
-        estimate = None if prediction.estimate is None else prediction.estimate.detach()
-        plain = Prediction(prediction.out.detach(), prediction.x0.detach(), estimate)
+        plain = Prediction(prediction.out.detach(), prediction.x0.detach())
         return WithGradient(plain, gradient if gradient.dtype == torch.float64 else gradient.float())
 
     def gradient(self, value: Callable[[], Tensor], leaf: Tensor) -> Tensor:

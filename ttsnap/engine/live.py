@@ -136,7 +136,7 @@ class LiveEngine(Engine):
         if self.kernel.stochastic:
             offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
         if simple and Can.PATH in self.denoiser.can:
-            offered |= {Need.RENOISE, Need.ROLLOUT}
+            offered.add(Need.RENOISE)
         if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)
         if self.noise.begin_calls:  # no gradient goes back through a drafter

@@ -1,24 +1,19 @@
 """Looks being carried out: what is scored where a row stops, and the evaluations that this takes.
 
 core/looks.py says which looks there are and what they cost; each is run here by one small class, and `look_run` says
-which one a row gets. A look may need evaluations beyond those that bring the particle to its stop. It makes them on a
-node beside the particle, which itself stays where it is.
+which one a row gets. The particle itself stays where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import ClassVar
-
-import torch
-from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Draft, Estimate, Estimator, Rollout
-from ttsnap.engine.store import Node, stacked
+from ttsnap.core.looks import Draft, Estimate, Estimator
+from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import Denoiser, drafts_of
-from ttsnap.sampling.kernels import Kernel, Ode, Prediction, Sde
+from ttsnap.sampling.kernels import Kernel, Prediction, Sde
 
 
 class LookRun:
@@ -28,22 +23,23 @@ class LookRun:
     reads_estimate: ClassVar[bool] = False
     """Whether it needs the x0 estimate at the stop, hence an evaluation there."""
     draft_calls: int = 0
-    """Calls of the drafter that `waiting` takes, 0 for an evaluation of the denoiser."""
-    node: Node | None = None
-    """The last node that was made beside the particle, for a look that makes any."""
+    """Calls of the drafter that `waiting` takes."""
+
+    def begin(self, here: Node) -> None:
+        """The particle has come to its stop."""
 
     def scored(self, here: Node) -> Node:
         """The node whose x0 is scored, of a particle that stops `here`."""
-        return here if self.node is None else self.node
+        return here
 
     def level(self, stop: int, grid: Grid) -> float:
         """The noise level, in [0, 1], of that x0, for a row that goes to step `stop`. Rewards get it."""
-        return grid.levels[stop if self.node is None else self.node.position]
+        return grid.levels[stop]
 
     @property
     def waiting(self) -> Node | None:
-        """The node that must be evaluated next for this look, once the particle is at its stop."""
-        return self.node if self.node is not None and self.node.prediction is None else None
+        """The node that the drafter must guess from for this look, once the particle is at its stop."""
+        return None
 
     @property
     def done(self) -> bool:
@@ -69,46 +65,6 @@ class EstimateRun(LookRun):
     reads_estimate = True
 
 
-class BesideRun(EstimateRun):
-    """Scores the x0 estimate of the last of some nodes beside the particle, each made from the one before it.
-
-    points: the grid steps of these nodes, ascending, all later than the stop. A subclass says how a latent gets there.
-    """
-
-    def __init__(self, points: Sequence[int]) -> None:
-        self._points, self._reached = tuple(points), 0
-
-    @staticmethod
-    def moved(denoiser: Denoiser, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
-        """x (N, ...), evaluated at grid steps k (N,) -> the latents (N, ...) to evaluate at grid steps `to` (N,)."""
-        raise NotImplementedError
-
-    @property
-    def done(self) -> bool:
-        return self._reached == len(self._points) and self.waiting is None
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(self._reached - int(self.waiting is not None))
-
-    def next_point(self, here: Node) -> int | None:
-        """The grid step that it goes to now; None where it waits for an evaluation, or is at its end."""
-        ready = self._reached < len(self._points) and self.scored(here).prediction is not None
-        return self._points[self._reached] if ready else None
-
-    def arrive(self, node: Node) -> None:
-        """It has come to this node, at the next of its points."""
-        self.node, self._reached = node, self._reached + 1
-
-
-class RolloutRun(BesideRun):
-    """Its nodes are those of a coarse rollout: ODE steps from the stop over a few later grid points."""
-
-    @staticmethod
-    def moved(denoiser: Denoiser, x: Tensor, prediction: Prediction, k: Tensor, to: Tensor) -> Tensor:
-        return Ode(denoiser.path, denoiser.times).jump(x, prediction, k, to)
-
-
 class DraftRun(LookRun):
     """Scores what the drafter makes of the particle's latent, on a node beside the particle.
 
@@ -120,18 +76,25 @@ class DraftRun(LookRun):
 
     def __init__(self, calls: int, level: float) -> None:
         self.draft_calls, self._level = calls, level
+        self._beside: Node | None = None
 
     def begin(self, here: Node) -> None:
-        """The particle has come to its stop."""
-        if self.node is None:
-            self.node = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
+        if self._beside is None:
+            self._beside = Node(here.job, here.seed, here.position, here.latent, mixed_in=here.mixed_in)
+
+    def scored(self, here: Node) -> Node:
+        return self._beside or here
 
     def level(self, stop: int, grid: Grid) -> float:
         return self._level
 
     @property
+    def waiting(self) -> Node | None:
+        return self._beside if self._beside is not None and self._beside.prediction is None else None
+
+    @property
     def done(self) -> bool:
-        return self.node is not None and self.waiting is None
+        return self._beside is not None and self.waiting is None
 
     @property
     def cost(self) -> Cost:
@@ -154,21 +117,6 @@ class BegunRun(LookRun):
         return self._level
 
 
-def advance_looks(looks: Iterable[tuple[LookRun, Node]], denoiser: Denoiser) -> None:
-    """Take each of these looks on to its next node, if it can go on; the nodes are where particles stop."""
-    ready: dict[type[BesideRun], list[tuple[BesideRun, Node, int]]] = {}
-    for look, here in looks:
-        if isinstance(look, DraftRun):
-            look.begin(here)
-        if isinstance(look, BesideRun) and (point := look.next_point(here)) is not None:
-            ready.setdefault(type(look), []).append((look, look.scored(here), point))
-    for kind, going in ready.items():
-        x, prediction, k = stacked([node for _, node, _ in going])
-        moved = kind.moved(denoiser, x, prediction, k, torch.tensor([point for _, _, point in going]))
-        for (look, node, point), latent in zip(going, moved, strict=True):
-            look.arrive(Node(node.job, node.seed, point, latent))
-
-
 def check_drafts(denoiser: Denoiser, kernel: Kernel) -> None:
     """ValueError where the denoiser has a drafter that is of no use with this kernel."""
     if denoiser.drafts is None:
@@ -184,18 +132,15 @@ def look_run(look: Estimator, score: bool, stop: int, denoiser: Denoiser) -> Loo
 
     ValueError for a look that this engine cannot carry out.
     """
-    steps = denoiser.grid.steps
     if not score:
         return LookRun()
-    if stop == steps:
+    if stop == denoiser.grid.steps:
         return FinishedRun()
-    if isinstance(look, Rollout) and (points := look.points(stop, steps)):
-        return RolloutRun(points)
     if isinstance(look, Draft):
         drafts = drafts_of(denoiser)
         if drafts.start is not None and (stop, look.calls) == (0, drafts.calls):
             return BegunRun(drafts.start.level)
         return DraftRun(look.calls, drafts.level(stop, look.calls))
-    if isinstance(look, Estimate | Rollout):
+    if isinstance(look, Estimate):
         return EstimateRun()
-    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate, rollout or draft")
+    raise ValueError(f"the live engine cannot look at particles by {look.name!r}; use estimate or draft")

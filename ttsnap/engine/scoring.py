@@ -76,7 +76,7 @@ class RewardBatch(NamedTuple):
 
 
 class RowScorer:
-    """Scores rows with every reward but remote ones (`RewardModel.remote`).
+    """Scores rows with every reward.
 
     estimates: what becomes of unfinished ones, as in Price: "decode", "preview" or "nothing". shown: what rewards see
     of what is made, by the denoiser and the option `frames`. features: by what images are compared. ValueError
@@ -97,16 +97,11 @@ class RowScorer:
         self.likeness = make_likeness(features, self.rewards, denoiser.device)
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
-        self.local = [(place, reward) for place, reward in enumerate(rewards) if not reward.remote]
-        """The rewards that it scores by, with their places among all."""
-        if denoiser.frames is not None and len(self.local) < len(rewards):
-            raise ValueError("rewards of videos are asked where the latents are; leave reward_actors out")
         self._first = RewardHealthCheck(rewards)
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
-        self.tokens = sum(r.tokens * self.shown.calls(r) for _, r in self.local)
+        self.tokens = sum(r.tokens * self.shown.calls(r) for r in rewards)
         self.calls = sum(map(self.shown.calls, rewards))
-        self.calls_here = sum(self.shown.calls(r) for _, r in self.local)
         self.estimates = "nothing" if not seen else "preview" if preview else "decode"
 
     def price(self, denoiser: Denoiser) -> Price:
@@ -174,25 +169,24 @@ class RowScorer:
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
-            columns = [self._column(reward, asked) for _, reward in self.local]
+            columns = [self._column(reward, asked) for reward in self.rewards]
             features = self.features(images)
         broken, finished = _broken(latents, images), np.array([row.last for row in batch])
         scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
         causes: dict[str, str | None] = {}
-        for (r, reward), (column, error, tokens) in zip(self.local, columns, strict=True):
+        for r, (reward, (column, error, tokens)) in enumerate(zip(self.rewards, columns, strict=True)):
             column[broken] = np.nan
             self._first.check(reward.name, column, finished, broken, error)
             scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
             taken += tokens
-        here = scores[:, [r for r, _ in self.local]]
-        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(here, broken, strict=True)]
+        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(scores, broken, strict=True)]
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
                 images[i] = image
         described = self.features_taken * sum(image is not None for image in images)
         bases = len(last) * self.bases
-        cost += Cost(0, 0, len(batch) * self.calls_here, tokens=int(taken.sum()), features=described, base_calls=bases)
+        cost += Cost(0, 0, len(batch) * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
         pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
         return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
 

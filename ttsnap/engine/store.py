@@ -65,10 +65,8 @@ class Node:
 
     @property
     def x0(self) -> Tensor:
-        """What is scored: the x0 estimate, where there is one, else the latent. It may be at a guidance of its own."""
-        if self.prediction is None:
-            return self.x
-        return self.prediction.x0 if self.prediction.estimate is None else self.prediction.estimate
+        """What is scored: the x0 estimate, where there is one, else the latent."""
+        return self.x if self.prediction is None else self.prediction.x0
 
     def step(self, grid: Grid) -> tuple[int, bool]:
         """The grid step where it is, and whether an evaluation from there is already paid.
@@ -80,8 +78,7 @@ class Node:
 
     def keep_prediction(self, batch: Prediction, row: int) -> None:
         """Keep one row of a batch's prediction."""
-        estimate = None if batch.estimate is None else batch.estimate[row]
-        self.prediction = Prediction(batch.out[row], batch.x0[row], estimate=estimate)
+        self.prediction = Prediction(batch.out[row], batch.x0[row])
 
     def after_step(self, latent: Tensor, kernel_state: KernelState) -> Node:
         """Where the step that follows one evaluation has brought this particle."""

@@ -109,7 +109,7 @@ def reserve_after(plan: Plan, particles: Particles, engine: Engine) -> Cost:
     resting[rows.parent[rows.parent >= 0]] = False
     resting[plan.drop] = False
     step = np.concatenate([[0], rows.stop, particles.step[resting]])
-    evaluated = rows.score & (plan.look.evaluations(rows.stop, grid) > 0) & ~last
+    evaluated = rows.score & (plan.look.evaluations(rows.stop) > 0) & ~last
     cached = np.concatenate([[False], evaluated, particles.cached[resting]])
     has_gradient = np.concatenate([np.zeros(1 + len(plan), bool), particles.has_gradient[resting]])
     return finish_cost(step, cached, grid, len(engine.reward_names), engine.price, has_gradient)

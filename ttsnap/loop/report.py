@@ -104,11 +104,10 @@ def _started(particles: Particles) -> int:
 
 def _shared(usage: RunUsage, share: float, images: int) -> RunUsage:
     """What the run used, its energy by this prompt's share of it; without the seconds, which Spent has itself."""
-    joules, grams = usage.get("energy_joules"), usage.get("co2_grams")
+    joules = usage.get("energy_joules")
     used = usage.copy()
     used.pop("seconds", None)
     used["energy_joules"] = joules = None if joules is None else joules * share
-    used["co2_grams"] = None if grams is None else grams * share
     used["energy_joules_per_image"] = joules / images if joules is not None and images else None
     return used
 

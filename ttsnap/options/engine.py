@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ttsnap.files.settings import Count, Natural, Settings
+from ttsnap.files.settings import Count, Settings
 from ttsnap.options.option import Spec, option, values
 
 _FITTING = "as many as fit into the GPU's memory, the batch size without one"
@@ -98,12 +98,6 @@ class DeviceOptions(Settings):
         unset="this machine alone",
         metavar="HOST:PORT",
         loads="address",
-    )
-    reward_actors: Natural = option(
-        0,
-        "devices beside them for rewards that have a network (image towers, VLMs), a copy of each on every one",
-        shell="they take Ray; 0: rewards are where the candidates are",
-        metavar="N",
     )
 
 

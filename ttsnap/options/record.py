@@ -30,7 +30,7 @@ class RecordOptions(Settings):
     looks: Sequence[str] | None = option(
         None,
         'score the seeds by these looks as well, as \'["draft:1@0", "draft:2@0"]\': drafts of one and of two calls '
-        "from the initial noise; or rollout:3@4, coarse rollouts of three evaluations from step 4",
+        "from the initial noise",
         unset="with --draft: a draft of the initial noise",
         written=list[str] | None,
         metavar="LOOKS",

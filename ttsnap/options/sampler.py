@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from ttsnap.files.settings import Bounds, Json, Settings, Word
+from ttsnap.files.settings import Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
 
 AUTO, NONE = "auto", "none"
@@ -53,7 +53,7 @@ class SamplerOptions(Settings):
     )
     path: Spec = option(
         None,
-        "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp, polynomial",
+        "for other kernels, the path between data and noise: linear, vp, cosine, linear-vp",
         unset="the model's own",
         python="An Interpolant is taken as it is (ttsnap.pipelines.latents.convert).",
         written=Word | None,
@@ -74,14 +74,6 @@ class SamplerOptions(Settings):
         python="A RewardGuidance is taken as it is (ttsnap.sampling.guided_steps).",
         written=Word | None,
         recorded=False,
-    )
-
-    estimate_guidance: Annotated[float, Bounds(0, 1000)] | None = option(
-        None,
-        "classifier-free guidance at which unfinished estimates are scored, where the model makes two passes; it takes "
-        "no evaluation more, and the image does not change",
-        unset="that of the image",
-        metavar="SCALE",
     )
     draft: Spec = option(
         AUTO,
@@ -129,7 +121,7 @@ class SamplerOptions(Settings):
     @property
     def stock(self) -> bool:
         """Whether plain diffusers makes the same images from the same seeds."""
-        return not self.finishes and not set(changed(self)) - {"estimate_guidance", "draft", "finish"}
+        return not self.finishes and not set(changed(self)) - {"draft", "finish"}
 
     def told(self) -> dict[str, Json]:
         """The values for metadata: for objects the names of their classes, for a drafter of `AUTO` none, and where

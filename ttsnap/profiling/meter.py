@@ -1,4 +1,4 @@
-"""What a run used besides evaluations: seconds (also by phase), peak memory, the GPU's energy, an estimate of CO2."""
+"""What a run used besides evaluations: seconds (also by phase), peak memory, the GPU's energy."""
 
 from __future__ import annotations
 
@@ -14,26 +14,10 @@ import torch
 
 from ttsnap.core.protocols import RunUsage
 
-WORLD_GRID = 458.0
-"""g CO2e per kWh: the world's electricity of 2025, with upstream emissions (Ember, Global Electricity Review 2026,
-April 2026, https://ember-energy.org/latest-insights/global-electricity-review-2026/2025-in-review). Your grid differs.
-"""
-
 SAMPLING_SECONDS = 0.2
 Clock = Callable[[], float]
 Nvml: TypeAlias = Any
 """pynvml, which has no types, or a stand-in."""
-
-
-def carbon(joules: float | None, grams_per_kwh: float = WORLD_GRID, pue: float = 1.0) -> float | None:
-    """Grams of CO2e: joules / 3.6e6 * pue * grams_per_kwh; None where the energy is unknown.
-
-    pue: the building's energy over the computers' energy (about 1.1 in large data centres, 1.5 on average; 1 leaves it
-    out). ValueError for a negative intensity or a pue below 1.
-    """
-    if grams_per_kwh < 0 or pue < 1:
-        raise ValueError(f"need an intensity of at least 0 and a pue of at least 1, got {grams_per_kwh} and {pue}")
-    return None if joules is None else joules / 3.6e6 * pue * grams_per_kwh
 
 
 class Meter:
@@ -104,8 +88,8 @@ class Meter:
             "memory_kind": "peak allocated by PyTorch on the GPU",
         }
 
-    def summary(self, images: int | None = None, *, grams_per_kwh: float = WORLD_GRID, pue: float = 1.0) -> RunUsage:
-        """Seconds, memory, energy and CO2e.
+    def summary(self, images: int | None = None) -> RunUsage:
+        """Seconds, memory and energy.
 
         images: how many the run returned, for energy_joules_per_image.
         """
@@ -116,9 +100,6 @@ class Meter:
             "energy_joules": joules,
             "energy_joules_per_image": joules / images if joules is not None and images else None,
             "energy_kind": None if joules is None or self._energy is None else self._energy.kind,
-            "co2_grams": carbon(joules, grams_per_kwh, pue),
-            "co2_grams_per_kwh": grams_per_kwh,
-            "pue": pue,
         }
 
 

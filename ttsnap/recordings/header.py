@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ COUNTS = ("passes_per_nfe", "depth", "asked", "passes_per_draft", "more_calls", 
 """Whole numbers of a price."""
 HEADER_CRC = "header_crc32"
 """Key of scores.safetensors' header for the checksum of its other keys. The oldest files lack it."""
+_ROLLOUT = re.compile("rollout:[1-9][0-9]{0,3}@[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ class Header:
     evals: tuple[int, ...] | None = None
     """Evaluations of each step, where one takes several."""
     looks: tuple[str, ...] = ()
-    """Looks in addition to estimates, as "draft:1@0"."""
+    """Looks in addition to estimates, as "draft:1@0", in earlier versions also coarse rollouts, as "rollout:3@4"."""
     image_nfe: int | None = None
     """Of the grid (Grid.image_nfe), where drafts are finished."""
 
     def __post_init__(self) -> None:
         last = Grid(self.levels, self.evals).steps
-        if len(set(self.seen)) < len(self.looks) or any(seen.step >= last for seen in self.seen):
+        seen = [look for look in self.seen if look]
+        if len(set(self.looks)) < len(self.looks) or any(look.step >= last for look in seen):
             raise ValueError(f"looks must differ and come before step {last}, got {self.looks}")
         if not self.prompts or not self.rewards:
             raise ValueError(f"a recording needs prompts and rewards, got {self.prompts} and {self.rewards}")
@@ -108,9 +111,9 @@ class Header:
             raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
 
     @property
-    def seen(self) -> tuple[EstimatorAt, ...]:
-        """The looks."""
-        return tuple(map(EstimatorAt.read, self.looks))
+    def seen(self) -> tuple[EstimatorAt | None, ...]:
+        """The looks; None for a coarse rollout, whose scores are left alone."""
+        return tuple(None if _ROLLOUT.fullmatch(text) else EstimatorAt.read(text) for text in self.looks)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -131,7 +134,7 @@ class Header:
         """The recording with these scores (P, S, C, R)."""
         points = len(self.levels)
         scored, grid = tuple(k in set(self.steps) for k in range(points)), Grid(self.levels, self.evals, self.image_nfe)
-        looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen)}
+        looks = {seen: scores[:, :, points + i] for i, seen in enumerate(self.seen) if seen}
         texts = tuple(map(str, self.prompts))  # without the pictures that they may carry
         return Recording(texts, scores[:, :, :points], grid, self.rewards, self.first_seed, scored, self.price,
                          self.info, looks)  # fmt: skip

@@ -55,7 +55,7 @@ def searches_of(given: Sequence[str]) -> dict[str, Algorithm]:
 def kernel_for(algorithm: AlgorithmSpec) -> str:
     """The sampler where nobody chose one: one that draws noise or has a path, for searches that need that."""
     needs = make_algorithm(algorithm).needs
-    return "sde" if needs & {Need.BRANCH, Need.NEAR, Need.RENOISE, Need.ROLLOUT} else "pipeline"
+    return "sde" if needs & {Need.BRANCH, Need.NEAR, Need.RENOISE} else "pipeline"
 
 
 def _size(value: object) -> int:

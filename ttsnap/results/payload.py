@@ -79,14 +79,16 @@ REMOVED = {
     "antithetic": "antithetic initial noises",
     "orthogonal": "orthogonal initial noises",
     "spectral-evolution": "evolution in the low frequencies of the noise",
+    "polynomial": "polynomial paths",
+    **dict.fromkeys(("sin", "sin2", "exp", "clipping", "tan"), "rare amounts of noise"),
 }
-"""Names in files of earlier versions, and what they meant; none found better images (docs/measured.md)."""
+"""Names in files of earlier versions, and what they meant (docs/measured.md)."""
 
 
 def removed(name: object) -> str:
     """Why a file that names this cannot be followed; empty for what was not removed."""
     what = REMOVED.get(name) if isinstance(name, str) else None
-    return f"{what} ({name}) found no better images, and ttsnap no longer has them" if what else ""
+    return f"ttsnap 0.1.0 was the last version with {what} ({name})" if what else ""
 
 
 def checked(payload: object, where: object) -> dict[str, Any]:
@@ -95,9 +97,13 @@ def checked(payload: object, where: object) -> dict[str, Any]:
     Optional keys that hold null are left out. So are options that were removed since, at their old defaults.
     """
     fields = dict(payload) if isinstance(payload, dict) else {}
+    fields.pop("estimate_guidance", None)  # an option of earlier versions, which chose among seeds and changed no image
     if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of earlier versions
         why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
         raise ValueError(f"{where} cannot be made again: {why}")
+    for name in (fields.get("path"), *str(fields.get("kernel")).split(":")[1:2]):
+        if why := removed(name):
+            raise ValueError(f"{where} cannot be made again: {why}")
     missing = sorted(set(NEEDED) - set(fields))
     if missing:
         raise ValueError(f"the ttsnap metadata of {where} lacks {missing}")

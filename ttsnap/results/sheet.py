@@ -166,7 +166,7 @@ def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> 
 
 
 def _looks(result: Result) -> list[str]:
-    """The name of each step's row: "draft" or "rollout" where all looks at the step are such, else the step."""
+    """The name of each step's row: "draft" where all looks at the step are such, else the step."""
     looks: list[set[str]] = [set() for _ in result.levels]
     for move in result.trace:
         for step in move["stop"]:

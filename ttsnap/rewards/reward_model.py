@@ -60,10 +60,6 @@ class RewardModel(ABC):
     base: Reward | None = None
     """The reward whose final score this one predicts from an estimate, if any."""
 
-    heavy: bool = False
-    """Whether its network is worth a device of its own, where there are devices for rewards (`--reward-actors`)."""
-    remote: bool = False
-    """Whether scores come from another process: an engine makes the images and leaves the scores open."""
     tokens: int = 0
     """Most tokens of a language model behind an API for one image. A budget in tokens is charged this much, and
     refunded what was not taken."""
@@ -127,7 +123,7 @@ class FunctionReward(RewardModel):
 
     device: torch.device | str = "cpu"
     """Of the trial image."""
-    _OPTIONAL = ("estimates", "example", "device", "network", "base", "heavy", "embed_images",
+    _OPTIONAL = ("estimates", "example", "device", "network", "base", "embed_images",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:

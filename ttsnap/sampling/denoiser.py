@@ -33,8 +33,6 @@ class Can(StrEnum):
     """Gradients go back through its networks."""
     DRAFT = "draft"
     """It takes a drafter, which guesses finished images."""
-    GUIDE_ESTIMATES = "guide estimates"
-    """Estimates may be scored at a guidance of their own (Prediction.estimate)."""
 
 
 class Costs(NamedTuple):

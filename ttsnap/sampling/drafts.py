@@ -193,7 +193,7 @@ def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) 
     return (
         f"this draft was not checked for {printable(here)}: how well it ranks seeds there is not known"
         + (f"; it was for {printable(known)}" if known else "")
-        + ". Measure it with ttsnap evaluate-draft, whose --help shows how"
+        + ". Measure it with ttsnap record --check-draft"
     )
 
 

@@ -131,32 +131,6 @@ class LinearVP:
         return 1 / torch.hypot(torch.ones_like(rho), rho)
 
 
-@dataclass(frozen=True)
-class Polynomial:
-    """alpha = (1 - t)^n, sigma = 1 - (1 - t)^n; n = 1 is Linear."""
-
-    n: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.n > 0:
-            raise ValueError(f"need n > 0, got {self.n}")
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return (1 - t) ** self.n
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return -torch.expm1(self.n * torch.log1p(-t))
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return -self.n * (1 - t) ** (self.n - 1)
-
-    def d_sigma(self, t: Tensor) -> Tensor:
-        return self.n * (1 - t) ** (self.n - 1)
-
-    def inverse_ratio(self, rho: Tensor) -> Tensor:
-        return -torch.expm1(-torch.log1p(1 / rho) / self.n)
-
-
 class Discrete:
     """The noise schedule of a discrete-time model (DDPM), variance preserving, made continuous.
 

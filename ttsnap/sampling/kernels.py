@@ -25,8 +25,6 @@ class Prediction(NamedTuple):
 
     out: Tensor
     x0: Tensor
-    estimate: Tensor | None = None
-    """(N, ...) the x0 estimate at the guidance at which estimates are scored, where that is another one."""
 
 
 KernelState: TypeAlias = Any

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.names import unknown
-from ttsnap.sampling.interpolants import VP, Cosine, Interpolant, Linear, LinearVP, Polynomial
+from ttsnap.sampling.interpolants import VP, Cosine, Interpolant, Linear, LinearVP
 
 INTERPOLANTS: dict[str, Interpolant] = {
     "linear": Linear(),
     "vp": VP(),
     "cosine": Cosine(),
     "linear-vp": LinearVP(),
-    "polynomial": Polynomial(),
 }
 TIMES = ("pipeline", "uniform", "sqrt")
 
@@ -65,12 +64,5 @@ DIFFUSIONS: dict[str, Callable[[float, Interpolant], Callable[[Tensor], Tensor]]
     "linear": lambda scale, path: power(scale, 1.0),
     "constant": lambda scale, path: power(scale, 0.0),
     "sigma": lambda scale, path: lambda t: scale * path.sigma(t),
-    "sin": lambda scale, path: lambda t: scale * torch.sin(0.5 * torch.pi * t),
-    "sin2": lambda scale, path: lambda t: scale * torch.sin(0.5 * torch.pi * t) ** 2,
-    "exp": lambda scale, path: lambda t: scale * torch.expm1(t) / torch.expm1(torch.ones_like(t)),
-    "clipping": lambda scale, path: lambda t: scale * (2 * t - 1).clamp(min=0.0),
-    "tan": lambda scale, path: lambda t: scale * torch.tan(0.5 * torch.pi * t.clamp(max=0.95)),
 }
-"""Diffusion coefficients g(t) by name, given scale and path. scale is g(1), but for "tan", which reaches 12.7 times it.
-
-All but "sin2" are choices of RBF's code (whose "exp" is another); any function of t may be passed to Sde."""
+"""Diffusion coefficients g(t) by name, given scale and path; scale is g(1). Any function of t may be passed to Sde."""

@@ -131,7 +131,7 @@ class _Lockstep:
         ahead = rows.score & (rows.stop < grid.steps)
         calls = grid.calls[rows.stop] - grid.calls[rows.start]
         if ahead.any():
-            calls = calls + ahead * move.look.evaluations(rows.stop, grid)
+            calls = calls + ahead * move.look.evaluations(rows.stop)
         if rows.parent.ndim > 1:
             calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
         drafts = draft_calls(rows, move.look, grid.steps, self.task.begin_calls)
@@ -170,9 +170,9 @@ class _Lockstep:
     def _record(self, searches: IntArray, uids: IntArray, stop: IntArray, score: BoolArray, look: Estimator) -> None:
         """Put particles (k, n) of these searches at the steps `stop`, and look up the scores of a move that scores."""
         p, at = self.particles, self._places(searches, uids)
-        grid, cached = self.task.grid, p.cached.ravel()
-        evaluated = score & (look.evaluations(stop, grid) > 0)
-        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (stop < grid.steps)
+        cached = p.cached.ravel()
+        evaluated = score & (look.evaluations(stop) > 0)
+        cached[at] = (evaluated | (cached[at] & (p.step.ravel()[at] == stop))) & (stop < self.task.grid.steps)
         p.step.ravel()[at] = stop
         if score.all():
             by_step = np.moveaxis(p.scores, 2, 0).reshape(-1, p.scores.shape[-1])

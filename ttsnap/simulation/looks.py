@@ -63,7 +63,7 @@ def ranked(recording: Recording, utility: Utility = utilities.mean) -> list[Rank
     found = []
     for seen in (*recording.looks, *estimates):
         look, at = read_look(seen.look), np.array([seen.step])
-        calls = int(grid.calls[seen.step]) + int(look.evaluations(at, grid)[0])
+        calls = int(grid.calls[seen.step]) + int(look.evaluations(at)[0])
         each = metrics.spearman(utility(recording.seen(*seen)), final)
         drafts = int(look.draft_calls(at)[0])
         found.append(RankedLook(seen, calls + drafts * price.nfe_per_draft, each))

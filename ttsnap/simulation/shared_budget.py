@@ -99,7 +99,7 @@ class SharedBudget:
         """(B,) what must be held back once a move is made: what finishing the nearest particle takes, until one is."""
         rows, grid = move.rows, self.task.grid
         ahead = rows.score & (rows.stop < grid.steps)
-        paid = ahead & (move.look.evaluations(rows.stop, grid) > 0)
+        paid = ahead & (move.look.evaluations(rows.stop) > 0)
         nearest = (grid.calls[rows.stop] + paid).max(-1)
         done = (rows.score & (rows.stop == grid.steps)).any(-1)
         after: FloatArray = np.where(done, 0.0, np.minimum(self.held, self.whole - nearest))

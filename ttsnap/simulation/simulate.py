@@ -175,10 +175,9 @@ def _require_simulable(recording: Recording, method: Method) -> None:
     if ledger not in LEDGERS:
         raise ValueError(f"ledger must be one of {LEDGERS}, got {ledger!r}")
     if lacks := declared(algorithm.needs) - recording.offers:
-        if lacks <= {Need.ROLLOUT, Need.DRAFT}:
-            looks = " and ".join(sorted(need.value for need in lacks))
-            raise ValueError(f"{name_of(algorithm)} looks at candidates by {looks}, which this recording has no scores "
-                             "of; record with --draft or --looks")  # fmt: skip
+        if lacks == {Need.DRAFT}:
+            raise ValueError(f"{name_of(algorithm)} looks at candidates by drafts, which this recording has no scores "
+                             "of; record with --draft")  # fmt: skip
         raise ValueError(
             f"{name_of(algorithm)} makes candidates of candidates: a recording holds only what was denoised once"
         )

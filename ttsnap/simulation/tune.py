@@ -1,5 +1,4 @@
-"""Fit a pruning schedule (drafts, checks, keep ratios) to a recording: random search, then changes to the best. Several
-recordings, each with another number of denoising steps, let it choose that number, too."""
+"""Fit a pruning schedule (drafts, checks, keep ratios) to a recording: random search, then changes to the best."""
 
 from __future__ import annotations
 
@@ -35,8 +34,6 @@ EXPLORED = 0.4
 """Share of the trials that are drawn at random; each of the others changes one of the best so far."""
 FINALISTS = 20
 """Of the schedules that were tried, those that are judged once more."""
-_VARYING = ("versions", "batch_size", "decode_batch_size", "device", "dtype", "draft", "draft_guidance")
-"""What recordings to choose denoising steps from may differ in, besides these."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,9 @@ class Worth:
     """
 
     base: Curve
-    """Best-of-N; of several recordings, over that with most steps."""
+    """Best-of-N."""
     default: Curve | None
-    """Seed pruning with its default schedule, over the same; None where a check of that was not recorded."""
+    """Seed pruning with its default schedule; None where a check of that was not recorded."""
     schedule: Curve
     omega: float
     """Of the schedule against best-of-N."""
@@ -93,7 +90,7 @@ class Tuned:
 
 
 def tune(
-    recordings: Recording | Sequence[Recording],
+    recording: Recording,
     budgets: Sequence[Budget | str],
     *,
     trials: int = 400,
@@ -109,11 +106,10 @@ def tune(
     """One schedule for all of these budgets, the best of `trials` with at most `checks` checks.
 
     Where drafts of the initial noise were recorded, the fit includes their share of the cost (none, too) and the calls
-    of one. It also says whether checks follow at all. Of several recordings (`comparable`), the schedule says by its
-    `denoising_steps` which number of steps is best; budgets in images are those of most steps. Best-of-N and the
-    default schedule are among the finalists; neither beats the winner on the prompts that it was fitted on. The last
-    `holdout` share of the prompts (`split`) tells what the winner is worth on others. Fitting uses recordings enlarged
-    to `seeds` seeds (`calibrate.enlarge`), so that large budgets do not use up the recorded ones; `judge` does not.
+    of one. It also says whether checks follow at all. Best-of-N and the default schedule are among the finalists;
+    neither beats the winner on the prompts that it was fitted on. The last `holdout` share of the prompts (`split`)
+    tells what the winner is worth on others. Fitting uses recordings enlarged to `seeds` seeds (`calibrate.enlarge`),
+    so that large budgets do not use up the recorded ones; `judge` does not.
 
     workers: processes that judge schedules in parallel (`processes.working`); the winner is the same. on_progress:
     called with (done, of) trials. kept_in: a file of what was found so far, by which an interrupted call of the same
@@ -122,31 +118,25 @@ def tune(
     """
     if utility is utilities.rank_sum:
         raise ValueError("rank_sum scores no image by itself; tune with mean or weights")
-    given = comparable([recordings] if isinstance(recordings, Recording) else recordings)
-    to_fit, rest = zip(*(split(recording, holdout) for recording in given), strict=True)
-    for recording in (*given, *to_fit):
-        require_varied(recording, utility)
-    spaces = {
-        r.denoising_steps: Space(np.flatnonzero(r.scored[:-1]), checks, r.drafts, r.denoising_steps) for r in given
-    }
-    able = [space for space in spaces.values() if len(space.steps) or space.drafts]
-    if not able:
+    to_fit, rest = split(recording, holdout)
+    for part in (recording, to_fit):
+        require_varied(part, utility)
+    space = Space(np.flatnonzero(recording.scored[:-1]), checks, recording.drafts, recording.denoising_steps)
+    if not len(space.steps) and not space.drafts:
         raise ValueError("the recording scored only finished images: there is nothing to prune on")
     rng = np.random.default_rng(seed)
     wide, again = (_enlarged(to_fit, utility, seeds, rng) for _ in range(2))  # the second ones judge the finalists
-    if len(given) > 1:
-        budgets = [Budget.parse(budget).on(given[0].grid) for budget in budgets]
     if len(budgets) > 2:
         rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
 
     pool: list[tuple[float, SeedPruning]] = []
-    repeats = max(1, 600 // len(to_fit[0].prompts))
+    repeats = max(1, 600 // len(to_fit.prompts))
     first = _Judge(wide, tuple(budgets), repeats, seed)
-    drawn = [draw(rng, able[i % len(able)]) for i in range(math.ceil(trials * EXPLORED))]
+    drawn = [draw(rng, space) for _ in range(math.ceil(trials * EXPLORED))]
     last = _Judge(again, tuple(budgets), 3 * repeats, seed)
-    sure = [space.best_of_n for space in spaces.values()] + [s for s in (default_on(given[0]),) if s is not None]
-    told = repr([(r.grid, r.price, [*r.looks]) for r in given]).encode()
-    data = hashlib.sha256(told + b"".join(r.columns.tobytes() for r in wide + again)).hexdigest()
+    sure = [s for s in (space.best_of_n, default_on(recording)) if s is not None]
+    told = repr((recording.grid, recording.price, [*recording.looks])).encode()
+    data = hashlib.sha256(told + wide.columns.tobytes() + again.columns.tobytes()).hexdigest()
     arguments = f"{budgets}, {trials} trials, {checks} checks, seed {seed}, ttsnap {__version__}"
     at, about = 0, {"arguments": arguments, "recordings": data}
     with Unbroken() as stopping, KeptNumbers(kept_in, "gains", about, trials + FINALISTS + len(sure)) as kept:
@@ -169,71 +159,40 @@ def tune(
         for _ in range(trials - len(drawn)):  # each is drawn once those before it are judged
             pool.sort(key=lambda entry: -entry[0])
             promising = pool[min(int(rng.exponential(4)), len(pool) - 1)][1]
-            changed = change(rng, promising, spaces[promising.denoising_steps])
+            changed = change(rng, promising, space)
             pool += [(gained, changed) for gained in gains([changed], partial(map, first))]
         finals = [schedule for _, schedule in sorted(pool, key=lambda entry: -entry[0])[:FINALISTS]] + sure
         with working(last, workers) as judging:
             order = np.argsort(-np.array([*gains(finals, judging)]), kind="stable")
 
-    def worth(best: SeedPruning, parts: Sequence[Recording]) -> Worth:
-        return judge(recorded_for(best, parts), best, budgets, utility, seed, parts[0])
-
     for i in order:  # at least one of best-of-N and the default does not lose to the other
-        best, fitted = finals[i], worth(finals[i], to_fit)
+        best, fitted = finals[i], judge(to_fit, finals[i], budgets, utility, seed)
         if not fitted.loses:
             break
-    known = rest[0].prompts and varied(utility(rest[0].final)).any()
-    return Tuned(best, fitted, worth(best, rest) if known else None, trials)
+    known = rest.prompts and varied(utility(rest.final)).any()
+    return Tuned(best, fitted, judge(rest, best, budgets, utility, seed) if known else None, trials)
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Called with a schedule, its gain over best-of-N on the first of the enlarged recordings; all schedules see the
-    same orders."""
+    """Called with a schedule, its gain over best-of-N on an enlarged recording; all schedules see the same orders."""
 
-    recordings: Sequence[Recording]
+    recording: Recording
     budgets: tuple[Budget | str, ...]
     repeats: int
     seed: int
 
     def __call__(self, schedule: SeedPruning) -> float:
-        recording = recorded_for(schedule, self.recordings)
-        found = curve(recording, schedule, self.budgets, self.repeats, orders=self._orders)
+        found = curve(self.recording, schedule, self.budgets, self.repeats, orders=self._orders)
         return gain(found.mean, self._base)
 
     @cached_property
     def _orders(self) -> list[Orders]:
-        return draw_orders(self.recordings[0], self.budgets, self.repeats, self.seed)
+        return draw_orders(self.recording, self.budgets, self.repeats, self.seed)
 
     @cached_property
     def _base(self) -> FloatArray:
-        return best_of_n_curve(self.recordings[0], self.budgets).mean
-
-
-def comparable(recordings: Sequence[Recording]) -> list[Recording]:
-    """The recordings, that with most denoising steps first, with as many seeds as all of them have.
-
-    ValueError where several differ in more than their denoising steps, or not in these."""
-    found = sorted(recordings, key=lambda r: -(r.denoising_steps or 0))
-    steps = [r.denoising_steps for r in found]
-    if len(found) > 1 and (None in steps or len(set(steps)) < len(steps)):
-        raise ValueError(f"give recordings with another number of denoising steps each, got {steps}")
-    if not all(_but_steps(r) == _but_steps(found[0]) for r in found):
-        raise ValueError("the recordings differ in more than their denoising steps: record the same prompts, from the "
-                         "same first seed, with the same rewards, model and arguments")  # fmt: skip
-    return [r.select(seeds=slice(min(r.seeds for r in found))) for r in found]
-
-
-def _but_steps(recording: Recording) -> tuple[object, ...]:
-    """What recordings have in common that differ in their denoising steps."""
-    setting = {**recording.info, **recording.call}
-    compared = {k: v for k, v in setting.items() if k not in ("call", "num_inference_steps", *_VARYING)}
-    return recording.prompts, recording.reward_names, recording.first_seed, compared
-
-
-def recorded_for(schedule: SeedPruning, recordings: Sequence[Recording]) -> Recording:
-    """The recording with the denoising steps of a schedule."""
-    return next(r for r in recordings if r.denoising_steps == schedule.denoising_steps)
+        return best_of_n_curve(self.recording, self.budgets).mean
 
 
 def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
@@ -248,24 +207,16 @@ def split(recording: Recording, holdout: float) -> tuple[Recording, Recording]:
 
 
 def judge(
-    recording: Recording,
-    schedule: SeedPruning,
-    budgets: Sequence[Budget | str],
-    utility: Utility,
-    seed: int,
-    usual: Recording | None = None,
+    recording: Recording, schedule: SeedPruning, budgets: Sequence[Budget | str], utility: Utility, seed: int
 ) -> Worth:
-    """What a schedule is worth on the prompts of a recording. ValueError for failed scores.
-
-    usual: the recording of the same prompts over which best-of-N and the default schedule search, if another."""
-    usual = usual or recording
-    base, plain = best_of_n_curve(usual, budgets, utility=utility), default_on(usual)
-    exact = recording is usual and not schedule.keep and not schedule.draft_share
+    """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
+    base, plain = best_of_n_curve(recording, budgets, utility=utility), default_on(recording)
+    exact = not schedule.keep and not schedule.draft_share
     mine = base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
-    default = None if plain is None else curve(usual, plain, budgets, REPEATS, utility=utility, seed=seed)
+    default = None if plain is None else curve(recording, plain, budgets, REPEATS, utility=utility, seed=seed)
     omega = error = above = above_error = float("nan")
     if len(budgets) > 2:
-        versus = compare(mine, base, usual, utility)
+        versus = compare(mine, base, recording, utility)
         omega, error = versus.omega, versus.error
         if default is not None:
             above, above_error = lead(mine, default, base)
@@ -288,13 +239,7 @@ def gain(found: FloatArray, base: FloatArray) -> float:
     return float((found - base).sum()) / gained
 
 
-def _enlarged(
-    recordings: Sequence[Recording], utility: Utility, seeds: int, rng: np.random.Generator
-) -> tuple[Recording, ...]:
-    """The recordings of a single reward, the utility; enlarged where they have fewer seeds, by the same draws."""
-    made, before = [], rng.bit_generator.state
-    for recording in recordings:
-        rng.bit_generator.state, columns = before, utility(recording.columns)
-        few = recording.seeds < seeds
-        made.append(enlarge(columns, recording, seeds, rng) if few else as_one(recording, columns))
-    return tuple(made)
+def _enlarged(recording: Recording, utility: Utility, seeds: int, rng: np.random.Generator) -> Recording:
+    """The recording of a single reward, the utility; enlarged where it has fewer seeds."""
+    columns = utility(recording.columns)
+    return enlarge(columns, recording, seeds, rng) if recording.seeds < seeds else as_one(recording, columns)

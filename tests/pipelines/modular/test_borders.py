@@ -147,7 +147,6 @@ def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
         ({"kernel": "sde", "path": "vp"}, "an image is redrawn from where its strength says"),
         ({"guide": "dps:1", "kernel": "sde"}, "the blocks of modular pipelines run without gradients"),
         ({"draft": "hot"}, "have no drafts"),
-        ({"estimate_guidance": 2.0}, "needs two passes at every step"),
         ({"latents": torch.zeros(1)}, "every candidate draws its own"),
         ({"state": object()}, "pass its values by name"),
         ({"image": [picture(), picture(), picture()]}, "image has 3 entries, but there are 1 prompts"),

@@ -171,15 +171,14 @@ def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Ta
 def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
     """`costs` and `finish` of a tariff.
 
-    A check takes the evaluations up to its step, those of its look and the calls of the drafter, and a score. Of its
-    look's evaluations, the particle goes on with the first; what else it takes is paid for the look alone.
+    A check takes the evaluations up to its step, that of its look or the calls of the drafter, and a score. The
+    particle goes on with its look's evaluation; the drafter's calls are paid for the look alone.
     """
     ahead, looks = f.steps < task.grid.steps, [read_look(check.look) for check in f.checks]
     stops = f.steps[:, None]
-    made = ahead * np.concatenate([look.evaluations(at, task.grid) for look, at in zip(looks, stops, strict=True)])
+    made = ahead * np.concatenate([look.evaluations(at) for look, at in zip(looks, stops, strict=True)])
     drafts = ahead * np.concatenate([look.draft_calls(at) for look, at in zip(looks, stops, strict=True)])
-    paid = task.grid.calls[f.steps] + (made > 0)
-    alone = np.maximum(made - 1, 0) + task.draft_cost * drafts
-    costs = np.diff(paid, prepend=0) + alone + np.where(ahead, task.checking, task.score_cost)
+    paid = task.grid.calls[f.steps] + made
+    costs = np.diff(paid, prepend=0) + task.draft_cost * drafts + np.where(ahead, task.checking, task.score_cost)
     finish = np.append(task.grid.nfe - np.append(0, paid[:-1]) + task.score_cost, 0.0)
     return costs, finish
