@@ -51,15 +51,3 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         yield address, root
         page.close(verbose=False)
     shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished search, as the command line writes it."""
-    from ttsnap.cli import main
-
-    out = tmp_path_factory.mktemp("written") / "out"
-    words = ["generate", PROMPT, "--steps", "10", "--budget", "100nfe", "--algorithm", "best-first", "--kernel", "sde"]
-    with shallow():
-        assert main([*words, "--device", "cpu", "--out", str(out)]) == 0
-    return out

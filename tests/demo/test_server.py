@@ -12,7 +12,6 @@ import socket
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,16 +21,14 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ttsnap.algorithms.by_hand import Wish
-from ttsnap.demo.folder import read_folder
 from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.live import Turns
-from ttsnap.demo.replaying import render_folder
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
@@ -66,14 +63,6 @@ def client(server: tuple[str, Path], tmp_path: Path) -> Iterator[Any]:
     found = connect(server[0], tmp_path)
     yield found
     found.close()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
 
 
 def files_of(answer: Any) -> dict[str, Path]:
@@ -207,16 +196,6 @@ OUTSIDE = ["/etc/passwd", "../../../../etc/passwd", "cache/../../secret", "http:
 
 @pytest.mark.parametrize("path", OUTSIDE, ids=repr)
 def test_only_uploads_are_read(server: tuple[str, Path], path: Any) -> None:
-    payload = {"path": path, "meta": {"_type": "gradio.FileData"}, "url": path, "orig_name": "trace.json"}
-    for api, values in (
-        ("draw_trace", [[payload], 0, 1]),
-        ("open_files", [[payload]]),
-        ("restore", [payload]),
-        ("search_again", [[payload]]),
-    ):
-        answer = post(server[0], api, values)
-        assert "root:" not in answer
-        assert "error" in answer
     with pytest.raises(ValueError, match="not an uploaded file"):
         uploaded({"path": path}, server[1] / "cache")
 
@@ -256,7 +235,7 @@ def test_what_the_page_does_not_need_is_closed(server: tuple[str, Path], path: s
     assert httpx.post(server[0] + path, json={}).status_code in (403, 404, 405)
 
 
-@pytest.mark.parametrize("api", ["search", "compare", "draw_trace", "play_trace"])
+@pytest.mark.parametrize("api", ["search", "compare"])
 def test_the_queue_cannot_be_skipped(server: tuple[str, Path], api: str) -> None:
     answer = httpx.post(f"{server[0]}gradio_api/run/{api}", json={"data": list(FIELDS.values())})
     assert answer.status_code >= 400
@@ -401,94 +380,6 @@ def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
     assert "That cannot be searched" in stage
     assert "dog" in stage
     assert "done" not in status
-
-
-FORGED: dict[str, bytes] = {
-    "a name that climbs": zipped({"../../../evil/trace.json": b"{}"}),
-    "too many files": zipped({f"{i}.png": b"" for i in range(300)}),
-    "a bomb": zipped({"trace.json": b" " * (70 * 2**20)}),
-    "many large pictures": zipped({f"{i}.png": b"\x89PNG" + b"\0" * 2**22 for i in range(20)}),
-    "a picture of too many pixels": zipped(
-        {"a.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0\0\xff\xff" * 2 + b"\x08\2\0\0\0"}
-    ),
-    "no zip": b"PK\3\4" + b"x" * 100,
-    "nothing": zipped({}),
-    "two traces": zipped({"trace.json": b"{}", "x.zip": b"PK"}),
-}
-
-
-def sheet_with(text: str) -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap looks", text)
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(out, format="PNG", pnginfo=info)
-    return out.getvalue()
-
-
-BAD_LOOKS = (
-    "[", "[]", '{"side": 0, "looks": []}', '{"side": 16, "looks": [5]}', '{"side": 16, "looks": [[0, 0, 60, 60]]}',
-    '{"side": 16, "looks": [[0, 0, -5, 0]]}', '{"side": 16, "looks": [[0, 0, 1]]}',
-    '{"side": [16, 0], "looks": []}', '{"side": [16, 60], "looks": [[0, 0, 0, 16]]}', '{"side": [1], "looks": []}',
-    '{"side": 1, "looks": ' + str([[0, 0, 0, 0]] * 1001) + "}",
-)  # fmt: skip
-FORGED |= {
-    f"a sheet that says {text[:30]}": zipped({"sheet.png": sheet_with(text), "trace.json": b"{}"}) for text in BAD_LOOKS
-}
-
-
-@pytest.mark.parametrize("name", FORGED)
-def test_forged_folders_are_refused_and_write_nothing(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "in" / "folder.zip"
-    path.parent.mkdir()
-    path.write_bytes(FORGED[name])
-    with pytest.raises(ValueError, match=r"\w{3}") as caught:
-        read_folder([("folder.zip", path)], 8 * 2**20)
-    assert len(str(caught.value)) < 600
-    assert [p.name for p in tmp_path.rglob("*")] == ["in", "folder.zip"]
-
-
-@pytest.mark.parametrize(("side", "aspect"), [("[48, 16]", "3"), ("[8, 64]", "0.25"), ("[16, 16]", ""), ("16", "")])
-def test_a_finished_search_is_drawn_in_the_shape_of_its_pictures(side: str, aspect: str, tmp_path: Path) -> None:
-    move = {"uids": [0], "parents": [-1], "start": [0], "stop": [1], "seeds": [7], "scores": {"0": [0.5]}, "cost": {}}
-    trace = {"levels": [1.0, 0.0], "results": [{"prompt": "a", "moves": [move]}]}
-    sheet = sheet_with(f'{{"side": {side}, "looks": [[0, 1, 0, 0]]}}')
-    (tmp_path / "a.zip").write_bytes(zipped({"sheet.png": sheet, "trace.json": json.dumps(trace).encode()}))
-    stage = render_folder(read_folder([("a.zip", tmp_path / "a.zip")], 8 * 2**20), 0, 1)
-    style = f' style="--aspect:{aspect}"' if aspect else ""
-    assert stage.startswith(f'<div class="tt-stage tt-past"{style}>')
-
-
-def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path], written: Path) -> None:
-    address = server[0]
-
-    def upload(content: bytes, name: str) -> dict[str, Any]:
-        [path] = httpx.post(f"{address}gradio_api/upload", files={"files": (name, content)}).json()
-        return {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-    trace = upload((written / "trace.json").read_bytes(), "../../trace.json")
-    assert Path(trace["path"]).is_relative_to(server[1] / "cache")
-    assert "tt-grid" in post(address, "draw_trace", [[trace], 0, 2])
-    assert "move must be from 0" in post(address, "draw_trace", [[trace], 0, 10**9])
-    assert "prompt must be from 0" in post(address, "draw_trace", [[trace], -1, 1])
-    bad = upload(b'{"levels": [NaN], "results": [{}]}', "trace.json")
-    assert "finite" in post(address, "open_files", [[bad]])
-    picture = upload(next(written.glob("01-*.png")).read_bytes(), "x.png")
-    assert PROMPT in post(address, "restore", [picture])
-    assert PROMPT in post(address, "open_files", [[picture]])
-    assert "cannot read" in post(address, "restore", [upload(b"\x89PNG\r\n\x1a\nnot one", "x.png")])
-    sheet = upload((written / "sheet.png").read_bytes(), "sheet.png")
-    assert "carries no settings" in post(address, "restore", [sheet])
-    packed = upload(zipped({f.name: f.read_bytes() for f in written.iterdir()}), "folder.zip")
-    stage = post(address, "draw_trace", [[packed], 0, 2])
-    assert "tt-sheet" not in stage  # not before the end
-    stage = post(address, "open_files", [[packed]])
-    assert stage.count("data:image/png") >= 2  # the winner, and the same on the board
-    assert stage.count("data:image/webp") > 15  # estimates, from the contact sheet
-    assert "tt-won" in stage
-    assert "tt-sheet" in stage
-    again = post(address, "search_again", [[packed]])
-    assert "best-first" in again
-    assert "100nfe" in again
 
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:

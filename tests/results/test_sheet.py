@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +42,24 @@ def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.
         return result, recorder
 
     return run
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int, int, int]]]:
+    """The looks on a result's sheet: candidate, step, and the corner of the picture."""
+    pages: list[list[tuple[int, int, int, int]]] = []
+    threads = sheet._threads
+
+    def kept(draw: Any, page: sheet.Page, shown: Origins, golden: Any) -> None:
+        pages.append([(*look, *page.corner(look)) for look in shown if look.step >= 0])
+        threads(draw, page, shown, golden)
+
+    def looks(result: Result, thumbnails: Any) -> list[tuple[int, int, int, int]]:
+        sheet.contact_sheet(result, thumbnails)
+        return pages[-1]
+
+    monkeypatch.setattr(sheet, "_threads", kept)
+    return looks
 
 
 @pytest.mark.parametrize("name", BRANCHING)
@@ -201,7 +218,6 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engi
     assert shown.width == plain.width + sheet.CELL + sheet.MARGIN
     assert framed(shown, left) == 3
     assert shown.getpixel((sheet.LEFT + 40, sheet.HEAD + 40)) == (255, 165, 0)
-    assert json.loads(shown.info[sheet.LOOKS])["looks"][0][2] == left
 
 
 def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> None:
@@ -220,17 +236,16 @@ def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize(("width", "height", "column"), [(96, 32, 96), (32, 96, 48)])
 def test_rows_are_as_high_and_columns_as_wide_as_pictures(
-    engine: Callable[..., Any], width: int, height: int, column: int
+    engine: Callable[..., Any], looks: Any, width: int, height: int, column: int
 ) -> None:
     recorder = outputs.Recorder()
     (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), on_event=recorder)
     shaped = {look: picture.crop((0, 0, width, height)) for look, picture in recorder.thumbnails[0].items()}
     shown = sheet.contact_sheet(result, shaped)
     assert shown.height == sheet.HEAD + 2 * (height + sheet.TEXT + sheet.GAP) + sheet.MARGIN
-    told = json.loads(shown.info[sheet.LOOKS])
-    assert told["side"] == [column, height]
-    assert {x for *_, x, _ in told["looks"]} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
-    for uid, step, x, y in told["looks"][:1]:
+    told = looks(result, shaped)
+    assert {x for *_, x, _ in told} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
+    for uid, step, x, y in told[:1]:
         assert np.array_equal(np.asarray(shown.crop((x, y, x + width, y + height))), np.asarray(shaped[uid, step]))
 
 
@@ -241,12 +256,11 @@ def framed(picture: Image.Image, left: int) -> int:
     return sum(picture.getpixel((x, y)) == (0x1A, 0x7F, 0x37) for x in corners)
 
 
-def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any]) -> None:
+def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any], looks: Any) -> None:
     recorder = outputs.Recorder()
     (result,) = search(["a"], SeedPruning(60, (0.5,), steps=(2,)), engine(), "999nfe", on_event=recorder)
-    looks = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
     ends: dict[int, int] = {}
-    for uid, step, *_ in looks:
+    for uid, step, *_ in looks(result, recorder.thumbnails[0]):
         ends[uid] = max(step, ends.get(uid, 0))
     pruned = [uid for uid, step in ends.items() if step == 2]
     assert 3 <= len(pruned) <= len(ends) / 3, "most are those that were finished"
@@ -256,10 +270,10 @@ def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any]) ->
     assert max(rank.index(uid) for uid in pruned) > 12, "not only the best of those that were pruned"
 
 
-def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any) -> None:
+def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any, looks: Any) -> None:
     for name in ("rbf", "svdd"):
         result, recorder = searched(make_algorithm(name))
-        told = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
+        told = looks(result, recorder.thumbnails[0])
         columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
         assert len(columns) <= NARROW or len(told) >= FILLED * len(columns) * len(rows)
         below: Counter[object] = Counter()

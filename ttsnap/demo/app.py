@@ -13,8 +13,7 @@ from ttsnap.demo.form import DemoLimits, group_css
 from ttsnap.demo.guard import RequestGuard
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.listeners import Listeners
-from ttsnap.demo.replaying import Replays
-from ttsnap.demo.tabs import html, replay_tab, search_tab
+from ttsnap.demo.tabs import html, search_form
 from ttsnap.demo.worker import Models
 from ttsnap.request.offer import Offer
 
@@ -37,11 +36,7 @@ def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_si
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
     with page:
         html(HEADER.format(model=escape(offer.model)))
-        with gr.Tabs() as tabs:
-            with gr.Tab("Search", id="search"):
-                form = search_tab(handlers)
-            with gr.Tab("Look at a finished search", id="replay"):
-                replay_tab(Replays(handlers), form, tabs)
+        search_form(handlers)
         page.unload(handlers.stop)
     page.queue(max_size=queue_size, api_open=False, default_concurrency_limit=4)
     handlers.listeners = Listeners(page._queue, handlers.stop_session)

@@ -1,4 +1,4 @@
-"""Functions of the search tab: fields are checked, searches streamed."""
+"""Functions of the page: fields are checked, searches streamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import gradio as gr
 
 from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.demo import form
-from ttsnap.demo.folder import picture_settings
 from ttsnap.demo.guard import uploaded
 from ttsnap.demo.html import line
 from ttsnap.demo.listeners import Listeners
@@ -47,8 +46,6 @@ FIELDS: dict[str, Any] = {
     "diverse": False,
 }
 """Defaults of the form's fields, in the order of the API's arguments."""
-RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
-"""Fields that a picture's settings fill in."""
 MOST_WISHES = 1000
 UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
@@ -79,7 +76,7 @@ def _of_the_form(run: Handler) -> Handler:
 
 @dataclass
 class Handlers:
-    """The tab's functions, and the running searches of each session."""
+    """The page's functions, and the running searches of each session."""
 
     offer: Offer
     limits: form.DemoLimits
@@ -206,22 +203,6 @@ class Handlers:
     def budget_hint(self, text: Any, steps: Any) -> str:
         """The line below the budget."""
         return line("hint", form.budget_words(text, steps, self.limits)[:300])
-
-    @refusals("No settings to restore")
-    def restore(self, payload: Any) -> tuple[Any, ...]:
-        """The settings of a picture that was dropped on the page: values of RESTORED, and a line on them."""
-        path = uploaded(payload, self.cache)
-        if path is None:
-            return (gr.skip(),) * (len(RESTORED) + 1)
-        return self.filled(picture_settings(files.read_bytes(path, self.limits.upload, "picture"), path.name))
-
-    def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
-        """Values of RESTORED from a picture's settings, and a line on them."""
-        accepted, left = form.restored(settings, self.offer, self.limits)
-        words = "Settings restored; search again to repeat or change them."
-        if left:
-            words = f"Settings restored but for: {'; '.join(left)}"
-        return (*(accepted.get(name, gr.skip()) for name in RESTORED), line("word", words[:1500]))
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:

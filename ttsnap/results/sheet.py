@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -31,10 +30,6 @@ WIDEST, TALLEST = 1740, 1500
 HIGH = 192
 """Pixels of an image's height in a notebook."""
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
-LOOKS = "ttsnap looks"
-"""The text in a sheet's PNG that says which look is where, as JSON: width and height of its pictures in pixels (`side`;
-one number in sheets of squares by earlier versions), and rows of candidate, step, x and y. The demo shows a finished
-search with it."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -79,8 +74,7 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     changes (`Result.source`) is left of the first row.
 
     thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows the kept ones, the
-    longest denoised, and some that were pruned; "+3" means that three more descend from a look. The sheet's `info`
-    holds what LOOKS describes.
+    longest denoised, and some that were pruned; "+3" means that three more descend from a look.
     """
     origin = origins(result, thumbnails)
     ends = _most_wanted(result, origin)
@@ -124,8 +118,6 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     if result.source is not None:
         _paste(sheet, page, result.source, (LEFT, HEAD))
         draw.text((LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12))
-    places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
-    sheet.info[LOOKS] = json.dumps({"side": [page.wide, page.high], "looks": places})
     return sheet
 
 
