@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import io
 import itertools
 import json
 import re
-import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +22,7 @@ from PIL import Image
 
 from ttsnap.algorithms.by_hand import Wish
 from ttsnap.demo.form import DemoLimits, read, read_wish
-from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
-from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.live import Turns
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
@@ -190,16 +185,6 @@ def post(address: str, api: str, data: list[Any]) -> str:
     return httpx.get(f"{address}gradio_api/call/{api}/{begun.json()['event_id']}", timeout=30).text
 
 
-OUTSIDE = ["/etc/passwd", "../../../../etc/passwd", "cache/../../secret", "http://127.0.0.1:1/x.json", "file:///etc/passwd",
-           "", "\0", 5, None, ["/etc/passwd"], {"path": "/etc/passwd"}]  # fmt: skip
-
-
-@pytest.mark.parametrize("path", OUTSIDE, ids=repr)
-def test_only_uploads_are_read(server: tuple[str, Path], path: Any) -> None:
-    with pytest.raises(ValueError, match="not an uploaded file"):
-        uploaded({"path": path}, server[1] / "cache")
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -219,157 +204,15 @@ def test_no_file_outside_is_served(server: tuple[str, Path], path: str) -> None:
     assert answer.status_code == 403
 
 
-CLOSED = [
-    "process_recording",
-    "vibe-edit",
-    "run-history/records",
-    "deep_link?session_hash=x",
-    "component_server",
-    "openapi",
-]
-
-
-@pytest.mark.parametrize("path", [*(f"gradio_api/{name}" for name in CLOSED), "monitoring/summary", "docs"])
-def test_what_the_page_does_not_need_is_closed(server: tuple[str, Path], path: str) -> None:
-    assert httpx.get(server[0] + path).status_code in (403, 404, 405)
-    assert httpx.post(server[0] + path, json={}).status_code in (403, 404, 405)
-
-
 @pytest.mark.parametrize("api", ["search", "compare"])
 def test_the_queue_cannot_be_skipped(server: tuple[str, Path], api: str) -> None:
     answer = httpx.post(f"{server[0]}gradio_api/run/{api}", json={"data": list(FIELDS.values())})
     assert answer.status_code >= 400
 
 
-def test_large_bodies_are_refused(server: tuple[str, Path]) -> None:
-    address = server[0]
-    big = httpx.post(f"{address}gradio_api/upload", files={"files": ("trace.json", b" " * (9 * 2**20))})
+def test_a_large_upload_is_refused(server: tuple[str, Path]) -> None:
+    big = httpx.post(f"{server[0]}gradio_api/upload", files={"files": ("a.png", b" " * (9 * 2**20))})
     assert big.status_code == 413
-    form = httpx.post(f"{address}gradio_api/queue/join", content=b"x" * (FORM + 1))
-    assert form.status_code == 413
-
-    def endless() -> Iterator[bytes]:
-        for _ in range(100):
-            yield b"x" * 65536
-
-    with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
-        assert httpx.post(f"{address}gradio_api/queue/join", content=endless()).status_code == 413
-    assert httpx.get(address).status_code == 200
-
-
-def middleware_of(server: tuple[str, Path]) -> Any:
-    """The guard of the running server."""
-    import gc
-
-    guards = (found for found in gc.get_objects() if isinstance(found, RequestGuard))
-    return next(found for found in guards if found.cache == server[1] / "cache")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
-    said: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        said.append(scope["path"])
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"x" * 10, "more_body": False}
-
-    async def send(message: Any) -> None:
-        said.append(message.get("status", "body"))
-
-    guard = RequestGuard(app, tmp_path, 100, 1000, Listeners(None, lambda session: None))
-    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
-    asyncio.run(guard(scope, receive, send))
-    assert said == ["/gradio_api/upload"]
-    (tmp_path / "full").write_bytes(b"x" * 101)
-    asyncio.run(guard(scope, receive, send))
-    assert said[1:] == [507, "body"]
-
-
-def wait_for_uploads(guard: Any) -> None:
-    """Until the server has swept what uploads left, which it may do after it has answered; a minute at most."""
-    until = time.monotonic() + 60
-    while guard.uploads and time.monotonic() < until:
-        time.sleep(0.01)
-
-
-def test_the_quota_is_checked_while_an_upload_comes_in(
-    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With many small files in one request, with several requests at once, and with what broken uploads leave."""
-    address, root = server
-    guard = middleware_of(server)
-    monkeypatch.setattr(guard, "quota", held(root / "cache") + 3 * 2**20)
-    many = [("files", (f"{i}.json", bytes([i]) * 2**20)) for i in range(8)]
-    with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
-        assert httpx.post(f"{address}gradio_api/upload", files=many).status_code == 507
-    wait_for_uploads(guard)
-    assert held(root / "cache") <= guard.quota
-    assert not list((root / "cache").glob("tmp*"))
-
-    def send(i: int) -> int:
-        try:
-            files = {"files": (f"{i}.json", bytes([100 + i]) * 2**20)}
-            return httpx.post(f"{address}gradio_api/upload", files=files).status_code
-        except httpx.TransportError:
-            return 507
-
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(send, range(8)))
-    wait_for_uploads(guard)
-    assert held(root / "cache") <= guard.quota
-    assert set(statuses) <= {200, 507}
-    assert 507 in statuses
-    monkeypatch.setattr(guard, "most", 1000)
-    monkeypatch.setattr(guard, "quota", 2**40)
-    assert httpx.post(f"{address}gradio_api/upload", files={"files": ("a.json", b" " * 5000)}).status_code == 413
-
-
-def test_an_upload_that_is_broken_off_leaves_nothing(server: tuple[str, Path]) -> None:
-    address, root = server
-    host, port = address.removeprefix("http://").strip("/").split(":")
-    head = (f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3000000\r\n"
-            "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
-            'Content-Disposition: form-data; name="files"; filename="a.json"\r\n\r\n')  # fmt: skip
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + b" " * 10**6)
-        wait_for(lambda: bool(list((root / "cache").glob("tmp*"))))
-    wait_for(lambda: not list((root / "cache").glob("tmp*")))
-
-
-def test_searches_that_nobody_listens_to_do_not_keep_others_out(
-    server: tuple[str, Path], client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = server[0]
-    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
-    config = httpx.get(f"{address}config").json()
-    [search] = [d["id"] for d in config["dependencies"] if d["api_name"] == "search"]
-    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
-    for i in range(6):
-        body = {"data": fields, "fn_index": search, "session_hash": f"silent{i}"}
-        assert httpx.post(f"{address}gradio_api/queue/join", json=body).status_code == 200
-    begin = time.monotonic()
-    assert ask(client, budget="10nfe", steps=5)[3]
-    assert time.monotonic() - begin < 20  # two of them would take longer
-
-
-def test_a_search_ends_when_its_listener_leaves(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    address = server[0]
-    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
-    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
-    begun = httpx.post(f"{address}gradio_api/call/search", json={"data": fields}, timeout=30).json()
-    with httpx.stream("GET", f"{address}gradio_api/call/search/{begun['event_id']}", timeout=30) as answer:
-        for line in answer.iter_lines():
-            if "tt-grid" in line:
-                break
-    wait_for(lambda: not any(thread.name == "search" for thread in threading.enumerate()))
 
 
 def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
@@ -613,7 +456,7 @@ def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
     taken = [answer.json()["event_id"] for answer in begun if answer.status_code == 200]
     assert 1 <= len(taken) < 48
     last = httpx.get(f"{address}gradio_api/call/search/{taken[0]}", timeout=60).text
-    assert "complete" in last or "nobody listened" in last
+    assert "complete" in last
     end = time.monotonic() + 60
     while time.monotonic() < end:
         answer = begin(99)

@@ -19,9 +19,7 @@ import gradio as gr
 
 from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.demo import form
-from ttsnap.demo.guard import uploaded
 from ttsnap.demo.html import line
-from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.stream import Frame, stream
 from ttsnap.demo.tally import PAIRS, tally
@@ -47,7 +45,6 @@ FIELDS: dict[str, Any] = {
 }
 """Defaults of the form's fields, in the order of the API's arguments."""
 MOST_WISHES = 1000
-UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
 
 @contextmanager
@@ -87,13 +84,6 @@ class Handlers:
     """Events that end searches, by session."""
     wishes: dict[str, list[Wish]] = field(default_factory=dict)
     """Wishes for the running search, by session."""
-    listeners: Listeners | None = None
-    """None: searches begin without a listener."""
-
-    @property
-    def cache(self) -> Path:
-        """The folder of uploads and downloads."""
-        return self.root / "cache"
 
     # --- searching ------------------------------------------------------------------------------------------------
 
@@ -112,7 +102,7 @@ class Handlers:
         draw = random.SystemRandom()
         with self._stoppable(request) as stop:
             try:
-                wanted = self._read(request, values)
+                wanted = self._read(values)
                 firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
                 for page, status in tally(wanted, firsts, self.models, self.limits, stop):
                     yield page, line("word", status), gr.update(interactive=True)
@@ -126,7 +116,7 @@ class Handlers:
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
         with self._stoppable(request) as stop:
             try:
-                wanted = self._read(request, values)
+                wanted = self._read(values)
                 wishes: list[Wish] = []
                 if not compare:  # a comparison of algorithms takes none
                     self.wishes[str(request.session_hash)] = wishes
@@ -139,13 +129,11 @@ class Handlers:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # downloads were copied to the cache
 
-    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> SearchRequest:
-        """The search request. ValueError for fields that are not allowed, and where nobody listens any more."""
-        if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
-            raise ValueError(UNHEARD)
+    def _read(self, values: tuple[Any, ...]) -> SearchRequest:
+        """The search request. ValueError for fields that are not allowed."""
         fields = dict(zip(FIELDS, values, strict=True))
-        if (path := uploaded(fields["picture"], self.cache)) is not None:
-            fields["picture"] = files.read_bytes(path, self.limits.upload, "picture")
+        if fields["picture"] is not None:
+            fields["picture"] = files.read_bytes(fields["picture"], self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)
 
     @contextmanager
@@ -164,11 +152,7 @@ class Handlers:
 
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best finished image."""
-        self.stop_session(str(request.session_hash))
-
-    def stop_session(self, session: str) -> None:
-        """End a session's searches with their best finished images."""
-        for event in list(self.stops.get(session, ())):
+        for event in list(self.stops.get(str(request.session_hash), ())):
             event.set()
 
     def lead(self, request: gr.Request, event: gr.EventData) -> None:

@@ -70,8 +70,7 @@ def search_form(handlers: Handlers) -> None:
                 command = gr.Code(label="On the command line", language="shell", interactive=False,
                                   show_line_numbers=False, wrap_lines=True)  # fmt: skip
     inputs = [form[name] for name in FIELDS]
-    # Without preprocessing, in which gradio opens pictures: `form.read` checks every value.
-    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status, "preprocess": False}
+    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
     device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
     outputs = [stage, status, winner, files, python, command, stop]
     # The first of a click's functions: gradio runs one after the other, and a search is long.
