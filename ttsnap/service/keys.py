@@ -1,12 +1,10 @@
-"""API keys: callers, the share of the device that each gets, and what each has left. Keys are compared in constant
-time, never logged."""
+"""API keys, and the callers who have them. Keys are compared in constant time, never logged."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -32,8 +30,6 @@ class Caller:
 
     name: str = "anybody"
     """For logs."""
-    weight: float = 1.0
-    """Its turns in batches where others get one."""
 
 
 ANYBODY = Caller()
@@ -70,7 +66,7 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """A text file, one caller a line: NAME KEY, and a weight where it is not 1; # starts a comment.
+        """A text file, one caller a line: NAME KEY; # starts a comment.
 
         ValueError names the line, never the key.
         """
@@ -161,17 +157,11 @@ class Keys:
 
 
 def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
-    if len(words) not in (2, 3):
-        raise ValueError(f"{where} must be NAME KEY, or NAME KEY WEIGHT; it has {len(words)} words")
+    if len(words) != 2:
+        raise ValueError(f"{where} must be NAME KEY; it has {len(words)} words")
     if len(words[1]) < SHORTEST:
         raise ValueError(f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}")
-    try:
-        weight = float(words[2]) if len(words) == 3 else 1.0
-    except ValueError:
-        weight = math.nan
-    if not 0.01 <= weight <= 100:
-        raise ValueError(f"the weight in {where} must be a number from 0.01 to 100")
-    return _digest(words[1]), Caller(words[0], weight)
+    return _digest(words[1]), Caller(words[0])
 
 
 def _digest(key: str) -> bytes:

@@ -132,11 +132,6 @@ class Searches:
         """Let the engine go; its searches have ended."""
         self._open.close()
 
-    @property
-    def weight(self) -> float:
-        """The sum of callers' weights."""
-        return sum(ticket.caller.weight for ticket in self.under_way)
-
     def warm_up(self, request: SearchRequest) -> None:
         """Prepare for requests like this one."""
         self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
@@ -163,7 +158,6 @@ class Searches:
             job.ledger.join(
                 self._pots.of(ticket.caller, self.spec, engine.price), spec.budget.nfe, replace(spec.budget, nfe=most)
             )
-        engine.weigh(job.index, ticket.caller.weight)
         self.under_way[ticket] = running
 
     def _safe(self, image: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 
 from ttsnap.core.prompt import private
@@ -31,7 +31,7 @@ class Worker(threading.Thread):
     """Runs all submitted requests at once, on one model.
 
     Requests of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns in seconds of the
-    device, by the weight of their callers. Free places of a batch are filled from specs that differ in their steps and
+    device, by the number of their requests. Free places of a batch are filled from specs that differ in their steps and
     rewards alone (engine/shared_denoiser.py). An idle engine is kept for a while, as all share the pipeline's weights.
     An engine whose devices keep failing is made anew for the next request.
     """
@@ -151,9 +151,9 @@ class Worker(threading.Thread):
                 self._end(ticket, "cancelled", stopping())
             for searches in active:
                 searches.stop()
-        busy = {searches.spec: searches.weight for searches in self._active.values()}
-        for spec, weight in busy.items():
-            self._shares.weigh(spec, weight)
+        busy = Counter(searches.spec for searches in self._active.values())
+        for spec, requests in busy.items():
+            self._shares.weigh(spec, requests)
         self._shares.wait(busy)
         if busy:
             self._batch(self._searches[self._shares.first()])
