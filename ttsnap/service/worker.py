@@ -20,11 +20,11 @@ from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.sizes import Representatives
-from ttsnap.service.tickets import Done, Passed, Returns, Ticket
+from ttsnap.service.tickets import Done, Passed, Ticket
 
 logger = logging.getLogger(__name__)
-LATE = 5.0
-"""Seconds after the deadline, after which nothing is waited for."""
+LATE, AGAIN = 5.0, 5
+"""Seconds after the deadline, after which nothing is waited for; until a request that is refused may come again."""
 
 
 class Worker(threading.Thread):
@@ -61,7 +61,7 @@ class Worker(threading.Thread):
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
-        self._returns, self._pots = Returns(), Pots(limits.shared_pot or 0.0)
+        self._pots = Pots(limits.shared_pot or 0.0)
         self._representatives, self._deadline = Representatives(engines.pipe), float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -74,15 +74,13 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            name, most, now = ticket.caller.name, self.limits.per_key, time.monotonic()
+            name, most = ticket.caller.name, self.limits.per_key
             if sum(other.caller.name == name for other in self._open) >= most:
-                wait = self._returns.wait(now, most * len(self._active) / len(self._open), name)
                 said = f"{most} requests of yours wait or run already, the most that one key may have"
-                raise RequestError(429, f"{said}; try again in {wait} s", code="too_many_requests", retry_after=wait)
+                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="too_many_requests", retry_after=AGAIN)
             if len(self._waiting) >= self.limits.queue:
-                wait = self._returns.wait(now, len(self._active))
                 said = f"{self.limits.queue} requests wait already, the most that are taken"
-                raise RequestError(429, f"{said}; try again in {wait} s", code="queue_full", retry_after=wait)
+                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="queue_full", retry_after=AGAIN)
             for observer in self._observers:
                 observer.queued(ticket)
             self._open.add(ticket)
@@ -267,8 +265,6 @@ class Worker(threading.Thread):
             self._open.discard(ticket)
         if error is not None:
             ticket.tell(error)
-        if ticket.begun is not None:
-            self._returns.ended(time.monotonic() - ticket.begun)
         for observer in self._observers:
             observer.ended(ticket, outcome)
 
