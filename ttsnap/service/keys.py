@@ -6,15 +6,10 @@ import hashlib
 import hmac
 import logging
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttsnap.core.cost import Price
 from ttsnap.files.reading import JSON_BYTES, foreign, read_bytes
-from ttsnap.loop.budget import Budget
-from ttsnap.loop.ledger import Ledger
-from ttsnap.request.request import EngineSpec
 from ttsnap.service.limits import RequestError
 
 logger = logging.getLogger(__name__)
@@ -33,22 +28,6 @@ class Caller:
 
 
 ANYBODY = Caller()
-
-
-class Pots:
-    """What requests of one caller and spec share of their evaluations, whatever becomes of the engine meanwhile."""
-
-    def __init__(self, seconds: float) -> None:
-        """seconds: for which requests join a pot. Those that run keep to theirs."""
-        self.seconds = seconds
-        self._pots: dict[tuple[str, EngineSpec], tuple[float, Ledger]] = {}
-        """And until when they are joined."""
-
-    def of(self, caller: Caller, spec: EngineSpec, price: Price) -> Ledger:
-        """The pot of a caller and a spec, whose evaluations have this price."""
-        now = time.monotonic()
-        self._pots = {key: pot for key, pot in self._pots.items() if now < pot[0]}
-        return self._pots.setdefault((caller.name, spec), (now + self.seconds, Ledger(Budget(), price)))[1]
 
 
 @dataclass

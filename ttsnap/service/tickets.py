@@ -72,8 +72,6 @@ class Ticket:
     """Time after which the search ends with its best image."""
     job: bool = False
     """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
-    pooled: bool = False
-    """Whether it shares a pot of evaluations with others of its caller."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     """Set by the application, and read by the thread before each batch."""
@@ -176,6 +174,4 @@ class Desk:
         notes, drafts = notes_of(wanted, search, limits), wanted.draft is None and search.search == "seed-pruning"
         if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
             notes += (self.offer.undrafted,)
-        loop, caps = asyncio.get_running_loop(), {name for name, cap in vars(search.budget).items() if cap is not None}
-        pooled = limits.shared_pot is not None and caps <= {"nfe", "images"}
-        return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job, pooled=pooled)
+        return Ticket(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)

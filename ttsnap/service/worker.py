@@ -15,7 +15,6 @@ from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
-from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
@@ -61,7 +60,6 @@ class Worker(threading.Thread):
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
-        self._pots = Pots(limits.shared_pot or 0.0)
         self._representatives, self._deadline = Representatives(engines.pipe), float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -228,7 +226,7 @@ class Worker(threading.Thread):
         """The searches on the engine of a spec, which is made where there is none."""
         spec = self._representatives.of(spec)
         if spec not in self._searches:
-            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual, self._pots)
+            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
             self.loaded = True
         return self._searches[spec]
 
