@@ -21,7 +21,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.board import MOST_LANES, Board
+from ttsnap.demo.board import COLUMNS, Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart, ticks
 from ttsnap.demo.html import short, thumbnail_uri
@@ -33,6 +33,7 @@ from ttsnap.loop.search import search
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
+from ttsnap.results.lineage import CandidateAtStep
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -107,19 +108,19 @@ def test_ties_go_to_the_first_and_failures_never_win() -> None:
     assert 99 not in board.lanes
 
 
-def test_shown_keeps_families_and_the_limit() -> None:
-    events, _ = searched("svdd", "400nfe")
+@pytest.mark.parametrize("name", ["svdd", "code", "best-first", "zero-order"])
+def test_what_is_shown_fits_with_all_that_it_came_of(name: str) -> None:
+    events, result = searched(name, "400nfe")
     board = Board(GRID.levels)
     for event in events:
         board.listen(event)
-        shown = board.shown(9)
-        assert len(shown) <= 9
-        uids = {lane.uid for lane in shown}
-        if all(len(board.lineage(uid)) <= 9 for uid in board.lanes):
-            assert all(lane.parent < 0 or lane.parent in uids for lane in shown)
-    assert board.best is not None
-    for most in (1, 5, 12, None):  # also where its lineage is longer than that
-        assert board.best.uid in {lane.uid for lane in board.shown(most)}
+        if event.kind not in ("tick", "end"):
+            continue
+        shown, columns = board.placed()
+        assert all(origin is None or origin in shown for origin in shown.values())
+        assert len({(column, look.step) for look, column in columns.items()}) == len(shown) == len(columns)
+        assert not shown or max(columns.values()) < COLUMNS
+    assert CandidateAtStep(result.best.uid, len(GRID.levels) - 1) in shown
 
 
 @pytest.mark.parametrize("name", ["seed-pruning", "svdd", "zero-order"])
@@ -137,8 +138,8 @@ def test_html_is_well_formed_at_every_event(name: str) -> None:
     assert html.count("tt-winner") == 1
     assert f"seed {board.lanes[result.best.uid].name}, step 10" in html
     if name == "seed-pruning":
-        pruned = board.lanes.keys() - set(np.flatnonzero(result.particles.finished).tolist())
-        assert html.count("tt-pruned") == len(pruned)
+        finished = set(np.flatnonzero(result.particles.finished).tolist())
+        assert html.count("tt-pruned") == len({look.uid for look in board.placed()[0]} - finished)
 
 
 def test_text_is_escaped_everywhere() -> None:
@@ -178,6 +179,7 @@ def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images
     for uid, nfe, score in ((0, 10, 0.3), (1, 20, 0.9), (2, 20, 0.5)):
         board.spent = Cost(nfe=nfe)
         board.score(uid, 1, [score])
+    board.move({"uids": [1, 2], "parents": [1, 2], "start": [1] * 2, "stop": [2] * 2, "seeds": [6, 7], "drop": [0]})
     board.spent = Cost(nfe=30)
     board.score(1, 2, [0.8], right=True)
     board.spent = Cost(nfe=40)
@@ -233,19 +235,25 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", ["seed-pruning", "svdd", "best-of-n"])
-def test_columns_stay_while_a_search_runs_and_the_winner_comes_first_at_its_end(name: str) -> None:
+def test_families_stay_while_a_search_runs_and_the_winner_comes_first_at_its_end(name: str) -> None:
     events, result = searched(name, "400nfe")
     board, before = Board(GRID.levels), list[int]()
     for event in events:
         board.listen(event)
-        now = [lane.uid for lane in board.placed()]
-        for old, new in zip(before, now, strict=False):
-            # Who can still be dropped or finished by hand stays where the visitor's pointer is.
-            assert board.over or old == new or board.lanes[old].state in ("dropped", "finished")
-        assert board.over or len(now) >= len(before)
-        before = now
-    assert len(set(before)) == len(before)
-    assert before[0] == result.best.uid
+        if event.kind not in ("tick", "end"):
+            continue
+        shown, columns = board.placed()
+        if not board.over:
+            now = list(board.seeds)
+            for old, new in zip(before, now, strict=False):
+                lanes = [lane for lane in board.lanes.values() if lane.seed == board.lanes[old].seed]
+                # Who can still be dropped or finished by hand stays where the visitor's pointer is.
+                assert old == new or {lane.state for lane in lanes} <= {"dropped", "finished"}
+            roots = [look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0]
+            assert roots == [uid for uid in now if uid in roots]
+            before = now
+    first = min(columns, key=lambda look: columns[look])
+    assert board.lanes[first.uid].seed == result.best.seed
 
 
 def test_open_candidates_have_buttons_that_say_at_once_what_was_asked() -> None:
@@ -274,7 +282,7 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     board.picture = "data:,"
     html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0, winner=result.best.uid)])
     name = f"{result.best.seed} ↳{result.best.uid}"
-    assert f">{name}</div>" in html
+    assert f"seed {name}, step 10" in html
     assert f"best: seed {name}, reward" in html
 
 
@@ -322,9 +330,9 @@ def test_of_many_finished_candidates_some_pruned_ones_are_shown_too() -> None:
     for uid in uids[30:]:
         board.score(uid, 2, [uid / 60])
     board.end()
-    shown = board.shown()
-    pruned = [lane.uid for lane in shown if lane.state == "dropped"]
-    assert len(shown) == MOST_LANES
-    assert len(pruned) == MOST_LANES // 4
+    _, columns = board.placed()
+    pruned = {look.uid for look in columns if board.lanes[look.uid].state == "dropped"}
+    assert len(set(columns.values())) == COLUMNS
+    assert COLUMNS // 4 <= len(pruned) < COLUMNS // 2
     assert min(pruned) < 10
-    assert shown[0].uid == 59
+    assert columns[CandidateAtStep(59, 2)] == 0

@@ -238,10 +238,10 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     page.click("#by-hand button")
     page.click("#search")
     page.wait_for_selector("#stage [data-verb]")
-    column = page.locator("#stage .tt-col").nth(1)
-    name = column.evaluate("column => column.firstChild.textContent")
-    column.locator("[data-verb=finish]").click()
-    assert column.locator("[data-asked=finish]").count() == 1  # at once
+    hand = page.locator("#stage .tt-hand").nth(1)
+    name = hand.evaluate("hand => hand.parentElement.title.match(/seed (\\d+)/)[1]")
+    hand.locator("[data-verb=finish]").click()
+    assert page.locator("#stage .tt-hand[data-asked=finish]").count() == 1  # at once
     page.wait_for_function(
         """name => [...document.querySelectorAll('#stage .tt-cell')].some(
             cell => cell.title.startsWith(`seed ${name}, step 3`))""",

@@ -25,6 +25,7 @@ from ttsnap.results.lineage import (
     chain,
     choose,
     hidden_below,
+    most_wanted,
     origins,
     place,
 )
@@ -66,7 +67,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int,
 def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: Any) -> None:
     result, recorder = searched(make_algorithm(name))
     looks = recorder.thumbnails[0]
-    origin = origins(result, looks)
+    origin = origins(result.trace, looks)
     p = result.particles
     assert {look for look in origin if look.step >= 0} == set(looks)
     for look, source in origin.items():
@@ -78,7 +79,8 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
             continue
         assert source.step < look.step
         assert source.uid in {look.uid, *ancestors(look.uid, p.parent)}
-    ends = sheet._most_wanted(result, origin)
+    kept = [candidate.uid for candidate in result.images]
+    ends = most_wanted(origin, kept, lambda uid: result.particles.value([uid])[0])
     assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
     for most in (1, 4, 16):
         shown = choose(ends, origin, most)
@@ -277,7 +279,7 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any, looks: Any) -> 
         columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
         assert len(columns) <= NARROW or len(told) >= FILLED * len(columns) * len(rows)
         below: Counter[object] = Counter()
-        origin = origins(result, recorder.thumbnails[0])
+        origin = origins(result.trace, recorder.thumbnails[0])
         for uid, step, *_ in told:
             look = CandidateAtStep(uid, step)
             below[origin[look]] += look not in origin.values() and step < max(result.particles.step)

@@ -23,7 +23,7 @@ LED = """element.addEventListener("click", ({ target }) => {
   target.parentElement.dataset.asked = verb;  // at once; the next frame says the same
   trigger("click", { verb, uid: Number(uid) });
 });"""
-"""Of the stage: a click on a column's button is a wish."""
+"""Of the stage: a click on a candidate's button is a wish."""
 BEGUN = """() => (matchMedia("(max-width: 860px)").matches
   && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" })) || '' """
 """The tally goes. On a phone, where what a search shows stands below its form, it comes into view."""
@@ -86,7 +86,7 @@ def search_form(handlers: Handlers) -> None:
 def _by_hand(handlers: Handlers) -> None:
     """A visitor's wishes while a search runs."""
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
-        html(line("hint", "Each column of the board has buttons: finish its candidate at once, or drop it."))
+        html(line("hint", "Candidates on the board have buttons: finish this one at once, or drop it."))
         with gr.Row(elem_classes="tt-pair"):
             number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
             end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
