@@ -94,7 +94,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "ttsnap", "serve", "embedded", "--port", str(self.port), "--state", self.state,
-                   "--loras", str(self.loras), "--per-key", "100", "--jobs-per-key", "50", "--shared-pot", "600",
+                   "--loras", str(self.loras), "--per-key", "100", "--jobs-per-key", "50",
                    "--no-access-log"]  # fmt: skip
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,9 +39,6 @@ from ttsnap.bench.summary import summarize
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt, estimates
-from ttsnap.demo.folder import read_folder, render_settings
-from ttsnap.demo.form import DemoLimits, restored
-from ttsnap.demo.traces import board_at
 from ttsnap.distill import checkpoints
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frames
@@ -54,8 +50,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
-from ttsnap.request.offer import Offer
-from ttsnap.request.request import ModelDefaults, SearchRequest
+from ttsnap.request.request import SearchRequest
 from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -106,10 +101,6 @@ def as_json(name: str) -> Callable[[Path, Any], None]:
     return lambda folder, doc: (folder / name).write_text(json.dumps(doc)) and None
 
 
-MOVE = {"uids": [0, 1], "parents": [-1, -1], "start": [0, 0], "stop": [1, 1], "seeds": [3, 4], "drop": [0],
-        "scores": {"0": [0.5], "1": [0.25]}, "cost": {"nfe": 4}}  # fmt: skip
-TRACE = {"settings": {"model": "embedded", "reward": ["scenes"]}, "levels": [1.0, 0.5, 0.0],
-         "results": [{"prompt": "p", "images": [{"uid": 1, "file": "01.png"}], "moves": [MOVE]}]}  # fmt: skip
 PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeline", "seed": 7,
        "prompt": "a red circle", "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
        "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
@@ -286,9 +277,6 @@ READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
     "WebP": Reader(VIDEO, write_video("webp"), lambda folder: read_png(folder, "x.webp")),
     **({"mp4": Reader(VIDEO, write_video("mp4"), lambda folder: read_png(folder, "x.mp4"))} if av is not None else {}),
-    "trace": Reader(TRACE, as_json("x"), lambda folder: read_upload(folder / "x")),
-    "zip": Reader(TRACE, lambda folder, doc: write_zip(folder, doc), lambda folder: read_upload(folder / "x.zip")),
-    "PNG in the demo": Reader(PNG, write_png, lambda folder: read_upload(folder / "x.png")),
     "tuned": Reader({"name": "seed-pruning", "n": 4, "keep": [0.5], "levels": [0.4]}, as_json("x.json"),
                     lambda folder: make_algorithm(str(folder / "x.json"))),
     "nested": Reader(NESTED, as_json("x.json"), lambda folder: make_algorithm(str(folder / "x.json"))),
@@ -313,24 +301,6 @@ READERS: dict[str, Reader] = {
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
                      "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
 }  # fmt: skip
-
-
-def write_zip(folder: Path, doc: Any) -> None:
-    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
-        archive.writestr("../../trace.json", json.dumps(doc))
-
-
-def read_upload(path: Path) -> None:
-    found = read_folder([(path.name, path)], 10**7)
-    for told in found.trace.results if found.trace else ():
-        board_at(found.trace, told, 5)  # type: ignore[arg-type]
-        found.kept(told)
-    for picture in found.images:
-        render_settings(picture.settings or {})
-        offer = Offer("embedded", ("scenes",), lambda model: ModelDefaults(), any_model=True)
-        values, _ = restored(picture.settings or {}, offer, DemoLimits())
-        assert values.get("rewards", ["scenes"]) == ["scenes"]
-        assert "model" not in values
 
 
 @pytest.fixture(autouse=True)

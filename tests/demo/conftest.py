@@ -44,22 +44,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
         with shallow():
-            page, listeners = demo.page_of(a, demo.offered(a), limits, root)
+            page = demo.page_of(a, demo.offered(a), limits, root)
         from ttsnap.demo.app import serve
 
-        _, address, _ = serve(page, listeners, limits, root, host="127.0.0.1", port=None, share=False, wait=False)
+        _, address, _ = serve(page, limits, host="127.0.0.1", port=None, share=False, wait=False)
         yield address, root
         page.close(verbose=False)
     shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished search, as the command line writes it."""
-    from ttsnap.cli import main
-
-    out = tmp_path_factory.mktemp("written") / "out"
-    words = ["generate", PROMPT, "--steps", "10", "--budget", "100nfe", "--algorithm", "best-first", "--kernel", "sde"]
-    with shallow():
-        assert main([*words, "--device", "cpu", "--out", str(out)]) == 0
-    return out

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,20 +21,19 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
-from ttsnap.demo.board import MOST_LANES, Board
+from ttsnap.demo.board import COLUMNS, Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart, ticks
-from ttsnap.demo.folder import render_settings
 from ttsnap.demo.html import short, thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import View, render_stage
-from ttsnap.demo.traces import board_at, parse_trace
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
+from ttsnap.results.lineage import CandidateAtStep
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))
 VOID = ("img", "br", "path")
@@ -111,19 +108,19 @@ def test_ties_go_to_the_first_and_failures_never_win() -> None:
     assert 99 not in board.lanes
 
 
-def test_shown_keeps_families_and_the_limit() -> None:
-    events, _ = searched("svdd", "400nfe")
+@pytest.mark.parametrize("name", ["svdd", "code", "best-first", "zero-order"])
+def test_what_is_shown_fits_with_all_that_it_came_of(name: str) -> None:
+    events, result = searched(name, "400nfe")
     board = Board(GRID.levels)
     for event in events:
         board.listen(event)
-        shown = board.shown(9)
-        assert len(shown) <= 9
-        uids = {lane.uid for lane in shown}
-        if all(len(board.lineage(uid)) <= 9 for uid in board.lanes):
-            assert all(lane.parent < 0 or lane.parent in uids for lane in shown)
-    assert board.best is not None
-    for most in (1, 5, 12, None):  # also where its lineage is longer than that
-        assert board.best.uid in {lane.uid for lane in board.shown(most)}
+        if event.kind not in ("tick", "end"):
+            continue
+        shown, columns = board.placed()
+        assert all(origin is None or origin in shown for origin in shown.values())
+        assert len({(column, look.step) for look, column in columns.items()}) == len(shown) == len(columns)
+        assert not shown or max(columns.values()) < COLUMNS
+    assert CandidateAtStep(result.best.uid, len(GRID.levels) - 1) in shown
 
 
 @pytest.mark.parametrize("name", ["seed-pruning", "svdd", "zero-order"])
@@ -141,23 +138,18 @@ def test_html_is_well_formed_at_every_event(name: str) -> None:
     assert html.count("tt-winner") == 1
     assert f"seed {board.lanes[result.best.uid].name}, step 10" in html
     if name == "seed-pruning":
-        pruned = board.lanes.keys() - set(np.flatnonzero(result.particles.finished).tolist())
-        assert html.count("tt-pruned") == len(pruned)
+        finished = set(np.flatnonzero(result.particles.finished).tolist())
+        assert html.count("tt-pruned") == len({look.uid for look in board.placed()[0]} - finished)
 
 
 def test_text_is_escaped_everywhere() -> None:
     bad = '<script>alert(1)</script><img src=x onerror="y">&\''
     board = Board((1.0, 0.0))
     view = View(bad, board, Budget(nfe=5), 10.0, note=bad)
-    search = {"algorithm": bad, "options": {bad: [[bad] * 3]}, "budget": bad, "scores": {bad: 0.5}}
-    payload = dict.fromkeys(("prompt", "kernel", "model", "lora", "ttsnap"), bad) | {
-        "seed": 1, "call": {bad: bad, "negative_prompt": bad}, "search": search,
-    }  # fmt: skip
-    for html in (render_stage(bad, [view, view], bad), render_settings(payload)):
-        found = Well(html)
-        assert "script" not in found.tags
-        assert "img" not in found.tags
-        assert bad in found.text
+    found = Well(render_stage(bad, [view, view], bad))
+    assert "script" not in found.tags
+    assert "img" not in found.tags
+    assert bad in found.text
 
 
 def test_scores_are_short() -> None:
@@ -171,23 +163,9 @@ def test_scores_are_short() -> None:
     ]
 
 
-def test_a_written_trace_replays_to_its_winner(written: Path) -> None:
-    trace = parse_trace((written / "trace.json").read_bytes())
-    told = trace.results[0]
-    boards = [board_at(trace, told, k) for k in range(len(told.moves) + 1)]
-    assert not boards[0].lanes
-    assert [len(b.lanes) for b in boards] == sorted(len(b.lanes) for b in boards)
-    last = boards[-1]
-    assert last.best is not None
-    assert last.best.uid == told.winner
-    assert last.spent.nfe <= 100
-    for board in boards:
-        Well(render_board(board, winner=told.winner))
-
-
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:
-    names = "board board_html panels chart form folder listeners"
-    names += " html snippet traces worker guard live stream"
+    names = "board board_html panels chart form"
+    names += " html snippet worker live stream"
     code = f"import sys\nfor n in {names.split()!r}: __import__('ttsnap.demo.' + n)\n"
     code += "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'diffusers')))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -201,6 +179,7 @@ def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images
     for uid, nfe, score in ((0, 10, 0.3), (1, 20, 0.9), (2, 20, 0.5)):
         board.spent = Cost(nfe=nfe)
         board.score(uid, 1, [score])
+    board.move({"uids": [1, 2], "parents": [1, 2], "start": [1] * 2, "stop": [2] * 2, "seeds": [6, 7], "drop": [0]})
     board.spent = Cost(nfe=30)
     board.score(1, 2, [0.8], right=True)
     board.spent = Cost(nfe=40)
@@ -256,19 +235,25 @@ def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", ["seed-pruning", "svdd", "best-of-n"])
-def test_columns_stay_while_a_search_runs_and_the_winner_comes_first_at_its_end(name: str) -> None:
+def test_families_stay_while_a_search_runs_and_the_winner_comes_first_at_its_end(name: str) -> None:
     events, result = searched(name, "400nfe")
     board, before = Board(GRID.levels), list[int]()
     for event in events:
         board.listen(event)
-        now = [lane.uid for lane in board.placed()]
-        for old, new in zip(before, now, strict=False):
-            # Who can still be dropped or finished by hand stays where the visitor's pointer is.
-            assert board.over or old == new or board.lanes[old].state in ("dropped", "finished")
-        assert board.over or len(now) >= len(before)
-        before = now
-    assert len(set(before)) == len(before)
-    assert before[0] == result.best.uid
+        if event.kind not in ("tick", "end"):
+            continue
+        shown, columns = board.placed()
+        if not board.over:
+            now = list(board.seeds)
+            for old, new in zip(before, now, strict=False):
+                lanes = [lane for lane in board.lanes.values() if lane.seed == board.lanes[old].seed]
+                # Who can still be dropped or finished by hand stays where the visitor's pointer is.
+                assert old == new or {lane.state for lane in lanes} <= {"dropped", "finished"}
+            roots = [look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0]
+            assert roots == [uid for uid in now if uid in roots]
+            before = now
+    first = min(columns, key=lambda look: columns[look])
+    assert board.lanes[first.uid].seed == result.best.seed
 
 
 def test_open_candidates_have_buttons_that_say_at_once_what_was_asked() -> None:
@@ -297,7 +282,7 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     board.picture = "data:,"
     html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0, winner=result.best.uid)])
     name = f"{result.best.seed} ↳{result.best.uid}"
-    assert f">{name}</div>" in html
+    assert f"seed {name}, step 10" in html
     assert f"best: seed {name}, reward" in html
 
 
@@ -322,20 +307,16 @@ def test_what_is_left_of_a_budget_is_explained() -> None:
         assert why_unspent(replace(asked_for("fk-steering", 100), budget=capped), GRID, held) == ""
 
 
-def test_drafts_are_called_so_live_and_from_a_trace() -> None:
+def test_drafts_are_called_so() -> None:
     live, events = made(), list[Event]()
-    (result,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), live, on_event=events.append)
+    search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), live, on_event=events.append)
     board = Board(live.grid.levels)
     for event in events:
         board.listen(event, "data:,")
-    moves = [{"prompt": "a", "moves": list(result.trace), "images": []}]
-    told = parse_trace(json.dumps({"levels": list(result.levels), "results": moves}).encode())
-    again = board_at(told, told.results[0], len(result.trace))
-    for seen in (board, again):
-        html = render_board(seen)
-        assert ">draft<small>noise 1.00" in html
-        assert ">step 3<small>" in html
-        assert ">step 0<" not in html
+    html = render_board(board)
+    assert ">draft<small>noise 1.00" in html
+    assert ">step 3<small>" in html
+    assert ">step 0<" not in html
 
 
 def test_of_many_finished_candidates_some_pruned_ones_are_shown_too() -> None:
@@ -349,9 +330,9 @@ def test_of_many_finished_candidates_some_pruned_ones_are_shown_too() -> None:
     for uid in uids[30:]:
         board.score(uid, 2, [uid / 60])
     board.end()
-    shown = board.shown()
-    pruned = [lane.uid for lane in shown if lane.state == "dropped"]
-    assert len(shown) == MOST_LANES
-    assert len(pruned) == MOST_LANES // 4
+    _, columns = board.placed()
+    pruned = {look.uid for look in columns if board.lanes[look.uid].state == "dropped"}
+    assert len(set(columns.values())) == COLUMNS
+    assert COLUMNS // 4 <= len(pruned) < COLUMNS // 2
     assert min(pruned) < 10
-    assert shown[0].uid == 59
+    assert columns[CandidateAtStep(59, 2)] == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,30 +193,6 @@ def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
     no_sideways_scroll(page)
 
 
-def test_a_picture_dropped_on_the_page_restores_its_settings(visit: Opener, written: Path) -> None:
-    page = visit()
-    picture = next(written.glob("01-*.png"))
-    # Again until it is taken: the page listens only once its script has run.
-    page.wait_for_function(
-        """([name, data]) => {
-            if (document.querySelector('#status').innerText.indexOf('restored') >= 0) return true;
-            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
-            files.items.add(new File([bytes], name, { type: 'image/png' }));
-            const drop = new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true });
-            document.querySelector('#stage').dispatchEvent(drop);
-            return false;
-        }""",
-        arg=[picture.name, base64.b64encode(picture.read_bytes()).decode()],
-        polling=2000,
-    )
-    payload = read_payload(picture)
-    assert page.input_value("#prompt textarea") == payload["prompt"]
-    assert page.input_value("#seed input") == str(payload["seed"])
-    assert page.input_value("#steps input[type=number]") == "10"
-    assert page.input_value("#algorithm input").startswith("Best-first tree")
-    assert page.input_value("#budget input, #budget textarea") == "100nfe"
-
-
 def test_stopping_and_comparing(visit: Opener) -> None:
     page = visit(scheme="dark")
     choose(page, "1600nfe", 20)
@@ -258,39 +232,16 @@ def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     other.wait_for_selector("#download", state="visible", timeout=40_000)
 
 
-def test_looking_at_a_finished_search_on_a_phone(visit: Opener, written: Path, tmp_path: Path) -> None:
-    page = visit(390, 844)
-    no_sideways_scroll(page)
-    page.get_by_role("tab", name="Look at a finished search").click()
-    folder = shutil.make_archive(str(tmp_path / "folder"), "zip", written)
-    page.set_input_files("#files input[type=file]", folder)
-    page.wait_for_selector("#replay .tt-winner")
-    assert page.locator("#replay .tt-winner img").count() == 1  # the image from the folder, not a coloured square
-    assert page.locator("#replay .tt-won img").count() == 1
-    assert page.locator("#replay .tt-sheet img").count() == 1
-    assert PROMPT in page.inner_text("#settings .tt-settings")
-    no_sideways_scroll(page)
-    whole = page.inner_html("#replay .tt-board")
-    page.click("#play")
-    page.wait_for_function("document.querySelectorAll('#replay .tt-winner').length == 0")
-    page.wait_for_selector("#replay .tt-winner")
-    page.wait_for_function("html => document.querySelector('#replay .tt-board').innerHTML == html", arg=whole)
-    page.click("#again")
-    page.wait_for_selector("#search", state="visible")
-    page.wait_for_function("document.querySelector('#status').innerText.indexOf('restored') >= 0")
-    assert page.input_value("#prompt textarea") == PROMPT
-
-
 def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Opener) -> None:
     page = visit()
     choose(page, "1600nfe", 20)
     page.click("#by-hand button")
     page.click("#search")
     page.wait_for_selector("#stage [data-verb]")
-    column = page.locator("#stage .tt-col").nth(1)
-    name = column.evaluate("column => column.firstChild.textContent")
-    column.locator("[data-verb=finish]").click()
-    assert column.locator("[data-asked=finish]").count() == 1  # at once
+    hand = page.locator("#stage .tt-hand").nth(1)
+    name = hand.evaluate("hand => hand.parentElement.title.match(/seed (\\d+)/)[1]")
+    hand.locator("[data-verb=finish]").click()
+    assert page.locator("#stage .tt-hand[data-asked=finish]").count() == 1  # at once
     page.wait_for_function(
         """name => [...document.querySelectorAll('#stage .tt-cell')].some(
             cell => cell.title.startsWith(`seed ${name}, step 3`))""",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ttsnap.cli import arguments, demo, parse
-from ttsnap.demo.folder import render_settings
 from ttsnap.demo.form import (
     DemoLimits,
     algorithm_choices,
@@ -22,7 +20,6 @@ from ttsnap.demo.form import (
     group_css,
     hint,
     read,
-    restored,
 )
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines.packaged import MODELS
@@ -218,60 +215,6 @@ def test_algorithms_are_grouped_with_a_line_each() -> None:
     assert f'li[data-index="{OFFERED.index("svdd")}"]' in css
     assert "Adds noise" in hint("svdd")
     assert "Adds noise" not in hint("seed-pruning")
-
-
-PAYLOAD: dict[str, Any] = {
-    "ttsnap": "0.1", "model": "embedded", "sampler": "X", "kernel": "sde", "prompt": "a red circle", "seed": 17,
-    "branched": True,
-    "call": {"guidance_scale": 3.5, "num_inference_steps": 12, "negative_prompt": "a cross", "max_sequence_length": 1},
-    "search": {"algorithm": "svdd", "options": {}, "budget": "60nfe", "rank": 1, "reward": 0.5,
-               "scores": {"scenes": 0.5}, "metrics": {}, "nfe": 60, "seeds": 3},
-}  # fmt: skip
-
-
-def test_settings_of_a_picture_fill_the_form() -> None:
-    found, left = restored(PAYLOAD, OFFER, DemoLimits())
-    assert not left
-    assert found == {"prompt": "a red circle", "algorithm": "svdd", "rewards": ["scenes"], "steps": 12,
-                     "budget": "60nfe", "seed": 17, "negative": "a cross", "guidance": 3.5, "draft": False}  # fmt: skip
-    drafted = {**PAYLOAD, "draft": "my_draft:2"}
-    offer = replace(OFFER, draft="my_draft:2")
-    assert restored(drafted, offer, DemoLimits())[0]["draft"] is True
-    found, left = restored(drafted, OFFER, DemoLimits())
-    assert (found["draft"], left) == (False, ["draft (my_draft:2; here it is none)"])
-
-
-def test_settings_that_visitors_may_not_choose_are_left_out_and_named() -> None:
-    bad: dict[str, Any] = {
-        **PAYLOAD,
-        "model": "evil/weights",
-        "prompt": "x\x1b[31m",
-        "call": {"num_inference_steps": 500, "guidance_scale": 900.0},
-        "search": {
-            **PAYLOAD["search"],
-            "algorithm": "../evil.json",
-            "budget": "9" * 50 + "nfe",
-            "scores": {"os:system": 1},
-        },
-    }
-    found, left = restored(bad, OFFER, DemoLimits())
-    assert found == {"seed": 17, "negative": "", "draft": False}
-    assert sorted(text.split()[0] for text in left) == [
-        "algorithm", "budget", "guidance", "model", "prompt", "rewards", "steps"
-    ]  # fmt: skip
-
-
-def test_settings_are_told_in_words() -> None:
-    html = render_settings(PAYLOAD)
-    for words in (
-        "Denoising steps</th><td>12",
-        "Made as</th><td>a branch",
-        "SVDD",
-        "adds noise at every step",
-        "Seeds tried",
-    ):
-        assert words in html
-    assert not {"{", "True", "num_inference_steps", "max_sequence_length"} & set(html.replace("<", " <").split())
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "--help", 'it\'s "quoted" $(rm -rf) `x` \\ ;'])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import io
 import itertools
 import json
 import re
-import socket
 import tempfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +18,12 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ttsnap.algorithms.by_hand import Wish
-from ttsnap.demo.folder import read_folder
 from ttsnap.demo.form import DemoLimits, read, read_wish
-from ttsnap.demo.guard import FORM, RequestGuard, held, uploaded
 from ttsnap.demo.handlers import Handlers
-from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.live import Turns
-from ttsnap.demo.replaying import render_folder
 from ttsnap.demo.stream import PERIOD, stream
 from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
@@ -66,14 +58,6 @@ def client(server: tuple[str, Path], tmp_path: Path) -> Iterator[Any]:
     found = connect(server[0], tmp_path)
     yield found
     found.close()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
 
 
 def files_of(answer: Any) -> dict[str, Path]:
@@ -201,26 +185,6 @@ def post(address: str, api: str, data: list[Any]) -> str:
     return httpx.get(f"{address}gradio_api/call/{api}/{begun.json()['event_id']}", timeout=30).text
 
 
-OUTSIDE = ["/etc/passwd", "../../../../etc/passwd", "cache/../../secret", "http://127.0.0.1:1/x.json", "file:///etc/passwd",
-           "", "\0", 5, None, ["/etc/passwd"], {"path": "/etc/passwd"}]  # fmt: skip
-
-
-@pytest.mark.parametrize("path", OUTSIDE, ids=repr)
-def test_only_uploads_are_read(server: tuple[str, Path], path: Any) -> None:
-    payload = {"path": path, "meta": {"_type": "gradio.FileData"}, "url": path, "orig_name": "trace.json"}
-    for api, values in (
-        ("draw_trace", [[payload], 0, 1]),
-        ("open_files", [[payload]]),
-        ("restore", [payload]),
-        ("search_again", [[payload]]),
-    ):
-        answer = post(server[0], api, values)
-        assert "root:" not in answer
-        assert "error" in answer
-    with pytest.raises(ValueError, match="not an uploaded file"):
-        uploaded({"path": path}, server[1] / "cache")
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -240,157 +204,15 @@ def test_no_file_outside_is_served(server: tuple[str, Path], path: str) -> None:
     assert answer.status_code == 403
 
 
-CLOSED = [
-    "process_recording",
-    "vibe-edit",
-    "run-history/records",
-    "deep_link?session_hash=x",
-    "component_server",
-    "openapi",
-]
-
-
-@pytest.mark.parametrize("path", [*(f"gradio_api/{name}" for name in CLOSED), "monitoring/summary", "docs"])
-def test_what_the_page_does_not_need_is_closed(server: tuple[str, Path], path: str) -> None:
-    assert httpx.get(server[0] + path).status_code in (403, 404, 405)
-    assert httpx.post(server[0] + path, json={}).status_code in (403, 404, 405)
-
-
-@pytest.mark.parametrize("api", ["search", "compare", "draw_trace", "play_trace"])
+@pytest.mark.parametrize("api", ["search", "compare"])
 def test_the_queue_cannot_be_skipped(server: tuple[str, Path], api: str) -> None:
     answer = httpx.post(f"{server[0]}gradio_api/run/{api}", json={"data": list(FIELDS.values())})
     assert answer.status_code >= 400
 
 
-def test_large_bodies_are_refused(server: tuple[str, Path]) -> None:
-    address = server[0]
-    big = httpx.post(f"{address}gradio_api/upload", files={"files": ("trace.json", b" " * (9 * 2**20))})
+def test_a_large_upload_is_refused(server: tuple[str, Path]) -> None:
+    big = httpx.post(f"{server[0]}gradio_api/upload", files={"files": ("a.png", b" " * (9 * 2**20))})
     assert big.status_code == 413
-    form = httpx.post(f"{address}gradio_api/queue/join", content=b"x" * (FORM + 1))
-    assert form.status_code == 413
-
-    def endless() -> Iterator[bytes]:
-        for _ in range(100):
-            yield b"x" * 65536
-
-    with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
-        assert httpx.post(f"{address}gradio_api/queue/join", content=endless()).status_code == 413
-    assert httpx.get(address).status_code == 200
-
-
-def middleware_of(server: tuple[str, Path]) -> Any:
-    """The guard of the running server."""
-    import gc
-
-    guards = (found for found in gc.get_objects() if isinstance(found, RequestGuard))
-    return next(found for found in guards if found.cache == server[1] / "cache")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_a_full_cache_takes_no_more(tmp_path: Path) -> None:
-    said: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        said.append(scope["path"])
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"x" * 10, "more_body": False}
-
-    async def send(message: Any) -> None:
-        said.append(message.get("status", "body"))
-
-    guard = RequestGuard(app, tmp_path, 100, 1000, Listeners(None, lambda session: None))
-    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
-    asyncio.run(guard(scope, receive, send))
-    assert said == ["/gradio_api/upload"]
-    (tmp_path / "full").write_bytes(b"x" * 101)
-    asyncio.run(guard(scope, receive, send))
-    assert said[1:] == [507, "body"]
-
-
-def wait_for_uploads(guard: Any) -> None:
-    """Until the server has swept what uploads left, which it may do after it has answered; a minute at most."""
-    until = time.monotonic() + 60
-    while guard.uploads and time.monotonic() < until:
-        time.sleep(0.01)
-
-
-def test_the_quota_is_checked_while_an_upload_comes_in(
-    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With many small files in one request, with several requests at once, and with what broken uploads leave."""
-    address, root = server
-    guard = middleware_of(server)
-    monkeypatch.setattr(guard, "quota", held(root / "cache") + 3 * 2**20)
-    many = [("files", (f"{i}.json", bytes([i]) * 2**20)) for i in range(8)]
-    with contextlib.suppress(httpx.TransportError):  # the server may hang up before everything is sent
-        assert httpx.post(f"{address}gradio_api/upload", files=many).status_code == 507
-    wait_for_uploads(guard)
-    assert held(root / "cache") <= guard.quota
-    assert not list((root / "cache").glob("tmp*"))
-
-    def send(i: int) -> int:
-        try:
-            files = {"files": (f"{i}.json", bytes([100 + i]) * 2**20)}
-            return httpx.post(f"{address}gradio_api/upload", files=files).status_code
-        except httpx.TransportError:
-            return 507
-
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(send, range(8)))
-    wait_for_uploads(guard)
-    assert held(root / "cache") <= guard.quota
-    assert set(statuses) <= {200, 507}
-    assert 507 in statuses
-    monkeypatch.setattr(guard, "most", 1000)
-    monkeypatch.setattr(guard, "quota", 2**40)
-    assert httpx.post(f"{address}gradio_api/upload", files={"files": ("a.json", b" " * 5000)}).status_code == 413
-
-
-def test_an_upload_that_is_broken_off_leaves_nothing(server: tuple[str, Path]) -> None:
-    address, root = server
-    host, port = address.removeprefix("http://").strip("/").split(":")
-    head = (f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3000000\r\n"
-            "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
-            'Content-Disposition: form-data; name="files"; filename="a.json"\r\n\r\n')  # fmt: skip
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + b" " * 10**6)
-        wait_for(lambda: bool(list((root / "cache").glob("tmp*"))))
-    wait_for(lambda: not list((root / "cache").glob("tmp*")))
-
-
-def test_searches_that_nobody_listens_to_do_not_keep_others_out(
-    server: tuple[str, Path], client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = server[0]
-    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
-    config = httpx.get(f"{address}config").json()
-    [search] = [d["id"] for d in config["dependencies"] if d["api_name"] == "search"]
-    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
-    for i in range(6):
-        body = {"data": fields, "fn_index": search, "session_hash": f"silent{i}"}
-        assert httpx.post(f"{address}gradio_api/queue/join", json=body).status_code == 200
-    begin = time.monotonic()
-    assert ask(client, budget="10nfe", steps=5)[3]
-    assert time.monotonic() - begin < 20  # two of them would take longer
-
-
-def test_a_search_ends_when_its_listener_leaves(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    address = server[0]
-    monkeypatch.setattr(middleware_of(server).listeners, "grace", 0.3)
-    fields = list({**FIELDS, "budget": "6400nfe", "steps": 50}.values())
-    begun = httpx.post(f"{address}gradio_api/call/search", json={"data": fields}, timeout=30).json()
-    with httpx.stream("GET", f"{address}gradio_api/call/search/{begun['event_id']}", timeout=30) as answer:
-        for line in answer.iter_lines():
-            if "tt-grid" in line:
-                break
-    wait_for(lambda: not any(thread.name == "search" for thread in threading.enumerate()))
 
 
 def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
@@ -401,94 +223,6 @@ def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
     assert "That cannot be searched" in stage
     assert "dog" in stage
     assert "done" not in status
-
-
-FORGED: dict[str, bytes] = {
-    "a name that climbs": zipped({"../../../evil/trace.json": b"{}"}),
-    "too many files": zipped({f"{i}.png": b"" for i in range(300)}),
-    "a bomb": zipped({"trace.json": b" " * (70 * 2**20)}),
-    "many large pictures": zipped({f"{i}.png": b"\x89PNG" + b"\0" * 2**22 for i in range(20)}),
-    "a picture of too many pixels": zipped(
-        {"a.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0\0\xff\xff" * 2 + b"\x08\2\0\0\0"}
-    ),
-    "no zip": b"PK\3\4" + b"x" * 100,
-    "nothing": zipped({}),
-    "two traces": zipped({"trace.json": b"{}", "x.zip": b"PK"}),
-}
-
-
-def sheet_with(text: str) -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap looks", text)
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(out, format="PNG", pnginfo=info)
-    return out.getvalue()
-
-
-BAD_LOOKS = (
-    "[", "[]", '{"side": 0, "looks": []}', '{"side": 16, "looks": [5]}', '{"side": 16, "looks": [[0, 0, 60, 60]]}',
-    '{"side": 16, "looks": [[0, 0, -5, 0]]}', '{"side": 16, "looks": [[0, 0, 1]]}',
-    '{"side": [16, 0], "looks": []}', '{"side": [16, 60], "looks": [[0, 0, 0, 16]]}', '{"side": [1], "looks": []}',
-    '{"side": 1, "looks": ' + str([[0, 0, 0, 0]] * 1001) + "}",
-)  # fmt: skip
-FORGED |= {
-    f"a sheet that says {text[:30]}": zipped({"sheet.png": sheet_with(text), "trace.json": b"{}"}) for text in BAD_LOOKS
-}
-
-
-@pytest.mark.parametrize("name", FORGED)
-def test_forged_folders_are_refused_and_write_nothing(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "in" / "folder.zip"
-    path.parent.mkdir()
-    path.write_bytes(FORGED[name])
-    with pytest.raises(ValueError, match=r"\w{3}") as caught:
-        read_folder([("folder.zip", path)], 8 * 2**20)
-    assert len(str(caught.value)) < 600
-    assert [p.name for p in tmp_path.rglob("*")] == ["in", "folder.zip"]
-
-
-@pytest.mark.parametrize(("side", "aspect"), [("[48, 16]", "3"), ("[8, 64]", "0.25"), ("[16, 16]", ""), ("16", "")])
-def test_a_finished_search_is_drawn_in_the_shape_of_its_pictures(side: str, aspect: str, tmp_path: Path) -> None:
-    move = {"uids": [0], "parents": [-1], "start": [0], "stop": [1], "seeds": [7], "scores": {"0": [0.5]}, "cost": {}}
-    trace = {"levels": [1.0, 0.0], "results": [{"prompt": "a", "moves": [move]}]}
-    sheet = sheet_with(f'{{"side": {side}, "looks": [[0, 1, 0, 0]]}}')
-    (tmp_path / "a.zip").write_bytes(zipped({"sheet.png": sheet, "trace.json": json.dumps(trace).encode()}))
-    stage = render_folder(read_folder([("a.zip", tmp_path / "a.zip")], 8 * 2**20), 0, 1)
-    style = f' style="--aspect:{aspect}"' if aspect else ""
-    assert stage.startswith(f'<div class="tt-stage tt-past"{style}>')
-
-
-def test_uploaded_traces_are_drawn_and_bad_ones_refused(server: tuple[str, Path], written: Path) -> None:
-    address = server[0]
-
-    def upload(content: bytes, name: str) -> dict[str, Any]:
-        [path] = httpx.post(f"{address}gradio_api/upload", files={"files": (name, content)}).json()
-        return {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-    trace = upload((written / "trace.json").read_bytes(), "../../trace.json")
-    assert Path(trace["path"]).is_relative_to(server[1] / "cache")
-    assert "tt-grid" in post(address, "draw_trace", [[trace], 0, 2])
-    assert "move must be from 0" in post(address, "draw_trace", [[trace], 0, 10**9])
-    assert "prompt must be from 0" in post(address, "draw_trace", [[trace], -1, 1])
-    bad = upload(b'{"levels": [NaN], "results": [{}]}', "trace.json")
-    assert "finite" in post(address, "open_files", [[bad]])
-    picture = upload(next(written.glob("01-*.png")).read_bytes(), "x.png")
-    assert PROMPT in post(address, "restore", [picture])
-    assert PROMPT in post(address, "open_files", [[picture]])
-    assert "cannot read" in post(address, "restore", [upload(b"\x89PNG\r\n\x1a\nnot one", "x.png")])
-    sheet = upload((written / "sheet.png").read_bytes(), "sheet.png")
-    assert "carries no settings" in post(address, "restore", [sheet])
-    packed = upload(zipped({f.name: f.read_bytes() for f in written.iterdir()}), "folder.zip")
-    stage = post(address, "draw_trace", [[packed], 0, 2])
-    assert "tt-sheet" not in stage  # not before the end
-    stage = post(address, "open_files", [[packed]])
-    assert stage.count("data:image/png") >= 2  # the winner, and the same on the board
-    assert stage.count("data:image/webp") > 15  # estimates, from the contact sheet
-    assert "tt-won" in stage
-    assert "tt-sheet" in stage
-    again = post(address, "search_again", [[packed]])
-    assert "best-first" in again
-    assert "100nfe" in again
 
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
@@ -722,7 +456,7 @@ def test_a_full_queue_refuses_and_serves_on(server: tuple[str, Path]) -> None:
     taken = [answer.json()["event_id"] for answer in begun if answer.status_code == 200]
     assert 1 <= len(taken) < 48
     last = httpx.get(f"{address}gradio_api/call/search/{taken[0]}", timeout=60).text
-    assert "complete" in last or "nobody listened" in last
+    assert "complete" in last
     end = time.monotonic() + 60
     while time.monotonic() < end:
         answer = begin(99)

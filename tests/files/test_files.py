@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -232,36 +231,6 @@ def test_pictures_with_any_bytes_changed_are_read_or_refused(data: st.DataObject
             read(bytes(whole), "x")
         except ValueError as error:
             assert str(error).startswith("cannot read x as an image: ")  # noqa: PT017
-
-
-def zipped(*entries: tuple[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in entries:
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def test_zips_are_read_in_memory_by_the_last_part_of_the_name() -> None:
-    data = zipped(("../../a.png", b"1"), ("f/a.png", b"2"), ("f/trace.json", b"{}"), ("f/x.exe", b"3"))
-    found = files.read_zip(data, "x.zip", lambda name: name.endswith((".png", ".json")))
-    assert found == {"a.png": b"1", "trace.json": b"{}"}
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"no zip", "not a zip"),
-        (zipped(("a", bytes(10**7))), "larger than what is read"),
-        (zipped(*[(str(i), b"") for i in range(40)]), "40 files, at most 30"),
-        (zipped(("a", b"x" * 100))[:-30], None),
-    ],
-    ids=["no zip", "large", "many", "cut off"],  # their bytes hold the time
-)
-def test_bad_zips_are_one_sentence(data: bytes, why: str | None) -> None:
-    with pytest.raises(ValueError, match=why) as caught:
-        files.read_zip(data, "x.zip", lambda name: True, most=10**6, entries=30)
-    assert str(caught.value).startswith("cannot read x.zip as a zip: ")
 
 
 @given(st.data())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ttsnap.results.lineage import (
     chain,
     choose,
     hidden_below,
+    most_wanted,
     origins,
     place,
 )
@@ -45,11 +45,29 @@ def searched(engine: Callable[..., Any]) -> Callable[..., tuple[Result, outputs.
     return run
 
 
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int, int, int]]]:
+    """The looks on a result's sheet: candidate, step, and the corner of the picture."""
+    pages: list[list[tuple[int, int, int, int]]] = []
+    threads = sheet._threads
+
+    def kept(draw: Any, page: sheet.Page, shown: Origins, golden: Any) -> None:
+        pages.append([(*look, *page.corner(look)) for look in shown if look.step >= 0])
+        threads(draw, page, shown, golden)
+
+    def looks(result: Result, thumbnails: Any) -> list[tuple[int, int, int, int]]:
+        sheet.contact_sheet(result, thumbnails)
+        return pages[-1]
+
+    monkeypatch.setattr(sheet, "_threads", kept)
+    return looks
+
+
 @pytest.mark.parametrize("name", BRANCHING)
 def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: Any) -> None:
     result, recorder = searched(make_algorithm(name))
     looks = recorder.thumbnails[0]
-    origin = origins(result, looks)
+    origin = origins(result.trace, looks)
     p = result.particles
     assert {look for look in origin if look.step >= 0} == set(looks)
     for look, source in origin.items():
@@ -61,7 +79,8 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
             continue
         assert source.step < look.step
         assert source.uid in {look.uid, *ancestors(look.uid, p.parent)}
-    ends = sheet._most_wanted(result, origin)
+    kept = [candidate.uid for candidate in result.images]
+    ends = most_wanted(origin, kept, lambda uid: result.particles.value([uid])[0])
     assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
     for most in (1, 4, 16):
         shown = choose(ends, origin, most)
@@ -198,7 +217,6 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(engi
     assert shown.width == plain.width + sheet.CELL + sheet.MARGIN
     assert framed(shown, left) == 3
     assert shown.getpixel((sheet.LEFT + 40, sheet.HEAD + 40)) == (255, 165, 0)
-    assert json.loads(shown.info[sheet.LOOKS])["looks"][0][2] == left
 
 
 def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> None:
@@ -217,17 +235,16 @@ def test_frames_are_as_high_as_their_pictures(engine: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize(("width", "height", "column"), [(96, 32, 96), (32, 96, 48)])
 def test_rows_are_as_high_and_columns_as_wide_as_pictures(
-    engine: Callable[..., Any], width: int, height: int, column: int
+    engine: Callable[..., Any], looks: Any, width: int, height: int, column: int
 ) -> None:
     recorder = outputs.Recorder()
     (result,) = search(["a"], SeedPruning(6, (0.5,), steps=(2,)), engine(), on_event=recorder)
     shaped = {look: picture.crop((0, 0, width, height)) for look, picture in recorder.thumbnails[0].items()}
     shown = sheet.contact_sheet(result, shaped)
     assert shown.height == sheet.HEAD + 2 * (height + sheet.TEXT + sheet.GAP) + sheet.MARGIN
-    told = json.loads(shown.info[sheet.LOOKS])
-    assert told["side"] == [column, height]
-    assert {x for *_, x, _ in told["looks"]} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
-    for uid, step, x, y in told["looks"][:1]:
+    told = looks(result, shaped)
+    assert {x for *_, x, _ in told} == {sheet.LEFT + i * (column + sheet.MARGIN) for i in range(6)}
+    for uid, step, x, y in told[:1]:
         assert np.array_equal(np.asarray(shown.crop((x, y, x + width, y + height))), np.asarray(shaped[uid, step]))
 
 
@@ -238,12 +255,11 @@ def framed(picture: Image.Image, left: int) -> int:
     return sum(picture.getpixel((x, y)) == (0x1A, 0x7F, 0x37) for x in corners)
 
 
-def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any]) -> None:
+def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any], looks: Any) -> None:
     recorder = outputs.Recorder()
     (result,) = search(["a"], SeedPruning(60, (0.5,), steps=(2,)), engine(), "999nfe", on_event=recorder)
-    looks = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
     ends: dict[int, int] = {}
-    for uid, step, *_ in looks:
+    for uid, step, *_ in looks(result, recorder.thumbnails[0]):
         ends[uid] = max(step, ends.get(uid, 0))
     pruned = [uid for uid, step in ends.items() if step == 2]
     assert 3 <= len(pruned) <= len(ends) / 3, "most are those that were finished"
@@ -253,14 +269,14 @@ def test_of_many_seeds_some_pruned_ones_are_shown(engine: Callable[..., Any]) ->
     assert max(rank.index(uid) for uid in pruned) > 12, "not only the best of those that were pruned"
 
 
-def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any) -> None:
+def test_a_sheet_of_many_tries_is_mostly_pictures(searched: Any, looks: Any) -> None:
     for name in ("rbf", "svdd"):
         result, recorder = searched(make_algorithm(name))
-        told = json.loads(recorder.sheet(result).info[sheet.LOOKS])["looks"]
+        told = looks(result, recorder.thumbnails[0])
         columns, rows = {x for *_, x, _ in told}, {y for *_, y in told}
         assert len(columns) <= NARROW or len(told) >= FILLED * len(columns) * len(rows)
         below: Counter[object] = Counter()
-        origin = origins(result, recorder.thumbnails[0])
+        origin = origins(result.trace, recorder.thumbnails[0])
         for uid, step, *_ in told:
             look = CandidateAtStep(uid, step)
             below[origin[look]] += look not in origin.values() and step < max(result.particles.step)

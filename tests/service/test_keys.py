@@ -15,10 +15,10 @@ SECRET = "a-long-secret-key-1"
 
 
 def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(f"# ours\nalice {SECRET}\n\nbob another-secret-key 2.5  # heavy\n")
+    (tmp_path / "keys").write_text(f"# ours\nalice {SECRET}\n\nbob another-secret-key  # theirs\n")
     keys = Keys.read(tmp_path / "keys")
     assert keys.caller(f"Bearer {SECRET}") == Caller("alice")
-    assert keys.caller("bearer another-secret-key") == Caller("bob", 2.5)
+    assert keys.caller("bearer another-secret-key") == Caller("bob")
     for header in (None, "", "Bearer", f"Basic {SECRET}", f"Bearer {SECRET}x", SECRET, "Bearer \udcff\u00e9"):
         with pytest.raises(RequestError, match="no API key, or one that is not known") as error:
             keys.caller(header)
@@ -33,8 +33,7 @@ def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
     [
         ("alice", "line 1 of .* has 1 words"),
         ("alice short", "has 5 characters; give at least 16"),
-        (f"\nalice {SECRET} nan", "the weight in line 2"),
-        (f"alice {SECRET} 1 2", "has 4 words"),
+        (f"\nalice {SECRET} 2", "line 2 of .* must be NAME KEY; it has 3 words"),
         ("# nobody", "holds none"),
     ],
 )
@@ -58,8 +57,8 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     path.write_text(f"alice {SECRET}\n")
     keys = Keys.read(path)
     assert keys.names == {"alice"}
-    path.write_text(f"alice {SECRET} 2\nbob {other}\n")
-    assert keys.caller(f"Bearer {SECRET}") == Caller("alice", 2.0)
+    path.write_text(f"alice {SECRET}\nbob {other}\n")
+    assert keys.caller(f"Bearer {SECRET}") == Caller("alice")
     assert keys.caller(f"Bearer {other}") == Caller("bob")
     for broken in ("bob", ""):
         path.write_text(broken)

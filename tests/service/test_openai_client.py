@@ -30,7 +30,6 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.tickets import Returns
 
 __all__ = ["editor"]  # a fixture
 OWN: dict[str, Any] = {"budget": "8nfe", "search": "best-of-n", "steps": 4}
@@ -238,18 +237,10 @@ def test_health_tells_of_a_thread_that_has_ended(served: Serve) -> None:
 # --- clients that ask again ------------------------------------------------------------------------------------------
 
 
-def test_those_who_are_refused_are_told_to_come_one_after_the_other() -> None:
-    returns = Returns()
-    for _ in range(50):
-        returns.ended(6.0)
-    assert returns.seconds == pytest.approx(6.0, abs=1e-3)
-    assert [returns.wait(100.0, 2.0) for _ in range(4)] == [3, 6, 9, 12], "two at a time, 6 s each"
-    assert returns.wait(100.0, 2.0, "alice") == 3, "callers that have too much wait for themselves"
-    assert returns.wait(150.0, 2.0) == 3, "all have come"
-    assert max(returns.wait(150.0, 0.0) for _ in range(99)) == 60
-
-
-def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(served: Serve) -> None:
+def test_every_request_of_a_crowd_is_answered_by_clients_that_ask_again(
+    served: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.worker.AGAIN", 1)
     limits = ServiceLimits(active=2, queue=2, per_key=99, drain=0.1)
     with served(limits) as server, closing(client_of(server)) as patient:
         alone = {seed: told(patient.images.generate(prompt=PROMPT, extra_body=OWN | {"seed": seed})) for seed in (0, 7)}

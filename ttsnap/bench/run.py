@@ -25,7 +25,7 @@ from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder, Thumbnails, save_made
 from ttsnap.results.payload import for_prompt, payload_of, plain
-from ttsnap.results.sheet import LOOKS, contact_sheet
+from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
 """Distance of the first seeds of two repeats: more seeds than any search starts."""
@@ -164,7 +164,7 @@ def _written(
         write_metadata(there.folder, arm, prompt)
         path = image_path(there.folder, arm, prompt.index, work.repeat)
         if result.thumbnails:
-            save_png(sheet_path(path), contact_sheet(result, result.thumbnails), (LOOKS,))
+            save_png(sheet_path(path), contact_sheet(result, result.thumbnails), ())
         save_made(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
         images.append(_found(work, prompt, result, path))
     return images

@@ -85,19 +85,19 @@ def run(a: Arguments) -> int:
     root = Path(tempfile.mkdtemp(prefix="ttsnap-demo-"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the files of visitors are deleted then, too
     try:
-        page, listeners = page_of(a, offer, limits, root)
+        page = page_of(a, offer, limits, root)
         from ttsnap.demo.app import serve
 
         print(f"limits: {limits.nfe} evaluations and {limits.seconds:g} s a search, {limits.side} pixels; Ctrl-C ends")
         with common.listening(a):
-            serve(page, listeners, limits, root, host=a.host, port=a.port, share=a.share, browser=a.open)
+            serve(page, limits, host=a.host, port=a.port, share=a.share, browser=a.open)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0
 
 
 def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
-    """The page and its listeners, with the model loaded. ValueError where gradio is missing, or the model."""
+    """The page, with the model loaded. ValueError where gradio is missing, or the model."""
     cache = root / "cache"
     cache.mkdir(parents=True)
     # gradio reads it at import: uploads and downloads stay in this folder.

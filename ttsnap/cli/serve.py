@@ -91,9 +91,7 @@ def parser() -> Parser:
         "request",
     )
     p.add_argument("--name", type=str | None, help="what clients call the model (default: the last part of its name)")
-    p.add_argument(
-        "--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY [WEIGHT]")
-    )
+    p.add_argument("--keys", type=str | None, metavar="FILE", help=Common("API keys, one caller a line: NAME KEY"))
     p.add_argument(
         "--state",
         type=str | None,

@@ -81,8 +81,6 @@ class Task:
     """Of one call of the drafter."""
     begin_calls: int = 0
     """Calls of the drafter by which each seed begins, where drafts are finished (Price)."""
-    later: bool = False
-    """Whether the pot is for searches that come later as well: what this one leaves is theirs."""
 
     @property
     def checking(self) -> float:

@@ -10,11 +10,8 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 from ttsnap.demo.form import DemoLimits, group_css
-from ttsnap.demo.guard import RequestGuard
 from ttsnap.demo.handlers import Handlers
-from ttsnap.demo.listeners import Listeners
-from ttsnap.demo.replaying import Replays
-from ttsnap.demo.tabs import html, replay_tab, search_tab
+from ttsnap.demo.tabs import html, search_form
 from ttsnap.demo.worker import Models
 from ttsnap.request.offer import Offer
 
@@ -25,38 +22,25 @@ MARK = Path(__file__).with_name("mark.svg")
 HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(encoding="utf-8")}ttsnap</div>
 <p>Better images from frozen diffusion and flow models, by spending inference compute on purpose.</p>
 <div class="tt-model">{{model}}</div></header>"""
-QUOTA = 512 * 2**20
-"""Bytes of uploads and downloads in the cache."""
-AT_ONCE = 4
-"""Files of the largest size in one upload."""
 
 
-def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> tuple[gr.Blocks, Listeners]:
-    """The page and its listeners. root: a folder of this server's own, which the caller deletes."""
+def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> gr.Blocks:
+    """The page. root: a folder of this server's own, which the caller deletes."""
     handlers = Handlers(offer, limits, models, root)
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)
     with page:
         html(HEADER.format(model=escape(offer.model)))
-        with gr.Tabs() as tabs:
-            with gr.Tab("Search", id="search"):
-                form = search_tab(handlers)
-            with gr.Tab("Look at a finished search", id="replay"):
-                replay_tab(Replays(handlers), form, tabs)
+        search_form(handlers)
         page.unload(handlers.stop)
     page.queue(max_size=queue_size, api_open=False, default_concurrency_limit=4)
-    handlers.listeners = Listeners(page._queue, handlers.stop_session)
-    return page, handlers.listeners
+    return page
 
 
 def serve(
-    page: gr.Blocks, listeners: Listeners, limits: DemoLimits, root: Path, *, host: str, port: int | None, share: bool,
-    browser: bool = False, wait: bool = True,
+    page: gr.Blocks, limits: DemoLimits, *, host: str, port: int | None, share: bool, browser: bool = False,
+    wait: bool = True,
 ) -> Any:  # fmt: skip
     """Start the server, and wait until it is interrupted. Returns the values of gradio's launch."""
-    from starlette.middleware import Middleware
-
-    most = AT_ONCE * limits.upload
-    border = Middleware(RequestGuard, cache=root / "cache", quota=QUOTA, most=most, listeners=listeners)
     return page.launch(
         server_name=host,
         server_port=port,
@@ -79,7 +63,7 @@ def serve(
         favicon_path=MARK,
         css=group_css(),
         js=SCRIPT.read_text(encoding="utf-8"),
-        app_kwargs={"middleware": [border], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )
 
 

@@ -1,9 +1,9 @@
-"""The state of one search for people, from its events or its trace: candidates, scores, spending, progress."""
+"""The state of one search for people, from its events: candidates, scores, spending, and where each is drawn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ from ttsnap.algorithms.by_hand import Wish
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.results import Event
+from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, mixed, most_wanted, origins, place
 
-MOST_LANES, MOST_OF_DEEP = 18, 28
+COLUMNS = 18
+"""Of pictures on the board, at most."""
 
 
 class Mark(NamedTuple):
@@ -29,14 +31,12 @@ class Mark(NamedTuple):
 
 @dataclass
 class Lane:
-    """One candidate: a column of the board."""
+    """One candidate."""
 
     uid: int
     seed: int
     parent: int
     """Its parent's uid, -1 for none."""
-    born: int
-    """The step where it left its parent."""
     aim: int
     """The step that it goes to."""
     state: str = "going"
@@ -86,8 +86,10 @@ class Board:
     over: bool = False
     looks: dict[int, set[str]] = field(default_factory=dict)
     """By step, the estimators that score candidates which stop there ("draft", "estimate")."""
-    columns: list[int] = field(default_factory=list)
-    """Who is shown, by uid, from left to right."""
+    moves: list[Mapping[str, Any]] = field(default_factory=list)
+    """As a trace has them."""
+    seeds: list[int] = field(default_factory=list)
+    """The seeds whose families are shown, by uid, from left to right."""
     wishes: Sequence[Wish] | None = None
     """Those of the visitor so far; None where the search takes none."""
 
@@ -130,11 +132,11 @@ class Board:
         look = str(move.get("look", ESTIMATE.name)).partition(":")[0]
         for stop in move["stop"]:
             self.looks.setdefault(stop, set()).add(look)
-        columns = (move[name] for name in ("uids", "parents", "start", "stop", "seeds"))
-        for uid, parent, start, stop, seed in zip(*columns, strict=True):
+        self.moves.append(move)
+        for uid, parent, stop, seed in zip(*(move[name] for name in ("uids", "parents", "stop", "seeds")), strict=True):
             lane = self.lanes.get(uid)
             if lane is None:
-                self.lanes[uid] = Lane(uid, seed, parent, start, stop)
+                self.lanes[uid] = Lane(uid, seed, parent, stop)
             else:
                 lane.aim, lane.state = stop, "going"
         self.drop(move["drop"])
@@ -171,14 +173,6 @@ class Board:
             if uid in self.lanes and self.lanes[uid].state != "finished":
                 self.lanes[uid].state = "dropped"
 
-    def forks(self) -> dict[int, int]:
-        """The last step from which each parent was branched."""
-        last_steps: dict[int, int] = {}
-        for lane in self.lanes.values():
-            if lane.parent >= 0:
-                last_steps[lane.parent] = max(lane.born, last_steps.get(lane.parent, 0))
-        return last_steps
-
     def end(self) -> None:
         """The search is over: candidates that are not finished are given up."""
         self.over = True
@@ -186,73 +180,32 @@ class Board:
         if self.curve:
             self.curve.append(self.curve[-1]._replace(nfe=max(self.spent.nfe, self.curve[-1].nfe)))
 
-    def lineage(self, uid: int, known: Collection[int] = (), most: int = 10_000) -> list[int]:
-        """A candidate and its ancestors, itself first, up to a `known` one, and `most` of them."""
-        ancestry: list[int] = []
-        while uid in self.lanes and uid not in known and len(ancestry) < most:
-            ancestry.append(uid)
-            uid = self.lanes[uid].parent
-        return ancestry
+    @property
+    def best_uid(self) -> int:
+        """The candidate with the best finished image; -1 where there is none yet."""
+        return -1 if self.best is None else self.best.uid
 
-    def placed(self) -> list[Lane]:
-        """The candidates shown, by column. While a search runs, each keeps its own until it is dropped or finished."""
-        shown = {lane.uid: lane for lane in self.shown()}
-        if self.over:
-            return list(shown.values())
-        new = sorted(shown.keys() - set(self.columns), key=lambda uid: (-shown[uid].reached, -shown[uid].value, uid))
-        for place, uid in enumerate(self.columns):
-            if new and uid not in shown and self.lanes[uid].state in ("dropped", "finished"):
-                self.columns[place] = new.pop(0)
-        self.columns += sorted(new[: max(0, len(shown) - len(self.columns))])
-        return [self.lanes[uid] for uid in self.columns]
+    def placed(self) -> tuple[Origins, dict[CandidateAtStep, int]]:
+        """The looks that are shown, each with its origin, and their columns: those that were scored, and where
+        candidates are going.
 
-    def shown(self, most: int | None = None) -> list[Lane]:
-        """The candidates that got furthest, and their ancestors, families side by side.
-
-        most: by default as many as the page has room for, and a few more with a deep lineage. Where finished ones would
-        take all room, a quarter of it is for pruned ones. The order is that of starting while the search runs. Once it
-        is over, the winner comes first, then its ancestors, then worse ones.
+        While a search runs, a family keeps its place until all of it is dropped or finished, and another needs the
+        room. Once it is over, the winner's comes first.
         """
-        ranked = sorted(self.lanes.values(), key=lambda lane: (-lane.reached, -lane.value, lane.uid))
-        if most is None:
-            deep = len(self.lineage(ranked[0].uid, most=MOST_OF_DEEP)) if ranked else 0
-            most = min(MOST_OF_DEEP, max(MOST_LANES, deep + 8))
-        chosen: set[int] = set()
-        for lane in _mixed(ranked, most):
-            chain = self.lineage(lane.uid, chosen, most + 1)
-            if len(chosen) + len(chain) <= most or not chosen:
-                chosen.update(chain[:most])
-            if len(chosen) == most:
-                break
-        own = {lane.uid: place for place, lane in enumerate(ranked)} if self.over else {}
-        rank = dict(own)  # of a candidate, or of the best of its descendants
-        for uid in sorted(chosen if own else (), reverse=True):  # children come after their parents
-            if (parent := self.lanes[uid].parent) in chosen:
-                rank[parent] = min(rank[parent], rank[uid])
-        children: dict[int, list[int]] = {}
-        for uid in sorted(chosen, key=lambda uid: (rank.get(uid, 0), uid)):
-            parent = self.lanes[uid].parent
-            children.setdefault(parent if parent in chosen else -1, []).append(uid)
-
-        def family(uid: int) -> list[int]:
-            """A candidate, its better descendants before it, and its worse ones after it."""
-            parts = children.get(uid, [])
-            better = [each for child in parts if own and rank[child] < own[uid] for each in family(child)]
-            worse = [each for child in parts if not own or rank[child] > own[uid] for each in family(child)]
-            return [*better, uid, *worse]
-
-        order = [each for root in children.get(-1, []) for each in family(root)]
-        return [self.lanes[uid] for uid in order]
-
-
-def _mixed(ranked: Sequence[Lane], most: int) -> list[Lane]:
-    """Candidates in the order in which they get room. Where finished ones would take most of it, some dropped ones come
-    first, from all over the ranking."""
-    finished = [lane for lane in ranked if lane.state == "finished"]
-    dropped = [lane for lane in ranked if lane.state == "dropped" and lane.scores]
-    some = most // 4
-    if len(finished) <= most - some or not dropped:
-        return list(ranked)
-    spread = dropped[:: max(1, len(dropped) // max(1, some))][:some]
-    first = finished[: most - len(spread)]
-    return [*first, *spread, *ranked]
+        looks = {(lane.uid, step) for lane in self.lanes.values() for step in lane.scores}
+        looks |= {(lane.uid, lane.aim) for lane in self.lanes.values() if lane.state == "going"}
+        origin, kept = origins(self.moves, looks), [] if self.best is None else [self.best.uid]
+        ends = most_wanted(origin, kept, lambda uid: self.lanes[uid].value)
+        if self.over:
+            shown = choose(mixed(ends, len(kept), self.steps), origin, COLUMNS)
+            return shown, place(shown, ends)
+        family = {end: chain(end, origin)[-1].uid for end in ends}
+        led = {family[end] for end in ends if end.uid in kept or self.lanes[end.uid].state in ("going", "waiting")}
+        ranked = sorted(ends, key=lambda end: (family[end] not in led, family[end] not in self.seeds))
+        shown = choose(ranked, origin, COLUMNS)
+        new = [look.uid for look in shown if look.step < 0 and look.uid not in self.seeds]
+        for column, uid in enumerate(self.seeds):
+            if new and CandidateAtStep(uid, -1) not in shown:
+                self.seeds[column] = new.pop(0)
+        self.seeds += new
+        return shown, place(shown, sorted(ends, key=lambda end: self.seeds.index(family[end]) if end in shown else -1))

@@ -1,4 +1,4 @@
-"""The page's form: its fields as a search request, and settings of pictures as its values."""
+"""The page's form: its fields as a search request."""
 
 from __future__ import annotations
 
@@ -183,47 +183,6 @@ def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> Wish:
     if verb not in (DROP, FINISH):
         raise FieldError("wish", unknown("wish", verb, (DROP, FINISH, BEST)))
     return Wish(verb, whole("candidate", uid, 0, MOST_SEED))
-
-
-def restored(payload: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> tuple[dict[str, Any], list[str]]:
-    """Values for the form from a picture's checked payload (ttsnap.results.payload), and the fields left as they are.
-
-    Every value passes the checks of a visitor's own. The first seed becomes the image's own, so that a search begins
-    with it.
-    """
-    call, search = payload["call"], payload["search"]
-    wanted: dict[str, Any] = {
-        "prompt": payload["prompt"],
-        "algorithm": search["algorithm"],
-        "rewards": list(search.get("scores", {})) or None,
-        "steps": call.get("num_inference_steps"),
-        "budget": search["budget"],
-        "seed": payload["seed"],
-        "size": call.get("height") if call.get("height") == call.get("width") else None,
-        "negative": call.get("negative_prompt") or "",
-        "guidance": call.get("guidance_scale"),
-        "draft": (draft := payload.get("draft")) is not None and draft == offer.draft,
-    }
-    plain = {"prompt": "x", "algorithm": BASELINE, "rewards": [offer.rewards[0]], "budget": "1images", "steps": 2,
-             "seed": 0, "keep": 1, "size": None, "model": offer.model, "negative": "", "guidance": None,
-             "draft": False}  # fmt: skip
-    accepted: dict[str, Any] = {}
-    left: list[str] = []
-    if payload["model"] != offer.model:
-        left.append(f"model ({str(payload['model'])[:80]}; here it is {offer.model})")
-    if draft is not None and not wanted["draft"]:
-        left.append(f"draft ({str(draft)[:80]}; here it is {offer.draft or 'none'})")
-    if search.get("shared"):
-        left.append("a budget shared with others (here a search has its own)")
-    for name, value in wanted.items():
-        if value is None:
-            continue
-        try:
-            read({**plain, "steps": accepted.get("steps", plain["steps"]), name: value}, offer, limits)
-            accepted[name] = value
-        except FieldError as error:
-            left.append(f"{name} ({str(error)[:160]})")
-    return accepted, left
 
 
 def algorithm_choices() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Functions of the search tab: fields are checked, searches streamed."""
+"""Functions of the page: fields are checked, searches streamed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ import gradio as gr
 
 from ttsnap.algorithms.by_hand import BEST, Wish
 from ttsnap.demo import form
-from ttsnap.demo.folder import picture_settings
-from ttsnap.demo.guard import uploaded
 from ttsnap.demo.html import line
-from ttsnap.demo.listeners import Listeners
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.stream import Frame, stream
 from ttsnap.demo.tally import PAIRS, tally
@@ -47,10 +44,7 @@ FIELDS: dict[str, Any] = {
     "diverse": False,
 }
 """Defaults of the form's fields, in the order of the API's arguments."""
-RESTORED = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "size", "negative", "guidance", "draft")
-"""Fields that a picture's settings fill in."""
 MOST_WISHES = 1000
-UNHEARD = "nobody listened for this search's results, so that it was not begun"
 
 
 @contextmanager
@@ -79,7 +73,7 @@ def _of_the_form(run: Handler) -> Handler:
 
 @dataclass
 class Handlers:
-    """The tab's functions, and the running searches of each session."""
+    """The page's functions, and the running searches of each session."""
 
     offer: Offer
     limits: form.DemoLimits
@@ -90,13 +84,6 @@ class Handlers:
     """Events that end searches, by session."""
     wishes: dict[str, list[Wish]] = field(default_factory=dict)
     """Wishes for the running search, by session."""
-    listeners: Listeners | None = None
-    """None: searches begin without a listener."""
-
-    @property
-    def cache(self) -> Path:
-        """The folder of uploads and downloads."""
-        return self.root / "cache"
 
     # --- searching ------------------------------------------------------------------------------------------------
 
@@ -115,7 +102,7 @@ class Handlers:
         draw = random.SystemRandom()
         with self._stoppable(request) as stop:
             try:
-                wanted = self._read(request, values)
+                wanted = self._read(values)
                 firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
                 for page, status in tally(wanted, firsts, self.models, self.limits, stop):
                     yield page, line("word", status), gr.update(interactive=True)
@@ -129,7 +116,7 @@ class Handlers:
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
         with self._stoppable(request) as stop:
             try:
-                wanted = self._read(request, values)
+                wanted = self._read(values)
                 wishes: list[Wish] = []
                 if not compare:  # a comparison of algorithms takes none
                     self.wishes[str(request.session_hash)] = wishes
@@ -142,13 +129,11 @@ class Handlers:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # downloads were copied to the cache
 
-    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> SearchRequest:
-        """The search request. ValueError for fields that are not allowed, and where nobody listens any more."""
-        if self.listeners is not None and not self.listeners.arrived(str(request.session_hash)):
-            raise ValueError(UNHEARD)
+    def _read(self, values: tuple[Any, ...]) -> SearchRequest:
+        """The search request. ValueError for fields that are not allowed."""
         fields = dict(zip(FIELDS, values, strict=True))
-        if (path := uploaded(fields["picture"], self.cache)) is not None:
-            fields["picture"] = files.read_bytes(path, self.limits.upload, "picture")
+        if fields["picture"] is not None:
+            fields["picture"] = files.read_bytes(fields["picture"], self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)
 
     @contextmanager
@@ -167,11 +152,7 @@ class Handlers:
 
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best finished image."""
-        self.stop_session(str(request.session_hash))
-
-    def stop_session(self, session: str) -> None:
-        """End a session's searches with their best finished images."""
-        for event in list(self.stops.get(session, ())):
+        for event in list(self.stops.get(str(request.session_hash), ())):
             event.set()
 
     def lead(self, request: gr.Request, event: gr.EventData) -> None:
@@ -206,22 +187,6 @@ class Handlers:
     def budget_hint(self, text: Any, steps: Any) -> str:
         """The line below the budget."""
         return line("hint", form.budget_words(text, steps, self.limits)[:300])
-
-    @refusals("No settings to restore")
-    def restore(self, payload: Any) -> tuple[Any, ...]:
-        """The settings of a picture that was dropped on the page: values of RESTORED, and a line on them."""
-        path = uploaded(payload, self.cache)
-        if path is None:
-            return (gr.skip(),) * (len(RESTORED) + 1)
-        return self.filled(picture_settings(files.read_bytes(path, self.limits.upload, "picture"), path.name))
-
-    def filled(self, settings: dict[str, Any]) -> tuple[Any, ...]:
-        """Values of RESTORED from a picture's settings, and a line on them."""
-        accepted, left = form.restored(settings, self.offer, self.limits)
-        words = "Settings restored; search again to repeat or change them."
-        if left:
-            words = f"Settings restored but for: {'; '.join(left)}"
-        return (*(accepted.get(name, gr.skip()) for name in RESTORED), line("word", words[:1500]))
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:

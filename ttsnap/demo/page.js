@@ -1,4 +1,4 @@
-// What the page does by itself: images open large, and a PNG dropped anywhere restores its settings.
+// What the page does by itself: images open large.
 () => {
   const dialog = document.createElement("dialog");
   dialog.className = "tt-zoom";
@@ -22,21 +22,4 @@
     const wipe = event.target.closest?.(".tt-wipe");
     if (wipe) wipe.style.setProperty("--tt-x", `${event.target.value}%`);
   });
-
-  const pngs = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.type === "image/png");
-  document.addEventListener("dragover", (event) => pngs(event) && event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    const files = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type === "image/png");
-    const restore = document.querySelector("#restore");
-    const input = restore?.offsetParent
-      ? restore.parentElement.querySelector(":scope > input[type=file]")
-      : document.querySelector("#files input[type=file]"); // on the other tab
-    if (!files.length || !input || event.target.closest?.("#files, #picture")) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const transfer = new DataTransfer();
-    transfer.items.add(files[0]);
-    input.files = transfer.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  }, true);
 };

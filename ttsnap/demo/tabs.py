@@ -1,4 +1,4 @@
-"""The page's two tabs, and the functions that their parts call."""
+"""The page's form and stage, and the functions that their parts call."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from typing import Any
 import gradio as gr
 
 from ttsnap.demo.form import algorithm_choices, examples, hint
-from ttsnap.demo.handlers import FIELDS, RESTORED, Handlers
+from ttsnap.demo.handlers import FIELDS, Handlers
 from ttsnap.demo.html import line
-from ttsnap.demo.panels import intro, render_plain
-from ttsnap.demo.replaying import Replays
+from ttsnap.demo.panels import intro
 
 BUDGETS = ("5 images", "20 images", "80 images")
-REPLAY_HINT = """<div class="tt-hint">A trace.json holds every move and score; the folder as a zip adds the images and
-the contact sheet, from which the board is drawn. An image alone shows its settings. No model runs.</div>"""
-REPLAY_TEXT = """Every search leaves a folder: images, a contact sheet, and trace.json with its moves and scores. Upload
-it as a zip, or single files of it."""
 BADGE = "(name) => { document.querySelector('.tt-model').textContent = name; }"
 """Writes the model's name into the page's header."""
 RANDOM = "() => Math.floor(Math.random() * 100000)"
@@ -28,7 +23,7 @@ LED = """element.addEventListener("click", ({ target }) => {
   target.parentElement.dataset.asked = verb;  // at once; the next frame says the same
   trigger("click", { verb, uid: Number(uid) });
 });"""
-"""Of the stage: a click on a column's button is a wish."""
+"""Of the stage: a click on a candidate's button is a wish."""
 BEGUN = """() => (matchMedia("(max-width: 860px)").matches
   && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" })) || '' """
 """The tally goes. On a phone, where what a search shows stands below its form, it comes into view."""
@@ -42,8 +37,8 @@ def html(text: str, **options: Any) -> gr.HTML:
     return gr.HTML(text, apply_default_css=False, **options)
 
 
-def search_tab(handlers: Handlers) -> list[Any]:
-    """The tab that searches. Returns the parts that a picture's settings fill in, and the line of status."""
+def search_form(handlers: Handlers) -> None:
+    """The form, what a search shows, and its files."""
     offered = examples(handlers.offer)
     with gr.Row(equal_height=False, elem_classes="tt-layout"):
         with gr.Column(elem_classes="tt-ask"):
@@ -64,8 +59,6 @@ def search_tab(handlers: Handlers) -> list[Any]:
             form = _settings(handlers, prompt, offered[0])
             for chip, example in zip(chips, offered, strict=True):
                 _fills(chip, [form[name] for name in example], list(example.values()))
-            restore = gr.UploadButton("Restore settings from a PNG, or drop one here", file_types=[".png"], size="sm",
-                                      elem_id="restore")  # fmt: skip
         with gr.Column(elem_classes="tt-show"):
             tally = html("", elem_id="tally")
             stage = html(intro(), elem_id="stage", label="Board", js_on_load=LED)
@@ -77,8 +70,7 @@ def search_tab(handlers: Handlers) -> list[Any]:
                 command = gr.Code(label="On the command line", language="shell", interactive=False,
                                   show_line_numbers=False, wrap_lines=True)  # fmt: skip
     inputs = [form[name] for name in FIELDS]
-    # Without preprocessing, in which gradio opens pictures: `form.read` checks every value.
-    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status, "preprocess": False}
+    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": status}
     device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
     outputs = [stage, status, winner, files, python, command, stop]
     # The first of a click's functions: gradio runs one after the other, and a search is long.
@@ -89,16 +81,12 @@ def search_tab(handlers: Handlers) -> list[Any]:
     stage.click(handlers.lead, None, None, queue=False, **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
-    filled = [*(form[name] for name in RESTORED), status]
-    restore.upload(handlers.restore, restore, filled, preprocess=False, api_name="restore",
-                   api_visibility="undocumented", show_progress="hidden")  # fmt: skip
-    return filled
 
 
 def _by_hand(handlers: Handlers) -> None:
     """A visitor's wishes while a search runs."""
     with gr.Accordion("By hand, while a search runs", open=False, elem_id="by-hand"):
-        html(line("hint", "Each column of the board has buttons: finish its candidate at once, or drop it."))
+        html(line("hint", "Candidates on the board have buttons: finish this one at once, or drop it."))
         with gr.Row(elem_classes="tt-pair"):
             number = gr.Number(1, label="How many", precision=0, min_width=70, elem_id="number")
             end = gr.Button("Stop, finish the best", size="sm", min_width=120, elem_id="best")
@@ -157,32 +145,6 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
             "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
             "guidance": guidance, "draft": draft, "picture": picture, "strength": strength,
             "diverse": diverse}  # fmt: skip
-
-
-def replay_tab(replays: Replays, form: Sequence[Any], tabs: gr.Tabs) -> None:
-    """The tab of finished searches. form: parts of the other tab, which a picture's settings fill in."""
-    private: dict[str, Any] = {"api_visibility": "undocumented", "show_progress": "hidden", "preprocess": False}
-    with gr.Row(equal_height=False, elem_classes="tt-layout"):
-        with gr.Column(elem_classes="tt-ask"):
-            files = gr.File(label="The folder as a zip, its trace.json, or images", file_count="multiple", height=150,
-                            file_types=[".zip", ".json", ".png"], elem_id="files")  # fmt: skip
-            html(REPLAY_HINT)
-            which = gr.Dropdown([], label="Prompt", visible=False)
-            with gr.Row(elem_classes="tt-buttons"):
-                play = gr.Button("Play", variant="primary", min_width=80, elem_id="play", interactive=False)
-            move = gr.Slider(1, 2, 1, step=1, label="After move", interactive=False, visible=False, elem_id="move")
-        with gr.Column(elem_classes="tt-set"):
-            again = gr.Button("Search with these settings", visible=False, elem_id="again")
-            settings = html("", elem_id="settings")
-        with gr.Column(elem_classes="tt-show"):
-            board = html(render_plain("Look at a finished search", REPLAY_TEXT), elem_id="replay")
-    opened = [which, move, play, board, settings, again]
-    files.change(replays.open_files, files, opened, api_name="open_files", **private)
-    which.input(replays.choose_result, [files, which], [move, board], api_name="choose_result", **private)
-    move.input(replays.draw_trace, [files, which, move], board, api_name="draw_trace", trigger_mode="always_last",
-               **private)  # fmt: skip
-    play.click(replays.play_trace, [files, which], [move, board], api_name="play_trace", **private)
-    again.click(replays.search_again, files, [*form, tabs], api_name="search_again", **private)
 
 
 def _fills(button: gr.Button, fields: Sequence[Any], values: Sequence[Any]) -> None:

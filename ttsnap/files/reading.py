@@ -11,11 +11,10 @@ import io
 import json
 import math
 import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -96,31 +95,6 @@ def _bounded(data: bytes, most: int, path: str | Path, what: str) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} is too large: at most {most:,} bytes are read of a {what}")
     return data
-
-
-def read_zip(
-    data: bytes, where: object, wanted: Callable[[str], bool], *, most: int = JSON_BYTES, entries: int = 4096
-) -> dict[str, bytes]:
-    """The files of a zip whose last part of the name is `wanted`, by that part; of two alike, the first.
-
-    Files are unpacked in memory, so that a name such as ../../x does no harm. ValueError for a damaged or encrypted
-    archive, more than `entries` files, and more than `most` bytes: those unpacked, not those of its directory.
-    """
-    unpacked: dict[str, bytes] = {}
-    with foreign(f"cannot read {where} as a zip"), zipfile.ZipFile(io.BytesIO(data)) as archive:
-        listed = archive.infolist()
-        if len(listed) > entries:
-            raise ValueError(f"it holds {len(listed):,} files, at most {entries:,} are read")
-        for entry in listed:
-            name = PurePosixPath(entry.filename.replace("\\", "/")).name
-            if entry.is_dir() or name in unpacked or not wanted(name):
-                continue
-            with archive.open(entry) as file:
-                unpacked[name] = file.read(most + 1)
-            most -= len(unpacked[name])
-            if most < 0:
-                raise ValueError("unpacked it is larger than what is read here")
-    return unpacked
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class Cap:
     """The budget by which searches plan alike without an end."""
     engine: Engine
 
-    def task(self, keep: int = 1, shared: bool = False, later: bool = False) -> Task:
+    def task(self, keep: int = 1, shared: bool = False) -> Task:
         """The task of one search."""
         grid, price, rates = self.engine.grid, self.engine.price, self.rates
         scoring = price.calls(len(self.engine.reward_names)) * rates.reward_calls
@@ -172,7 +172,7 @@ class Cap:
         score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
         begin = price.begin_calls
-        return Task(grid, keep, allowance, score, shared or later, check, calls, draft, begin, later)
+        return Task(grid, keep, allowance, score, shared, check, calls, draft, begin)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ttsnap.core.cost import Cost, Price
@@ -27,29 +25,11 @@ class Ledger:
         self.budget, self.price, self.parent = budget, price, parent
         self.spent = Cost()
         self.reserve = Cost()
-        self.share = 0
-        """Evaluations of the parent's budget that are for this ledger alone, until it is closed."""
-
-    def join(self, pot: Ledger, share: int, most: Budget) -> None:
-        """Bring `share` evaluations into the ledger of a pot. Up to `most` may be spent from then on: the share, and
-        what others have left of theirs."""
-        pot.budget = replace(pot.budget, nfe=(pot.budget.nfe or 0) + share)
-        self.budget, self.parent, self.share = most, pot, share
-        pot._set(pot.spent + self.spent, pot.reserve + self.held)
 
     @property
     def capped(self) -> bool:
         """Whether there is a cap at all."""
         return self.budget != Budget() or (self.parent is not None and self.parent.capped)
-
-    @property
-    def held(self) -> Cost:
-        """What nobody else may spend of the parent."""
-        return self._held(self.spent, self.reserve)
-
-    def _held(self, spent: Cost, reserve: Cost) -> Cost:
-        left = int(self.share - self.price.evaluations(spent)) if self.share else 0
-        return replace(reserve, nfe=left) if left > reserve.nfe else reserve
 
     def affords(self, cost: Cost, reserve: Cost = NOTHING) -> bool:
         """Whether `cost` fits while `reserve` (which replaces the present one) stays covered."""
@@ -57,7 +37,7 @@ class Ledger:
             return False
         if self.parent is None:
             return True
-        return self.parent.affords(cost, self.parent.reserve - self.held + self._held(self.spent + cost, reserve))
+        return self.parent.affords(cost, self.parent.reserve - self.reserve + reserve)
 
     def reached(self, cost: Cost) -> str:
         """The cap for which `cost` does not fit, in words."""
@@ -82,14 +62,13 @@ class Ledger:
 
     def close(self) -> None:
         """Nothing more is spent: what is left is the others'."""
-        self._set(self.spent, Cost(), 0)
+        self._set(self.spent, Cost())
 
-    def _set(self, spent: Cost, reserve: Cost, share: int | None = None) -> None:
-        before, more = self.held, spent - self.spent
+    def _set(self, spent: Cost, reserve: Cost) -> None:
+        before, more = self.reserve, spent - self.spent
         self.spent, self.reserve = spent, reserve
-        self.share = self.share if share is None else share
         if self.parent is not None:
-            self.parent._set(self.parent.spent + more, self.parent.reserve - before + self.held)
+            self.parent._set(self.parent.spent + more, self.parent.reserve - before + self.reserve)
 
     def __str__(self) -> str:
         """The budget that it keeps to, as the user may write it."""

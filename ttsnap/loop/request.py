@@ -55,8 +55,6 @@ class SearchSpec:
     """How much it counts that kept images are unlike each other, against their values (core/diversity.py)."""
     gate: Gate | None = None
     """What images must meet to be returned."""
-    later: bool = False
-    """Whether a prompt's ledger joins a pot (Ledger.join), where what it leaves is for searches that come later."""
     eager: bool = False
     """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
     plan: tuple[PlannedMove, ...] = ()
@@ -196,7 +194,7 @@ def request_of(
 ) -> RunningRequest:
     """A request whose jobs are numbered from `first` on; all of them are queued."""
     cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-    task, whole = cap.task(spec.keep, spec.shared, spec.later), image_cost(engine.grid, rewards, price)
+    task, whole = cap.task(spec.keep, spec.shared), image_cost(engine.grid, rewards, price)
     pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
     def job(place: int, prompt: Prompt) -> Job:

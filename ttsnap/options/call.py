@@ -33,7 +33,6 @@ class CallOptions(Settings):
     negative_prompt: Texts | None = option(
         None,
         "what not to show, for all prompts",
-        title="Negative prompt",
         written=str | None,
         metavar="TEXT",
         loads="text",
@@ -42,7 +41,6 @@ class CallOptions(Settings):
     num_inference_steps: Steps | None = option(
         None,
         "denoising steps",
-        title="Denoising steps",
         flag="steps",
         metavar="N",
         unset="the model's own",
@@ -51,14 +49,13 @@ class CallOptions(Settings):
     guidance_scale: Scale | None = option(
         None,
         "classifier-free guidance",
-        title="Guidance",
         flag="guidance",
         metavar="SCALE",
         unset="the model's own",
         common=True,
     )
-    height: Side | None = option(None, "of the image", title="Height", metavar="PIXELS", unset="the model's own")
-    width: Side | None = option(None, "of the image", title="Width", metavar="PIXELS", unset="the model's own")
+    height: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
+    width: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
     num_frames: Annotated[int, Bounds(1, MOST_FRAMES)] | None = option(None, "of a video")
     frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = option(
         None, "frames a second of a video, for models that read it (LTX)"

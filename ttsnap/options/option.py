@@ -47,8 +47,6 @@ class Option:
     """The default on the command line and in files."""
     metavar: str | None = None
     """The placeholder of the value in `--help`."""
-    title: str = ""
-    """The name in tables for people."""
     loads: str = ""
     """What the value makes ttsnap load, which a file from elsewhere must not decide: "reward", "likeness", "model",
     "address" (that ttsnap connects to) or "text" (for models to read)."""

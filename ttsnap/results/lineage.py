@@ -1,4 +1,4 @@
-"""The tree of looks of a search: which came from which, and where each is drawn.
+"""The tree of looks of a search: which came from which, and where each is drawn, on contact sheets and in the demo.
 
 A look is a candidate at a step where it was scored. Its origin is the look before it, of the same candidate or of the
 one that the candidate branched off. A look that several candidates descend from is drawn once.
@@ -7,10 +7,8 @@ one that the candidate branched off. A look that several candidates descend from
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
-
-from ttsnap.core.results import Result
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class CandidateAtStep(NamedTuple):
@@ -23,12 +21,16 @@ class CandidateAtStep(NamedTuple):
 SIBLINGS, NARROW, FILLED = 3, 12, 0.4
 """Limits of what a sheet shows: at most SIBLINGS continuations of one look that were dropped at once, as tries of one
 step are; with more columns than NARROW, pictures in at least the share FILLED of the sheet."""
+PRUNED = 4
+"""Where there is no room for all candidates, one in PRUNED was pruned."""
+SPREAD = 3
+"""The pruned candidates that are taken first are spread over SPREAD places of their ranking."""
 Origins = dict[CandidateAtStep, CandidateAtStep | None]
 """The origin of every look; None for seeds."""
 
 
-def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
-    """The origins of these looks (uid, step) of a search, in the order in which they were made.
+def origins(moves: Iterable[Mapping[str, Any]], looks: Collection[tuple[int, int]]) -> Origins:
+    """The origins of these looks (uid, step) of a search with these moves, in the order in which they were made.
 
     A look whose origin would be at the same step or a later one has its seed as origin: its candidate was taken back to
     noisier steps, or started from noise near another's.
@@ -36,7 +38,7 @@ def origins(result: Result, looks: Collection[tuple[int, int]]) -> Origins:
     origin: Origins = {}
     last: dict[int, CandidateAtStep] = {}
     seed: dict[int, CandidateAtStep] = {}
-    for move in result.trace:
+    for move in moves:
         rows = list(zip(move["uids"], move["parents"], move["stop"], strict=True))
         for uid, parent, _ in rows:
             seed.setdefault(uid, seed.get(parent, CandidateAtStep(uid, -1)))
@@ -60,11 +62,35 @@ def chain(look: CandidateAtStep | None, origin: Origins) -> list[CandidateAtStep
     return links
 
 
+def most_wanted(origin: Origins, kept: Sequence[int], value: Callable[[int], float]) -> list[CandidateAtStep]:
+    """The last look at each candidate: the kept ones first, then by step, then by score."""
+    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
+    rank = {uid: place for place, uid in enumerate(kept)}
+    uids = sorted(last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -value(uid), uid))
+    return [last[uid] for uid in uids]
+
+
+def mixed(ends: Sequence[CandidateAtStep], kept: int, steps: int) -> list[CandidateAtStep]:
+    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones, a pruned one.
+
+    The pruned ones are from all over their ranking. kept: how many of `ends` go before all others. steps: the grid's.
+    """
+    finished = [look for look in ends[kept:] if look.step == steps]
+    pruned = [look for look in ends[kept:] if look.step < steps]
+    stride = max(1, len(pruned) // SPREAD)
+    pruned = [look for first in range(stride) for look in pruned[first::stride]]
+    order = list(ends[:kept])
+    while finished or pruned:
+        order += [*finished[: PRUNED - 1], *pruned[:1]]
+        finished, pruned = finished[PRUNED - 1 :], pruned[1:]
+    return order
+
+
 def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
     """As many looks as fit into `most` columns, with all their ancestors; `ends` has the most wanted first.
 
     Of dropped candidates there are no more than SIBLINGS and FILLED allow."""
-    steps = {look.step for look in origin if look.step >= 0}
+    steps, made = {look.step for look in origin if look.step >= 0}, {look: i for i, look in enumerate(origin)}
     shown: Origins = {}
     refused: Counter[int] = Counter()
     siblings: Counter[CandidateAtStep | None] = Counter()
@@ -76,7 +102,7 @@ def choose(ends: list[CandidateAtStep], origin: Origins, most: int) -> Origins:
         if given_up and siblings[source] >= SIBLINGS:
             continue
         wider = {*shown, *chain(end, origin)}
-        tried = {look: source for look, source in origin.items() if look in wider}
+        tried = {look: origin[look] for look in sorted(wider, key=made.__getitem__)}
         columns = max(place(tried, ends).values()) + 1
         sparse = columns > NARROW and sum(look.step >= 0 for look in tried) < FILLED * len(steps) * columns
         if shown and (columns > most or sparse):

@@ -16,7 +16,7 @@ from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
 from ttsnap.results.payload import for_prompt, label, payload_of, plain
-from ttsnap.results.sheet import CELL, LOOKS, contact_sheet
+from ttsnap.results.sheet import CELL, contact_sheet
 
 SMALL, TIMES = 128, 8
 """Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""
@@ -86,7 +86,7 @@ def write_results(
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
             save_made(paths[-1], candidate.pixels, {**payload_of(result, rank, for_prompt(settings, index)), **more})
         if result.images:
-            save_png(sheet_path(out, results, index), recorder.sheet(result, index), (LOOKS,))
+            save_png(sheet_path(out, results, index), recorder.sheet(result, index), ())
         written.append(paths)
         entries.append(
             {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +14,17 @@ from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Result
-from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, origins, place
+from ttsnap.results.lineage import (
+    CandidateAtStep,
+    Origins,
+    chain,
+    choose,
+    hidden_below,
+    mixed,
+    most_wanted,
+    origins,
+    place,
+)
 from ttsnap.results.media import data_uri, still
 
 CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
@@ -23,18 +32,10 @@ CELL, LEAST_CELL, MARGIN, HEAD, LEFT = 96, 48, 8, 68, 76
 the room between columns, that of the page's head, and that of the rows' names."""
 TEXT, GAP = 15, 10
 """Pixels below a picture: for its score, and for the lines to the next row."""
-PRUNED = 4
-"""Where there is no room for all candidates, one in PRUNED was pruned."""
-SPREAD = 3
-"""The pruned candidates that are taken first are spread over SPREAD places of their ranking."""
 WIDEST, TALLEST = 1740, 1500
 HIGH = 192
 """Pixels of an image's height in a notebook."""
 INK, PALE, LINE, WINNER = "black", "#999999", "#b8b8b8", "#1a7f37"
-LOOKS = "ttsnap looks"
-"""The text in a sheet's PNG that says which look is where, as JSON: width and height of its pictures in pixels (`side`;
-one number in sheets of squares by earlier versions), and rows of candidate, step, x and y. The demo shows a finished
-search with it."""
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -79,18 +80,17 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
     changes (`Result.source`) is left of the first row.
 
     thumbnails: by candidate and step (outputs.Recorder). Of too many candidates, the sheet shows the kept ones, the
-    longest denoised, and some that were pruned; "+3" means that three more descend from a look. The sheet's `info`
-    holds what LOOKS describes.
+    longest denoised, and some that were pruned; "+3" means that three more descend from a look.
     """
-    origin = origins(result, thumbnails)
-    ends = _most_wanted(result, origin)
+    origin, kept = origins(result.trace, thumbnails), [candidate.uid for candidate in result.images]
+    ends = most_wanted(origin, kept, lambda uid: float(result.particles.value([uid])[0]))
     steps = sorted({step for _, step in thumbnails})
     pictures = [*thumbnails.values(), *([] if result.source is None else [result.source])]
     width, height = (max((each.size[axis] for each in pictures), default=CELL) for axis in (0, 1))
     scale = min(1.0, max(LEAST_CELL / CELL, (TALLEST // max(1, len(steps)) - TEXT - GAP) / height))
     wide, high = max(LEAST_CELL, round(width * scale)), round(height * scale)
     left = LEFT + (wide + MARGIN if result.source is not None else 0)
-    shown = choose(_mixed(ends, result), origin, (WIDEST - left) // (wide + MARGIN))
+    shown = choose(mixed(ends, len(kept), len(result.levels) - 1), origin, (WIDEST - left) // (wide + MARGIN))
     page = Page(scale, wide, high, {step: line for line, step in enumerate(steps)}, left, place(shown, ends))
     won = CandidateAtStep(result.images[0].uid, len(result.levels) - 1) if result.images else None
     golden = set(chain(won, origin)) if won in shown else set()
@@ -116,42 +116,15 @@ def contact_sheet(result: Result, thumbnails: Mapping[tuple[int, int], Image.Ima
         sizes[look] = _paste(sheet, page, thumbnails[look], page.corner(look), dimmed=look in ended)
         _below(draw, page, look, _score(result.particles, look), ink, more[look])
     for candidate in result.images[::-1]:
-        if (kept := CandidateAtStep(candidate.uid, len(result.levels) - 1)) in shown:
-            (x, y), (wide, high) = page.corner(kept), sizes[kept]
-            width = 3 if kept == won else 2
+        if (last := CandidateAtStep(candidate.uid, len(result.levels) - 1)) in shown:
+            (x, y), (wide, high) = page.corner(last), sizes[last]
+            width = 3 if last == won else 2
             frame = (x - width, y - width, x + wide + width - 1, y + high + width - 1)
             draw.rectangle(frame, outline=WINNER, width=width)
     if result.source is not None:
         _paste(sheet, page, result.source, (LEFT, HEAD))
         draw.text((LEFT, HEAD + page.high - page.pitch + 2), "source", INK, ImageFont.load_default(12))
-    places = [[int(look.uid), int(look.step), *page.corner(look)] for look in shown if look.step >= 0]
-    sheet.info[LOOKS] = json.dumps({"side": [page.wide, page.high], "looks": places})
     return sheet
-
-
-def _most_wanted(result: Result, origin: Origins) -> list[CandidateAtStep]:
-    """The last look at each candidate: the kept ones first, then by step, then by score."""
-    p = result.particles
-    last = {look.uid: look for look in sorted(origin, key=lambda look: look.step)}
-    rank = {candidate.uid: place for place, candidate in enumerate(result.images)}
-    uids = sorted(last, key=lambda uid: (rank.get(uid, len(rank)), -last[uid].step, -p.value([uid])[0], uid))
-    return [last[uid] for uid in uids]
-
-
-def _mixed(ends: Sequence[CandidateAtStep], result: Result) -> list[CandidateAtStep]:
-    """The last looks in the order in which they get a place: after every PRUNED - 1 finished ones, a pruned one.
-
-    The pruned ones are from all over their ranking."""
-    kept, last = len(result.images), len(result.levels) - 1
-    finished = [look for look in ends[kept:] if look.step == last]
-    pruned = [look for look in ends[kept:] if look.step < last]
-    stride = max(1, len(pruned) // SPREAD)
-    pruned = [look for first in range(stride) for look in pruned[first::stride]]
-    mixed = list(ends[:kept])
-    while finished or pruned:
-        mixed += [*finished[: PRUNED - 1], *pruned[:1]]
-        finished, pruned = finished[PRUNED - 1 :], pruned[1:]
-    return mixed
 
 
 def _head(draw: ImageDraw.ImageDraw, result: Result, page: Page, words: str) -> None:

@@ -1,22 +1,15 @@
-"""API keys: callers, the share of the device that each gets, and what each has left. Keys are compared in constant
-time, never logged."""
+"""API keys, and the callers who have them. Keys are compared in constant time, never logged."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import math
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttsnap.core.cost import Price
 from ttsnap.files.reading import JSON_BYTES, foreign, read_bytes
-from ttsnap.loop.budget import Budget
-from ttsnap.loop.ledger import Ledger
-from ttsnap.request.request import EngineSpec
 from ttsnap.service.limits import RequestError
 
 logger = logging.getLogger(__name__)
@@ -32,27 +25,9 @@ class Caller:
 
     name: str = "anybody"
     """For logs."""
-    weight: float = 1.0
-    """Its turns in batches where others get one."""
 
 
 ANYBODY = Caller()
-
-
-class Pots:
-    """What requests of one caller and spec share of their evaluations, whatever becomes of the engine meanwhile."""
-
-    def __init__(self, seconds: float) -> None:
-        """seconds: for which requests join a pot. Those that run keep to theirs."""
-        self.seconds = seconds
-        self._pots: dict[tuple[str, EngineSpec], tuple[float, Ledger]] = {}
-        """And until when they are joined."""
-
-    def of(self, caller: Caller, spec: EngineSpec, price: Price) -> Ledger:
-        """The pot of a caller and a spec, whose evaluations have this price."""
-        now = time.monotonic()
-        self._pots = {key: pot for key, pot in self._pots.items() if now < pot[0]}
-        return self._pots.setdefault((caller.name, spec), (now + self.seconds, Ledger(Budget(), price)))[1]
 
 
 @dataclass
@@ -70,7 +45,7 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """A text file, one caller a line: NAME KEY, and a weight where it is not 1; # starts a comment.
+        """A text file, one caller a line: NAME KEY; # starts a comment.
 
         ValueError names the line, never the key.
         """
@@ -161,17 +136,11 @@ class Keys:
 
 
 def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
-    if len(words) not in (2, 3):
-        raise ValueError(f"{where} must be NAME KEY, or NAME KEY WEIGHT; it has {len(words)} words")
+    if len(words) != 2:
+        raise ValueError(f"{where} must be NAME KEY; it has {len(words)} words")
     if len(words[1]) < SHORTEST:
         raise ValueError(f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}")
-    try:
-        weight = float(words[2]) if len(words) == 3 else 1.0
-    except ValueError:
-        weight = math.nan
-    if not 0.01 <= weight <= 100:
-        raise ValueError(f"the weight in {where} must be a number from 0.01 to 100")
-    return _digest(words[1]), Caller(words[0], weight)
+    return _digest(words[1]), Caller(words[0])
 
 
 def _digest(key: str) -> bytes:

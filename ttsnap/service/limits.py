@@ -19,12 +19,6 @@ class ServiceLimits(SearchLimits):
     active: Count = option(32, "searches at a time; more need more memory")
     queue: Count = option(64, "requests that wait; others get status 429", flag="queue_size")
     per_key: Count = option(32, "requests of one caller that wait or run")
-    shared_pot: Positive | None = option(
-        None,
-        "seconds for which what a request leaves of its evaluations is kept for others of its key",
-        unset="nothing is kept",
-        metavar="SECONDS",
-    )
     drain: Positive = option(30.0, "seconds within which searches end on SIGTERM")
     video_side: Count = option(1792, "most pixels a side of a video", flag="max_video_size")
     frames: Count = option(257, "most frames of a video", flag="max_frames")

@@ -35,7 +35,6 @@ from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
-from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
 from ttsnap.service.tickets import Done, Progress, Ticket
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MOST_FITTED = 256
-SHARES = 3
-"""The most that a request spends of a pot, in budgets of its own."""
 RECENT, RESERVE, FIRST = 0.9, 1.5, 1000
 """The weight of earlier batches in measurements; the factor on measured times to finish; the searches in an order when
 all end."""
@@ -100,13 +97,11 @@ class Isolated:
 class Searches:
     """Makes the engine of a spec, and runs requests on it until it is closed."""
 
-    def __init__(
-        self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec, pots: Pots
-    ) -> None:
-        """usual: the spec of a request of a prompt alone. pots: of all specs. ValueError or RequestError for a spec
-        that the model cannot do."""
+    def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec) -> None:
+        """usual: the spec of a request of a prompt alone. ValueError or RequestError for a spec that the model cannot
+        do."""
         self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
-        self.usual, self._pots = usual, pots
+        self.usual = usual
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(spec))
@@ -132,11 +127,6 @@ class Searches:
         """Let the engine go; its searches have ended."""
         self._open.close()
 
-    @property
-    def weight(self) -> float:
-        """The sum of callers' weights."""
-        return sum(ticket.caller.weight for ticket in self.under_way)
-
     def warm_up(self, request: SearchRequest) -> None:
         """Prepare for requests like this one."""
         self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
@@ -147,7 +137,6 @@ class Searches:
         request, engine = ticket.request, self.engine
         spec = replace(
             self._prepared(request, self.limits.capped(request.budget, engine.grid)),
-            later=ticket.pooled,
             eager=ticket.partials > 0,
         )
         for name in self.spec.rewards:
@@ -156,15 +145,7 @@ class Searches:
         allowance = task_of(spec.budget, engine, request.keep).allowance
         listener = Progress(ticket, allowance, request.gate, self._safe)
         watch = RequestClock(time.monotonic, now, now + ticket.seconds)
-        running = self.run.add([request.prompt], spec, watch, listener)
-        (job,) = running.jobs
-        if ticket.pooled and spec.budget.nfe is not None:
-            most = min(SHARES * spec.budget.nfe, self.limits.nfe)
-            job.ledger.join(
-                self._pots.of(ticket.caller, self.spec, engine.price), spec.budget.nfe, replace(spec.budget, nfe=most)
-            )
-        engine.weigh(job.index, ticket.caller.weight)
-        self.under_way[ticket] = running
+        self.under_way[ticket] = self.run.add([request.prompt], spec, watch, listener)
 
     def _safe(self, image: Tensor) -> bool:
         """Whether the model's safety checker, if any, lets an image, or the frames of a video, pass."""
@@ -273,8 +254,6 @@ class Searches:
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
         if flagged := sum(flags or ()):
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
-        if (more := result.spent.nfe - (running.spec.budget.nfe or result.spent.nfe)) > 0:
-            warnings.append(f"{round(more, 2)} evaluations more than the budget were left by other requests of yours")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning, extra=private(request.prompt))
         for name in request.report:
@@ -282,5 +261,5 @@ class Searches:
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.
         engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        settings = settings_of(self.pipe, replace(request, engine=engine, shared=ticket.pooled))
+        settings = settings_of(self.pipe, replace(request, engine=engine))
         return Done(result, for_prompt(settings, 0), tuple(warnings))

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 PREVIEWS = 20
 """Previews of a job."""
-RECENT, LONGEST = 0.8, 60.0
-"""The weight of earlier searches in the seconds of one; the most seconds until a refused request may come again."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class Ticket:
     """Time after which the search ends with its best image."""
     job: bool = False
     """Whether it outlives this process: it is begun anew, where another one ends early with its best image."""
-    pooled: bool = False
-    """Whether it shares a pot of evaluations with others of its caller."""
     news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     """Set by the application, and read by the thread before each batch."""
@@ -91,29 +87,6 @@ class Ticket:
         """Called in the thread. Nothing happens where the application has ended."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.news.put_nowait, news)
-
-
-class Returns:
-    """When requests that are refused may come again: one after the other, as fast as others have ended lately.
-
-    Told the same time, all would come back at once, and all but a few be refused again.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 1.0
-        """Of a search, from its begin to its end, by those that ended lately."""
-        self._last: dict[str, float] = {}
-        """The last time that was given away, by the name of a caller; "": to all callers together."""
-
-    def ended(self, seconds: float) -> None:
-        """Note a search that took so long."""
-        self.seconds = RECENT * self.seconds + (1 - RECENT) * seconds
-
-    def wait(self, now: float, at_once: float, name: str = "") -> int:
-        """Seconds until the next time that is free. at_once: searches that share the places which are waited for."""
-        each = self.seconds / max(1.0, at_once)
-        self._last[name] = min(max(now, self._last.get(name, now)) + each, now + LONGEST)
-        return max(1, math.ceil(self._last[name] - now))
 
 
 class Progress:
@@ -201,6 +174,4 @@ class Desk:
         notes, drafts = notes_of(wanted, search, limits), wanted.draft is None and search.search == "seed-pruning"
         if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
             notes += (self.offer.undrafted,)
-        loop, caps = asyncio.get_running_loop(), {name for name, cap in vars(search.budget).items() if cap is not None}
-        pooled = limits.shared_pot is not None and caps <= {"nfe", "images"}
-        return Ticket(search, caller, loop, PREVIEWS if job else partials, notes, job=job, pooled=pooled)
+        return Ticket(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 
 from ttsnap.core.prompt import private
@@ -15,23 +15,22 @@ from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
-from ttsnap.service.keys import Pots
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.sizes import Representatives
-from ttsnap.service.tickets import Done, Passed, Returns, Ticket
+from ttsnap.service.tickets import Done, Passed, Ticket
 
 logger = logging.getLogger(__name__)
-LATE = 5.0
-"""Seconds after the deadline, after which nothing is waited for."""
+LATE, AGAIN = 5.0, 5
+"""Seconds after the deadline, after which nothing is waited for; until a request that is refused may come again."""
 
 
 class Worker(threading.Thread):
     """Runs all submitted requests at once, on one model.
 
     Requests of one spec share the batches of its engine, by turns (engine/fair.py). Specs take turns in seconds of the
-    device, by the weight of their callers. Free places of a batch are filled from specs that differ in their steps and
+    device, by the number of their requests. Free places of a batch are filled from specs that differ in their steps and
     rewards alone (engine/shared_denoiser.py). An idle engine is kept for a while, as all share the pipeline's weights.
     An engine whose devices keep failing is made anew for the next request.
     """
@@ -61,7 +60,6 @@ class Worker(threading.Thread):
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
-        self._returns, self._pots = Returns(), Pots(limits.shared_pot or 0.0)
         self._representatives, self._deadline = Representatives(engines.pipe), float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
@@ -74,15 +72,13 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            name, most, now = ticket.caller.name, self.limits.per_key, time.monotonic()
+            name, most = ticket.caller.name, self.limits.per_key
             if sum(other.caller.name == name for other in self._open) >= most:
-                wait = self._returns.wait(now, most * len(self._active) / len(self._open), name)
                 said = f"{most} requests of yours wait or run already, the most that one key may have"
-                raise RequestError(429, f"{said}; try again in {wait} s", code="too_many_requests", retry_after=wait)
+                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="too_many_requests", retry_after=AGAIN)
             if len(self._waiting) >= self.limits.queue:
-                wait = self._returns.wait(now, len(self._active))
                 said = f"{self.limits.queue} requests wait already, the most that are taken"
-                raise RequestError(429, f"{said}; try again in {wait} s", code="queue_full", retry_after=wait)
+                raise RequestError(429, f"{said}; try again in {AGAIN} s", code="queue_full", retry_after=AGAIN)
             for observer in self._observers:
                 observer.queued(ticket)
             self._open.add(ticket)
@@ -151,9 +147,9 @@ class Worker(threading.Thread):
                 self._end(ticket, "cancelled", stopping())
             for searches in active:
                 searches.stop()
-        busy = {searches.spec: searches.weight for searches in self._active.values()}
-        for spec, weight in busy.items():
-            self._shares.weigh(spec, weight)
+        busy = Counter(searches.spec for searches in self._active.values())
+        for spec, requests in busy.items():
+            self._shares.weigh(spec, requests)
         self._shares.wait(busy)
         if busy:
             self._batch(self._searches[self._shares.first()])
@@ -230,7 +226,7 @@ class Worker(threading.Thread):
         """The searches on the engine of a spec, which is made where there is none."""
         spec = self._representatives.of(spec)
         if spec not in self._searches:
-            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual, self._pots)
+            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
             self.loaded = True
         return self._searches[spec]
 
@@ -267,8 +263,6 @@ class Worker(threading.Thread):
             self._open.discard(ticket)
         if error is not None:
             ticket.tell(error)
-        if ticket.begun is not None:
-            self._returns.ended(time.monotonic() - ticket.begun)
         for observer in self._observers:
             observer.ended(ticket, outcome)
 

@@ -161,9 +161,8 @@ def tariff_of(f: Forecast, task: Task, price: float | None, shares: float) -> Ta
     costs, finish = costs_of(f, task)
     first = last = 0.0
     if task.shared:
-        calibrated = f.price_for(task.allowance) if price is None else price
-        first = _FIRST * calibrated if price is None else price
-        last = calibrated if task.later else 1e-6 * first
+        first = _FIRST * f.price_for(task.allowance) if price is None else price
+        last = 1e-6 * first
     table = reservation(f, tuple(costs.tolist()))
     return Tariff(task, costs, finish, table, first, last, task.allowance * (shares if task.shared else 1.0))
 
