@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.demo.listeners import Listeners
-from ttsnap.reward_models.connections import RefusedError, parts_of
+from ttsnap.reward_models.serve import parts_of
 
 FORM = 256 * 2**10
 """Bytes of a form: a prompt and a few settings."""
@@ -50,18 +51,18 @@ class RequestGuard:
             return await self.app(scope, receive, send)
         try:
             await self._guarded(scope, receive, send)
-        except RefusedError as refused:
-            await PlainTextResponse(str(refused), refused.status)(scope, receive, send)
+        except HTTPException as refused:
+            await PlainTextResponse(refused.detail, refused.status_code)(scope, receive, send)
         except ClientDisconnect:  # before its request was whole
             return
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope["path"]).lower()
         if "file=http" in path or "proxy=" in path or "\\" in path:
-            raise RefusedError(403, "files come from this server only")
+            raise HTTPException(403, "files come from this server only")
         place = path.removeprefix("/gradio_api").strip("/")
         if place.startswith(CLOSED):
-            raise RefusedError(404, "not here")
+            raise HTTPException(404, "not here")
         if scope["method"] == "GET" and (key := _listener(place, scope)):
             with self.listeners.listening(key):
                 await self.app(scope, receive, send)
@@ -84,7 +85,7 @@ class RequestGuard:
             size = len(message.get("body", b""))
             taken, self.coming = taken + size, self.coming + size
             if taken > self.most:
-                raise RefusedError(413, f"one upload may have {self.most} bytes")
+                raise HTTPException(413, f"one upload may have {self.most} bytes")
             self._check()
             return message
 
@@ -104,11 +105,11 @@ class RequestGuard:
             self.uploads -= 1
 
     def _check(self) -> None:
-        """RefusedError where all uploads together do not fit into the quota."""
+        """HTTPException where all uploads together do not fit into the quota."""
         if self.settled + self.coming + self.broken > self.quota:
             self.settled = self._whole()
         if self.settled + self.coming + self.broken > self.quota:
-            raise RefusedError(507, "the demo holds too many files just now; try again later")
+            raise HTTPException(507, "the demo holds too many files just now; try again later")
 
     def _whole(self) -> int:
         """Bytes of whole files in the cache: gradio moves them into folders."""
@@ -166,7 +167,7 @@ def _timed(receive: Receive) -> Receive:
         try:
             return await asyncio.wait_for(receive(), end - time.monotonic())
         except TimeoutError:
-            raise RefusedError(408, f"the request was not whole after {SECONDS:g} s") from None
+            raise HTTPException(408, f"the request was not whole after {SECONDS:g} s") from None
 
     return timed
 
