@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from tests.service.conftest import client_of
 from tests.service.test_service import until
@@ -146,6 +147,18 @@ def test_a_path_that_is_not_there_is_not_written(traced: GenerationServer, spans
     until(lambda: spans.get_finished_spans())
     (span,) = spans.get_finished_spans()
     assert (span.name, "secret" in span.to_json(), "hidden" in span.to_json()) == ("GET", False, False)
+
+
+def test_the_words_of_an_error_are_not_written(
+    traced: GenerationServer, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.app.get_swagger_ui_html", lambda **_: int("a secret"))
+    reply = httpx.get(f"{traced.url}/docs?key=hidden")
+    assert reply.json()["error"]["message"] == "the service failed: ValueError"
+    until(lambda: spans.get_finished_spans())
+    (span,) = spans.get_finished_spans()
+    assert (span.name, span.status.status_code, span.status.description) == ("GET /docs", StatusCode.ERROR, None)
+    assert not [word for word in ("secret", "hidden", "127.0.0.1", "httpx") if word in span.to_json()]
 
 
 def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPatch) -> None:

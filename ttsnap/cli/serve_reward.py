@@ -34,10 +34,9 @@ def run(a: Arguments) -> int:
     """Serve until interrupted."""
     load_torch()
     try:
-        from ttsnap.reward_models.connections import Limits
-        from ttsnap.reward_models.serve import RewardServer
+        from ttsnap.reward_models.serve import Limits, RewardServer
     except ImportError as error:
-        raise ValueError(f"serving needs starlette and uvicorn ({error}): {install('serve')}") from None
+        raise ValueError(f"serving needs fastapi and uvicorn ({error}): {install('serve')}") from None
     from ttsnap.reward_models.registry import make_reward, refuse_credentials, without_queries
 
     refuse_credentials(a.reward)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from fastapi import Depends, FastAPI, Request
@@ -27,7 +26,6 @@ from ttsnap.service.tickets import Desk
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
-logger = logging.getLogger(__name__)
 KEYED = [Depends(HTTPBearer(auto_error=False))]
 """For the documentation; `Answers.caller_of` checks keys."""
 
@@ -205,8 +203,3 @@ def _add_errors(app: FastAPI, worker: Worker) -> None:
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=GONE)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        logger.error("a request failed", exc_info=error)
-        return JSONResponse(RequestError(500, f"the service failed: {type(error).__name__}").body(), 500)

@@ -19,12 +19,13 @@ from urllib.parse import unquote_to_bytes
 from fastapi import Request
 from pydantic import ConfigDict, Field, create_model
 from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.settings import Json
 from ttsnap.options.option import options_of
-from ttsnap.reward_models.connections import Pieces, RefusedError, parts_of
+from ttsnap.reward_models.serve import parts_of
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.requests import Body, json_of
 
@@ -32,13 +33,11 @@ FRAME, REFERENCE = "input_reference", "image_reference"
 """The first frame of a video, as in OpenAI's API, and as vLLM-Omni has it beside."""
 PARTS = 40
 """Most fields of a form, and most files."""
-TEXTS = 1000
-"""Most texts of a JSON body with a picture."""
 LONGEST = 100
 """Characters of a value inside a dictionary, which may be a number."""
 BLOCK, LARGE, LATER = 2**16, 2**20, 2.0
 """Bytes of a form that are unescaped at a time; bytes of a body whose memory is given back; seconds until then."""
-PICTURE = re.compile(rb'"(data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+)"')
+PICTURE = re.compile(rb'"data:image\\?/[^"\\,]{1,60};base64,[A-Za-z0-9+/=\\]*+"')
 BINARY: Json = {"type": "string", "format": "binary"}
 FILES, FRAMES = {"image": BINARY, "mask": BINARY}, {FRAME: BINARY}
 """Files of an edit, and of a video, for their documentation."""
@@ -83,9 +82,9 @@ class Bodies:
         try:
             await self._read(request, most, body)
             yield await asyncio.to_thread(sent, body, request.headers, self.limits)
-        except RefusedError as refused:
-            code = {413: "too_large", 400: "invalid_json"}.get(refused.status)
-            raise RequestError(refused.status, str(refused), code=code) from None
+        except HTTPException as refused:
+            code = {413: "too_large", 400: "invalid_json"}.get(refused.status_code)
+            raise RequestError(refused.status_code, refused.detail, code=code) from None
         finally:
             self.held -= len(body)
             self._give_back(len(body))
@@ -112,7 +111,7 @@ class Bodies:
 
 
 def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
-    """What stands in a body. RequestError and RefusedError for a damaged one, and for more than the limits.
+    """What stands in a body. RequestError and HTTPException for a damaged one, and for more than the limits.
 
     A form by its type is JSON where it looks so: curl -d has that type for anything.
     """
@@ -131,7 +130,7 @@ def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
         if isinstance(text := fields.get(name), str) and text.startswith("{"):  # as vLLM-Omni's clients send it
             fields |= _json(b'{"%b":%b}' % (name.encode(), text.encode()), limits)
     if sum(len(text) for name, text in texts if name.partition("[")[0] not in (FRAME, REFERENCE)) > limits.body_bytes:
-        raise RefusedError(413, f"texts of a form are above their maximum size of {limits.body_bytes} bytes together")
+        raise HTTPException(413, f"texts of a form are above their maximum size of {limits.body_bytes} bytes together")
     return Sent(fields, files, form=True)
 
 
@@ -140,12 +139,13 @@ def _json(body: bytes | bytearray, limits: ServiceLimits) -> dict[str, Any]:
     if len(body) <= limits.body_bytes:
         return json_of(bytes(body))
     most = limits.body_bytes
-    rest, pictures = Pieces(PICTURE, "an image in base64", TEXTS, most, most).parted(body)
-    fields = json_of(rest) if len(pictures) == 1 and len(rest) <= most else {}
-    for name in (FRAME, REFERENCE):
-        if fields.get(name) == {"image_url": "image 0"}:
-            return {**fields, name: {"image_url": pictures["image 0"].decode()}}
-    raise RefusedError(413, f"a request of {len(body)} bytes; at most {most} beside the picture of {FRAME}")
+    picture = max(PICTURE.finditer(body), key=lambda found: found.end() - found.start(), default=None)
+    if picture is not None and len(body) - len(picture[0]) <= most:
+        fields = json_of(b'%b"the picture"%b' % (body[: picture.start()], body[picture.end() :]))
+        for name in (FRAME, REFERENCE):
+            if fields.get(name) == {"image_url": "the picture"}:
+                return {**fields, name: json_of(b'{"image_url":%b}' % picture[0])}
+    raise HTTPException(413, f"a request of {len(body)} bytes; at most {most} beside the picture of {FRAME}")
 
 
 async def _multipart(

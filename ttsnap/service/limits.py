@@ -36,9 +36,9 @@ class ServiceLimits(SearchLimits):
     held: Count = 2**28
     """Bytes of all requests that are arriving."""
     body_seconds: Positive = 30.0
-    """Seconds for a request to arrive, and for a client to read the next half megabyte of a reply."""
+    """Seconds for the body of a request to arrive."""
     connections: Count = 256
-    """Open connections."""
+    """Open connections; more are answered with status 503."""
     idle: Count = 4
     """Engines without work that stay ready."""
 

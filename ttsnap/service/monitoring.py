@@ -17,13 +17,15 @@ import diffusers
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ttsnap.core.prompt import PRIVATE
+from ttsnap.service.limits import RequestError
 from ttsnap.service.loras import LoadedLoras
 from ttsnap.service.tickets import Ticket
 
-access = logging.getLogger("ttsnap.service.access")
+access, logger = logging.getLogger("ttsnap.service.access"), logging.getLogger(__name__)
 
 REQUEST = "request"
 """The attribute of a record with the values of a request."""
@@ -85,7 +87,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, begin, state = 500, time.monotonic(), scope.setdefault("state", {})
+        status, begin, state = 0, time.monotonic(), scope.setdefault("state", {})
         state.update(caller=None, ticket=None)  # the application notes them
         name = f"req_{secrets.token_hex(8)}"
 
@@ -98,11 +100,16 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, sent)
+        except Exception as error:  # here, so that its words come into no trace
+            logger.error("a request failed", exc_info=error)
+            if not status:
+                body = RequestError(500, f"the service failed: {type(error).__name__}").body()
+                await JSONResponse(body, 500)(scope, receive, sent)
         finally:
             caller, ticket = state["caller"], state["ticket"]
             key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
             path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
-            log_request(scope["method"], path, status, seconds, key, nfe, id=name)
+            log_request(scope["method"], path, status or 500, seconds, key, nfe, id=name)
 
 
 def log_request(

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from ttsnap.files.settings import Json
 from ttsnap.request.offer import Offer
-from ttsnap.reward_models.connections import Guarded, SocketServer
-from ttsnap.reward_models.connections import Limits as ConnectionLimits
+from ttsnap.reward_models.serve import SocketServer
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
 from ttsnap.service.tickets import Desk
@@ -33,13 +31,6 @@ GRACE, IDLE = 10, 30
 """Seconds for replies to leave after the last search; seconds for which a connection without a request stays open.
 OpenAI's clients keep theirs for 5: with as many here, they would now and then send a request into a connection that is
 being closed."""
-
-
-class Connection(Guarded):
-    """One connection, with errors in OpenAI's shape."""
-
-    def error_of(self, status: int, sentence: str) -> dict[str, Json]:
-        return RequestError(status, sentence).body()
 
 
 class Server(uvicorn.Server):
@@ -97,11 +88,10 @@ class GenerationServer(SocketServer):
         super().__init__(
             app,
             address,
-            ConnectionLimits(seconds=limits.body_seconds, connections=limits.connections),
-            grace=GRACE,
-            connection=Connection,
+            connections=limits.connections,
             server=partial(Server, worker=self.worker, jobs=jobs),
-            idle=IDLE,
+            timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=IDLE,
         )
 
     def run(self) -> None:

@@ -13,20 +13,19 @@ that is sampled, with links to the other ones. Every search counts its batches a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagate import extract
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, set_span_in_context
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from opentelemetry.trace import Link, Span, StatusCode, set_span_in_context
 
 from ttsnap.core.names import unknown
 from ttsnap.service.monitoring import Batch, Observer
@@ -35,8 +34,10 @@ from ttsnap.version import __version__
 
 EXPORTER = "OTEL_TRACES_EXPORTER"
 EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
-UNTRACED = ("/health", "/ready", "/metrics")
+UNTRACED = "/health$,/ready$,/metrics$"
 """What programs ask for every few seconds."""
+SHOWN = ("http.request.method", "http.route", "url.scheme", "network.protocol.version")
+"""Attributes that tell nothing of a request's address, of its client and of what it sent."""
 
 
 def provider_of_environment() -> TracerProvider:
@@ -78,7 +79,10 @@ class Traces(Observer):
 
     def watch(self, app: FastAPI) -> None:
         """Write a span for each HTTP request to an application."""
-        app.add_middleware(TracedRequests, tracer=self.tracer)
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # the names of attributes that stay
+        FastAPIInstrumentor.instrument_app(
+            app, _hide, tracer_provider=self.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
+        )
 
     def queued(self, ticket: Ticket) -> None:
         request = ticket.request
@@ -138,38 +142,8 @@ class Traces(Observer):
             span.end()
 
 
-class TracedRequests:
-    """The application, with a span for each request. Of the address only the route is written."""
-
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
-        self.app, self.tracer = app, tracer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in UNTRACED:
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        method, caller = scope["method"], extract(headers)
-        with self.tracer.start_as_current_span(
-            method,
-            caller,
-            SpanKind.SERVER,
-            record_exception=False,  # its words may quote the request
-            set_status_on_exception=False,
-        ) as span:
-            span.set_attribute("http.request.method", method)
-
-            async def sent(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    span.set_attribute("http.response.status_code", status)
-                    if status >= 500:
-                        span.set_status(StatusCode.ERROR)
-                await send(message)
-
-            try:
-                await self.app(scope, receive, sent)
-            finally:
-                if isinstance(route := scope.get("route"), Route):
-                    span.update_name(f"{method} {route.path}")
-                    span.set_attribute("http.route", route.path)
+def _hide(span: Span, scope: Mapping[str, Any]) -> None:
+    """Empty what a request wrote of itself: its address may hold a prompt or a key."""
+    for name in getattr(span, "attributes", None) or {}:
+        if name not in SHOWN:
+            span.set_attribute(name, "")
