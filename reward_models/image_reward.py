@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ttsnap.reward_models.aesthetics import linear_stack
 from ttsnap.reward_models.preprocess import Preprocess
 from ttsnap.reward_models.scorer import Scorer
-from ttsnap.reward_models.weights import beside, load_into, locate, pretrained, read_state
+from ttsnap.reward_models.weights import beside, load_into, locate, pretrained, read_state, renamed
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw output on the authors' data, from the image-reward package."""
@@ -82,11 +82,14 @@ class ImageReward(Scorer):
         path = locate(source, FILES)
         words = pretrained(BertTokenizer, str(tokenizer or beside(path, ("vocab.txt",), "bert-base-uncased")))
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-        state = read_state(path, NAMES, UNUSED)
+        given = read_state(path, unused=UNUSED)
+        state = {renamed(name, NAMES): tensor for name, tensor in given.items()}
         vision, text = _towers(state, path, head_width)
         head = linear_stack(text.config.hidden_size)
         load_into(nn.ModuleDict({"vision": vision, "text": text, "head": head}), state, path)
-        return cls(vision.to(dtype), text.to(dtype), head, words, **options)
+        made = cls(vision.to(dtype), text.to(dtype), head, words, **options)
+        made.published = dict(zip(state, given, strict=True))
+        return made
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(

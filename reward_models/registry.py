@@ -90,7 +90,8 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     spec: a name of REWARDS; "name:weights" with a local file or folder or a hub id; "file.py:function" or
     "module:attribute", which is imported, that is, executed; a function or an object. "http://..." is a reward server
     (reward_models/http.py), "judge:..." a model behind an API (reward_models/judge/). "A then B" scores estimates by A
-    and finished images by B. "noise-aware:FOLDER on BASE" gives the base, where its weights are not the published ones.
+    and finished images by B. "noise-aware:FOLDER on BASE" gives the base, where its weights are not the published ones;
+    FOLDER may be one of the hub with DOG-Trim's files, as OWNER/NAME/FOLDER (noise_aware/released.py).
     device, dtype: of rewards with weights; by default the CPU and the dtype that they were trained in. A RewardModel is
     returned as it is, another object or function as the `given` of a FunctionReward.
     """
@@ -106,9 +107,12 @@ def make_reward(spec: Spec, *, device: Device | None = None, dtype: torch.dtype 
     more: dict[str, Any] = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
     if isinstance(spec, str) and spec.partition(":")[0] in REWARDS:
         name, _, weights = spec.partition(":")
-        if name == "noise-aware" and " on " in weights and not Path(weights).is_dir():
-            weights, _, base = weights.rpartition(" on ")
-            more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
+        if name == "noise-aware":
+            if " on " in weights and not Path(weights).is_dir():
+                weights, _, base = weights.rpartition(" on ")
+                more["base"] = make_reward(base.strip(), device=device, dtype=dtype)
+            if weights and not (Path(weights) / "adapter.json").is_file():
+                what = _load("ttsnap.reward_models.noise_aware.released:ReleasedNoiseAware", spec)
     load = stated(what, "from_pretrained", None)
     if weights and load is None:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -149,6 +149,8 @@ class Scorer(NetworkReward):
     """Parameters that full finetuning changes."""
     level_sites: str = ""
     """Modules with outputs (N, C, h, w) or (N, T, C), a row per image, that get an embedding of the noise level."""
+    published: Mapping[str, str] = {}
+    """Published names of the network's tensors, where those are others."""
     preprocess: Preprocess
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, batch_size: int = 32) -> None:

@@ -155,9 +155,10 @@ def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
         if ".lora_A." in name:
             target = f"{name.partition('.lora_A.')[0]}.weight"
             up, weight = plain.get(name.replace(".lora_A.", ".lora_B.")), out.get(target)
-            if up is None or weight is None or weight.shape != (len(up), down.shape[-1]):
+            if up is None or weight is None or weight.flatten(1).shape != (len(up), down.flatten(1).shape[-1]):
                 raise ValueError(f"the adapter {name} needs a lora_B, and {target} of its shape, beside it")
-            out[target] = (weight.float() + scale * (up.float() @ down.float())).to(weight.dtype)
+            product = (up.flatten(1).float() @ down.flatten(1).float()).view(weight.shape)
+            out[target] = (weight.float() + scale * product).to(weight.dtype)
     return out
 
 

@@ -36,3 +36,20 @@ def require_repository(name: str, revision: str | None = None, cache_dir: str | 
             raise ValueError(
                 f"the hub has no {name}, or none that HF_TOKEN may see{did_you_mean(name, cached)}"
             ) from None
+
+
+def folder_of(name: str) -> Path:
+    """A local file or folder, or the copy of OWNER/NAME/FOLDER of the hub. ValueError where there is neither."""
+    path = Path(name).expanduser()
+    owner, _, rest = name.partition("/")
+    repository, _, folder = rest.partition("/")
+    if path.exists() or not (owner and repository) or name.startswith((".", "/", "~")):
+        if not path.exists():
+            raise ValueError(f"no file or folder {name}, and it is no OWNER/NAME or OWNER/NAME/FOLDER of the hub")
+        return path
+    from huggingface_hub import snapshot_download
+
+    require_repository(f"{owner}/{repository}")
+    with foreign(f"cannot download {name}"):
+        there = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=f"{folder}/*" if folder else None))
+    return there / folder
