@@ -1,7 +1,7 @@
 """A server for any reward, by the protocol of http.py: FastAPI on uvicorn.
 
-It has no authentication, and uvicorn waits for slow clients: it is for trusted networks, or behind a proxy. Memory holds
-at most HELD requests of Limits.max_bytes. One request at a time is decoded, BATCH_PIXELS at a time, and scored.
+It has no authentication, and uvicorn waits for slow clients: it is for trusted networks, or behind a proxy. Memory
+holds at most HELD requests of Limits.max_bytes. One request at a time is decoded, BATCH_PIXELS at a time, and scored.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ async def parts_of(request: Request, most: int, seconds: float) -> AsyncIterator
             async with asyncio.timeout_at(end):
                 part = await anext(stream, None)
         except TimeoutError:  # a slow client is not waited for any longer
-            raise HTTPException(408, f"the request was not whole after {seconds:g} s", {"Connection": "close"}) from None
+            raise HTTPException(
+                408, f"the request was not whole after {seconds:g} s", {"Connection": "close"}
+            ) from None
         if part is None:
             return
         read += len(part)

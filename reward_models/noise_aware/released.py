@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from threading import RLock
@@ -107,7 +106,7 @@ class ReleasedNoiseAware(RewardModel):
         if level != self._at:
             for name, value in self.weights[level].items():
                 module, _, leaf = name.rpartition(".")
-                place = self.network.get_submodule(module)
+                place = self.scorer.network.get_submodule(module)
                 # Another tensor, not other values in the old one, which a graph may still need.
                 there = value.to(getattr(place, leaf).device)
                 setattr(place, leaf, nn.Parameter(there, False) if leaf in place._parameters else there)
@@ -226,6 +225,6 @@ def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[
         merged = merge_adapters(copy.state_dict(), scale=1.0)
         plain = {name.replace(".in_proj.", ".in_proj_"): value for name, value in merged.items()}
         state = {scorer.published.get(name, name): plain[name].contiguous() for name in scorer.network.state_dict()}
-        write_whole(path, lambda file, state=state: torch.save(state, file))
+        write_whole(path, partial(torch.save, state))
     write_json(out / NOTES, {"base": student.spec, "levels": {path.name: level for path, level in files.items()}})
     return files

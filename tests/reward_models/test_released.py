@@ -89,7 +89,8 @@ def test_gradients_outlive_an_exchange_of_weights(tmp_path: Path) -> None:
     score.sum().backward()
     alone = pictures(2).requires_grad_()
     torch.as_tensor(reward.differentiable(alone, PROMPTS[:2], level_of(7))).sum().backward()
-    assert images.grad is not None and torch.equal(images.grad, alone.grad)
+    assert images.grad is not None
+    assert torch.equal(images.grad, alone.grad)
 
 
 def test_equal_tensors_are_kept_once(tmp_path: Path) -> None:
