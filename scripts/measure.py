@@ -135,7 +135,9 @@ def measures() -> dict[str, int]:
             lines(path) for name in FRAMEWORKS if (path := ROOT / "ttsnap" / f"{name}.py").is_file()
         ),
         "files that mention gradients": sum(bool(GRADIENTS.search(text_of(path))) for path in every),
-        "functions called request_of": count(every, lambda node: isinstance(node, DEFINITIONS) and node.name == "request_of"),
+        "functions called request_of": count(
+            every, lambda node: isinstance(node, DEFINITIONS) and node.name == "request_of"
+        ),
         "lines of the tests": sum(map(lines, tests)),
         "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
         "words of README and docs": sum(len(text_of(path).split()) for path in prose),
