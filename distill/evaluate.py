@@ -20,7 +20,7 @@ from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build
 from ttsnap.recordings.kept import KeptNumbers
-from ttsnap.results.payload import plain
+from ttsnap.results.record import plain
 from ttsnap.reward_models.registry import make_reward
 
 FRACTION = 0.25

@@ -17,7 +17,7 @@ from ttsnap.files.settings import Json
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.pipelines.opening import check_call, opened, placement, settled
-from ttsnap.pipelines.settings import model_name
+from ttsnap.pipelines.record import model_name
 from ttsnap.request.request import EngineSpec
 from ttsnap.sampling.denoiser import Can
 

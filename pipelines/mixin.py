@@ -225,7 +225,7 @@ class SearchMixin:
             pixels = [candidate.pixels for result in results for candidate in result.images]
             images = output.converted(pixels, output_type, denoiser.image_dtype, device)
         if output_type == "pil" and isinstance(images, list):
-            output.label_images(images, results, found.settings)
+            output.label_images(images, results, found.record)
         output.warn_of_missing(results, keep)
         more = {"nsfw_content_detected": flags, "audio": audio}
         return output.make_output(self.output_class, images, results, **more) if return_dict else (images, results)

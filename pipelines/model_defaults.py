@@ -15,7 +15,7 @@ from typing import Any
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
 from ttsnap.request.request import ModelDefaults
-from ttsnap.results.payload import checked_call
+from ttsnap.results.record import checked_call
 from ttsnap.reward_models.registry import CHOSEN
 
 DEFAULTS_FILE = "ttsnap.json"

@@ -23,7 +23,7 @@ from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Result
 from ttsnap.files.pictured import source_of
 from ttsnap.results import outputs
-from ttsnap.results.payload import for_prompt, label, payload_of
+from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import Shown, score_in_parts
@@ -266,13 +266,13 @@ def with_sources(results: Sequence[Result], calls: Sequence[Mapping[str, object]
     ]
 
 
-def label_images(made: Images | Videos, results: Sequence[Result], settings: Mapping[str, Any]) -> None:
+def label_images(made: Images | Videos, results: Sequence[Result], record: SearchRecord) -> None:
     """Let PIL images, and the first frame of each video, carry what made them in `info`. ttsnap.results.png_info and
     save_video write it into files."""
     rows = [(index, rank) for index, result in enumerate(results) for rank in range(len(result.images))]
     for one, (index, rank) in zip(made, rows, strict=True):
         picture = one[0] if isinstance(one, list) else one
-        label(picture, payload_of(results[index], rank, for_prompt(settings, index)))
+        record.of(results[index], rank, index).label(picture)
 
 
 def warn_of_missing(results: Sequence[Result], keep: int) -> None:

@@ -20,9 +20,10 @@ from ttsnap.pipelines import output
 from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
-from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.outputs import Recorder
+from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards
 
 
@@ -32,8 +33,8 @@ class SearchOutcome:
 
     results: list[Result]
     """One for each prompt, finished (`output.finish`)."""
-    settings: dict[str, Any]
-    """What the images, a trace and replies say of the search, as `write_results` takes it."""
+    record: SearchRecord
+    """Of the search as a whole."""
     flags: list[bool] | None
     """What the safety checker said of each image; None without one."""
     denoiser: Any
@@ -108,12 +109,9 @@ def run(
             results = [replace(result, warnings=(*result.warnings, request.doubt)) for result in results]
         told = call if request.engine.model is None else request.engine.call
         made = replace(request, prompts=tuple(prompts), engine=replace(spec, call=told))
-        names = list(engine.reward_names)[: len(request.rewards)]
-        settings = {**settings_of(backend, made), "reward": names}
-        if request.gate is not None:
-            settings["require"] = request.gate.named(engine.reward_names).words
+        record = record_of(backend, made, engine.reward_names)
     best = [(job, candidate.uid) for job, result in enumerate(results) for candidate in result.images]
-    return SearchOutcome(results, settings, flags, denoiser, [finished[each] for each in best] if finished else [])
+    return SearchOutcome(results, record, flags, denoiser, [finished[each] for each in best] if finished else [])
 
 
 @contextmanager

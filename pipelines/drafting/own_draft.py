@@ -25,7 +25,7 @@ from ttsnap.pipelines.drafting.drafters import make_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
-from ttsnap.pipelines.settings import adapters
+from ttsnap.pipelines.record import adapters
 from ttsnap.reward_models.registry import suits_drafts
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import Checked, DraftSettings, calls_of, read_draft

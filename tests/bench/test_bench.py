@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ttsnap.cli import common, main
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 from ..said import error_of  # noqa: TID252
 
@@ -97,7 +97,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
     assert sheets == {"sheet-00000.png", "sheet-00001.png"}
     assert not list(Path("whole").glob("*/*/sheet-*.png"))
     assert len(images("whole")) == 8
-    assert read_payload(Path("whole", gone))["dtype"] == "float32"
+    assert read_record(Path("whole", gone)).dtype == "float32"
     # Finished already: no model is asked for.
     monkeypatch.setattr(common, "load_model", None)
     assert main([*ARGV, "--out", "part"]) == 0
@@ -142,7 +142,7 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.Cap
     Path("tuned.json").write_text('{"name": "seed-pruning", "keep": [0.5], "levels": [0.5], "denoising_steps": 2}')
     bench = ["bench", "--prompts-file", "set.jsonl", "--prompts", "0:1", "--device", "cpu", "--algorithms"]
     assert main([*bench, "best-of-n", "tuned.json", "--budget", "20nfe", "--out", "own"]) == 0
-    made = {name.split("/")[0]: read_payload(Path("own", name)) for name in images("own")}
+    made = {name.split("/")[0]: read_record(Path("own", name)).to_json() for name in images("own")}
     assert {arm: payload["call"]["num_inference_steps"] for arm, payload in made.items()} == {
         "best-of-n": 20,
         "tuned": 2,
@@ -151,7 +151,7 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.Cap
     assert main([*bench, "tuned.json", "--budget", "6nfe", "--steps", "3", "--out", "given"]) == 0
     assert "tuned: the schedule was tuned for 2 denoising steps, and this search takes 3" in capsys.readouterr().err
     (image,) = images("given")
-    assert read_payload(Path("given", image))["call"]["num_inference_steps"] == 3
+    assert read_record(Path("given", image)).call["num_inference_steps"] == 3
     assert main([*bench, "best-of-n", "tuned.json", "--budget", "2images", "--out", "unfair"]) == 2
     assert "give a --budget as 400nfe" in error_of(capsys)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 from ..said import error_of  # noqa: TID252
 
@@ -37,7 +37,7 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "NFE" in out
     assert "TFLOPs" in out
     assert re.search(r"trace in \S+; [\d.]+ s in all, [\d.]+ s of them loading$", out.strip())
-    seed = read_payload(images[0])["seed"]
+    seed = read_record(images[0]).image.seed
     assert f"manual_seed({seed})" in out
     trace = json.loads((folder / "trace.json").read_text())
     assert trace["results"][0]["spent"]["nfe"] <= 60
@@ -79,7 +79,7 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
         assert result["spent"]["refused"][f"brightness>{middle:.12g}"] == len(scores) - 3
         assert trace["settings"]["reward"] == ["brightness"]
         assert f"{len(scores) - 3} of {len(scores)} finished images were refused" in capsys.readouterr().out
-    assert read_payload(next(Path("some0").glob("0*1.png")))["search"]["require"] == [
+    assert read_record(next(Path("some0").glob("0*1.png"))).require == [
         f"brightness>{middle:.12g}",
         "colourfulness<999",
     ]
@@ -102,7 +102,7 @@ def test_half_precision_and_seeds_beyond_2_63(
     assert "2 of the 3 images asked for were finished" in capsys.readouterr().out
     assert not [w for w in recwarn if "fewer images" in str(w.message)]  # it was said
     images = sorted((tmp_path / "outputs" / "0001-a-red-circle").glob("0*.png"))
-    assert sorted(read_payload(image)["seed"] for image in images) == [0, 2**64 - 1]
+    assert sorted(read_record(image).image.seed for image in images) == [0, 2**64 - 1]
     assert main(["replay", str(images[0]), *half]) == 0
     assert int(re.search(r": (\d+) of 255", capsys.readouterr().out)[1]) <= 3  # type: ignore[index]
 
@@ -199,7 +199,7 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
     assert placement("cpu", "auto")[1] == torch.float32
     (image,) = tmp_path.glob("outputs/*/01-*.png")
-    assert read_payload(image)["dtype"] == "bfloat16"
+    assert read_record(image).dtype == "bfloat16"
     assert main(["replay", str(image), "--device", "cpu"]) == 0
     assert "largest difference" in (out := capsys.readouterr().out)
     assert f"from {image.name}: 0 of 255" in out

@@ -20,7 +20,7 @@ from ttsnap.pipelines import defaults
 from ttsnap.pipelines.packaged import MODELS, showcase_of
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.results.outputs import write_enlarged
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 from ..said import error_of  # noqa: TID252
 
@@ -45,8 +45,8 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
     for stem in ("000-a-red-circle", "001-a-blue-square"):
         assert Path(f"o/best-of-n/{stem}-sheet.png").exists()
         (image,) = Path("o/best-of-n").glob(f"{stem}-01-seed*.png")
-        assert read_payload(image)["search"]["algorithm"] == "best-of-n"
-        reward = f"{read_payload(image)['search']['reward']:.4g}"
+        assert read_record(image).algorithm == "best-of-n"
+        reward = f"{read_record(image).image.reward:.4g}"
         assert re.search(
             rf"at the same budget of 24nfe:\n    seed-pruning  scenes .*\n    best-of-n     scenes {reward}.*{image}",
             out,

@@ -17,7 +17,7 @@ from ttsnap.cli import common, main
 from ttsnap.files.pictured import digest_of
 from ttsnap.pipelines import defaults
 from ttsnap.recordings.folder import load_recording
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 COLOURS = ("red", "blue")
 HOW = ["--task", "image-to-image", "--strength", "0.5", "--negative-prompt", "", "--steps", "2", "--device", "cpu"]
@@ -58,7 +58,7 @@ def test_a_picture_is_changed_and_the_image_made_again_from_it(capsys: pytest.Ca
         main(["generate", "a red circle", *CHANGED, "--algorithm", "best-of-n", "--budget", "3nfe", "--out", "o"]) == 0
     )
     (found,) = Path("o").glob("01-*.png")
-    payload = read_payload(found)
+    payload = read_record(found).to_json()
     assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.5)
     assert "image" not in payload["call"]
     red, blue = (digest_of(Image.open(f"{name}.png")) for name in COLOURS)
@@ -107,7 +107,7 @@ def test_edits_are_compared_by_what_they_keep_of_their_pictures(capsys: pytest.C
         path = Path("b", row["image"])
         result, source = (np.asarray(Image.open(p).convert("RGB")).mean((0, 1)) / 255 for p in (path, f"{name}.png"))
         assert row["metrics"]["keeps"] == pytest.approx(-abs(result - source).mean(), abs=1 / 255)
-        assert read_payload(path)["pictures"] == {"image": digest_of(Image.open(f"{name}.png"))}
+        assert read_record(path).pictures == {"image": digest_of(Image.open(f"{name}.png"))}
     Image.new("RGB", (32, 32), "green").save("blue.png")
     capsys.readouterr()
     assert main(argv) == 2

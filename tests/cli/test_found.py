@@ -9,6 +9,8 @@ import pytest
 
 from ttsnap import BestOfN, search
 from ttsnap.cli.found import AlgorithmRun, describe
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.results.record import SearchRecord
 
 
 @pytest.mark.parametrize(
@@ -23,8 +25,9 @@ def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
     engine: Any, budget: str, stop: bool, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
+    record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
     a: Any = SimpleNamespace(lora=None)
-    describe(AlgorithmRun("best-of-n", results, {"draft": None}), 0, [], {}, a, plain=False)
+    describe(AlgorithmRun("best-of-n", results, record), 0, [], {}, a, plain=False)
     told = capsys.readouterr().out
     assert line in told
     assert "% between them; " in told

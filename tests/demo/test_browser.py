@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import chromium
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 from .conftest import PROMPT
 
@@ -94,7 +94,7 @@ def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> Non
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "best.png")
-    payload = read_payload(tmp_path / "best.png")
+    payload = read_record(tmp_path / "best.png").to_json()
     assert payload["prompt"] == PROMPT
     assert f"seed {payload['seed']}" in page.inner_text("#stage .tt-best")
     page.click("#after button")

@@ -30,7 +30,7 @@ from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 from ttsnap.scenes import sample_prompts
 
 from .conftest import FIELDS, PROMPT
@@ -65,7 +65,7 @@ def files_of(answer: Any) -> dict[str, Path]:
 
 
 def winner_of(files: dict[str, Path]) -> dict[str, Any]:
-    return read_payload(next(path for name, path in files.items() if name.startswith("01-seed")))
+    return read_record(next(path for name, path in files.items() if name.startswith("01-seed"))).to_json()
 
 
 def test_the_snippet_finds_the_same_winner(client: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -394,7 +394,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
     last = frames[-1]
     assert "tt-after" in last.stage
     assert "--task image-to-image --image picture.png --strength 0.5" in last.command
-    payload = read_payload(last.files[0])
+    payload = read_record(last.files[0]).to_json()
     assert (payload["task"], payload["call"]["strength"]) == ("image-to-image", 0.5)
     assert payload["dtype"] == "float32"
     assert payload["pictures"] == {"image": Picture(picture()).digest}

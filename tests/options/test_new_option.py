@@ -21,7 +21,7 @@ from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results import outputs, payload
+from ttsnap.results import outputs, record
 
 call = SearchSanaPipeline.__call__
 assert inspect.signature(call).parameters["mirrored"].default is False
@@ -42,10 +42,9 @@ assert sampler.noted() == {"kernel": "pipeline", "mirrored": True}
 assert SamplerOptions().noted() == {"kernel": "pipeline"}
 found = {"prompt": "x", "seed": 1, "model": "embedded", "call": {}, "ttsnap": "1", "sampler": "S",
          "search": {"algorithm": "a", "budget": "1nfe", "reward": 1.0}, **sampler.told()}
-assert payload.checked(found, "x.png")["mirrored"] is True
+assert record.SearchRecord.from_json(found, "x.png").sampler.mirrored is True
 with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be true or false, got 'yes'"):
-    payload.checked({**found, "mirrored": "yes"}, "x.png")
-assert "mirrored" in payload.SAMPLER
+    record.SearchRecord.from_json({**found, "mirrored": "yes"}, "x.png")
 
 spec = EngineSpec(None, ("scenes",), sampler)
 wanted = SearchRequest((Prompt("x"),), spec, "svdd", Budget(nfe=9))

@@ -23,7 +23,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.pipelines import FAMILIES
 from ttsnap.pipelines.arguments import DECLARED, SearchArguments
-from ttsnap.results import payload
+from ttsnap.results import record
 
 KINDS = (SearchOptions, SamplerOptions, EngineOptions, ModelOptions)
 
@@ -135,7 +135,7 @@ def test_ttsnap_record_has_what_a_recording_can_be_made_with() -> None:
 def test_what_an_image_says_of_its_sampler_is_read_back() -> None:
     sampler = SamplerOptions("sde:constant:1", "vp", "sqrt", "dps:1", "someone/draft:2")
     told = json.loads(json.dumps(sampler.told()))
-    kinds = {**payload.NEEDED, **payload.OPTIONAL}
+    kinds = record._HINTS
     assert {name: check(name, value, kinds[name]) for name, value in told.items()} == told
     assert taken(SamplerOptions, told) == sampler
     assert SamplerOptions(kernel=object(), guide=sampler).told()["guide"] == "SamplerOptions"

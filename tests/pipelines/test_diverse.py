@@ -20,7 +20,7 @@ from ttsnap.pipelines import load
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, request_of
 from ttsnap.request.request import ModelDefaults
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 PROMPT = "two green crosses"
 SEARCH: dict[str, Any] = {"search": BestOfN(10), "reward": "scenes", "seed": 0, "num_inference_steps": 6}
@@ -84,7 +84,7 @@ def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "10 images described" in capsys.readouterr().out
     images = sorted((tmp_path / "out").glob("0*.png"))
     assert len(images) == 4
-    search = read_payload(images[2])["search"]
+    search = read_record(images[2]).to_json()["search"]
     assert (search["diversity"], search["likeness"], search["rank"]) == (4.0, "pixels", 3)
     assert json.loads((tmp_path / "out" / "trace.json").read_text())["results"][0]["spent"]["features"] == 10
     assert main(["replay", str(images[2])]) == 0

@@ -24,7 +24,7 @@ from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
 from ttsnap.pipelines.model_defaults import defaults_in, defaults_of
 from ttsnap.request.request import ModelDefaults
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, weights_path
 
@@ -237,7 +237,7 @@ def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_c
     written(model, **{**FULL, "num_inference_steps": 3}, reward="brightness")
     assert main(["generate", PROMPT, "--model", str(model), "--budget", "1images", "--out", str(out)]) == 0
     (png,) = out.glob("01-*.png")
-    payload = read_payload(png)
+    payload = read_record(png).to_json()
     assert payload["call"] == {**FULL, "num_inference_steps": 3}
     assert list(payload["search"]["scores"]) == ["brightness"]
     assert "draft" not in payload
@@ -265,7 +265,7 @@ def test_the_command_line_says_which_searches_had_drafts(tmp_path: Path, capsys:
     assert "seed-pruning with drafts  scenes" in said
     assert "drafts count in the budget; --draft none compares the searches without them" in said
     (png,) = (tmp_path / "with").glob("01-*.png")
-    assert read_payload(png)["draft"] == "embedded"
+    assert read_record(png).sampler.draft == "embedded"
     config = tmp_path / "config.yaml"
     config.write_text("draft: none\n")
     assert main([*words, "--config", str(config), "--out", str(tmp_path / "without")]) == 0
@@ -289,7 +289,7 @@ def test_a_finished_draft_is_made_again_from_its_png_and_no_strangers_drafter_is
     ]
     assert main(words) == 0
     (png,) = (tmp_path / "out").glob("01-*.png")
-    assert read_payload(png)["finish"] == "0.4:3"
+    assert read_record(png).sampler.finish == "0.4:3"
     assert main(["replay", str(png)]) == 0
     assert "0 of 255" in capsys.readouterr().out
     image = Image.open(png)

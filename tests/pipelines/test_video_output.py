@@ -15,9 +15,10 @@ from diffusers.video_processor import VideoProcessor
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import shown_of
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import output
 from ttsnap.results import save_video
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.reward_models.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
@@ -52,11 +53,9 @@ def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
     assert made.search is results
     assert repr(made).startswith("SearchWanPipelineOutput(2 videos, search=[Result('a': 1 image")
     assert pickle.loads(pickle.dumps(made)).search[0].prompt == "a"
-    settings = {"ttsnap": "0", "model": "m", "sampler": "s", "kernel": "pipeline", "call": {}, "algorithm": "best-of-n",
-                "options": {}, "budget": "9nfe"}  # fmt: skip
-    output.label_images(frames, results, settings)
+    output.label_images(frames, results, SearchRecord("m", "s", {}, SamplerOptions(), "best-of-n", {}, "9nfe"))
     save_video(tmp_path / "best.webp", made.frames[1])
-    assert read_payload(tmp_path / "best.webp")["seed"] == results[1].best.seed
+    assert read_record(tmp_path / "best.webp").image.seed == results[1].best.seed
 
 
 def test_metrics_see_videos_and_sources_as_rewards_do() -> None:

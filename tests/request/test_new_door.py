@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "new_door.md").read_text(encoding="utf-8")
 REFUSED = {
@@ -42,7 +42,7 @@ def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_p
     (folder / "large.yaml").write_text("x" * 20_000)
     command = [sys.executable, str(script), str(folder), "--rewards", "scenes", "brightness", "--once"]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
-    told = read_payload(folder / "fox.png")
+    told = read_record(folder / "fox.png").to_json()
     assert (told["prompt"], told["search"]["algorithm"]) == ("two red circles and a blue square", "best-of-n")
     assert told["search"]["nfe"] <= 120
     assert Image.open(folder / "fox.png").size == (32, 32)

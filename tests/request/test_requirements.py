@@ -14,7 +14,7 @@ from ttsnap.core.requirement import Requirement
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 
 def asked(*rewards: str, require: tuple[Any, ...] = (), search: str = "best-of-n", **more: Any) -> SearchRequest:
@@ -86,7 +86,7 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
     kept = {look[0] for look in result.thumbnails}
     assert kept.isdisjoint(np.flatnonzero(result.particles.refused).tolist())
     some.images[0].save(tmp_path / "a.png", pnginfo=png_info(some.images[0]))
-    told = read_payload(tmp_path / "a.png")["search"]
+    told = read_record(tmp_path / "a.png").to_json()["search"]
     assert told["require"] == [f"brightness<{rewards[0]:.12g}", f"middle>{bound:.12g}"]
     with pytest.warns(UserWarning, match="fewer images"):
         none = pipe("a red circle", **how, require="brightness>1")

@@ -11,16 +11,14 @@ import pytest
 from PIL import Image
 
 from ttsnap import SeedPruning, search
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results import outputs
 from ttsnap.results.media import to_uint8
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.rewards.reward_model import FunctionReward
 
-SETTINGS: dict[str, Any] = {
-    "ttsnap": "0.0", "model": "toy, v1", "sampler": "Ode", "kernel": "pipeline",
-    "call": {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"},
-    "algorithm": "seed-pruning", "options": {}, "budget": "60nfe", "reward": "brightness",
-}  # fmt: skip
+CALL = {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"}
+RECORD = SearchRecord("toy, v1", "Ode", CALL, SamplerOptions(), "seed-pruning", {}, "60nfe")
 
 
 @pytest.fixture
@@ -32,16 +30,16 @@ def finished(engine: Any) -> tuple[list[Any], outputs.Recorder]:
 
 def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
     results, recorder = finished
-    written = outputs.write_results(tmp_path, results, recorder, SETTINGS)
+    written = outputs.write_results(tmp_path, results, recorder, RECORD)
     names = {p.name for p in tmp_path.iterdir()}
     assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
     assert len(names) == 3 + 4
     best = results[1].best
     path = written[1][0]
     assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
-    payload = read_payload(path)
+    payload = read_record(path).to_json()
     assert payload["seed"] == best.seed
-    assert payload["call"] == SETTINGS["call"]
+    assert payload["call"] == CALL
     assert payload["search"]["reward"] == pytest.approx(best.reward)
     text = Image.open(path).info["parameters"]
     assert text.splitlines()[0] == "b: c/d"
@@ -64,9 +62,9 @@ def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None
 
     recorder, reward = outputs.Recorder(), FunctionReward(breaks_down, "mine")
     results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2, on_event=recorder)
-    (paths,) = outputs.write_results(tmp_path, results, recorder, SETTINGS)
+    (paths,) = outputs.write_results(tmp_path, results, recorder, RECORD)
     assert len(paths) == 2
-    payload = read_payload(paths[0])
+    payload = read_record(paths[0]).to_json()
     assert payload["search"]["reward"] is payload["search"]["scores"]["mine"] is None
     assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
     assert "no image has a score: which of them is the best is not known" in results[0].warnings
@@ -90,7 +88,7 @@ def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_pa
     path = tmp_path / "x.png"
     make(path)
     with pytest.raises(ValueError, match=message):
-        read_payload(path)
+        read_record(path)
 
 
 def _save(path: Path, text: str) -> None:

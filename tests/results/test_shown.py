@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.results.media import png_info
 from ttsnap.results.outputs import Recorder, save_made
-from ttsnap.results.payload import plain, read_payload
+from ttsnap.results.record import FoundImage, SearchRecord, read_record
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
         assert f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
     path = tmp_path / "saved.png"
     found.images[2].save(path, pnginfo=png_info(found.images[2]))
-    assert read_payload(path) == json.loads(found.images[2].info["ttsnap"])
+    assert read_record(path).to_json() == json.loads(found.images[2].info["ttsnap"])
     assert main(["replay", str(path)]) == 0
     assert int(re.search(r"largest difference from saved.png: (\d+)", capsys.readouterr().out)[1]) <= 1  # type: ignore[index]
 
@@ -125,23 +126,17 @@ NESTED = [
 def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(asked: Any, tmp_path: Path) -> None:
     from ttsnap.pipelines import load
 
-    settings = told(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
-    payload = {
-        **{name: settings[name] for name in ("ttsnap", "model", "sampler", "call", "kernel")},
-        "search": {"reward": 1.0, **{name: settings[name] for name in ("algorithm", "options", "budget")}},
-        "prompt": "a",
-        "seed": 3,
-    }
-    save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), plain(payload))  # type: ignore[arg-type]
-    search = read_payload(tmp_path / "x.png")["search"]
-    assert make_algorithm(search["algorithm"], **search["options"]) == make_algorithm(asked)
+    record = told(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
+    save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0)))
+    found = read_record(tmp_path / "x.png")
+    assert make_algorithm(found.algorithm, **(found.options or {})) == make_algorithm(asked)
 
 
-def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    from ttsnap.pipelines.settings import settings_of
+def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> SearchRecord:
+    from ttsnap.pipelines.record import record_of
 
     spec = EngineSpec(None, (), sampler, call=call)
-    return settings_of(pipe, SearchRequest((Prompt("a"),), spec, search, budget))
+    return record_of(pipe, SearchRequest((Prompt("a"),), spec, search, budget), ())
 
 
 def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,19 +145,18 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
     found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
-    assert found["call"] == {"guidance_scale": 2.0}
-    assert (found["algorithm"], found["kernel"], found["budget"]) == ("seed-pruning", "object", "3nfe")
-    assert found["options"]["keep"] == (0.5,)
-    assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget())["options"] == {"n": 2}
-    led = told(pipe, ByHand(SeedPruning(4), wishes=list), sampler, {}, Budget())["options"]
+    assert found.call == {"guidance_scale": 2.0}
+    assert (found.algorithm, found.to_json()["kernel"], found.budget) == ("seed-pruning", "object", "3nfe")
+    assert (found.options or {})["keep"] == (0.5,)
+    assert told(pipe, {"name": "svdd", "n": 2}, sampler, {}, Budget()).options == {"n": 2}
+    led = told(pipe, ByHand(SeedPruning(4), wishes=list), sampler, {}, Budget()).options or {}
     assert "algorithm" in led
     assert "wishes" not in led
-    found["options"] |= led  # type: ignore[operator]
     # Without peft, which diffusers asks for where it is asked for adapters.
-    monkeypatch.setattr("ttsnap.pipelines.settings.USE_PEFT_BACKEND", False)
+    monkeypatch.setattr("ttsnap.pipelines.record.USE_PEFT_BACKEND", False)
     monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
-    assert told(pipe, "svdd", sampler, {}, Budget())["lora"] is None
-    json.dumps(found)
+    assert told(pipe, "svdd", sampler, {}, Budget()).lora is None
+    json.dumps(found.to_json())
 
 
 def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ from ttsnap.files.pictures import exif_with, is_video, texts_in, video_pixels
 from ttsnap.options.call import VideoOptions
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import Sound, outputs, save_video
 from ttsnap.results.media import durations, frames_of, still, to_uint8
-from ttsnap.results.payload import label, payload_of, read_payload
 from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
+from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.reward_models.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
@@ -40,10 +41,7 @@ from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 FORMATS = ["webp", "png", pytest.param("mp4", marks=pytest.mark.skipif(
     importlib.util.find_spec("av") is None, reason="PyAV is not installed"))]  # fmt: skip
 READ = ("PNG", "WEBP")
-SETTINGS: dict[str, Any] = {
-    "ttsnap": "0.0", "model": "toy", "sampler": "Ode", "kernel": "pipeline", "call": {"num_inference_steps": 6},
-    "algorithm": "seed-pruning", "options": {}, "budget": "60nfe", "reward": "mean",
-}  # fmt: skip
+RECORD = SearchRecord("toy", "Ode", {"num_inference_steps": 6}, SamplerOptions(), "seed-pruning", {}, "60nfe")
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +54,12 @@ def finished() -> tuple[list[Any], outputs.Recorder]:
 @pytest.mark.parametrize("ending", FORMATS)
 def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) -> None:
     results, recorder = finished
-    written = outputs.write_results(tmp_path, results, recorder, SETTINGS, VideoOptions(8.0, ending))
+    written = outputs.write_results(tmp_path, results, recorder, RECORD, VideoOptions(8.0, ending))
     assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
     for paths, result in zip(written, results, strict=True):
         for path, found in zip(paths, result.images, strict=True):
             assert path.suffix == f".{ending}"
-            payload, data = read_payload(path), path.read_bytes()
+            payload, data = read_record(path).to_json(), path.read_bytes()
             assert (payload["prompt"], payload["seed"], payload["fps"]) == (result.prompt, found.seed, 8.0)
             assert payload["search"]["scores"] == pytest.approx(found.scores)
             text = texts_in(data, path, READ)["parameters"]
@@ -222,7 +220,7 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", FORMATS)
 def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
     results, recorder = finished
-    paths = outputs.write_results(tmp_path, results, recorder, SETTINGS, VideoOptions(8.0, ending))
+    paths = outputs.write_results(tmp_path, results, recorder, RECORD, VideoOptions(8.0, ending))
     Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
     found = find_images(tmp_path)
     assert len(found) == 5
@@ -255,9 +253,9 @@ def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> Non
 def test_frames_carry_what_made_them(tmp_path: Path, finished: Any) -> None:
     best = finished[0][0].best
     frames = frames_of(best.pixels)
-    label(frames[0], payload_of(finished[0][0], 0, SETTINGS))
+    RECORD.of(finished[0][0]).label(frames[0])
     save_video(tmp_path / "best.webp", frames, fps=12)
-    assert read_payload(tmp_path / "best.webp")["seed"] == best.seed
+    assert read_record(tmp_path / "best.webp").image.seed == best.seed
 
 
 # --- bombs ----------------------------------------------------------------------------------------------------------

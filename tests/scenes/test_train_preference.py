@@ -34,7 +34,7 @@ from ttsnap.files.settings import to_json
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
 from ttsnap.pipelines.lora import load_lora, parse_lora
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 from ttsnap.scenes import is_held_out, sample_prompts, weights_path
 
 pytestmark = pytest.mark.usefixtures("shallow_model")
@@ -284,7 +284,7 @@ def test_generate_record_and_replay_with_it(
     assert ttsnap(["generate", PROMPT, "--budget", "8nfe", "--lora", option, "--out", "with", *quick]) == 0
     assert f"pipe.load_lora_weights('{trained}'" in capsys.readouterr().out
     image = next(Path("with").glob("*seed*.png"))
-    assert read_payload(image)["lora"] == option
+    assert read_record(image).lora == option
     assert json.loads(Path("with/trace.json").read_text())["settings"]["lora"] == option
     assert ttsnap(["replay", str(image)]) == 2  # a picture does not decide what is loaded
     assert f"asks for the LoRA '{option}'" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from tests.service.test_stopping import Slow
 from ttsnap.files.pictures import video_pixels
 from ttsnap.pipelines import upgrade
 from ttsnap.request.request import ModelDefaults
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
@@ -98,7 +98,7 @@ def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: 
     client.videos.download_content(video.id).write_to_file(path)
     theirs = np.stack([np.asarray(frame) for frame in out.frames[0]])
     assert np.abs(video_pixels(path.read_bytes(), path, ("PNG",)).astype(int) - theirs).max() <= 1
-    payload = read_payload(path)
+    payload = read_record(path).to_json()
     assert (payload["seed"], payload["model"], payload["call"]["num_frames"]) == (best[0].seed, "tiny", 5)
 
 

@@ -17,7 +17,7 @@ from ttsnap.files.writing import sha256
 from ttsnap.options.option import Option, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.results.folders import slug
-from ttsnap.results.payload import plain
+from ttsnap.results.record import plain
 
 SAMPLERS = {option.name: option for option in options_of(SamplerOptions) if option.written and not option.loads}
 """The options of the sampler that an arm may set. Options that load a model are set for all arms on the command line: a

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ttsnap.loop.search import prepared, searched
 from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder, Thumbnails, save_made
-from ttsnap.results.payload import for_prompt, payload_of, plain
+from ttsnap.results.record import SearchRecord, plain
 from ttsnap.results.sheet import contact_sheet
 
 STRIDE = 10**6
@@ -64,8 +63,8 @@ class Model(Protocol):
         prompts: by result. seen: thumbnails by result, as Recorder keeps them.
         """
 
-    def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
-        """The settings that PNGs of a search of these prompts note, as of results.outputs.write_results."""
+    def record(self, arm: Arm, prompts: Sequence[Prompt]) -> SearchRecord:
+        """That of a search of these prompts."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _written(
 ) -> list[Found]:
     """Write the images of a search, with their metadata and sheets."""
     texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
-    settings = model.settings(work.arm, bench.budget, texts)
+    record = model.record(work.arm, texts)
     images = []
     for i, result in enumerate(model.finished(found[0], texts, found[1])):
         prompt = bench.prompts[work.places[i]]
@@ -165,27 +164,18 @@ def _written(
         path = image_path(there.folder, arm, prompt.index, work.repeat)
         if result.thumbnails:
             save_png(sheet_path(path), contact_sheet(result, result.thumbnails), ())
-        save_made(path, result.best.pixels, payload_of(result, 0, for_prompt(settings, i)))
+        save_made(path, result.best.pixels, record.of(result, index=i))
         images.append(_found(work, prompt, result, path))
     return images
 
 
 def _found(work: Work, prompt: PromptRecord, result: Result, path: Path) -> Found:
-    best = result.best
     return Found(
         arm=work.arm.folder,
         repeat=work.repeat,
         index=prompt.index,
         image_bytes=path.stat().st_size,
-        seed=best.seed,
-        reward=_known(best.reward),
-        scores={name: _known(score) for name, score in best.scores.items()},
-        metrics={name: _known(score) for name, score in best.metrics.items()},
+        **result.best.to_json(),
         spent={name: plain(value) for name, value in result.spent.to_json().items()},
         warnings=result.warnings,
     )
-
-
-def _known(score: float) -> float | None:
-    """None for a score that failed."""
-    return score if math.isfinite(score) else None

@@ -15,7 +15,7 @@ from ttsnap.bench.prompts import PromptRecord
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import KINDS
 from ttsnap.files.settings import Json
-from ttsnap.results.payload import plain
+from ttsnap.results.record import plain
 
 REWARD = "reward"
 """Column of the number that the search's utility makes of several rewards."""

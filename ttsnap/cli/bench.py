@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
-    from ttsnap.loop.budget import Budget
     from ttsnap.results.outputs import Thumbnails
+    from ttsnap.results.record import SearchRecord
 
 HELP = "run a prompt set by several algorithms at equal budgets"
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
@@ -236,7 +236,7 @@ class _Model:
             if denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
             shown_of(denoiser, spec.batch.frames).check(self._request.report)
-            self._denoiser = denoiser
+            self._denoiser, self._names = denoiser, engine.reward_names
             yield engine
 
     def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
@@ -245,11 +245,11 @@ class _Model:
 
         return finish(self.pipe, results, prompts, self._request.report, denoiser=self._denoiser, thumbnails=seen)[0]
 
-    def settings(self, arm: Arm, budget: Budget, prompts: Sequence[Prompt]) -> Mapping[str, object]:
-        """What each image of a search of these prompts says."""
-        from ttsnap.pipelines.settings import settings_of
+    def record(self, arm: Arm, prompts: Sequence[Prompt]) -> SearchRecord:
+        """That of a search of these prompts."""
+        from ttsnap.pipelines.record import record_of
 
         made = replace(
             self._request, prompts=tuple(prompts), engine=self._spec(arm), search=own_algorithm(arm.algorithm)
         )
-        return settings_of(self.pipe, replace(made, options=arm.options))
+        return record_of(self.pipe, replace(made, options=arm.options), self._names)

@@ -16,17 +16,18 @@ from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
+from ttsnap.results.record import SearchRecord
 
 TABLE = "table.csv"
 """Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations and file."""
 
 
 class AlgorithmRun(NamedTuple):
-    """One algorithm's search: results by prompt, and the settings that go into files."""
+    """One algorithm's search: results by prompt, and the record that goes into files."""
 
     name: str
     results: Sequence[Result]
-    settings: dict[str, Any]
+    record: SearchRecord
     denoiser: Any = None
     """That of the call."""
 
@@ -43,7 +44,7 @@ def write_runs(out: Path, runs: Sequence[AlgorithmRun], videos: VideoOptions | N
     for run in runs:
         folder = out / run.folder if written else out
         seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
-        paths = write_results(folder, run.results, seen, run.settings, videos)
+        paths = write_results(folder, run.results, seen, run.record, videos)
         for index, result in enumerate(run.results):
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
@@ -142,8 +143,8 @@ def describe(
     print(f"  spent {_counts(s)} of a budget of {s.budget}{ended}")
     print(f"  {s.seeds} seeds started, {s.finished} finished")
     if _drafted(run, index):
-        finished = "said which seeds to denoise" if not run.settings.get("finish") else "were finished"
-        print(f"  drafts by {run.settings['draft']} {finished} (--draft none searches without)")
+        finished = "said which seeds to denoise" if not run.record.sampler.finishes else "were finished"
+        print(f"  drafts by {run.record.sampler.told()['draft']} {finished} (--draft none searches without)")
     if result.saturated:
         gain = s.gain_of_second_half
         print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
@@ -161,10 +162,10 @@ def describe(
     joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
     if joules is not None and per is not None and memory is not None:
         print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory")
-    if result.images and plain and not run.settings.get("finish") and result.particles.parent[result.best.uid] < 0:
+    if result.images and plain and not run.record.sampler.finishes and result.particles.parent[result.best.uid] < 0:
         arguments = "".join(f", {k}={v!r}" for k, v in call.items())
         seed = result.best.seed
-        dtype = run.settings.get("dtype")
+        dtype = run.record.dtype
         print(f"  the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:")
         if a.lora is not None:
             from ttsnap.pipelines.lora import parse_lora
@@ -172,7 +173,7 @@ def describe(
             where, scale = parse_lora(a.lora)
             print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
-    elif result.images and run.settings.get("finish"):
+    elif result.images and run.record.sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines
 
         if lines := stock_lines(run.denoiser, result.prompt, call, result.best.seed):

@@ -158,8 +158,8 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
                     raise
                 print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
                 break
-            runs.append(AlgorithmRun(name, outcome.results, outcome.settings, outcome.denoiser))
-        count, plain = len(first.prompts), runs[0].settings["call"]
+            runs.append(AlgorithmRun(name, outcome.results, outcome.record, outcome.denoiser))
+        count, plain = len(first.prompts), runs[0].record.call
         try:
             where, written, failure = keep(out, lambda folder: write_runs(folder, runs, videos))
         except OSError as error:  # what makes the images again is said all the same

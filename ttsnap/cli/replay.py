@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +15,14 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.options.sampler import HOT, SamplerOptions
+from ttsnap.options.sampler import HOT
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ttsnap.results.record import SearchRecord
 
 WITH_FILES = ("image", "mask_image", "control_image")
 """Arguments of the models' calls that are pictures, and files here."""
@@ -69,12 +72,12 @@ class ReplayFile(NamedTuple):
 
     path: Path
     data: bytes
-    payload: dict[str, Any]
+    record: SearchRecord
     pictures: dict[str, Any]
 
     @property
     def task(self) -> str:
-        return str(self.payload.get("task", TEXT))
+        return self.record.task or TEXT
 
     def pixels(self) -> NDArray[np.uint8]:
         """(T, H, W, 3) of the file, one frame where it is an image."""
@@ -103,19 +106,20 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
     """What a file asks for. ValueError where its seed alone does not make it, or it takes other pictures than given."""
     from ttsnap.files import reading as files
     from ttsnap.files.pictured import digests
-    from ttsnap.results.payload import parse_payload, removed
+    from ttsnap.results.record import parse_record, removed
 
     data = files.read_bytes(path, files.PICTURE_BYTES, "image")
-    payload = parse_payload(data, path)
-    if payload.get("branched") or payload.get("guide"):
-        how = "came from a branch of its seed" if payload.get("branched") else f"was guided by {payload['guide']!r}"
-        again = removed(payload["search"]["algorithm"]) or "run `ttsnap generate` with the settings in its trace.json"
-        if payload["search"].get("shared"):
+    record = parse_record(data, path)
+    branched, guide = record.image.branched, record.sampler.guide
+    if branched or guide:
+        how = "came from a branch of its seed" if branched else f"was guided by {guide!r}"
+        again = removed(record.algorithm) or "run `ttsnap generate` with the settings in its trace.json"
+        if record.shared:
             again = "its search shared a budget with others, and only all of them together find it again"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
-    pictures = arguments.read(PictureOptions, a).read(payload.get("task", TEXT))
-    _check_pictures(path, payload.get("pictures", {}), digests(pictures))
-    wanted = ReplayFile(path, data, payload, pictures)
+    pictures = arguments.read(PictureOptions, a).read(record.task or TEXT)
+    _check_pictures(path, record.pictures or {}, digests(pictures))
+    wanted = ReplayFile(path, data, record, pictures)
     wanted.pixels()  # refuses a damaged or a huge picture before a model is loaded
     return wanted
 
@@ -127,7 +131,7 @@ def _dtype(wanted: ReplayFile, a: Arguments) -> str:
     if a.dtype != "auto":
         return str(a.dtype)
     old = "float32" if placement(a.device, "auto")[0].type == "cpu" else "auto"
-    return str(wanted.payload.get("dtype", old))
+    return wanted.record.dtype or old
 
 
 def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Path]:
@@ -159,20 +163,18 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     from ttsnap.pipelines.searching import run
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8
-    from ttsnap.results.payload import MAKING
 
-    path, payload = wanted.path, wanted.payload
+    path, record = wanted.path, wanted.record
     before = wanted.pixels().astype(np.int16)
-    call = {**payload["call"], **wanted.pictures}
+    call = {**record.call, **wanted.pictures}
     pipe.own_defaults = ModelDefaults()  # the PNG says all; what the model recommends may have changed since
     check_call(pipe, call, wanted.task)
-    making = {name: payload[name] for name in MAKING if name in payload}
-    engine = EngineSpec(None, (_no_reward,), SamplerOptions(**making, draft=draft), call=call)
-    prompt, seed = Prompt(payload["prompt"]), payload["seed"]
+    engine = EngineSpec(None, (_no_reward,), replace(record.sampler, draft=draft), call=call)
+    prompt, seed = Prompt(record.image.prompt), record.image.seed
     found = run(SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1}), pipe)
     made = found.results[0].best.pixels
     place.parent.mkdir(exist_ok=True)
-    outputs.save_made(place, made, payload)
+    outputs.save_made(place, made, record)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
     if before.shape != after.shape:
         raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
@@ -203,7 +205,7 @@ def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
     Weights are parsed by large libraries, a hub id is fetched over the network, and a path may be any file of this
     machine: a picture from somewhere must not decide on that.
     """
-    model, noted = wanted.payload["model"], wanted.payload.get("lora", [])
+    model, noted = wanted.record.model, wanted.record.lora or []
     loras = (noted,) if isinstance(noted, str) else tuple(noted)
     if a.lora and len(a.lora) != len(loras) > 1:
         raise ValueError(f"{wanted.path} was made under {len(loras)} LoRAs together, {', '.join(loras)}; give --lora "
@@ -223,9 +225,10 @@ def _named(wanted: ReplayFile, a: Arguments) -> tuple[str, tuple[str, ...]]:
 def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:
     """The drafter whose draft was finished: the user's, or the PNG's where it may be; None where noise was. ValueError
     where none is named, or only by the PNG."""
-    if "finish" not in wanted.payload:
+    sampler = wanted.record.sampler
+    if not sampler.finishes:
         return None
-    noted = wanted.payload.get("draft")
+    noted = sampler.draft
     if a.draft is None and noted is None:
         raise ValueError(f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft")
     if a.draft is None and str(noted).partition(":")[0] not in (EMBEDDED, HOT) and not a.trust:

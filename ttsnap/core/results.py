@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -209,6 +209,11 @@ class Candidate:
     metrics: dict[str, float] = field(default_factory=dict)
     """Scores by rewards that report and do not choose."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Which one it is, and how good, as traces and replies have it. Scores that failed are null."""
+        scores, metrics = ({n: _finite(s) for n, s in of.items()} for of in (self.scores, self.metrics))
+        return {"seed": self.seed, "reward": _finite(self.reward), "scores": scores, "metrics": metrics}
+
     @property
     def pixels(self) -> Tensor:
         """The image or video, where there must be one. ValueError where no model ran."""
@@ -273,6 +278,10 @@ class Result:
             )
             raise ValueError(f"no image for {self.prompt!r}: {why}")
         return self.images[0]
+
+
+def _finite(score: float) -> float | None:
+    return float(score) if np.isfinite(score) else None
 
 
 _pages: list[Callable[[Result], str]] = []

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
 from ttsnap.request.request import SearchRequest
+from ttsnap.results.record import SearchRecord
 
 LOOKS, MOST_ROWS = 40, 16
 """Batches of a search, and candidates in each, on a CPU: larger batches gain little there, and show less."""
@@ -122,7 +123,7 @@ class LiveSearches(SearchThread):
                 led = replace(request, search=algorithm, options={})
             else:
                 led = request
-            result, settings = run_search(self.pipe, led, self.should_stop, listen, rows)
+            result, record = run_search(self.pipe, led, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
             self.news.put(error)
             return
@@ -131,14 +132,15 @@ class LiveSearches(SearchThread):
         if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        settings |= {"algorithm": request.label, "options": {}}
+        record = replace(record, algorithm=request.label, options={})
         if taken := by_hand(result):
-            settings["by_hand"] = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
-        self.news.put(partial(self._end, search, result, settings))
+            led = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
+            record = replace(record, by_hand=led)
+        self.news.put(partial(self._end, search, result, record))
 
-    def _end(self, search: RunningSearch, result: Result, settings: Mapping[str, Any]) -> None:
+    def _end(self, search: RunningSearch, result: Result, record: SearchRecord) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
-        search.result, search.settings = result, settings
+        search.result, search.record = result, record
         spent, view = result.spent, search.view
         board = view.board
         # Drafts count as parts of evaluations, as they did while the search ran.

@@ -88,14 +88,14 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
     for search in worker.searches:
         out = folder / search.request.label if len(worker.searches) > 1 else folder
-        if search.result is not None:
-            images = outputs.write_results(out, [search.result], search.recorder, search.settings)[0]
+        if search.result is not None and search.record is not None:
+            images = outputs.write_results(out, [search.result], search.recorder, search.record)[0]
             files += [*images, out / "sheet.png", out / "trace.json"]
     request = worker.searches[-1].request
     status, caveat = "done", ""
     if worker.stop.is_set() or worker.late:
         caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
-    elif any("by_hand" in search.settings for search in worker.searches):
+    elif any(search.record is not None and search.record.by_hand for search in worker.searches):
         caveat = "# The search on the page was led by hand, as its trace.json says; this one goes on without.\n"
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"

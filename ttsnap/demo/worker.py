@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.options.engine import EngineOptions
 from ttsnap.request.request import SearchRequest
 from ttsnap.results import outputs
+from ttsnap.results.record import SearchRecord
 
 Judge = Callable[[Any], bool | None]
 """Says of an image (3, H, W) in [0, 1] whether it is strictly right; None where nobody can tell."""
@@ -132,8 +133,8 @@ class RunningSearch:
     recorder: outputs.Recorder
     result: Result | None = None
     """At its end."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Those of its files, at its end."""
+    record: SearchRecord | None = None
+    """At its end."""
 
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
@@ -155,10 +156,10 @@ def run_search(
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
-) -> tuple[Result, dict[str, Any]]:
-    """The result and the settings of a search. rows: the most candidates per batch; None for as many as fit."""
+) -> tuple[Result, SearchRecord]:
+    """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
     from ttsnap.pipelines.searching import run  # loaded with the model
 
     request = replace(request, engine=replace(request.engine, batch=EngineOptions(batch_size=rows)))
     outcome = run(request, pipe, on_event=listen, should_stop=should_stop)
-    return outcome.results[0], outcome.settings
+    return outcome.results[0], outcome.record

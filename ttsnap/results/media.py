@@ -1,6 +1,6 @@
 """Images and videos as arrays, as pictures, and as files that carry what made them.
 
-Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG carries (payload.py)
+Videos are animated WebP, animated PNG, or mp4 (by PyAV, extra `video`). The two texts that a PNG carries (record.py)
 are in an animated PNG where any PNG has them. A WebP has them in its EXIF data: the infotext as the user comment, as of
 A1111, and the JSON as the description. An mp4 has them as tags of their own names, where ComfyUI keeps its workflows.
 """
@@ -33,7 +33,7 @@ Pixels: TypeAlias = "FloatArray | Tensor"
 GAP = 32
 """The white gap between frames is 1 / GAP of a frame's width."""
 KEYS = ("parameters", "ttsnap")
-"""What a picture's `info` holds of a search: infotext, and JSON (payload.py)."""
+"""What a picture's `info` holds of a search: infotext, and JSON (record.py)."""
 QUALITY = 90
 """Of WebP, from 0 to 100; Pillow's own 80 shows blocks in flat areas."""
 CRF = 17

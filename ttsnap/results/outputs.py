@@ -1,8 +1,8 @@
-"""The files of a search: images with metadata (payload.py), a contact sheet, a trace."""
+"""The files of a search: images with their record (record.py), a contact sheet, a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from PIL import Image
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
-from ttsnap.files.settings import Json
 from ttsnap.files.writing import write_json
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
-from ttsnap.results.payload import for_prompt, label, payload_of, plain
+from ttsnap.results.record import SearchRecord, plain
 from ttsnap.results.sheet import CELL, contact_sheet
 
 SMALL, TIMES = 128, 8
@@ -49,30 +48,27 @@ def thumbnail(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
-def save_made(path: Path, made: Pixels, payload: Mapping[str, Json]) -> None:
-    """Write an image as a PNG, or a video by the path's ending, with its metadata; whole or not at all."""
+def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
+    """Write an image as a PNG, or a video by the path's ending, with its record; whole or not at all."""
     frames = frames_of(made if made.ndim > 3 else made[None])
-    label(frames[0], payload)
+    record.label(frames[0])
     if made.ndim == 3:
         save_png(path, frames[0])
     else:
-        fps = payload.get("fps")
-        save_video(path, frames, float(fps) if isinstance(fps, int | float) else VideoOptions().fps)
+        save_video(path, frames, record.image.fps or VideoOptions().fps)
 
 
 def write_results(
     out: Path,
     results: Sequence[Result],
     recorder: Recorder,
-    settings: Mapping[str, object],
+    record: SearchRecord,
     videos: VideoOptions | None = None,
 ) -> list[list[Path]]:
     """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
     prompt.
 
-    settings: model, sampler, call, algorithm, options, budget, reward, ttsnap (the version), and lora if there is one;
-    those of SamplerOptions as texts; where prompts have pictures, `task` and `pictures`, the digests of each prompt's.
-    videos: their format and speed.
+    record: of the search. videos: their format and speed.
     """
     videos = videos or VideoOptions()
     out.mkdir(parents=True, exist_ok=True)
@@ -82,9 +78,9 @@ def write_results(
         paths = []
         for rank, candidate in enumerate(result.images):
             moving = candidate.pixels.ndim > 3
-            ending, more = (videos.video_format, {"fps": videos.fps}) if moving else ("png", {})
+            ending, fps = (videos.video_format, videos.fps) if moving else ("png", None)
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
-            save_made(paths[-1], candidate.pixels, {**payload_of(result, rank, for_prompt(settings, index)), **more})
+            save_made(paths[-1], candidate.pixels, record.of(result, rank, index, fps))
         if result.images:
             save_png(sheet_path(out, results, index), recorder.sheet(result, index), ())
         written.append(paths)
@@ -93,21 +89,13 @@ def write_results(
                 "prompt": result.prompt,
                 "spent": result.spent.to_json(),
                 "images": [
-                    {
-                        "file": p.name,
-                        "seed": c.seed,
-                        "uid": c.uid,
-                        "reward": c.reward,
-                        "scores": c.scores,
-                        "metrics": c.metrics,
-                    }
-                    for p, c in zip(paths, result.images, strict=True)
+                    {"file": p.name, "uid": c.uid, **c.to_json()} for p, c in zip(paths, result.images, strict=True)
                 ],
                 "warnings": list(result.warnings),
                 "moves": list(result.trace),
             }
         )
-    trace = plain({"settings": dict(settings), "levels": list(results[0].levels), "results": entries})
+    trace = plain({"settings": record.to_json(), "levels": list(results[0].levels), "results": entries})
     write_json(out / "trace.json", trace)
     return written
 

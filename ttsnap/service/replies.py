@@ -8,6 +8,7 @@ import json
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ttsnap.core.results import Result
 from ttsnap.files.settings import Json
 from ttsnap.request.offer import Offer
 from ttsnap.results.media import QUALITY, frames_of, png_info, save_video, still, to_uint8
-from ttsnap.results.payload import label, payload_of, plain
+from ttsnap.results.record import SearchRecord
 from ttsnap.service.requests import Generation, Video
 from ttsnap.service.tickets import Done, Partial
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def file_of(pixels: Tensor, wanted: Generation, payload: dict[str, Json] | None = None) -> bytes:
-    """(3, H, W) in [0, 1] -> a file of the requested format. A PNG carries the payload."""
+def file_of(pixels: Tensor, wanted: Generation, record: SearchRecord | None = None) -> bytes:
+    """(3, H, W) in [0, 1] -> a file of the requested format. A PNG carries the record."""
     picture, file = Image.fromarray(to_uint8(pixels)), io.BytesIO()
     if wanted.output_format == "png":
-        if payload is not None:
-            label(picture, payload)
+        if record is not None:
+            record.label(picture)
         picture.save(file, format="PNG", pnginfo=png_info(picture))
     else:
         picture.save(file, format=wanted.output_format.upper(), quality=wanted.output_compression)
@@ -42,12 +43,12 @@ def files_of(done: Done, wanted: Generation | Video, offer: Offer) -> list[bytes
     """A file for each kept image or video, best first, which carries what made it where its format can."""
     files = []
     for rank, candidate in enumerate(done.result.images):
-        payload = payload_of(done.result, rank, {**done.settings, "model": offer.model})
+        record = replace(done.record, model=offer.model).of(done.result, rank)
         if isinstance(wanted, Generation):
-            files.append(file_of(candidate.pixels, wanted, payload))
+            files.append(file_of(candidate.pixels, wanted, record))
             continue
         frames = frames_of(candidate.pixels)
-        label(frames[0], payload)
+        record.label(frames[0])
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"video.{wanted.output_format}"
             save_video(path, frames, wanted.rate(offer))
@@ -85,15 +86,7 @@ def usage_of(result: Result) -> dict[str, Json]:
 
 def told_of(done: Done) -> dict[str, Any]:
     """What a search found, but for its images: of each its scores, which are null where they are no numbers."""
-    data = [
-        {
-            "seed": plain(candidate.seed),
-            "reward": plain(candidate.reward),
-            "scores": plain(candidate.scores),
-            "metrics": plain(candidate.metrics),
-        }
-        for candidate in done.result.images
-    ]
+    data = [candidate.to_json() for candidate in done.result.images]
     height, width = done.result.images[0].pixels.shape[-2:]
     return {"size": f"{width}x{height}", "data": data, "usage": usage_of(done.result), "warnings": list(done.warnings)}
 

@@ -28,11 +28,10 @@ from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish, judged
-from ttsnap.pipelines.settings import model_name, settings_of
+from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
-from ttsnap.results.payload import for_prompt
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -261,5 +260,5 @@ class Searches:
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.
         engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        settings = settings_of(self.pipe, replace(request, engine=engine))
-        return Done(result, for_prompt(settings, 0), tuple(warnings))
+        told = replace(request, engine=engine)
+        return Done(result, record_of(self.pipe, told, self.engine.reward_names), tuple(warnings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,6 +16,7 @@ from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
+from ttsnap.results.record import SearchRecord
 from ttsnap.service.edits import Pictures
 from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -43,8 +44,7 @@ class Done:
     """A finished search."""
 
     result: Result
-    settings: Mapping[str, object]
-    """For the metadata of its images."""
+    record: SearchRecord
     warnings: tuple[str, ...] = ()
     """For the client."""
 

@@ -1,8 +1,8 @@
-"""The settings of a search call as images carry them: plain values that name everything else."""
+"""What is known of a search call before it finds anything: plain values that name everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -14,20 +14,20 @@ from ttsnap.files.pictured import digests
 from ttsnap.options.model import TEXT
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import SearchRequest
-from ttsnap.version import __version__
+from ttsnap.results.record import SearchRecord
 
 PLAIN = (bool, int, float, str)
 
 
-def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
-    """What images, traces and replies say of a search by this pipeline, as `write_results` takes it.
+def record_of(pipe: Any, request: SearchRequest, rewards: Sequence[str]) -> SearchRecord:
+    """That of a search by this pipeline, whose engine's rewards have these names.
 
-    Kernels that are objects go by their names, algorithms by their names and options, as `make_algorithm` takes them.
-    A request that names its model came from text: its model, call and options are told as they were given. Of others,
-    arguments of the call and options that are not plain are left out.
+    Algorithms go by their names and options, as `make_algorithm` takes them. A request that names its model came from
+    text: its model, call and options are told as they were given. Of others, arguments of the call and options that
+    are not plain are left out.
     """
-    model, call = request.engine.model, dict(request.engine.call)
-    pictures = [digests({**call, **prompt.inputs}) for prompt in request.prompts]
+    engine, call = request.engine, dict(request.engine.call)
+    pictures: Any = [digests({**call, **prompt.inputs}) for prompt in request.prompts]
     if any(prompt.negative is not None for prompt in request.prompts):
         given = call.get("negative_prompt")
         usual = given if isinstance(given, list | tuple) else [given] * len(pictures)
@@ -35,41 +35,36 @@ def settings_of(pipe: Any, request: SearchRequest) -> dict[str, object]:
         call["negative_prompt"] = negative if len(set(negative)) > 1 else negative[0]
     named, options = _algorithm(request.search)
     options |= request.options
-    if model is None:
-        loras = [*adapters(pipe), *map(str, request.engine.loras)]
+    lora: Any
+    if (model := engine.model) is None:
+        loras = [*adapters(pipe), *map(str, engine.loras)]
         lora = loras if len(loras) > 1 else next(iter(loras), None)
-        who = {"model": model_name(pipe), "lora": lora, "task": pipe.task_of(request.engine.call)}
+        who = {"model": model_name(pipe), "lora": lora, "task": pipe.task_of(engine.call)}
         call = {name: value for name, value in call.items() if _is_plain(value)}
         options = {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)}
     else:
         who = {"model": model.model, "lora": model.lora, "task": None if model.task == TEXT else model.task}
         call = {name: value for name, value in call.items() if name not in pictures[0]}
-    dtype = str(pipe.dtype).removeprefix("torch.") if model is None or model.dtype == "auto" else model.dtype
-    return {
-        "ttsnap": __version__,
+    dtype: Any = str(pipe.dtype).removeprefix("torch.") if model is None or model.dtype == "auto" else model.dtype
+    measure = engine.batch.features
+    return SearchRecord(
         **who,
-        "dtype": dtype,
-        "pictures": pictures if any(pictures) else None,
-        "sampler": type(pipe.scheduler).__name__,
-        "call": call,
-        "algorithm": named,
-        "options": options,
-        "budget": str(request.budget),
-        **request.engine.sampler.told(),
-        "utility": request.utility,
-        **_diversity(request),
-        **({"shared": True} if request.shared else {}),
-        **({} if request.gate is None else {"require": request.gate.words}),
-        "seed": request.seed,
-    }
-
-
-def _diversity(request: SearchRequest) -> dict[str, object]:
-    """How images that differ were chosen, where they were."""
-    measure = request.engine.batch.features
-    if measure is None:
-        return {}
-    return {"diversity": request.spec.diversity, "likeness": getattr(measure, "__name__", str(measure))}
+        scheduler=type(pipe.scheduler).__name__,
+        call=call,
+        sampler=engine.sampler,
+        algorithm=named,
+        options=options,
+        budget=str(request.budget),
+        dtype=dtype,
+        pictures=pictures if any(pictures) else None,
+        require=None if request.gate is None else request.gate.named(rewards).words,
+        diversity=None if measure is None else request.spec.diversity,
+        likeness=None if measure is None else getattr(measure, "__name__", str(measure)),
+        shared=request.shared or None,
+        seed=request.seed,
+        rewards=rewards[: len(request.rewards)],
+        utility=request.utility,
+    )
 
 
 def model_name(pipe: Any) -> str:

@@ -15,11 +15,11 @@ from PIL import Image, PngImagePlugin
 
 from ttsnap.cli import main, replay
 from ttsnap.core.prompt import Prompt
+from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import FAMILIES
 from ttsnap.request.request import SearchRequest
-from ttsnap.results import payload
-from ttsnap.results.payload import read_payload
+from ttsnap.results.record import read_record
 
 PLAIN: dict[str, Any] = {
     "ttsnap": "0.1.0", "model": "embedded", "sampler": "FlowMatchEulerDiscreteScheduler", "kernel": "pipeline",
@@ -70,7 +70,7 @@ REFUSED = {
     "text seed": ({"seed": "7"}, "seed must be a whole number"),
     "model": ({"model": ["x"]}, "model must be text"),
     "steering": ({"model": "a\x1b[2J"}, "printable characters"),
-    "orthogonal": ({"noises": "orthogonal"}, "theirs.png cannot be made again: ttsnap 0.1.0 was the last .* with orth"),
+    "orthogonal": ({"noises": "orthogonal"}, "theirs.png cannot be made again: ttsnap 0.1.0 was the last .* orthogonal"),
     "polynomial": ({"path": "polynomial"}, "theirs.png cannot be made again: ttsnap 0.1.0 .* polynomial"),
     "tan": ({"kernel": "sde:tan:1"}, "theirs.png cannot be made again: ttsnap 0.1.0 .* rare"),
     "no noises": ({"noises": ["a"]}, r"theirs.png cannot be made again: no version of ttsnap had noises \['a'\]"),
@@ -84,7 +84,7 @@ REFUSED = {
 def test_what_a_picture_may_not_say_is_refused_by_name(name: str, tmp_path: Path) -> None:
     values, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        read_payload(forged(tmp_path, **values))
+        read_record(forged(tmp_path, **values))
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_what_a_picture_may_not_say_is_refused_by_name(name: str, tmp_path: Path
 )
 def test_damaged_metadata_is_one_sentence(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the ttsnap metadata of .*theirs.png (is damaged|lacks)"):
-        read_payload(forged(tmp_path, text))
+        read_record(forged(tmp_path, text))
 
 
 def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
-    assert read_payload(forged(tmp_path)) == PLAIN
+    assert read_record(forged(tmp_path)).to_json() == {**PLAIN, "times": "pipeline"}
     more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5"}
-    assert read_payload(forged(tmp_path, **more))["call"]["sigmas"] == [1.0, 0.5]
+    assert read_record(forged(tmp_path, **more)).call["sigmas"] == [1.0, 0.5]
     pictures = {"image": ["a" * 64, "b" * 64], "mask_image": "0" * 64}
-    assert read_payload(forged(tmp_path, pictures=pictures))["pictures"] == pictures
+    assert read_record(forged(tmp_path, pictures=pictures)).pictures == pictures
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,7 +109,7 @@ def test_every_plain_argument_of_every_family_is_known(family: str) -> None:
 
     takes = pkgutil.resolve_name(FAMILIES[family]).denoiser_class.honours.split()
     tensors = {n for n in takes if "embeds" in n or n.endswith("attention_mask")}
-    assert set(takes) - tensors <= set(payload.CALL)
+    assert set(takes) - tensors <= set(CALL)
 
 
 class Pipe:
@@ -183,7 +183,7 @@ def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: 
     assert main(["replay", path]) == 0
     ((_, _, pipe),) = loaded
     assert pipe.requests[0].engine.sampler.draft is None
-    assert read_payload(tmp_path / "replays" / "theirs.png")["draft"] == "someone/draft:2"
+    assert read_record(tmp_path / "replays" / "theirs.png").sampler.draft == "someone/draft:2"
 
 
 @pytest.mark.parametrize(
