@@ -70,7 +70,7 @@ REFUSED = {
     "text seed": ({"seed": "7"}, "seed must be a whole number"),
     "model": ({"model": ["x"]}, "model must be text"),
     "steering": ({"model": "a\x1b[2J"}, "printable characters"),
-    "orthogonal": ({"noises": "orthogonal"}, "theirs.png cannot be made again: ttsnap 0.1.0 was the last version with orth"),
+    "orthogonal": ({"noises": "orthogonal"}, "theirs.png cannot be made again: ttsnap 0.1.0 .* orthogonal"),
     "polynomial": ({"path": "polynomial"}, "theirs.png cannot be made again: ttsnap 0.1.0 .* polynomial"),
     "tan": ({"kernel": "sde:tan:1"}, "theirs.png cannot be made again: ttsnap 0.1.0 .* rare"),
     "no noises": ({"noises": ["a"]}, r"theirs.png cannot be made again: no version of ttsnap had noises \['a'\]"),
