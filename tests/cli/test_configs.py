@@ -78,12 +78,8 @@ def test_what_a_configuration_names_must_be_confirmed(values: dict[str, Any]) ->
         parsed(argv)
     named = value[0] if isinstance(value, list) else value
     assert f"{name.replace('-', '_')} {named!r}" in str(caught.value)
-    option = f"--{name.replace('_', '-')}"
-    assert f"Give {option} yourself, or add --trust" in str(caught.value)
     parsed([*argv, "--trust"])
-    parsed([*argv, option, named])
-    parsed([*argv, f"{option}={named}"])
-    for words in (config(**values, trust=True), [*argv, "--", "--trust", option]):  # the last two are prompts
+    for words in (config(**values, trust=True), [*argv, "--", "--trust"]):  # the last one is a prompt
         with pytest.raises(ValueError, match="names"):
             parsed(words)
 
@@ -103,7 +99,7 @@ def test_inner_sections_count_too() -> None:
     argv = ["distill", "--out", "x", "--config", "c.yaml"]
     with pytest.raises(ValueError, match=r"record\.model 'someone/model', student\.kind"):
         parsed(argv)
-    parsed([*argv, "--record.model", "x", "--student.kind=lora"])
+    parsed([*argv, "--trust"])
 
 
 @pytest.mark.parametrize(

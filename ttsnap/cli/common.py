@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -251,15 +249,3 @@ def listening(a: Arguments) -> Iterator[None]:
 
 
 # --- what was written ---------------------------------------------------------------------------------------------
-
-
-def exit_status(out: Path, where: Path, failure: OSError | None) -> int:
-    """0, or 1 where results could not be written to `out`, which is said, with the files of `where` that are there."""
-    if failure is None:
-        return 0
-    files = sorted(path for path in where.rglob("*") if path.is_file())
-    both, _, _ = filecmp.cmpfiles(where, out, [str(path.relative_to(where)) for path in files], shallow=False)
-    there = f"of all files, only {', '.join(both)} got there" if both else "no file got there"
-    why = failure.strerror or str(failure)
-    print(f"ttsnap: error: cannot write to {out}: {why}; {there}; all are in {where}", file=sys.stderr)
-    return 1

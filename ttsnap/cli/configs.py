@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from argparse import Action
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -39,24 +38,22 @@ _TEXTS = {*_loading("text"), "prompts", "call"}
 def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) -> dict[str, Any]:
     """The values of a configuration file by the names of options, read once and checked.
 
-    known: the options of the command; words: the command line. ValueError for what no configuration may say. Names of
-    rewards and models pass with --trust, or where the command line gives the same option.
+    known: the options of the command; words: the command line. ValueError for what no configuration may say. Code,
+    weights, addresses and files elsewhere pass with --trust.
     """
     where = "standard input" if path == "-" else path
     data = parse_yaml(read_once(path, YAML_BYTES, "configuration file"), where)
     if not isinstance(data, dict | None):
         raise ValueError(f"{where} holds no configuration: expected keys and values, got {data!r:.80}")
     found = settings_in(known, data or {}, where)
-    typed = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    strange = {name: value for name, value in _strange(found) if f"--{name.replace('_', '-')}" not in typed}
+    strange = dict(_strange(found))
     for value in strange.values():
         refuse_credentials(value)
-    if strange and "--trust" not in typed:
+    if strange and "--trust" not in words:
         named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
         raise ValueError(
             f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
-            f"because a configuration says so. Give --{next(iter(strange)).replace('_', '-')} yourself, or add "
-            "--trust where you trust the file"
+            "because a configuration says so. Add --trust where you trust the file"
         )
     return found
 
@@ -110,15 +107,18 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         if key == "require":
             value = str(Requirement.parse(value).reward)
-        reward = key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value))
-        ours = value.partition(":")[0] in (AUTO, NONE, HOT, EMBEDDED) if key == "draft" else value in PACKAGED
-        model = key in _MODELS and not ours
-        code = (key in ("kind", *_LIKENESSES) and ":" in value) or (key == "attention" and "hub" in value)
-        address = key in _ADDRESSES and value != "auto"
-        texts = [value, *(_words(value) if key == "algorithms" else ())]
-        code |= key in ("algorithm", "algorithms", "compare") and any(".py:" in text for text in texts)
-        away = name.removeprefix("record.").partition(".")[0] not in _TEXTS and any(map(_is_away, texts))
-        if reward or model or code or address or away:
+        plain = value.replace("'", "").replace('"', "") if key == "algorithms" else value
+        if (
+            (key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value)))
+            or (key == "draft" and value.partition(":")[0] not in (AUTO, NONE, HOT, EMBEDDED))
+            or (key in _MODELS - {"draft"} and value not in PACKAGED)
+            or (key in _ADDRESSES and value != "auto")
+            or (key in ("kind", *_LIKENESSES) and ":" in value)
+            or (key == "attention" and "hub" in value)
+            or (key in ("algorithm", "algorithms", "compare") and ".py:" in plain)
+            or (key == "algorithms" and re.search(r"[\\/~]|\.\.", plain))  # an arm, as "nested first=a.json"
+            or (name.removeprefix("record.").partition(".")[0] not in _TEXTS and _is_away(value))
+        ):
             yield name, value
 
 
@@ -126,11 +126,3 @@ def _is_away(text: str) -> bool:
     """Whether a text is a path that may lead out of the working directory."""
     path = PurePath(text)
     return path.is_absolute() or ".." in path.parts or text.startswith("~")
-
-
-def _words(text: str) -> Iterator[str]:
-    """What an arm of a benchmark names, "nested first=a.json": its algorithm, and the texts among its options."""
-    for word in shlex.split(text):
-        name, _, value = word.partition("=")
-        values = _leaves(parse_yaml(value, f"{name} of {text!r}"))
-        yield from (name, *(part for _, part in values if isinstance(part, str)))

@@ -135,8 +135,6 @@ def _requests(a: Arguments) -> dict[str, SearchRequest]:
 
 def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: VideoOptions, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
-    from ttsnap.results.folders import keep
-
     devices = arguments.read(DeviceOptions, a)
     pipe, first = common.loaded(a, requests[a.algorithm], devices)
     from ttsnap.pipelines import recommended, searching  # loaded with the model
@@ -161,11 +159,11 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
             runs.append(AlgorithmRun(name, outcome.results, outcome.record, outcome.denoiser))
         count, plain = len(first.prompts), runs[0].record.call
         try:
-            where, written, failure = keep(out, lambda folder: write_runs(folder, runs, videos))
+            written = write_runs(out, runs, videos)
         except OSError as error:  # what makes the images again is said all the same
             for index in range(count):
                 describe(runs[0], index, [], plain, a, plain=stock)
-            print(f"ttsnap: error: {error}", file=sys.stderr)
+            print(f"ttsnap: error: cannot write to {out}: {error.strerror or error}", file=sys.stderr)
             return 1
     for index in range(count):
         describe(runs[0], index, written[0][index], plain, a, plain=stock)
@@ -174,8 +172,6 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
             if (shown := showcase_of(requests[a.algorithm], recommended(a.model).call)) is not None:
                 print(f"  {shown.words}")
     if count > 1:
-        tabulate(where, runs)
-    print(f"\ntrace in {where / 'trace.json'}; {CLOCK}")
-    if first.require and not all(result.images for run in runs for result in run.results):
-        return common.exit_status(out, where, failure) or 1
-    return common.exit_status(out, where, failure)
+        tabulate(out, runs)
+    print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
+    return int(bool(first.require) and not all(result.images for run in runs for result in run.results))

@@ -1,4 +1,4 @@
-"""Folders for results: checked, made and tried before anything is computed; another one where writing fails later."""
+"""Folders for results: checked, made and tried before anything is computed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from ttsnap.files.writing import LOCK, locked, part_of
 
-T = TypeVar("T")
 JOURNAL = "journal.bin"
 """Where earlier versions kept what was done of a recording or a benchmark."""
 PROBE = bytes(2**16)
@@ -100,25 +98,6 @@ def new_file(path: str | Path, overwrite: bool) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write to {out.parent}: {error.strerror or error}; choose another --out") from error
     return out
-
-
-def keep(out: Path, write: Callable[[Path], T]) -> tuple[Path, T, OSError | None]:
-    """write(out), or write(a new temporary folder) where that fails: the folder, the value, the first failure.
-
-    What took long to compute is not lost to a full disk or a folder that has vanished. OSError that names both folders
-    where neither can be written to.
-    """
-    try:
-        return out, write(out), None
-    except OSError as error:
-        first = error
-    spare = Path(tempfile.gettempdir())
-    try:
-        spare = Path(tempfile.mkdtemp(prefix="ttsnap-"))
-        return spare, write(spare), first
-    except OSError as error:
-        what, then = first.strerror or first, error.strerror or error
-        raise OSError(f"cannot write to {out} ({what}), nor to {spare} ({then})") from error
 
 
 def slug(text: str, most: int = 40) -> str:
