@@ -111,7 +111,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     tickets: list[Ticket] = []
     worker.start()
     for i in range(20):
-        drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32 - i, 3), dtype=np.uint8)))  # the model resizes them
+        drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"})
         asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
         tickets.append(Ticket(asked, Caller(f"caller {i % 5}"), loop))

@@ -5,7 +5,7 @@ Requests of many callers share the batches of one pipeline. The room imports nei
 - `bodies.py` takes bodies of requests in; `requests.py` and `edits.py` read them; `limits.py` bounds them.
 - `jobs.py` runs requests that are answered later, `job_store.py` keeps them on the disk, `job_routes.py` tells of them.
 - `worker.py` runs searches in a thread of its own: `tickets.py` are their requests, `engines.py` make their engines,
-  over the LoRAs of `loras.py`, for the sizes that `sizes.py` knows.
+  over the LoRAs of `loras.py`.
 - `app.py` is the web application, `keys.py` knows its callers, `answers.py` and `replies.py` answer, `server.py` is its
   socket.
 - `opening.py` makes an operator's offer; `deployment.py` starts replicas.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +13,6 @@ import numpy as np
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.moves import Move
-from ttsnap.core.needs import missing
 from ttsnap.core.particles import Particles
 from ttsnap.core.prompt import Prompt, private
 from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
@@ -26,12 +24,10 @@ from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import RunningRequest, SearchSpec
 from ttsnap.loop.run import Run
-from ttsnap.loop.search import check_budget, prepared
+from ttsnap.loop.search import prepared
 from ttsnap.pipelines.output import finish, judged
 from ttsnap.pipelines.record import model_name, record_of
-from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
-from ttsnap.request.searches import kernel_for
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -96,11 +92,9 @@ class Isolated:
 class Searches:
     """Makes the engine of a spec, and runs requests on it until it is closed."""
 
-    def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits, usual: EngineSpec) -> None:
-        """usual: the spec of a request of a prompt alone. ValueError or RequestError for a spec that the model cannot
-        do."""
+    def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits) -> None:
+        """ValueError or RequestError for a spec that the model cannot do."""
         self.pipe, self.rewards, self.spec, self.limits = engines.pipe, engines.rewards, spec, limits
-        self.usual = usual
         self._open = ExitStack()
         try:
             self.engine = self._open.enter_context(engines.engine(spec))
@@ -131,8 +125,8 @@ class Searches:
         self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
 
     def add(self, ticket: Ticket) -> None:
-        """Begin a search. FieldError for a value that model or budget do not allow, RequestError for a prompt that a
-        reward cannot read."""
+        """Begin a search. ValueError for what model or budget do not allow, RequestError for a prompt that a reward
+        cannot read."""
         request, engine = ticket.request, self.engine
         spec = replace(
             self._prepared(request, self.limits.capped(request.budget, engine.grid)),
@@ -160,31 +154,16 @@ class Searches:
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
     def _prepared(self, request: SearchRequest, budget: Budget) -> SearchSpec:
-        """The search with as many seeds as its budget affords, found once for equal requests. FieldError for a search
-        that does not fit."""
+        """The search with as many seeds as its budget affords, found once for equal requests. ValueError for a
+        search that does not fit."""
         key = (request.label, budget, request.keep)
         spec = replace(request.spec, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
         if key not in self._fitted:
-            try:
-                spec = prepared(spec, self.engine)
-            except ValueError as error:
-                raise FieldError(self._field_at_fault(request, spec), str(error)) from error
+            spec = prepared(spec, self.engine)
             if len(self._fitted) == MOST_FITTED:
                 self._fitted.clear()
             self._fitted[key] = spec.algorithm
         return replace(spec, algorithm=Isolated(spec.algorithm, self.engine.grid))
-
-    def _field_at_fault(self, request: SearchRequest, spec: SearchSpec) -> str:
-        """The parameter for which a search does not fit: a budget of less than an image, a chosen kernel without noise,
-        chosen steps, or the search itself."""
-        try:
-            check_budget(spec.budget, self.engine)
-        except ValueError:
-            return "budget"
-        if missing(spec.algorithm.needs, self.engine.offers):
-            return "kernel" if request.engine.sampler.kernel != kernel_for(request.search) else "search"
-        steps, usual = (dict(each.call).get("num_inference_steps") for each in (self.spec, self.usual))
-        return "steps" if steps != usual and not isinstance(request.search, Mapping) else "search"
 
     def measure(self, batch: Batch) -> None:
         """Note a batch: its time, its evaluations, and its places. The last ten or so count."""

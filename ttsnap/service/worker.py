@@ -11,14 +11,12 @@ from dataclasses import replace
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
-from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
-from ttsnap.service.sizes import Representatives
 from ttsnap.service.tickets import Done, Passed, Ticket
 
 logger = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class Worker(threading.Thread):
         self.draining = self.loaded = False
         self.unready: str | None = None
         """Why the model takes no requests, where that was tried in vain."""
-        self._first, self._usual = first, first.engine
+        self._first = first
         self._wake = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._held: set[Ticket] = set()
@@ -60,7 +58,7 @@ class Worker(threading.Thread):
         self._active: dict[Ticket, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
-        self._representatives, self._deadline = Representatives(engines.pipe), float("inf")
+        self._deadline = float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
 
@@ -192,8 +190,6 @@ class Worker(threading.Thread):
             searches.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
-        except FieldError as error:
-            self._end(ticket, "refused", RequestError.of(error))
         except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
@@ -224,9 +220,8 @@ class Worker(threading.Thread):
 
     def _searches_of(self, spec: EngineSpec) -> Searches:
         """The searches on the engine of a spec, which is made where there is none."""
-        spec = self._representatives.of(spec)
         if spec not in self._searches:
-            self._searches[spec] = Searches(self.engines, spec, self.limits, self._usual)
+            self._searches[spec] = Searches(self.engines, spec, self.limits)
             self.loaded = True
         return self._searches[spec]
 
