@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -41,36 +41,9 @@ class Member:
         """Whether it is the first one, which writes what is written once."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
-        """Set the gradients, and the loss, to their means over the processes. All must call this at once.
-
-        A parameter that no process used keeps no gradient, so that an optimizer leaves it as it is.
-        """
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        used = torch.tensor([p.grad is not None for p in parameters], dtype=loss.dtype, device=loss.device)
-        self.average([*gradients, used, loss])
-        for p, gradient, share in zip(parameters, gradients, used.tolist(), strict=True):
-            p.grad = gradient if share else None
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Set each tensor to its mean over the processes. All must call this at once."""
-        if self.count > 1:
-            from accelerate.utils import reduce
-
-            _set(tensors, reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean"))
-
-    def take_over(self, tensors: Sequence[Tensor]) -> None:
-        """Set each tensor to that of the first process. All must call this at once."""
-        if self.count > 1:
-            from accelerate.utils import broadcast
-
-            _set(tensors, broadcast(torch.cat([tensor.flatten() for tensor in tensors])))
-
     def any(self, asked: bool) -> bool:
         """Whether some process says so. All must call this at once."""
-        said = torch.tensor(float(asked), device=self.device)
-        self.average([said])
-        return bool(said)
+        return bool(self.gather(torch.tensor([float(asked)])).any())
 
     def gather(self, values: Tensor) -> Tensor:
         """Values (N,) of all processes, one after the other, on the CPU in the dtype of `values`."""
@@ -114,12 +87,6 @@ class Member:
 
 ALONE = Member()
 """The only process of its run."""
-
-
-@torch.no_grad()
-def _set(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = False) -> Member:

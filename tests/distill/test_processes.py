@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
 import torch
-from torch import Tensor
 
 from ttsnap.cli import main
 from ttsnap.distill import processes
@@ -73,26 +71,6 @@ def test_what_fails_in_one_process_ends_all_and_is_said_once(monkeypatch: pytest
     assert ended.value.code == 2
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda values: [False])
     Member(1, 2).alone(fails)
-
-
-def test_a_parameter_keeps_no_gradient_where_no_process_used_it() -> None:
-    """As with a network for each level, of which another process trains another one."""
-    others = {0: torch.tensor([2.0]), 1: None, 2: None}  # gradients of the other process
-
-    class Two(Member):
-        def average(self, tensors: Sequence[Tensor]) -> None:
-            *gradients, used, loss = tensors
-            for i, gradient in enumerate(gradients):
-                other = others[i]
-                gradient.add_(0 if other is None else other).div_(2)
-                used[i] = (used[i] + (other is not None)) / 2
-            loss.add_(5.0).div_(2)
-
-    parameters, loss = [torch.ones(1, requires_grad=True) for _ in range(3)], torch.tensor(1.0)
-    parameters[1].grad = torch.tensor([4.0])
-    Two(0, 2).average_gradients(parameters, loss)
-    assert [p.grad if p.grad is None else p.grad.item() for p in parameters] == [1.0, 2.0, None]
-    assert loss.item() == 3.0
 
 
 def test_one_process_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
