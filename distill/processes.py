@@ -10,15 +10,6 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-"""Environment variables in which torchrun and the MPIs give a process its number."""
-
-
-def is_main() -> bool:
-    """Whether this process is the first of its run, or the only one: known before accelerate is loaded."""
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
-
-
 _CPU = torch.device("cpu")
 
 
@@ -98,16 +89,16 @@ def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = Fal
     """
     from accelerate import PartialState
 
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not os.environ.keys() & {*RANKS}:
+    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
+    # others wait while the first one records.
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    main, count = state.is_main_process, state.num_processes
+    if count == 1 and "RANK" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
         raise ValueError(
             "accelerate launch was asked for several processes and started only this one, as it does with --cpu and "
             "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
             f"accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ... --device cpu"
         )
-    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
-    # others wait while the first one records.
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    main, count = state.is_main_process, state.num_processes
     if announced and main:
         print(f"{count} process{'es' if count > 1 else ''} on {state.device.type}", flush=True)
     # accelerate numbers CPUs, too, which networks do not.

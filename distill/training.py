@@ -93,6 +93,7 @@ class Loop:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.accelerator = Accelerator(
+            device_placement=False,
             cpu=self.member.device.type == "cpu",
             mixed_precision="no",  # losses choose it
             gradient_accumulation_steps=self.parts,
@@ -103,6 +104,15 @@ class Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint's are those of its step
         # All processes get the weights of the first one, as devices may draw initial weights differently.
         self.trained, self.optimizer = self.accelerator.prepare(self.weights, self.optimizer)
+        self.accelerator.register_save_state_pre_hook(self._save_alike)
+        self.accelerator.register_load_state_pre_hook(self._load_alike)
+
+    def _save_alike(self, models: list[nn.Module], states: list[dict[str, Tensor]], folder: str) -> None:
+        """Save by the names that parameters have in one process, so that any number of processes may resume."""
+        states[:] = [self.weights.state_dict()]
+
+    def _load_alike(self, models: list[nn.Module], folder: str) -> None:
+        models[:] = [self.weights]
 
     def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
         """The step to begin with: 0, or that of the last checkpoint, whose weights are put in place.
@@ -172,7 +182,7 @@ class Loop:
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
         """One optimiser step of all processes together; its loss. A loss that is not finite changes nothing."""
-        total = torch.zeros((), device=self.member.device)
+        total = torch.zeros((), device=next(self.weights.parameters()).device)
         for part in losses:
             with self.accelerator.accumulate(self.trained):
                 loss = self.trained(part)
