@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors and JSON, each a folder that is written whole or not at all; the last two are kept."""
+"""Checkpoints, each a folder that is written whole or not at all; the last two are kept."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, check
@@ -20,55 +18,58 @@ from ttsnap.files.writing import part_of, sha256
 from ttsnap.recordings.header import differences
 
 KEPT = 2
-TENSORS, ABOUT = "state.safetensors", "state.json"
+ABOUT = "state.json"
 logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Json]) -> Path:
+def save(folder: Path, step: int, write: Callable[[Path], object], about: Mapping[str, Json]) -> Path:
     """Write the state after `step` optimiser steps to folder/{step:08d}, and remove all but the last two.
 
-    about: what must be the same to resume, JSON-ready. OSError where the disk is full; earlier checkpoints stay.
+    write: writes the files of the state into a folder. about: what must be the same to resume, JSON-ready. OSError
+    where the disk is full; earlier checkpoints stay.
     """
     target = folder / f"{step:08d}"
     with whole_folder(target) as temporary:
         try:
-            save_file(dict(tensors), temporary / TENSORS)
-        except SafetensorError as error:  # how it reports a full disk
+            write(temporary)
+        except (SafetensorError, RuntimeError) as error:  # how safetensors and torch report a full disk
             raise OSError(str(error)) from error
-        text = json.dumps({"step": step, "sha256": sha256(temporary / TENSORS), "about": about}, indent=1)
+        digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        text = json.dumps({"step": step, "files": digests, "about": about}, indent=1)
         (temporary / ABOUT).write_text(text + "\n")
-        for name in (TENSORS, ABOUT):
-            with (temporary / name).open("rb") as file:
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
     for old in _all(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, dict[str, Tensor]] | None:
-    """(step, tensors) of the last checkpoint that is not damaged; None without one.
+def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
+    """(step, folder of its files) of the last checkpoint that is not damaged; None without one.
 
     A damaged checkpoint is skipped with a warning. ValueError, which names the settings that differ, for a checkpoint
-    whose settings are not those in `about`.
+    whose settings are not those in `about`, and for one of an older ttsnap.
     """
     for path in reversed(_all(folder)):
         try:
             state = files.read_object(path / ABOUT)
-            step, there, digest = check("step", state["step"], int), state["about"], state["sha256"]
-            if sha256(path / TENSORS) != digest:
-                raise ValueError("its tensors are not those that were written")
-            with files.foreign(f"cannot read {path / TENSORS}"):
-                tensors = load_file(path / TENSORS)
+            step, there = check("step", state["step"], int), state["about"]
+            digests = check("files", state.get("files", {}), Mapping[str, str])
+            if digests != {name: sha256(path / Path(name).name) for name in digests}:
+                raise ValueError("its files are not those that were written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); resuming from the one before", path, error)
             continue
+        if not digests:
+            raise ValueError(f"{path} is of ttsnap 0.1; end the run with that version, or choose another folder")
         mismatches = differences(there, json.loads(json.dumps(about)))
         if mismatches:
             raise ValueError(
                 f"{path} is of a run with other settings: {'; '.join(mismatches[:4])}; use the same ones to "
                 "resume it, or choose another folder"
             )
-        return step, tensors
+        return step, path
     return None
 
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import Tensor
-
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-"""Environment variables in which torchrun and the MPIs give a process its number."""
-
-
-def is_main() -> bool:
-    """Whether this process is the first of its run, or the only one: known before accelerate is loaded."""
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0) == 0
-
 
 _CPU = torch.device("cpu")
 
@@ -41,36 +32,9 @@ class Member:
         """Whether it is the first one, which writes what is written once."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> None:
-        """Set the gradients, and the loss, to their means over the processes. All must call this at once.
-
-        A parameter that no process used keeps no gradient, so that an optimizer leaves it as it is.
-        """
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        used = torch.tensor([p.grad is not None for p in parameters], dtype=loss.dtype, device=loss.device)
-        self.average([*gradients, used, loss])
-        for p, gradient, share in zip(parameters, gradients, used.tolist(), strict=True):
-            p.grad = gradient if share else None
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Set each tensor to its mean over the processes. All must call this at once."""
-        if self.count > 1:
-            from accelerate.utils import reduce
-
-            _set(tensors, reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean"))
-
-    def take_over(self, tensors: Sequence[Tensor]) -> None:
-        """Set each tensor to that of the first process. All must call this at once."""
-        if self.count > 1:
-            from accelerate.utils import broadcast
-
-            _set(tensors, broadcast(torch.cat([tensor.flatten() for tensor in tensors])))
-
     def any(self, asked: bool) -> bool:
         """Whether some process says so. All must call this at once."""
-        said = torch.tensor(float(asked), device=self.device)
-        self.average([said])
-        return bool(said)
+        return bool(self.gather(torch.tensor([float(asked)])).any())
 
     def gather(self, values: Tensor) -> Tensor:
         """Values (N,) of all processes, one after the other, on the CPU in the dtype of `values`."""
@@ -116,12 +80,6 @@ ALONE = Member()
 """The only process of its run."""
 
 
-@torch.no_grad()
-def _set(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
 def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = False) -> Member:
     """Join the processes of `ttsnap COMMAND`.
 
@@ -131,16 +89,16 @@ def start(command: str, *, cpu: bool, shown: bool = False, announced: bool = Fal
     """
     from accelerate import PartialState
 
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not os.environ.keys() & {*RANKS}:
+    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
+    # others wait while the first one records.
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    main, count = state.is_main_process, state.num_processes
+    if count == 1 and "RANK" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
         raise ValueError(
             "accelerate launch was asked for several processes and started only this one, as it does with --cpu and "
             "with a single GPU; add --multi_gpu, which starts them on CPUs, too: "
             f"accelerate launch --multi_gpu --num_processes 2 -m ttsnap {command} ... --device cpu"
         )
-    # With cpu=True accelerate joins processes on CPUs; otherwise each would run alone. The time limit is long, as the
-    # others wait while the first one records.
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    main, count = state.is_main_process, state.num_processes
     if announced and main:
         print(f"{count} process{'es' if count > 1 else ''} on {state.device.type}", flush=True)
     # accelerate numbers CPUs, too, which networks do not.

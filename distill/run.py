@@ -19,7 +19,7 @@ from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.train import Curriculum, Log, check_trackers, tracked, train
+from ttsnap.distill.train import Curriculum, check_trackers, train
 from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import locked, write_json
@@ -70,8 +70,7 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
         member.alone(lambda: _begin(config, out, held, record))
         if (out / EVALUATION).exists():  # written last
             return Evaluation.read(out / EVALUATION)
-        with tracked(config, out) as log:
-            return _distill(config, out, member, log)
+        return _distill(config, out, member)
 
 
 def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder | None) -> None:
@@ -84,7 +83,7 @@ def _begin(config: DistillConfig, out: Path, held: ExitStack, record: Recorder |
         record({"out": str(out / RECORDING), **config.record, "images": True, **latents})
 
 
-def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Evaluation:
+def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     frames = open_frames(config, out, member)
     steps = frames.select(config.steps, config.levels)
     space = config.student.space
@@ -109,7 +108,7 @@ def _distill(config: DistillConfig, out: Path, member: Member, log: Log) -> Eval
     plan = Curriculum(
         curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
     )
-    uncertainty = train(student, frames, plan, config, out, member, log)
+    uncertainty = train(student, frames, plan, config, out, member)
 
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"

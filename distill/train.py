@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -32,8 +31,6 @@ from ttsnap.options.option import determining, options_of
 
 Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
 """x (N, ...), N prompts, noise levels (N,), targets (P, G) with P G = N."""
-Log = Callable[[Mapping[str, float], int], None]
-"""Takes figures by name, and the optimiser step that they belong to."""
 UNCERTAINTY_LR = 0.01
 """Of the log-variances, which move by about 1 where a network's weights move by 1e-3."""
 
@@ -86,9 +83,8 @@ class Batches(Dataset[Part]):
 
 
 def train(
-    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE,
-    log: Log = lambda figures, step: None,
-) -> Uncertainty | None:  # fmt: skip
+    student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE
+) -> Uncertainty | None:
     """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
     The student then holds the averaged weights. Returns the learned uncertainty of loss "mse-uncertain", else None. On
@@ -113,9 +109,16 @@ def train(
     ]
     filled = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
-    weights = Weights({**parameters, **extra}, optimizer)
+    weights = Weights({**parameters, **extra})
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
-    loop = Loop(weights, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member)
+    loop = Loop(
+        weights, optimizer, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member,
+        parts=config.accumulation, unused=True, trackers=config.trackers,
+    )  # fmt: skip
+    settings = {option.name: attrgetter(option.name)(config) for option in options_of(DistillConfig)}
+    # Trackers take numbers and texts only.
+    plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
+    loop.accelerator.init_trackers("ttsnap-distill", plain)
 
     def begin_earlier(first: int) -> None:
         for stage in plan.stages:
@@ -159,10 +162,12 @@ def train(
         level = None if at is None else frames.levels[at]
         seconds = round(time.perf_counter() - began, 4)
         figures = {"level": level, "loss": loss, "lr": config.lr * factor(done - 1), "seconds": seconds}
-        log({key: value for key, value in figures.items() if value is not None}, done)
+        loop.accelerator.log({key: value for key, value in figures.items() if value is not None}, done)
         return {**figures}
 
     loop.run(first, factor, losses, measure)
+    for tracker in loop.accelerator.trackers:
+        tracker.finish()
     return uncertainty
 
 
@@ -194,29 +199,11 @@ def check_trackers(config: DistillConfig) -> None:
             raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
 
 
-@contextlib.contextmanager
-def tracked(config: DistillConfig, out: Path) -> Iterator[Log]:
-    """What sends figures to the trackers of the configuration, which get its settings first."""
-    if not config.trackers:
-        yield lambda figures, step: None
-        return
-    from accelerate import Accelerator  # it takes over the processes of `processes.start`
-
-    accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(out))
-    settings = {option.name: attrgetter(option.name)(config) for option in options_of(DistillConfig)}
-    # Trackers take numbers and texts only.
-    plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
-    accelerator.init_trackers("ttsnap-distill", plain)
-    yield lambda figures, step: accelerator.log(dict(figures), step=step)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-
-
 @torch.no_grad()
 def _begin(student: Student, level: float, weights: Weights) -> None:
     """The student's begin_stage; what it changes starts its average anew."""
-    before = {name: p.detach().clone() for name, p in weights.parameters.items()}
+    before = {name: p.detach().clone() for name, p in weights.parameter.items()}
     student.begin_stage(level)
-    for name, p in weights.parameters.items():
+    for name, p in weights.parameter.items():
         if not torch.equal(before[name], p):
             weights.average[name].copy_(p)

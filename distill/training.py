@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ttsnap.distill import checkpoints
 from ttsnap.distill.processes import Member
-from ttsnap.files.reading import parse_object
+from ttsnap.files.reading import foreign, parse_object
 from ttsnap.files.settings import Json, check
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import write_text
@@ -25,71 +25,48 @@ from ttsnap.files.writing import write_text
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
-class Weights:
-    """Parameters by name, their running average, and their optimizer with its moments.
+class Weights(nn.Module):
+    """Parameters by name, and their running average, which begins as they are now: all that checkpoints hold.
 
-    `average` begins as the parameters are now.
+    Called with a function that computes a loss, as accelerate averages the gradients of what a module is called with.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self.parameters, self.optimizer = parameters, optimizer
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        # Names of a module hold no dots.
+        named = [(name.replace(".", "/"), p) for name, p in parameters.items()]
+        self.parameter = nn.ParameterDict(named)
+        self.average = nn.ParameterDict([(name, nn.Parameter(p.detach().clone(), False)) for name, p in named])
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        return loss()
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Move the average towards the parameters; the share `decay` of it stays."""
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        torch._foreach_lerp_([*self.average.values()], [*self.parameter.values()], 1 - decay)
 
     @torch.no_grad()
-    def use(self, values: Mapping[str, Tensor]) -> None:
+    def use(self, values: Iterable[Tensor]) -> None:
         """Copy these values into the parameters."""
-        for name, p in self.parameters.items():
-            p.copy_(values[name])
+        for p, value in zip(self.parameter.values(), values, strict=True):
+            p.copy_(value)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """The average in place of the parameters while this lasts."""
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.use(self.average)
+        kept = [p.detach().clone() for p in self.parameter.values()]
+        self.use(self.average.values())
         yield
         self.use(kept)
 
-    def pack(self) -> dict[str, Tensor]:
-        """What a run needs to resume, by name: parameters, average, AdamW's moments and step counts."""
-        tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in self.parameters.items()}
-        tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        for name, p in self.parameters.items():
-            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state.get(p, {}).items()}
-        # Clones, since parameters may share memory, which safetensors refuses.
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
-    @torch.no_grad()
-    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put in place what `pack` returned. ValueError where names or shapes are those of another student."""
-        wanted: dict[str, Tensor] = {f"parameter/{name}": p for name, p in self.parameters.items()}
-        wanted |= {f"average/{name}": value for name, value in self.average.items()}
-        for name, value in wanted.items():
-            if name not in tensors or tensors[name].shape != value.shape:
-                there = tuple(tensors[name].shape) if name in tensors else "missing"
-                raise ValueError(
-                    f"the checkpoint's {name} is {there}, the student's {tuple(value.shape)}; another student?"
-                )
-            value.copy_(tensors[name])
-        for name, p in self.parameters.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
-            state = {key: tensors[f"{key}/{name}"] for key in keys}
-            if state:
-                self.optimizer.state[p] = {
-                    key: value.clone() if key == "step" else value.to(p.device, copy=True)
-                    for key, value in state.items()
-                }
-
-
-@dataclass(frozen=True)
+@dataclass
 class Loop:
     """A run of optimiser steps, whose batches are divided between the processes."""
 
     weights: Weights
+    optimizer: torch.optim.Optimizer
     out: Path
     """Folder of checkpoints and metrics."""
     about: Mapping[str, Json]
@@ -103,22 +80,58 @@ class Loop:
     """Seconds between checkpoints."""
     member: Member
     """This process; the first one writes."""
+    parts: int = 1
+    """Parts of a process's share of a batch, computed one after the other to save memory."""
+    unused: bool = False
+    """Whether a step may leave parameters unused, as those of other noise levels."""
+    trackers: Sequence[str] = ()
+    """Trackers of accelerate, where figures are reported."""
     prefix: str = ""
     """What goes before the names of settings in messages ("training.")."""
+
+    def __post_init__(self) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        self.accelerator = Accelerator(
+            device_placement=False,
+            cpu=self.member.device.type == "cpu",
+            mixed_precision="no",  # losses choose it
+            gradient_accumulation_steps=self.parts,
+            log_with=[*self.trackers] or None,
+            project_dir=str(self.out),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.unused)],
+        )
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint's are those of its step
+        # All processes get the weights of the first one, as devices may draw initial weights differently.
+        self.trained, self.optimizer = self.accelerator.prepare(self.weights, self.optimizer)
+        self.accelerator.register_save_state_pre_hook(self._save_alike)
+        self.accelerator.register_load_state_pre_hook(self._load_alike)
+
+    def _save_alike(self, models: list[nn.Module], states: list[dict[str, Tensor]], folder: str) -> None:
+        """Save by the names that parameters have in one process, so that any number of processes may resume."""
+        states[:] = [self.weights.state_dict()]
+
+    def _load_alike(self, models: list[nn.Module], folder: str) -> None:
+        models[:] = [self.weights]
 
     def resume(self, before: Callable[[int], None] = lambda first: None) -> int:
         """The step to begin with: 0, or that of the last checkpoint, whose weights are put in place.
 
-        before: called with the checkpoint's step before that. All processes get the weights of the first one, as
-        devices may draw initial weights differently.
+        before: called with the checkpoint's step before that. ValueError where the checkpoint is another student's.
         """
-        first = 0
-        if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is not None:
-            first, tensors = checkpoint
-            before(first)
-            self.weights.unpack(tensors)
-        self.member.take_over([*self.weights.parameters.values(), *self.weights.average.values()])
+        if (checkpoint := checkpoints.latest(self.out / CHECKPOINTS, self.about)) is None:
+            return 0
+        first, folder = checkpoint
+        before(first)
+        with foreign(f"cannot resume from {folder}, perhaps that of another student"):
+            self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
         return first
+
+    def save(self, folder: Path) -> None:
+        """Write the files of a checkpoint."""
+        self.accelerator.save_state(str(folder))
+        for states in folder.glob("random_states_*"):  # a step draws from its number alone
+            states.unlink()
 
     def run(
         self,
@@ -129,18 +142,17 @@ class Loop:
     ) -> None:
         """Train from step `first` to the end, and put the averaged weights in place.
 
-        factor: of the learning rates at a step. losses: of the parts of this process's share of a batch, computed one
-        after the other to save memory. measure: figures to log after so many steps, given the last loss. ValueError for
-        a loss that is not finite; KeyboardInterrupt, after a checkpoint, where a process got a signal.
+        factor: of the learning rates at a step. losses: of the parts of this process's share of a batch. measure:
+        figures to log after so many steps, given the last loss. ValueError for a loss that is not finite;
+        KeyboardInterrupt, after a checkpoint, where a process got a signal.
         """
-        groups = self.weights.optimizer.param_groups
-        rates, main = [group["lr"] for group in groups], self.member.is_main
-        silent, saved = not self.member.shown, time.monotonic()
+        rates, main, silent = self.rates, self.member.is_main, not self.member.shown
+        saved = time.monotonic()
         bar = tqdm(total=self.steps, initial=first, desc="train", unit="step", disable=silent, dynamic_ncols=True)
         logged = Metrics(self.out / METRICS, first) if main else contextlib.nullcontext()
         with bar, logged as metrics, Unbroken() as asked:
             for step in range(first, self.steps):
-                for group, rate in zip(groups, rates, strict=True):
+                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor(step)
                 loss, done = self.step(losses(step)), step + 1
                 if not math.isfinite(loss):
@@ -160,30 +172,29 @@ class Loop:
                 due = stopping or done == self.steps or time.monotonic() - saved >= self.checkpoint_every
                 if metrics is not None and due:
                     metrics.sync()
-                    checkpoints.save(self.out / CHECKPOINTS, done, self.weights.pack(), self.about)
+                    checkpoints.save(self.out / CHECKPOINTS, done, self.save, self.about)
                     saved = time.monotonic()
                 if stopping:
                     self.member.wait()  # for the checkpoint: a launcher ends all once one has ended
                     raise KeyboardInterrupt
         if self.ema:
-            self.weights.use(self.weights.average)
+            self.weights.use(self.weights.average.values())
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> float:
         """One optimiser step of all processes together; its loss. A loss that is not finite changes nothing."""
-        parameters = [*self.weights.parameters.values()]
-        total = torch.zeros((), device=parameters[0].device)
-        self.weights.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=next(self.weights.parameters()).device)
         for part in losses:
-            loss = part() / len(losses)
-            loss.backward()
-            total += loss.detach()
-        if self.member.count > 1:
-            self.member.average_gradients(parameters, total)
-        if math.isfinite(total):
+            with self.accelerator.accumulate(self.trained):
+                loss = self.trained(part)
+                self.accelerator.backward(loss)
+                total += loss.detach() / self.parts
+        mean = float(self.accelerator.reduce(total, "mean"))
+        if math.isfinite(mean):
             if self.clip:
-                nn.utils.clip_grad_norm_(parameters, self.clip)
-            self.weights.optimizer.step()
-        return float(total)
+                self.accelerator.clip_grad_norm_(self.weights.parameter.values(), self.clip)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return mean
 
 
 class Metrics:

@@ -191,9 +191,8 @@ async def parts_of(request: Request, most: int, seconds: float) -> AsyncIterator
             async with asyncio.timeout_at(end):
                 part = await anext(stream, None)
         except TimeoutError:  # a slow client is not waited for any longer
-            raise HTTPException(
-                408, f"the request was not whole after {seconds:g} s", {"Connection": "close"}
-            ) from None
+            late = f"the request was not whole after {seconds:g} s"
+            raise HTTPException(408, late, {"Connection": "close"}) from None
         if part is None:
             return
         read += len(part)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +120,7 @@ EVALUATION = {"levels": [{"level": 0.5, "scenes": {"spearman": 0.5}}], "names": 
               "held_out": True}  # fmt: skip
 CHECKED = {"model": "embedded", "steps": 20, "guidance_scale": 4, "figures": {"spearman": 0.4}}
 DRAFT = {"format": 1, "first_time": 0.87, "guidance": None, "trained_for": {"steps": 20}, "checked": [CHECKED]}
-CHECKPOINT = {"step": 3, "sha256": "0" * 64, "about": {"lr": 1}}
+CHECKPOINT = {"step": 3, "files": {"model.safetensors": sha256().hexdigest()}, "about": {"lr": 1}}
 SCORES = np.random.default_rng(0).random((2, 2, 3, 1))
 RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"model": "embedded"})
 HEADER = {**Header.of(RECORDING).to_json(), "images": True}
@@ -238,7 +239,7 @@ def write_reward(folder: Path, doc: Any) -> None:
 def write_checkpoint(folder: Path, doc: Any) -> None:
     (folder / "00000003").mkdir(exist_ok=True)
     as_json("state.json")(folder / "00000003", doc)
-    (folder / "00000003" / "state.safetensors").write_bytes(b"")
+    (folder / "00000003" / "model.safetensors").write_bytes(b"")
 
 
 def read_model(folder: Path) -> None:

@@ -47,10 +47,13 @@ def train(
     check_training(config, len(data), member)
     held, trained = data.part(0, config.validation), data.part(config.validation, len(data))
     adam = torch.optim.AdamW(student.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    weights = Weights(student.parameters, adam)
+    weights = Weights(student.parameters)
     about: dict[str, Json] = {"training": determining(config), "count": len(data), **settings}
     every = config.checkpoint_every
-    loop = Loop(weights, out, about, config.steps, config.ema, config.clip, every, member, "training.")
+    loop = Loop(
+        weights, adam, out, about, config.steps, config.ema, config.clip, every, member,
+        parts=config.parts, prefix="training.",
+    )  # fmt: skip
     first, began = loop.resume(), perf_counter()
 
     def measure(done: int, value: float) -> dict[str, Json] | None:

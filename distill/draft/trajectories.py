@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -39,6 +39,8 @@ from ttsnap.sampling.denoiser import Can, Denoiser
 from ttsnap.sampling.kernels import KernelState, Ode, Prediction
 
 FORMAT: Literal[1] = 1
+UNDER_WAY = "state.safetensors"
+"""What a checkpoint holds of a shard."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,10 @@ def make(
     return paths
 
 
+def _keep(tensors: dict[str, Tensor], folder: Path) -> None:
+    save_file(tensors, folder / UNDER_WAY)
+
+
 def expected(config: TrajectoryConfig, folder: Path) -> list[Path]:
     """The files of all trajectories; a name has the numbers of the first and the last trajectory in the file."""
     firsts, size = range(0, config.count, config.shard), config.shard
@@ -160,7 +166,8 @@ def _shard(
     settings: Mapping[str, Json], stopping: Callable[[], bool],
 ) -> Trajectories:  # fmt: skip
     """A shard. What there is of it is kept in the folder `begun` from time to time, and where a signal comes."""
-    steps, (done, there) = denoiser.grid.steps, checkpoints.latest(begun, settings) or (0, {})
+    steps, (done, folder) = denoiser.grid.steps, checkpoints.latest(begun, settings) or (0, None)
+    there = load_file(folder / UNDER_WAY) if folder is not None else {}
     first, step = divmod(done, steps)
     made = {name: [there[name]] if first else [] for name in ("states", "ends")}
     under_way, saved = (step, there["x"], there["kept"]) if step else None, time.monotonic()
@@ -169,7 +176,7 @@ def _shard(
         nonlocal saved
         if (stop := stopping()) or time.monotonic() - saved >= CHECKPOINT_SECONDS:
             whole = {name: torch.cat(parts) for name, parts in made.items() if parts}
-            checkpoints.save(begun, number * steps + step, whole | more, settings)
+            checkpoints.save(begun, number * steps + step, partial(_keep, whole | more), settings)
             saved = time.monotonic()
         if stop:
             raise KeyboardInterrupt

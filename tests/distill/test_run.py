@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ttsnap.distill import checkpoints, report, run
+from ttsnap.distill import report, run
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.evaluate import Evaluation
 from ttsnap.distill.run import base_below, distill, exported
+from ttsnap.distill.training import Loop
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
 
@@ -50,10 +51,10 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["00000160"]
     from safetensors.torch import load_file
 
-    state = load_file(out / "checkpoints" / "00000160" / "state.safetensors")
+    state = load_file(out / "checkpoints" / "00000160" / "model.safetensors")
     for name, p in student.trainable().items():
-        assert torch.equal(p, state[f"average/{name}"])
-        assert not torch.equal(p, state[f"parameter/{name}"])
+        assert torch.equal(p, state[f"average.{name.replace('.', '/')}"])
+        assert not torch.equal(p, state[f"parameter.{name.replace('.', '/')}"])
 
 
 @pytest.mark.parametrize(
@@ -147,16 +148,16 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
 ) -> None:
     config = build(DistillConfig, settings(recording, steps_per_level=5, checkpoint_every=0))
     distill(config, tmp_path / "alone")
-    save, calls = checkpoints.save_file, []
+    save, calls = Loop.save, []
 
-    def meanwhile(tensors: Any, path: Path) -> None:
-        save(tensors, path)
-        calls.append(path)
+    def meanwhile(self: Loop, folder: Path) -> None:
+        save(self, folder)
+        calls.append(folder)
         if len(calls) == 2:  # while the first one's checkpoint lies there half made
             with pytest.raises(ValueError, match=rf"another process is writing to .*out \(process {os.getpid()} on "):
                 distill(config, tmp_path / "out")
 
-    monkeypatch.setattr(checkpoints, "save_file", meanwhile)
+    monkeypatch.setattr(Loop, "save", meanwhile)
     distill(config, tmp_path / "out")
     monkeypatch.undo()
     assert len(calls) == 20

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ttsnap.distill import checkpoints
@@ -26,16 +28,17 @@ from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
-from ttsnap.distill.training import Weights
+from ttsnap.distill.training import Loop, Weights
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
 from ttsnap.files.unbroken import Unbroken
+from ttsnap.files.writing import sha256
 from ttsnap.recordings.folder import packed
 from ttsnap.recordings.kept import KeptNumbers
 
 from .world import WORLD, TinyStudent, settings, write_recording
 
-LAST = Path("checkpoints/00000160/state.safetensors")
+LAST = Path("checkpoints/00000160/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,7 @@ def test_the_uncertainty_is_learned_and_reported(undisturbed: Path) -> None:
     rows = json.loads((undisturbed / "evaluation.json").read_text())["levels"]
     for row in rows:
         assert 0.2 * row["tiny"]["rmse"] < row["sigma"] < 8 * row["tiny"]["rmse"], row
-    assert not torch.equal(load_file(undisturbed / LAST)["average/uncertainty.log_variance"], torch.zeros(11))
+    assert not torch.equal(load_file(undisturbed / LAST)["average.uncertainty/log_variance"], torch.zeros(11))
 
 
 def test_readers_in_other_processes_change_nothing(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -205,43 +208,64 @@ def test_truncated_and_damaged_checkpoints_fall_back(
         distill(config, out)
     monkeypatch.undo()
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000058", "00000059"]
-    path = out / "checkpoints" / "00000059" / "state.safetensors"
+    path = out / "checkpoints" / "00000059" / "optimizer.bin"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     distill(config, out)
-    assert "00000059 is damaged (its tensors are not those that were written)" in caplog.text
-    assert_same(out, tmp_path / "whole", Path("checkpoints/00000080/state.safetensors"))
+    assert "00000059 is damaged (its files are not those that were written)" in caplog.text
+    assert_same(out, tmp_path / "whole", Path("checkpoints/00000080/model.safetensors"))
 
 
 def test_all_checkpoints_damaged_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (10, 20, 30):
-        checkpoints.save(tmp_path, step, {"a": torch.full((2,), float(step))}, {"k": 1})
+        checkpoints.save(tmp_path, step, lambda folder: (folder / "a").write_text("some"), {"k": 1})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["00000020", "00000030"]
-    found = checkpoints.latest(tmp_path, {"k": 1})
-    assert found is not None
-    assert (found[0], found[1]["a"].tolist()) == (30, [30, 30])
+    assert checkpoints.latest(tmp_path, {"k": 1}) == (30, tmp_path / "00000030")
     (tmp_path / "00000030" / "state.json").unlink()
-    flipped = bytearray((tmp_path / "00000020" / "state.safetensors").read_bytes())
-    flipped[-1] ^= 1
-    (tmp_path / "00000020" / "state.safetensors").write_bytes(flipped)
+    (tmp_path / "00000020" / "a").write_text("same")
     assert checkpoints.latest(tmp_path, {"k": 1}) is None
     assert caplog.text.count("is damaged") == 2
     assert checkpoints.latest(tmp_path / "nowhere", {}) is None
+    (tmp_path / "00000030" / "state.json").write_text('{"step": 30, "sha256": "0", "about": {}}')
+    with pytest.raises(ValueError, match=r"00000030 is of ttsnap 0\.1; end the run with that version"):
+        checkpoints.latest(tmp_path, {})
+
+
+class Hostile:
+    """What runs where a pickle is trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
+    distill(config := make(recording, steps_per_level=1), out := tmp_path / "out")
+    shutil.rmtree(out / "reward")
+    (out / "evaluation.json").unlink()
+    about = json.loads((path := out / "checkpoints" / "00000004" / "state.json").read_text())
+    torch.save(Hostile(tmp_path / "ran"), path.with_name("optimizer.bin"))
+    path.write_text(json.dumps({**about, "files": {"optimizer.bin": sha256(path.with_name("optimizer.bin"))}}))
+    with pytest.raises(ValueError, match=r"cannot resume from .*00000004"):
+        distill(config, out)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_full_disk_loses_nothing(
     recording: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0)
-    out, real = tmp_path / "out", checkpoints.save_file
+    out, real = tmp_path / "out", Loop.save
 
-    def full(tensors: Any, path: Path) -> None:
-        if "00000075" in str(path):
-            path.write_bytes(b"torn")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
+    def full(self: Loop, folder: Path) -> None:
+        real(self, folder)
+        if "00000075" in str(folder):
+            (folder / "optimizer.bin").write_bytes(b"torn")
+            raise RuntimeError("PytorchStreamWriter failed: No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(Loop, "save", full)
     with pytest.raises(OSError, match="No space left"):
         distill(config, out)
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000073", "00000074"]
@@ -298,12 +322,13 @@ def test_trackers_that_are_not_installed(recording: Path, tmp_path: Path, monkey
 def test_trackers_get_the_settings_and_the_figures_of_every_step(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Tracked:
-        """accelerate's, with a tracker."""
+    class Tracked(Accelerator):
+        """With a tracker."""
 
         logged: ClassVar[list[Any]] = []
 
-        def __init__(self, log_with: list[str], project_dir: str) -> None:
+        def __init__(self, log_with: list[str], project_dir: str, **options: Any) -> None:
+            super().__init__(**options)
             self.logged += [log_with, Path(project_dir)]
             self.trackers = [self]
 
@@ -357,10 +382,11 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
     config = make(recording, student={"kind": f"{WORLD}:PerLevel"}, earlier=0.0, checkpoint_every=0, span="level")
     distill(config, tmp_path / "whole")
     state = load_file(tmp_path / "whole" / LAST)
-    names = [name for name in state if name.startswith("parameter/0.")]
-    first, last = ([state[n.replace("/0.", f"/{i}.")] for n in names] for i in (0, 3))
+    names = [name for name in state if name.startswith("parameter.0/")]
+    first, last = ([state[n.replace(".0/", f".{i}/")] for n in names] for i in (0, 3))
     assert not any(torch.equal(a, b) for a, b in zip(first, last, strict=True))
-    assert {int(state[f"step/{i}.last.weight"]) for i in range(4)} == {40}
+    moments = torch.load((tmp_path / "whole" / LAST).with_name("optimizer.bin"), weights_only=True)["state"]
+    assert {int(moment["step"]) for moment in moments.values()} == {40}
     lrs = [line["lr"] for line in metrics(tmp_path / "whole")]
     assert lrs[:40] == lrs[40:80] == lrs[120:]
     average, calls = Weights.follow, 0

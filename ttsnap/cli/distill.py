@@ -60,7 +60,9 @@ def run(a: Arguments) -> int:
     values = {key: value for key, value in a.nested().items() if key not in ("trust", "out")}
     config, out = build(DistillConfig, values), Path(a.out)
     with loading("torch and accelerate"):
-        from ttsnap.distill import checkpoints, processes
+        from accelerate import PartialState
+
+        from ttsnap.distill import checkpoints
         from ttsnap.distill.run import REWARD, distill
     from ttsnap.cli.record import run_with
     from ttsnap.distill.report import table, usage
@@ -69,7 +71,7 @@ def run(a: Arguments) -> int:
 
     with resumable(out, lambda: f"{checkpoints.steps_done(out / CHECKPOINTS)} optimiser steps are"):
         evaluation = distill(config, out, record=run_with, bar=True)
-    if not processes.is_main():
+    if not PartialState().is_main_process:
         return 0
     print(table(evaluation))
     if used := usage(evaluation):
