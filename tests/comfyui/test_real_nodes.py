@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -118,6 +119,27 @@ def test_a_drafter_says_which_seeds_to_denoise(server: ComfyServer) -> None:
     [text] = server.run(graph)[report[0]]["text"]
     assert "draft calls" in text
     assert "of a budget of 80nfe" in text
+
+
+def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
+    graph = Workflow()
+    how = {"cfg": 2.0, "calls": 1, "first_time": 1.0, "finish": 0.4, "finish_steps": 3}
+    drafter = graph.add("TtsnapDrafter", model=graph.model, **how)
+    _, images, seeds, _, report = graph.search(drafter=drafter)
+    saved, seed_read, report_read = graph.save(images), graph.read(seeds), graph.read(report)
+    outputs = server.run(graph)
+    [seed], [text] = (outputs[node[0]]["text"] for node in (seed_read, report_read))
+    told = re.search(r"noise_seed (\d+), (\d+) steps, start_at_step (\d+) ", text)
+    assert told is not None, text
+    assert told[1] == seed
+    again = Workflow()
+    draft = again.add("KSampler", **again.how | {"seed": int(seed), "steps": 1, "cfg": 2.0})
+    how = {**again.how, "latent_image": draft}
+    del how["denoise"]
+    how |= {"noise_seed": int(seed), "steps": int(told[2]), "start_at_step": int(told[3]), "end_at_step": 10000}
+    latent = again.add("KSamplerAdvanced", **how, add_noise="enable", return_with_leftover_noise="disable")
+    made = again.save(again.add("VAEDecode", samples=latent, vae=again.vae))
+    assert apart(*server.images(outputs, saved), *server.images(server.run(again), made)) <= 1
 
 
 def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:

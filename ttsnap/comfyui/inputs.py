@@ -152,13 +152,26 @@ def frames(images: Sequence[Candidate]) -> Tensor:
     return torch.cat([image.pixels.movedim(-3, -1).reshape(-1, *image.pixels.shape[-2:], 3) for image in images])
 
 
-def reported(result: Result, search: str, *, stock: bool) -> str:
-    """What a search found and spent, in lines. stock: whether KSampler begins with the noise of the same seeds."""
+def reported(result: Result, search: str, again: str | None) -> str:
+    """What a search found and spent, in lines. again: how stock nodes make an image of a SEED, if they do."""
     images = enumerate(result.images, 1)
     lines = [search, *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images)]
-    if result.images and stock and result.particles.parent[result.best.uid] < 0:
-        lines.append(f"KSampler with seed {result.best.seed} and otherwise the same inputs makes image 1 again")
+    if result.images and again and result.particles.parent[result.best.uid] < 0:
+        lines.append(again.replace("SEED", str(result.best.seed)))
     return "\n".join([*lines, f"spent {result.spent}", *result.warnings])
+
+
+STOCK = "KSampler with seed SEED and otherwise the same inputs makes image 1 again"
+"""How a stock node makes an image from the noise of a SEED."""
+
+
+def of_draft(drafter: GuiderDrafter, steps: int, begin: int) -> str | None:
+    """How stock nodes make an image from the draft of a SEED, at step `begin` of so many; None where they do not."""
+    if not begin or (drafter.calls, drafter.first_time) != (1, 1.0):
+        return None
+    return (f"KSampler (Advanced) with noise_seed SEED, {steps} steps, start_at_step {begin} and otherwise the same "
+            "inputs makes image 1 again, from the latent that KSampler makes with the drafter's model and cfg, seed "
+            "SEED, 1 step, euler, simple")  # fmt: skip
 
 
 def _said(value: float, scores: Mapping[str, float]) -> str:
