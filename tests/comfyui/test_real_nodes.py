@@ -90,25 +90,25 @@ def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: Comf
     assert f"KSampler with seed {outputs[seeds_read[0]]['text'][0]} " in text
 
 
-def test_ranks_scores_and_picks_agree(server: ComfyServer) -> None:
+def test_ranks_and_scores_agree(server: ComfyServer) -> None:
     graph = Workflow()
     both = graph.reward("brightness", weight=0.5, more=graph.reward("scenes"))
     latent, images, _, scores, _ = graph.search(keep=3, reward=both, algorithm="best-of-n", options='{"n": 4}')
-    again, first, _ = graph.add("TtsnapScoreImages", 3, images=images, reward=both, prompt=PROMPT)
-    worst = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=scores, keep=1, indices="2")
-    best = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=again, keep=1, indices="")
-    decoded = graph.add("VAEDecode", samples=worst[1], vae=graph.vae)
-    texts = [graph.read(value) for value in (scores, again, first)]
-    pictures = [graph.save(value) for value in (images, worst[0], decoded, best[0])]
+    worst = graph.reward("brightness", weight=-0.5, more=graph.reward("scenes", weight=-1.0))
+    picked, kept, again, _ = graph.add("TtsnapPickBest", 4, images=images, latent=latent, reward=both, prompt=PROMPT,
+                                       keep=3)  # fmt: skip
+    third, last, *_ = graph.add("TtsnapPickBest", 4, images=kept, latent=picked, reward=worst, prompt=PROMPT, keep=1)
+    decoded = graph.add("VAEDecode", samples=third, vae=graph.vae)
+    texts = [graph.read(value) for value in (scores, again)]
+    pictures = [graph.save(value) for value in (images, kept, last, decoded)]
     outputs = server.run(graph)
-    told, found, index = ([float(text) for text in outputs[node[0]]["text"]] for node in texts)
+    told, found = ([float(text) for text in outputs[node[0]]["text"]] for node in texts)
     assert found == pytest.approx(told, abs=1e-5)
-    assert index == [0]
-    whole, [third], [third_again], [winner] = (server.images(outputs, node) for node in pictures)
+    whole, same, [worst_image], [worst_decoded] = (server.images(outputs, node) for node in pictures)
     assert len(whole) == 3
-    assert apart(third, whole[2]) == 0
-    assert apart(third_again, whole[2]) <= 1
-    assert apart(winner, whole[0]) == 0
+    assert [apart(one, other) for one, other in zip(whole, same, strict=True)] == [0, 0, 0]
+    assert apart(worst_image, whole[2]) == 0
+    assert apart(worst_decoded, whole[2]) <= 1
 
 
 def test_a_drafter_says_which_seeds_to_denoise(server: ComfyServer) -> None:

@@ -42,20 +42,20 @@ SIZE = "downscale_ratio_spacial"
 
 
 def node(
-    name: str, description: str, takes: Callable[[], list[Any]], *gives: Any, **more: Any
+    name: str, description: str, takes: Callable[[], list[Any]], *gives: Any
 ) -> Callable[[Callable[..., Sequence[Any]]], type[io.ComfyNode]]:
-    """Makes a node of a function: keywords, each checked, -> outputs in order. more: of io.Schema."""
+    """Makes a node of a function: keywords, each checked, -> outputs in order."""
 
     def made(work: Callable[..., Sequence[Any]]) -> type[io.ComfyNode]:
         class Node(io.ComfyNode):
             @classmethod
             def define_schema(cls) -> io.Schema:
                 key = f"Ttsnap{name.replace(' ', '')}"
-                return io.Schema(key, name, "ttsnap", takes(), list(gives), description=description, **more)
+                return io.Schema(key, name, "ttsnap", takes(), list(gives), description=description)
 
             @classmethod
             def execute(cls, **given: Any) -> io.NodeOutput:
-                return io.NodeOutput(*work(**inputs.checked(takes(), given, lists=more.get("is_input_list", False))))
+                return io.NodeOutput(*work(**inputs.checked(takes(), given)))
 
         return Node
 
@@ -223,36 +223,27 @@ def search_drafter(
     return [GuiderDrafter(guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None)]
 
 
-@node("Score Images", "What rewards say of images that are there already.", lambda: [
+@node("Pick Best", "Takes those of several images that rewards like best.", lambda: [
     io.Image.Input("images", tooltip="A batch of images."),
+    io.Latent.Input("latent", optional=True, tooltip="Their latents."),
     REWARD.Input("reward", tooltip="What scores them."),
     io.String.Input("prompt", multiline=True, tooltip="The text that rewards read."),
+    io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
 ],
-    io.Float.Output(display_name="scores", is_output_list=True, tooltip="The score of each image."),
-    io.Int.Output(display_name="best", tooltip="The number of the best image, from 0."),
+    io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
+    io.Float.Output(display_name="scores", is_output_list=True, tooltip="Of the images that are taken."),
     io.String.Output(display_name="report", tooltip="All scores, to read."),
 )  # fmt: skip
-def score_images(images: Tensor, reward: tuple[Weighted, ...], prompt: str) -> Sequence[Any]:
+def pick_best(
+    images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: dict[str, Any] | None = None
+) -> Sequence[Any]:
     scores, report = inputs.values_of(images, prompt, reward)
-    return scores, inputs.chosen(scores, 1)[0], report
-
-
-@node("Pick", "Takes the best of several images, or those that you name.", lambda: [
-    io.Image.Input("images", optional=True, tooltip="Images, or frames of videos in a row."),
-    io.Latent.Input("latent", optional=True, tooltip="Their latents."),
-    io.Float.Input("scores", optional=True, force_input=True, tooltip="Without them, the first are the best."),
-    io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
-    io.String.Input("indices", default="", placeholder="0, 2", tooltip="Those to take instead, from 0: 0, 2."),
-],
-    io.Image.Output(display_name="images"), io.Latent.Output(display_name="latent"), is_input_list=True,
-)  # fmt: skip
-def pick(
-    keep: list[int], indices: list[str], images: Sequence[Tensor] = (), latent: Sequence[dict[str, Any]] = (),
-    scores: list[float] | None = None,
-) -> Sequence[Any]:  # fmt: skip
-    whole = {"images": [*images], "latents": [each["samples"] for each in latent]}
-    taken = inputs.picked(whole, scores, keep[0], indices[0])
-    return taken.get("images"), {**latent[0], "samples": taken["latents"]} if latent else None
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
+    if latent is not None:
+        if len(latent["samples"]) != len(images):
+            raise ValueError(f"got {len(latent['samples'])} latents of {len(images)} images; connect one for each")
+        latent = {**latent, "samples": latent["samples"][best]}
+    return latent, images[best], [scores[i] for i in best], report
 
 
 def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
@@ -269,4 +260,4 @@ def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
         place = "cpu" if device == "cpu" else model_management.get_torch_device()
         return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
 
-    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, score_images, pick]
+    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, pick_best]
