@@ -17,12 +17,13 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.pipelines import arguments, output, pipeline_copy
-from ttsnap.pipelines.drafting.drafting import finish_drafts, fitting, sized, use_drafter
+from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.searching import run
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.drafts import fitting, sized
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel
 
@@ -167,9 +168,11 @@ class SearchMixin:
             raise ValueError(f"nothing is known of where to finish drafts of {sampler.draft}; name a noise level to "
                              "begin from, with the steps from there, as finish 0.6:4")  # fmt: skip
         finish, image_nfe = Finish.parse(written), denoiser.grid.nfe
-        if numbers := sized(denoiser.grid, finish, call):
+        if numbers := sized(denoiser.grid, finish):
+            if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
+                raise ValueError(f"{given[0]} says which steps there are; leave the steps out of finish {finish}")
             shorter = [self._sampled(sampler, {**call, "num_inference_steps": steps}) for steps in numbers]
-            denoiser = fitting(shorter, finish)
+            denoiser = shorter[fitting([each.grid for each in shorter], finish)]
         finish_drafts(denoiser, finish.level, image_nfe)
         return denoiser
 

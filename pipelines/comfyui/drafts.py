@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
-from ttsnap.pipelines.comfyui.paths import own_path
-from ttsnap.sampling.drafts import call_times, guess
-from ttsnap.sampling.interpolants import level, rows
+from ttsnap.core.grid import Grid
+from ttsnap.options.sampler import Finish
+from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, is_flow, levels
+from ttsnap.sampling.drafts import call_times, fitting, guess, sized
+from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,21 @@ class GuiderDrafts:
 
     denoiser: GuidedDenoiser
     drafter: GuidedCall
-    """The drafter's guider, inside a `guider.sample` of its own."""
+    """The drafter's guider, inside a `guider.sample` of its own, from noise."""
     calls: int = 1
     first_time: float = 1.0
     """What the drafter is told at its first call, as a share of the true time."""
-    start: None = None
+    finishes: bool = False
+    """Whether particles begin from their drafts."""
+
+    @property
+    def start(self) -> FromDrafts | None:
+        return FromDrafts(self) if self.finishes else None
+
+    @property
+    def path(self) -> Interpolant:
+        """Of latents as guiders take them."""
+        return Linear() if self.drafter.flow else Unscaled()
 
     @property
     def passes(self) -> int:
@@ -31,26 +44,26 @@ class GuiderDrafts:
 
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
-        drafter, path = self.drafter, own_path(self.denoiser.guided)
-        there, sigma = self.denoiser.in_model(x, step)
-        t = self._time(sigma)
+        noise = x if self.drafter.mask is None else self.denoiser.noise_of(cond)
+        return self.guessed(*self.denoiser.in_model(x, step), noise, calls)
+
+    def guessed(self, x: Tensor, sigma: Tensor, noise: Tensor, calls: int) -> Tensor:
+        """The guess from latents (N, ...) as guiders take them, at noise levels (N,), of initial noise (N, ...)."""
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
-            told = time if drafter.flow else time / path.alpha(time)
-            model_x = at if drafter.flow else at / rows(path.alpha(time), at)
-            self.denoiser.residency.need(drafter.guider, model_x)
-            made: Tensor = drafter.guider(
-                model_x.float(), told.to(at.device, torch.float32), model_options=drafter.options, seed=None
-            )
-            return made
+            self.denoiser.residency.need(self.drafter.guider, at)
+            return self.drafter.painted(at.float(), self.path.sigma(time).to(at.device, torch.float32), noise)
 
-        on_path = there if drafter.flow else there * rows(path.alpha(t), there)
-        return self.denoiser.kept(guess(path, estimate, on_path, t, calls, self.first_time))
+        return guess(self.path, estimate, x, self._time(sigma), calls, self.first_time)
 
     def level(self, step: int, calls: int) -> float:
-        guided = self.denoiser.guided
-        _, sigma = self.denoiser.in_model(guided.latent, torch.tensor([step]))
-        return float(level(own_path(guided), call_times(self._time(sigma), calls, self.first_time)[-1][1]))
+        _, sigma = self.denoiser.in_model(self.denoiser.guided.latent, torch.tensor([step]))
+        return self.level_told(sigma, calls)
+
+    def level_told(self, sigma: Tensor, calls: int) -> float:
+        """The noise level that the last call of a guess is told from noise level sigma (1,)."""
+        told = call_times(self._time(sigma), calls, self.first_time)[-1][1]
+        return float(level(self.path, told))
 
     def flops(self) -> float:
         return 0.0  # as GuidedDenoiser.costs
@@ -58,4 +71,47 @@ class GuiderDrafts:
     def _time(self, sigma: Tensor) -> Tensor:
         """The times (N,) float64 of noise levels (N,) on the model's own path."""
         s = sigma.double().cpu()
-        return s if self.denoiser.guided.flow else s / torch.sqrt(1 + s**2)
+        return s if self.drafter.flow else s / torch.sqrt(1 + s**2)
+
+
+class Unscaled(LinearVP):
+    """x = x0 + sigma eps, at the times of equal signal-to-noise ratio."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t / super().alpha(t)
+
+
+@dataclass(frozen=True)
+class FromDrafts:
+    """Particles begin from their drafts (ttsnap.sampling.denoiser.DraftStart), as in ComfyUI's image-to-image."""
+
+    drafts: GuiderDrafts
+
+    @property
+    def level(self) -> float:
+        return self.drafts.level_told(self.drafts.drafter.sigmas[:1], self.drafts.calls)
+
+    @torch.no_grad()
+    def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        drafts, drafter = self.drafts, self.drafts.drafter
+        sigma = drafter.sigmas[:1]
+        x = drafter.noised(noise, drafter.latent.expand_as(noise), sigma[0])
+        guess = drafts.guessed(x, sigma.expand(len(noise)), noise, drafts.calls)
+        return guess, drafts.denoiser.begin_from(guess, noise, cond)
+
+
+def finishing(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
+    """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this schedule of so many.
+
+    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where none does.
+    schedule: the sigmas of a number of steps. model: a BaseModel.
+    """
+    flow = is_flow(model)
+    numbers = sized(Grid(levels(schedule(steps), flow=flow)), finish) or [steps]
+    sigmas = [schedule(number) for number in numbers]
+    grids = [Grid(levels(each, flow=flow)) for each in sigmas]
+    best = 0 if numbers == [steps] else fitting(grids, finish)
+    return numbers[best], sigmas[best][grids[best].nearest(finish.level) :]

@@ -51,17 +51,28 @@ class GuidedCall:
 
     @property
     def flow(self) -> bool:
-        """Whether x = (1 - sigma) x0 + sigma eps. All other models of ComfyUI have x = x0 + sigma eps."""
-        from comfy.model_sampling import CONST
+        return is_flow(self.guider.inner_model)
 
-        return isinstance(self.guider.inner_model.model_sampling, CONST)
-
-    @property
-    def max_denoise(self) -> bool:
-        """Whether the first step begins at pure noise, as ComfyUI's samplers decide it."""
+    def noised(self, noise: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
+        """What a sampler begins with at a noise level: latents (N, ...) of initial noise and what is redrawn."""
         from comfy.samplers import Sampler
 
-        return bool(Sampler().max_denoise(self.guider, self.sigmas))
+        scaling = self.guider.inner_model.model_sampling.noise_scaling
+        # Some models add the latent in place.
+        x: Tensor = scaling(sigma, noise.clone(), latent, Sampler().max_denoise(self.guider, self.sigmas))
+        return x
+
+    def painted(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """x0 estimates of latents (N, ...) at noise levels (N,), with the latent where the mask keeps it; that is
+        noised by initial noise (N, ...)."""
+        from comfy.samplers import KSamplerX0Inpaint
+
+        model, mask = KSamplerX0Inpaint(self.guider, self.sigmas), self.mask
+        model.latent_image, model.noise = self.latent, noise
+        if mask is not None:
+            mask = mask.expand_as(x)
+        made: Tensor = model(x, sigma, denoise_mask=mask, model_options=self.options, seed=None)
+        return made
 
     def corner(self) -> GuidedCall:
         """The same call for a small corner of the latent."""
@@ -75,6 +86,19 @@ class GuidedCall:
         """
         spared = math.isclose(self.guider.cfg, 1.0) and not self.options.get("disable_cfg1_optimization", False)
         return 2 if self.guider.conds.get("negative") is not None and (hooked or not spared) else 1
+
+
+def is_flow(model: Any) -> bool:
+    """Whether a BaseModel has x = (1 - sigma) x0 + sigma eps. All others of ComfyUI have x = x0 + sigma eps."""
+    from comfy.model_sampling import CONST
+
+    return isinstance(model.model_sampling, CONST)
+
+
+def levels(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]:
+    """Noise levels as of Grid, of sigmas (N,) of a model that is a flow or not."""
+    wide = sigmas.double().cpu()
+    return tuple((wide if flow else wide / (1 + wide)).tolist())
 
 
 class Residency:
@@ -104,7 +128,7 @@ class Residency:
 class GuidedDenoiser(Denoiser):
     """A denoiser over a guider, whose conditioning is the only prompt. Its latents are in the network's scale.
 
-    Subclasses set `grid` and `kernel`, and define `begin` and `predict`.
+    Subclasses set `grid` and `kernel`, and define `begin_from` and `predict`.
     """
 
     def __init__(self, guided: GuidedCall, vae: Decoder, previewer: Previewer | None, *, hooked: bool = False) -> None:
@@ -138,6 +162,10 @@ class GuidedDenoiser(Denoiser):
     @abstractmethod
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Latents x (N, ...) at grid steps (N,) before the last, as the guider takes them, and its sigmas (N,)."""
+
+    @abstractmethod
+    def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+        """As `begin`, of latents (N, ...) that are redrawn."""
 
     def close(self) -> None:
         """End what is still under way."""
@@ -174,6 +202,9 @@ class GuidedDenoiser(Denoiser):
         # comfy.sample.prepare_noise draws the same for one latent, from torch's global generator.
         shape = self.guided.latent.shape
         return torch.cat([torch.randn(shape, generator=each) for each in generators]).to(self.device)
+
+    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        return self.begin_from(self.guided.latent.expand_as(noise), noise, cond)
 
     def decode(self, x0: Tensor) -> Tensor:
         images = self.vae.decode(self.unscaled(x0))

@@ -15,6 +15,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.request import Listener
 from ttsnap.loop.search import searched
+from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
 from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
@@ -35,6 +36,8 @@ class GuiderDrafter(NamedTuple):
     """Of one guess."""
     first_time: float = 1.0
     """What it is told at its first call, as a share of the true time; below 1 for the model as its own drafter."""
+    finish: Finish | None = None
+    """From where a guess is denoised in place of noise (`drafts.finishing`); None: nowhere."""
 
 
 class Inside(NamedTuple):
@@ -88,6 +91,8 @@ class LatentSearch:
     mask: Tensor | None = None
     """(1, 1, H, W) 1 where the latent is painted anew."""
     drafter: GuiderDrafter | None = None
+    rest: Tensor | None = None
+    """(R+1,) falling to 0: the sigmas of an image from its draft; None where images are made from noise."""
     previewer: Previewer | None = None
     """What decodes unfinished estimates for rewards, in place of the VAE."""
 
@@ -121,32 +126,33 @@ class LatentSearch:
             with closing(self._denoiser(guided)) as denoiser:
                 denoiser.residency.cancels = should_stop is None
                 if drafter is not None and self.drafter is not None:
-                    denoiser.drafts = GuiderDrafts(denoiser, drafter, self.drafter.calls, self.drafter.first_time)
+                    finishes = bool(guided.sigmas[0] < drafter.sigmas[0])
+                    denoiser.drafts = GuiderDrafts(denoiser, drafter, *self.drafter[1:3], finishes)
+                    if finishes:
+                        whole = self._denoiser(replace(guided, sigmas=drafter.sigmas))
+                        denoiser.grid = replace(denoiser.grid, image_nfe=whole.grid.nfe)
                 result, latents = self._searched(denoiser, listener, should_stop)
             found.append(result)
             return latents
 
+        def drafting(drafter: GuidedCall | None = None) -> Tensor:
+            sigmas = self.sigmas if self.rest is None else self.rest
+            inner.append(self._within(self.guider, sigmas, lambda guided: work(guided, drafter)))
+            return self.latent
+
+        inner: list[Tensor] = []
         if self.drafter is None:
-            latents = self._within(self.guider, work)
-        elif self.drafter.guider is self.guider:
-            latents = self._within(self.guider, lambda guided: work(guided, guided))
+            drafting()
         else:
-            inner: list[Tensor] = []
-
-            def drafting(drafter: GuidedCall) -> Tensor:
-                inner.append(self._within(self.guider, lambda guided: work(guided, drafter)))
-                return drafter.latent
-
-            self._within(self.drafter.guider, drafting)
-            (latents,) = inner
-        return FoundLatents(found[0], latents)
+            self._within(self.drafter.guider, self.sigmas, drafting)
+        return FoundLatents(found[0], inner[0])
 
     @property
     def rows(self) -> int:
         """The largest batch, which ComfyUI makes room for."""
         return self.request.engine.batch.batch_size or rows_that_fit(self.guider.model_patcher, self.latent)
 
-    def _within(self, guider: Any, work: Callable[[GuidedCall], Tensor]) -> Tensor:
+    def _within(self, guider: Any, sigmas: Tensor, work: Callable[[GuidedCall], Tensor]) -> Tensor:
         """The work, done in the middle of `guider.sample`; its latents in the VAE's scale, where nodes keep them."""
         from comfy.model_management import intermediate_device
 
@@ -155,7 +161,7 @@ class LatentSearch:
             torch.zeros_like(latent),
             latent,
             Inside(work),
-            self.sigmas,
+            sigmas,
             denoise_mask=self.mask,
             disable_pbar=True,
             seed=self.request.seed,

@@ -40,27 +40,15 @@ class PathDenoiser(GuidedDenoiser):
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return x / rows(self.scale[step], x), self.sigmas[step].float()
 
-    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        guided, sampling = self.guided, self.guided.guider.inner_model.model_sampling
+    def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
         sigma = self.sigmas[0].to(noise.device, torch.float32)
-        # Some models add the latent in place.
-        x: Tensor = sampling.noise_scaling(sigma, noise.clone(), guided.latent.expand_as(noise), guided.max_denoise)
-        return x * float(self.scale[0])
+        return self.guided.noised(noise, latent, sigma) * float(self.scale[0])
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        from comfy.samplers import KSamplerX0Inpaint
-
-        guided, (there, sigmas) = self.guided, self.in_model(x, step)
-
         def call(x: Tensor, sigma: Tensor, here: Tensor) -> Tensor:
-            model = KSamplerX0Inpaint(guided.guider, guided.sigmas)
-            model.latent_image, mask = guided.latent, guided.mask
-            if mask is not None:
-                model.noise, mask = self.noise_of(cond[here]), mask.expand_as(x)
-            made: Tensor = model(x, sigma, denoise_mask=mask, model_options=guided.options, seed=None)
-            return made
+            return self.guided.painted(x, sigma, x if self.guided.mask is None else self.noise_of(cond[here]))
 
-        x0 = self.by_level(call, there, sigmas)
+        x0 = self.by_level(call, *self.in_model(x, step))
         return Prediction(x0, x0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer, levels
 from ttsnap.pipelines.comfyui.suspended import READ, StockSampler, SuspendedSampler, rehearse
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
@@ -29,8 +29,11 @@ class StockKernel:
     stochastic: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = True
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> SuspendedSampler:
-        candidate = SuspendedSampler(self.stock, noise, key[0])
+    def init(
+        self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
+    ) -> SuspendedSampler:
+        stock = self.stock if guess is None else self.stock.redrawing(guess)
+        candidate = SuspendedSampler(stock, noise, key[0])
         self.begun.add(candidate)
         return candidate
 
@@ -60,15 +63,13 @@ class StockDenoiser(GuidedDenoiser):
         super().__init__(guided, vae, previewer, hooked=self.rehearsal.hooked)
         self.sigmas = self.rehearsal.sigmas
         starts = self.rehearsal.starts
-        at = self.sigmas.double()[starts]
-        levels = at if guided.flow else at / (1 + at)
         evals = tuple(b - a for a, b in zip(starts, [*starts[1:], len(self.sigmas)], strict=True))
-        self.grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)
+        self.grid = Grid((*levels(self.sigmas[starts], flow=guided.flow), 0.0), None if set(evals) == {1} else evals)
         self.kernel = StockKernel(self.stock, self.sigmas)
 
-    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        begun = zip(noise, self.seeds_of(cond), strict=True)
-        return torch.cat([self.stock.first_input(one[None], seed) for one, seed in begun])
+    def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+        begun = zip(latent, noise, self.seeds_of(cond), strict=True)
+        return torch.cat([self.stock.redrawing(each).first_input(one[None], seed) for each, one, seed in begun])
 
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         return x, self.sigmas[torch.from_numpy(self.grid.calls)[step]]

@@ -83,6 +83,10 @@ class StockSampler:
         )
         return made
 
+    def redrawing(self, latent: Tensor) -> StockSampler:
+        """The same sampler, which redraws this latent (...)."""
+        return replace(self, guided=replace(self.guided, latent=latent[None]))
+
     def first_input(self, noise: Tensor, seed: int) -> Tensor:
         """What the sampler calls the model with first: (1, ...)."""
         asked: list[Tensor] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import proxy
@@ -11,8 +11,6 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from ttsnap.core.grid import Grid
-from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
@@ -32,33 +30,6 @@ def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
     drafts.twin()  # refuses guidance that this call cannot make
     denoiser.drafts = drafts
     return drafts
-
-
-def sized(grid: Grid, finish: Finish, call: Mapping[str, Any]) -> list[int]:
-    """Numbers of denoising steps of a call, the likeliest first, of which as many may be left from the noise level of
-    `finish` on as it wants; none where this grid's are. ValueError where other arguments say which steps there are."""
-    rest = grid.steps - grid.nearest(finish.level)
-    if finish.steps in (None, rest):
-        return []
-    if given := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
-        raise ValueError(f"{given[0]} says which steps there are, {rest} of them from level {finish.level:g} on; leave "
-                         f"the steps out of finish {finish}")  # fmt: skip
-    wanted = finish.steps or rest
-    near = round(wanted * grid.steps / rest)
-    return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
-
-
-def fitting(denoisers: Sequence[PipelineDenoiser], finish: Finish) -> PipelineDenoiser:
-    """That of these calls of which as many steps are left as `finish` wants from the level nearest to its own.
-
-    ValueError where none has so many."""
-    at = [(denoiser, denoiser.grid.nearest(finish.level)) for denoiser in denoisers]
-    left = [(abs(d.grid.levels[k] - finish.level), d.grid.steps - k, i) for i, (d, k) in enumerate(at)]
-    fits = [(off, i) for off, steps, i in left if steps == finish.steps]
-    if not fits:
-        raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
-                         "level, or leave the steps out")  # fmt: skip
-    return denoisers[min(fits)[1]]
 
 
 def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> None:

@@ -82,7 +82,9 @@ class SchedulerKernel:
     def keeps_history(self) -> bool:
         return self.stochastic or self.copied
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> Memory | None:
+    def init(
+        self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
+    ) -> Memory | None:
         return Memory(key, generator, self.scheduler if self.copied else None) if self.keeps_history else None
 
     def step(

@@ -39,7 +39,7 @@ def kind(io_type: str) -> Any:
 
 class Schema(SimpleNamespace):
     def __init__(self, node_id: str, name: str, category: str, inputs: Any, outputs: Any, **more: Any) -> None:
-        super().__init__(node_id=node_id, inputs=inputs, outputs=outputs, **{"is_input_list": False, **more})
+        super().__init__(node_id=node_id, inputs=inputs, outputs=outputs, **more)
 
 
 class NodeOutput:

@@ -34,21 +34,14 @@ def carried(named: list[Any], outside: Path) -> list[Any]:
 
 def given_to(node: Any, objects: dict[str, Any]) -> dict[str, Any]:
     """Values of its inputs with which a node works. objects: by type, what other nodes make; of two images."""
-    schema, given = node.define_schema(), {}
-    usual = {
-        "prompt": "a red circle",
-        "node": "Scorer",
-        "name": "brightness",
-        "scores": 0.5,
-        "evaluations": 4,
-        "steps": 2,
-    }
-    for one in schema.inputs:
+    given = {}
+    usual = {"prompt": "a red circle", "node": "Scorer", "name": "brightness", "evaluations": 4, "steps": 2}
+    for one in node.define_schema().inputs:
         options = getattr(one, "options", None) or [None]
         default = getattr(one, "default", None)
-        value = usual.get(one.id, objects.get(one.io_type, options[0] if default is None else default))
-        many = [value] * (2 if one.id in ("scores", "latent") else 1)
-        given[one.id] = many if schema.is_input_list else value
+        given[one.id] = usual.get(one.id, objects.get(one.io_type, options[0] if default is None else default))
+        if one.id == "latent":  # of two images
+            given[one.id] = {"samples": objects["LATENT"]["samples"].repeat(2, 1, 1, 1)}
     return given
 
 
@@ -57,20 +50,18 @@ def attack(node: Any, good: dict[str, Any], values: list[Any], watch: Watch) -> 
     schema, wrong = node.define_schema(), []
     for one in schema.inputs:
         for value in values:
-            tries = [[value], value, [value, value]] if schema.is_input_list and isinstance(value, list) else [[value]]
-            for tried in tries if schema.is_input_list else [value]:
-                shown = f"{schema.node_id}.{one.id} = {str(tried)[:80]!r}"
-                try:
-                    use(node.execute(**{**good, one.id: tried}).result)
-                except ValueError as error:
-                    if len(str(error)) > 3000:
-                        wrong.append(f"{shown}: a long error, {error!s:.300}")
-                except Exception as error:
-                    if type(value) not in MADE:  # of these another node must make one, as for KSampler
-                        wrong.append(f"{shown}: {error!r:.300}")
-                if watch.seen:
-                    wrong.append(f"{shown}: {watch.seen}")
-                    watch.seen.clear()
+            shown = f"{schema.node_id}.{one.id} = {str(value)[:80]!r}"
+            try:
+                use(node.execute(**{**good, one.id: value}).result)
+            except ValueError as error:
+                if len(str(error)) > 3000:
+                    wrong.append(f"{shown}: a long error, {error!s:.300}")
+            except Exception as error:
+                if type(value) not in MADE:  # of these another node must make one, as for KSampler
+                    wrong.append(f"{shown}: {error!r:.300}")
+            if watch.seen:
+                wrong.append(f"{shown}: {watch.seen}")
+                watch.seen.clear()
     return wrong
 
 

@@ -15,9 +15,7 @@ from ttsnap.comfyui.inputs import (
     USUAL,
     NodeReward,
     Weighted,
-    chosen,
     frames,
-    picked,
     request_of,
     values_of,
 )
@@ -101,27 +99,6 @@ def test_scores_are_weighted_sums() -> None:
 class Strict(type(BRIGHT.reward)):  # type: ignore[misc]
     def check(self, prompts: Any) -> None:
         raise ValueError("give text in quotes")
-
-
-def test_the_best_or_those_that_are_named() -> None:
-    assert chosen([0.1, float("nan"), 0.7, 0.7], 3) == [2, 3, 0]
-    assert chosen([0.1, 0.2, 0.3], 1, " 2, 0 ") == [2, 0]
-    for wrong in ("3", "-1", "x", "0,,1", "9" * 400):
-        with pytest.raises(ValueError, match="from 0 to 2"):
-            chosen([0.1, 0.2, 0.3], 1, wrong)
-
-
-def test_images_latents_and_videos_are_picked_together() -> None:
-    parts = {"images": [torch.arange(4.0), torch.arange(4.0, 6.0)], "latents": [torch.arange(3.0) * 10], "none": []}
-    assert {key: made.tolist() for key, made in picked(parts, [0.0, 2.0, 1.0], 2, "").items()} == {
-        "images": [2, 3, 4, 5],  # two frames each
-        "latents": [10, 20],
-    }
-    assert picked({"images": [torch.arange(3.0)]}, None, 2, "")["images"].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="2 scores of 6 images, 3 latents"):
-        picked(parts, [0.0, 1.0], 1, "")
-    with pytest.raises(ValueError, match="of nothing"):
-        picked({}, None, 1, "")
 
 
 class Scorer:

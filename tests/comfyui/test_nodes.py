@@ -43,9 +43,7 @@ def linked(nodes: dict[str, Any]) -> dict[str, Any]:
     return {**found, "TTSNAP_DRAFTER": drafter}
 
 
-KEYS = [
-    f"Ttsnap{name}" for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "ScoreImages", "Pick")
-]
+KEYS = [f"Ttsnap{name}" for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")]
 
 
 def test_these_are_all_nodes(tmp_path: Path) -> None:
@@ -77,7 +75,7 @@ def test_the_attack_finds_a_node_that_takes_anything(
     """Or else the test above could not fail."""
     named, nodes = planted(outside, monkeypatch), offered(tmp_path)
     good = hostile.given_to(nodes["TtsnapRewardbyNode"], linked(nodes))
-    monkeypatch.setattr(inputs, "checked", lambda declared, given, **_: given)
+    monkeypatch.setattr(inputs, "checked", lambda declared, given: given)
     with watched(tmp_path) as watch:
         wrong = hostile.attack(nodes["TtsnapRewardbyNode"], good, hostile.carried(named, outside), watch)
     assert any("opened" in one and "secret.json" in one for one in wrong)
@@ -96,7 +94,8 @@ def test_the_attack_finds_a_node_that_takes_anything(
         ("TtsnapSearchSampler", {"drafter": max}, "drafter takes what another node made"),
         ("TtsnapSearchSampler", {"prompt": "x" * 200_000}, "prompt must be text of at most 100,000 characters"),
         ("TtsnapRewardbyNode", {"also": "a/path"}, "also takes what another node made, and no text"),
-        ("TtsnapPick", {"keep": []}, "keep must be a whole number from 1 to 4096, got None"),
+        ("TtsnapPickBest", {"keep": []}, r"keep must be a whole number from 1 to 4096, got \[\]"),
+        ("TtsnapPickBest", {"latent": {"samples": torch.zeros(3, 2, 4, 4)}}, "got 3 latents of 2 images"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(key: str, given: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -105,21 +104,15 @@ def test_what_does_not_fit_is_said_in_a_sentence(key: str, given: dict[str, Any]
         nodes[key].execute(**{**hostile.given_to(nodes[key], linked(nodes)), **given})
 
 
-def test_a_score_that_failed_may_be_picked_by_and_nothing_is_as_not_connected(tmp_path: Path) -> None:
+def test_the_best_images_come_with_their_latents(tmp_path: Path) -> None:
     nodes = offered(tmp_path)
-    images, latent = (
-        nodes["TtsnapPick"]
-        .execute(
-            images=[torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)],
-            latent=[None],
-            scores=[float("nan"), 0.5],
-            keep=[1],
-            indices=[""],
-        )
-        .result
-    )
-    assert images.flatten().tolist() == [1.0]
-    assert latent is None
+    images, latent = torch.tensor([0.2, 0.9, 0.4]).view(3, 1, 1, 1).expand(3, 8, 8, 3), {"samples": torch.arange(3.0)}
+    given = {**hostile.given_to(nodes["TtsnapPickBest"], linked(nodes)), "images": images, "keep": 2}
+    found, kept, scores, report = nodes["TtsnapPickBest"].execute(**given | {"latent": latent}).result
+    assert (found["samples"].tolist(), kept[:, 0, 0, 0].tolist()) == ([1.0, 2.0], images[[1, 2], 0, 0, 0].tolist())
+    assert scores == sorted(scores, reverse=True)
+    assert len(report.splitlines()) == 3
+    assert nodes["TtsnapPickBest"].execute(**given | {"latent": None}).result[0] is None
 
 
 def test_an_operator_offers_rewards_of_their_own_by_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -89,25 +90,25 @@ def test_the_winner_is_ksamplers_image_at_the_seed_that_is_reported(server: Comf
     assert f"KSampler with seed {outputs[seeds_read[0]]['text'][0]} " in text
 
 
-def test_ranks_scores_and_picks_agree(server: ComfyServer) -> None:
+def test_ranks_and_scores_agree(server: ComfyServer) -> None:
     graph = Workflow()
     both = graph.reward("brightness", weight=0.5, more=graph.reward("scenes"))
     latent, images, _, scores, _ = graph.search(keep=3, reward=both, algorithm="best-of-n", options='{"n": 4}')
-    again, first, _ = graph.add("TtsnapScoreImages", 3, images=images, reward=both, prompt=PROMPT)
-    worst = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=scores, keep=1, indices="2")
-    best = graph.add("TtsnapPick", 2, images=images, latent=latent, scores=again, keep=1, indices="")
-    decoded = graph.add("VAEDecode", samples=worst[1], vae=graph.vae)
-    texts = [graph.read(value) for value in (scores, again, first)]
-    pictures = [graph.save(value) for value in (images, worst[0], decoded, best[0])]
+    worst = graph.reward("brightness", weight=-0.5, more=graph.reward("scenes", weight=-1.0))
+    picked, kept, again, _ = graph.add("TtsnapPickBest", 4, images=images, latent=latent, reward=both, prompt=PROMPT,
+                                       keep=3)  # fmt: skip
+    third, last, *_ = graph.add("TtsnapPickBest", 4, images=kept, latent=picked, reward=worst, prompt=PROMPT, keep=1)
+    decoded = graph.add("VAEDecode", samples=third, vae=graph.vae)
+    texts = [graph.read(value) for value in (scores, again)]
+    pictures = [graph.save(value) for value in (images, kept, last, decoded)]
     outputs = server.run(graph)
-    told, found, index = ([float(text) for text in outputs[node[0]]["text"]] for node in texts)
+    told, found = ([float(text) for text in outputs[node[0]]["text"]] for node in texts)
     assert found == pytest.approx(told, abs=1e-5)
-    assert index == [0]
-    whole, [third], [third_again], [winner] = (server.images(outputs, node) for node in pictures)
+    whole, same, [worst_image], [worst_decoded] = (server.images(outputs, node) for node in pictures)
     assert len(whole) == 3
-    assert apart(third, whole[2]) == 0
-    assert apart(third_again, whole[2]) <= 1
-    assert apart(winner, whole[0]) == 0
+    assert [apart(one, other) for one, other in zip(whole, same, strict=True)] == [0, 0, 0]
+    assert apart(worst_image, whole[2]) == 0
+    assert apart(worst_decoded, whole[2]) <= 1
 
 
 def test_a_drafter_says_which_seeds_to_denoise(server: ComfyServer) -> None:
@@ -118,6 +119,27 @@ def test_a_drafter_says_which_seeds_to_denoise(server: ComfyServer) -> None:
     [text] = server.run(graph)[report[0]]["text"]
     assert "draft calls" in text
     assert "of a budget of 80nfe" in text
+
+
+def test_stock_nodes_make_a_finished_draft_again(server: ComfyServer) -> None:
+    graph = Workflow()
+    how = {"cfg": 2.0, "calls": 1, "first_time": 1.0, "finish": 0.4, "finish_steps": 3}
+    drafter = graph.add("TtsnapDrafter", model=graph.model, **how)
+    _, images, seeds, _, report = graph.search(drafter=drafter)
+    saved, seed_read, report_read = graph.save(images), graph.read(seeds), graph.read(report)
+    outputs = server.run(graph)
+    [seed], [text] = (outputs[node[0]]["text"] for node in (seed_read, report_read))
+    told = re.search(r"noise_seed (\d+), (\d+) steps, start_at_step (\d+) ", text)
+    assert told is not None, text
+    assert told[1] == seed
+    again = Workflow()
+    draft = again.add("KSampler", **again.how | {"seed": int(seed), "steps": 1, "cfg": 2.0})
+    how = {**again.how, "latent_image": draft}
+    del how["denoise"]
+    how |= {"noise_seed": int(seed), "steps": int(told[2]), "start_at_step": int(told[3]), "end_at_step": 10000}
+    latent = again.add("KSamplerAdvanced", **how, add_noise="enable", return_with_leftover_noise="disable")
+    made = again.save(again.add("VAEDecode", samples=latent, vae=again.vae))
+    assert apart(*server.images(outputs, saved), *server.images(server.run(again), made)) <= 1
 
 
 def test_particles_and_another_nodes_reward(server: ComfyServer) -> None:

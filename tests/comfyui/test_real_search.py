@@ -74,11 +74,11 @@ def stock(model: Any, seed: int, name: str = "euler", cfg: float = 4.0, **more: 
 
     from tests.comfyui.toy_nodes.embedded import conditioning
 
-    latent = more.pop("latent", EMPTY)
+    latent, steps = more.pop("latent", EMPTY), more.pop("steps", STEPS)
     texts = conditioning("a red circle left of a blue square"), conditioning("")
     noise = comfy.sample.prepare_noise(latent, seed)
     made: Tensor = comfy.sample.sample(
-        model, noise, STEPS, cfg, name, "simple", *texts, latent, seed=seed, disable_pbar=True, **more
+        model, noise, steps, cfg, name, "simple", *texts, latent, seed=seed, disable_pbar=True, **more
     )
     return made
 
@@ -200,6 +200,37 @@ def test_a_model_drafts_for_another(model: Any) -> None:
     result = searching(own[0], how, drafter=drafter).run().result
     assert sum(drafts[1].rows) == result.spent.cost.draft_calls > 0
     assert sum(own[1].rows) == 2 * result.spent.cost.nfe
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_finished_draft_is_comfyuis_image_to_image_of_its_latent(
+    model: Any, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.samplers import SAMPLER_NAMES
+
+    from ttsnap.pipelines.comfyui.latents import GuiderDrafter
+
+    for name in ("process_latent_in", "process_latent_out"):  # whose rounding the model would make more of
+        monkeypatch.setattr(model.model, name, lambda latent: latent)
+    mask, wrong, estimates = torch.zeros(1, 1, 8, 8), {}, list[Tensor]()
+    mask[..., 3:] = 1
+    latent = torch.randn(LATENT, generator=torch.Generator().manual_seed(3)) if masked else EMPTY
+    how = {"latent": latent, "noise_mask": mask} if masked else {}
+    request, (drafts, drafter) = wanted(1, search={"name": "best-of-n", "n": 2}), counted(model)
+    for name in ("euler", "ddim", "dpmpp_2m", "dpmpp_sde") if masked else SAMPLER_NAMES:
+        if name == "dpm_adaptive":
+            continue
+        clone, counter = counted(model)
+        search = searching(clone, request, name, latent=latent, mask=mask if masked else None)
+        found = replace(search, drafter=GuiderDrafter(guider(drafts, 1.0)), rest=search.sigmas[7:]).run()
+        spent, seed = found.result.spent, found.result.best.seed
+        assert (sum(counter.rows), sum(drafter.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls), name
+        drafter.rows.clear()
+        stock(model, seed, cfg=1.0, steps=1, callback=lambda i, x0, *_: estimates.append(x0), **how)
+        made = stock(model, seed, name, start_step=7, **how | {"latent": estimates[-1]})
+        if apart(made, found.latents) > 1e-5:
+            wrong[name] = apart(made, found.latents)
+    assert wrong == {}
 
 
 def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Gu
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
-from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.sampler import Finish, SamplerOptions
+from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
 from ttsnap.request.request import EngineSpec, SearchRequest
 
@@ -39,8 +41,8 @@ def model(request: pytest.FixtureRequest) -> Model:
     return Model(request.param())
 
 
-def sigmas(model: Model) -> Tensor:
-    falling = torch.linspace(1, 0, STEPS + 1)
+def sigmas(model: Model, steps: int = STEPS) -> Tensor:
+    falling = torch.linspace(1, 0, steps + 1)
     return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
 
 
@@ -55,10 +57,13 @@ def searching(model: Model, how: SearchRequest, name: str = "euler", cfg: float 
     return LatentSearch(how, Guider(model, cfg), Stock(loop), sigmas(model), **{"latent": EMPTY, "vae": Vae(), **more})
 
 
-def alone(model: Model, seed: int, name: str, cfg: float, latent: Tensor = EMPTY, mask: Tensor | None = None) -> Tensor:
-    """What the sampler makes of a seed without a search."""
-    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
-    return Guider(model, cfg).sample(noise, latent, Stock(LOOPS[name]), sigmas(model), mask, seed=seed)
+def alone(
+    model: Model, seed: int, name: str, cfg: float, latent: Tensor = EMPTY, mask: Tensor | None = None,
+    at: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What the sampler makes of a seed without a search, at these sigmas."""
+    noise, at = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)), sigmas(model) if at is None else at
+    return Guider(model, cfg).sample(noise, latent, Stock(LOOPS[name]), at, mask, seed=seed)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
@@ -135,11 +140,59 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
 
 
 def test_a_model_drafts_for_itself(model: Model) -> None:
-    search = searching(model, wanted(search={"name": "seed-pruning", "n": 20}), cfg=1.0)
-    found = replace(search, drafter=GuiderDrafter(search.guider, 1, 0.87)).run()
+    drafter = GuiderDrafter(Guider(model, 1.0), 1, 0.87)
+    found = searching(model, wanted(search={"name": "seed-pruning", "n": 20}), cfg=1.0, drafter=drafter).run()
     spent = found.result.spent
     assert sum(model.rows) == spent.cost.nfe + spent.cost.draft_calls
     assert spent.cost.draft_calls > 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [*LOOPS, "ode"])
+def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(model: Model, name: str, masked: bool) -> None:
+    """The draft is a step of the drafter from noise to the end, and its finish image-to-image with the same noise."""
+    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    how = {"latent": latent, "mask": mask} if masked else {}
+    drafts, rest, loop = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:], "euler" if name == "ode" else name
+    drafter = GuiderDrafter(Guider(drafts, 1.0))
+    pruned = wanted(sampler=SamplerOptions("ode" if name == "ode" else "pipeline"), budget=Budget(images=4))
+    found = searching(model, pruned, loop, drafter=drafter, rest=rest, **how).run()
+    spent, seed = found.result.spent, found.result.best.seed
+    assert (sum(model.rows), sum(drafts.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls)
+    assert spent.cost.draft_calls == SEEDS
+    assert spent.budget == f"{4 * (EVALUATIONS[loop] * (STEPS - 1) + 1)}nfe"  # of images from noise
+    draft = alone(drafts, seed, "euler", 1.0, at=sigmas(model)[[0, -1]], **how)
+    made = alone(model, seed, loop, 2.0, draft, mask if masked else None, rest)
+    assert torch.allclose(made, found.latents, atol=1e-5, rtol=0)
+    assert not torch.allclose(alone(model, seed, loop, 2.0, **how), found.latents, atol=1e-3)
+
+
+def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
+    drafts, rest = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:]
+    how = wanted(search={"name": "zero-order"}, budget=Budget(nfe=30), keep=4)
+    found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest).run()
+    spent = found.result.spent
+    assert (sum(model.rows), sum(drafts.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls)
+    assert spent.cost.draft_calls == spent.cost.nfe / 3
+    assert (found.result.particles.parent >= 0).any()
+    assert len({tuple(latent.flatten().tolist()) for latent in found.latents}) == 4
+
+
+def test_where_drafts_are_finished(model: Model) -> None:
+    levels = sigmas(model, 12) / (1 if isinstance(model.model_sampling, Const) else 1 + sigmas(model, 12))
+    for level in (0.1, 0.5, 0.9, 1.0):
+        steps, rest = finishing(Finish(level), partial(sigmas, model), 12, model)
+        assert (steps, rest[0]) == (12, sigmas(model, 12)[(levels[:-1] - level).abs().argmin()])
+        steps, rest = finishing(Finish(level, 3), partial(sigmas, model), 12, model)
+        assert torch.equal(rest, sigmas(model, steps)[-4:])
+
+
+def test_drafts_that_would_be_finished_from_pure_noise_change_nothing(model: Model) -> None:
+    drafter = GuiderDrafter(Guider(Model(model.model_sampling), 1.0))
+    plain, begun = (searching(model, wanted(), drafter=drafter, rest=rest).run() for rest in (None, sigmas(model)))
+    assert torch.equal(plain.latents, begun.latents)
+    assert plain.result.spent.cost == begun.result.spent.cost
 
 
 def test_networks_are_loaded_again_after_each_decode_and_for_each_other(

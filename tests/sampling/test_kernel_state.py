@@ -29,7 +29,9 @@ class Remembering:
     stochastic: ClassVar[bool] = True
     keeps_history: ClassVar[bool] = True
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> tuple[Any, ...]:
+    def init(
+        self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
+    ) -> tuple[Any, ...]:
         return (key,)
 
     def step(

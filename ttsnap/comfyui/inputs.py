@@ -60,15 +60,13 @@ def rewards_of(file: Path) -> dict[str, str]:
     return {name: name for name in OFFERED} | own
 
 
-def checked(declared: Sequence[Any], given: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:
+def checked(declared: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a node was given, held to the inputs that it declares: ComfyUI lets links, and some JSON, carry anything.
 
-    lists: whether each is a list of values. Optional ones without a value are left out. ValueError names the input.
+    Optional ones without a value are left out. ValueError names the input.
     """
-    parts = [(one, given.get(one.id) or [None] if lists else [given.get(one.id)]) for one in declared]
-    parts = [(one, some) for one, some in parts if not one.optional or any(value is not None for value in some)]
-    held = {one.id: [_checked(one, value) for value in some] for one, some in parts}
-    return held if lists else {name: value for name, (value,) in held.items()}
+    there = [one for one in declared if not one.optional or given.get(one.id) is not None]
+    return {one.id: _checked(one, given.get(one.id)) for one in there}
 
 
 def _checked(declared: Any, value: Any) -> Any:
@@ -77,8 +75,6 @@ def _checked(declared: Any, value: Any) -> Any:
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
         return check(name, value, Annotated[str, Size(100_000)])
-    if kind == "FLOAT" and declared.min is None:  # scores, which are nan where a reward failed
-        return value if isinstance(value, float) else check(name, value, float)
     if kind in ("INT", "FLOAT"):
         number: type = int if kind == "INT" else float
         return check(name, value, Annotated[number, Bounds(declared.min, declared.max)])
@@ -152,13 +148,26 @@ def frames(images: Sequence[Candidate]) -> Tensor:
     return torch.cat([image.pixels.movedim(-3, -1).reshape(-1, *image.pixels.shape[-2:], 3) for image in images])
 
 
-def reported(result: Result, search: str, *, stock: bool) -> str:
-    """What a search found and spent, in lines. stock: whether KSampler begins with the noise of the same seeds."""
+def reported(result: Result, search: str, again: str | None) -> str:
+    """What a search found and spent, in lines. again: how stock nodes make an image of a SEED, if they do."""
     images = enumerate(result.images, 1)
     lines = [search, *(f"{rank}. seed {each.seed}: {_said(each.reward, each.scores)}" for rank, each in images)]
-    if result.images and stock and result.particles.parent[result.best.uid] < 0:
-        lines.append(f"KSampler with seed {result.best.seed} and otherwise the same inputs makes image 1 again")
+    if result.images and again and result.particles.parent[result.best.uid] < 0:
+        lines.append(again.replace("SEED", str(result.best.seed)))
     return "\n".join([*lines, f"spent {result.spent}", *result.warnings])
+
+
+STOCK = "KSampler with seed SEED and otherwise the same inputs makes image 1 again"
+"""How a stock node makes an image from the noise of a SEED."""
+
+
+def of_draft(drafter: GuiderDrafter, steps: int, begin: int) -> str | None:
+    """How stock nodes make an image from the draft of a SEED, at step `begin` of so many; None where they do not."""
+    if not begin or (drafter.calls, drafter.first_time) != (1, 1.0):
+        return None
+    return (f"KSampler (Advanced) with noise_seed SEED, {steps} steps, start_at_step {begin} and otherwise the same "
+            "inputs makes image 1 again, from the latent that KSampler makes with the drafter's model and cfg, seed "
+            "SEED, 1 step, euler, simple")  # fmt: skip
 
 
 def _said(value: float, scores: Mapping[str, float]) -> str:
@@ -178,27 +187,3 @@ def values_of(images: Tensor, prompt: str, rewards: Sequence[Weighted]) -> tuple
     values = (table @ [weight for _, weight in rewards]).tolist()
     each = [dict(zip(names, row, strict=True)) for row in table]
     return values, "\n".join(f"{i}: {_said(values[i], scores)}" for i, scores in enumerate(each))
-
-
-def chosen(values: Sequence[float], keep: int, indices: str = "") -> list[int]:
-    """Those named in `indices` ("0, 2"), else the `keep` of the highest values. ValueError for indices beyond them."""
-    if not indices.strip():
-        return [int(index) for index in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:keep]]
-    wanted = [part.strip() for part in indices.split(",")]
-    if wrong := [part for part in wanted if not part.isdecimal() or int(part[:9]) >= len(values)]:
-        raise ValueError(f"indices are numbers from 0 to {len(values) - 1}, as 0, 2; got {wrong[0][:40]!r}")
-    return [int(part) for part in wanted]
-
-
-def picked(parts: Mapping[str, list[Tensor]], values: list[float] | None, keep: int, indices: str) -> dict[str, Tensor]:
-    """What is chosen of batches (N, ...), in parts, of the same images, latents, or videos of several frames each.
-
-    values: without them, the first are the best. ValueError where they do not fit the batches.
-    """
-    batches = {name: torch.cat(some) for name, some in parts.items() if some}
-    values = values or [0.0] * min(map(len, batches.values()), default=0)
-    if not values or any(len(batch) % len(values) for batch in batches.values()):
-        sizes = ", ".join(f"{len(batch)} {name}" for name, batch in batches.items()) or "nothing"
-        raise ValueError(f"cannot pick by {len(values)} scores of {sizes}; connect what is of the same images")
-    which = chosen(values, keep, indices)
-    return {name: batch.unflatten(0, (len(values), -1))[which].flatten(0, 1) for name, batch in batches.items()}

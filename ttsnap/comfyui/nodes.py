@@ -22,6 +22,8 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import Listener, SearchSpec
+from ttsnap.options.sampler import Finish
+from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.offer import SearchFields
 from ttsnap.request.searches import OFFERED
@@ -40,20 +42,20 @@ SIZE = "downscale_ratio_spacial"
 
 
 def node(
-    name: str, description: str, takes: Callable[[], list[Any]], *gives: Any, **more: Any
+    name: str, description: str, takes: Callable[[], list[Any]], *gives: Any
 ) -> Callable[[Callable[..., Sequence[Any]]], type[io.ComfyNode]]:
-    """Makes a node of a function: keywords, each checked, -> outputs in order. more: of io.Schema."""
+    """Makes a node of a function: keywords, each checked, -> outputs in order."""
 
     def made(work: Callable[..., Sequence[Any]]) -> type[io.ComfyNode]:
         class Node(io.ComfyNode):
             @classmethod
             def define_schema(cls) -> io.Schema:
                 key = f"Ttsnap{name.replace(' ', '')}"
-                return io.Schema(key, name, "ttsnap", takes(), list(gives), description=description, **more)
+                return io.Schema(key, name, "ttsnap", takes(), list(gives), description=description)
 
             @classmethod
             def execute(cls, **given: Any) -> io.NodeOutput:
-                return io.NodeOutput(*work(**inputs.checked(takes(), given, lists=more.get("is_input_list", False))))
+                return io.NodeOutput(*work(**inputs.checked(takes(), given)))
 
         return Node
 
@@ -143,7 +145,11 @@ def search_sampler(
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
     request = inputs.request_of(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
     name = "euler" if sampler_name in KERNELS else sampler_name
-    how = comfy.samplers.KSampler(model, steps, model.load_device, name, scheduler, denoise, model.model_options)
+
+    def sigmas(of: int) -> Tensor:
+        how = comfy.samplers.KSampler(model, of, model.load_device, name, scheduler, denoise, model.model_options)
+        return how.sigmas  # type: ignore[no-any-return]
+
     empty = [latent_image[SIZE]] if SIZE in latent_image else []
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], *empty)
     fast, kind = previews == "previewer", model.model.latent_format
@@ -157,15 +163,20 @@ def search_sampler(
         made.set_cfg(scale)
         return made
 
+    rest: Tensor | None = None
+    again: str | None = inputs.STOCK
+    if drafter and drafter.finish:
+        whole, rest = finishing(drafter.finish, sigmas, steps, model.model)
+        again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
     drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
     progress = Progress(request.spec, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
-        request, guider(model, cfg), comfy.samplers.sampler_object(name), how.sigmas, latent, vae,
-        latent_image.get("noise_mask"), drafts, previewer,
+        request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
+        latent_image.get("noise_mask"), drafts, rest, previewer,
     ).run(progress.listener, progress.should_stop if progress.returns else None)  # fmt: skip
     known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
-    report = inputs.reported(result, f"{algorithm} {options}".strip(), stock=stock)
+    report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
     seeds, scores = [image.seed for image in result.images], [image.reward for image in result.images]
     return {**known, "samples": latents}, inputs.frames(result.images), seeds, scores, report
 
@@ -193,49 +204,46 @@ def search_budget(images: float, evaluations: int, decodes: int, seconds: float)
     return [Budget(nfe=evaluations or None, decodes=decodes or None, images=images or None, seconds=seconds or None)]
 
 
-@node("Drafter", "Guesses finished images fast, so that seeds are chosen before they are denoised.", lambda: [
+@node("Drafter", "Guesses finished images fast: seeds are chosen by these, or denoised from them.", lambda: [
     io.Model.Input("model", tooltip="The sampler's model with a distilled LoRA, a smaller model, or the same."),
     io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="1 is fastest."),
     io.Int.Input("calls", default=1, min=1, max=64, tooltip="Calls of the model for one guess."),
     io.Float.Input("first_time", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="The noise that it is told of "
                    "first, as a share of the true one: 1, or 0.87 for the sampler's own model."),
+    io.Float.Input("finish", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001, optional=True, tooltip="The noise "
+                   "level from which the guess is denoised, as in image-to-image; 0: a guess only ranks its seed."),
+    io.Int.Input("finish_steps", default=0, min=0, max=1000, optional=True,
+                 tooltip="The steps from there; 0: those that are left of the sampler's."),
 ], DRAFTER.Output(display_name="drafter"))  # fmt: skip
-def search_drafter(model: Any, cfg: float, calls: int, first_time: float) -> Sequence[Any]:
+def search_drafter(
+    model: Any, cfg: float, calls: int, first_time: float, finish: float = 0.0, finish_steps: int = 0
+) -> Sequence[Any]:
     guider = comfy.samplers.CFGGuider(model.clone())
     guider.set_cfg(cfg)
-    return [GuiderDrafter(guider, calls, first_time)]
+    return [GuiderDrafter(guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None)]
 
 
-@node("Score Images", "What rewards say of images that are there already.", lambda: [
+@node("Pick Best", "Takes those of several images that rewards like best.", lambda: [
     io.Image.Input("images", tooltip="A batch of images."),
+    io.Latent.Input("latent", optional=True, tooltip="Their latents."),
     REWARD.Input("reward", tooltip="What scores them."),
     io.String.Input("prompt", multiline=True, tooltip="The text that rewards read."),
+    io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
 ],
-    io.Float.Output(display_name="scores", is_output_list=True, tooltip="The score of each image."),
-    io.Int.Output(display_name="best", tooltip="The number of the best image, from 0."),
+    io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
+    io.Float.Output(display_name="scores", is_output_list=True, tooltip="Of the images that are taken."),
     io.String.Output(display_name="report", tooltip="All scores, to read."),
 )  # fmt: skip
-def score_images(images: Tensor, reward: tuple[Weighted, ...], prompt: str) -> Sequence[Any]:
+def pick_best(
+    images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: dict[str, Any] | None = None
+) -> Sequence[Any]:
     scores, report = inputs.values_of(images, prompt, reward)
-    return scores, inputs.chosen(scores, 1)[0], report
-
-
-@node("Pick", "Takes the best of several images, or those that you name.", lambda: [
-    io.Image.Input("images", optional=True, tooltip="Images, or frames of videos in a row."),
-    io.Latent.Input("latent", optional=True, tooltip="Their latents."),
-    io.Float.Input("scores", optional=True, force_input=True, tooltip="Without them, the first are the best."),
-    io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to take, best first."),
-    io.String.Input("indices", default="", placeholder="0, 2", tooltip="Those to take instead, from 0: 0, 2."),
-],
-    io.Image.Output(display_name="images"), io.Latent.Output(display_name="latent"), is_input_list=True,
-)  # fmt: skip
-def pick(
-    keep: list[int], indices: list[str], images: Sequence[Tensor] = (), latent: Sequence[dict[str, Any]] = (),
-    scores: list[float] | None = None,
-) -> Sequence[Any]:  # fmt: skip
-    whole = {"images": [*images], "latents": [each["samples"] for each in latent]}
-    taken = inputs.picked(whole, scores, keep[0], indices[0])
-    return taken.get("images"), {**latent[0], "samples": taken["latents"]} if latent else None
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
+    if latent is not None:
+        if len(latent["samples"]) != len(images):
+            raise ValueError(f"got {len(latent['samples'])} latents of {len(images)} images; connect one for each")
+        latent = {**latent, "samples": latent["samples"][best]}
+    return latent, images[best], [scores[i] for i in best], report
 
 
 def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
@@ -252,4 +260,4 @@ def nodes_of(rewards: Path) -> list[type[io.ComfyNode]]:
         place = "cpu" if device == "cpu" else model_management.get_torch_device()
         return [(*more, Weighted(make_reward(specs[name], device=place), weight))]
 
-    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, score_images, pick]
+    return [search_sampler, reward, reward_by_node, search_budget, search_drafter, pick_best]

@@ -122,33 +122,38 @@ class InitialNoise:
         generators = [rng.seeded(node.seed) for node in nodes]
         noise = self.denoiser.init_latents(generators)
         for i, node in enumerate(nodes):
-            noise[i] = self.of(node) if node.mixed_in else noise[i]
+            if node.mixed_in:
+                noise[i], generators[i] = self._drawn(node)
         start = drafts_of(self.denoiser).start
         assert start is not None
         guesses, begun = start.begin(noise, self.prompts.rows(nodes))
-        for node, guess, latent, drawn, source in zip(nodes, guesses, begun, noise, generators, strict=True):
+        for node, guess, latent, drawn, generator in zip(nodes, guesses, begun, noise, generators, strict=True):
             node.guess, node.latent = guess, latent
-            if not node.mixed_in:
-                node.kernel_state = self.kernel.init(drawn, (node.seed, 0), source)
+            node.kernel_state = self.kernel.init(drawn, _key(node), generator, guess)
         self.device = begun.device
 
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
-        x = self._fresh(rng.seeded(node.seed))
+        return self._drawn(node)[0]
+
+    def _drawn(self, node: Node) -> tuple[Tensor, torch.Generator]:
+        """The same, and the generator that drew last."""
+        x = self._fresh(generator := rng.seeded(node.seed))
         for share, rest in node.mixed_in:
-            x = mixed(x, share, rest if isinstance(rest, Tensor) else self._fresh(rng.generator(rest)))
-        return x
+            if not isinstance(rest, Tensor):
+                rest = self._fresh(generator := rng.generator(rest))
+            x = mixed(x, share, rest)
+        return x, generator
 
     def near(self, node: Node, share: float, key: rng.Key) -> Node:
         """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
         branch, step)."""
-        generator = rng.generator(key)
-        x = mixed(self.of(node), share, self._fresh(generator))
-        state = self.kernel.init(x, key[:-1], generator)
-        mixed_in = (*node.mixed_in, Mixed(share, key))
+        made = Node(node.job, node.seed, 0, mixed_in=(*node.mixed_in, Mixed(share, key)))
         if self.begin_calls:
-            return Node(node.job, node.seed, 0, kernel_state=state, mixed_in=mixed_in)
-        return self.begun(Node(node.job, node.seed, 0, x, kernel_state=state, mixed_in=mixed_in))
+            return made
+        made.latent, generator = self._drawn(made)
+        made.kernel_state = self.kernel.init(made.latent, _key(made), generator)
+        return self.begun(made)
 
     def begun(self, node: Node) -> Node:
         """A particle whose latent is its initial noise, with the latent that it starts from in place of that."""
@@ -165,6 +170,12 @@ class InitialNoise:
 
     def _fresh(self, generator: torch.Generator) -> Tensor:
         return self.denoiser.init_latents([generator])[0]
+
+
+def _key(node: Node) -> rng.Key:
+    """(seed, branch) of a particle as it starts."""
+    mixes = [rest for _, rest in node.mixed_in if not isinstance(rest, Tensor)]
+    return mixes[-1][:-1] if mixes else (node.seed, 0)
 
 
 def mixed(x: Tensor, share: float, other: Tensor) -> Tensor:

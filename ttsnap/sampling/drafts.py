@@ -7,13 +7,14 @@ for it, other weights, or the model itself, told of less noise than there is ("h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from torch import Tensor
 
+from ttsnap.core.grid import Grid
 from ttsnap.files.reading import printable, read_object
 from ttsnap.files.settings import Bounds, Count, Settings, Size, build, check, to_json
 from ttsnap.files.writing import write_json
@@ -195,6 +196,32 @@ def unchecked(settings: DraftSettings, model: str, steps: int, guidance: float) 
         + (f"; it was for {printable(known)}" if known else "")
         + ". Measure it with ttsnap record --check-draft"
     )
+
+
+# --- where drafts are finished ------------------------------------------------------------------------------------
+
+
+def sized(grid: Grid, finish: Finish) -> list[int]:
+    """Numbers of denoising steps of a call, the likeliest first, of which as many may be left from the noise level of
+    `finish` on as it wants; none where this grid's are."""
+    rest = grid.steps - grid.nearest(finish.level)
+    if finish.steps in (None, rest):
+        return []
+    wanted = finish.steps or rest
+    near = round(wanted * grid.steps / rest)
+    return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
+
+
+def fitting(grids: Sequence[Grid], finish: Finish) -> int:
+    """Which of these grids leaves as many steps as `finish` wants from the level nearest to its own. ValueError where
+    none does."""
+    at = [(grid, grid.nearest(finish.level)) for grid in grids]
+    left = [(abs(grid.levels[k] - finish.level), grid.steps - k, i) for i, (grid, k) in enumerate(at)]
+    fits = [(off, i) for off, steps, i in left if steps == finish.steps]
+    if not fits:
+        raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
+                         "level, or leave the steps out")  # fmt: skip
+    return min(fits)[1]
 
 
 # --- calls --------------------------------------------------------------------------------------------------------

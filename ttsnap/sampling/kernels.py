@@ -51,8 +51,11 @@ class Kernel(Protocol):
         in initial noise.
         """
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> KernelState:
-        """The state of a new particle `key` (seed, branch), whose initial noise (...) `generator` just drew."""
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None) -> KernelState:
+        """The state of a new particle `key` (seed, branch), whose initial noise (...) `generator` just drew.
+
+        guess: the draft (...) that it begins from; None for one that begins as noise.
+        """
 
     def step(
         self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[KernelState]
@@ -69,7 +72,7 @@ class Stateless:
 
     keeps_history: ClassVar[bool] = False
 
-    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator) -> KernelState:
+    def init(self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None) -> KernelState:
         return None
 
 
