@@ -90,13 +90,13 @@ def test_the_attack_finds_a_node_that_takes_anything(
         ("TtsnapReward", {"name": "judge:yes"}, "unknown name 'judge:yes'"),
         ("TtsnapReward", {"weight": float("nan")}, "weight must be a finite number, got nan"),
         ("TtsnapReward", {"more": [["brightness", 1.0]]}, r"more takes what another node made.* \[\['brightness'"),
-        ("TtsnapBudget", {"evaluations": 10**12}, "evaluations must be from 0 to 1000000000, got 1000000000000"),
-        ("TtsnapSearchSampler", {"steps": 20.5}, "steps must be a whole number from 1 to 10000, got 20.5"),
+        ("TtsnapBudget", {"evaluations": 10**12}, "evaluations must be at most 1000000000, got 1000000000000"),
+        ("TtsnapSearchSampler", {"steps": 20.5}, "steps must be a whole number, got 20.5"),
         ("TtsnapSearchSampler", {"sampler_name": "dpm_adaptive"}, "unknown sampler_name 'dpm_adaptive'"),
         ("TtsnapSearchSampler", {"drafter": max}, "drafter takes what another node made"),
-        ("TtsnapSearchSampler", {"prompt": "x" * 200_000}, "prompt must be text of at most 100,000 characters"),
+        ("TtsnapSearchSampler", {"prompt": "x" * 200_000}, "prompt must be text of at most 100000 characters"),
         ("TtsnapRewardbyNode", {"also": "a/path"}, "also takes what another node made, and no text"),
-        ("TtsnapPick", {"keep": []}, "keep must be a whole number from 1 to 4096, got None"),
+        ("TtsnapPick", {"keep": []}, "keep must be a whole number, got None"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(key: str, given: dict[str, Any], why: str, tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval, Len, MaxLen
 from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.settings import Bounds, Json, Natural, NotNegative, Rule, Size, Word, check
+from ttsnap.files.settings import Json, Natural, NotNegative, Rule, Word, check
 from ttsnap.options.call import CALL, Text
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -34,8 +35,8 @@ Place = Annotated[
     str,
     Rule("text of at most 1000 printable characters", lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != ""),
 ]
-Score = Annotated[float, Bounds(-1e300, 1e300)] | None
-Scores = Annotated[dict[str, Score], Size(100)]
+Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
+Scores = Annotated[dict[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
 Shown = Literal["control_image", "image", "last_image", "mask_image"]
@@ -44,7 +45,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _SAMPLER = {option.name: Place if option.loads else option.written for option in options_of(SamplerOptions)}
 NEEDED: dict[str, Any] = {
     "prompt": Text,
-    "seed": Annotated[int, Bounds(0, 2**64 - 1)],
+    "seed": Annotated[int, Interval(ge=0, le=2**64 - 1)],
     "model": Place,
     "call": Object,
     "kernel": _SAMPLER.pop("kernel"),
@@ -53,19 +54,19 @@ NEEDED: dict[str, Any] = {
     "search": Object,
 }
 OPTIONAL: dict[str, Any] = {
-    "lora": Place | Annotated[list[Place], Size(16, 1)],
+    "lora": Place | Annotated[list[Place], Len(1, 16)],
     "task": Word,
     "dtype": Dtype,
-    "pictures": Annotated[dict[Shown, Digest | Annotated[list[Digest], Size(16, 1)]], Size(4, 1)],
+    "pictures": Annotated[dict[Shown, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 4)],
     **_SAMPLER,
     "branched": bool,
-    "fps": Annotated[float, Bounds(0.001, 240)],
+    "fps": Annotated[float, Interval(ge=0.001, le=240)],
 }
 SEARCH: dict[str, Any] = {
-    "algorithm": Annotated[str, Size(1000)],
+    "algorithm": Annotated[str, MaxLen(1000)],
     "options": Object,
     "budget": Word,
-    "require": Annotated[list[Place], Size(16)],
+    "require": Annotated[list[Place], MaxLen(16)],
     "reward": Score,
     **dict.fromkeys(("scores", "metrics"), Scores),
     **dict.fromkeys(("rank", "seeds"), Natural),

@@ -21,6 +21,7 @@ from ttsnap.core.protocols import Algorithm, AlgorithmState, RunUsage
 from ttsnap.core.results import Result
 from ttsnap.core.validate import validate
 from ttsnap.files.pictured import Picture
+from ttsnap.files.settings import FieldError
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import notices, report
@@ -29,7 +30,6 @@ from ttsnap.loop.run import Run
 from ttsnap.loop.search import check_budget, prepared
 from ttsnap.pipelines.output import finish, judged
 from ttsnap.pipelines.settings import model_name, settings_of
-from ttsnap.request.limits import FieldError
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import kernel_for
 from ttsnap.results.payload import for_prompt

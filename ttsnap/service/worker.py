@@ -11,7 +11,7 @@ from dataclasses import replace
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
-from ttsnap.request.limits import FieldError
+from ttsnap.files.settings import FieldError
 from ttsnap.request.request import EngineSpec, Lora, SearchRequest
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
