@@ -67,7 +67,10 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"inf|[\d.]+"),
     (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),  # imported for type checks alone
-    (r"py:class", r"FieldInfo|NoneType|MaxLen|_PydanticGeneralMetadata"),  # of fields that pydantic checks, in a type
+    (
+        r"py:class",
+        r"FieldInfo|NoneType|MaxLen|Interval|Len|Ge|Gt|_PydanticGeneralMetadata",
+    ),  # of fields that pydantic checks, in a type
 ]
 
 html_theme = "furo"

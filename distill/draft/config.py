@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ttsnap.files.settings import Bounds, Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
+from annotated_types import Ge
+
+from ttsnap.files.settings import Count, Decay, Fraction, Json, Natural, NotNegative, Positive, Settings, Share
 from ttsnap.files.writing import CHECKPOINT_SECONDS
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import option
@@ -54,7 +56,7 @@ class TrainingConfig(Settings):
     batch: Count = option(48, "rows of a step")
     parts: Count = option(1, "in how many equal parts a batch is computed, one after the other, to save memory")
     checkpointing: bool = option(False, "compute the network's blocks again in the backward pass, to save memory")
-    first_time: Annotated[float, Bounds(0, 1, open_low=True)] = option(
+    first_time: Fraction = option(
         0.87, "conditioning time of a first call, as a share of the true time; below 1 the network learns much sooner"
     )
     from_noise: Share = option(0.45, "share of rows that are first calls from noise")
@@ -91,7 +93,7 @@ class EvaluationConfig(Settings):
     prompts: Natural = option(
         24, "held-out prompts: of the embedded world's hard kinds, or the first of --prompts-file; 0: no evaluation"
     )
-    seeds: Annotated[int, Bounds(2)] = option(48, "seeds of each, from 0 on, that are ranked")
+    seeds: Annotated[int, Ge(2)] = option(48, "seeds of each, from 0 on, that are ranked")
     seed: Natural = option(0, "decides the embedded world's held-out prompts")
     steps: tuple[int, ...] = option((0, 1, 2, 3, 4, 6, 8), "grid steps whose x0 estimates are ranked, to compare with")
 

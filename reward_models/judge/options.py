@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from ttsnap.files.settings import Bounds, Count, Natural, NotNegative, Positive, Rule, Settings, build
+from annotated_types import Interval
+
+from ttsnap.files.settings import Count, Natural, NotNegative, Positive, Rule, Settings, build
 from ttsnap.reward_models.http import read_key
 
 MODEL, BASE_URL, KEY = "TTSNAP_JUDGE_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -39,11 +41,11 @@ class JudgeOptions(Settings):
 
     model: Printable = ""
     base_url: Printable = ""
-    concurrency: Annotated[int, Bounds(1, 1000)] = 8
+    concurrency: Annotated[int, Interval(ge=1, le=1000)] = 8
     timeout: Positive = 60.0
-    retries: Annotated[int, Bounds(0, 100)] = 2
+    retries: Annotated[int, Interval(ge=0, le=100)] = 2
     detail: Literal["auto", "low", "high"] = "auto"
-    temperature: Annotated[float, Bounds(0, 2)] = 0.0
+    temperature: Annotated[float, Interval(ge=0, le=2)] = 0.0
     answer_tokens: Count = 300
     image_tokens: Count = 2000
     cache: str = ""
@@ -69,7 +71,7 @@ class JudgeOptions(Settings):
                 shown = "" if "@" in text else f" {text!r:.200}"  # that may be part of a password
                 raise ValueError(f"cannot read the judge's options{shown}; write them as model=NAME,retries=4")
             values[name] = _plain(value)
-        return build(cls, values, "judge option ")
+        return build(cls, values, "judge.")
 
     def filled(self) -> JudgeOptions:
         """With the environment's model and server where these options name none.

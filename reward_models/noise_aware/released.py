@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ttsnap.core.protocols import Reward, Scores
 from ttsnap.files.hub import folder_of
 from ttsnap.files.reading import read_object
-from ttsnap.files.settings import Bounds, check
+from ttsnap.files.settings import Share, check
 from ttsnap.files.writing import write_json, write_whole
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.registry import CHOSEN, make_reward
@@ -179,7 +179,7 @@ def levels_of(folder: Path, steps: int, notes: Mapping[str, Any]) -> dict[Path, 
     files = {path: found for path in sorted(folder.glob("*")) if (found := FILE.fullmatch(path.name))}
     if not files:
         raise ValueError(f"{folder} holds no adapter.json of a noise-aware reward, and no released step7.pt or alike")
-    said = check("levels", notes.get("levels", {}), dict[str, Annotated[float, Bounds(0, 1)]])
+    said = check("levels", notes.get("levels", {}), dict[str, Share])
     return {path: said.get(path.name, level_of(int(found[1]), steps)) for path, found in files.items()}
 
 

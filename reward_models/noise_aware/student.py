@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import torch
+from annotated_types import Interval, MaxLen
 from torch import Tensor, nn
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward, Scores
-from ttsnap.files.settings import Bounds, Json, Positive, Share, Size, check
+from ttsnap.files.settings import Json, Positive, Share, check
 from ttsnap.profiling.flops import count_flops
 from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.noise_aware.files import (
@@ -34,8 +35,8 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
 SETTINGS: dict[str, object] = {
-    "rank": Annotated[int, Bounds(1, 4096)],
-    "levels": Annotated[tuple[float, ...], Size(1000)],
+    "rank": Annotated[int, Interval(ge=1, le=4096)],
+    "levels": Annotated[tuple[float, ...], MaxLen(1000)],
     "level_embedding": bool,
     "base_below": Share,
     "scale": Positive,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
 from train_worlds.stored import kept
 from train_worlds.vae import decode
 from ttsnap.core.protocols import Reward
-from ttsnap.files.settings import Bounds, Count, NotNegative, Settings, to_json
+from ttsnap.files.settings import Count, NotNegative, Settings, to_json
 from ttsnap.pipelines import defaults
 from ttsnap.scenes.grammar import sample_prompts
 
@@ -33,7 +34,7 @@ class PreferenceData(Settings):
     """
 
     prompts: Count = 240
-    seeds: Annotated[int, Bounds(2)] = 6
+    seeds: Annotated[int, Ge(2)] = 6
     margin: NotNegative = 0.05
     validation: Count = 48
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from ttsnap.files.plain_yaml import read_yaml
-from ttsnap.files.settings import Bounds, Count, Decay, Natural, NotNegative, Positive, Settings, Share, build
+from annotated_types import Interval
 
-Naturals = Annotated[tuple[int, ...], Bounds(0)]
-Counts = Annotated[tuple[int, ...], Bounds(1)]
+from ttsnap.files.plain_yaml import read_yaml
+from ttsnap.files.settings import Count, Decay, Natural, NotNegative, Positive, Settings, Share, build
+
+Naturals = tuple[Natural, ...]
+Counts = tuple[Count, ...]
 R = TypeVar("R", bound=Any)
 
 
@@ -31,7 +33,7 @@ class Call(Settings):
 
     num_inference_steps: Count = 20
     guidance_scale: float = 4.0
-    max_sequence_length: Annotated[int, Bounds(1, 256)] = 1
+    max_sequence_length: Annotated[int, Interval(ge=1, le=256)] = 1
 
 
 @dataclass(frozen=True)

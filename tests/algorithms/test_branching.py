@@ -414,7 +414,7 @@ def test_all_beat_a_single_sample_of_a_mixture(engine: Any) -> None:
         (lambda: CoDe(temperature=-1.0), "temperature must be at least 0"),
         (lambda: RBF(0), "streams must be at least 1"),
         (lambda: RBF(finish="last"), "unknown finish 'last'"),
-        (lambda: VerifierThreshold(quantiles=(0.5, 2.0)), "quantiles must be from 0 to 1"),
+        (lambda: VerifierThreshold(quantiles=(0.5, 2.0)), r"quantiles\[1\] must be at most 1"),
         (lambda: VerifierThreshold(thresholds=(1.0,)).init(Task(Grid((1, 0.5, 0.2, 0)), 1, 9.0)), "1 thresholds for 2"),
     ],
 )

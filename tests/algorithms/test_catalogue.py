@@ -87,7 +87,7 @@ def test_a_preset_sets_fields_of_its_class_and_refuses_what_it_fixes() -> None:
     assert spec_of(CoDe(block=1)) == {"name": "code", "block": 1}
     with pytest.raises(ValueError, match=r"svdd: unknown option\(s\) \['block'\]; it has \['n', 'streams', 'alpha'\]"):
         make_algorithm("svdd", block=3)
-    with pytest.raises(ValueError, match="keep must be"):
+    with pytest.raises(ValueError, match=r"keep\[0\] must be"):
         make_algorithm("ttsnap-rbf", keep=(2.0, 0.5))
 
 

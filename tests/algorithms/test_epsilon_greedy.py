@@ -282,7 +282,7 @@ def test_it_beats_single_samples(engine: Any) -> None:
         ({"n": 0}, "n must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"streams": 0}, "streams must be at least 1"),
-        ({"eps": 1.1}, "eps must be from 0 to 1"),
+        ({"eps": 1.1}, "eps must be at most 1"),
         ({"lam": 0.0}, "lam must be above 0"),
     ],
 )

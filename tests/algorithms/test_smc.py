@@ -434,7 +434,7 @@ def test_adopted_particles_are_gone_on_from(n: int) -> None:
     ({"temper": "no"}, "unknown temper 'no'"),
     ({"resampler": "no"}, "unknown resampler 'no'"),
     ({"temper": "adaptive", "ess": 1.0}, "adaptive needs an ess below 1"),
-    ({"ess": 1.5}, "ess must be from 0 to 1"),
+    ({"ess": 1.5}, "ess must be at most 1"),
     ({"shrink": 0.0}, "shrink must be above 0"),
     ({"first": 0.2}, "levels must be"),
 ])  # fmt: skip

@@ -156,7 +156,7 @@ def test_own_reward_and_options(tmp_path: Path) -> None:
         (["generate", "a red circle", "--model", "./nowhere", "--reward", "scenes"], "no diffusers pipeline at"),
         (["generate", "a red circle", "--device", "toaster"], "unknown device 'toaster'"),
         (["generate", "a red circle", "--dtype", "int4"], "unknown dtype 'int4'"),
-        (["generate", "a red circle", "--steps", "0"], "from 1 to 1000, got 0"),
+        (["generate", "a red circle", "--steps", "0"], "at least 1, got 0"),
         (["generate", "a red circle", "--height", "64"], "draws at most 32 x 32 pixels, got width 32 and height 64"),
         (["generate", "a red circle", "--call.colour", "red"], "unknown argument.*colour"),
         (["generate", "a red circle", "--keep", "0"], "keep must be at least 1"),

@@ -136,7 +136,7 @@ def test_sets_that_do_not_fit_are_refused(
     ("given", "words"),
     [
         (["--image", "red.png"], "--image: say by --task what is done with it"),
-        (["--task", "image-to-image", "--strength", "1.5"], "strength must be above 0 and at most 1, got 1.5"),
+        (["--task", "image-to-image", "--strength", "1.5"], "strength must be at most 1, got 1.5"),
         (
             ["--task", "inpainting", "--image", "red.png"],
             "no modular pipeline does inpainting with the parts of a",

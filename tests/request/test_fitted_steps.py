@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ttsnap import SeedPruning
-from ttsnap.request.limits import FieldError, SearchLimits
+from ttsnap.files.settings import FieldError
+from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, notes_of, request_of
 from ttsnap.request.request import ModelDefaults, SearchRequest
 

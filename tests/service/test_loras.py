@@ -34,13 +34,13 @@ from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
 from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
+from ttsnap.files.settings import FieldError
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora, under_lora
 from ttsnap.pipelines.memory import flops
-from ttsnap.request.limits import FieldError
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import Lora
 from ttsnap.reward_models.registry import make_rewards
@@ -182,7 +182,7 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
         ("../loras/sketch", "unknown LoRA '../loras/sketch'"),
         ("/etc/passwd", "unknown LoRA '/etc/passwd'"),
         ({"path": "/etc/passwd"}, "a LoRA is chosen by its name; choose one of ink.v2, sketch, stranger"),
-        ({"name": "sketch", "scale": 1e9}, "lora must be from -100 to 100"),
+        ({"name": "sketch", "scale": 1e9}, "lora must be at most 100"),
         ({"name": "sketch", "scale": "strong"}, "lora must be a number"),
         ({"name": "sketch", "weight": 1}, "unknown field of lora 'weight'"),
         (["sketch", {"name": "sketch", "scale": 2}], "the LoRA sketch is given twice"),

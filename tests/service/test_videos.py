@@ -213,7 +213,7 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"seconds": "4", "num_frames": 5}, "num_frames", "not both"),
         ({"num_frames": 999}, "num_frames", "at most 257 frames"),
         ({"fps": 0}, "fps", "above 0"),
-        ({"frames": 33}, "frames", "from 1 to 32"),
+        ({"frames": 33}, "frames", "at most 32"),
         ({"steps": 101}, "steps", "at most 100 steps"),
         ({"reward": "clip"}, "reward", "choose one of brightness"),
         ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),

@@ -53,7 +53,7 @@ def make_algorithm(spec: str | Algorithm | Mapping[str, object], **options: obje
         field, _, inner = entry.renamed.get(name, name).partition(".")
         if inner:  # an option of a part, which is an algorithm itself and checks it
             settings[field] = {**settings[field], inner: value}
-        elif hints[field] in _PARTS and isinstance(value, str):  # a name, of which the algorithm makes a part
+        elif hints[field] in _PARTS and isinstance(value, str | Mapping):  # of which the algorithm makes a part
             settings[field] = value
         else:
             settings[field] = check(f"{spec}: {name}", value, hints[field])

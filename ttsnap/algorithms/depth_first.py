@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Interval
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Bounds, Natural, Settings, Share
+from ttsnap.files.settings import Fraction, Natural, Settings, Share
 
 
 class State(NamedTuple):
@@ -35,9 +36,9 @@ class State(NamedTuple):
 class DepthFirst(Settings):
     """Backs up by forward noising where a check looks bad, while tries last; then takes the best that it saw."""
 
-    levels: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True, open_high=True)] = (0.8, 0.6, 0.4)
+    levels: tuple[Annotated[float, Interval(gt=0, lt=1)], ...] = (0.8, 0.6, 0.4)
     """Noise levels of the checks, falling [ours; in arXiv 2505.23614 every few steps from a first one on]."""
-    back: Annotated[float, Bounds(0, 1, open_low=True)] = 0.3
+    back: Fraction = 0.3
     """By how much noise level a particle is sent back [ours]."""
     thresholds: tuple[float, ...] | None = None
     """Least utility to pass each check, and last the finished image; the search ends with an image that does [the

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh, perturb
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Bounds, Count, Decay, Settings
+from ttsnap.files.settings import Count, Decay, Fraction, Settings
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evolution(Settings):
     """Noises of a generation; None for as many as the budget affords."""
     generations: Count = 4
     """How many there are; the first is of fresh seeds [ours]."""
-    parents: Annotated[float, Bounds(0, 1, open_low=True)] = 0.1
+    parents: Fraction = 0.1
     """Share of all noises so far, the best, that the next generation descends from, in (0, 1] [ours]."""
     mix: Decay = 0.98
     """Share of a parent's noise in a child's, in [0, 1) [arXiv 2505.17618]."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Interval
 
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Bounds, Count, Settings
+from ttsnap.files.settings import Count, Settings
 
 _EPS = 1e-6
 """Levels of a grid come from float32 times, and sums of them are to meet them again."""
@@ -47,11 +48,11 @@ class SearchOverPaths(Settings):
     streams: Count = 2
     """Paths, at least as many as images are asked for. With a budget below about ten images take 1, since n becomes 1
     otherwise and nothing is chosen [as compared in arXiv 2503.19385]."""
-    start: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.8
+    start: Annotated[float, Interval(gt=0, lt=1)] = 0.8
     """Noise level to which seeds are denoised first [ours]."""
-    back: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.1
+    back: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     """Noise level added in a round [ours]."""
-    ahead: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] = 0.3
+    ahead: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """Noise level removed in a round beyond what was added [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import NOTHING, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import draft_calls
-from ttsnap.files.settings import Bounds, Count, Decay, Settings
+from ttsnap.files.settings import Count, Decay, Fraction, Settings
 
 
 class Check(NamedTuple):
@@ -55,7 +55,7 @@ class SeedPruning(Settings):
 
     n: Count | None = None
     """Seeds; None for as many as the budget affords."""
-    keep: Annotated[tuple[float, ...], Bounds(0, 1, open_low=True)] = (0.3,)
+    keep: tuple[Fraction, ...] = (0.3,)
     """Share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what these
     leave is finished."""
     levels: tuple[float, ...] = (0.6,)

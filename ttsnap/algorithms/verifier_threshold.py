@@ -7,7 +7,7 @@ stream that passes the last threshold ends, which saves time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ttsnap.algorithms.rbf import RBF, State, Stream
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Bounds
+from ttsnap.files.settings import Share
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class VerifierThreshold(RBF):
     thresholds: tuple[float, ...] | None = None
     """Scores to reach at steps 1 to K - 1, where the scale of the reward is known; None for quantiles of the initial
     noises' scores [the paper's idea; its values are not known to us]."""
-    quantiles: Annotated[tuple[float, float], Bounds(0, 1)] = (0.5, 1.0)
+    quantiles: tuple[Share, Share] = (0.5, 1.0)
     """Rising linearly from the first number at step 1 to the second at K - 1; 1 is the score of the best noise
     [ours]."""
     exhaustive: ClassVar[bool] = False

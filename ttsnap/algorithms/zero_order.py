@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, perturb
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.files.settings import Bounds, Count, Decay, Natural, Settings, Share
+from ttsnap.files.settings import Count, Decay, Fraction, Natural, Settings, Share
 
 
 class State(NamedTuple):
@@ -50,9 +50,9 @@ class ZeroOrder(Settings):
     """How many; None to go on until the budget is used up, one in NFE, FLOPs or seconds [4 in tt-scale-flux]."""
     restart: Share = 1.0
     """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux]."""
-    check: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
+    check: Fraction | None = None
     """Noise level in (0, 1] at which neighbours are scored early; None for no check [ours]."""
-    keep: Annotated[float, Bounds(0, 1, open_low=True)] = 0.5
+    keep: Fraction = 0.5
     """Share of the neighbours that is finished after that check [ours]."""
     needs: ClassVar[Needs] = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval, MaxLen
 from torch import Tensor
 
 from ttsnap.core.names import unknown
@@ -17,7 +18,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Scores
 from ttsnap.core.results import Candidate, Result
 from ttsnap.files.reading import parse_object, read_object
-from ttsnap.files.settings import Bounds, Size, Word, check, short
+from ttsnap.files.settings import Word, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -74,10 +75,10 @@ def _checked(declared: Any, value: Any) -> Any:
     if kind == "COMBO" and not (isinstance(value, str) and value in declared.options):
         raise ValueError(unknown(name, value, declared.options))
     if kind == "STRING":
-        return check(name, value, Annotated[str, Size(100_000)])
+        return check(name, value, Annotated[str, MaxLen(100_000)])
     if kind in ("INT", "FLOAT"):
         number: type = int if kind == "INT" else float
-        return check(name, value, Annotated[number, Bounds(declared.min, declared.max)])
+        return check(name, value, Annotated[number, Interval(ge=declared.min, le=declared.max)])
     if kind != "COMBO" and (_is_data(value) or not isinstance(value, LINKED.get(kind, object))):
         raise ValueError(f"{name} takes what another node made, and no text or number; got {short(value)}")
     return value

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+from annotated_types import Interval
+
 from ttsnap.algorithms import ALGORITHMS, GROUPS
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Bounds, Count, Positive, short
+from ttsnap.files.settings import Count, FieldError, Positive, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.limits import FieldError, SearchLimits, fitting, whole
+from ttsnap.request.limits import SearchLimits, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
 from ttsnap.request.request import SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
@@ -69,7 +71,7 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
     if not isinstance(algorithm, str) or algorithm not in OFFERED:
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
-        guidance = fitting("guidance", guidance, Annotated[float, Bounds(0, limits.guidance)])
+        guidance = check("guidance", guidance, Annotated[float, Interval(ge=0, le=limits.guidance)])
     picture = None if data is None else limits.picture(bytes(data), "picture")
     size = whole("image size", fields["size"] or 0, 0, limits.side)
     given = SearchFields.of({

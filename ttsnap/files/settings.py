@@ -1,85 +1,47 @@
 """Plain values held against declared types: the one check that files, flags, requests and calls go through.
 
-    check("steps", 0, Annotated[int, Bounds(1)])  # ValueError: steps must be at least 1, got 0
+    check("steps", 0, Annotated[int, Ge(1)])  # FieldError: steps must be at least 1, got 0
 
-A dataclass of settings declares types once. `build` makes it of plain values of YAML or JSON, `to_json` writes them
-back. This file is in the lowest room, as recordings, rewards and algorithms read values as options do.
+A dataclass of settings declares types once, with the marks of annotated-types, and pydantic checks them: a text is no
+number, neither are true and false, lists stand for tuples. `build` makes one of plain values of YAML or JSON, `to_json`
+writes them back. Pydantic is imported by the first check.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, ForwardRef, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, MaxLen
 
 from ttsnap.core.names import did_you_mean, unknown
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic_core import SchemaValidator, ValidationError
 
-Json: typing.TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
-"""A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and mappings."""
+    Json: typing.TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+    """A value that JSON can hold. What is read has lists and dictionaries; what is written may have tuples and
+    mappings."""
+else:
+    Json = Any
 S = TypeVar("S")
 Scalar = TypeVar("Scalar", bool, int, float, str)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a number may be, or each of a list: from `low` to `high`, both included unless they are open."""
+class FieldError(ValueError):
+    """A value that cannot be honoured. field: the one that it was given for."""
 
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-    __is_annotated_types_grouped_metadata__: ClassVar[bool] = True  # by which pydantic reads it
-
-    def __iter__(self) -> Iterator[object]:
-        from annotated_types import Ge, Gt, Le, Lt
-
-        yield Gt(self.low) if self.open_low else Ge(self.low)
-        if not math.isinf(self.high):
-            yield Lt(self.high) if self.open_high else Le(self.high)
-
-    def fits(self, value: Any) -> bool:
-        """Whether it, or all that a list holds, is within."""
-        if isinstance(value, list | tuple):
-            return all(map(self.fits, value))
-        above = self.low < value if self.open_low else self.low <= value
-        return bool(above and (value < self.high if self.open_high else value <= self.high))
-
-    def __str__(self) -> str:
-        low, high = (str(x) if isinstance(x, int) else f"{x:g}" for x in (self.low, self.high))
-        if math.isinf(self.high):
-            return f"above {low}" if self.open_low else f"at least {low}"
-        joint = [["to", "to below"], ["and at most", "and below"]][self.open_low][self.open_high]
-        return f"{'above' if self.open_low else 'from'} {low} {joint} {high}"
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many characters a text has, how many values a list or a mapping."""
-
-    high: int
-    low: int = 0
-    __is_annotated_types_grouped_metadata__: ClassVar[bool] = True
-
-    def __iter__(self) -> Iterator[object]:
-        from annotated_types import Len
-
-        yield Len(self.low, self.high)
-
-    def fits(self, value: Any) -> bool:
-        """Whether there are no more and no fewer."""
-        return self.low <= len(value) <= self.high
-
-    def __str__(self) -> str:
-        return f"{f'{self.low} to ' if self.low else 'at most '}{self.high:,}"
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -87,31 +49,60 @@ class Rule:
     """What else a value must be, in words that follow "must be", and whether one is."""
 
     words: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[Any], object]
 
-    def __str__(self) -> str:
-        return self.words
+    def __get_pydantic_core_schema__(self, kind: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def held(value: object) -> object:
+            if not self.fits(value):
+                raise PydanticCustomError("rule", "{words}", {"words": self.words})
+            return value
+
+        return core_schema.no_info_after_validator_function(held, handler(kind))
 
 
-Count = Annotated[int, Bounds(1)]
-Natural = Annotated[int, Bounds(0)]
-Positive = Annotated[float, Bounds(0, open_low=True)]
-NotNegative = Annotated[float, Bounds(0)]
-Share = Annotated[float, Bounds(0, 1)]
-Decay = Annotated[float, Bounds(0, 1, open_high=True)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Fraction = Annotated[float, Interval(gt=0, le=1)]
+"""A share that is not nothing."""
+Decay = Annotated[float, Interval(ge=0, lt=1)]
 """Of a running average: what is kept of it in each step."""
-Word = Annotated[str, Size(200)]
+Word = Annotated[str, MaxLen(200)]
 """A text that names something."""
 
-_WORDS: dict[object, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    type(None): "null",
-    Any: "a value",
+_MUST = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "keys and values"),
+    "is_instance_of": "of type {class}",
+    "literal_error": "one of {expected}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} values",
+    "missing": "more values",
 }
-_SEVERAL: dict[object, str] = {bool: "true and false", int: "whole numbers", float: "numbers", str: "texts"}
+"""What a value must be, by the types of pydantic's errors; of others pydantic's own words."""
+_KINDS = ("_type", "is_instance_of", "literal_error")
+"""How the types of errors end that say that a value is of another kind."""
+_STRICT: dict[object, dict[str, object]] = {
+    **{kind: {"strict": True} for kind in ("bool", "int", "str")},
+    "float": {"strict": True, "allow_inf_nan": False},
+    **{kind: {"fail_fast": True} for kind in ("list", "tuple")},
+    "dataclass-args": {"extra_behavior": "forbid"},
+}
+"""What the nodes of pydantic's schemas get by their types."""
 
 
 @typing.overload
@@ -121,109 +112,112 @@ def check(name: str, value: object, hint: object) -> Any: ...
 def check(name: str, value: object, hint: object) -> object:
     """The value, once it fits its type: lists as tuples where a tuple is declared, whole numbers as floats.
 
-    A text is no number, and neither are true and false. Objects of a class pass as they are, and so do mappings in
-    their place. ValueError with the name, the value and what it must be.
+    FieldError with the name, the value and what it must be.
     """
-    kind, marks = bare(hint)
-    inner = get_args(kind)
-    if _is_union(kind):
-        kind, marks = bare(next((each for each in inner if _fits(value, each)), hint))
-        inner = get_args(kind)
-    if get_origin(kind) is Literal and value not in inner:
-        where, colon, last = name.rpartition(": ")
-        raise ValueError(f"{where}{colon}{unknown(last, value, list(map(str, inner)))}")
-    # Sizes first: of a list that is too long, no item is looked at.
-    if not _fits(value, kind) or not all(mark.fits(value) for mark in marks if isinstance(mark, Size)):
-        raise ValueError(f"{name} must be {words(hint)}, got {short(value)}")
-    checked = _inside(name, value, kind, inner)
-    for mark in marks:
-        if not mark.fits(checked):
-            must = mark if isinstance(mark, Bounds) else words(hint)
-            raise ValueError(f"{name} must be {must}, got {short(checked)}")
-    return checked
+    validator = _validator(hint)
+    from pydantic_core import ValidationError
+
+    try:
+        return validator.validate_python(value)
+    except ValidationError as error:
+        raise FieldError(name, line(error, name, value, hint)) from None
 
 
-def _inside(name: str, value: Any, kind: object, inner: tuple[Any, ...]) -> object:
-    """A value of this kind with all that it holds checked, and converted where nothing is lost."""
-    if isinstance(value, list | tuple) and get_origin(kind) in (tuple, list, Sequence):
-        fixed = get_origin(kind) is tuple and inner[1:] != (Ellipsis,)
-        if fixed and len(value) != len(inner):
-            raise ValueError(f"{name} must be {len(inner)} values, got {short(value)}")
-        items = (check(f"{name}[{i}]", item, inner[i if fixed else 0]) for i, item in enumerate(value))
-        return list(items) if isinstance(value, list) and get_origin(kind) is not tuple else tuple(items)
-    if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):
-        return {check(f"key of {name}", k, inner[0]): check(f"{name}.{k}", v, inner[1]) for k, v in value.items()}
-    if kind is float:
-        number = float(value) if not isinstance(value, int) or abs(value) < 2**1023 else math.inf
-        if not math.isfinite(number):
-            raise ValueError(f"{name} must be a finite number, got {short(value)}")
-        return number
-    return int(value) if kind is int else value
+@cache
+def _validator(hint: Any) -> SchemaValidator:
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic_core import SchemaValidator
+
+    config = None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
+    return SchemaValidator(_strict(TypeAdapter(hint, config=config).core_schema))
 
 
-def bare(hint: object) -> tuple[object, tuple[Bounds | Size | Rule, ...]]:
-    """A type without its marks, and these."""
-    if get_origin(hint) is not Annotated:
-        return hint, ()
-    kind, *marks = get_args(hint)
-    return kind, tuple(mark for mark in marks if isinstance(mark, Bounds | Size | Rule))
+def _strict(schema: Any) -> Any:
+    """A schema in which lists stand for tuples and mappings for dataclasses, and nothing for anything else."""
+    from pydantic_core import core_schema
+
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_strict, schema))
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: part if key in ("default", "metadata") else _strict(part) for key, part in schema.items()}
+    kind = made.get("type")
+    made |= _STRICT.get(kind, {})
+    number: Any = made  # mypy knows schemas by their keys
+    return core_schema.no_info_before_validator_function(_built_in, number) if kind in ("int", "float") else made
+
+
+def _built_in(value: object) -> object:
+    """A number of another library, as numpy's, as one of Python's."""
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
+
+
+def line(error: ValidationError, name: str, value: object, hint: object) -> str:
+    """What pydantic says of a value in one line: the place, what must be there, what was got, the nearest name."""
+    errors = error.errors(include_url=False)
+    if own := next((each for each in errors if each["type"] == "value_error"), None):
+        return str(own["ctx"]["error"])
+    found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
+    if strange := [(place, each["loc"]) for place, each in found if each["type"] == "unexpected_keyword_argument"]:
+        level = strange[0][0].removesuffix(str(strange[0][1][-1]))
+        known = [level + key for key in _keys(hint, strange[0][1][:-1])]
+        near = did_you_mean(strange[0][0], known)
+        return f"unknown key(s) {', '.join(place for place, _ in strange):.300}{near}; known are {', '.join(known)}"
+    if missing := [place for place, each in found if each["type"] == "missing" and isinstance(each["loc"][-1], str)]:
+        return f"missing key(s) {', '.join(missing)}"
+    first = found[0][0]
+    found = [(place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))]
+    place = max((place for place, _ in found), key=len)
+    here = [each for where, each in found if where == place]
+    here = [each for each in here if not each["type"].endswith(_KINDS)] or here
+    got = here[0]["input"]
+    choices = [word for each in here for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))]
+    if all(each["type"] == "literal_error" for each in here):
+        where, colon, last = place.rpartition(": ")
+        return f"{where}{colon}{unknown(last, got, choices)}"
+    must = " or ".join(dict.fromkeys(map(_must, here)))
+    near = did_you_mean(got, choices) if isinstance(got, str) else ""
+    return f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
+
+
+def _must(error: Any) -> str:
+    """What a value must be by one of pydantic's errors."""
+    known = {key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()}
+    if error["type"] not in _MUST:
+        return str(error["msg"]).removeprefix("Input should be ")
+    return _MUST[error["type"]].format(**known).replace("'", "")
+
+
+def _place(name: str, value: Any, loc: Sequence[int | str], kind: str) -> str:
+    """The name of a value inside another: one.width, many[1]. Pydantic names branches of unions as well."""
+    for part in loc:
+        if isinstance(value, Mapping) and part in value:
+            name, value = f"{name}.{part}".removeprefix("."), value[part]
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            name, value = f"{name}[{part}]", value[part]
+        elif part == "[key]":
+            name = f"key of {name.rpartition('.')[0]}"
+    return f"{name}.{loc[-1]}".removeprefix(".") if kind == "missing" and isinstance(loc[-1], str) else name
+
+
+def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
+    """The keys of a dataclass, at a place in others."""
+    for part in loc:
+        if dataclasses.is_dataclass(hint):
+            kinds = kinds_of(hints_of(typing.cast("type", hint))[str(part)])
+            hint = next(kind for kind in kinds if kind is not type(None))
+        elif isinstance(part, int):
+            hint = get_args(hint)[0]
+    return list(hints_of(typing.cast("type", hint)))
 
 
 def kinds_of(hint: object) -> list[object]:
     """The types of a union without their marks, one by one; of any other type that alone."""
-    kind, _ = bare(hint)
-    return [part for each in get_args(kind) for part in kinds_of(each)] if _is_union(kind) else [kind]
-
-
-def words(hint: object) -> str:
-    """What a type asks for, as it follows "must be"."""
-    kind, marks = bare(hint)
-    inner, origin = get_args(kind), get_origin(kind)
-    if _is_union(kind):
-        return " or ".join(dict.fromkeys(map(words, (each for each in inner if each is not type(None)))))
-    if found := next((mark for mark in marks if isinstance(mark, Rule)), None):
-        return found.words
-    if origin is Literal:
-        said = f"one of {', '.join(map(str, inner))}"
-    elif origin is tuple and inner[1:] != (Ellipsis,):
-        said = f"{len(inner)} {_SEVERAL.get(bare(inner[0])[0], 'values')}"
-    elif origin in (tuple, list, Sequence):
-        said = f"a list of {_SEVERAL.get(bare(inner[0])[0], 'values')}"
-    elif origin in (dict, Mapping):
-        said = "keys and values"
-    else:
-        said = _WORDS.get(kind, f"of type {kind.__name__ if isinstance(kind, type) else kind}")
-    for mark in marks:
-        if isinstance(mark, Size):
-            said += f" of {mark} {'characters' if kind is str else 'values'}"
-        else:
-            said += f" of {mark}" if str(mark).startswith("at ") else f" {mark}"
-    return said
-
-
-def _fits(value: object, hint: object) -> bool:
-    """Whether a value is of a type, whatever it holds inside."""
-    kind, _ = bare(hint)
-    origin = get_origin(kind)
-    if kind is Any or isinstance(kind, ForwardRef):
-        return True
-    if origin is Literal:
-        return value in get_args(kind)
-    if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if kind in (bool, str, type(None)):
-        return isinstance(value, typing.cast("type", kind))
-    if origin in (tuple, list, Sequence):
-        return isinstance(value, list | tuple)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    if _is_union(kind):
-        return any(_fits(value, each) for each in get_args(kind))
-    return value is not None and not isinstance(value, bool | int | float | str | list | tuple)
-
-
-def _is_union(kind: object) -> bool:
-    return get_origin(kind) in (typing.Union, types.UnionType)
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    union = get_origin(kind) in (typing.Union, types.UnionType)
+    return [part for each in get_args(kind) for part in kinds_of(each)] if union else [kind]
 
 
 def short(value: object) -> str:
@@ -256,30 +250,10 @@ class Settings:
 def build(cls: type[S], data: object, where: str = "") -> S:
     """Settings of this dataclass from plain values; those that are left out keep their defaults.
 
-    where: what goes before a key in messages ("student."). ValueError for unknown keys, missing ones, and values of
+    where: what goes before a key in messages ("student."). FieldError for unknown keys, missing ones, and values of
     another type or out of bounds.
     """
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where.rstrip('.') or 'the settings'} must hold keys and values, got {data!r:.80}")
-    hints, none = hints_of(cls), dataclasses.MISSING
-    if strange := [f"{where}{key}" for key in data if key not in hints]:
-        known = [where + key for key in hints]
-        meant = did_you_mean(strange[0], known)
-        raise ValueError(f"unknown key(s) {', '.join(strange):.300}{meant}; known are {', '.join(known)}")
-    needed = [f.name for f in dataclasses.fields(typing.cast("Any", cls)) if f.default is f.default_factory is none]
-    if missing := [where + name for name in needed if name not in data]:
-        raise ValueError(f"missing key(s) {', '.join(missing)}")
-    return cls(**{key: _built(where + key, value, hints[key]) for key, value in data.items()})
-
-
-def _built(name: str, value: object, hint: Any) -> object:
-    """One field's value: of its type, a section of its own, or a tuple of sections."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build(hint, value, f"{name}.")
-    item = get_args(hint)[0] if get_origin(hint) is tuple else None
-    if isinstance(item, type) and dataclasses.is_dataclass(item) and isinstance(value, list | tuple):
-        return tuple(build(item, part, f"{name}[{i}].") for i, part in enumerate(value))
-    return check(name, value, hint)
+    return typing.cast("S", check(where.rstrip("."), data, cls))
 
 
 def to_json(settings: DataclassInstance) -> dict[str, Json]:

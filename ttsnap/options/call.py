@@ -8,22 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_types import Interval, Len, MaxLen
+
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Bounds, Settings, Size
+from ttsnap.files.settings import Fraction, Settings, Share
 from ttsnap.options.model import TEXT
 from ttsnap.options.option import Option, changed, option, options_of
 
 MOST_STEPS, MOST_SIDE, MOST_FRAMES = 1000, 4096, 1000
-Scale = Annotated[float, Bounds(-1000, 1000)]
-Steps = Annotated[int, Bounds(1, MOST_STEPS)]
-Strength = Annotated[float, Bounds(0, 1)]
-Side = Annotated[int, Bounds(8, MOST_SIDE)]
-Text = Annotated[str, Size(10_000)]
-Texts = Text | Annotated[list[Text], Size(64)]
-Pair = tuple[Annotated[int, Bounds(0, 2**16)], Annotated[int, Bounds(0, 2**16)]]
-Points = Annotated[list[Annotated[float, Bounds(0, 1e5)]], Size(1000)]
-Layers = Annotated[list[Annotated[int, Bounds(0, 1000)]], Size(64)]
-Attention = Annotated[dict[Literal["scale"], Scale], Size(1, 1)]
+Scale = Annotated[float, Interval(ge=-1000, le=1000)]
+Steps = Annotated[int, Interval(ge=1, le=MOST_STEPS)]
+Strength = Share
+Side = Annotated[int, Interval(ge=8, le=MOST_SIDE)]
+Text = Annotated[str, MaxLen(10_000)]
+Texts = Text | Annotated[list[Text], MaxLen(64)]
+Pair = tuple[Annotated[int, Interval(ge=0, le=2**16)], Annotated[int, Interval(ge=0, le=2**16)]]
+Points = Annotated[list[Annotated[float, Interval(ge=0, le=1e5)]], MaxLen(1000)]
+Layers = Annotated[list[Annotated[int, Interval(ge=0, le=1000)]], MaxLen(64)]
+Attention = Annotated[dict[Literal["scale"], Scale], Len(1, 1)]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class CallOptions(Settings):
     )
     height: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
     width: Side | None = option(None, "of the image", metavar="PIXELS", unset="the model's own")
-    num_frames: Annotated[int, Bounds(1, MOST_FRAMES)] | None = option(None, "of a video")
-    frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = option(
+    num_frames: Annotated[int, Interval(ge=1, le=MOST_FRAMES)] | None = option(None, "of a video")
+    frame_rate: Annotated[float, Interval(gt=0, le=240)] | None = option(
         None, "frames a second of a video, for models that read it (LTX)"
     )
     guidance_scale_2: Scale | None = option(None, "guidance of the second network (Wan 2.2)")
@@ -84,9 +86,9 @@ class CallOptions(Settings):
     negative_target_size: Pair | None = option(None, "the same of the unguided pass")
     sigmas: Points | None = option(None, "noise levels of the steps")
     timesteps: Points | None = option(None, "times of the steps")
-    clip_skip: Annotated[int, Bounds(0, 100)] | None = option(None, "layers of CLIP to leave out at its end")
+    clip_skip: Annotated[int, Interval(ge=0, le=100)] | None = option(None, "layers of CLIP to leave out at its end")
     strength: Strength | None = option(None, "how much of the picture is redrawn")
-    max_sequence_length: Annotated[int, Bounds(1, 4096)] | None = option(None, "most tokens of a prompt")
+    max_sequence_length: Annotated[int, Interval(ge=1, le=4096)] | None = option(None, "most tokens of a prompt")
     text_encoder_out_layers: Layers | None = option(None, "layers of the text encoder that are read (FLUX.2)")
     joint_attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
     attention_kwargs: Attention | None = option(None, "of the attention processor: the scale of a LoRA")
@@ -110,9 +112,7 @@ class PictureOptions(Settings):
     )
     mask_image: str | None = option(None, "white where it is painted anew", metavar="FILE")
     control_image: str | None = option(None, "what a ControlNet is shown", metavar="FILE")
-    strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = option(
-        None, "how much of the picture is redrawn, from 0 to 1", metavar="SHARE"
-    )
+    strength: Fraction | None = option(None, "how much of the picture is redrawn, from 0 to 1", metavar="SHARE")
 
     def read(self, task: str) -> dict[str, Picture]:
         """The pictures by argument of the pipeline's call. ValueError where the task takes none, or a file is none."""
@@ -129,7 +129,7 @@ class PictureOptions(Settings):
 class VideoOptions(Settings):
     """The files of a search that makes videos."""
 
-    fps: Annotated[float, Bounds(0, 240, open_low=True)] = option(
+    fps: Annotated[float, Interval(gt=0, le=240)] = option(
         16.0, "frames of a video that are shown in a second", metavar="N"
     )
     video_format: Literal["webp", "png", "mp4"] = option(

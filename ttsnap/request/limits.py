@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+from annotated_types import Interval
+
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Bounds, Count, Positive, Settings, check, short
+from ttsnap.files.settings import Count, FieldError, Positive, Settings, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.request.request import Lora
 
@@ -25,26 +27,10 @@ USUAL = Budget.of_effort("medium")
 """The cap on evaluations beside a budget in units that evaluations need not use up, as tokens and gradients."""
 
 
-class FieldError(ValueError):
-    """A value that cannot be honoured. field: the one that it was given for."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-def fitting(field: str, value: object, hint: object) -> Any:
-    """A value that fits its declared type (ttsnap.files.settings). FieldError for one that does not."""
-    try:
-        return check(field, value, hint)
-    except ValueError as error:
-        raise FieldError(field, str(error)) from None
-
-
 def whole(field: str, value: object, low: int, high: int) -> int:
     """A whole number from low to high, which pages give as floats. FieldError for anything else."""
     plain = int(value) if isinstance(value, float) and value.is_integer() else value
-    return int(fitting(field, plain, Annotated[int, Bounds(low, high)]))
+    return int(check(field, plain, Annotated[int, Interval(ge=low, le=high)]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +114,7 @@ class SearchLimits(Settings):
             raise FieldError("lora", f"at most {self.loras} LoRAs are put together here, got {len(wanted)}")
         found: dict[str, Lora] = {}
         for each in wanted:
-            fields = fitting("lora", {"name": each} if isinstance(each, str) else each, dict[str, Any])
+            fields = check("lora", {"name": each} if isinstance(each, str) else each, dict[str, Any])
             if strange := next((name for name in fields if name not in ("name", "scale")), None):
                 raise FieldError("lora", unknown("field of lora", strange, ("name", "scale")))
             name, scale = fields.get("name"), fields.get("scale")
@@ -138,7 +124,11 @@ class SearchLimits(Settings):
                 raise FieldError("lora", unknown("LoRA", name, offered))
             if name in found:
                 raise FieldError("lora", f"the LoRA {name} is given twice; give it one scale")
-            number = 1.0 if scale is None else fitting("lora", scale, Annotated[float, Bounds(-MOST_SCALE, MOST_SCALE)])
+            number = (
+                1.0
+                if scale is None
+                else check("lora", scale, Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)])
+            )
             found[name] = replace(offered[name], scale=float(number))
         return tuple(found[name] for name in sorted(found) if found[name].scale)
 

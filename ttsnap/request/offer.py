@@ -11,23 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import Interval, MaxLen
+
 from ttsnap.algorithms import make_algorithm
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import blanks
-from ttsnap.files.settings import Bounds, Count, Size, Word, hints_of, short
+from ttsnap.files.settings import Count, FieldError, Fraction, Word, check, hints_of, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, SamplerOptions
-from ttsnap.request.limits import FieldError, SearchLimits, fitting
+from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest, fitted_steps
 from ttsnap.request.searches import kernel_for, search_of
 
-Name = Annotated[str, Size(100)]
+Name = Annotated[str, MaxLen(100)]
 Drafted: TypeAlias = Callable[[Algorithm, SamplerOptions, tuple[str, ...], Mapping[str, Any]], SamplerOptions]
 """The sampler of a search with a drafter where that helps it, by its algorithm, sampler, rewards by name, and complete
 call; else the same sampler."""
@@ -52,8 +54,8 @@ class CommonFields:
     require: Name | list[Name] | None = option(
         None, "what an image must meet to be returned, by rewards that are offered: REWARD>=NUMBER, or several"
     )
-    budget: Annotated[str, Size(60)] | int | float | None = option(None, "400nfe, 20images, 10s, ...")
-    seed: Annotated[int, Bounds(0, 2**63, open_high=True)] | None = option(
+    budget: Annotated[str, MaxLen(60)] | int | float | None = option(None, "400nfe, 20images, 10s, ...")
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] | None = option(
         None, "candidate i starts from seed + i; else a random one"
     )
     steps: Steps | None = option(None, CALL["num_inference_steps"].text)
@@ -74,13 +76,13 @@ class SearchFields(CommonFields):
     """In place of a budget."""
     size: tuple[int, int] | None = None
     """Width and height in pixels."""
-    strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = None
+    strength: Fraction | None = None
     """How much of the picture is redrawn."""
     num_frames: Count | None = None
     """Of a video."""
     guidance_scale_2: Scale | None = None
     """Of the second network, for models of two."""
-    frame_rate: Annotated[float, Bounds(0, 240, open_low=True)] | None = None
+    frame_rate: Annotated[float, Interval(gt=0, le=240)] | None = None
     """Frames a second of a video, for models that read it."""
     image: Any = None
     """A picture to change or to set in motion, or several of which one result is made."""
@@ -92,7 +94,7 @@ class SearchFields(CommonFields):
         hints = hints_of(cls)
         if strange := next((name for name in given if name not in hints), None):
             raise FieldError(strange, unknown("field", strange, hints))
-        known = {name: fitting(name, value, hints[name]) for name, value in given.items() if value is not None}
+        known = {name: check(name, value, hints[name]) for name, value in given.items() if value is not None}
         if "prompt" not in known:
             raise FieldError("prompt", "the prompt must be text, got none")
         return cls(**known)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.protocols import Algorithm
-from ttsnap.request.limits import FieldError
+from ttsnap.files.settings import FieldError
 from ttsnap.request.request import AlgorithmSpec
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}

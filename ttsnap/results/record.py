@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval, Len, MaxLen
 from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
-from ttsnap.files.settings import Bounds, Json, Natural, NotNegative, Rule, Size, Word, check, hints_of
+from ttsnap.files.settings import Json, Natural, NotNegative, Rule, Word, check, hints_of
 from ttsnap.options.call import CALL, Text
 from ttsnap.options.option import Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
@@ -31,8 +32,8 @@ Place = Annotated[
     str,
     Rule("text of at most 1000 printable characters", lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != ""),
 ]
-Score = Annotated[float, Bounds(-1e300, 1e300)] | None
-Scores = Annotated[dict[str, Score], Size(100)]
+Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
+Scores = Annotated[dict[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
 Shown = Literal["control_image", "image", "last_image", "mask_image"]
@@ -45,7 +46,7 @@ class FoundImage:
     """One image of a search. What files of earlier versions lack is None."""
 
     prompt: Text
-    seed: Annotated[int, Bounds(0, 2**64 - 1)]
+    seed: Annotated[int, Interval(ge=0, le=2**64 - 1)]
     reward: Score
     """None where it failed, as of other scores."""
     branched: bool | None = None
@@ -58,7 +59,7 @@ class FoundImage:
     nfe: NotNegative | None = None
     """Of the whole search, as are the seeds."""
     seeds: Natural | None = None
-    fps: Annotated[float, Bounds(0.001, 240)] | None = None
+    fps: Annotated[float, Interval(ge=0.001, le=240)] | None = None
     """Of a video."""
 
 
@@ -75,17 +76,17 @@ class SearchRecord:
     call: Object
     """Plain arguments of the model's own call."""
     sampler: SamplerOptions
-    algorithm: Annotated[str, Size(1000)]
+    algorithm: Annotated[str, MaxLen(1000)]
     options: Object | None
     """Of the algorithm."""
     budget: Word
     ttsnap: Word = __version__
-    lora: Place | Annotated[list[Place], Size(16, 1)] | None = None
+    lora: Place | Annotated[list[Place], Len(1, 16)] | None = None
     task: Word | None = None
     dtype: Dtype | None = None
-    pictures: Annotated[dict[Shown, Digest | Annotated[list[Digest], Size(16, 1)]], Size(4, 1)] | None = None
+    pictures: Annotated[dict[Shown, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 4)] | None = None
     """Digests of the pictures that it was made of, by argument of the call."""
-    require: Annotated[list[Place], Size(16)] | None = None
+    require: Annotated[list[Place], MaxLen(16)] | None = None
     diversity: NotNegative | None = None
     likeness: Word | None = None
     shared: bool | None = None

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Interval, MaxLen
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.files.reading import printable, read_object
-from ttsnap.files.settings import Bounds, Count, Settings, Size, build, check, to_json
+from ttsnap.files.settings import Count, Fraction, Settings, build, check, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.options.sampler import Finish
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
@@ -24,7 +25,7 @@ from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 DRAFT_FILE = "draft.json"
 FORMAT = 1
 MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_CALLS, MOST_TEXT = 2**20, 1000, 100, 16, 300
-Guidance = Annotated[float, Bounds(0, 1000)]
+Guidance = Annotated[float, Interval(ge=0, le=1000)]
 Estimate = Callable[[Tensor, Tensor], Tensor]
 """(x (N, ...), told times (N,)) -> the x0 (N, ...) that the network implies at x, told these times."""
 
@@ -50,7 +51,7 @@ class Checked(Settings):
     model: str
     steps: Count
     guidance_scale: Guidance
-    figures: Annotated[Mapping[str, float], Size(MOST_FIGURES)] = field(default_factory=dict)
+    figures: Annotated[Mapping[str, float], MaxLen(MOST_FIGURES)] = field(default_factory=dict)
     finish: str = ""
     """From where its drafts are finished (Finish) where that was measured to find more than drafts that only rank;
     else empty."""
@@ -68,7 +69,7 @@ class Checked(Settings):
 class DraftSettings(Settings):
     """How a drafter is called. The defaults are those of a LoRA that comes without a draft.json."""
 
-    first_time: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
+    first_time: Fraction = 1.0
     """What the network is told at its first call, as a share of the true time. Distilled drafters learn sooner where
     that is a little less than the noise that is there."""
     guidance: Guidance | None = None

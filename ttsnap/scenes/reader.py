@@ -10,14 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttsnap.files.reading import foreign, read_object
-from ttsnap.files.settings import Bounds, Count, Settings, build
+from ttsnap.files.settings import Count, Natural, Settings, build
 
 from .grammar import WORDS
 from .render import NUM_LABELS
@@ -119,7 +118,7 @@ class ReaderSize(Settings):
 
     width: Count = 128
     """Channels of words and cells."""
-    blocks: Annotated[tuple[int, int], Bounds(0)] = (2, 4)
+    blocks: tuple[Natural, Natural] = (2, 4)
     """Residual blocks at 16 x 16 and at 8 x 8 cells."""
     layers: Count = 2
     """Of text, and as many of attention to cells."""

@@ -6,13 +6,12 @@ import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Bounds
+from ttsnap.files.settings import FieldError, Fraction
 from ttsnap.options.option import option
-from ttsnap.request.limits import FieldError
 from ttsnap.service.bodies import FRAME, REFERENCE, Sent
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Generation, Video, validated
@@ -29,9 +28,7 @@ class Edit(Generation):
 
     kind: ClassVar[str] = "image_edit"
 
-    strength: Annotated[float, Bounds(0, 1, open_low=True)] | None = option(
-        None, "how much of it is redrawn, where the model redraws"
-    )
+    strength: Fraction | None = option(None, "how much of it is redrawn, where the model redraws")
 
 
 async def edit_of(sent: Sent, limits: ServiceLimits) -> tuple[Edit, Pictures]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ttsnap.files.settings import Count, Json, Positive
+from ttsnap.files.settings import Count, FieldError, Json, Positive
 from ttsnap.options.option import option
-from ttsnap.request.limits import FieldError, SearchLimits
+from ttsnap.request.limits import SearchLimits
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from ttsnap.files.settings import FieldError
 from ttsnap.pipelines.lora import UnderLora, lora_networks, numbers_in, rescaled, under_lora
-from ttsnap.request.limits import FieldError
 from ttsnap.request.request import Lora
 from ttsnap.service.limits import RequestError
 

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
+from annotated_types import Interval
+
 from ttsnap.core.names import unknown
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Bounds, Count, Positive, Rule, check, hints_of
+from ttsnap.files.settings import Count, FieldError, Positive, Rule, Share, check, hints_of
 from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
-from ttsnap.request.limits import FieldError, SearchLimits
+from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import CommonFields, Offer, SearchFields
 from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.offer import request_of as search_request_of
@@ -94,13 +96,17 @@ class Generation(Body):
         "b64_json", "images in base64, or as data: URLs; file: the image itself, or a zip of several"
     )
     output_format: Literal["png", "jpeg", "webp"] = option("png", "of images")
-    output_compression: Annotated[int, Bounds(0, 100)] = option(100, "of jpeg and webp: 100 is the best quality")
+    output_compression: Annotated[int, Interval(ge=0, le=100)] = option(
+        100, "of jpeg and webp: 100 is the best quality"
+    )
     background: Literal["auto", "opaque"] | bool = option(
         "auto", "images are opaque; true: make a job of it, and answer at once"
     )
     moderation: Literal["auto", "low"] = option("auto", "taken and not used")
     stream: bool = option(False, "send events while the search runs")
-    partial_images: Annotated[int, Bounds(0, 3)] = option(0, "how often a stream shows the best estimate so far")
+    partial_images: Annotated[int, Interval(ge=0, le=3)] = option(
+        0, "how often a stream shows the best estimate so far"
+    )
 
 
 @dataclass(frozen=True)
@@ -111,16 +117,14 @@ class Video(Body):
 
     seconds: Positive | None = option(None, "how long it is, as near as the model's frames allow")
     num_frames: Count | None = option(None, "in place of seconds")
-    fps: Annotated[float, Bounds(0, 120, open_low=True)] | None = option(
+    fps: Annotated[float, Interval(gt=0, le=120)] | None = option(
         None, "frames a second: 16, or 24 for models that read it"
     )
-    frames: Annotated[int, Bounds(1, 32)] = option(4, "frames, chosen evenly, that a reward of images sees")
+    frames: Annotated[int, Interval(ge=1, le=32)] = option(4, "frames, chosen evenly, that a reward of images sees")
     output_format: Literal["mp4", "webp", "png"] = option("mp4", "of videos; webp and png are animated")
     response_format: Literal["file"] = option("file", "videos come as files alone")
     guidance_scale_2: Scale | None = option(None, "guidance of the second network, for models of two")
-    boundary_ratio: Annotated[float, Bounds(0, 1)] | None = option(
-        None, "where the second network begins; for models of two their own"
-    )
+    boundary_ratio: Share | None = option(None, "where the second network begins; for models of two their own")
 
     def rate(self, offer: Offer) -> float:
         """Frames a second."""

@@ -78,7 +78,7 @@ def test_one_command_makes_a_draft_and_goes_on_after_ctrl_c(
     (["--model", "a/b"], "give --evaluation.reward"),
     (["--model", "a/b", "--evaluation.reward", "scenes"], "model a/b needs --prompts-file FILE"),
     (["--prompts-file", "two.txt"], "two.txt holds 2 different prompts, of which 2 are held out"),
-    (["--training.first-time", "2"], "first-time must be above 0 and at most 1, got 2"),
+    (["--training.first-time", "2"], "first-time must be at most 1, got 2"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str

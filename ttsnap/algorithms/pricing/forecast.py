@@ -55,6 +55,12 @@ class Forecast:
     prices: FloatArray
     """(b, 2) allowances in evaluations, and the price at which a shared search spends each on average; or empty."""
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, kind: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.union_schema([core_schema.is_instance_schema(cls), core_schema.dict_schema()])
+
     @property
     def steps(self) -> IntArray:
         """(d,) grid steps of the checks."""

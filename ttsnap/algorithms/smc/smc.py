@@ -9,7 +9,7 @@ reward of the finished image: weighted images are drawn from p(x) exp(lam r(x)).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ttsnap.core.names import unknown
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import rising
-from ttsnap.files.settings import Bounds, Count, Positive, Settings, Share
+from ttsnap.files.settings import Count, Fraction, Positive, Settings, Share
 
 Potential = Literal["difference", "max", "sum", "current"]
 Temper = Literal["constant", "linear", "increase", "adaptive"]
@@ -100,7 +100,7 @@ class SMC(Settings):
     """Noise level of the first check [FK steering, for SDXL]."""
     last: float = 0.36
     """Noise level of the last check [FK steering, for SDXL]."""
-    shrink: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
+    shrink: Fraction = 1.0
     """Share of particles left after the last check; each check leaves the same share of the former."""
     needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
