@@ -172,7 +172,7 @@ TERMS = {"omega", "nfe", "level", "equals-n", "report", "honest-ledger", "pot", 
 def test_the_glossary_explains_the_words_and_is_linked() -> None:
     glossary = ROOT / "docs" / "explanation" / "glossary.md"
     assert anchors(glossary) >= TERMS
-    for page in ("README.md", "docs/index.md", "docs/algorithms.md", "docs/measured.md", "docs/architecture.md"):
+    for page in ("README.md", "docs/index.md", "docs/algorithms.md", "docs/journal/index.md", "docs/architecture.md"):
         assert "glossary.md" in (ROOT / page).read_text(encoding="utf-8"), f"{page} does not link the glossary"
 
 

@@ -2,5 +2,5 @@
 
 `base.py` trains a text-to-image model of any `World`; `SCENES` and `signs.SIGNS` are two.
 Shared: `recipes.py`, what every training says of itself; `training.py`, the loop; `stored.py`, data that are made once;
-`evaluate.py` and `export.py`, what comes out. docs/embedded_model.md and docs/signs.md say what came out.
+`evaluate.py` and `export.py`, what comes out. docs/embedded_model.md, docs/signs.md and docs/journal say what came out.
 """

@@ -1,7 +1,7 @@
 """Trains the models of the embedded world, and measures them. The same command resumes an interrupted run.
 
 A recipe is trained as the packaged models were, unless --recipe names a YAML file with what differs, such as
-"generator: {steps: 100}". docs/embedded_model.md says what came out.
+"generator: {steps: 100}". docs/journal says what came out.
 """
 
 from __future__ import annotations

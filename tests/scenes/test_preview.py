@@ -23,7 +23,7 @@ HELD_OUT = sample_prompts(2, 4)
 
 @pytest.fixture
 def pipe() -> Any:
-    """With random weights of the size that was measured (docs/embedded_model.md)."""
+    """With random weights of the size that was measured (docs/journal/preview_vae.md)."""
     loaded = load()
     torch.manual_seed(0)
     loaded.preview_vae = AutoencoderTiny(

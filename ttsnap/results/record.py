@@ -207,7 +207,7 @@ REMOVED = {
     "polynomial": "polynomial paths",
     **dict.fromkeys(("sin", "sin2", "exp", "clipping", "tan"), "rare amounts of noise"),
 }
-"""Names in files of earlier versions, and what they meant (docs/measured.md)."""
+"""Names in files of earlier versions, and what they meant (docs/journal)."""
 
 
 def removed(name: object) -> str:
