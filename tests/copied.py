@@ -21,15 +21,21 @@ def copy_package(to: Path) -> None:
     shutil.copytree(Path(ttsnap.__file__).parent, to / "ttsnap", ignore=left_out)
 
 
-def change_package(to: Path, page: str) -> list[str]:
-    """Make all changes that a page of docs/howto shows as diffs in the copy; the names of the files, in order.
+def recipe(title: str) -> str:
+    """The section of docs/howto/extend.md under this heading."""
+    page = (ROOT / "docs" / "howto" / "extend.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.S | re.M)
+    return str(found)
+
+
+def change_package(to: Path, title: str) -> list[str]:
+    """Make all changes that a recipe shows as diffs in the copy; the names of the files, in order.
 
     A diff names a file ("+++ ttsnap/core/looks.py") and has parts that begin with "@@". What a part shows as there must
     be in the file once; a part that shows nothing as there is added at the end, or is the whole of a new file.
     """
-    text = (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
     touched: list[str] = []
-    for block in re.findall(r"^```diff\n(.*?)^```", text, re.S | re.M):
+    for block in re.findall(r"^```diff\n(.*?)^```", recipe(title), re.S | re.M):
         for change in re.split(r"^\+\+\+ ", block, flags=re.M)[1:]:
             name, *lines = change.splitlines()
             touched.append(name)
@@ -41,7 +47,7 @@ def change_package(to: Path, page: str) -> list[str]:
                     "".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row) for sign in "-+"
                 )
                 if old:
-                    assert found.count(old) == 1, f"{page}: {name} has this {found.count(old)} times, not once:\n{old}"
+                    assert found.count(old) == 1, f"{title}: {name} has this {found.count(old)} times, not once:\n{old}"
                     found = found.replace(old, new)
                 else:
                     found += new

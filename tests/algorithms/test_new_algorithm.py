@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..copied import ROOT, change_package, copy_package, run_trial  # noqa: TID252
+from ..copied import change_package, copy_package, recipe, run_trial  # noqa: TID252
 
 TRIAL = """
 import numpy as np
@@ -36,8 +36,7 @@ assert search(["a"], make_algorithm("halving"), engine, "14nfe")[0].spent.seeds 
 
 def test_a_new_algorithm_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    page = (ROOT / "docs" / "howto" / "write_algorithm.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", page, re.S | re.M)
+    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
     (tmp_path / "ttsnap" / "algorithms" / "halving.py").write_text(code, encoding="utf-8")
-    assert change_package(tmp_path, "write_algorithm.md") == ["ttsnap/algorithms/catalogue.py"]
+    assert change_package(tmp_path, "An algorithm") == ["ttsnap/algorithms/catalogue.py"]
     run_trial(TRIAL, tmp_path)

@@ -16,9 +16,9 @@ from ttsnap.loop.budget import Budget
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import search_of, searches_of
 
+from ..copied import recipe  # noqa: TID252
 from ..said import error_of  # noqa: TID252
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "write_algorithm.md"
 OWN = "halving.py:Halving"
 FEW = ("--budget", "20nfe", "--steps", "4")
 
@@ -29,7 +29,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "halving", raising=False)
-    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
     Path("halving.py").write_text(f"from __future__ import annotations\n{code}", encoding="utf-8")
     Path("evil.py").write_text("open('ran', 'w')\nclass Evil: ...\n")
     Path("json.py").write_text("class Mine: ...\n")

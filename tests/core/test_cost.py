@@ -12,9 +12,8 @@ from ttsnap.core.results import Spent
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.ledger import Ledger
 
-from ..copied import copy_package, run_trial  # noqa: TID252
+from ..copied import copy_package, recipe, run_trial  # noqa: TID252
 
-HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "new_kind_of_cost.md"
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 OTHERS = Cost(1, 2, 3, 4, 5, 6)
 
@@ -124,7 +123,7 @@ assert Header.read(json.dumps(told), Path("older"))[0].price == Price(Rates(nfe=
 
 def test_a_new_kind_is_the_line_of_the_how_to(tmp_path: Path) -> None:
     """In a copy of the package whose table has that line more."""
-    found = re.search(r"^answers: N = .*\n", HOWTO.read_text(), re.MULTILINE)
+    found = re.search(r"^answers: N = .*\n", recipe("A kind of cost"), re.MULTILINE)
     assert found is not None
     copy_package(tmp_path)
     table = tmp_path / "ttsnap" / "core" / "cost.py"

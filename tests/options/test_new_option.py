@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..copied import copy_package, run_trial  # noqa: TID252
+from ..copied import copy_package, recipe, run_trial  # noqa: TID252
 
-HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "new_option.md"
 TRIAL = """
 import inspect
 import shlex
@@ -55,7 +54,7 @@ assert arguments.read(SamplerOptions, again) == sampler
 
 
 def test_a_new_option_is_the_line_of_the_how_to(tmp_path: Path) -> None:
-    found = re.search(r"^mirrored: .*\n", HOWTO.read_text(), re.MULTILINE)
+    found = re.search(r"^mirrored: .*\n", recipe("An option"), re.MULTILINE)
     assert found is not None
     copy_package(tmp_path)
     declared = tmp_path / "ttsnap" / "options" / "sampler.py"

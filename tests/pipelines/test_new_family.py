@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..copied import ROOT, change_package, copy_package, run_trial  # noqa: TID252
+from ..copied import change_package, copy_package, recipe, run_trial  # noqa: TID252
 
 TRIAL = """
 import warnings
@@ -53,8 +53,7 @@ assert custom_pipeline("pixart_alpha").endswith("families/pixart_alpha.py")
 
 def test_a_new_family_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    touched = change_package(tmp_path, "new_family.md")
+    touched = change_package(tmp_path, "A pipeline family")
     assert touched == ["pipelines/families/pixart_alpha.py", "pipelines/__init__.py"]
-    page = (ROOT / "docs" / "howto" / "new_family.md").read_text(encoding="utf-8")
-    (check,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    (check,) = re.findall(r"^```python\n(.*?)^```", recipe("A pipeline family"), re.S | re.M)
     run_trial(check + TRIAL, tmp_path)

@@ -11,7 +11,9 @@ from PIL import Image
 
 from ttsnap.results.record import read_record
 
-PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "new_door.md").read_text(encoding="utf-8")
+from ..copied import recipe  # noqa: TID252
+
+PAGE = recipe("A door")
 REFUSED = {
     "prompt: a red circle\nsearch: /etc/tuned.json": "no search '/etc/tuned.json' here",
     "prompt: a red circle\nsearch: {name: nested, first: mine.json}": "no file, got 'mine.json'",

@@ -1,4 +1,4 @@
-"""The code of docs/howto/write_reward.md is run as it stands: as a file of the reader's, and as part of ttsnap."""
+"""The recipe of a reward in docs/howto/extend.md, run as it stands: as a file of the reader's, and as part of ttsnap."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from ttsnap.reward_models.registry import REWARDS, make_reward
 from ttsnap.scenes import check, parse
 
 from ..clips import Clips, Mean  # noqa: TID252
+from ..copied import recipe  # noqa: TID252
 
 run_search = search
 
-PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "write_reward.md").read_text(encoding="utf-8")
+PAGE = recipe("A reward")
 FUNCTIONS, CLASS, NEEDY, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

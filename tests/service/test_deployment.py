@@ -39,7 +39,7 @@ def test_serve_and_we_take_the_file_of_the_how_to() -> None:
 
     from ttsnap.service.deployment import ReplicaSettings
 
-    text = (ROOT / "docs" / "howto" / "service.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "operate_service.md").read_text(encoding="utf-8")
     file = ServeDeploySchema.model_validate(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]))
     (application,) = file.applications
     assert application.import_path == "ttsnap.service.deployment:app"

@@ -61,5 +61,5 @@ def turbo_path() -> Path:
 
 
 def draft_path() -> Path:
-    """The draft of the trained model: a LoRA that guesses where its sampler will end (docs/distill_draft.md)."""
+    """The draft of the trained model: a LoRA that guesses where its sampler will end (docs/drafts.md)."""
     return FOLDER / "draft"
