@@ -1,4 +1,4 @@
-"""The recipe of a reward in docs/howto/extend.md, run as it stands: as a file of the reader's, and as part of ttsnap."""
+"""The recipe of a reward in docs/howto/extend.md, run as it stands: as a file of a reader, and as part of ttsnap."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
 
 def block(language: str) -> str:
     """The only one of this language in the how-to of its operators."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / "howto" / "operate_service.md").read_text(), re.M | re.S)
+    (found,) = re.findall(
+        rf"^```{language}\n(.*?)^```$", (DOCS / "howto" / "operate_service.md").read_text(), re.M | re.S
+    )
     return str(found)
 
 

@@ -19,8 +19,9 @@ from . import tiny_videos as videos
 class Classic(NamedTuple):
     """A classic pipeline: its class, parts and settings, and the arguments of a small call.
 
-    differs: whether its blocks make another image of a seed than the classic call (docs/pipelines.md). slow: whether
-    its calls are. other: values of its own, in place of those in OTHER; None: none that its own call takes.
+    differs: whether its blocks make another image of a seed than the classic call (docs/journal/modular_pipelines.md).
+    slow: whether its calls are. other: values of its own, in place of those in OTHER; None: none that its own call
+    takes.
     """
 
     kind: str
