@@ -28,6 +28,7 @@ extensions = [
     "outside_pages",
     "search_arguments",
     "support_matrix",
+    "known_drafters",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_ext", "_static", "_dark", "**/.ipynb_checkpoints"]
