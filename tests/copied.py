@@ -28,30 +28,28 @@ def recipe(title: str) -> str:
     return str(found)
 
 
-def change_package(to: Path, title: str) -> list[str]:
-    """Make all changes that a recipe shows as diffs in the copy; the names of the files, in order.
+def change_package(to: Path, diff: str) -> list[str]:
+    """Make the changes of a diff, or of a file of tests/recipes, in the copy; the names of the files, in order.
 
     A diff names a file ("+++ ttsnap/core/looks.py") and has parts that begin with "@@". What a part shows as there must
     be in the file once; a part that shows nothing as there is added at the end, or is the whole of a new file.
     """
+    text = (ROOT / "tests" / "recipes" / diff).read_text(encoding="utf-8") if diff.endswith(".diff") else diff
     touched: list[str] = []
-    for block in re.findall(r"^```diff\n(.*?)^```", recipe(title), re.S | re.M):
-        for change in re.split(r"^\+\+\+ ", block, flags=re.M)[1:]:
-            name, *lines = change.splitlines()
-            touched.append(name)
-            path = to / (name if name.startswith("ttsnap/") else f"ttsnap/{name}")
-            found = path.read_text(encoding="utf-8") if path.exists() else ""
-            for part in "\n".join(lines).split("@@")[1:]:
-                rows = part.splitlines()[1:]
-                old, new = (
-                    "".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row) for sign in "-+"
-                )
-                if old:
-                    assert found.count(old) == 1, f"{title}: {name} has this {found.count(old)} times, not once:\n{old}"
-                    found = found.replace(old, new)
-                else:
-                    found += new
-            path.write_text(found, encoding="utf-8")
+    for change in re.split(r"^\+\+\+ ", text, flags=re.M)[1:]:
+        name, *lines = change.splitlines()
+        touched.append(name)
+        path = to / (name if name.startswith("ttsnap/") else f"ttsnap/{name}")
+        found = path.read_text(encoding="utf-8") if path.exists() else ""
+        for part in "\n".join(lines).split("@@")[1:]:
+            rows = part.splitlines()[1:]
+            old, new = ("".join(f"{row[1:]}\n" for row in rows if row[:1] in (" ", sign) or not row) for sign in "-+")
+            if old:
+                assert found.count(old) == 1, f"{name} has this {found.count(old)} times, not once:\n{old}"
+                found = found.replace(old, new)
+            else:
+                found += new
+        path.write_text(found, encoding="utf-8")
     return touched
 
 

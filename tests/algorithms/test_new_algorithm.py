@@ -38,5 +38,6 @@ def test_a_new_algorithm_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
     (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
     (tmp_path / "ttsnap" / "algorithms" / "halving.py").write_text(code, encoding="utf-8")
-    assert change_package(tmp_path, "An algorithm") == ["ttsnap/algorithms/catalogue.py"]
+    (entry,) = re.findall(r"^```diff\n(.*?)^```", recipe("An algorithm"), re.S | re.M)
+    assert change_package(tmp_path, entry) == ["ttsnap/algorithms/catalogue.py"]
     run_trial(TRIAL, tmp_path)

@@ -79,6 +79,6 @@ with pytest.raises(ValueError, match="a recording holds no noise"):
 
 def test_a_new_kind_of_row_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    touched = change_package(tmp_path, "A kind of row")
+    touched = change_package(tmp_path, "row.diff")
     assert touched == ["ttsnap/core/moves.py", "ttsnap/core/validate.py", "ttsnap/engine/rows.py"]
     run_trial(TRIAL, tmp_path)

@@ -89,6 +89,6 @@ with pytest.raises(ValueError, match="noised@2 asked for"):
 
 def test_a_new_look_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    touched = change_package(tmp_path, "A look")
+    touched = change_package(tmp_path, "look.diff")
     assert touched == ["ttsnap/core/looks.py", "ttsnap/engine/looks.py"]
     run_trial(TRIAL, tmp_path)

@@ -53,7 +53,7 @@ assert custom_pipeline("pixart_alpha").endswith("families/pixart_alpha.py")
 
 def test_a_new_family_is_the_change_of_the_how_to(tmp_path: Path) -> None:
     copy_package(tmp_path)
-    touched = change_package(tmp_path, "A pipeline family")
+    touched = change_package(tmp_path, "family.diff")
     assert touched == ["pipelines/families/pixart_alpha.py", "pipelines/__init__.py"]
     (check,) = re.findall(r"^```python\n(.*?)^```", recipe("A pipeline family"), re.S | re.M)
     run_trial(check + TRIAL, tmp_path)

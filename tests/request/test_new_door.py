@@ -11,7 +11,7 @@ from PIL import Image
 
 from ttsnap.results.record import read_record
 
-from ..copied import recipe  # noqa: TID252
+from ..copied import ROOT, recipe  # noqa: TID252
 
 PAGE = recipe("A door")
 REFUSED = {
@@ -32,7 +32,7 @@ REFUSED = {
 
 
 def test_the_door_of_the_how_to_answers_what_is_asked_and_refuses_the_rest(tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
+    code = (ROOT / "tests" / "recipes" / "watch_folder.py").read_text(encoding="utf-8")
     (wish,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
     assert len(code.splitlines()) <= 150
     folder, script = tmp_path / "wishes", tmp_path / "watch_folder.py"
