@@ -1,9 +1,10 @@
-"""Appends to reference/inner every module that no other page of the reference has, so that new ones are never lost."""
+"""`{modules}`: a section for each module that a page of the reference names; reference/inner has all the others."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -31,18 +32,24 @@ def modules() -> list[str]:
     return sorted(set(found))
 
 
-def append(app: Sphinx, name: str, source: list[str]) -> None:
-    """Sections for what is missing, as source-read asks for."""
-    if name != PAGE:
-        return
-    pages = [p.read_text(encoding="utf-8") for p in Path(app.srcdir, "reference").glob("*.md")]
-    known = {match for page in pages for match in re.findall(r"automodule:: (\S+)", page)}
-    for module in modules():
-        if module not in known:
-            source[0] += f"\n## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+BLOCK = re.compile(r"^```\{modules\}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def sections(names: Iterable[str]) -> str:
+    """What autodoc reads."""
+    return "\n".join(f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n" for name in names)
+
+
+def expand(app: Sphinx, name: str, source: list[str]) -> None:
+    """Sections in the place of names, and for what is missing, as source-read asks for."""
+    if name == PAGE:
+        pages = "\n".join(p.read_text(encoding="utf-8") for p in Path(app.srcdir, "reference").glob("*.md"))
+        known = {*re.findall(r"automodule:: (\S+)", pages), *"\n".join(BLOCK.findall(pages)).split()}
+        source[0] += "\n" + sections(module for module in modules() if module not in known)
+    source[0] = BLOCK.sub(lambda block: sections(block[1].split()), source[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.connect("source-read", append)
+    app.connect("source-read", expand)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
