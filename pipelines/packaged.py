@@ -67,7 +67,7 @@ class Packaged:
         folder: its diffusers folder.
         world: what it draws.
         rewards: that read its pictures, besides those that read any; the model's own is first.
-        right: what the score of an image that shows just what its prompt says meets.
+        right: the requirement that a correct image's score satisfies.
         examples: prompts to begin with.
         draft: the folder of its drafter, which the draft "embedded" means.
         showcase: to begin with before them.

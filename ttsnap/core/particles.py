@@ -107,7 +107,7 @@ class Particles:
         return take(rows, np.argsort(-self.value(rows), axis=-1, kind="stable"))
 
     def spread(self, ranked: IntArray, k: int) -> IntArray:
-        """The same uids (n,), first the k to go on with: the best, or good ones that differ where that counts.
+        """The same uids (n,), first the k to go on with: the best, or a diverse subset if diversity is on.
 
         ranked: best first. Both parts of the result are.
         """

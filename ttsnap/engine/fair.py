@@ -1,8 +1,8 @@
 """Fair turns: whoever asks for much does not keep those waiting who ask for little. No torch, no model, no prices.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996). Whoever waits has a tag, at which its next turn starts in a
-virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. Who has not waited for
-a while starts at the present of that time: no claim is saved up. While two wait all the time, their shares, divided by
+virtual time; the smallest tag is served first, and grows by what it got, divided by its weight. An idle key
+re-enters at the current virtual time and earns no credit. While two wait all the time, their shares, divided by
 their weights, differ by at most a turn of each. Where a weight changes, so does how far its tag lies ahead: what it got
 counts as if the new weight had been there.
 """

@@ -117,7 +117,7 @@ class Offer:
     draft: str | None = None
     """The drafter that they may ask for."""
     drafts_first: bool = False
-    """Whether that is left to the model, which takes it where it is known to help."""
+    """Whether drafting defaults to the model's recommendation."""
     drafted: Drafted | None = None
     """By `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
     undrafted: str | None = None
