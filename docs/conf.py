@@ -54,19 +54,19 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(?!ttsnap).*\b(Any|Callable|Iterator|Mapping|Sequence|Path|Literal|ClassVar|Protocol|NamedTuple|"
         r"Accelerator|DataclassInstance|Tensor|Module|device|dtype|Generator|Image|ndarray|NDArray|floating|integer|"
-        r"bool|BaseOutput)",
+        r"bool|BaseOutput|ValidationError)",
     ),
     (
         r"py:.*",
         r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
-        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|concurrent|weakref|opentelemetry)\..*",
+        r"logging|starlette|uvicorn|fastapi|ray|annotated_types|pydantic|concurrent|weakref|opentelemetry)\..*",
     ),
     # Aliases of types, which have no entry, and the bounds within them.
     (
         r"py:class",
-        r"rng\.Key|Device|Command|KernelState|CallState|Count|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|re\.Pattern|WIDTH_HEIGHT.*",
+        r"rng\.Key|Device|Command|KernelState|CallState|Count|Share|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|re\.Pattern|WIDTH_HEIGHT.*",
     ),
-    (r"py:class", r"inf|[\d.]+"),
+    (r"py:class", r"inf|[\d.]+(e\+\d+)?"),
     (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),  # imported for type checks alone
     (
         r"py:class",
