@@ -134,8 +134,7 @@ class LiveSearches(SearchThread):
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
         record = replace(record, algorithm=request.label, options={})
         if taken := by_hand(result):
-            led = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
-            record = replace(record, by_hand=led)
+            record = replace(record, by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]})
         with self.lock:
             self._end(search, result, record)
 
