@@ -16,6 +16,7 @@ from ttsnap.demo.board import Board
 from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
+from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.options.engine import EngineOptions
 from ttsnap.request.request import SearchRequest
@@ -134,7 +135,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     grid: Grid = pipe.sampling_denoiser(request.engine.sampler, **pictures_opened(request.call)).grid
     budget = limits.capped(request.budget, grid)
     view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(request))
-    if (picture := request.prompt.inputs.get("image")) is not None:
+    if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
     return RunningSearch(replace(request, budget=budget), grid, view, outputs.Recorder())
 
