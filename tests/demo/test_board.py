@@ -280,7 +280,7 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     for event in events:
         board.listen(event, thumbnail_uri(np.zeros((3, 8, 8))) if event.kind == "score" else "")
     board.picture = "data:,"
-    html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0, winner=result.best.uid)])
+    html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0)])
     name = f"{result.best.seed} ↳{result.best.uid}"
     assert f"seed {name}, step 10" in html
     assert f"best: seed {name}, reward" in html

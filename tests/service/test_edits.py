@@ -37,7 +37,6 @@ from ttsnap.service.bodies import sent
 from ttsnap.service.edits import Edit, edit_of
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.opening import offer_of
@@ -114,7 +113,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
         drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"})
         asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
-        tickets.append(Ticket(asked, Caller(f"caller {i % 5}"), loop))
+        tickets.append(Ticket(asked, f"caller {i % 5}", loop))
         worker.submit(tickets[-1])
 
     async def ended(ticket: Ticket) -> News:
@@ -174,7 +173,7 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
 
     async def notes(drafter: str, **own: Any) -> tuple[str, ...]:
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
-        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), Caller()).notes
+        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
 
     told = [asyncio.run(notes("auto", **own)) for own in ({}, {"draft": False}, {"search": "best-of-n"})]
     assert ["no seeds are drafted" in " ".join(each) for each in told] == [True, False, False]

@@ -13,7 +13,6 @@ from ttsnap.algorithms import ALGORITHMS, GROUPS
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
-from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Count, FieldError, Positive, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
@@ -137,15 +136,9 @@ def baseline(request: SearchRequest) -> SearchRequest:
     )
 
 
-def picture_of(request: SearchRequest) -> Picture | None:
-    """The picture that a search redraws, if any."""
-    picture = request.prompt.inputs.get("image")
-    return picture if isinstance(picture, Picture) else None
-
-
 def task_of(request: SearchRequest) -> str | None:
     """The task of a search with a picture; None without one."""
-    return None if picture_of(request) is None else REDRAW
+    return REDRAW if "image" in request.prompt.inputs else None
 
 
 def aspect_of(request: SearchRequest) -> float:

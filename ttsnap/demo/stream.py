@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttsnap.algorithms.by_hand import Wish
@@ -57,11 +57,7 @@ def stream(
     with worker:
         words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
         yield Frame(render_plain(request.prompt.text, words), "waiting for the device" if busy else "starting", True)
-        for _ in worker.changes(PERIOD):
-            views = [search.view for search in worker.searches]
-            names = " and ".join(view.title for view in views)
-            how = about(worker.searches[-1].request, both=compare)
-            yield Frame(render_stage(request.prompt.text, views, how), f"searching: {names}")
+        yield from worker.frames(lambda: _frame(worker) if worker.searches else None, PERIOD)
         yield _last(worker, folder)
 
 
@@ -84,6 +80,12 @@ def about(request: SearchRequest, *, both: bool = False) -> str:
     return ", ".join([*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"])
 
 
+def _frame(worker: LiveSearches) -> Frame:
+    views, request = [search.view for search in worker.searches], worker.searches[-1].request
+    status = f"searching: {' and '.join(view.title for view in views)}"
+    return Frame(render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status)
+
+
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
     for search in worker.searches:
@@ -102,10 +104,9 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
-    views = [search.view for search in worker.searches]
-    return Frame(
-        render_stage(request.prompt.text, views, about(request, both=len(views) > 1)),
-        status,
+    return replace(
+        _frame(worker),
+        status=status,
         files=tuple(files),
         python=caveat + snippet.python_lines(request, device, dtype),
         command=snippet.command_line(request),

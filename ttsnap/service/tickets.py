@@ -18,7 +18,6 @@ from ttsnap.request.offer import Offer
 from ttsnap.request.request import SearchRequest
 from ttsnap.results.record import SearchRecord
 from ttsnap.service.edits import Pictures
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Body, Generation, Video, notes_of, request_of
 
@@ -62,7 +61,8 @@ class Ticket:
     """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
     request: SearchRequest
-    caller: Caller
+    caller: str
+    """The name of its key."""
     loop: asyncio.AbstractEventLoop
     partials: int = 0
     """Partial images to send."""
@@ -161,7 +161,7 @@ class Desk:
     canonical: Callable[[str], str] = str
     """Puts a prompt into the model's words; ValueError for a prompt that the model cannot read."""
 
-    def ticket(self, wanted: Body, caller: Caller, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
+    def ticket(self, wanted: Body, caller: str, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
         """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
         limits = self.limits.of_jobs if job else self.limits
         limits = limits.of_videos if isinstance(wanted, Video) else limits

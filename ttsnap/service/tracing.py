@@ -90,7 +90,7 @@ class Traces(Observer):
         search = request.search if isinstance(request.search, str) else type(request.algorithm).__name__
         parent.set_attributes(
             {
-                "ttsnap.key": ticket.caller.name,
+                "ttsnap.key": ticket.caller,
                 "ttsnap.search": search,
                 "ttsnap.rewards": [str(reward) for reward in request.rewards],
                 "ttsnap.budget": str(request.budget),

@@ -70,8 +70,8 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            name, most = ticket.caller.name, self.limits.per_key
-            if sum(other.caller.name == name for other in self._open) >= most:
+            name, most = ticket.caller, self.limits.per_key
+            if sum(other.caller == name for other in self._open) >= most:
                 said = f"{most} requests of yours wait or run already, the most that one key may have"
                 raise RequestError(429, f"{said}; try again in {AGAIN} s", code="too_many_requests", retry_after=AGAIN)
             if len(self._waiting) >= self.limits.queue:
