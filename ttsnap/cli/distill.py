@@ -11,7 +11,6 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 
-HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
 
 Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ttsnap.distill.draft.config import DraftConfig
     from ttsnap.distill.draft.prompts import Prompts
 
-HELP = "train a draft LoRA, which guesses early what each seed becomes"
 DESCRIPTION = """Train a LoRA that guesses, in one call without guidance, where the model's own sampler ends.
 
 The first x0 estimates of a seed are blurred, so that their rewards rank seeds badly. A draft shows the image that a
