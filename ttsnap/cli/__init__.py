@@ -75,6 +75,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
     commands = parser.add_subparsers(
         title="commands",
+        metavar="COMMAND",
         description="ttsnap COMMAND --help is a page about one, --help-all lists all options.",
         parser_class=argparse.ArgumentParser,
     )
