@@ -27,18 +27,6 @@ examples:
       --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
-COMMON = (
-    "recordings",
-    "record",
-    "reward",
-    "student.kind",
-    "student.network",
-    "steps",
-    "steps_per_level",
-    "lr",
-    "device",
-)
-"""The settings that most people need, for the page of --help."""
 
 
 def parser() -> Parser:
@@ -48,7 +36,7 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
-    arguments.add_settings(p, DistillConfig, COMMON)
+    arguments.add_options(p, DistillConfig)
     return p
 
 

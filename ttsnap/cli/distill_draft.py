@@ -38,8 +38,6 @@ examples:
       --config sd35/config.yaml --trust --prompts-file prompts.txt --out again
   ttsnap generate "two red circles" --draft mine/draft:2
 """
-COMMON = ("model", "trajectories.count", "training.rank", "training.steps", "evaluation.reward", "evaluation.prompts")
-"""The settings that most people need, for the page of --help."""
 _NO_CONFIG = ("trust", "out", "prompts_file", "device", "dtype")
 
 
@@ -62,7 +60,7 @@ def parser() -> Parser:
         ),
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
-    arguments.add_settings(p, DraftConfig, COMMON)
+    arguments.add_options(p, DraftConfig)
     return p
 
 
