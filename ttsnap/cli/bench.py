@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ttsnap.results.outputs import Thumbnails
     from ttsnap.results.record import SearchRecord
 
-HELP = "run a prompt set by several algorithms at equal budgets"
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
 
 --out gets a folder an algorithm, in the layout of GenEval, with lists of the images for evalscope and GenEval 2, and

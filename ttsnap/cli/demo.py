@@ -22,7 +22,6 @@ from ttsnap.files.settings import Count
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
-HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
 
 It listens on this machine only and shows the embedded model, unless told otherwise. Visitors choose prompt, algorithm,

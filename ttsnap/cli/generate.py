@@ -24,7 +24,6 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.request import SearchRequest, reward_tuple
 
-HELP = "find the best image for a prompt under a budget"
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
 examples:

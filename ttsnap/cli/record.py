@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.looks import Against
 
-HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
 
 Searches can then be replayed, compared and tuned without a model. Ctrl-C and SIGTERM are safe: the unit of work at

@@ -28,7 +28,6 @@ WITH_FILES = ("image", "mask_image", "control_image")
 """Arguments of the models' calls that are pictures, and files here."""
 REPLAYS = "replays"
 """The folder beside an image that its replay goes to, where no pattern that found the image finds the replay."""
-HELP = "make images again, each from its PNG"
 DESCRIPTION = """Make images again, each alone, from the metadata in its PNG.
 
 One that was made of pictures notes their digests: name the pictures again, by --image and the like.

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.service.server import GenerationServer
 
 VIDEOS = "serving videos, as .mp4 where clients say nothing,"
-HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 
 The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what

@@ -120,7 +120,8 @@ def check(name: str, value: object, hint: object) -> object:
     try:
         return validator.validate_python(value)
     except ValidationError as error:
-        raise FieldError(name, line(error, name, value, hint)) from None
+        place, said = line(error, name, value, hint)
+        raise FieldError(name or re.split(r"[.\[]", place)[0], said) from None
 
 
 @cache
@@ -154,19 +155,20 @@ def _built_in(value: object) -> object:
     return value
 
 
-def line(error: ValidationError, name: str, value: object, hint: object) -> str:
-    """What pydantic says of a value in one line: the place, what must be there, what was got, the nearest name."""
+def line(error: ValidationError, name: str, value: object, hint: object) -> tuple[str, str]:
+    """The place of a fault that pydantic found, and a line about it: what must be there, what was got, what is near."""
     errors = error.errors(include_url=False)
     if own := next((each for each in errors if each["type"] == "value_error"), None):
-        return str(own["ctx"]["error"])
+        return name, str(own["ctx"]["error"])
     found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
     if strange := [(place, each["loc"]) for place, each in found if each["type"] == "unexpected_keyword_argument"]:
         level = strange[0][0].removesuffix(str(strange[0][1][-1]))
         known = [level + key for key in _keys(hint, strange[0][1][:-1])]
         near = did_you_mean(strange[0][0], known)
-        return f"unknown key(s) {', '.join(place for place, _ in strange):.300}{near}; known are {', '.join(known)}"
+        keys = ", ".join(place for place, _ in strange)
+        return strange[0][0], f"unknown key(s) {keys:.300}{near}; known are {', '.join(known)}"
     if missing := [place for place, each in found if each["type"] == "missing" and isinstance(each["loc"][-1], str)]:
-        return f"missing key(s) {', '.join(missing)}"
+        return missing[0], f"missing key(s) {', '.join(missing)}"
     first = found[0][0]
     found = [(place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))]
     place = max((place for place, _ in found), key=len)
@@ -176,10 +178,10 @@ def line(error: ValidationError, name: str, value: object, hint: object) -> str:
     choices = [word for each in here for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))]
     if all(each["type"] == "literal_error" for each in here):
         where, colon, last = place.rpartition(": ")
-        return f"{where}{colon}{unknown(last, got, choices)}"
+        return place, f"{where}{colon}{unknown(last, got, choices)}"
     must = " or ".join(dict.fromkeys(map(_must, here)))
     near = did_you_mean(got, choices) if isinstance(got, str) else ""
-    return f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
+    return place, f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
 
 
 def _must(error: Any) -> str:

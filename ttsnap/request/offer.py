@@ -14,12 +14,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import Interval, MaxLen
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import blanks
-from ttsnap.files.settings import Count, FieldError, Fraction, Word, check, hints_of, short
+from ttsnap.files.settings import Count, FieldError, Fraction, Word, build, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
@@ -91,13 +90,7 @@ class SearchFields(CommonFields):
     @classmethod
     def of(cls, given: Mapping[str, object]) -> SearchFields:
         """From plain values by name. FieldError for a name that is none, and for a value of another type."""
-        hints = hints_of(cls)
-        if strange := next((name for name in given if name not in hints), None):
-            raise FieldError(strange, unknown("field", strange, hints))
-        known = {name: check(name, value, hints[name]) for name, value in given.items() if value is not None}
-        if "prompt" not in known:
-            raise FieldError("prompt", "the prompt must be text, got none")
-        return cls(**known)
+        return build(cls, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
