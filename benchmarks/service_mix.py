@@ -40,7 +40,6 @@ from ttsnap.files.writing import markdown
 from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.loras import LoraFolder
@@ -73,7 +72,7 @@ def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer
     rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
     offer = Offer("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
     where = ("127.0.0.1", 0)
-    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where, lambda text: caption(parse(text)))
+    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where)
 
 
 def ask(client: OpenAI, number: int) -> Answer:

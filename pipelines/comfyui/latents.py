@@ -20,7 +20,7 @@ from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 
@@ -71,7 +71,7 @@ class LatentSearch:
     "pipeline". It is then `sampler` that steps.
     """
 
-    request: SearchRequest
+    request: Prepared
     """Of one prompt, which only rewards read. Where it has no batch size, free memory decides."""
     guider: Any
     """A CFGGuider with its conditioning and scale."""
@@ -179,7 +179,7 @@ class LatentSearch:
             if listener is not None:
                 listener(event, cap)
 
-        (result,) = searched(request.prompts, request.spec, engine, listen, should_stop)
+        (result,) = searched(request.prompts, request, engine, listen, should_stop)
         latents = [finished[image.uid] for image in result.images]
         made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0])
         return FoundLatents(result, made.to(intermediate_device()))

@@ -17,7 +17,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.clock import RequestClock
-from ttsnap.loop.request import RunningRequest, SearchSpec
+from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
@@ -91,7 +91,7 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
 
 def add(run: Run, nfe: int) -> RunningRequest:
     """A search for the best of as many seeds as such a budget affords."""
-    spec = prepared(SearchSpec(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
+    spec = prepared(LoopSearch(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
     return run.add([Prompt(PROMPTS[0])], spec, RequestClock(time.monotonic, 0.0))
 
 

@@ -18,10 +18,11 @@ from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Gu
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
 from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
 STEPS, SEEDS = 8, 6
 PRUNED = {"name": "seed-pruning", "n": SEEDS, "keep": [2 / SEEDS], "levels": [0.7]}
@@ -46,13 +47,13 @@ def sigmas(model: Model, steps: int = STEPS) -> Tensor:
     return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
 
 
-def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> SearchRequest:
-    spec = EngineSpec(None, ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
+def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> Prepared:
+    spec = EngineSpec(ModelOptions(), ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
     given = {"search": PRUNED, "budget": Budget(), "seed": 11, **more}
-    return SearchRequest((Prompt("a red circle"),), spec, **given)
+    return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
-def searching(model: Model, how: SearchRequest, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
+def searching(model: Model, how: Prepared, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
     loop = LOOPS[name] if isinstance(name, str) else name
     return LatentSearch(how, Guider(model, cfg), Stock(loop), sigmas(model), **{"latent": EMPTY, "vae": Vae(), **more})
 
@@ -104,9 +105,8 @@ def test_ttsnaps_kernels_end_where_the_model_does(model: Model) -> None:
     """The only image of a model without spread."""
     model.spread = 1e-4
     for kernel in ("ode", "sde", "ddim:0.5"):
-        how = wanted(sampler=SamplerOptions(kernel), search="smc", budget=Budget(nfe=40))
-        if kernel == "ode":
-            how = replace(how, search=PRUNED, budget=Budget())
+        more = {} if kernel == "ode" else {"search": "smc", "budget": Budget(nfe=40)}
+        how = wanted(sampler=SamplerOptions(kernel), **more)
         found = searching(model, how, cfg=1.0).run()
         assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
 

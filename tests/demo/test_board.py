@@ -30,8 +30,9 @@ from ttsnap.demo.panels import View, render_stage
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.request.searches import kernel_for
 from ttsnap.results.lineage import CandidateAtStep
 
@@ -286,9 +287,9 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     assert f"best: seed {name}, reward" in html
 
 
-def asked_for(algorithm: str, nfe: int) -> SearchRequest:
-    spec = EngineSpec(None, ("reward",), SamplerOptions(kernel_for(algorithm)))
-    return SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe))
+def asked_for(algorithm: str, nfe: int) -> Prepared:
+    spec = EngineSpec(ModelOptions(), ("reward",), SamplerOptions(kernel_for(algorithm)))
+    return prepare(SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe)), ModelDefaults())
 
 
 def test_what_is_left_of_a_budget_is_explained() -> None:

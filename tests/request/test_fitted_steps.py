@@ -10,7 +10,7 @@ from ttsnap import SeedPruning
 from ttsnap.files.settings import FieldError
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, notes_of, request_of
-from ttsnap.request.request import ModelDefaults, SearchRequest
+from ttsnap.request.request import ModelDefaults, Prepared, prepare
 
 OFFER = Offer(
     "embedded", ("scenes",), lambda model: ModelDefaults({"num_inference_steps": 20, "guidance_scale": 4.0}),
@@ -18,8 +18,9 @@ OFFER = Offer(
 )  # fmt: skip
 
 
-def asked(**fields: Any) -> SearchRequest:
-    return request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, SearchLimits())
+def asked(**fields: Any) -> Prepared:
+    asked = request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, SearchLimits())
+    return prepare(asked, OFFER.defaults("embedded"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import numpy as np
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.core.prompt import Prompt
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
@@ -108,10 +107,11 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.worker import Models
+    from ttsnap.pipelines import recommended
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        lambda prompt, name: common.canonical([Prompt(prompt)], name)[0].text,
+        lambda prompt, name: recommended(name).canonical(prompt),
         judged,
     )
     models.pipeline(offer.model)

@@ -122,8 +122,10 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
         if a.model not in (EMBEDDED, TURBO):
             raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
         return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
-    prompts = common.canonical(common.read_prompts(a, "distill-draft"), a.model)
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    from ttsnap.pipelines import recommended
+
+    canonical = recommended(a.model).canonical
+    texts = list(dict.fromkeys(canonical(prompt.text) for prompt in common.read_prompts(a, "distill-draft")))
     if len(texts) <= wanted:
         raise ValueError(
             f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out "

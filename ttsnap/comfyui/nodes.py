@@ -133,7 +133,7 @@ def search_sampler(
     batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
 ) -> Sequence[Any]:  # fmt: skip
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
-    request = inputs.request_of(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
+    request = inputs.search_by(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
     name = "euler" if sampler_name in KERNELS else sampler_name
 
     def sigmas(of: int) -> Tensor:
@@ -159,7 +159,7 @@ def search_sampler(
         whole, rest = finishing(drafter.finish, sigmas, steps, model.model)
         again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
     drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
-    progress = Progress(request.spec.utility, returns=on_cancel == RETURN)
+    progress = Progress(request.utility, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
         latent_image.get("noise_mask"), drafts, rest, previewer,

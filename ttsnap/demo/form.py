@@ -20,7 +20,7 @@ from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.limits import SearchLimits, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
@@ -141,9 +141,9 @@ def task_of(request: SearchRequest) -> str | None:
     return REDRAW if "image" in request.prompt.inputs else None
 
 
-def aspect_of(request: SearchRequest) -> float:
+def aspect_of(request: Prepared | SearchRequest) -> float:
     """The width of its images by their height; 1 where the call does not say."""
-    width, height = request.call.get("width"), request.call.get("height")
+    width, height = request.engine.call.get("width"), request.engine.call.get("height")
     return width / height if width and height else 1.0
 
 

@@ -21,7 +21,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results.record import SearchRecord
 
 LOOKS, MOST_ROWS = 40, 16
@@ -99,7 +99,7 @@ class LiveSearches(SearchThread):
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
         request, board = search.request, search.view.board
-        judge = self.models.judge(request.prompt.text, request.model)
+        judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
             search.recorder(event)
@@ -120,7 +120,7 @@ class LiveSearches(SearchThread):
             rows = _rows(self.pipe, request.budget)
             if (wishes := self.wishes) is not None:
                 algorithm = ByHand(request.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                led = replace(request, search=algorithm, options={})
+                led = replace(request, algorithm=algorithm)
             else:
                 led = request
             result, record = run_search(self.pipe, led, self.should_stop, listen, rows)
@@ -132,7 +132,6 @@ class LiveSearches(SearchThread):
         if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        record = replace(record, algorithm=request.label, options={})
         if taken := by_hand(result):
             record = replace(record, by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]})
         with self.lock:
@@ -173,13 +172,13 @@ def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
     return result.state.taken if isinstance(result.state, State) else ()
 
 
-def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
+def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or another cap held."""
     allowed, taken, clock = request.budget.nfe, spent.nfe, spent.seconds / (request.budget.seconds or math.inf)
     if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
-    head = f"{title_of(request)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next((option.text for option in options_of(request.label) if option.name == "n"), "")
+    head = f"{title_of(request.request)} ended after {taken:,g} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(request.request.label) if option.name == "n"), "")
     meaning = re.split("[;.]", meaning)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
     made: Any = request.algorithm

@@ -13,7 +13,7 @@ from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
 from ttsnap.demo.live import LiveSearches
 from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.worker import Models
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results import outputs
 
 PERIOD = 0.3
@@ -70,9 +70,13 @@ def check_comparable(request: SearchRequest) -> None:
         raise ValueError(f"a comparison is one of equal evaluations, {how}")
 
 
-def about(request: SearchRequest, *, both: bool = False) -> str:
+def about(request: Prepared, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    words = [title_of(request), f"model {request.model}", f"{request.call['num_inference_steps']} steps"]
+    words = [
+        title_of(request.request),
+        f"model {request.request.model}",
+        f"{request.call['num_inference_steps']} steps",
+    ]
     if request.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
     if request.engine.sampler.draft is not None:
@@ -89,7 +93,7 @@ def _frame(worker: LiveSearches) -> Frame:
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
     for search in worker.searches:
-        out = folder / search.request.label if len(worker.searches) > 1 else folder
+        out = folder / search.request.request.label if len(worker.searches) > 1 else folder
         if search.result is not None and search.record is not None:
             images = outputs.write_results(out, [search.result], search.recorder, search.record)[0]
             files += [*images, out / "sheet.png", out / "trace.json"]

@@ -18,8 +18,8 @@ from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
 from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
-from ttsnap.options.engine import EngineOptions
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
+from ttsnap.request.request import prepare as prepare_request
 from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 
@@ -117,7 +117,7 @@ class SearchThread(threading.Thread):
 class RunningSearch:
     """A running search."""
 
-    request: SearchRequest
+    request: Prepared
     grid: Grid
     view: View
     recorder: outputs.Recorder
@@ -129,20 +129,20 @@ class RunningSearch:
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
-    from ttsnap.pipelines.searching import completed  # loaded with the model
+    from ttsnap.pipelines.searching import decisions_of  # loaded with the model
 
-    request = completed(request, pipe)
-    grid: Grid = pipe.sampling_denoiser(request.engine.sampler, **pictures_opened(request.call)).grid
+    search = prepare_request(request, decisions_of(pipe))
+    grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
     budget = limits.capped(request.budget, grid)
-    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(request))
+    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(search))
     if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(request, budget=budget), grid, view, outputs.Recorder())
+    return RunningSearch(replace(search, budget=budget), grid, view, outputs.Recorder())
 
 
 def run_search(
     pipe: Any,
-    request: SearchRequest,
+    search: Prepared,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
@@ -150,6 +150,8 @@ def run_search(
     """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
     from ttsnap.pipelines.searching import run  # loaded with the model
 
-    request = replace(request, engine=replace(request.engine, batch=EngineOptions(batch_size=rows)))
-    outcome = run(request, pipe, on_event=listen, should_stop=should_stop)
+    batch = replace(search.engine.batch, batch_size=rows)
+    outcome = run(
+        replace(search, engine=replace(search.engine, batch=batch)), pipe, on_event=listen, should_stop=should_stop
+    )
     return outcome.results[0], outcome.record

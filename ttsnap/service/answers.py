@@ -72,7 +72,7 @@ class Answers:
         ticket = self.desk.ticket(wanted, caller, pictures)
         self.worker.submit(ticket)
         request.state.ticket = ticket
-        logger.info("%s: %s by %s", caller, ticket.request.label, ticket.request.budget)
+        logger.info("%s: %s by %s", caller, ticket.request.request.label, ticket.request.budget)
         return ticket
 
     async def _found(self, request: Request, ticket: Ticket) -> Done:

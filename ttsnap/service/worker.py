@@ -11,7 +11,7 @@ from dataclasses import replace
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
-from ttsnap.request.request import EngineSpec, Lora, SearchRequest
+from ttsnap.request.request import EngineSpec, Lora, Prepared
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
@@ -38,7 +38,7 @@ class Worker(threading.Thread):
         engines: Engines,
         limits: ServiceLimits,
         metrics: Metrics,
-        first: SearchRequest,
+        first: Prepared,
         traces: Observer | None = None,
     ) -> None:
         """first: a request to prepare for before any comes, as loading may take minutes."""
