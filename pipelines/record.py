@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
 
-from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
+from ttsnap.algorithms import name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
 from ttsnap.options.model import ModelOptions
@@ -46,7 +46,7 @@ def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchReco
         call={name: value for name, value in call.items() if _is_plain(value)},
         sampler=engine.sampler,
         algorithm=named,
-        options={name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)},
+        options={name: value for name, value in options.items() if _is_plain(value)},
         budget=str(search.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
@@ -88,16 +88,9 @@ def _spelled(value: object) -> object:
     return {key: _spelled(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
 
 
-def _is_algorithm(value: object) -> bool:
-    """Whether it is an algorithm of the catalogue by name and options, all of them plain."""
-    if not isinstance(value, Mapping) or value.get("name") not in ALGORITHMS:
-        return False
-    return all(inside is None or _is_plain(inside) or _is_algorithm(inside) for inside in value.values())
-
-
 def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
+    if isinstance(value, Mapping):  # an algorithm, some of whose options are left open
+        return all(inside is None or _is_plain(inside) for inside in value.values())
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 

@@ -186,14 +186,12 @@ def page() -> dict[str, Any]:
     from ttsnap.demo import form
     from ttsnap.demo.stream import stream
     from ttsnap.demo.worker import Models
-    from ttsnap.pipelines import recommended
 
     given = {"prompt": PROMPT, "algorithm": "seed-pruning", "rewards": ["scenes"], "budget": "60nfe", "steps": 6,
              "seed": 3, "keep": 2, "size": 0, "model": "embedded", "negative": "noise", "guidance": None,
              "draft": False, "picture": None, "strength": 0.7, "diverse": False}  # fmt: skip
     limits, offer = form.DemoLimits(), demo.offered(demo.parser().parse_args(["--device", "cpu"]))
-    models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task),
-                    lambda prompt, name: recommended(name).canonical(prompt))  # fmt: skip
+    models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task))
     cases = {"alone": {}, "compared": {"keep": 1}, "drafted": {"draft": True, "steps": 20, "budget": "100nfe"},
              "redrawn": {"picture": Path("given.png").read_bytes()}}  # fmt: skip
     found = {}

@@ -227,7 +227,7 @@ def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
 
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
     """The iterator is closed, the thread ends, and the next visitor is served."""
-    models = Models(load, lambda prompt, name: prompt)
+    models = Models(load)
     fields = {**FIELDS, "budget": "1600nfe", "steps": 20}
     asked = read(fields, Offer("embedded", ("scenes",), recommended), DemoLimits())
     stop = threading.Event()
@@ -250,7 +250,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
 def known(**changes: Any) -> tuple[Any, Models]:
     """What was asked for, and a server's models with a judge to whom every second image is right."""
     verdicts = itertools.cycle((True, False))
-    models = Models(load, lambda prompt, name: prompt, lambda prompt, name: lambda image: next(verdicts))
+    models = Models(load, lambda prompt, name: lambda image: next(verdicts))
     offer = Offer("embedded", ("scenes", "brightness"), recommended)
     return read({**FIELDS, **changes}, offer, DemoLimits()), models
 

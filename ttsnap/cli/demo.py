@@ -107,11 +107,9 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"the demo needs gradio ({error}): {install('demo')}") from None
     from ttsnap.demo.worker import Models
-    from ttsnap.pipelines import recommended
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        lambda prompt, name: recommended(name).canonical(prompt),
         judged,
     )
     models.pipeline(offer.model)

@@ -50,7 +50,6 @@ def stream(
     """
     if compare:
         check_comparable(request)
-    request = request.worded(models.canonical(request.prompt.text, request.model))
     both, heard = ([baseline(request), request], None) if compare else ([request], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
     busy = models.lock.locked()

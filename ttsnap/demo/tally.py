@@ -78,7 +78,6 @@ def tally(
     ValueError for a request that the model or the search refuses.
     """
     check_comparable(request)
-    request = request.worded(models.canonical(request.prompt.text, request.model))
     work, wanted = Tallying(request, firsts, models, limits, stop), len(firsts)
     pairs = work.pairs
     with work:

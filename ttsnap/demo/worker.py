@@ -34,8 +34,6 @@ class Models:
 
     load: Callable[..., Any]
     """load(name, task=...) gives a search pipeline; the task is None for texts."""
-    canonical: Callable[[str, str], str]
-    """canonical(prompt, name) gives the prompt in the model's own words."""
     judge: Callable[[str, str], Judge] = lambda prompt, name: lambda image: None
     """judge(prompt, name), for marks on the page."""
     lock: threading.Lock = field(default_factory=threading.Lock)

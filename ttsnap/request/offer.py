@@ -137,12 +137,18 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     pictures = {"image": given.image, "mask_image": given.mask_image}
     call, negative = _call(given, offer, limits), given.negative_prompt
     loras = () if given.lora is None else limits.loras_of(given.lora, offer.loras())
+    known = offer.defaults(model)
     own = fitted_steps(make_algorithm(search)) if given.steps is None else given.steps
     if own is not None and own > limits.steps:
         raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
-    steps = own or offer.defaults(model).call.get("num_inference_steps", limits.steps)
+    steps = own or known.call.get("num_inference_steps", limits.steps)
+    text = limits.line(given.prompt, "prompt")
+    try:
+        known.canonical(text)  # what the model cannot read is refused at once
+    except ValueError as error:
+        raise FieldError("prompt", str(error)) from None
     prompt = Prompt(
-        limits.line(given.prompt, "prompt"),
+        text,
         negative=None if negative is None else limits.line(negative, "negative_prompt", empty=True),
         inputs={name: picture for name, picture in pictures.items() if picture is not None},
     )

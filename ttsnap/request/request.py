@@ -185,10 +185,6 @@ class SearchRequest:
         (prompt,) = self.prompts
         return prompt
 
-    def worded(self, text: str) -> SearchRequest:
-        """The same for the only prompt with another text, as that in the model's own words."""
-        return replace(self, prompts=(replace(self.prompt, text=text),))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(LoopSearch):

@@ -254,12 +254,10 @@ def prepared_of(
         elif isinstance(wanted, Generation):
             _check_stream(wanted)
         request = request_of(SearchFields(**fields), offer, limits)
+        asked = replace(request, engine=replace(request.engine, batch=batch))
+        return prepare(asked, offer.defaults(offer.model))
     except FieldError as error:
         raise RequestError.of(error) from None
-    try:
-        return prepare(replace(request, engine=replace(request.engine, batch=batch)), offer.defaults(offer.model))
-    except ValueError as error:
-        raise RequestError(400, str(error), "prompt", "invalid_value") from None
 
 
 def _check_stream(wanted: Generation) -> None:
