@@ -80,7 +80,7 @@ _MUST = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("list_type", "tuple_type", "sequence_str"), "a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "keys and values"),
     "is_instance_of": "of type {class}",
     "literal_error": "one of {expected}",
@@ -228,9 +228,13 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-@cache
 def hints_of(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with their marks."""
+    return _hints_of(cls)
+
+
+@cache
+def _hints_of(cls: Any) -> dict[str, Any]:  # apart, as mypy does not know the hash of a class
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
