@@ -34,7 +34,6 @@ from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
 from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.settings import FieldError
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -180,10 +179,10 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
         ("sketh", "unknown LoRA 'sketh'; did you mean sketch? Choose one of ink.v2, sketch, stranger"),
         ("../loras/sketch", "unknown LoRA '../loras/sketch'"),
         ("/etc/passwd", "unknown LoRA '/etc/passwd'"),
-        ({"path": "/etc/passwd"}, "a LoRA is chosen by its name; choose one of ink.v2, sketch, stranger"),
-        ({"name": "sketch", "scale": 1e9}, "lora must be at most 100"),
-        ({"name": "sketch", "scale": "strong"}, "lora must be a number"),
-        ({"name": "sketch", "weight": 1}, "unknown field of lora 'weight'"),
+        ({"path": "/etc/passwd"}, "missing key(s) lora.name"),
+        ({"name": "sketch", "scale": 1e9}, "lora.scale must be at most 100"),
+        ({"name": "sketch", "scale": "strong"}, "lora.scale must be a number"),
+        ({"name": "sketch", "weight": 1}, "unknown key(s) lora.weight"),
         (["sketch", {"name": "sketch", "scale": 2}], "the LoRA sketch is given twice"),
         (["sketch"] * 5, "at most 4 LoRAs"),
         ([["sketch"]], "lora must be"),
@@ -292,7 +291,7 @@ def test_weights_stay_by_use_and_within_their_bound(
     assert (error.value.status, error.value.code, error.value.retry_after) == (503, BUSY, 5)
     with loaded.under((a,)):
         use(b)
-    with pytest.raises(FieldError, match=r"LoRAs take at most .* MiB together here, and a, b, c"):
+    with pytest.raises(RequestError, match=r"LoRAs take at most .* MiB together here, and a, b, c"):
         use(a, b, c)
     monkeypatch.setattr("ttsnap.service.loras.MOST_IDLE", 3)
     for scale in range(2, 7):

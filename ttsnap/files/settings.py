@@ -80,7 +80,7 @@ _MUST = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("list_type", "tuple_type", "sequence_str"), "a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "keys and values"),
     "is_instance_of": "of type {class}",
     "literal_error": "one of {expected}",
@@ -208,11 +208,11 @@ def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
     """The keys of a dataclass, at a place in others."""
     for part in loc:
         if dataclasses.is_dataclass(hint):
-            kinds = kinds_of(hints_of(typing.cast("type", hint))[str(part)])
+            kinds = kinds_of(hints_of(hint)[str(part)])
             hint = next(kind for kind in kinds if kind is not type(None))
         elif isinstance(part, int):
             hint = get_args(hint)[0]
-    return list(hints_of(typing.cast("type", hint)))
+    return list(hints_of(hint))
 
 
 def kinds_of(hint: object) -> list[object]:
@@ -228,14 +228,13 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def hints_of(cls: type) -> dict[str, Any]:
+def hints_of(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with their marks."""
-    found: Any = cls  # whose hash mypy does not know
-    return _hints_of(found)
+    return _hints_of(cls)
 
 
 @cache
-def _hints_of(cls: type) -> dict[str, Any]:
+def _hints_of(cls: Any) -> dict[str, Any]:  # apart, as mypy does not know the hash of a class
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
