@@ -25,6 +25,7 @@ from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
+from ..engine.test_finish import made as finishing  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
 from .local import LocalPool, Shelf, same, search_again, spent, stopped
 
@@ -59,6 +60,16 @@ def test_actors_that_die_all_the_time_change_nothing(mixture: Any, name: str, ac
         search_again(alone, algorithm, cluster, budget)
         assert bool(pool.deaths) == bool(kills)
         assert kills or cluster.lost == Cost()
+
+
+@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning"])
+def test_drafts_are_finished_as_on_one_engine_of_which_one_dies(name: str) -> None:
+    algorithm, budget = build(name), Budget(nfe=60)
+    alone = search(PROMPTS[:2], algorithm, finishing(), budget, keep=2)
+    pool = LocalPool(finishing, 2, kills=1, often=0.2)
+    found = search_again(alone, algorithm, ClusterEngine(pool), budget)
+    assert found[0].spent.cost.draft_calls >= found[0].spent.seeds > 1
+    assert pool.deaths
 
 
 @pytest.mark.parametrize("kills", [0, 2])
