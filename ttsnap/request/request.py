@@ -64,11 +64,6 @@ class ModelDefaults:
         }
         return {**more, **given}
 
-    def tuned(self, algorithm: Algorithm) -> ModelDefaults:
-        """The same, with the denoising steps that an algorithm was fitted to, where it says any."""
-        steps = fitted_steps(algorithm)
-        return self if steps is None else replace(self, call={**self.call, "num_inference_steps": steps})
-
 
 def fitted_steps(algorithm: Algorithm) -> int | None:
     """The denoising steps that an algorithm was fitted to, where it says any."""
@@ -238,7 +233,9 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
     prompts = request.prompts
     if "prompt_embeds" not in asked.call:
         prompts = tuple(replace(prompt, text=model.canonical(prompt.text)) for prompt in prompts)
-    call = model.tuned(algorithm).completed(asked.call)
+    steps = fitted_steps(algorithm)
+    tuned = model if steps is None else replace(model, call={**model.call, "num_inference_steps": steps})
+    call = tuned.completed(asked.call)
     own = dict(call)
     for prompt in prompts:
         own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
