@@ -386,7 +386,7 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
                                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     asked, models = known(prompt="a blue circle", picture=picture(), strength=0.5, steps=4, budget="12nfe")
     assert asked.engine.sampler.draft is None
-    assert "negative_prompt" not in asked.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
+    assert "negative_prompt" not in asked.engine.call, "which FLUX does not take; Stable Diffusion 3 fills it in"
     monkeypatch.setattr("ttsnap.demo.stream.PERIOD", 0)  # a frame for each event, however fast the search is
     frames = list(stream(asked, models, DemoLimits(), threading.Event(), tmp_path))
     assert frames[1].stage.count("tt-wipe") == 1
