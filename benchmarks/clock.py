@@ -25,7 +25,7 @@ import torch
 
 from ttsnap import Budget, make_algorithm
 from ttsnap.files.writing import markdown
-from ttsnap.loop.request import SearchSpec
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.search import prepared, searched
 from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.drafting.drafting import use_drafter
@@ -67,7 +67,7 @@ def runs(name: str, seconds: float, prompts: list[str]) -> list[dict[str, float]
             use_drafter(denoiser, "embedded")
             engine = type(engine)(denoiser, engine.rewards, kernel=engine.kernel)
         begin = time.perf_counter()
-        spec = prepared(SearchSpec(make_algorithm(search), Budget(seconds=seconds), seed=1000 * seed), engine)
+        spec = prepared(LoopSearch(make_algorithm(search), Budget(seconds=seconds), seed=1000 * seed), engine)
         ready = time.perf_counter() - begin
         (result,) = searched([prompt], spec, engine)
         meant = spec.plan[-1].rows if spec.plan else 1

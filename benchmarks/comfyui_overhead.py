@@ -26,6 +26,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.files.writing import markdown
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.comfyui.latents import LatentSearch
 from ttsnap.request.request import EngineSpec, SearchRequest
 
@@ -102,7 +103,7 @@ def main() -> None:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(text, text)
         guider.set_cfg(7.0)
-        spec = EngineSpec(None, ("brightness",), batch=EngineOptions(batch_size=args.seeds))
+        spec = EngineSpec(ModelOptions(), ("brightness",), batch=EngineOptions(batch_size=args.seeds))
         how = SearchRequest((Prompt(""),), spec, BestOfN(n=args.seeds), Budget(), keep=args.seeds)
         search = LatentSearch(how, guider, comfy.samplers.sampler_object(name), sigmas, latent, FlatVae())
         batch = latent.expand(args.seeds, -1, -1, -1)

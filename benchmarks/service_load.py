@@ -33,7 +33,6 @@ from openai import OpenAI
 from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
@@ -53,7 +52,6 @@ def server_of(limits: ServiceLimits) -> GenerationServer:
         offer,
         limits,
         address=("127.0.0.1", 0),
-        canonical=lambda prompt: caption(parse(prompt)),
     )
 
 

@@ -9,7 +9,7 @@ before the crowd and half after it, so that a machine that is busy with other wo
 latency of a request in the crowd by its latency alone. Jain's index of fairness, of slowdowns, is 1 where all are
 slowed alike, and 1/50 where one is slowed alone. Seconds are those of the processor in this process, where clients and
 the server run: what else runs on the machine counts little. `--burst` counts how many clients get their image that ask
-again twice, as by default: where each is told a time of its own to come again, and where all are told 5 s.
+again twice, as by default.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import openai
@@ -40,12 +38,10 @@ from ttsnap.files.writing import markdown
 from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.loras import LoraFolder
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.tickets import Returns
 
 CLIENTS = 50
 KINDS: dict[str, dict[str, Any]] = {
@@ -73,7 +69,7 @@ def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer
     rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
     offer = Offer("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
     where = ("127.0.0.1", 0)
-    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where, lambda text: caption(parse(text)))
+    return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where)
 
 
 def ask(client: OpenAI, number: int) -> Answer:
@@ -137,30 +133,26 @@ def mixed(url: str, requests: int) -> dict[str, Any]:
     }
 
 
-def burst(serve: Callable[[ServiceLimits], GenerationServer]) -> dict[str, dict[str, float]]:
+def burst(serve: Callable[[ServiceLimits], GenerationServer]) -> dict[str, float]:
     """How many of 50 clients get their image who all come at once, where 4 searches run and 4 wait."""
-    found = {}
-    for told in ("a time of its own", "5 s"):
-        constant = nullcontext() if told != "5 s" else mock.patch.object(Returns, "wait", return_value=5)
-        with constant, serve(ServiceLimits(active=4, queue=4, per_key=100)) as server:
-            with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-                for _ in range(3):
+    with serve(ServiceLimits(active=4, queue=4, per_key=100)) as server:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            for _ in range(3):
+                ask(client, 0)
+
+            def one(_: int, client: OpenAI = client) -> bool:
+                try:
                     ask(client, 0)
+                except openai.RateLimitError:
+                    return False
+                return True
 
-                def one(_: int, client: OpenAI = client) -> bool:
-                    try:
-                        ask(client, 0)
-                    except openai.RateLimitError:
-                        return False
-                    return True
-
-                begin = time.monotonic()
-                with ThreadPoolExecutor(CLIENTS) as pool:
-                    answered = sum(pool.map(one, range(CLIENTS)))
-                seconds = time.monotonic() - begin
-            refused = metric(server.url, 'ttsnap_requests_total{outcome="refused"}')
-        found[told] = {"answered": answered, "refusals": refused, "seconds": seconds}
-    return found
+            begin = time.monotonic()
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                answered = sum(pool.map(one, range(CLIENTS)))
+            seconds = time.monotonic() - begin
+        refused = metric(server.url, 'ttsnap_requests_total{outcome="refused"}')
+    return {"answered": answered, "refusals": refused, "seconds": seconds}
 
 
 def main() -> None:
@@ -177,9 +169,7 @@ def main() -> None:
             save_lora(pipe, Path(folder) / name, seed)
         if a.burst:
             found: dict[str, Any] = burst(lambda limits: server_of(pipe, Path(folder), limits))
-            print(
-                markdown(["told", *next(iter(found.values()))], [[told, *row.values()] for told, row in found.items()])
-            )
+            print(markdown(list(found), [list(found.values())]))
         else:
             with server_of(pipe, Path(folder), ServiceLimits(per_key=100, queue=100, active=64)) as server:
                 found = mixed(server.url, a.requests)

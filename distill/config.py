@@ -20,13 +20,13 @@ TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboard
 class StudentConfig(Settings):
     """The network that is trained."""
 
-    kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class")
+    kind: str = option("lora", f"{', '.join(KINDS)}, or a class of yours as file.py:Class or module:Class", common=True)
     space: Literal["pixels", "latents"] = option(
         "pixels", "what it reads: pixels; a class of yours may read latents, recorded with --latents"
     )
     network: str = option(
         "", "the reward whose network is trained, as clip, where the base has none that can be: a judge, an OCR, a "
-        "detector, code of yours (default: the base)"
+        "detector, code of yours (default: the base)", common=True
     )  # fmt: skip
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
@@ -60,24 +60,33 @@ class DistillConfig(Settings):
     """One run of distillation. ValueError, with the value, for settings that do not fit."""
 
     recordings: tuple[str, ...] = option(
-        (), "folders written by `ttsnap record --images`, with the same noise levels", many=True, determines=False
+        (),
+        "folders written by `ttsnap record --images`, with the same noise levels",
+        many=True,
+        determines=False,
+        common=True,
     )
     record: Mapping[str, Json] | None = option(
-        None, "options of `ttsnap record`, to record first; into OUT/recording unless it has `out`", determines=False
+        None,
+        "options of `ttsnap record`, to record first; into OUT/recording unless it has `out`",
+        determines=False,
+        common=True,
     )
-    reward: str = option("", "the base reward, whose score of the finished image is to be learnt")
+    reward: str = option("", "the base reward, whose score of the finished image is to be learnt", common=True)
     student: StudentConfig = field(default_factory=StudentConfig)
-    steps: tuple[int, ...] | None = option(None, "recorded steps to train on (default: all that were scored)")
+    steps: tuple[int, ...] | None = option(
+        None, "recorded steps to train on (default: all that were scored)", common=True
+    )
     levels: tuple[float, ...] | None = option(None, "in place of steps: noise levels to train on, to three digits")
     order: Literal["clean-to-noisy", "uniform", "noisy-to-clean"] = option(
         "clean-to-noisy", "in which order levels are trained: clean-to-noisy, uniform, noisy-to-clean"
     )
-    steps_per_level: Count = option(200, "optimiser steps per noise level")
+    steps_per_level: Count = option(200, "optimiser steps per noise level", common=True)
     earlier: Share = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
     loss: LossConfig = field(default_factory=LossConfig)
     groups: Count = option(8, "prompts per optimiser step, each at one noise level")
     group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
-    lr: Positive = option(1e-4, "AdamW's learning rate")
+    lr: Positive = option(1e-4, "AdamW's learning rate", common=True)
     schedule: Literal["linear", "cosine", "rex"] = option("rex", "how the learning rate falls: linear, cosine, rex")
     final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
     warmup: Natural = option(20, "steps over which the learning rate rises")
@@ -98,7 +107,7 @@ class DistillConfig(Settings):
     )
     workers: Natural = option(0, "processes that read images", determines=False)
     cache: Natural = option(256, "megabytes of compressed images to keep in memory", determines=False)
-    device: Literal["auto", "cpu"] = option("auto", "auto (as accelerate finds) or cpu", determines=False)
+    device: Literal["auto", "cpu"] = option("auto", "auto (as accelerate finds) or cpu", determines=False, common=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

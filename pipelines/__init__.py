@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -212,7 +213,8 @@ def defaults(model: str | Path = EMBEDDED) -> dict[str, Any]:
 
 def recommended(model: str | Path) -> ModelDefaults:
     """All that a model recommends: arguments of its call, a reward, a drafter. ValueError for a damaged ttsnap.json."""
-    return defaults_in(_folder(model))
+    found, ours = defaults_in(_folder(model)), _packaged(model)
+    return found if ours is None else replace(found, canonical=ours.canonical)
 
 
 def _packaged(model: str | Path) -> Any:

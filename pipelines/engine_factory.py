@@ -56,14 +56,13 @@ class EngineBuilder:
     def recording(self) -> tuple[LiveEngine, dict[str, Json]]:
         """The engine, and the `info` of a recording with it. ValueError as above."""
         pipe = self.opened()
-        if self.spec.model is not None:
-            check_call(pipe, self.spec.call, self.spec.model.task)
+        check_call(pipe, self.spec.call, self.spec.model.task)
         engine = self.engine_of(pipe)
         return engine, recording_info(pipe, engine, self.spec)
 
     def opened(self) -> Any:
         """The pipeline, loaded. ValueError for an unknown one."""
-        pipe = opened(self.spec.model or ModelOptions())
+        pipe = opened(self.spec.model)
         if self.spec.scheduler is not None:
             pipe.scheduler = self.spec.scheduler
         return pipe
@@ -79,7 +78,7 @@ def recording_info(pipe: Any, engine: LiveEngine, spec: EngineSpec) -> dict[str,
     """The `info` of a recording by the engine of a spec, of this pipeline: what must be the same to resume it.
     Pictures of the call go by their digests."""
     denoiser: Any = engine.denoiser
-    model, sampler, call = spec.model or ModelOptions(), spec.sampler, spec.call
+    model, sampler, call = spec.model, spec.sampler, spec.call
     return {
         "model": model.model,
         **({"lora": model.lora} if model.lora else {}),

@@ -19,8 +19,9 @@ from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
-from ttsnap.pipelines.searching import run
-from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
+from ttsnap.pipelines.record import model_of
+from ttsnap.pipelines.searching import decisions_of, run
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare, reward_tuple
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Can
 from ttsnap.sampling.drafts import fitting, sized
@@ -141,8 +142,8 @@ class SearchMixin:
         that is unknown or does not fit.
         """
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
-        call = defaults_of(self).completed(given, self.call_arguments())
-        return self.engine_of(EngineSpec(self.model_options, reward_tuple(reward), *how, call), network)
+        call = defaults_of(self).completed(given)
+        return self.engine_of(EngineSpec(model_of(self), reward_tuple(reward), *how, call), network)
 
     def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above."""
@@ -190,7 +191,7 @@ class SearchMixin:
 
     def _search(self, asked: arguments.SearchArguments, known: Any, call: dict[str, Any]) -> Any:
         wanted = asked.search
-        stock_call, takes = defaults_of(self).completed(call), self.call_arguments()
+        stock_call, takes = dict(call), self.call_arguments()
         generator, (keep, output_type, return_dict) = call.pop("generator", None), arguments.returned(call, known)
         arguments.refuse_unknown(call, known, {*takes, "prompt"}, type(self).__name__)
         prompts = arguments.prompts_of(call, wanted.reward_prompts)
@@ -202,7 +203,7 @@ class SearchMixin:
         with arguments.drawn(arguments.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
             request = SearchRequest(
                 tuple(prompts),
-                EngineSpec(None, reward_tuple(wanted.reward), asked.sampler, batch, call),
+                EngineSpec(model_of(self), reward_tuple(wanted.reward), asked.sampler, batch, call),
                 wanted.search,
                 Budget.parse(wanted.budget, wanted.effort),
                 seed,
@@ -215,8 +216,10 @@ class SearchMixin:
                 likeness=wanted.likeness,
                 require=reward_tuple(wanted.require),
             )
+            search = prepare(request, decisions_of(self))
+            stock_call |= search.engine.call
             output.tell(self, stock_call, known)
-            found = run(request, self, asked.devices, wanted.on_event, wanted.should_stop)
+            found = run(search, self, asked.devices, wanted.on_event, wanted.should_stop)
         denoiser, results, flags = found.denoiser, found.results, found.flags
         output.tell(self, {**stock_call, "num_timesteps": len(denoiser.schedule.timesteps)}, known)
         device: Any = self._execution_device  # type: ignore[attr-defined]

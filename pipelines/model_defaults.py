@@ -9,11 +9,13 @@ drafter: the packaged one, or a folder inside the model's, with its calls as in 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
+from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.record import checked_call
 from ttsnap.reward_models.registry import CHOSEN
@@ -51,6 +53,14 @@ def _drafter(draft: object, folder: Path, path: Path) -> str:
 
 def defaults_of(pipe: Any) -> ModelDefaults:
     """Those of a search pipeline: its `own_defaults`, or what the folder says from which it was loaded."""
-    if pipe.own_defaults is not None or not pipe.name_or_path:
-        return pipe.own_defaults or ModelDefaults()
-    return defaults_in(Path(pipe.name_or_path))
+    found = pipe.own_defaults or ModelDefaults()
+    if pipe.own_defaults is None and pipe.name_or_path:
+        found = defaults_in(Path(pipe.name_or_path))
+    ours = None if pipe.model_options is None else MODELS.get(pipe.model_options.model)
+
+    def read(text: str) -> str:
+        if pipe.check_prompt is not None:
+            pipe.check_prompt(text)
+        return text if ours is None else ours.canonical(text)
+
+    return replace(found, takes=pipe.call_arguments(), canonical=read)

@@ -15,7 +15,7 @@ from ttsnap import scenes, signs
 from ttsnap.core.requirement import Requirement
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, SIGNS, TURBO
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 
 
 class World(Protocol):
@@ -143,10 +143,11 @@ def draft_folder(pipe: Any, where: str) -> Path:
     return drafts.get(str(pipe.name_or_path), MODELS[EMBEDDED].draft)
 
 
-def showcase_of(request: SearchRequest, call: Mapping[str, object]) -> Showcase | None:
+def showcase_of(search: Prepared, call: Mapping[str, object]) -> Showcase | None:
     """The showcase that a search is, whose odds hold for it. call: the model's own, with all its defaults."""
-    shown = MODELS[request.model].showcase if request.model in MODELS else None
-    if shown is None or [prompt.text for prompt in request.prompts] != [shown.prompt]:
+    model = search.engine.model.model
+    shown = MODELS[model].showcase if model in MODELS else None
+    if shown is None or [prompt.text for prompt in search.prompts] != [shown.prompt]:
         return None
-    same = (request.budget, request.seed) == (Budget.parse(shown.budget), shown.seed)
-    return shown if same and dict(request.engine.call) == dict(call) else None
+    same = (search.budget, search.seed) == (Budget.parse(shown.budget), shown.seed)
+    return shown if same and dict(search.engine.call) == dict(call) else None

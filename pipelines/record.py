@@ -8,63 +8,61 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.constants import USE_PEFT_BACKEND
 
-from ttsnap.algorithms import ALGORITHMS, name_of, spec_of, takes
+from ttsnap.algorithms import name_of, spec_of, takes
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.pictured import digests
-from ttsnap.options.model import TEXT
+from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
 
 PLAIN = (bool, int, float, str)
 
 
-def record_of(pipe: Any, request: SearchRequest, rewards: Sequence[str]) -> SearchRecord:
+def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchRecord:
     """That of a search by this pipeline, whose engine's rewards have these names.
 
-    Algorithms go by their names and options, as `make_algorithm` takes them. A request that names its model came from
-    text: its model, call and options are told as they were given. Of others, arguments of the call and options that
-    are not plain are left out.
+    Algorithms go by their names and options, as `make_algorithm` takes them. Arguments of the call and options that are
+    not plain are left out.
     """
-    engine, call = request.engine, dict(request.engine.call)
-    pictures: Any = [digests({**call, **prompt.inputs}) for prompt in request.prompts]
-    if any(prompt.negative is not None for prompt in request.prompts):
+    engine, call, request = search.engine, dict(search.engine.call), search.request
+    pictures: Any = [digests({**call, **prompt.inputs}) for prompt in search.prompts]
+    if any(prompt.negative is not None for prompt in search.prompts):
         given = call.get("negative_prompt")
         usual = given if isinstance(given, list | tuple) else [given] * len(pictures)
-        negative = [one if p.negative is None else p.negative for one, p in zip(usual, request.prompts, strict=True)]
+        negative = [one if p.negative is None else p.negative for one, p in zip(usual, search.prompts, strict=True)]
         call["negative_prompt"] = negative if len(set(negative)) > 1 else negative[0]
+    named: Any
     named, options = _algorithm(request.search)
     options |= request.options
-    lora: Any
-    if (model := engine.model) is None:
-        loras = [*adapters(pipe), *map(str, engine.loras)]
-        lora = loras if len(loras) > 1 else next(iter(loras), None)
-        who = {"model": model_name(pipe), "lora": lora, "task": pipe.task_of(engine.call)}
-        call = {name: value for name, value in call.items() if _is_plain(value)}
-        options = {name: value for name, value in options.items() if _is_plain(value) or _is_algorithm(value)}
-    else:
-        who = {"model": model.model, "lora": model.lora, "task": None if model.task == TEXT else model.task}
-        call = {name: value for name, value in call.items() if name not in pictures[0]}
-    dtype: Any = str(pipe.dtype).removeprefix("torch.") if model is None or model.dtype == "auto" else model.dtype
+    loras: Any = [*([engine.model.lora] if engine.model.lora else adapters(pipe)), *map(str, engine.loras)]
+    dtype: Any = str(pipe.dtype).removeprefix("torch.")
     measure = engine.batch.features
     return SearchRecord(
-        **who,
+        model=engine.model.model,
+        lora=loras if len(loras) > 1 else next(iter(loras), None),
+        task=pipe.task_of(engine.call),
         scheduler=type(pipe.scheduler).__name__,
-        call=call,
+        call={name: value for name, value in call.items() if _is_plain(value)},
         sampler=engine.sampler,
         algorithm=named,
-        options=options,
-        budget=str(request.budget),
+        options={name: value for name, value in options.items() if _is_plain(value)},
+        budget=str(search.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
-        require=None if request.gate is None else request.gate.named(rewards).words,
-        diversity=None if measure is None else request.spec.diversity,
+        require=None if search.gate is None else search.gate.named(rewards).words,
+        diversity=None if measure is None else search.diversity,
         likeness=None if measure is None else getattr(measure, "__name__", str(measure)),
-        shared=request.shared or None,
-        seed=request.seed,
-        rewards=rewards[: len(request.rewards)],
+        shared=search.shared or None,
+        seed=search.seed,
+        rewards=rewards[: len(search.rewards)],
         utility=request.utility,
     )
+
+
+def model_of(pipe: Any) -> ModelOptions:
+    """What a pipeline was opened by, or how it would be."""
+    return pipe.model_options or ModelOptions(model_name(pipe))
 
 
 def model_name(pipe: Any) -> str:
@@ -90,14 +88,9 @@ def _spelled(value: object) -> object:
     return {key: _spelled(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
 
 
-def _is_algorithm(value: object) -> bool:
-    """Whether it is an algorithm of the catalogue by name and options, all of them plain."""
-    if not isinstance(value, Mapping) or value.get("name") not in ALGORITHMS:
-        return False
-    return all(inside is None or _is_plain(inside) or _is_algorithm(inside) for inside in value.values())
-
-
 def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):  # an algorithm, some of whose options are left open
+        return all(inside is None or _is_plain(inside) for inside in value.values())
     return isinstance(value, PLAIN) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from ttsnap.pipelines.drafting.own_draft import drafting, warn_of_doubt
 from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_name, record_of
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import ModelDefaults, Prepared
 from ttsnap.results.outputs import Recorder
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards
@@ -43,84 +44,93 @@ class SearchOutcome:
     """Of each image, on the CPU, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
 
 
-def completed(request: SearchRequest, pipe: Any) -> SearchRequest:
-    """The request with what the model recommends where it says nothing: arguments of the call, a reward, and the
-    model's own drafter where that is known to help. ValueError where there is no reward then."""
-    spec = request.engine.completed(defaults_of(pipe).tuned(request.algorithm), pipe.call_arguments())
-    own = dict(spec.call)
-    for prompt in request.prompts:
-        own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
-    request = replace(request, engine=spec)
-    sampler = drafting(pipe, spec.sampler, request.algorithm, request.rewards, own)
-    return replace(request, engine=replace(request.engine, sampler=sampler))
+def decisions_of(pipe: Any) -> ModelDefaults:
+    """What the model of a pipeline decides where users say nothing, its drafter among it."""
+    return replace(defaults_of(pipe), drafted=partial(drafting, pipe))
 
 
 def run(
-    request: SearchRequest,
+    search: Prepared,
     pipe: Any,
     devices: DeviceOptions | None = None,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> SearchOutcome:
-    """Search with a search pipeline, with what its model recommends (`completed`). Arguments of the call may be lists
-    with an entry for each prompt.
+    """Search with a search pipeline. Arguments of the call may be lists with an entry for each prompt.
 
     on_event: called with every Event. should_stop: asked once per batch; when it says True, or `pipe._interrupt` is
     set, prompts under way end with their best finished image. ValueError for what the model refuses.
     """
-    if pipe.check_prompt is not None and "prompt_embeds" not in request.engine.call:
-        for prompt in request.prompts:
-            pipe.check_prompt(prompt.text)
     pipe._interrupt = False
-    asked, request = request, completed(request, pipe)
-    backend, call = pipe.backend(request.engine.call)
-    prompts, shared = backend.apart(request.prompts, call)
-    spec = replace(request.engine, call=shared)
-    report = make_rewards(request.report, device=pipe._execution_device) if request.report else ()
-    with open_engine(spec, devices or DeviceOptions(), backend) as (engine, denoiser):
-        if not asked.engine.sampler.left_open:  # the model's own is taken where it was checked
+    backend, call = pipe.backend(search.engine.call)
+    prompts, shared = backend.apart(search.prompts, call)
+    wanted = replace(search, prompts=tuple(prompts), engine=replace(search.engine, call=shared))
+    if search.request.report:
+        report = make_rewards(search.request.report, device=pipe._execution_device)
+        wanted = replace(wanted, request=replace(search.request, report=tuple(report)))
+    with open_engine(wanted.engine, devices or DeviceOptions(), backend) as (engine, denoiser):
+        if not search.request.engine.sampler.left_open:  # the model's own is taken where it was checked
             warn_of_doubt(denoiser.drafts, model_name(pipe))
-        shown = shown_of(denoiser, spec.batch.frames)
-        shown.check(report)
-        recorder, finished = Recorder(), dict[tuple[int, int], Tensor]()
+        finished = dict[tuple[int, int], Tensor]()
 
         def keep_latents(event: Event) -> None:
             if event.kind == "score" and event.step == engine.grid.steps:
                 finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
 
-        listeners: list[Listener] = [recorder, *([] if on_event is None else [on_event])]
-        if "latents" in spec.batch.keep:
+        listeners = [] if on_event is None else [on_event]
+        if "latents" in wanted.engine.batch.keep:
             listeners.append(keep_latents)
 
         def stops() -> bool:
             return pipe._interrupt or (should_stop is not None and should_stop())
 
         try:
-            with _progress(pipe, request, engine, listeners) as listen:
-                wanted = replace(request.spec, eager=on_event is not None)
-                results = searched(prompts, wanted, engine, listen, stops)
-            results, flags = output.finish(
-                pipe, results, prompts, report, denoiser=denoiser, shown=shown, thumbnails=recorder.thumbnails
-            )
+            with _progress(pipe, wanted, engine, listeners) as listen:
+                eager = replace(wanted, eager=on_event is not None)
+                results, flags = run_on(engine, denoiser, eager, pipe, listen, Recorder(), stops)
         finally:
             pipe.maybe_free_model_hooks()
         results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
-        if request.doubt is not None:
-            results = [replace(result, warnings=(*result.warnings, request.doubt)) for result in results]
-        told = call if request.engine.model is None else request.engine.call
-        made = replace(request, prompts=tuple(prompts), engine=replace(spec, call=told))
-        record = record_of(backend, made, engine.reward_names)
+        opened = pipe.model_options is not None  # by text, as a replay opens it
+        told = replace(wanted, engine=replace(wanted.engine, call=search.engine.call if opened else call))
+        record = record_of(pipe if opened else backend, told, engine.reward_names)
     best = [(job, candidate.uid) for job, result in enumerate(results) for candidate in result.images]
     return SearchOutcome(results, record, flags, denoiser, [finished[each] for each in best] if finished else [])
 
 
+def run_on(
+    engine: Engine, denoiser: Any, search: Prepared, pipe: Any, listener: Listener | None, recorder: Recorder | None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[list[Result], list[bool] | None]:  # fmt: skip
+    """Run a search on an engine that is open, and finish what it finds: results, and what the safety checker said.
+
+    recorder: keeps thumbnails for the results; None for none. ValueError where reports cannot see what is made.
+    """
+    shown, report = shown_of(denoiser, search.engine.batch.frames), search.request.report
+    shown.check(report)
+
+    def listen(event: Event) -> None:
+        for each in (recorder, listener):
+            if each is not None:
+                each(event)
+
+    results = searched(search.prompts, search, engine, listen, should_stop)
+    seen = None if recorder is None else recorder.thumbnails
+    results, flags = output.finish(
+        pipe, results, search.prompts, report, denoiser=denoiser, shown=shown, thumbnails=seen
+    )
+    if search.doubt is not None:
+        results = [replace(result, warnings=(*result.warnings, search.doubt)) for result in results]
+    return results, flags
+
+
 @contextmanager
 def _progress(
-    pipe: Any, request: SearchRequest, engine: Engine, listeners: Sequence[Listener]
+    pipe: Any, search: Prepared, engine: Engine, listeners: Sequence[Listener]
 ) -> Iterator[Callable[[Event], None]]:
     """Tells all listeners, and moves a progress bar styled as the pipeline's, which counts evaluations."""
-    nfe = request.budget.on(engine.grid).nfe
-    total = nfe * len(request.prompts) if nfe else None
+    nfe = search.budget.on(engine.grid).nfe
+    total = nfe * len(search.prompts) if nfe else None
     style = {"total": total, "unit": "nfe", "desc": "search", **getattr(pipe, "_progress_bar_config", {})}
     bar: Any = None
 

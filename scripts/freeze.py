@@ -183,7 +183,6 @@ def called() -> dict[str, Any]:
 def page() -> dict[str, Any]:
     """Searches by the page's form: their files, and the lines that repeat them."""
     from ttsnap.cli import common, demo
-    from ttsnap.core.prompt import Prompt
     from ttsnap.demo import form
     from ttsnap.demo.stream import stream
     from ttsnap.demo.worker import Models
@@ -192,8 +191,7 @@ def page() -> dict[str, Any]:
              "seed": 3, "keep": 2, "size": 0, "model": "embedded", "negative": "noise", "guidance": None,
              "draft": False, "picture": None, "strength": 0.7, "diverse": False}  # fmt: skip
     limits, offer = form.DemoLimits(), demo.offered(demo.parser().parse_args(["--device", "cpu"]))
-    models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task),
-                    lambda prompt, name: common.canonical([Prompt(prompt)], name)[0].text)  # fmt: skip
+    models = Models(lambda name, task=None: common.load_model(name, "cpu", "float32", task=task))
     cases = {"alone": {}, "compared": {"keep": 1}, "drafted": {"draft": True, "steps": 20, "budget": "100nfe"},
              "redrawn": {"picture": Path("given.png").read_bytes()}}  # fmt: skip
     found = {}

@@ -51,7 +51,7 @@ from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -136,8 +136,9 @@ class Pipe:
         return {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
 
 
-def found(request: SearchRequest, pipe: Pipe) -> Any:
+def found(prepared: Prepared, pipe: Pipe) -> Any:
     """Stands for the search."""
+    request = prepared.request
     assert (request.search, request.engine.rewards) == ("best-of-n", (replay._no_reward,))
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())

@@ -21,7 +21,10 @@ class TrajectoryConfig(Settings):
     """The trajectories of the model that a draft learns from."""
 
     count: Count = option(
-        30_000, "how many; more can be added later by a larger number, unless training has begun", determines=False
+        30_000,
+        "how many; more can be added later by a larger number, unless training has begun",
+        determines=False,
+        common=True,
     )
     seed: Natural = option(
         1_000_000,
@@ -50,9 +53,9 @@ class TrajectoryConfig(Settings):
 class TrainingConfig(Settings):
     """How the LoRA is trained. Rows are first calls from noise, first calls from later states, and second calls."""
 
-    rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks")
+    rank: Count = option(32, "rank of the LoRA, which is on every linear layer of the blocks", common=True)
     start: str = option("", "a draft's folder whose weights to start from, of the same rank (default: from nothing)")
-    steps: Count = option(2000, "optimiser steps")
+    steps: Count = option(2000, "optimiser steps", common=True)
     batch: Count = option(48, "rows of a step")
     parts: Count = option(1, "in how many equal parts a batch is computed, one after the other, to save memory")
     checkpointing: bool = option(False, "compute the network's blocks again in the backward pass, to save memory")
@@ -89,9 +92,13 @@ class TrainingConfig(Settings):
 class EvaluationConfig(Settings):
     """What the finished draft is measured on: seeds of prompts without trajectories."""
 
-    reward: str = option("", "what ranks the images, as imagereward (default for the embedded model: scenes)")
+    reward: str = option(
+        "", "what ranks the images, as imagereward (default for the embedded model: scenes)", common=True
+    )
     prompts: Natural = option(
-        24, "held-out prompts: of the embedded world's hard kinds, or the first of --prompts-file; 0: no evaluation"
+        24,
+        "held-out prompts: of the embedded world's hard kinds, or the first of --prompts-file; 0: no evaluation",
+        common=True,
     )
     seeds: Annotated[int, Ge(2)] = option(48, "seeds of each, from 0 on, that are ranked")
     seed: Natural = option(0, "decides the embedded world's held-out prompts")
@@ -102,7 +109,7 @@ class EvaluationConfig(Settings):
 class DraftConfig(Settings):
     """One distillation of a draft. ValueError, with the value, for settings that do not fit."""
 
-    model: str = option(EMBEDDED, "embedded, scenes-turbo, signs, a diffusers folder, or a hub id")
+    model: str = option(EMBEDDED, "embedded, scenes-turbo, signs, a diffusers folder, or a hub id", common=True)
     call: Mapping[str, Json] | None = option(
         None,
         "arguments of the pipeline's call that the draft is made for, as num_inference_steps and guidance_scale: a "

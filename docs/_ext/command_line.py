@@ -115,7 +115,7 @@ class Commands(SphinxDirective):
             link = addnodes.pending_xref("", refdomain="std", reftype="doc", reftarget=f"/{PAGES}/{name}",
                                          refexplicit=True, refdoc=self.env.docname, refwarn=True)  # fmt: skip
             link += nodes.literal(text=f"ttsnap {name}")
-            listed += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f": {command.HELP}")))
+            listed += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f": {command.help}")))
         return [listed]
 
 
@@ -139,7 +139,7 @@ def write_pages(app: Sphinx) -> None:
         if old.stem not in COMMANDS:
             old.unlink()
     for name, command in COMMANDS.items():
-        page, first = folder / f"{name}.md", f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        page, first = folder / f"{name}.md", f"{command.help[0].upper()}{command.help[1:]}."
         text = f"# ttsnap {name}\n\n{first}\n\n```{{ttsnap-command}} {name}\n```\n"
         if not page.is_file() or page.read_text() != text:
             page.write_text(text)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ttsnap.core.grid import Grid
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, is_flow, levels
+from ttsnap.pipelines.comfyui.paths import times_of
 from ttsnap.sampling.drafts import call_times, fitting, guess, sized
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level
 
@@ -54,7 +55,7 @@ class GuiderDrafts:
             self.denoiser.residency.need(self.drafter.guider, at)
             return self.drafter.painted(at.float(), self.path.sigma(time).to(at.device, torch.float32), noise)
 
-        return guess(self.path, estimate, x, self._time(sigma), calls, self.first_time)
+        return guess(self.path, estimate, x, times_of(sigma, flow=self.drafter.flow), calls, self.first_time)
 
     def level(self, step: int, calls: int) -> float:
         _, sigma = self.denoiser.in_model(self.denoiser.guided.latent, torch.tensor([step]))
@@ -62,16 +63,11 @@ class GuiderDrafts:
 
     def level_told(self, sigma: Tensor, calls: int) -> float:
         """The noise level that the last call of a guess is told from noise level sigma (1,)."""
-        told = call_times(self._time(sigma), calls, self.first_time)[-1][1]
+        told = call_times(times_of(sigma, flow=self.drafter.flow), calls, self.first_time)[-1][1]
         return float(level(self.path, told))
 
     def flops(self) -> float:
         return 0.0  # as GuidedDenoiser.costs
-
-    def _time(self, sigma: Tensor) -> Tensor:
-        """The times (N,) float64 of noise levels (N,) on the model's own path."""
-        s = sigma.double().cpu()
-        return s if self.drafter.flow else s / torch.sqrt(1 + s**2)
 
 
 class Unscaled(LinearVP):
@@ -98,7 +94,7 @@ class FromDrafts:
     def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         drafts, drafter = self.drafts, self.drafts.drafter
         sigma = drafter.sigmas[:1]
-        x = drafter.noised(noise, drafter.latent.expand_as(noise), sigma[0])
+        x = drafter.noised(noise, drafter.latent.expand_as(noise))
         guess = drafts.guessed(x, sigma.expand(len(noise)), noise, drafts.calls)
         return guess, drafts.denoiser.begin_from(guess, noise, cond)
 
@@ -113,5 +109,5 @@ def finishing(finish: Finish, schedule: Callable[[int], Tensor], steps: int, mod
     numbers = sized(Grid(levels(schedule(steps), flow=flow)), finish) or [steps]
     sigmas = [schedule(number) for number in numbers]
     grids = [Grid(levels(each, flow=flow)) for each in sigmas]
-    best = 0 if numbers == [steps] else fitting(grids, finish)
+    best = fitting(grids, finish)
     return numbers[best], sigmas[best][grids[best].nearest(finish.level) :]

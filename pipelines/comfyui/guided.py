@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +18,6 @@ from ttsnap.sampling.denoiser import Can, Costs, Denoiser
 
 Options = Mapping[str, Any]
 """ComfyUI's model_options."""
-
-
-class Decoder(Protocol):
-    """ComfyUI's VAE, as far as a search calls it."""
-
-    def decode(self, samples_in: Tensor) -> Tensor:
-        """Latents (N, C, ...) in the VAE's scale -> images (N, H, W, 3), or videos (N, T, H, W, 3), in [0, 1]."""
-
-
-class Previewer(Protocol):
-    """ComfyUI's cheap decoder of previews: TAESD, or a linear map of latents to colours."""
-
-    def decode_latent_to_preview(self, x0: Tensor) -> Any:
-        """Latents (1, C, ...) in the network's scale -> a PIL image."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +39,12 @@ class GuidedCall:
     def flow(self) -> bool:
         return is_flow(self.guider.inner_model)
 
-    def noised(self, noise: Tensor, latent: Tensor, sigma: Tensor) -> Tensor:
-        """What a sampler begins with at a noise level: latents (N, ...) of initial noise and what is redrawn."""
+    def noised(self, noise: Tensor, latent: Tensor) -> Tensor:
+        """What samplers begin with: latents (N, ...) of initial noise and what is redrawn."""
         from comfy.samplers import Sampler
 
-        scaling = self.guider.inner_model.model_sampling.noise_scaling
-        # Some models add the latent in place.
-        x: Tensor = scaling(sigma, noise.clone(), latent, Sampler().max_denoise(self.guider, self.sigmas))
+        scaling, most = self.guider.inner_model.model_sampling, Sampler().max_denoise(self.guider, self.sigmas)
+        x: Tensor = scaling.noise_scaling(self.sigmas[0], noise.clone(), latent, most)  # some add the latent in place
         return x
 
     def painted(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -131,7 +116,7 @@ class GuidedDenoiser(Denoiser):
     Subclasses set `grid` and `kernel`, and define `begin_from` and `predict`.
     """
 
-    def __init__(self, guided: GuidedCall, vae: Decoder, previewer: Previewer | None, *, hooked: bool = False) -> None:
+    def __init__(self, guided: GuidedCall, vae: Any, previewer: Any, *, hooked: bool = False) -> None:
         self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
         self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
         self.can = frozenset({Can.PREVIEW} if previewer is not None else ())
@@ -207,7 +192,7 @@ class GuidedDenoiser(Denoiser):
         return self.begin_from(self.guided.latent.expand_as(noise), noise, cond)
 
     def decode(self, x0: Tensor) -> Tensor:
-        images = self.vae.decode(self.unscaled(x0))
+        images: Tensor = self.vae.decode(self.unscaled(x0))
         self.residency.here = None
         if self.frames is None and images.ndim == 5:  # one frame, of a model of videos
             images = images[:, 0]

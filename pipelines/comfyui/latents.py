@@ -10,22 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.request import Listener
+from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import searched
+from ttsnap.options.option import changed
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 
 MOST_ROWS = 16
 """The most rows of a batch where memory decides: more gain little speed."""
+BudgetListener = Callable[[Event, Budget], object]
+"""Is told of each event, and of the budget as caps."""
 
 
 class GuiderDrafter(NamedTuple):
@@ -46,19 +48,11 @@ class Inside(NamedTuple):
     work: Callable[[GuidedCall], Tensor]
 
     def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: object,
-        noise: Tensor,
-        latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """What the work gives: finished latents (K, ...) in the network's scale."""
-        mask = None if denoise_mask is None else denoise_mask[:1]
-        return self.work(GuidedCall(model_wrap, sigmas, extra_args["model_options"], latent_image[:1], mask))
+        self, guider: Any, sigmas: Tensor, args: Any, callback: object, noise: Tensor, latent: Tensor,
+        mask: Tensor | None = None, disable_pbar: bool = False,
+    ) -> Tensor:  # fmt: skip
+        mask = None if mask is None else mask[:1]
+        return self.work(GuidedCall(guider, sigmas, args["model_options"], latent[:1], mask))
 
 
 class FoundLatents(NamedTuple):
@@ -77,7 +71,7 @@ class LatentSearch:
     "pipeline". It is then `sampler` that steps.
     """
 
-    request: SearchRequest
+    request: Prepared
     """Of one prompt, which only rewards read. Where it has no batch size, free memory decides."""
     guider: Any
     """A CFGGuider with its conditioning and scale."""
@@ -87,14 +81,15 @@ class LatentSearch:
     """(K+1,) falling to 0."""
     latent: Tensor
     """(1, C, ...) in the VAE's scale; zeros for an image from noise alone."""
-    vae: Decoder
+    vae: Any
+    """ComfyUI's: `decode` makes latents (N, C, ...) in its scale images (N, H, W, 3), or videos, in [0, 1]."""
     mask: Tensor | None = None
     """(1, 1, H, W) 1 where the latent is painted anew."""
     drafter: GuiderDrafter | None = None
     rest: Tensor | None = None
     """(R+1,) falling to 0: the sigmas of an image from its draft; None where images are made from noise."""
-    previewer: Previewer | None = None
-    """What decodes unfinished estimates for rewards, in place of the VAE."""
+    previewer: Any = None
+    """What decodes unfinished estimates for rewards, in place of the VAE: ComfyUI's for its previews, or None."""
 
     def __post_init__(self) -> None:
         if self.latent.is_nested:  # ComfyUI's, of several tensors
@@ -104,48 +99,39 @@ class LatentSearch:
                              "latent of batch size 1")  # fmt: skip
         if self.request.budget.flops is not None:
             raise ValueError("networks of ComfyUI are not counted in FLOPs; cap evaluations, decodes or seconds")
-        if self.request.engine.sampler.guide is not None:
-            raise ValueError("steps inside ComfyUI follow no gradient of rewards; leave guide out")
+        if {"path", "times", "guide"} & {*changed(self.request.engine.sampler)}:
+            raise ValueError("steps inside ComfyUI keep to the model's path, and follow no gradient of rewards; leave "
+                             "path, times and guide out")  # fmt: skip
         if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
             got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
             raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "
                              "schedule, and denoise more than 0")  # fmt: skip
 
     def run(
-        self, listener: Callable[[Grid], Listener] | None = None, should_stop: Callable[[], bool] | None = None
+        self, listener: BudgetListener | None = None, should_stop: Callable[[], bool] | None = None
     ) -> FoundLatents:
         """Search. ComfyUI's InterruptProcessingException where the user cancels; nothing stays under way.
 
-        listener: gives who is told of events, for the grid. should_stop: asked once a batch; when it says True, the
-        search ends with its best finished image. Only this then hears whether the user has cancelled. ValueError for
-        what does not fit the model or the sampler.
+        should_stop: asked once a batch; when it says True, the search ends with its best finished image. Only this then
+        hears whether the user has cancelled. ValueError for what does not fit the model or the sampler.
         """
-        found: list[Result] = []
+        found: list[FoundLatents] = []
 
         def work(guided: GuidedCall, drafter: GuidedCall | None = None) -> Tensor:
-            with closing(self._denoiser(guided)) as denoiser:
+            with closing(self._denoiser(guided, drafter)) as denoiser:
                 denoiser.residency.cancels = should_stop is None
-                if drafter is not None and self.drafter is not None:
-                    finishes = bool(guided.sigmas[0] < drafter.sigmas[0])
-                    denoiser.drafts = GuiderDrafts(denoiser, drafter, *self.drafter[1:3], finishes)
-                    if finishes:
-                        whole = self._denoiser(replace(guided, sigmas=drafter.sigmas))
-                        denoiser.grid = replace(denoiser.grid, image_nfe=whole.grid.nfe)
-                result, latents = self._searched(denoiser, listener, should_stop)
-            found.append(result)
-            return latents
+                found.append(self._searched(denoiser, listener, should_stop))
+            return guided.latent
 
-        def drafting(drafter: GuidedCall | None = None) -> Tensor:
+        def drafting(drafter: GuidedCall) -> Tensor:
             sigmas = self.sigmas if self.rest is None else self.rest
-            inner.append(self._within(self.guider, sigmas, lambda guided: work(guided, drafter)))
-            return self.latent
+            return self._within(self.guider, sigmas, lambda guided: work(guided, drafter))
 
-        inner: list[Tensor] = []
         if self.drafter is None:
-            drafting()
+            self._within(self.guider, self.sigmas, work)
         else:
             self._within(self.drafter.guider, self.sigmas, drafting)
-        return FoundLatents(found[0], inner[0])
+        return found[0]
 
     @property
     def rows(self) -> int:
@@ -153,36 +139,30 @@ class LatentSearch:
         return self.request.engine.batch.batch_size or rows_that_fit(self.guider.model_patcher, self.latent)
 
     def _within(self, guider: Any, sigmas: Tensor, work: Callable[[GuidedCall], Tensor]) -> Tensor:
-        """The work, done in the middle of `guider.sample`; its latents in the VAE's scale, where nodes keep them."""
-        from comfy.model_management import intermediate_device
-
-        latent = self.latent.expand(self.rows, *self.latent.shape[1:])
+        """Do the work in the middle of `guider.sample`."""
+        latent, seed = self.latent.expand(self.rows, *self.latent.shape[1:]), self.request.seed
         made: Tensor = guider.sample(
-            torch.zeros_like(latent),
-            latent,
-            Inside(work),
-            sigmas,
-            denoise_mask=self.mask,
-            disable_pbar=True,
-            seed=self.request.seed,
+            torch.zeros_like(latent), latent, Inside(work), sigmas, self.mask, disable_pbar=True, seed=seed
         )
-        return made.to(intermediate_device())
+        return made
 
-    def _denoiser(self, guided: GuidedCall) -> GuidedDenoiser:
-        how = self.request.engine.sampler
-        if how.kernel != "pipeline":
-            return PathDenoiser(guided, how, self.vae, self.previewer)
-        return StockDenoiser(guided, self.sampler, self.vae, self.previewer)
+    def _denoiser(self, guided: GuidedCall, drafter: GuidedCall | None = None) -> GuidedDenoiser:
+        how, stock = (self.vae, self.previewer), self.request.engine.sampler.kernel == "pipeline"
+        made = StockDenoiser(guided, self.sampler, *how) if stock else PathDenoiser(guided, *how)
+        if drafter is not None and self.drafter is not None:
+            finishes = bool(guided.sigmas[0] < drafter.sigmas[0])
+            made.drafts = GuiderDrafts(made, drafter, *self.drafter[1:3], finishes)
+            if finishes:
+                whole = self._denoiser(replace(guided, sigmas=drafter.sigmas))
+                made.grid = replace(made.grid, image_nfe=whole.grid.nfe)
+        return made
 
     def _searched(
-        self,
-        denoiser: GuidedDenoiser,
-        listener: Callable[[Grid], Listener] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> tuple[Result, Tensor]:
-        """The result, and the latents of its images in the network's scale."""
-        request, batch = self.request, self.request.engine.batch
-        rows = batch.batch_size or self.rows
+        self, denoiser: GuidedDenoiser, listener: BudgetListener | None, should_stop: Callable[[], bool] | None
+    ) -> FoundLatents:
+        from comfy.model_management import intermediate_device
+
+        request, batch, rows = self.request, self.request.engine.batch, self.rows
         engine = LiveEngine(
             denoiser,
             make_rewards(request.engine.rewards, device=denoiser.device),
@@ -191,17 +171,18 @@ class LatentSearch:
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )  # fmt: skip
         finished: dict[int, Tensor] = {}
-        told = None if listener is None else listener(engine.grid)
+        cap = request.budget.on(engine.grid)
 
         def listen(event: Event) -> None:
             if event.kind == "score" and event.step == engine.grid.steps:
                 finished.update(dict.fromkeys(event.uids, event.kept["latent"]))
-            if told is not None:
-                told(event)
+            if listener is not None:
+                listener(event, cap)
 
-        (result,) = searched(request.prompts, request.spec, engine, listen, should_stop)
+        (result,) = searched(request.prompts, request, engine, listen, should_stop)
         latents = [finished[image.uid] for image in result.images]
-        return result, torch.stack(latents) if latents else denoiser.guided.latent[:0]
+        made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0])
+        return FoundLatents(result, made.to(intermediate_device()))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer
+from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, levels
 from ttsnap.sampling.denoiser import Can
-from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level, rows, transfer
+from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, rows
 from ttsnap.sampling.kernels import Ode, Prediction
-from ttsnap.sampling.paths import make_path, times_on
 
 
 class PathDenoiser(GuidedDenoiser):
-    """A guider along a path, one evaluation a step. x is scaled as on the path.
+    """A guider along the path of its model, one evaluation a step. x is scaled as on the path.
 
     ComfyUI's models have x = (1 - sigma) x0 + sigma eps, the linear path, or x = x0 + sigma eps, which is a
     variance-preserving path after division by sqrt(1 + sigma^2).
     """
 
-    def __init__(
-        self, guided: GuidedCall, sampler: SamplerOptions, vae: Decoder, previewer: Previewer | None = None
-    ) -> None:
+    def __init__(self, guided: GuidedCall, vae: Any, previewer: Any = None) -> None:
         super().__init__(guided, vae, previewer)
         self.can |= {Can.PATH}
-        own, sigma = own_path(guided), guided.sigmas[:-1].double().cpu()
-        self.path = own if sampler.path is None else make_path(sampler.path)
-        self.times = times_on(self.path, sampler.times, sigma if guided.flow else sigma / (1 + sigma))
-        t, scale = transfer(own, self.path, self.times[:-1])
-        self.sigmas = t if guided.flow else t / own.alpha(t)
-        """(K,) float64, the guider's noise levels."""
-        self.scale = scale if guided.flow else scale * own.alpha(t)
-        """(K,) float64, by which latents of the guider are multiplied."""
-        self.grid = Grid((*level(self.path, self.times[:-1]).tolist(), 0.0))
+        self.path, self.times = own_path(guided), times_of(guided.sigmas, flow=guided.flow)
+        self.scale = torch.ones_like(self.times) if guided.flow else self.path.alpha(self.times)
+        """(K+1,) float64, by which latents of the guider are multiplied."""
+        self.grid = Grid(levels(guided.sigmas, flow=guided.flow))
         self.kernel = Ode(self.path, self.times)
 
     def in_model(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        return x / rows(self.scale[step], x), self.sigmas[step].float()
+        return x / rows(self.scale[step], x), self.guided.sigmas.cpu()[step].float()
 
     def begin_from(self, latent: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
-        sigma = self.sigmas[0].to(noise.device, torch.float32)
-        return self.guided.noised(noise, latent, sigma) * float(self.scale[0])
+        return self.guided.noised(noise, latent) * float(self.scale[0])
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         def call(x: Tensor, sigma: Tensor, here: Tensor) -> Tensor:
@@ -55,3 +47,9 @@ class PathDenoiser(GuidedDenoiser):
 def own_path(guided: GuidedCall) -> Interpolant:
     """The path of a guider's model: for models that keep x0 unscaled, with t = sigma / sqrt(1 + sigma^2)."""
     return Linear() if guided.flow else LinearVP()
+
+
+def times_of(sigmas: Tensor, *, flow: bool) -> Tensor:
+    """The times (N,) float64 on that path of noise levels (N,)."""
+    s = sigmas.double().cpu()
+    return s if flow else s / torch.sqrt(1 + s**2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.pipelines.comfyui.guided import Decoder, GuidedCall, GuidedDenoiser, Previewer, levels
+from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, levels
 from ttsnap.pipelines.comfyui.suspended import READ, StockSampler, SuspendedSampler, rehearse
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
@@ -57,7 +57,7 @@ class StockDenoiser(GuidedDenoiser):
 
     kernel: StockKernel
 
-    def __init__(self, guided: GuidedCall, sampler: Any, vae: Decoder, previewer: Previewer | None = None) -> None:
+    def __init__(self, guided: GuidedCall, sampler: Any, vae: Any, previewer: Any = None) -> None:
         self.stock = StockSampler(sampler, guided)
         self.rehearsal = rehearse(self.stock)
         super().__init__(guided, vae, previewer, hooked=self.rehearsal.hooked)

@@ -33,6 +33,11 @@ class ModelCall(NamedTuple):
     sigma: Tensor
     options: Options
 
+    @property
+    def level(self) -> float:
+        """Its noise level."""
+        return float(self.sigma)
+
 
 class StandIn:
     """The guider, as a sampler sees it, whose calls are answered by somebody else."""
@@ -136,7 +141,8 @@ def rehearse(stock: StockSampler) -> Rehearsal:
     stock = replace(stock, guided=stock.guided.corner())
     calls, starts = _rehearsed(stock)
     (drawn, _), (moved, _) = _rehearsed(stock, state=2), _rehearsed(stock, most=1.0)
-    if _levels(calls) != _levels(moved):
+    levels = [call.level for call in calls]
+    if levels != [call.level for call in moved]:
         raise ValueError("this sampler chooses its steps by the image (dpm_adaptive), so that candidates have no "
                          "common steps; choose another one")  # fmt: skip
     if any(not torch.equal(a.x, b.x) for a, b in zip(calls, drawn, strict=True)):
@@ -144,7 +150,7 @@ def rehearse(stock: StockSampler) -> Rehearsal:
                          "s_churn to 0, or choose another one")  # fmt: skip
     hooks = len(stock.guided.options.get(HOOKS, []))
     hooked = any(len(call.options.get(HOOKS, [])) > hooks for call in calls)
-    return Rehearsal(torch.tensor(_levels(calls)), starts, hooked)
+    return Rehearsal(torch.tensor(levels), starts, hooked)
 
 
 def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[list[ModelCall], list[int]]:
@@ -163,22 +169,13 @@ def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[
 
     def report(*_: object) -> None:
         begun = len(calls) - 1
-        if not starts or level(calls[starts[-1]]) > level(calls[begun]):
+        if not starts or calls[starts[-1]].level > calls[begun].level:
             starts.append(begun)
 
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(state)
         stock.run(torch.zeros_like(stock.guided.latent), 0, answer, report)
     return calls, [0, *(start for start in starts if start)]
-
-
-def level(call: ModelCall) -> float:
-    """The noise level of a call."""
-    return float(call.sigma)
-
-
-def _levels(calls: list[ModelCall]) -> list[float]:
-    return [level(call) for call in calls]
 
 
 class SuspendedSampler:
@@ -205,7 +202,7 @@ class SuspendedSampler:
             thread.start()
             self._next()
         call = self._waiting
-        if call is None or level(call) != sigma:
+        if call is None or call.level != sigma:
             raise ValueError("this sampler calls the model at other noise levels for one seed than for another, so "
                              "that candidates have no common steps; choose another one")  # fmt: skip
         self._answers.put(self._stock.answered(call, out[None]))

@@ -83,7 +83,7 @@ def checked_at(settings: DraftSettings, call: Mapping[str, Any]) -> Checked | No
 
 
 def drafting(
-    pipe: Any, sampler: SamplerOptions, algorithm: Algorithm, rewards: Spec, call: Mapping[str, Any]
+    pipe: Any, algorithm: Algorithm, sampler: SamplerOptions, rewards: Spec, call: Mapping[str, Any]
 ) -> SamplerOptions:
     """The sampler of a search with its drafter, and what of a draft is finished. A drafter that was left open is the
     model's own, where it `suits` or its drafts are to be finished, or None. call: of the pipeline, complete.
@@ -129,7 +129,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
         return None
     where, _ = calls_of(defaults.draft)
     settings = read_draft(draft_folder(pipe, where))
-    height, width = pipe.denoiser(**defaults.completed({}, pipe.call_arguments())).native_size(None, None)
+    height, width = pipe.denoiser(**defaults.completed({})).native_size(None, None)
     return OwnDraft(defaults.draft, settings, {"height": height, "width": width, **defaults.call})
 
 

@@ -21,7 +21,6 @@ from ttsnap.pipelines.modular.workflows import check_installed, workflows_of
 from ttsnap.pipelines.output import TYPES
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.quiet import quiet
-from ttsnap.request.request import ModelDefaults
 
 MODULAR: dict[str, str] = {
     **dict.fromkeys(
@@ -133,7 +132,6 @@ class SearchClassicMixin(SearchMixin):
         pipe: Any = self
         vars(pipe).setdefault("_search_memo", Memo())
         made = modular(self)
-        made.own_defaults = ModelDefaults()  # the call is complete
         return made, translated(self.stock_class(), made, call)
 
     def call_arguments(self) -> Collection[str]:

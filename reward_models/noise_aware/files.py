@@ -70,8 +70,8 @@ def read_header(folder: str | Path | None, kinds: Collection[str]) -> dict[str, 
         raise ValueError(f"{path} is not of format {FORMAT}; it was written by another program or version")
     if header.get("kind") == "head":
         raise ValueError(f"{path} is of a head on {header.get('space')!r:.20}; ttsnap no longer has heads, as they "
-                         "ranked worse than students that read pixels (docs/journal/reward_heads.md); distill one of those, as "
-                         "student.kind lora")  # fmt: skip
+                         "ranked worse than students that read pixels (docs/journal/reward_heads.md); distill one of "
+                         "those, as student.kind lora")  # fmt: skip
     if header.get("kind") not in tuple(kinds):
         raise ValueError(f"{path} is of the unknown kind {header.get('kind')!r:.60}; known are {', '.join(kinds)}")
     return header

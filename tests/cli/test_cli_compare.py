@@ -18,7 +18,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults
 from ttsnap.pipelines.packaged import MODELS, showcase_of
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.outputs import write_enlarged
 from ttsnap.results.record import read_record
 
@@ -100,11 +100,12 @@ def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
     assert shown is not None
     assert all(f"{name} {share} ± {error} %" in shown.words for name, (share, error) in shown.odds.items())
     call = defaults(model)
-    engine = EngineSpec(ModelOptions(model), (), call=call)
-    request = SearchRequest((Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed)
-    assert showcase_of(request, call) is shown
+    engine = EngineSpec(ModelOptions(model), ("scenes",), call=call)
+    asked = SearchRequest((Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed)
+    search = prepare(asked, ModelDefaults())
+    assert showcase_of(search, call) is shown
     others: list[dict[str, Any]] = [{"seed": shown.seed + 1}, {"budget": Budget(nfe=7)}]
     others += [{"prompts": (Prompt("another"),)}]
     others += [{"engine": replace(engine, call={**call, "num_inference_steps": 7})}]
     others += [{"engine": replace(engine, model=ModelOptions("scenes-turbo"))}]
-    assert [showcase_of(replace(request, **other), call) for other in others] == [None] * len(others)
+    assert [showcase_of(replace(search, **other), call) for other in others] == [None] * len(others)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from ttsnap.cli import common, evaluate, loading, main, serve, serve_reward
 from ttsnap.cli.parser import Arguments
+from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.reward_models.registry import named
 
 from ..said import error_of  # noqa: TID252
@@ -63,7 +64,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["evaluate", "--recordings", "r", "--reward", "scenes", "--base", "scens"], "did you mean scenes?"),
         (["generate", "a red circle", "--image", "gone.png"], "no such picture: gone.png"),
         (["generate", "a red circle", "--height", "64"], "draws at most 32 x 32 pixels, got width 32 and height 64"),
-        (["generate", 'a red sign that says "A"', "--model", "signs", "--width", "104"], "at most 96 x 96 pixels"),
+        (["generate", 'a red sign that says "EXIT"', "--model", "signs", "--width", "104"], "at most 96 x 96 pixels"),
         (["generate", "a red circle", "--require", "scene>0.5"], "unknown reward 'scene'; did you mean scenes?"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
@@ -116,17 +117,22 @@ def test_the_address_of_an_offered_reward_may_hold_an_equals_sign() -> None:
 def test_budgets_that_may_pay_for_an_image_pass() -> None:
     """Fewer steps are taken than named where a picture is redrawn, and where the call gives the points itself."""
     five = Budget(nfe=5)
+
+    def asked(budget: Budget, call: dict[str, Any], **how: Any) -> Prepared:
+        engine = EngineSpec(ModelOptions(), ("brightness",), SamplerOptions(**how), call=call)
+        return prepare(SearchRequest((Prompt("x"),), engine, "best-of-n", budget), ModelDefaults())
+
     for call in (
         {},
         {"num_inference_steps": 5},
         *({"num_inference_steps": 20, name: 1} for name in ("image", "sigmas")),
     ):
-        common.check_affordable(five, EngineSpec(None, ("brightness",), SamplerOptions(draft=None), call=call))
-    engine = EngineSpec(None, ("brightness",), call={"num_inference_steps": 20})
-    common.check_affordable(Budget(seconds=1.0, flops=1.0), engine)
-    common.check_affordable(five, engine)  # the model's own drafts may be finished
+        common.check_affordable(asked(five, call, draft=None))
+    whole = {"num_inference_steps": 20}
+    common.check_affordable(asked(Budget(seconds=1.0, flops=1.0), whole))
+    common.check_affordable(asked(five, whole))  # the model's own drafts may be finished
     with pytest.raises(ValueError, match="takes 20 NFE at 20 steps"):
-        common.check_affordable(five, replace(engine, sampler=SamplerOptions(finish="noise")))
+        common.check_affordable(asked(five, whole, finish="noise"))
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])

@@ -13,6 +13,7 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import search_of, searches_of
 
@@ -91,7 +92,9 @@ def test_no_request_file_or_graph_runs_code() -> None:
         lambda: search_of("evil.py:Evil", {}, 100),
         lambda: search_of({"name": "nested", "second": "evil.py:Evil"}, {}, 100),
         lambda: searches_of(["mine=evil.py:Evil"]),
-        lambda: SearchRequest((Prompt("x"),), EngineSpec(None, ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")),
+        lambda: SearchRequest(
+            (Prompt("x"),), EngineSpec(ModelOptions(), ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")
+        ),
     ):
         with pytest.raises(ValueError, match=r"evil\.py"):
             refused()

@@ -17,7 +17,7 @@ from ttsnap.core.protocols import Algorithm
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.clock import RequestClock
-from ttsnap.loop.request import RunningRequest, SearchSpec
+from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
@@ -25,6 +25,7 @@ from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..algorithms.test_contract import PROMPTS, STEPS, Coarse, build  # noqa: TID252
+from ..engine.test_finish import made as finishing  # noqa: TID252
 from ..loop.test_requests import ByText  # noqa: TID252
 from .local import LocalPool, Shelf, same, search_again, spent, stopped
 
@@ -61,6 +62,16 @@ def test_actors_that_die_all_the_time_change_nothing(mixture: Any, name: str, ac
         assert kills or cluster.lost == Cost()
 
 
+@pytest.mark.parametrize("name", ["best-of-n", "seed-pruning"])
+def test_drafts_are_finished_as_on_one_engine_of_which_one_dies(name: str) -> None:
+    algorithm, budget = build(name), Budget(nfe=60)
+    alone = search(PROMPTS[:2], algorithm, finishing(), budget, keep=2)
+    pool = LocalPool(finishing, 2, kills=1, often=0.2)
+    found = search_again(alone, algorithm, ClusterEngine(pool), budget)
+    assert found[0].spent.cost.draft_calls >= found[0].spent.seeds > 1
+    assert pool.deaths
+
+
 @pytest.mark.parametrize("kills", [0, 2])
 @pytest.mark.parametrize("name", ["best-of-n", "svdd", "seed-pruning"])
 def test_a_search_that_is_stopped_keeps_what_is_finished_and_pays_what_ran(mixture: Any, name: str, kills: int) -> None:
@@ -91,7 +102,7 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
 
 def add(run: Run, nfe: int) -> RunningRequest:
     """A search for the best of as many seeds as such a budget affords."""
-    spec = prepared(SearchSpec(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
+    spec = prepared(LoopSearch(make_algorithm("best-of-n"), Budget(nfe=nfe)), run.engine)
     return run.add([Prompt(PROMPTS[0])], spec, RequestClock(time.monotonic, 0.0))
 
 

@@ -16,7 +16,7 @@ from ttsnap.comfyui.inputs import (
     NodeReward,
     Weighted,
     frames,
-    request_of,
+    search_by,
     values_of,
 )
 from ttsnap.core.results import Candidate
@@ -29,7 +29,7 @@ BRIGHT = Weighted(make_reward("brightness"), 1.0)
 
 def request(**given: Any) -> Any:
     how = {"sampler": "euler", "algorithm": "seed-pruning", "options": "", "budget": None, "seed": 3, "keep": 1}
-    return request_of(**{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given})
+    return search_by(**{"prompt": "a red circle", "rewards": [BRIGHT], "batch_size": 0, **how, **given})
 
 
 def test_a_request_says_what_the_node_was_given() -> None:
@@ -37,7 +37,7 @@ def test_a_request_says_what_the_node_was_given() -> None:
     made = request(rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4)
     assert made.prompt.read == "a red circle"
     assert (made.seed, made.keep, made.budget.nfe, made.engine.batch.batch_size) == (2**64 - 1, 2, 40, 4)
-    assert made.spec.utility(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
+    assert made.utility(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
     assert made.engine.sampler.kernel == "pipeline"
     assert request().budget == USUAL
     assert request().engine.batch.batch_size is None

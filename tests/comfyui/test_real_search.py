@@ -15,8 +15,9 @@ from tests.comfyui.real import LATENT
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
 pytestmark = pytest.mark.usefixtures("comfy", "inference")
 STEPS, SEEDS = 12, 6
@@ -39,10 +40,10 @@ def model(request: pytest.FixtureRequest, comfy: None) -> Any:
     return embedded_model(request.param)
 
 
-def wanted(batch: int = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> SearchRequest:
-    spec = EngineSpec(None, ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
+def wanted(batch: int = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> Prepared:
+    spec = EngineSpec(ModelOptions(), ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
     given = {"search": PRUNED, "budget": Budget(), "seed": 11, **more}
-    return SearchRequest((Prompt("a red circle"),), spec, **given)
+    return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
 def guider(model: Any, cfg: float) -> Any:
@@ -57,7 +58,7 @@ def guider(model: Any, cfg: float) -> Any:
 
 
 def searching(
-    model: Any, how: SearchRequest, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any
+    model: Any, how: Prepared, name: str = "euler", cfg: float = 4.0, denoise: float = 1.0, **more: Any
 ) -> Any:
     from comfy.samplers import KSampler, sampler_object
 
@@ -247,8 +248,8 @@ def test_the_winner_is_that_of_the_pipeline(comfy: None) -> None:
         pipe = load("embedded", dtype=torch.float32)
         made = pipe(text, search=how, reward="scenes", seed=5, guidance_scale=4.0,
                     num_inference_steps=STEPS, batch_size=12, draft=None, output_type="pt")  # fmt: skip
-    spec = EngineSpec(None, ("scenes",), batch=EngineOptions(batch_size=12))
-    request = SearchRequest((Prompt(text),), spec, how, Budget(), seed=5)
+    spec = EngineSpec(ModelOptions(), ("scenes",), batch=EngineOptions(batch_size=12))
+    request = prepare(SearchRequest((Prompt(text),), spec, how, Budget(), seed=5), ModelDefaults())
     guider = CFGGuider(embedded_model())
     guider.set_conds(conditioning(text), conditioning(""))
     guider.set_cfg(4.0)

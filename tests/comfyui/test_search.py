@@ -18,10 +18,11 @@ from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Gu
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
 from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
 STEPS, SEEDS = 8, 6
 PRUNED = {"name": "seed-pruning", "n": SEEDS, "keep": [2 / SEEDS], "levels": [0.7]}
@@ -46,13 +47,13 @@ def sigmas(model: Model, steps: int = STEPS) -> Tensor:
     return falling if isinstance(model.model_sampling, Const) else 10 * falling**2
 
 
-def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> SearchRequest:
-    spec = EngineSpec(None, ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
+def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **more: Any) -> Prepared:
+    spec = EngineSpec(ModelOptions(), ("brightness",), sampler or SamplerOptions(), EngineOptions(batch_size=batch))
     given = {"search": PRUNED, "budget": Budget(), "seed": 11, **more}
-    return SearchRequest((Prompt("a red circle"),), spec, **given)
+    return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
-def searching(model: Model, how: SearchRequest, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
+def searching(model: Model, how: Prepared, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
     loop = LOOPS[name] if isinstance(name, str) else name
     return LatentSearch(how, Guider(model, cfg), Stock(loop), sigmas(model), **{"latent": EMPTY, "vae": Vae(), **more})
 
@@ -100,14 +101,12 @@ def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model)
         assert torch.allclose(alone(model, found.result.best.seed, name, 2.0, latent, mask), found.latents, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [None, "vp"])
-def test_ttsnaps_kernels_end_where_the_model_does(model: Model, path: str | None) -> None:
+def test_ttsnaps_kernels_end_where_the_model_does(model: Model) -> None:
     """The only image of a model without spread."""
     model.spread = 1e-4
     for kernel in ("ode", "sde", "ddim:0.5"):
-        how = wanted(sampler=SamplerOptions(kernel, path=path), search="smc", budget=Budget(nfe=40))
-        if kernel == "ode":
-            how = replace(how, search=PRUNED, budget=Budget())
+        more = {} if kernel == "ode" else {"search": "smc", "budget": Budget(nfe=40)}
+        how = wanted(sampler=SamplerOptions(kernel), **more)
         found = searching(model, how, cfg=1.0).run()
         assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
 
@@ -131,7 +130,8 @@ def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     drafts = Model(model.model_sampling, spread=1e-4)
     how = wanted(search={"name": "seed-pruning", "n": 20})
     events: list[Any] = []
-    found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9)).run(lambda grid: events.append)
+    search = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9))
+    found = search.run(lambda event, _: events.append(event))
     calls = found.result.spent.cost.draft_calls
     assert sum(drafts.rows) == calls >= 40
     drafted = [event for event in events if event.kind == "score" and event.look.startswith("draft")]
@@ -267,6 +267,8 @@ def test_what_cannot_be_searched_is_refused_before_the_model_runs(model: Model) 
         searching(model, wanted(budget=Budget(flops=1e9)))
     with pytest.raises(ValueError, match="gradient"):
         searching(model, wanted(sampler=SamplerOptions("sde", guide="dps:1")))
+    with pytest.raises(ValueError, match="path"):
+        searching(model, wanted(sampler=SamplerOptions("ode", path="vp")))
     with pytest.raises(ValueError, match="end at 0"):
         replace(searching(model, wanted()), sigmas=torch.tensor([1.0, 0.5])).run()
     with pytest.raises(ValueError, match="sampler"):

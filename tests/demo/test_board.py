@@ -30,8 +30,9 @@ from ttsnap.demo.panels import View, render_stage
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.request.searches import kernel_for
 from ttsnap.results.lineage import CandidateAtStep
 
@@ -280,15 +281,15 @@ def test_branches_have_one_name_in_the_board_and_in_captions() -> None:
     for event in events:
         board.listen(event, thumbnail_uri(np.zeros((3, 8, 8))) if event.kind == "score" else "")
     board.picture = "data:,"
-    html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0, winner=result.best.uid)])
+    html = render_stage("p", [View("SVDD", board, Budget(nfe=100), 10.0)])
     name = f"{result.best.seed} ↳{result.best.uid}"
     assert f"seed {name}, step 10" in html
     assert f"best: seed {name}, reward" in html
 
 
-def asked_for(algorithm: str, nfe: int) -> SearchRequest:
-    spec = EngineSpec(None, ("reward",), SamplerOptions(kernel_for(algorithm)))
-    return SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe))
+def asked_for(algorithm: str, nfe: int) -> Prepared:
+    spec = EngineSpec(ModelOptions(), ("reward",), SamplerOptions(kernel_for(algorithm)))
+    return prepare(SearchRequest((Prompt("p"),), spec, algorithm, Budget(nfe=nfe)), ModelDefaults())
 
 
 def test_what_is_left_of_a_budget_is_explained() -> None:

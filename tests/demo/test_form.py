@@ -24,7 +24,7 @@ from ttsnap.demo.form import (
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import ModelDefaults, SearchRequest
+from ttsnap.request.request import ModelDefaults, Prepared, prepare
 from ttsnap.request.searches import OFFERED, kernel_for
 from ttsnap.scenes import parse as parse_scene
 from ttsnap.scenes import render
@@ -58,8 +58,13 @@ HOSTILE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def asked(**changes: Any) -> SearchRequest:
-    return read({**FIELDS, **changes}, OFFER, DemoLimits())
+def prepared(fields: dict[str, Any], offer: Offer) -> Prepared:
+    request = read(fields, offer, DemoLimits())
+    return prepare(request, offer.defaults(request.model))
+
+
+def asked(**changes: Any) -> Prepared:
+    return prepared({**FIELDS, **changes}, OFFER)
 
 
 @pytest.mark.parametrize("changes", HOSTILE, ids=lambda c: repr(c)[:50])
@@ -102,12 +107,12 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
 def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
     offer = Offer("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
     assert read({**FIELDS, "draft": True}, offer, DemoLimits()).engine.sampler.draft == "auto"
-    left_out = read({**FIELDS, "draft": False}, offer, DemoLimits())
+    left_out = prepared({**FIELDS, "draft": False}, offer)
     assert left_out.engine.sampler.draft is None
     assert "draft=None" in python_lines(left_out)
     assert "--draft none" in command_line(left_out)
     for changes in ({"algorithm": "best-of-n"}, {"algorithm": "svdd"}):
-        other = read({**FIELDS, "draft": True, **changes}, offer, DemoLimits())
+        other = prepared({**FIELDS, "draft": True, **changes}, offer)
         assert other.engine.sampler.draft is None
         assert "draft" not in python_lines(other) + command_line(other)
     free = read({**FIELDS, "draft": True, "model": "some/model", "rewards": ["brightness"]}, offer, DemoLimits())
@@ -115,7 +120,7 @@ def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
 
 
 def test_visitors_choose_models_only_where_they_may() -> None:
-    assert asked(model="evil/weights").model == "embedded"
+    assert asked(model="evil/weights").request.model == "embedded"
     free = Offer("embedded", ("brightness", "scenes"), none, any_model=True)
     fields = {**FIELDS, "rewards": ["brightness"]}
     assert read({**fields, "model": "some/model"}, free, DemoLimits()).model == "some/model"

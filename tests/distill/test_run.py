@@ -106,8 +106,8 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
 
 @pytest.fixture(scope="module")
 def quick(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, dict[str, Any]]:
-    """A run of a dozen steps, and what it leaves undisturbed."""
-    changes = {"steps_per_level": 3, "checkpoint_every": 0, "warmup": 1, "group_size": 2}
+    """A run of eight steps, and what it leaves undisturbed."""
+    changes = {"steps_per_level": 2, "checkpoint_every": 0, "warmup": 1, "group_size": 2}
     config = build(DistillConfig, settings(recording, **changes))
     out = tmp_path_factory.mktemp("quick") / "out"
     distill(config, out)

@@ -18,7 +18,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
-from ttsnap.loop.request import SearchSpec
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.sampler import SamplerOptions
@@ -54,7 +54,7 @@ def searched(engines: Sequence[LiveEngine], turns: Sequence[int] = (0, 1, 2)) ->
     requests = []
     for i, (engine, run) in enumerate(zip(engines, runs, strict=True)):
         budget = Budget.parse("4images").on(engine.grid)
-        spec = prepared(SearchSpec(make_algorithm(SEARCHES[i]), budget, seed=10 * i), engine)
+        spec = prepared(LoopSearch(make_algorithm(SEARCHES[i]), budget, seed=10 * i), engine)
         requests.append(run.add([Prompt(PROMPTS[i])], spec, RequestClock(time.monotonic, 0.0)))
     while any(run.busy for run in runs):
         for i in turns:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import MaxLen
 
-from ttsnap.files.settings import Count, Decay, Positive, Settings, Share, build, check, to_json
+from ttsnap.files.settings import Count, Decay, FieldError, Positive, Settings, Share, build, check, to_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,22 @@ def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
     message = r"^x\[0\] must be a whole number, got 'a'"
     with pytest.raises(ValueError, match=message):
         check("x", Unread(["a"] * 10**6), Annotated[list[int], MaxLen(3)])
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (Count | Literal["all"], 0, "^x must be at least 1, got 0$"),
+        (Count | Literal["all"], "al", "^x must be a whole number or one of all, got 'al'; did you mean all[?]$"),
+        (str | list[float], [1, "a"], r"^x\[1\] must be a number, got 'a'$"),
+        (dict[Literal["scale"], float], {"scal": 1}, "^unknown key of x 'scal'; did you mean scale[?]"),
+    ],
+)
+def test_of_several_kinds_the_nearest_is_told(hint: object, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check("x", value, hint)
+    assert isinstance(error.value, FieldError)
+    assert error.value.field == "x"
 
 
 def test_bounds_hold_without_a_file_too() -> None:

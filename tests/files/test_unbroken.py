@@ -29,7 +29,7 @@ def command(work: Callable[[list[int]], Any], monkeypatch: pytest.MonkeyPatch) -
             work(done)
         return 0
 
-    monkeypatch.setitem(COMMANDS, "work", SimpleNamespace(HELP="", parser=lambda: Parser(""), run=run))
+    monkeypatch.setitem(COMMANDS, "work", SimpleNamespace(parser=lambda: Parser(""), run=run))
     return main(["work"]), done
 
 

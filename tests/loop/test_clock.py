@@ -17,7 +17,7 @@ from ttsnap import BestOfN, Budget, make_algorithm, search
 from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.request import SearchSpec
+from ttsnap.loop.request import LoopSearch
 from ttsnap.loop.search import prepared, searched
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling.kernels import KERNELS
@@ -76,7 +76,7 @@ def timed(
 
 def meant(name: str, budget: float, live: LiveEngine) -> int:
     """Images that the plan finishes."""
-    return prepared(SearchSpec(make_algorithm(name), Budget(seconds=budget)), live).plan[-1].rows
+    return prepared(LoopSearch(make_algorithm(name), Budget(seconds=budget)), live).plan[-1].rows
 
 
 CASES = [
@@ -178,7 +178,7 @@ def test_a_search_that_the_clock_winds_up_can_be_stopped() -> None:
 def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
     """Where somebody waits for one; else batches are as full as they can be."""
     live, seen = made(), list[int]()
-    spec = SearchSpec(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
+    spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
     slow: Any = live.denoiser
     (result,) = searched(
         ["a"], spec, live, lambda e: seen.append(live.nfe) if e.kind == "score" else None, clock=lambda: slow.now

@@ -22,7 +22,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
-from ttsnap.loop.request import RunningRequest, SearchSpec
+from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.options.engine import EngineOptions
@@ -47,7 +47,7 @@ def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
     return LiveEngine(denoiser, live.rewards, EngineOptions(batch), kernel=kernel)
 
 
-def ask(run: Run, prompts: Sequence[str], spec: SearchSpec, listener: Any = None) -> RunningRequest:
+def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, listener: Any = None) -> RunningRequest:
     return run.add(
         [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), listener
     )
@@ -58,7 +58,7 @@ def told(run: Run, request: RunningRequest) -> list[Result]:
 
 
 specs = st.builds(
-    SearchSpec,
+    LoopSearch,
     st.one_of(
         st.builds(BestOfN, n=st.integers(1, 6)),
         st.builds(SeedPruning, n=st.integers(2, 9)),
@@ -145,7 +145,7 @@ def test_requests_that_end_early_keep_the_books_and_leave_the_others_alone(
 def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine: Any) -> None:
     live = living(engine, batch=2)
     run = Run(live)
-    request = ask(run, PROMPTS, SearchSpec(BestOfN(6), Budget(nfe=60)))
+    request = ask(run, PROMPTS, LoopSearch(BestOfN(6), Budget(nfe=60)))
     for _ in range(3):
         run.turn()
     run.cancel(request)
@@ -161,10 +161,10 @@ def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
     # It fills the engine many times over, and yet the other one is taken up in the same turn as it comes.
     live = living(engine, batch=2)
     run = Run(live)
-    ask(run, ["a"], SearchSpec(BestOfN(50), Budget(nfe=400)))
+    ask(run, ["a"], LoopSearch(BestOfN(50), Budget(nfe=400)))
     run.turn()
     assert live.pending() > 5 * live.capacity
-    small = ask(run, ["b"], SearchSpec(BestOfN(1)))
+    small = ask(run, ["b"], LoopSearch(BestOfN(1)))
     run.turn()
     assert small.active
 
@@ -172,7 +172,7 @@ def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
 def test_events_name_prompts_by_their_place_in_the_request(engine: Any) -> None:
     run = Run(living(engine))
     heard: dict[str, list[Event]] = {"first": [], "second": []}
-    spec = SearchSpec(BestOfN(2), Budget(nfe=16))
+    spec = LoopSearch(BestOfN(2), Budget(nfe=16))
     ask(run, ["a"], spec, heard["first"].append)
     ask(run, ["b", "c"], spec, heard["second"].append)
     while run.busy:
@@ -190,9 +190,9 @@ def test_a_prompt_that_is_refused_changes_nothing(engine: Any) -> None:
     live = engine(rewards=[Picky()])
     run = Run(live)
     with pytest.raises(ValueError, match="needs a prompt"):
-        ask(run, [""], SearchSpec(BestOfN(2)))
+        ask(run, [""], LoopSearch(BestOfN(2)))
     assert not run.busy
-    request = ask(run, ["a"], SearchSpec(BestOfN(2)))
+    request = ask(run, ["a"], LoopSearch(BestOfN(2)))
     while run.busy:
         run.turn()
     assert told(run, request)[0].images
@@ -201,10 +201,10 @@ def test_a_prompt_that_is_refused_changes_nothing(engine: Any) -> None:
 def test_prompts_that_cannot_be_encoded_leave_the_numbers_of_jobs_as_they_were(engine: Any) -> None:
     live = living(engine)
     run = Run(live)
-    first = ask(run, ["a"], SearchSpec(BestOfN(2)))
+    first = ask(run, ["a"], LoopSearch(BestOfN(2)))
     with pytest.raises(ValueError, match="is not in list"):
-        ask(run, ["unknown"], SearchSpec(BestOfN(2)))
-    second = ask(run, ["b"], SearchSpec(BestOfN(2)))
+        ask(run, ["unknown"], LoopSearch(BestOfN(2)))
+    second = ask(run, ["b"], LoopSearch(BestOfN(2)))
     while run.busy:
         run.turn()
     for request, prompt in ((first, "a"), (second, "b")):
@@ -216,4 +216,4 @@ def test_needs_are_those_of_the_algorithms_asked_for(engine: Any) -> None:
     run = Run(living(engine))
     assert Need.BRANCH not in run.engine.offers
     with pytest.raises(ValueError, match="draws noise"):
-        ask(run, ["a"], SearchSpec(RBF(initial=2), Budget(nfe=40)))
+        ask(run, ["a"], LoopSearch(RBF(initial=2), Budget(nfe=40)))

@@ -16,7 +16,8 @@ from ttsnap.pipelines.arguments import SearchArguments
 from ttsnap.pipelines.families.sana import SearchSanaPipeline
 from ttsnap.cli import arguments, parse, replay
 from ttsnap.core.prompt import Prompt
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.options.model import ModelOptions
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import SamplerOptions
@@ -45,8 +46,8 @@ assert record.SearchRecord.from_json(found, "x.png").sampler.mirrored is True
 with pytest.raises(ValueError, match="the ttsnap metadata of x.png: mirrored must be true or false, got 'yes'"):
     record.SearchRecord.from_json({**found, "mirrored": "yes"}, "x.png")
 
-spec = EngineSpec(None, ("scenes",), sampler)
-wanted = SearchRequest((Prompt("x"),), spec, "svdd", Budget(nfe=9))
+spec = EngineSpec(ModelOptions(), ("scenes",), sampler)
+wanted = prepare(SearchRequest((Prompt("x"),), spec, "svdd", Budget(nfe=9)), ModelDefaults())
 assert "    mirrored=True,\\n" in python_lines(wanted)
 again = parse(shlex.split(command_line(wanted))[1:])[1]
 assert arguments.read(SamplerOptions, again) == sampler

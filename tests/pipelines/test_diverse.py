@@ -19,7 +19,7 @@ from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines import load
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, request_of
-from ttsnap.request.request import ModelDefaults
+from ttsnap.request.request import ModelDefaults, Prepared, prepare
 from ttsnap.results.record import read_record
 
 PROMPT = "two green crosses"
@@ -104,21 +104,24 @@ def test_a_recording_is_refused_with_a_sentence(tmp_path: Path, pipe: Any) -> No
 
 
 def test_what_strangers_may_ask_for() -> None:
-    request = request_of(SearchFields.of({"prompt": PROMPT, "n": 4, "diverse": True}), OFFER, SearchLimits())
-    assert (request.spec.diversity, request.likeness, request.engine.batch.features) == (1.0, None, "auto")
-    plain = request_of(SearchFields.of({"prompt": PROMPT, "n": 4}), OFFER, SearchLimits())
-    single = request_of(SearchFields.of({"prompt": PROMPT, "diverse": True}), OFFER, SearchLimits())
-    assert plain.engine == single.engine != request.engine
+    def asked(**fields: Any) -> Prepared:
+        given = SearchFields.of({"prompt": PROMPT, **fields})
+        return prepare(request_of(given, OFFER, SearchLimits()), ModelDefaults())
+
+    search, plain, single = asked(n=4, diverse=True), asked(n=4), asked(diverse=True)
+    assert (search.diversity, search.request.likeness, search.engine.batch.features) == (1.0, None, "auto")
+    assert plain.engine == single.engine != search.engine
     for name in ("likeness", "diversity"):
-        with pytest.raises(ValueError, match=f"unknown field '{name}'"):
+        with pytest.raises(ValueError, match=f"unknown key.* {name}"):
             SearchFields.of({"prompt": PROMPT, name: "dino"})
 
 
 def test_the_demo_s_lines_repeat_it() -> None:
     fields = {"prompt": PROMPT, "model": "embedded", "algorithm": "seed-pruning", "rewards": ["scenes"], "steps": 10,
               "budget": "60nfe", "seed": 0, "keep": 4, "size": None, "diverse": True, "draft": False}  # fmt: skip
-    request = read(fields, OFFER, DemoLimits())
-    a = parse(shlex.split(command_line(request))[1:])[1]
-    assert (a.keep, a.diverse, a.diversity) == (4, True, request.diversity)
-    assert "diverse=True" in python_lines(request)
-    assert "diverse" not in python_lines(read({**fields, "diverse": False}, OFFER, DemoLimits()))
+    search, best = (prepare(read({**fields, "diverse": diverse}, OFFER, DemoLimits()), ModelDefaults())
+                    for diverse in (True, False))  # fmt: skip
+    a = parse(shlex.split(command_line(search))[1:])[1]
+    assert (a.keep, a.diverse, a.diversity) == (4, True, search.request.diversity)
+    assert "diverse=True" in python_lines(search)
+    assert "diverse" not in python_lines(best)

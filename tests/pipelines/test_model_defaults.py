@@ -105,7 +105,7 @@ def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
     assert defaults.completed({"num_inference_steps": 4})["num_inference_steps"] == 4
     assert "num_inference_steps" not in defaults.completed({"sigmas": [1.0, 0.5]})
     assert "negative_prompt" not in defaults.completed({"negative_prompt_embeds": None})
-    assert defaults.completed({}, takes=["clip_skip"]) == {"clip_skip": 1}
+    assert replace(defaults, takes=["clip_skip"]).completed({}) == {"clip_skip": 1}
 
 
 # --- Python -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     plain, again = (one(PROMPT, generator=torch.Generator().manual_seed(0), **call).images for one in (stock, twin))
     assert torch.equal(plain, again)
     assert defaults_of(twin) == recommended("embedded")
-    assert defaults_of(twin).completed({}, twin.call_arguments()) == FULL
+    assert defaults_of(twin).completed({}) == FULL
 
 
 def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> None:
@@ -200,10 +200,10 @@ def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any, tmp_p
     assert (own.name, own.call) == ("embedded", {**FULL, "height": 32, "width": 32})
     left_open, named = SamplerOptions(), SamplerOptions(draft="hot")
     assert left_open.draft == AUTO
-    own_way = drafting(pipe, left_open, PRUNING, "scenes", FULL)
+    own_way = drafting(pipe, PRUNING, left_open, "scenes", FULL)
     assert (own_way.draft, own_way.finish) == ("embedded", "0.4:3")
-    assert drafting(pipe, named, make_algorithm("svdd"), "scenes", {}) == replace(named, finish=NOISE)
-    asked = drafting(pipe, SamplerOptions(finish="0.6:4"), make_algorithm("best-of-n"), "scenes", FULL)
+    assert drafting(pipe, make_algorithm("svdd"), named, "scenes", {}) == replace(named, finish=NOISE)
+    asked = drafting(pipe, make_algorithm("best-of-n"), SamplerOptions(finish="0.6:4"), "scenes", FULL)
     assert (asked.draft, asked.finish) == ("embedded", "0.6:4")
 
     other = upgrade(pipe)

@@ -265,7 +265,7 @@ def test_sde_kernel_is_reproduced_from_the_seed(stock: StableDiffusion3Pipeline)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reward": None}, "search needs reward="),
+        ({"reward": None}, "in Python reward="),
         ({"prompt": None}, "search needs a prompt"),
         ({"budget": "4nfe"}, "too small for one image"),
         ({"budget": "1mflop"}, "FLOPs of 1e"),

@@ -11,10 +11,10 @@ from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.reading import read_bytes
 from ttsnap.files.writing import write_text
 from ttsnap.pipelines import load, recommended
-from ttsnap.pipelines.searching import run
+from ttsnap.pipelines.searching import decisions_of, run
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, request_of
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import SearchRequest, prepare
 from ttsnap.results.outputs import save_made
 
 LIMITS = SearchLimits(nfe=2000, images=1)
@@ -29,7 +29,7 @@ def read(file: Path, offer: Offer) -> SearchRequest:
 
 def answer(file: Path, pipe: Any, offer: Offer) -> None:
     try:
-        found = run(read(file, offer), pipe)
+        found = run(prepare(read(file, offer), decisions_of(pipe)), pipe)
     except ValueError as error:
         write_text(file.with_suffix(".txt"), f"{error}\n")
         return

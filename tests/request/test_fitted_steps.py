@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from ttsnap import SeedPruning
+from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import FieldError
+from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import Offer, SearchFields, notes_of, request_of
-from ttsnap.request.request import ModelDefaults, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
 OFFER = Offer(
     "embedded", ("scenes",), lambda model: ModelDefaults({"num_inference_steps": 20, "guidance_scale": 4.0}),
@@ -18,8 +21,9 @@ OFFER = Offer(
 )  # fmt: skip
 
 
-def asked(**fields: Any) -> SearchRequest:
-    return request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, SearchLimits())
+def asked(**fields: Any) -> Prepared:
+    asked = request_of(SearchFields.of({"prompt": "a red circle", **fields}), OFFER, SearchLimits())
+    return prepare(asked, OFFER.defaults("embedded"))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,6 @@ def test_strangers_get_no_more_steps_by_a_schedule() -> None:
 
 
 def test_arguments_that_say_the_steps_need_no_number() -> None:
-    defaults = ModelDefaults({"num_inference_steps": 20}).tuned(SeedPruning(denoising_steps=6))
-    assert defaults.completed({}) == {"num_inference_steps": 6}
-    assert defaults.completed({"sigmas": [1.0, 0.5]}) == {"sigmas": [1.0, 0.5]}
+    engine = EngineSpec(ModelOptions(), ("scenes",), call={"sigmas": [1.0, 0.5]})
+    request = SearchRequest((Prompt("x"),), engine, SeedPruning(denoising_steps=6), Budget(nfe=9))
+    assert prepare(request, ModelDefaults({"num_inference_steps": 20})).engine.call == engine.call

@@ -12,41 +12,41 @@ import pytest
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.requirement import Requirement
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.results.record import read_record
 
 
-def asked(*rewards: str, require: tuple[Any, ...] = (), search: str = "best-of-n", **more: Any) -> SearchRequest:
-    engine = EngineSpec(None, rewards, **more)
-    return SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require)
+def asked(*rewards: str, require: tuple[Any, ...] = (), search: str = "best-of-n", **more: Any) -> Prepared:
+    how = {name: more.pop(name) for name in ("sampler",) if name in more}
+    engine = EngineSpec(ModelOptions(), rewards, **how)
+    request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require, **more)
+    return prepare(request, ModelDefaults(reward="scenes"))
 
 
 def test_what_is_only_required_comes_behind_the_rewards() -> None:
-    request = asked("scenes", "clip", require=("ocr:line>0.9", "clip>20", "safe", "safe<2"))
-    assert request.engine.rewards == ("scenes", "clip", "ocr:line", "safe")
-    assert request.rewards == ("scenes", "clip")
-    gate = request.gate
+    search = asked("scenes", "clip", require=("ocr:line>0.9", "clip>20", "safe", "safe<2"))
+    assert search.engine.rewards == ("scenes", "clip", "ocr:line", "safe")
+    assert search.rewards == ("scenes", "clip")
+    gate = search.gate
     assert gate is not None
     assert (gate.columns, gate.counted, gate.scores_more) == ((2, 1, 3, 3), 2, True)
-    assert request.spec.gate is gate
-    again = replace(request, engine=replace(request.engine, rewards=("A", "B", "C", "D")))  # as where they are loaded
+    again = replace(search, engine=replace(search.engine, rewards=("A", "B", "C", "D")))  # as where they are loaded
     assert (again.gate, again.rewards) == (gate, ("A", "B"))
 
 
 def test_it_waits_for_the_reward_that_the_model_recommends() -> None:
-    request = asked(require=("ocr",))
-    assert (request.gate, request.engine.rewards) == (None, ())
-    whole = replace(request, engine=request.engine.completed(ModelDefaults(reward="scenes")))
-    assert (whole.engine.rewards, whole.rewards) == (("scenes", "ocr"), ("scenes",))
+    search = asked(require=("ocr",))
+    assert (search.engine.rewards, search.rewards) == (("scenes", "ocr"), ("scenes",))
+    assert search.request.engine.rewards == (), "what is asked for stays as it is"
 
 
 def test_another_number_of_weights_than_of_rewards_is_refused_before_anything_runs() -> None:
-    request = asked("scenes", "brightness", require=("ocr",))
-    assert replace(request, utility=[1.0, 2.0]).spec.utility is not None, "what is only required has no weight"
+    request = asked("scenes", "brightness", require=("ocr",), utility=[1.0, 2.0]).request
     for weights in ([1.0], [1.0, 2.0, 3.0]):
         with pytest.raises(ValueError, match=f"{len(weights)} weights for 2 rewards; give one weight per reward"):
-            replace(request, utility=weights)
+            prepare(replace(request, utility=weights), ModelDefaults())
 
 
 def test_gradients_do_not_follow_what_is_only_required() -> None:

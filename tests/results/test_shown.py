@@ -25,8 +25,9 @@ from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info
 from ttsnap.results.outputs import Recorder, save_made
 from ttsnap.results.record import FoundImage, SearchRecord, read_record
@@ -135,8 +136,9 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
 def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> SearchRecord:
     from ttsnap.pipelines.record import record_of
 
-    spec = EngineSpec(None, (), sampler, call=call)
-    return record_of(pipe, SearchRequest((Prompt("a"),), spec, search, budget), ())
+    spec = EngineSpec(ModelOptions(), ("brightness",), sampler, call=call)
+    asked = SearchRequest((Prompt("a"),), spec, search, budget)
+    return record_of(pipe, prepare(asked, ModelDefaults()), ["brightness"])
 
 
 def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -606,6 +606,6 @@ def test_the_environment_names_model_server_and_key(stub: Stub, monkeypatch: pyt
 def test_a_configuration_sends_no_images_away(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"reward": name}))
-    with pytest.raises(ValueError, match="--reward yourself"):
+    with pytest.raises(ValueError, match="--trust"):
         generate.parser().parse_args(["--config", str(path)])
     generate.parser().parse_args(["--config", str(path), "--trust"])

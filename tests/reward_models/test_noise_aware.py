@@ -592,7 +592,7 @@ def test_a_header_cannot_run_code(base_of: Callable[..., Scorer], tmp_path: Path
 
 @pytest.mark.parametrize("spec", ["noise-aware", "noise-aware:/nowhere", "noise-aware:"])
 def test_a_folder_is_needed(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"a noise-aware reward is a folder with adapter\.json, as noise-aware:FOLDER"):
+    with pytest.raises(ValueError, match="folder"):
         make_reward(spec)
 
 

@@ -29,7 +29,7 @@ from train_worlds.turbo import (
     on_the_way,
     straight_velocity,
 )
-from ttsnap.pipelines.settings import model_name
+from ttsnap.pipelines.record import model_name
 
 from ttsnap.files.settings import to_json
 from ttsnap.pipelines import defaults, load

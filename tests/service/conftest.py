@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from ttsnap.pipelines import load, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
@@ -42,7 +42,8 @@ def offer() -> Offer:
 
 def few_steps(model: str) -> ModelDefaults:
     """What it recommends, but for fewer steps."""
-    return ModelDefaults({**recommended(model).call, "num_inference_steps": 4})
+    known = recommended(model)
+    return replace(known, call={**known.call, "num_inference_steps": 4})
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]
         def start(limits: ServiceLimits | None = None, keys: Keys | None = None, **more: Any) -> GenerationServer:
             limits = limits or ServiceLimits(drain=0.1)
             where, engines = ("127.0.0.1", 0), OneDevice(pipe, rewards)
-            server = GenerationServer(engines, offer, limits, keys, where, lambda p: caption(parse(p)), **more)
+            server = GenerationServer(engines, offer, limits, keys, where, **more)
             return stack.enter_context(server)
 
         yield start

@@ -32,16 +32,14 @@ from ttsnap.pipelines import defaults, load
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.bodies import sent
 from ttsnap.service.edits import Edit, edit_of
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.job_store import JobStore
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Generation, plain, request_of
+from ttsnap.service.requests import Generation, plain, prepared_of
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Desk, Done, News, Passed, Ticket
 from ttsnap.service.worker import Worker
@@ -74,7 +72,7 @@ def editing(editor: Any) -> Iterator[GenerationServer]:
     offer = Offer("embedded", ("brightness",), few_steps, edits=True)
     served = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     limits = ServiceLimits(drain=0.1, side=64)
-    with GenerationServer(served, offer, limits, None, ("127.0.0.1", 0), lambda text: caption(parse(text))) as server:
+    with GenerationServer(served, offer, limits, None, ("127.0.0.1", 0)) as server:
         yield server
 
 
@@ -113,8 +111,8 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     for i in range(20):
         drawn = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"})
-        asked = request_of(fields, offer, limits, {"image": Picture(drawn)})
-        tickets.append(Ticket(asked, Caller(f"caller {i % 5}"), loop))
+        asked = prepared_of(fields, offer, limits, {"image": Picture(drawn)})
+        tickets.append(Ticket(asked, f"caller {i % 5}", loop))
         worker.submit(tickets[-1])
 
     async def ended(ticket: Ticket) -> News:
@@ -155,7 +153,7 @@ def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn:
     model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
     served = ManyDevices(here, model, {"brightness": "brightness"}, lambda recipe: LocalPool(recipe, 2))
     where = ("127.0.0.1", 0)
-    with GenerationServer(served, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))) as server:
+    with GenerationServer(served, offer, ServiceLimits(drain=0.1), None, where) as server:
         asked = {"image": ("drawn.png", png(drawn)), "prompt": PROMPT, "extra_body": OWN}
         client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
         told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]
@@ -174,7 +172,7 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
 
     async def notes(drafter: str, **own: Any) -> tuple[str, ...]:
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
-        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), Caller()).notes
+        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
 
     told = [asyncio.run(notes("auto", **own)) for own in ({}, {"draft": False}, {"search": "best-of-n"})]
     assert ["no seeds are drafted" in " ".join(each) for each in told] == [True, False, False]
@@ -212,7 +210,7 @@ def test_an_edit_may_be_a_job(editor: Any, client: OpenAI, drawn: Image.Image, t
         earlier = store.add("anybody", "image_edit", "embedded", fields, {"image": picture})
         assert store.pictures(earlier) == {"image": picture}
         where = ("127.0.0.1", 0)
-        with GenerationServer(served, offer, limits, None, where, lambda p: caption(parse(p)), store) as server:
+        with GenerationServer(served, offer, limits, None, where, store) as server:
             mine = client_of(server)
             names = [mine.images.edit(**asked, extra_body={**OWN, "background": "true"}).to_dict()["id"], earlier.id]
             for name in names:

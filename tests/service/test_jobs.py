@@ -28,7 +28,6 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import Job, JobStore
 from ttsnap.service.keys import Keys
@@ -50,7 +49,7 @@ def serving(
     limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
     with closing(JobStore(folder, limits)) as store:
         where = ("127.0.0.1", 0)
-        with GenerationServer(engines, offer, limits, keys, where, lambda p: caption(parse(p)), store) as server:
+        with GenerationServer(engines, offer, limits, keys, where, store) as server:
             yield server
 
 

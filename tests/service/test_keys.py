@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap.service.keys import ANYBODY, Caller, Keys
+from ttsnap.service.keys import ANYBODY, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 
 SECRET = "a-long-secret-key-1"
@@ -17,14 +17,14 @@ SECRET = "a-long-secret-key-1"
 def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"# ours\nalice {SECRET}\n\nbob another-secret-key  # theirs\n")
     keys = Keys.read(tmp_path / "keys")
-    assert keys.caller(f"Bearer {SECRET}") == Caller("alice")
-    assert keys.caller("bearer another-secret-key") == Caller("bob")
+    assert keys.caller(f"Bearer {SECRET}") == "alice"
+    assert keys.caller("bearer another-secret-key") == "bob"
     for header in (None, "", "Bearer", f"Basic {SECRET}", f"Bearer {SECRET}x", SECRET, "Bearer \udcff\u00e9"):
         with pytest.raises(RequestError, match="no API key, or one that is not known") as error:
             keys.caller(header)
         assert error.value.status == 401
     assert SECRET not in repr(keys)
-    assert Keys.of(SECRET).caller(f"Bearer {SECRET}").name == "default"
+    assert Keys.of(SECRET).caller(f"Bearer {SECRET}") == "default"
     assert Keys().caller(None) == ANYBODY
 
 
@@ -58,8 +58,8 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     keys = Keys.read(path)
     assert keys.names == {"alice"}
     path.write_text(f"alice {SECRET}\nbob {other}\n")
-    assert keys.caller(f"Bearer {SECRET}") == Caller("alice")
-    assert keys.caller(f"Bearer {other}") == Caller("bob")
+    assert keys.caller(f"Bearer {SECRET}") == "alice"
+    assert keys.caller(f"Bearer {other}") == "bob"
     for broken in ("bob", ""):
         path.write_text(broken)
         assert keys.names == {"alice", "bob"}, "they stay as they were"
@@ -76,7 +76,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     path.write_text(f"bob {other}\n")
     with pytest.raises(RequestError):
         keys.caller(f"Bearer {SECRET}")
-    assert keys.caller(f"Bearer {other}") == Caller("bob")
+    assert keys.caller(f"Bearer {other}") == "bob"
     assert SECRET not in caplog.text
     assert other not in caplog.text
     fixed = replace(keys, file=None)

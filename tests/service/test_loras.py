@@ -34,7 +34,6 @@ from tests.service.test_videos import CALL, twin
 from tests.shallow import shallow
 from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
-from ttsnap.files.settings import FieldError
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -44,12 +43,11 @@ from ttsnap.pipelines.memory import flops
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import Lora
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Generation, Video, request_of, validated
+from ttsnap.service.requests import Generation, Video, prepared_of, validated
 from ttsnap.service.server import GenerationServer
 
 OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
@@ -90,7 +88,7 @@ def served(pipe: Any) -> OneDevice:
 def server(served: OneDevice, offer: Offer, folder: Path) -> Iterator[GenerationServer]:
     where, offered = ("127.0.0.1", 0), replace(offer, loras=LoraFolder(folder), draft="embedded")
     limits = ServiceLimits(drain=0.1)
-    with GenerationServer(served, offered, limits, None, where, lambda p: caption(parse(p))) as server:
+    with GenerationServer(served, offered, limits, None, where) as server:
         yield server
 
 
@@ -181,10 +179,10 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
         ("sketh", "unknown LoRA 'sketh'; did you mean sketch? Choose one of ink.v2, sketch, stranger"),
         ("../loras/sketch", "unknown LoRA '../loras/sketch'"),
         ("/etc/passwd", "unknown LoRA '/etc/passwd'"),
-        ({"path": "/etc/passwd"}, "a LoRA is chosen by its name; choose one of ink.v2, sketch, stranger"),
-        ({"name": "sketch", "scale": 1e9}, "lora must be at most 100"),
-        ({"name": "sketch", "scale": "strong"}, "lora must be a number"),
-        ({"name": "sketch", "weight": 1}, "unknown field of lora 'weight'"),
+        ({"path": "/etc/passwd"}, "missing key(s) lora.name"),
+        ({"name": "sketch", "scale": 1e9}, "lora.scale must be at most 100"),
+        ({"name": "sketch", "scale": "strong"}, "lora.scale must be a number"),
+        ({"name": "sketch", "weight": 1}, "unknown key(s) lora.weight"),
         (["sketch", {"name": "sketch", "scale": 2}], "the LoRA sketch is given twice"),
         (["sketch"] * 5, "at most 4 LoRAs"),
         ([["sketch"]], "lora must be"),
@@ -208,7 +206,7 @@ def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
 
 def test_a_service_without_loras_says_so(offer: Offer) -> None:
     with pytest.raises(RequestError, match="no LoRAs are offered here; leave lora out"):
-        request_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
+        prepared_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
 
 
 def test_pipes_and_links_that_lead_nowhere_are_no_loras(tmp_path: Path) -> None:
@@ -293,7 +291,7 @@ def test_weights_stay_by_use_and_within_their_bound(
     assert (error.value.status, error.value.code, error.value.retry_after) == (503, BUSY, 5)
     with loaded.under((a,)):
         use(b)
-    with pytest.raises(FieldError, match=r"LoRAs take at most .* MiB together here, and a, b, c"):
+    with pytest.raises(RequestError, match=r"LoRAs take at most .* MiB together here, and a, b, c"):
         use(a, b, c)
     monkeypatch.setattr("ttsnap.service.loras.MOST_IDLE", 3)
     for scale in range(2, 7):
@@ -481,7 +479,7 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
     offered = offer_of("embedded", served, None, {}, "auto", loras=str(folder))
 
     def draft(**own: Any) -> Any:
-        return request_of(Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()).engine.sampler.draft
+        return prepared_of(Generation(PROMPT, reward="scenes", **own), offered, ServiceLimits()).engine.sampler.draft
 
     assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2
     assert [draft(lora="sketch"), draft(lora="sketch", draft=True)] == [None, "embedded"]
@@ -501,7 +499,7 @@ def test_videos_take_them(tmp_path: Path) -> None:
 
     def found(lora: object) -> torch.Tensor:
         wanted = validated(Video, {**fields, "steps": 4, "lora": lora})
-        request = request_of(wanted, offered, ServiceLimits())
+        request = prepared_of(wanted, offered, ServiceLimits())
         spec = replace(request.engine, call={**CALL, **request.engine.call})
         with served.engine(spec) as engine:
             (result,) = search([request.prompt], request.algorithm, engine, request.budget, seed=request.seed)

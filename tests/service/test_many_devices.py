@@ -20,7 +20,6 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import load
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
@@ -39,7 +38,7 @@ def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
 
 def server_of(engines: OneDevice | ManyDevices, offer: Offer) -> GenerationServer:
     where = ("127.0.0.1", 0)
-    return GenerationServer(engines, offer, ServiceLimits(drain=0.1, idle=1), None, where, lambda p: caption(parse(p)))
+    return GenerationServer(engines, offer, ServiceLimits(drain=0.1, idle=1), None, where)
 
 
 def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ def served(editor: Any) -> Serve:
 
     def server(limits: ServiceLimits | None = None, keys: Keys | None = None, port: int = 0) -> GenerationServer:
         limits = limits or ServiceLimits(drain=0.1)
-        return GenerationServer(engines, offer, limits, keys, ("127.0.0.1", port), lambda text: caption(parse(text)))
+        return GenerationServer(engines, offer, limits, keys, ("127.0.0.1", port))
 
     return server
 

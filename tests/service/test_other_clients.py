@@ -30,7 +30,7 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, in_our_names, notes_of, request_of, validated
+from ttsnap.service.requests import Generation, in_our_names, notes_of, prepared_of, validated
 from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import Partial, Progress
 
@@ -124,13 +124,13 @@ def test_what_changes_images_and_is_not_known_is_refused_by_name(
     offer: Offer, fields: dict[str, object], param: str, said: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(said)) as error:
-        request_of(validated(Generation, {"prompt": PROMPT, **fields}), offer, ServiceLimits())
+        prepared_of(validated(Generation, {"prompt": PROMPT, **fields}), offer, ServiceLimits())
     assert (error.value.status, error.value.param) == (400, param)
 
 
 def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: Offer) -> None:
     wanted = Generation(prompt=PROMPT, guidance_scale=2.0, true_cfg_scale=3.0)
-    call = request_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
+    call = prepared_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
 
 
@@ -188,7 +188,7 @@ def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, 
 def test_newer_qualities_are_the_most_that_there_is(quality: Any, offer: Offer) -> None:
     wanted = validated(Generation, {"prompt": PROMPT, "quality": quality})
     assert wanted.effort == "high"
-    assert request_of(wanted, offer, ServiceLimits()).budget == Budget.of_effort("high")
+    assert prepared_of(wanted, offer, ServiceLimits()).budget == Budget.of_effort("high")
 
 
 def test_what_limits_take_away_is_told(offer: Offer) -> None:
@@ -196,7 +196,7 @@ def test_what_limits_take_away_is_told(offer: Offer) -> None:
 
     def notes(**given: Any) -> tuple[str, ...]:
         wanted = Generation(prompt=PROMPT, **given)
-        return notes_of(wanted, request_of(wanted, offer, limits), limits)
+        return notes_of(wanted, prepared_of(wanted, offer, limits), limits)
 
     assert notes(quality="high") == (
         "a request has at most 100 evaluations here, which are 5 of the 80 images' worth that was asked for",

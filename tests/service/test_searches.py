@@ -23,16 +23,16 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
 from ttsnap.request.offer import Offer
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import OFFERED, search_of, searches_of
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.scenes import caption, parse
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import with_drafts
-from ttsnap.service.requests import Generation, request_of
+from ttsnap.service.requests import Generation, prepared_of
 from ttsnap.service.searches import Isolated
 from ttsnap.service.server import GenerationServer
 
@@ -89,9 +89,7 @@ def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
     offer = Offer("embedded", tuple(rewards), recommended, searches, draft="embedded")
     engines, where = OneDevice(pipe, rewards), ("127.0.0.1", 0)
-    with GenerationServer(
-        engines, offer, ServiceLimits(drain=0.1), None, where, lambda p: caption(parse(p))
-    ) as running:
+    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, where) as running:
         yield running
 
 
@@ -152,7 +150,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
 
     def draft(offer: Offer, **own: Any) -> Any:
         wanted = Generation(PROMPT, **own)
-        return request_of(wanted, offer, limits).engine.sampler.draft
+        return prepared_of(wanted, offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
     assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
@@ -261,7 +259,7 @@ def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
         assert make_algorithm(plain) == make_algorithm(same)
     one, other = (
-        SearchRequest((Prompt("x"),), EngineSpec(None, ()), search_of(wanted, {}, 9), Budget())
+        SearchRequest((Prompt("x"),), EngineSpec(ModelOptions(), ()), search_of(wanted, {}, 9), Budget())
         for wanted in ({"name": "best-of-n", "n": 2}, {"n": 2, "name": "best-of-n"})
     )
     assert one.label == other.label

@@ -35,7 +35,7 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Video, notes_of, request_of, validated
+from ttsnap.service.requests import Video, notes_of, prepared_of, validated
 from ttsnap.service.server import GenerationServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -344,11 +344,11 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both(tmp_path: Path) -> N
     assert offer.boundary == boundary
     offer = replace(offer, rewards=("brightness",), defaults=lambda _: ModelDefaults(CALL))
     wanted = validated(Video, {"prompt": "a cat", "guidance_scale_2": 2.5, "boundary_ratio": boundary})
-    request = request_of(wanted, offer, limits)
+    request = prepared_of(wanted, offer, limits)
     assert request.call["guidance_scale_2"] == 2.5
     assert notes_of(wanted, request, limits) == ("not used here: boundary_ratio",)
     with pytest.raises(RequestError, match=f"begins at {boundary:g}, got 0.1; leave boundary_ratio out"):
-        request_of(replace(wanted, boundary_ratio=0.1), offer, limits)
+        prepared_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
 def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Arm:
     sampler: SamplerOptions
     """How candidates are denoised."""
     steps: int | None = None
-    """Denoising steps that the algorithm was fitted to, where the call names none."""
+    """Denoising steps of its call."""
 
     @property
     def setup(self) -> tuple[SamplerOptions, int | None]:

@@ -23,14 +23,15 @@ def title_of(bench: Bench) -> str:
     """The line above the tables."""
     prompts, repeats = len(bench.prompts), bench.options.repeats
     each = f"{prompts} prompt{'s' * (prompts > 1)} x {repeats} image{'s' * (repeats > 1)}"
-    pot = ", shared" if bench.shared else ""
-    return f"{each}, a budget of {bench.budget} each{pot}; ± is the standard error over prompts, costs are per image"
+    pot = ", shared" if bench.search.shared else ""
+    each += f", a budget of {bench.search.budget} each{pot}"
+    return f"{each}; ± is the standard error over prompts, costs are per image"
 
 
 def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     """Write all files; the tables to print, and whether there is a chart, which takes matplotlib."""
     found = _in_order(bench, there)
-    lines = summarize(bench.arms, bench.prompts, found, bench.utility is not rank_sum)
+    lines = summarize(bench.arms, bench.prompts, found, bench.search.utility is not rank_sum)
     tables = main_tables(lines, title_of(bench))
     _write_results(bench, there, found)
     for arm in bench.arms:
@@ -38,8 +39,8 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     summary: dict[str, Json] = {
         "prompts": len(bench.prompts),
         "repeats": bench.options.repeats,
-        "budget": str(bench.budget),
-        "shared": bench.shared,
+        "budget": str(bench.search.budget),
+        "shared": bench.search.shared,
         "first": lines[0].name,
         "algorithms": [line.to_json() for line in lines],
     }

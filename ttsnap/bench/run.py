@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +12,15 @@ from ttsnap.bench.arms import Arm
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.bench.layout import image_path, sheet_path, write_metadata
 from ttsnap.bench.prompts import PromptRecord
-from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.files.unbroken import Unbroken
-from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import SearchSpec
-from ttsnap.loop.search import prepared, searched
+from ttsnap.loop.request import Listener, LoopSearch
+from ttsnap.loop.search import prepared
 from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
-from ttsnap.results.outputs import Recorder, Thumbnails, save_made
+from ttsnap.results.outputs import save_made
 from ttsnap.results.record import SearchRecord, plain
 from ttsnap.results.sheet import contact_sheet
 
@@ -38,12 +36,14 @@ class Bench(NamedTuple):
     texts: Sequence[Prompt]
     """The prompt of each entry, in the model's words and with its pictures."""
     arms: Sequence[Arm]
-    budget: Budget
-    """The budget of each prompt, the same for all arms."""
-    utility: Utility
-    seed: int
-    shared: bool
+    searches: Mapping[str, LoopSearch]
+    """That of each arm, by its name. All have the same budget, for each prompt, and the same utility."""
     options: BenchOptions
+
+    @property
+    def search(self) -> LoopSearch:
+        """The first arm's."""
+        return self.searches[self.arms[0].name]
 
     @property
     def images(self) -> int:
@@ -52,19 +52,15 @@ class Bench(NamedTuple):
 
 
 class Model(Protocol):
-    """What searches run on: engines of arms, and what is done with the results of a search."""
+    """What searches run on."""
 
     def engine(self, arm: Arm) -> AbstractContextManager[Engine]:
         """An engine, until the block ends. ValueError for a sampler that does not fit."""
 
-    def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
-        """Results with metrics that are only reported, and with thumbnails that pass the safety checker.
-
-        prompts: by result. seen: thumbnails by result, as Recorder keeps them.
-        """
-
-    def record(self, arm: Arm, prompts: Sequence[Prompt]) -> SearchRecord:
-        """That of a search of these prompts."""
+    def run(
+        self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
+    ) -> tuple[list[Result], SearchRecord]:
+        """Results as a call of the pipeline returns them, and their record. sheets: whether they have thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Work:
 
 def works(bench: Bench) -> Iterator[Work]:
     """All searches, in the order in which they run: the first algorithm's before the second's."""
-    count, size = len(bench.prompts), bench.options.together or (16 if bench.shared else 1)
+    count, size = len(bench.prompts), bench.options.together or (16 if bench.search.shared else 1)
     for arm in bench.arms:
         for repeat in range(bench.options.repeats):
             for start in range(0, count, size):
@@ -107,8 +103,7 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
             for work in left:
                 if work.arm.setup == first.setup:
                     with Unbroken():
-                        results = _search(bench, work, specs[work.arm.name], engine, on_done)
-                        there.add(_written(bench, work, results, there, model))
+                        there.add(_searched(bench, work, specs[work.arm.name], engine, there, model, on_done))
 
 
 def missing(bench: Bench, there: OpenBench) -> list[Work]:
@@ -120,45 +115,34 @@ def missing(bench: Bench, there: OpenBench) -> list[Work]:
     return [work for work in works(bench) if not done(work)]
 
 
-def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, SearchSpec]:
+def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
     """The search of each arm that shares an engine with this one, by name, with as many seeds as the budget affords."""
     engine.check(bench.texts)
-    budget = bench.budget.on(engine.grid)
-    arms = [arm for arm in bench.arms if arm.setup == first.setup]
-    specs: dict[str, SearchSpec] = {}
-    for arm in arms:
+    budget = bench.search.budget.on(engine.grid)
+    specs: dict[str, LoopSearch] = {}
+    for arm in [arm for arm in bench.arms if arm.setup == first.setup]:
         try:
-            specs[arm.name] = prepared(SearchSpec(arm.made, budget, bench.utility, shared=bench.shared), engine)
+            specs[arm.name] = prepared(replace(bench.searches[arm.name], budget=budget), engine)
         except ValueError as error:
             raise ValueError(f"{arm.name}: {error}") from error
     return specs
 
 
-def _search(
-    bench: Bench, work: Work, spec: SearchSpec, engine: Engine, on_done: Callable[[int], None]
-) -> tuple[list[Result], Thumbnails]:
-    """The results of a search, and thumbnails where there are to be sheets."""
-    recorder = Recorder()
+def _searched(
+    bench: Bench, work: Work, spec: LoopSearch, engine: Engine, there: OpenBench, model: Model,
+    on_done: Callable[[int], None],
+) -> list[Found]:  # fmt: skip
+    """Search, and write the images with their records and sheets."""
+    texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
+    search = replace(spec, seed=(bench.search.seed + STRIDE * work.repeat) % 2**64)
 
     def listen(event: Event) -> None:
-        if bench.options.sheets:
-            recorder(event)
         if event.kind == "end":
             on_done(1)
 
-    texts = [bench.texts[place] for place in work.places]
-    seed = (bench.seed + STRIDE * work.repeat) % 2**64
-    return searched(texts, replace(spec, seed=seed), engine, listen), recorder.thumbnails
-
-
-def _written(
-    bench: Bench, work: Work, found: tuple[list[Result], Thumbnails], there: OpenBench, model: Model
-) -> list[Found]:
-    """Write the images of a search, with their metadata and sheets."""
-    texts, arm = [bench.texts[place] for place in work.places], work.arm.folder
-    record = model.record(work.arm, texts)
+    results, record = model.run(search, texts, engine, listen, sheets=bench.options.sheets)
     images = []
-    for i, result in enumerate(model.finished(found[0], texts, found[1])):
+    for i, result in enumerate(results):
         prompt = bench.prompts[work.places[i]]
         write_metadata(there.folder, arm, prompt)
         path = image_path(there.folder, arm, prompt.index, work.repeat)

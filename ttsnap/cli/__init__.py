@@ -1,7 +1,7 @@
 """The command line: one module for each command, which imports nothing heavy before it is needed.
 
-A command's module has `HELP` (one line), `parser()` and `run(arguments)`. `run` returns the exit status and raises
-ValueError for bad input. A new command is one file and one entry of COMMANDS.
+A command's module has `parser()` and `run(arguments)`. `run` returns the exit status and raises ValueError for bad
+input. A new command is one file and one entry of COMMANDS.
 """
 
 from __future__ import annotations
@@ -9,26 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from ttsnap.cli import (
-    algorithms,
-    bench,
-    calibrate,
-    demo,
-    distill,
-    distill_draft,
-    doctor,
-    evaluate,
-    generate,
-    record,
-    replay,
-    score,
-    serve,
-    serve_reward,
-    simulate,
-    tune,
-)
 from ttsnap.cli.common import check_names
 from ttsnap.cli.loading import CLOCK, speaks
 from ttsnap.cli.parser import Arguments, Parser
@@ -39,35 +23,48 @@ from ttsnap.rewards.reward_model import RewardError
 from ttsnap.version import __version__
 
 
-class Command(Protocol):
-    """The module of a command."""
+@dataclass(frozen=True)
+class Command:
+    """A command. Its module is imported when it is asked for."""
 
-    HELP: str
+    name: str
+    help: str
+    """In one line."""
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"ttsnap.cli.{self.name.replace('-', '_')}")
 
     def parser(self) -> Parser:
         """The parser of its arguments, made without importing torch."""
+        made: Parser = self._module.parser()
+        return made
 
     def run(self, a: Arguments) -> int:
         """Run the command; the exit status."""
+        return int(self._module.run(a))
 
 
-COMMANDS: dict[str, Command] = {
-    "generate": generate,
-    "replay": replay,
-    "algorithms": algorithms,
-    "doctor": doctor,
-    "serve": serve,
-    "demo": demo,
-    "record": record,
-    "simulate": simulate,
-    "tune": tune,
-    "calibrate": calibrate,
-    "bench": bench,
-    "score": score,
-    "distill": distill,
-    "distill-draft": distill_draft,
-    "evaluate": evaluate,
-    "serve-reward": serve_reward,
+COMMANDS = {
+    name: Command(name, text)
+    for name, text in {
+        "generate": "find the best image for a prompt under a budget",
+        "replay": "make images again, each from its PNG",
+        "algorithms": "list the search algorithms, or the options of one",
+        "doctor": "say what is here, what a minute buys, and what is wrong",
+        "serve": "serve image generation over HTTP, as OpenAI's images API",
+        "demo": "open a web page to run searches on and watch them",
+        "record": "keep the scores of many seeds, to study searches on",
+        "simulate": "compare policies over a recording, in seconds",
+        "tune": "fit a pruning schedule to a recording",
+        "calibrate": "fit a policy that prices compute to a recording",
+        "bench": "run a prompt set by several algorithms at equal budgets",
+        "score": "rank the images of a folder by a reward",
+        "distill": "train a noise-aware reward on recordings with images",
+        "distill-draft": "train a draft LoRA, which guesses early what each seed becomes",
+        "evaluate": "measure a reward on noisy estimates of recordings",
+        "serve-reward": "serve a reward over HTTP, to other machines too",
+    }.items()
 }
 
 
@@ -78,11 +75,12 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ttsnap {__version__}", help="print version and exit")
     commands = parser.add_subparsers(
         title="commands",
+        metavar="COMMAND",
         description="ttsnap COMMAND --help is a page about one, --help-all lists all options.",
         parser_class=argparse.ArgumentParser,
     )
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.HELP, add_help=False)
+        commands.add_parser(name, help=command.help, add_help=False)
     return parser
 
 

@@ -10,7 +10,6 @@ from ttsnap.algorithms import ALGORITHMS, GROUPS, REQUIRED
 from ttsnap.algorithms.options import AlgorithmOption, about, as_written, options_of
 from ttsnap.cli.parser import Arguments, Parser
 
-HELP = "list the search algorithms, or the options of one"
 DESCRIPTION = """List the search algorithms, or the options of one with their defaults and sources.
 
 examples:

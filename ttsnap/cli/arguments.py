@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable
-from typing import Any, TypeVar, Union, get_args
+from collections.abc import Iterable
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments
@@ -51,29 +51,36 @@ def add_prompts(p: Any) -> None:
 
 
 def add_options(p: Any, kind: type[Any], *names: str, without: Iterable[str] = (), **starts: Any) -> None:
-    """Add the options that a class declares: all that can be written, or those of `names`, `without` some.
+    """Add the options that a class declares: all that can be written, or those of `names`, `without` some. Each section
+    is a group.
 
     starts: defaults other than the declared ones. An option with such a default takes no null.
     """
+    groups = {"": p}
     for option in _written(kind):
+        section = option.name.rpartition(".")[0]
         if option.name not in without and (not names or option.name in names):
-            add_option(p, option, starts.get(option.name))
+            groups[section] = groups[section] if section in groups else p.add_argument_group(section)
+            add_option(groups[section], option, starts.get(option.name))
 
 
 def add_option(p: Any, option: Option, start: Any = None) -> None:
-    """Add one option. start: its default, where it is not the declared one."""
-    marked = Common if option.common else str
-    if option.written is bool:
-        p.add_argument(option.dashed, action="store_true", help=marked(option.help))
+    """Add one option. start: its default, where it is not the declared one. Of sections true and false are written
+    out."""
+    marked, text, kind = Common if option.common else str, option.help, option.written
+    if kind is bool and "." in option.name:
+        text = f"true or false: {text}"
+    elif kind is bool:
+        p.add_argument(option.dashed, action="store_true", help=marked(text))
         return
-    unset, kind = option.help, option.written
     if start is not None:
-        unset = option.help.removesuffix(f" (default: {option.unset})")
+        text = text.removesuffix(f" (default: {option.unset})")
         kind = Union[tuple(each for each in get_args(kind) if each is not type(None))]  # noqa: UP007
     default = option.start if start is None else start
     default = option.default if default is None else default
-    more = {"again": True} if option.many else {}
-    p.add_argument(option.dashed, type=kind, default=default, metavar=option.metavar, help=marked(unset), **more)
+    listed = option.many and get_origin(kind) is tuple
+    how = {"nargs": "+", "type": get_args(kind)[0]} if listed else {"type": kind, "again": option.many}
+    p.add_argument(option.dashed, default=default, metavar=option.metavar, help=marked(text), **how)
 
 
 def add_call(p: Any, *names: str) -> None:
@@ -108,19 +115,3 @@ def _written(kind: type[Any]) -> list[Option]:
 def read(kind: type[T], a: Arguments) -> T:
     """The settings of a class as they were given; those that the command does not have are at their defaults."""
     return kind(**{option.name: a[option.flag] for option in _written(kind) if option.flag in a})
-
-
-def add_settings(p: Any, kind: type[Any], common: Collection[str]) -> None:
-    """Add all options of a class of settings, a group for each section. true and false are written out.
-
-    common: the names of the options that most people need.
-    """
-    groups: dict[str, Any] = {"": p}
-    for option in options_of(kind):
-        section = option.name.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = p.add_argument_group(section)
-        text = f"true or false: {option.text}" if option.hint is bool else option.text
-        how = {"nargs": "+", "type": get_args(option.hint)[0]} if option.many else {"type": option.hint}
-        said = Common(text) if option.name in common else text
-        groups[section].add_argument(option.dashed, default=option.default, help=said, **how)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
@@ -26,7 +26,7 @@ from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec, SearchRequest, fitted_steps, reward_tuple
+from ttsnap.request.request import Prepared
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from ttsnap.core.protocols import Engine
     from ttsnap.core.results import Result
     from ttsnap.files.settings import Json
-    from ttsnap.results.outputs import Thumbnails
+    from ttsnap.loop.request import Listener, LoopSearch
     from ttsnap.results.record import SearchRecord
 
-HELP = "run a prompt set by several algorithms at equal budgets"
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
 
 --out gets a folder an algorithm, in the layout of GenEval, with lists of the images for evalscope and GenEval 2, and
@@ -109,21 +108,21 @@ def run(a: Arguments) -> int:
     """Run what is missing, write the summary and print it."""
     from ttsnap.bench.folder import OpenBench, check_folder
 
-    bench, whole, request = _planned(a)
-    settings, out = _settings(a, bench, whole, request), Path(a.out)
+    bench, whole, plain = _planned(a)
+    settings, out = _settings(a, bench, whole, plain), Path(a.out)
     check_folder(out, settings)  # before a model is loaded
-    for arm in bench.arms:
-        if arm.steps is None and (doubt := replace(request, search=arm.made).doubt) is not None:
-            print(f"{arm.name}: {doubt}", file=sys.stderr)
+    for name, search in bench.searches.items():
+        if isinstance(search, Prepared) and search.doubt is not None:
+            print(f"{name}: {search.doubt}", file=sys.stderr)
     count = f"{len(bench.prompts)} of {len(whole.prompts)}"
     print(f"{count} prompts of {a.prompts_file} ({whole.kind}), {bench.images} images", file=sys.stderr)
     done = f"of {bench.images} images are"
     with OpenBench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
-        return _run(a, bench, request, there)
+        return _run(a, bench, there)
 
 
-def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
-    """What is run, the set that its prompts are of, and the request for all prompts by the first algorithm. ValueError
+def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
+    """What is run, the set that its prompts are of, and the search that no algorithm decides on anything of. ValueError
     for what does not fit."""
     from ttsnap.bench.arms import read_arms
     from ttsnap.bench.prompts import read_prompt_set
@@ -133,33 +132,27 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, SearchRequest]:
     prompts = whole.prompts[read_span(a.prompts)]
     if not prompts:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
-    texts = common.canonical(common.with_pictures(prompts, Path(a.prompts_file), a.task), a.model)
-    arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a))
-    if a.steps is None and not {"num_inference_steps", "sigmas", "timesteps"} & set(a.call):
-        arms = [replace(arm, steps=fitted_steps(arm.made)) for arm in arms]
-    request = SearchRequest(
-        tuple(texts),
-        common.engine_spec(a, texts, arms[0].sampler),
-        arms[0].made,
-        common.budget_of(a),
-        a.seed,
-        shared=a.shared,
-        utility=a.utility,
-        report=reward_tuple(common.report_of(a)),
-    )
-    undrafted = request.engine.sampler.drafted_by(None)  # studies take no drafter that is not named
-    common.check_affordable(request.budget, replace(request.engine, sampler=undrafted))
-    if request.budget.images is not None and len({arm.steps for arm in arms}) > 1:
+    texts = common.with_pictures(prompts, Path(a.prompts_file), a.task)
+    arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))  # studies name their drafters
+    engine = common.engine_spec(a, texts, arms[0].sampler)
+    request = common.asked(a, texts, ALGORITHMS[0], engine)
+    plain = common.prepared(request)
+    common.check_affordable(plain)
+    searches = {}
+    for arm in arms:
+        asked = replace(request, search=own_algorithm(arm.algorithm), options=arm.options)
+        searches[arm.name] = common.prepared(replace(asked, engine=replace(engine, sampler=arm.sampler)))
+    steps = {name: search.engine.call.get("num_inference_steps") for name, search in searches.items()}
+    if request.budget.images is not None and len(set(steps.values())) > 1:
         raise ValueError("an image takes other evaluations with the denoising steps that some of these algorithms were "
                          "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip
-    how = arguments.read(BenchOptions, a)
-    bench = Bench(prompts, texts, arms, request.budget, request.spec.utility, request.seed, a.shared, how)
-    return bench, whole, request
+    arms = [replace(arm, steps=steps[arm.name]) for arm in arms]
+    return Bench(prompts, plain.prompts, arms, searches, arguments.read(BenchOptions, a)), whole, plain
 
 
-def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchRequest) -> dict[str, Json]:
+def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> dict[str, Json]:
     """What must be the same to resume: all that decides on the images and their scores."""
-    call = request.engine.call
+    call = {**plain.engine.call, **plain.prompts[0].inputs}
     told = json.dumps([dict(prompt.metadata) for prompt in bench.prompts], sort_keys=True)
     pictures = json.dumps([digests({**call, **text.inputs}) for text in bench.texts])
     place, kind = common.opening().placement(a.device, a.dtype)
@@ -178,18 +171,18 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, request: SearchReque
             "pictures_sha256": hashlib.sha256(pictures.encode()).hexdigest(),
         },
         "algorithms": [arm.noted() for arm in bench.arms],
-        "budget": str(bench.budget),
-        "shared": bench.shared,
-        "reward": a.reward or request.engine.rewards[0],
+        "budget": str(plain.budget),
+        "shared": plain.shared,
+        "reward": a.reward or plain.engine.rewards[0],
         "utility": a.utility,
         "report": common.report_of(a),
-        "seed": bench.seed,
+        "seed": plain.seed,
         **options,
         "call": {**call, **digests(call)},
     }
 
 
-def _run(a: Arguments, bench: Bench, request: SearchRequest, there: Any) -> int:
+def _run(a: Arguments, bench: Bench, there: Any) -> int:
     """Load the model where images are missing, run, and report."""
     from tqdm.auto import tqdm
 
@@ -197,7 +190,7 @@ def _run(a: Arguments, bench: Bench, request: SearchRequest, there: Any) -> int:
     from ttsnap.bench.run import missing, run
 
     if missing(bench, there):
-        model = _Model(a, request)
+        model = _Model(a, bench)
         with tqdm(total=bench.images, unit="image", desc="bench") as bar:
 
             def advance(images: int) -> None:
@@ -212,44 +205,41 @@ def _run(a: Arguments, bench: Bench, request: SearchRequest, there: Any) -> int:
 
 
 class _Model:
-    """The pipeline of a request, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
+    """The pipeline of a benchmark, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
-    def __init__(self, a: Arguments, request: SearchRequest) -> None:
+    def __init__(self, a: Arguments, bench: Bench) -> None:
         self._devices = arguments.read(DeviceOptions, a)
-        self.pipe, self._request = common.loaded(a, request, self._devices)
-        for reward in self._request.report:
-            reward.check([prompt.read for prompt in request.prompts])
+        self._searches = cast("Mapping[str, Prepared]", bench.searches)
+        self.pipe, self._first = common.loaded(a, self._searches[bench.arms[0].name], self._devices)
+        for reward in self._first.request.report:
+            reward.check([prompt.read for prompt in bench.texts])
 
-    def _spec(self, arm: Arm) -> EngineSpec:
-        """That of the request, with the sampler and the denoising steps of an arm."""
-        call, steps = self._request.engine.call, {} if arm.steps is None else {"num_inference_steps": arm.steps}
-        return replace(self._request.engine, sampler=arm.sampler, call={**call, **steps})
+    def _loaded(self, search: Prepared) -> Prepared:
+        """A search on what is loaded."""
+        engine = replace(search.engine, model=self._first.engine.model, rewards=self._first.engine.rewards)
+        asked = replace(search.request, report=self._first.request.report)
+        return replace(search, engine=engine, request=asked)
 
     @contextmanager
     def engine(self, arm: Arm) -> Iterator[Engine]:
         """An engine of an arm, on one device or on many, until the block ends."""
-        from ttsnap.engine.scoring import shown_of
         from ttsnap.pipelines.engine_factory import open_engine
 
-        spec = self._spec(arm)
-        with open_engine(spec, self._devices, self.pipe) as (engine, denoiser):
-            if denoiser.frames is not None:
+        spec = self._loaded(self._searches[arm.name]).engine
+        with open_engine(spec, self._devices, self.pipe) as (engine, self._denoiser):
+            if self._denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
-            shown_of(denoiser, spec.batch.frames).check(self._request.report)
-            self._denoiser, self._names = denoiser, engine.reward_names
             yield engine
 
-    def finished(self, results: list[Result], prompts: Sequence[Prompt], seen: Thumbnails) -> list[Result]:
-        """The results as a call of the pipeline returns them: past its safety checker, and with the metrics."""
-        from ttsnap.pipelines.output import finish
-
-        return finish(self.pipe, results, prompts, self._request.report, denoiser=self._denoiser, thumbnails=seen)[0]
-
-    def record(self, arm: Arm, prompts: Sequence[Prompt]) -> SearchRecord:
-        """That of a search of these prompts."""
+    def run(
+        self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
+    ) -> tuple[list[Result], SearchRecord]:
+        """Results as a call of the pipeline returns them, and their record."""
         from ttsnap.pipelines.record import record_of
+        from ttsnap.pipelines.searching import run_on
+        from ttsnap.results.outputs import Recorder
 
-        made = replace(
-            self._request, prompts=tuple(prompts), engine=self._spec(arm), search=own_algorithm(arm.algorithm)
-        )
-        return record_of(self.pipe, replace(made, options=arm.options), self._names)
+        loaded = replace(self._loaded(cast("Prepared", search)), prompts=tuple(prompts))
+        seen = Recorder() if sheets else None
+        results, _ = run_on(engine, self._denoiser, loaded, self.pipe, listener, seen)
+        return results, record_of(self.pipe, replace(loaded, budget=loaded.request.budget), engine.reward_names)

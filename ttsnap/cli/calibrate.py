@@ -8,7 +8,6 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.files.settings import NotNegative
 from ttsnap.options.engine import WorkerOptions
 
-HELP = "fit a policy that prices compute to a recording"
 DESCRIPTION = """Fit the price-of-compute policy to a recording: how early scores forecast the finished reward.
 
 It takes one candidate one check further at a time, always the most promising one, and moves budget from prompts that

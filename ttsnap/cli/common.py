@@ -13,7 +13,6 @@ from ttsnap.cli.loading import load_libraries, load_torch, loading
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
-from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
 from ttsnap.loop.budget import Budget
@@ -21,7 +20,7 @@ from ttsnap.options.call import WRITTEN, PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
-from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, reward_tuple
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare, reward_tuple
 from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
 
@@ -66,18 +65,6 @@ def _given(a: Arguments) -> list[str]:
     return list(prompts)
 
 
-def canonical(prompts: Sequence[Prompt], model: str) -> list[Prompt]:
-    """The prompts, for a packaged model in the words and the form that it was trained on.
-
-    ValueError for a prompt outside its vocabulary.
-    """
-    if model not in PACKAGED:
-        return list(prompts)
-    from ttsnap.pipelines.packaged import MODELS
-
-    return [replace(prompt, text=MODELS[model].canonical(prompt.text)) for prompt in prompts]
-
-
 def report_of(a: Arguments) -> Any:
     """--report as given, or what a packaged model reports beside the reward by which it is searched; else None."""
     if a.report or a.reward is not None or a.model not in PACKAGED:
@@ -100,37 +87,43 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 
 
 def engine_spec(
-    a: Arguments,
-    prompts: Sequence[Prompt],
-    sampler: SamplerOptions,
-    keep: Sequence[str] = (),
-    algorithm: Algorithm | None = None,
+    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[str] = ()
 ) -> EngineSpec:
-    """The engine that is asked for, with what the model's folder recommends for the rest. keep: as in EngineOptions.
-    algorithm: that searches, which may say how many denoising steps.
-
-    ValueError where neither names a reward, and for pictures that do not fit.
-    """
-    from ttsnap.pipelines import located, recommended
-    from ttsnap.pipelines.sides import check_call_sides
+    """The engine that is asked for. keep: as in EngineOptions. ValueError for pictures that do not fit."""
     from ttsnap.reward_models.registry import refuse_credentials
 
     refuse_credentials(a.reward)  # before it is written into a file
     written = {name: a[option.flag] for name, option in WRITTEN.items()}
     call = {**{k: v for k, v in written.items() if v is not None}, **a.call, **_picture_arguments(a, prompts)}
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
-    spec = EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
-    defaults = recommended(a.model)
-    if not spec.rewards and defaults.reward is None:
-        require_repository(a.model)  # a misspelt id is what is wrong, before the reward
-    spec = spec.completed(defaults if algorithm is None else defaults.tuned(algorithm))
-    check_call_sides(located(a.model) or Path(), spec.call)
-    return spec
+    return EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
+
+
+def asked(a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec) -> SearchRequest:
+    """What a command that searches is asked for: by its options, those that it has."""
+    return SearchRequest(
+        tuple(prompts), engine, search, budget_of(a), a.seed, a.get("keep", 1), a.get("options", {}), a.shared,
+        a.utility, reward_tuple(report_of(a)), a.get("diverse", False), a.get("diversity"), a.get("likeness"),
+        reward_tuple(a.get("require")),
+    )  # fmt: skip
+
+
+def prepared(request: SearchRequest) -> Prepared:
+    """The search with what the model's folder recommends, by which it can be refused before the model is loaded; its
+    drafter is decided on then. ValueError where neither names a reward, and for sizes that do not fit."""
+    from ttsnap.pipelines import located, recommended
+    from ttsnap.pipelines.sides import check_call_sides
+
+    defaults = recommended(request.model)
+    if not request.engine.rewards and defaults.reward is None:
+        require_repository(request.model)  # a misspelt id is what is wrong, before the reward
+    search = prepare(request, defaults)
+    check_call_sides(located(request.model) or Path(), search.engine.call)
+    return search
 
 
 def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Pictures and strength, by argument of the pipeline's call. Where each prompt has pictures of its own, those of
-    the first stand in, by which an engine is told what it is for.
+    """Pictures for all prompts, and strength, by argument of the pipeline's call.
 
     ValueError for files that are no pictures, where some prompts have other kinds of pictures than others, and where
     there are pictures for all prompts as well.
@@ -143,7 +136,7 @@ def _picture_arguments(a: Arguments, prompts: Sequence[Prompt]) -> dict[str, Any
     if twice := sorted(for_all.keys() & prompts[0].inputs.keys()):
         raise ValueError(f"{twice} for all prompts, and one of its own for each in {a.prompts_file}; leave one out")
     strength = {} if given.strength is None else {"strength": given.strength}
-    return {**prompts[0].inputs, **for_all, **strength}
+    return {**for_all, **strength}
 
 
 def budget_of(a: Arguments) -> Budget:
@@ -168,14 +161,14 @@ def check_names(given: Arguments) -> None:
         raise ValueError(unknown("likeness", likeness, known))
 
 
-def check_affordable(budget: Budget, engine: EngineSpec) -> None:
+def check_affordable(search: Prepared) -> None:
     """ValueError for a budget that cannot pay for an image, as far as that is known without the model: where the call
     says how many steps an image takes. An image takes an evaluation a step or more, unless drafts may be finished."""
     from ttsnap.pipelines import recommended
 
-    call, sampler, model = engine.call, engine.sampler, engine.model or ModelOptions()
+    call, sampler, budget = search.engine.call, search.engine.sampler, search.budget
     steps = call.get("num_inference_steps")
-    own = recommended(model.model) if sampler.left_open else ModelDefaults()
+    own = recommended(search.request.model) if sampler.left_open else ModelDefaults()
     own_drafts = own.draft is not None and own.call.get("num_inference_steps") == steps
     drafted = own_drafts if sampler.left_open else sampler.draft is not None
     if budget.images is not None and budget.images < 1:
@@ -205,11 +198,12 @@ def load_model(
     name = "the embedded model" if model == EMBEDDED else model
     with loading(name, bars=model not in PACKAGED):
         pipe = opening().loaded(model, kind, loras, task)
+    pipe.model_options = ModelOptions(model, next(iter(loras), None), task or TEXT, device, dtype)
     return opening().placed(pipe, place, offload)
 
 
-def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tuple[Any, SearchRequest]:
-    """The pipeline of a request, and the request with its rewards loaded. Where other processes search, they load what
+def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any, Prepared]:
+    """The pipeline of a search, and the search with its rewards loaded. Where other processes search, they load what
     they need themselves, and this one keeps off the devices."""
     place, kind = opening().placement(a.device, a.dtype)
     from ttsnap.pipelines.opening import check_call, prepare
@@ -219,16 +213,16 @@ def loaded(a: Arguments, request: SearchRequest, devices: DeviceOptions) -> tupl
         from ttsnap.cluster.devices import alone
 
         here = alone(devices, place.type)
-    rewards = load_rewards(request.engine.rewards, device=place) if here else request.engine.rewards
-    report = load_rewards(request.report, device=place) if request.report else ()
+    rewards = load_rewards(search.engine.rewards, device=place) if here else search.engine.rewards
+    report = load_rewards(search.request.report, device=place) if search.request.report else ()
     device, offload = (a.device, a.offload) if here else ("cpu", "none")
     model = arguments.read(ModelOptions, a)
     pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
-    check_call(pipe, request.engine.call, a.task)
+    check_call(pipe, search.engine.call, a.task)
     prepare(pipe, model)
     model = replace(model, dtype=str(kind).removeprefix("torch."))
-    engine = replace(request.engine, model=model, rewards=tuple(rewards))
-    return pipe, replace(request, engine=engine, report=tuple(report))
+    engine = replace(search.engine, model=model, rewards=tuple(rewards))
+    return pipe, replace(search, engine=engine, request=replace(search.request, report=tuple(report)))
 
 
 def opening() -> Any:

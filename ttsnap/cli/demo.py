@@ -15,14 +15,12 @@ import numpy as np
 from ttsnap.cli import arguments, common
 from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.core.prompt import Prompt
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
-HELP = "open a web page to run searches on and watch them"
 DESCRIPTION = """Open a web page on which to run searches, watch them and compare them.
 
 It listens on this machine only and shows the embedded model, unless told otherwise. Visitors choose prompt, algorithm,
@@ -112,7 +110,6 @@ def page_of(a: Arguments, offer: Any, limits: DemoLimits, root: Path) -> Any:
 
     models = Models(
         lambda name, task=None: common.load_model(name, a.device, a.dtype, task=task),
-        lambda prompt, name: common.canonical([Prompt(prompt)], name)[0].text,
         judged,
     )
     models.pipeline(offer.model)

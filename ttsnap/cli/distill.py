@@ -11,7 +11,6 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.files.settings import build
 
-HELP = "train a noise-aware reward on recordings with images"
 DESCRIPTION = """Train a reward to score noisy estimates as the base reward scores the finished image of the trajectory.
 
 Targets -> curriculum from clean to noisy -> train -> evaluate on held-out prompts -> OUT/reward, which then works as
@@ -28,18 +27,6 @@ examples:
       --config recipe.yaml --out aware
   ttsnap generate "a red circle" --reward noise-aware:aware/reward
 """
-COMMON = (
-    "recordings",
-    "record",
-    "reward",
-    "student.kind",
-    "student.network",
-    "steps",
-    "steps_per_level",
-    "lr",
-    "device",
-)
-"""The settings that most people need, for the page of --help."""
 
 
 def parser() -> Parser:
@@ -49,7 +36,7 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
-    arguments.add_settings(p, DistillConfig, COMMON)
+    arguments.add_options(p, DistillConfig)
     return p
 
 

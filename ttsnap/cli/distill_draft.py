@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ttsnap.distill.draft.config import DraftConfig
     from ttsnap.distill.draft.prompts import Prompts
 
-HELP = "train a draft LoRA, which guesses early what each seed becomes"
 DESCRIPTION = """Train a LoRA that guesses, in one call without guidance, where the model's own sampler ends.
 
 The first x0 estimates of a seed are blurred, so that their rewards rank seeds badly. A draft shows the image that a
@@ -39,8 +38,6 @@ examples:
       --config sd35/config.yaml --trust --prompts-file prompts.txt --out again
   ttsnap generate "two red circles" --draft mine/draft:2
 """
-COMMON = ("model", "trajectories.count", "training.rank", "training.steps", "evaluation.reward", "evaluation.prompts")
-"""The settings that most people need, for the page of --help."""
 _NO_CONFIG = ("trust", "out", "prompts_file", "device", "dtype")
 
 
@@ -63,7 +60,7 @@ def parser() -> Parser:
         ),
     )
     arguments.add_options(p, ModelOptions, "device", "dtype")
-    arguments.add_settings(p, DraftConfig, COMMON)
+    arguments.add_options(p, DraftConfig)
     return p
 
 
@@ -125,8 +122,10 @@ def _prompts(a: Arguments, config: DraftConfig) -> tuple[Prompts, tuple[str, ...
         if a.model not in (EMBEDDED, TURBO):
             raise ValueError(f"model {a.model} needs --prompts-file FILE, thousands of prompts, one a line")
         return SceneCaptions(config.trajectories.seed), tuple(sample_prompts(wanted, config.evaluation.seed))
-    prompts = common.canonical(common.read_prompts(a, "distill-draft"), a.model)
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    from ttsnap.pipelines import recommended
+
+    canonical = recommended(a.model).canonical
+    texts = list(dict.fromkeys(canonical(prompt.text) for prompt in common.read_prompts(a, "distill-draft")))
     if len(texts) <= wanted:
         raise ValueError(
             f"{a.prompts_file} holds {len(texts)} different prompts, of which {wanted} are held out "

@@ -16,7 +16,6 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
-HELP = "say what is here, what a minute buys, and what is wrong"
 DESCRIPTION = """Say what is here, what a minute of search buys, and what is wrong, one line each.
 
 It shows the device and its memory, whether bfloat16 is fast on it, which extras are installed, and how many

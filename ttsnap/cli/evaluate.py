@@ -9,7 +9,6 @@ from ttsnap.cli.loading import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.options.model import ModelOptions
 
-HELP = "measure a reward on noisy estimates of recordings"
 DESCRIPTION = """Score recorded estimates by a reward, and compare with the base reward's scores of the finished images.
 
 Per noise level: rank correlation within a prompt, how often the best seed survives a cut to the best quarter and what

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ttsnap.algorithms import make_algorithm, own_algorithm
+from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
 from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
@@ -16,15 +16,13 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
-from ttsnap.files.pictured import blanks
 from ttsnap.options.call import PictureOptions, VideoOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import SearchRequest, reward_tuple
+from ttsnap.request.request import Prepared, prepare
 
-HELP = "find the best image for a prompt under a budget"
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
 
 examples:
@@ -91,52 +89,36 @@ def run(a: Arguments) -> int:
     from ttsnap.results.folders import reserved
 
     # What can be refused is refused before the model is loaded.
-    requests, videos = _requests(a), arguments.read(VideoOptions, a)
+    searches, videos = _searches(a), arguments.read(VideoOptions, a)
     if videos.video_format == "mp4":
         from ttsnap.results.media import require_av
 
         require_av("--video-format mp4")
-    prompts = requests[a.algorithm].prompts
+    prompts = searches[a.algorithm].prompts
     name = Path(a.prompts_file).stem if a.prompts_file and len(prompts) > 1 else prompts[0].text
     with left_by_sigterm(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
-        return _generate(a, requests, videos, out)
+        return _generate(a, searches, videos, out)
 
 
-def _requests(a: Arguments) -> dict[str, SearchRequest]:
+def _searches(a: Arguments) -> dict[str, Prepared]:
     """The searches by the names of their algorithms, that of --algorithm first. ValueError for what does not fit."""
     prompts = common.read_prompts(a, "generate", a.task)
     if a.compare == a.algorithm:
         raise ValueError(f"--compare {a.compare} is the algorithm itself; name another")
-    search = own_algorithm(a.algorithm)
-    algorithm = make_algorithm(search, **a.options)
-    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a), algorithm=algorithm)
-    first = SearchRequest(
-        tuple(prompts),
-        replace(engine, call={**engine.call, **blanks(prompts[0].inputs)}),
-        search,
-        common.budget_of(a),
-        a.seed,
-        a.keep,
-        a.options,
-        a.shared,
-        a.utility,
-        reward_tuple(common.report_of(a)),
-        a.diverse,
-        a.diversity,
-        a.likeness,
-        reward_tuple(a.require),
-    )
-    first = replace(first, prompts=tuple(common.canonical(prompts, a.model)))
-    common.check_affordable(first.budget, engine)
-    if not a.compare:
-        return {a.algorithm: first}
-    return {a.algorithm: first, a.compare: replace(first, search=own_algorithm(a.compare), options={})}
+    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a))
+    first = common.asked(a, prompts, own_algorithm(a.algorithm), engine)
+    asked = {a.algorithm: first}
+    if a.compare:
+        asked[a.compare] = replace(first, search=own_algorithm(a.compare), options={})
+    searches = {name: common.prepared(request) for name, request in asked.items()}
+    common.check_affordable(searches[a.algorithm])
+    return searches
 
 
-def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: VideoOptions, out: Path) -> int:
+def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptions, out: Path) -> int:
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
-    pipe, first = common.loaded(a, requests[a.algorithm], devices)
+    pipe, first = common.loaded(a, searches[a.algorithm], devices)
     from ttsnap.pipelines import recommended, searching  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
 
@@ -144,13 +126,14 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
     stock = first.engine.sampler.stock and a.task == TEXT
     runs: list[AlgorithmRun] = []
     with StopOnSignal() as stop:
-        for name, request in requests.items():
+        for name, search in searches.items():
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
             try:
-                loaded = replace(request, engine=first.engine, report=first.report)
-                outcome = searching.run(loaded, pipe, devices, should_stop=stop)
+                asked = prepare(replace(search.request, report=first.request.report), searching.decisions_of(pipe))
+                loaded = replace(asked.engine, model=first.engine.model, rewards=first.engine.rewards)
+                outcome = searching.run(replace(asked, engine=loaded), pipe, devices, should_stop=stop)
             except (ValueError, RuntimeError) as error:
                 if not runs:
                     raise
@@ -169,9 +152,9 @@ def _generate(a: Arguments, requests: Mapping[str, SearchRequest], videos: Video
         describe(runs[0], index, written[0][index], plain, a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
-            if (shown := showcase_of(requests[a.algorithm], recommended(a.model).call)) is not None:
+            if (shown := showcase_of(first, recommended(a.model).call)) is not None:
                 print(f"  {shown.words}")
     if count > 1:
         tabulate(out, runs)
     print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
-    return int(bool(first.require) and not all(result.images for run in runs for result in run.results))
+    return int(bool(first.gate) and not all(result.images for run in runs for result in run.results))

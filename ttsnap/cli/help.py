@@ -57,80 +57,40 @@ def _in_a_line(action: argparse.Action) -> argparse.Action:
     short = copy.copy(action)
     text = (action.help or "").split(" (default: ")[0]
     room = shutil.get_terminal_size().columns - 2 - COLUMN
-    if len(text) > room:
-        text = textwrap.shorten(text, room, placeholder=" ...")
-    short.help, short.default = text, argparse.SUPPRESS
+    short.help = textwrap.shorten(text, room, placeholder=" ...") if len(text) > room else text
     return short
 
 
-def is_needed(action: argparse.Action) -> bool:
-    """Whether an option must be given, on the command line or in a file."""
-    return bool(getattr(action, "needed", False))
+def metavar(hint: Any, dest: str) -> str:
+    """The placeholder of a value of this type."""
+    kinds = [] if hint is None else [kind for kind in kinds_of(hint) if kind is not type(None)]
+    if len(kinds) == 1 and kinds[0] in _METAVARS:
+        return _METAVARS[kinds[0]]
+    return "[ITEM,...]" if get_origin(hint) in (list, tuple) else re.split(r"[._]", dest)[-1].upper()
+
+
+def with_default(text: str, default: Any) -> str:
+    """The help of an option with its default, as one would type it, where that says something."""
+    nothing = default is False or default in (None, [], (), {}, "", argparse.SUPPRESS)
+    if nothing or "default" in text:
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    return type(text)(f"{text} (default: {shown})")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps line breaks of descriptions, and leaves out types and defaults that say nothing."""
+    """A short usage, and paragraphs that are wrapped."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
         super().__init__(prog, **{**settings, "max_help_position": COLUMN})
 
     def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
-        """`ttsnap COMMAND`, what has to be given, and [options]."""
-        words = [self._prog]
-        for action in actions:
-            if isinstance(action, argparse._SubParsersAction):
-                words.append("COMMAND [options]")
-            elif not action.option_strings:
-                words.append(self._format_args(action, action.dest.upper()))
-            elif is_needed(action):
-                value = self._format_args(action, self._get_default_metavar_for_optional(action))
-                words.append(f"{action.option_strings[0]} {value}")
-        more = [] if "COMMAND [options]" in words else ["[options]"]
-        super().add_usage(" ".join([*words, *more]), [], *args, **kwargs)
+        """`ttsnap COMMAND [options]`, and what stands without a flag."""
+        self._prog += " [options]"
+        super().add_usage(usage, [action for action in actions if not action.option_strings], *args, **kwargs)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Paragraphs are wrapped; one with indented lines is left as it is."""
+        """One with indented lines is left as it is."""
         paragraphs = text.strip("\n").split("\n\n")
         filled = [p if re.search(r"^\s", p, re.M) else textwrap.fill(p, width) for p in paragraphs]
         return textwrap.indent("\n\n".join(filled), indent) + "\n"
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        value = self._metavar_formatter(action, default_metavar)(1)[0]
-        return {"+": f"{value} ...", "*": f"[{value} ...]"}.get(
-            str(action.nargs), super()._format_args(action, default_metavar)
-        )
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        hint = getattr(action, "hint", None)
-        kinds = [] if hint is None else [kind for kind in kinds_of(hint) if kind is not type(None)]
-        if len(kinds) == 1 and kinds[0] in _METAVARS:
-            return _METAVARS[kinds[0]]
-        if get_origin(hint) in (list, tuple):
-            return "[ITEM,...]"
-        return re.split(r"[._]", action.dest)[-1].upper()
-
-    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
-        return action.dest.upper()
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        default = action.default
-        if is_needed(action) and action.option_strings and default is not argparse.SUPPRESS:
-            return f"{text} (required)"
-        special = isinstance(action, argparse._SubParsersAction | argparse._HelpAction) or not action.option_strings
-        nothing = default is False or default in (None, [], (), {}, "", argparse.SUPPRESS)
-        if special or nothing or "default" in text:
-            return text
-        # As one would type it.
-        return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
-
-    def _format_action(self, action: argparse.Action) -> str:
-        text = super()._format_action(action)
-        # Without the line above the list of commands, which repeats the usage.
-        return text.split("\n", 1)[1] if isinstance(action, argparse._SubParsersAction) else text
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"

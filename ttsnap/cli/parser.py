@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_origin
 import yaml
 
 from ttsnap.cli.configs import read_config, settings_in
-from ttsnap.cli.help import Formatter, is_needed, page
+from ttsnap.cli.help import Formatter, metavar, page, with_default
 from ttsnap.core.names import did_you_mean
 from ttsnap.files.plain_yaml import parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
@@ -49,9 +49,13 @@ class _Store(argparse.Action):
     def __init__(self, *args: Any, type: Any = None, required: bool = False, again: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         self.hint, self.needed, self.again = type, required, again
+        self.metavar = self.metavar or metavar(type, self.dest)
+        if self.option_strings:
+            text = self.help or ""
+            self.help = text.__class__(f"{text} (required)") if required else with_default(text, self.default)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        name = option_string or str(self.metavar or self.dest)
+        name = option_string or str(self.metavar)
         value: object
         if option_string is not None and option_string not in self.option_strings:
             keys = option_string.removeprefix(f"{self.option_strings[0]}.").split(".")
@@ -160,7 +164,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _missing(self, given: Mapping[str, Any]) -> list[str]:
-        needed = [action.dest for action in self._actions if is_needed(action)]
+        needed = [action.dest for action in self._actions if getattr(action, "needed", False)]
         return [name.rpartition(".")[2].upper() for name in needed if given.get(name) is None]
 
     def print_help(self, file: Any = None) -> None:

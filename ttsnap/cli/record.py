@@ -13,20 +13,20 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
+from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import HOT, SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import EngineSpec
+from ttsnap.request.request import EngineSpec, SearchRequest
 
 if TYPE_CHECKING:
     from ttsnap.files.settings import Json
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.looks import Against
 
-HELP = "keep the scores of many seeds, to study searches on"
 DESCRIPTION = """Denoise every seed of every prompt to the end, score the estimates on the way, and keep the scores.
 
 Searches can then be replayed, compared and tuned without a model. Ctrl-C and SIGTERM are safe: the unit of work at
@@ -99,8 +99,12 @@ def run(a: Arguments) -> int:
     common.opening().placement(a.device, a.dtype)  # says that torch is loaded
     from ttsnap.recordings.folder import RECORDING, progress
 
-    spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None), what.keep)
-    asked = spec, common.canonical(prompts, a.model), (out := Path(a.out)), what
+    sampler = arguments.read(SamplerOptions, a).drafted_by(None)
+    engine = common.engine_spec(a, prompts, sampler, what.keep)
+    search = common.prepared(SearchRequest(tuple(prompts), engine, "keep-all", Budget(), what.seed))
+    # One recording is of one engine, which notes the pictures of the first prompt.
+    spec = dataclasses.replace(search.engine, call={**search.engine.call, **prompts[0].inputs})
+    asked = spec, search.prompts, (out := Path(a.out)), what
     make = _alone(*asked) if workers == WorkerOptions() else _together(*asked, workers)
 
     def safe() -> str:
@@ -127,7 +131,7 @@ def _alone(spec: EngineSpec, prompts: Sequence[Prompt], out: Path, what: RecordO
     """Load the model and be ready to record in this process."""
     from ttsnap.recordings.record import record
 
-    model = spec.model or ModelOptions()
+    model = spec.model
     rewards = common.load_rewards(spec.rewards, device=common.opening().placement(model.device, model.dtype)[0])
     _check(prompts, out, what, rewards=[r.name for r in rewards])
     pipe = common.load_model(model.model, model.device, model.dtype, loras=model.loras, task=model.task)
@@ -153,7 +157,7 @@ def _together(
         from ttsnap.pipelines.engine_factory import EngineBuilder
         from ttsnap.pipelines.opening import settled
 
-        model = spec.model or ModelOptions()
+        model = spec.model
         if not on_gpus(model.device, by.workers):  # one dtype, whatever each worker's CPU multiplies
             model = settled(model, "cpu")
         builder = EngineBuilder(dataclasses.replace(spec, model=model))

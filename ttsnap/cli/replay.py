@@ -16,7 +16,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import HOT
-from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,6 @@ WITH_FILES = ("image", "mask_image", "control_image")
 """Arguments of the models' calls that are pictures, and files here."""
 REPLAYS = "replays"
 """The folder beside an image that its replay goes to, where no pattern that found the image finds the replay."""
-HELP = "make images again, each from its PNG"
 DESCRIPTION = """Make images again, each alone, from the metadata in its PNG.
 
 One that was made of pictures notes their digests: name the pictures again, by --image and the like.
@@ -167,11 +166,12 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     path, record = wanted.path, wanted.record
     before = wanted.pixels().astype(np.int16)
     call = {**record.call, **wanted.pictures}
-    pipe.own_defaults = ModelDefaults()  # the PNG says all; what the model recommends may have changed since
     check_call(pipe, call, wanted.task)
-    engine = EngineSpec(None, (_no_reward,), replace(record.sampler, draft=draft), call=call)
+    engine = EngineSpec(ModelOptions(record.model), (_no_reward,), replace(record.sampler, draft=draft), call=call)
     prompt, seed = Prompt(record.image.prompt), record.image.seed
-    found = run(SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1}), pipe)
+    asked = SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1})
+    # The PNG says all; what the model recommends may have changed since.
+    found = run(prepare(asked, ModelDefaults()), pipe)
     made = found.results[0].best.pixels
     place.parent.mkdir(exist_ok=True)
     outputs.save_made(place, made, record)
@@ -181,7 +181,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     print(f"wrote {place}; largest difference from {path.name}: {abs(before - after).max()} of 255")
 
 
-def _check_pictures(path: Path, noted: Mapping[str, str | list[str]], given: Mapping[str, str | list[str]]) -> None:
+def _check_pictures(path: Path, noted: Mapping[Any, str | list[str]], given: Mapping[str, str | list[str]]) -> None:
     """ValueError unless the pictures given are those that the file was made of, by their digests."""
     for name in (*noted, *given):
         option = f"--{name.replace('_', '-')}"

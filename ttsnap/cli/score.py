@@ -10,7 +10,6 @@ from ttsnap.cli.signals import left_by_sigterm
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.search import SearchOptions
 
-HELP = "rank the images of a folder by a reward"
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
 
 The images themselves are only read: none is moved, renamed, changed or deleted. Prompts come from --prompt (one for

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
     from ttsnap.service.server import GenerationServer
 
 VIDEOS = "serving videos, as .mp4 where clients say nothing,"
-HELP = "serve image generation over HTTP, as OpenAI's images API"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 
 The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what
@@ -132,7 +131,7 @@ def run(a: Arguments) -> int:
     from ttsnap.pipelines import makes_videos
     from ttsnap.request.searches import searches_of
     from ttsnap.results.media import require_av
-    from ttsnap.service.opening import bound_kernels, canonical_of, offer_of, offered, traces_of_environment
+    from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
 
     bound_kernels()
     limits, traces = arguments.read(ServiceLimits, a), traces_of_environment()
@@ -146,7 +145,7 @@ def run(a: Arguments) -> int:
         if offer.frames_every is not None:  # also of a hub id
             require_av(VIDEOS)
         with common.listening(a), loading("the service"):
-            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), canonical_of(a.model), store, traces)
+            server = GenerationServer(made, offer, limits, keys, (a.host, a.port), store, traces)
         log_to_stderr(requests=not a.no_access_log, lines=a.log_format)
         _serve(server, offer, keys)
     print("stopped")

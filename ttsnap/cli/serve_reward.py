@@ -8,7 +8,6 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
 from ttsnap.options.model import ModelOptions
 
-HELP = "serve a reward over HTTP, to other machines too"
 DESCRIPTION = """Serve a reward over HTTP; a search uses it as --reward http://HOST:PORT.
 
 There is no authentication: leave --host at 127.0.0.1, or open it in a network that you trust.

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ttsnap.recordings.replay import Recording
     from ttsnap.simulation.simulate import Curve
 
-HELP = "compare policies over a recording, in seconds"
 DESCRIPTION = """Compare policies over a recording: what each would have found at each budget, without a model.
 
 A row of the table is a budget per prompt, a column a policy: the mean reward of the image that it returns, with its

@@ -31,7 +31,6 @@ PRUNING = "seed-pruning"
 """The algorithm whose schedule is fitted."""
 DEFAULT = "seed pruning as it is by default"
 """The schedule to beat, in words."""
-HELP = "fit a pruning schedule to a recording"
 DESCRIPTION = """Fit a pruning schedule (when to check, how many to keep) to a recording.
 
 Where the recording holds drafts of the initial noise (`ttsnap record --draft`), what share of the cost they are to

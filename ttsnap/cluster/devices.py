@@ -14,7 +14,6 @@ from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.engine.live import LiveEngine
 from ttsnap.extras import install
 from ttsnap.options.engine import DeviceOptions
-from ttsnap.options.model import ModelOptions
 from ttsnap.request.request import EngineSpec
 
 if TYPE_CHECKING:  # Ray is imported only where it is needed
@@ -65,7 +64,7 @@ def clustered(
     builder: gives the function that makes the engine of a spec, which is sent to the devices. ValueError without Ray,
     where no cluster answers, and for too few devices.
     """
-    device = (spec.model or ModelOptions()).device
+    device = spec.model.device
     with hosts(options, torch.device(device).type) as devices:
         from ttsnap.cluster.ray_pool import RayPool
 

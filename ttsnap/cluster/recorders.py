@@ -25,7 +25,6 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.settings import Json
-from ttsnap.options.model import ModelOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import begun_block, shard_path
 from ttsnap.recordings.header import Unit
@@ -94,7 +93,7 @@ def record(
     may have been begun with another number of workers, or with none. Raises ValueError, in addition to the reasons
     of that function, where a unit costs several workers.
     """
-    gpu = on_gpus((builder.spec.model or ModelOptions()).device, workers)
+    gpu = on_gpus(builder.spec.model.device, workers)
     with closing(Hosts(workers, gpu=gpu)) as hosts:
         pool = RayPool(hosts, partial(RecordingActor, builder, Path.cwd()))
         setup, making = recorded_by(pool, [Prompt.of(prompt) for prompt in prompts], folder.resolve(), options)

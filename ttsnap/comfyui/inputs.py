@@ -21,9 +21,10 @@ from ttsnap.files.reading import parse_object, read_object
 from ttsnap.files.settings import Word, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.request.searches import kernel_for, search_of
 from ttsnap.results.rank import scored
 from ttsnap.reward_models.registry import REWARDS, check_names
@@ -124,10 +125,10 @@ def _default(what: Any, options: Any = None) -> Any:
     return (options or {}).get("default", choices[0] if choices else None)
 
 
-def request_of(
+def search_by(
     prompt: str, rewards: Sequence[Weighted], sampler: str, algorithm: str, options: str, budget: Budget | None,
     seed: int, keep: int, batch_size: int,
-) -> SearchRequest:  # fmt: skip
+) -> Prepared:  # fmt: skip
     """The search that a node asks for. Its utility is the weighted sum of the rewards.
 
     options: of the algorithm, a JSON object or nothing. batch_size: 0 for any. ValueError for options that the
@@ -139,9 +140,10 @@ def request_of(
         raise ValueError(f"{algorithm} branches candidates, or takes them back, which the sampler {sampler} cannot do; "
                          f"choose the sampler 'ttsnap: {kernel}'")  # fmt: skip
     how, batches = SamplerOptions(KERNELS.get(sampler, "pipeline")), EngineOptions(batch_size=batch_size or None)
-    spec = EngineSpec(None, tuple(each.reward for each in rewards), how, batches)
+    spec = EngineSpec(ModelOptions("ComfyUI"), tuple(each.reward for each in rewards), how, batches)
     weights = [each.weight for each in rewards]
-    return SearchRequest((Prompt(prompt),), spec, search, budget or USUAL, seed, keep, utility=weights)
+    asked = SearchRequest((Prompt(prompt),), spec, search, budget or USUAL, seed, keep, utility=weights)
+    return prepare(asked, ModelDefaults())
 
 
 def frames(images: Sequence[Candidate]) -> Tensor:

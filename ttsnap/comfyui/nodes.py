@@ -18,10 +18,9 @@ from torch import Tensor
 
 from ttsnap.comfyui import inputs
 from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
-from ttsnap.core.grid import Grid
+from ttsnap.core.particles import Utility
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import Listener, SearchSpec
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
@@ -74,27 +73,19 @@ class Progress:
     returns: whether it then ends with its best image. A second time it is stopped even so.
     """
 
-    def __init__(self, spec: SearchSpec, *, returns: bool) -> None:
-        self.spec, self.returns, self.cancelled = spec, returns, False
-        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(spec.utility), 0.0, 0.0
+    def __init__(self, utility: Utility, *, returns: bool) -> None:
+        self.returns, self.cancelled = returns, False
+        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(utility), 0.0, 0.0
 
-    def listener(self, grid: Grid) -> Listener:
+    def listen(self, event: Event, cap: Budget) -> None:
         """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations of all moves."""
-        cap = self.spec.budget.on(grid)
-
-        def listen(event: Event) -> None:
-            self.spent += event.nfe * (event.kind == "tick")
-            self.planned += event.nfe * (event.kind == "move")
-            timed = (event.seconds, cap.seconds) if cap.nfe is None and cap.seconds is not None else None
-            self.show(event, *(timed or (self.spent, cap.nfe or max(self.planned, 1))))
-
-        return listen
-
-    def show(self, event: Event, done: float, whole: float) -> None:
-        picture = self.pictures.take(event)
-        preview = None if picture is None else ("JPEG", picture, None)
+        self.spent += event.nfe * (event.kind == "tick")
+        self.planned += event.nfe * (event.kind == "move")
+        picture, done = self.pictures.take(event), (self.spent, cap.nfe or max(self.planned, 1))
+        if cap.nfe is None and cap.seconds is not None:
+            done = event.seconds, cap.seconds
         try:
-            self.bar.update_absolute(done, whole, preview)
+            self.bar.update_absolute(*done, picture and ("JPEG", picture, None))
         except model_management.InterruptProcessingException:
             if not self.returns or self.cancelled:
                 raise
@@ -134,8 +125,7 @@ class Progress:
     io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
     io.Int.Output(display_name="seeds", is_output_list=True),
     io.Float.Output(display_name="scores", is_output_list=True),
-    io.String.Output(display_name="report", tooltip="What was found and spent."),
-)  # fmt: skip
+    io.String.Output(display_name="report", tooltip="What was found and spent."))  # fmt: skip
 def search_sampler(
     model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], vae: Any, reward: tuple[Weighted, ...],
     prompt: str, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float, algorithm: str,
@@ -143,7 +133,7 @@ def search_sampler(
     batch_size: int = 0, previews: str = "vae", on_cancel: str = "stop",
 ) -> Sequence[Any]:  # fmt: skip
     """Search as KSampler would sample: its latent, noise, sigmas, and mask."""
-    request = inputs.request_of(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
+    request = inputs.search_by(prompt, reward, sampler_name, algorithm, options, budget, seed, keep, batch_size)
     name = "euler" if sampler_name in KERNELS else sampler_name
 
     def sigmas(of: int) -> Tensor:
@@ -169,11 +159,11 @@ def search_sampler(
         whole, rest = finishing(drafter.finish, sigmas, steps, model.model)
         again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
     drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
-    progress = Progress(request.spec, returns=on_cancel == RETURN)
+    progress = Progress(request.utility, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
         latent_image.get("noise_mask"), drafts, rest, previewer,
-    ).run(progress.listener, progress.should_stop if progress.returns else None)  # fmt: skip
+    ).run(progress.listen, progress.should_stop if progress.returns else None)  # fmt: skip
     known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
     report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
@@ -217,7 +207,7 @@ def search_budget(images: float, evaluations: int, decodes: int, seconds: float)
 ], DRAFTER.Output(display_name="drafter"))  # fmt: skip
 def search_drafter(
     model: Any, cfg: float, calls: int, first_time: float, finish: float = 0.0, finish_steps: int = 0
-) -> Sequence[Any]:
+) -> Any:
     guider = comfy.samplers.CFGGuider(model.clone())
     guider.set_cfg(cfg)
     return [GuiderDrafter(guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None)]
@@ -232,11 +222,8 @@ def search_drafter(
 ],
     io.Latent.Output(display_name="latent"), io.Image.Output(display_name="images"),
     io.Float.Output(display_name="scores", is_output_list=True, tooltip="Of the images that are taken."),
-    io.String.Output(display_name="report", tooltip="All scores, to read."),
-)  # fmt: skip
-def pick_best(
-    images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: dict[str, Any] | None = None
-) -> Sequence[Any]:
+    io.String.Output(display_name="report", tooltip="All scores, to read."))  # fmt: skip
+def pick_best(images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: int, latent: Any = None) -> Any:
     scores, report = inputs.values_of(images, prompt, reward)
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
     if latent is not None:

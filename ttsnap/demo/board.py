@@ -104,12 +104,6 @@ class Board:
         seen = [lane for lane in self.lanes.values() if lane.reached in lane.pictures]
         return max(seen, key=lambda lane: (lane.value, -lane.uid), default=None)
 
-    @property
-    def rows(self) -> list[int]:
-        """Steps with scores, and those that candidates go to."""
-        scored = {step for lane in self.lanes.values() for step in lane.scores}
-        return sorted(scored | {lane.aim for lane in self.lanes.values() if lane.state == "going"})
-
     def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
         """Apply an event of the search. picture, large: its image as data URIs. right: as in `Lane`."""
         self.seconds = max(self.seconds, event.seconds)
@@ -179,11 +173,6 @@ class Board:
         self.drop(list(self.lanes))
         if self.curve:
             self.curve.append(self.curve[-1]._replace(nfe=max(self.spent.nfe, self.curve[-1].nfe)))
-
-    @property
-    def best_uid(self) -> int:
-        """The candidate with the best finished image; -1 where there is none yet."""
-        return -1 if self.best is None else self.best.uid
 
     def placed(self) -> tuple[Origins, dict[CandidateAtStep, int]]:
         """The looks that are shown, each with its origin, and their columns: those that were scored, and where

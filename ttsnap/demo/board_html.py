@@ -15,9 +15,9 @@ PICTURE_SHARE = 0.42
 """The middle of a picture, as a share of its row's height: the score stands below."""
 
 
-def render_board(board: Board, title: str = "", winner: int | None = None) -> str:
-    """The board. winner: the uid with a frame, by default of the best finished candidate. All text is escaped."""
-    table = Table(board, board.best_uid if winner is None else winner)
+def render_board(board: Board, title: str = "") -> str:
+    """The board. All text is escaped."""
+    table = Table(board)
     if not table.rows:
         return f'<div class="tt-board">{_head(board, title, 0)}{line("idle", "waiting for the first scores")}</div>'
     labels = '<div class="tt-row tt-corner" style="grid-row:1"><small>seed</small></div>'
@@ -46,13 +46,14 @@ def _head(board: Board, title: str, shown: int) -> str:
 class Table:
     """The grid of a board: its columns, its rows, and their parts as HTML."""
 
-    def __init__(self, board: Board, winner: int) -> None:
-        self.board, self.winner = board, winner
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.winner = -1 if board.best is None else board.best.uid
         self.shown, self.columns = board.placed()
         self.rows = sorted({look.step for look in self.shown if look.step >= 0})
         self.row = {step: place for place, step in enumerate(self.rows)}
         self.left = {origin for origin in self.shown.values() if origin is not None}
-        won = CandidateAtStep(winner, board.steps)
+        won = CandidateAtStep(self.winner, board.steps)
         self.golden = set(chain(won, self.shown)) if won in self.shown else set[CandidateAtStep]()
         scores = [v for lane in board.lanes.values() for v in lane.scores.values() if math.isfinite(v)]
         self.low, self.high = (min(scores), max(scores)) if scores else (0.0, 1.0)

@@ -13,7 +13,6 @@ from ttsnap.algorithms import ALGORITHMS, GROUPS
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
-from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Count, FieldError, Positive, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
@@ -21,7 +20,7 @@ from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.limits import SearchLimits, whole
 from ttsnap.request.offer import Offer, SearchFields, request_of
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
@@ -137,20 +136,14 @@ def baseline(request: SearchRequest) -> SearchRequest:
     )
 
 
-def picture_of(request: SearchRequest) -> Picture | None:
-    """The picture that a search redraws, if any."""
-    picture = request.prompt.inputs.get("image")
-    return picture if isinstance(picture, Picture) else None
-
-
 def task_of(request: SearchRequest) -> str | None:
     """The task of a search with a picture; None without one."""
-    return None if picture_of(request) is None else REDRAW
+    return REDRAW if "image" in request.prompt.inputs else None
 
 
-def aspect_of(request: SearchRequest) -> float:
+def aspect_of(request: Prepared | SearchRequest) -> float:
     """The width of its images by their height; 1 where the call does not say."""
-    width, height = request.call.get("width"), request.call.get("height")
+    width, height = request.engine.call.get("width"), request.engine.call.get("height")
     return width / height if width and height else 1.0
 
 

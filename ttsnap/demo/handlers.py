@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,29 +30,10 @@ from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-REQUIRED = inspect.Parameter.empty
-FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep"), REQUIRED),
-    "size": None,
-    "model": "",
-    "negative": "",
-    "guidance": None,
-    "draft": False,
-    "picture": None,
-    "strength": 0.7,
-    "diverse": False,
-}
-"""Defaults of the form's fields, in the order of the API's arguments."""
+FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "size", "model", "negative", "guidance",
+          "draft", "picture", "strength", "diverse")  # fmt: skip
+"""The form's fields, in the order of the API's arguments."""
 MOST_WISHES = 1000
-
-
-@contextmanager
-def refusals(title: str) -> Iterator[None]:
-    """A ValueError inside is shown in a box over the page."""
-    try:
-        yield
-    except ValueError as error:
-        raise _box(str(error), title) from None
 
 
 def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
@@ -65,10 +45,20 @@ def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
 def _of_the_form(run: Handler) -> Handler:
     """Gives a handler a signature with the form's fields, of which gradio makes the API's arguments."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    named = [inspect.Parameter(name, kind, default=default) for name, default in FIELDS.items()]
+    named = [inspect.Parameter(name, kind, default=None) for name in FIELDS]  # what the page has goes first
     handler, request, *_ = inspect.signature(run).parameters.values()
     vars(run)["__signature__"] = inspect.Signature([handler, request, *named])
     return run
+
+
+@dataclass(eq=False)
+class Running:
+    """A search of a session."""
+
+    wishes: list[Wish] | None
+    """The visitor's; None where it takes none."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Ends it."""
 
 
 @dataclass
@@ -80,54 +70,53 @@ class Handlers:
     models: Models
     root: Path
     """The folder of this server's files: the cache, and one folder for each running search."""
-    stops: dict[str, set[threading.Event]] = field(default_factory=dict)
-    """Events that end searches, by session."""
-    wishes: dict[str, list[Wish]] = field(default_factory=dict)
-    """Wishes for the running search, by session."""
-
-    # --- searching ------------------------------------------------------------------------------------------------
+    running: dict[str, Running] = field(default_factory=dict)
+    """By session."""
 
     @_of_the_form
     def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
-        yield from self._run(request, values, compare=False)
+        wishes: list[Wish] = []
+        yield from self._run(request, values, partial(self._searched, wishes=wishes), _NOTHING, wishes)
 
     @_of_the_form
     def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Best-of-N and the chosen algorithm on the same budget and seeds, evaluation by evaluation."""
-        yield from self._run(request, values, compare=True)
+        yield from self._run(request, values, partial(self._searched, compare=True), _NOTHING)
 
     def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """The comparison from 20 random first seeds; streams the tally and a line."""
-        draw = random.SystemRandom()
-        with self._stoppable(request) as stop:
-            try:
-                wanted = self._read(values)
-                firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
-                for page, status in tally(wanted, firsts, self.models, self.limits, stop):
-                    yield page, line("word", status), gr.update(interactive=True)
-                yield gr.skip(), gr.skip(), gr.update(interactive=False)
-            except Exception as error:
-                stage, raised = _failed(error)
-                yield stage, line("word", ""), gr.update(interactive=False)
-                raise raised from None
+        yield from self._run(request, values, self._tallied, ())
 
-    def _run(self, request: gr.Request, values: tuple[Any, ...], *, compare: bool) -> Iterator[tuple[Any, ...]]:
-        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.root))
-        with self._stoppable(request) as stop:
-            try:
-                wanted = self._read(values)
-                wishes: list[Wish] = []
-                if not compare:  # a comparison of algorithms takes none
-                    self.wishes[str(request.session_hash)] = wishes
-                for frame in stream(wanted, self.models, self.limits, stop, folder, compare=compare, wishes=wishes):
-                    yield _shown(frame)
-            except Exception as error:
-                stage, raised = _failed(error)
-                yield stage, line("word", ""), *_NOTHING, gr.update(interactive=False)
-                raise raised from None
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)  # downloads were copied to the cache
+    def _run(
+        self, request: gr.Request, values: tuple[Any, ...], frames: Callable[..., Iterator[Any]],
+        cleared: tuple[Any, ...], wishes: list[Wish] | None = None,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+        """Stream frames(request, stop). cleared: what an error leaves between the line of status and the button."""
+        session = str(request.session_hash)
+        mine = self.running[session] = Running(wishes)
+        try:
+            yield from frames(self._read(values), mine.stop)
+        except Exception as error:
+            stage, raised = _failed(error)
+            yield stage, line("word", ""), *cleared, gr.update(interactive=False)
+            raise raised from None
+        finally:
+            mine.stop.set()
+            if self.running.get(session) is mine:
+                del self.running[session]
+
+    def _searched(self, wanted: SearchRequest, stop: threading.Event, **how: Any) -> Iterator[tuple[Any, ...]]:
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self.root) as folder:  # downloads are copied to the cache
+            for frame in stream(wanted, self.models, self.limits, stop, Path(folder), **how):
+                yield _shown(frame)
+
+    def _tallied(self, wanted: SearchRequest, stop: threading.Event) -> Iterator[tuple[Any, ...]]:
+        draw = random.SystemRandom()
+        firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
+        for page, status in tally(wanted, firsts, self.models, self.limits, stop):
+            yield page, line("word", status), gr.update(interactive=True)
+        yield gr.skip(), gr.skip(), gr.update(interactive=False)
 
     def _read(self, values: tuple[Any, ...]) -> SearchRequest:
         """The search request. ValueError for fields that are not allowed."""
@@ -136,24 +125,10 @@ class Handlers:
             fields["picture"] = files.read_bytes(fields["picture"], self.limits.upload, "picture")
         return form.read(fields, self.offer, self.limits)
 
-    @contextmanager
-    def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
-        """An event that the visitor's button sets, and the end of the block."""
-        session, stop = str(request.session_hash), threading.Event()
-        self.stops.setdefault(session, set()).add(stop)
-        try:
-            yield stop
-        finally:
-            stop.set()
-            self.stops[session].discard(stop)
-            if not self.stops[session]:
-                self.stops.pop(session, None)
-                self.wishes.pop(session, None)
-
     def stop(self, request: gr.Request) -> None:
         """End this visitor's search with its best finished image."""
-        for event in list(self.stops.get(str(request.session_hash), ())):
-            event.set()
+        if (running := self.running.get(str(request.session_hash))) is not None:
+            running.stop.set()
 
     def lead(self, request: gr.Request, event: gr.EventData) -> None:
         """Drop a candidate of this visitor's search, or finish it at once, as the board's button says."""
@@ -165,15 +140,17 @@ class Handlers:
         """Finish the best few candidates of this visitor's search, and end it."""
         self._wish(request, BEST, number=number)
 
-    @refusals("That cannot be done")
     def _wish(self, request: gr.Request, verb: Any, uid: Any = None, number: Any = None) -> None:
-        wish = form.read_wish(verb, uid, number, self.limits)
-        wishes = self.wishes.get(str(request.session_hash))
-        if wishes is None:
-            raise ValueError("no search of yours is running; press Search first")
-        if len(wishes) >= MOST_WISHES:
-            raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
-        wishes.append(wish)
+        running = self.running.get(str(request.session_hash))
+        try:
+            wish = form.read_wish(verb, uid, number, self.limits)
+            if running is None or running.wishes is None:
+                raise ValueError("no search of yours is running; press Search first")
+            if len(running.wishes) >= MOST_WISHES:
+                raise ValueError(f"a search takes {MOST_WISHES} wishes at most")
+        except ValueError as error:
+            raise _box(str(error), "That cannot be done") from None
+        running.wishes.append(wish)
 
     def surprise(self, model: Any) -> tuple[str, int]:
         """A random prompt for the model of the form, and a random seed."""

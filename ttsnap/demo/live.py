@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from ttsnap.algorithms.by_hand import ByHand, State, Wish
@@ -22,7 +21,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import fit
 from ttsnap.loop.search import search as search_dry
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results.record import SearchRecord
 
 LOOKS, MOST_ROWS = 40, 16
@@ -80,15 +79,15 @@ class LiveSearches(SearchThread):
         self.wishes = wishes
         """Of the visitor, a list that may grow meanwhile; None where the searches take none."""
         self.searches: list[RunningSearch] = []
-        """In the order of the requests, from before any of them begins."""
+        """In the order of the requests; none before the device is free."""
 
     def work(self) -> None:
         searches = [prepare(self.pipe, request, self.limits) for request in self.requests]
         for search in searches:
             search.view.board.wishes = self.wishes
-        self.news.put(partial(self.searches.extend, searches))
+        with self.lock:
+            self.searches = searches
         turns = Turns(len(searches))
-        self.start_clock(len(searches))
         threads = [
             threading.Thread(target=self._search, args=(place, search, turns), daemon=True)
             for place, search in enumerate(searches)
@@ -100,18 +99,19 @@ class LiveSearches(SearchThread):
 
     def _search(self, place: int, search: RunningSearch, turns: Turns) -> None:
         request, board = search.request, search.view.board
-        judge = self.models.judge(request.prompt.text, request.model)
+        judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
             search.recorder(event)
-            shown: dict[str, Any] = {"event": replace(event, picture=None, kept={})}  # tensors stay in this thread
+            shown: dict[str, Any] = {}
             if event.image is not None:
                 shown["picture"] = thumbnail_uri(event.image)
                 if event.step == search.grid.steps:
                     shown["right"] = judge(event.image)
                     if sum(event.scores) / len(event.scores) >= event.best - 1e-9:
                         shown["large"] = thumbnail_uri(event.image, LARGE)
-            self.news.put(partial(board.listen, **shown))
+            with self.lock:
+                board.listen(event, **shown)
             if event.kind == "tick":
                 turns.spend(place, event.nfe)
 
@@ -120,23 +120,22 @@ class LiveSearches(SearchThread):
             rows = _rows(self.pipe, request.budget)
             if (wishes := self.wishes) is not None:
                 algorithm = ByHand(request.algorithm, wishes=lambda: wishes, rows=rows or MOST_ROWS)
-                led = replace(request, search=algorithm, options={})
+                led = replace(request, algorithm=algorithm)
             else:
                 led = request
             result, record = run_search(self.pipe, led, self.should_stop, listen, rows)
         except Exception as error:  # as in `run`
-            self.news.put(error)
+            self.error = error
             return
         finally:
             turns.leave(place)
         if len(self.requests) > 1:  # the clock of the search went on while the other one ran
             seconds = turns.seconds[place]
             result = replace(result, spent=replace(result.spent, seconds=seconds, seconds_all_prompts=seconds))
-        record = replace(record, algorithm=request.label, options={})
         if taken := by_hand(result):
-            led = {"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]}
-            record = replace(record, by_hand=led)
-        self.news.put(partial(self._end, search, result, record))
+            record = replace(record, by_hand={"n": result.state.n, "taken": [[turn, *wish] for turn, wish in taken]})
+        with self.lock:
+            self._end(search, result, record)
 
     def _end(self, search: RunningSearch, result: Result, record: SearchRecord) -> None:
         """Show the result: the ledger has the last word on spending, the result on the winner."""
@@ -153,7 +152,7 @@ class LiveSearches(SearchThread):
         hand = f"{len(taken)} wish{'es' * (len(taken) != 1)} by hand carried out" if taken else ""
         view.note = "; ".join([*result.warnings, *filter(None, (why, hand))])
         if result.images:
-            view.winner = result.images[0].uid
+            board.best = board.lanes[result.images[0].uid]
             board.picture = thumbnail_uri(result.images[0].pixels, FULL)
             view.kept = tuple(
                 (thumbnail_uri(c.pixels, LARGE), f"{rank}. seed {board.lanes[c.uid].name}, reward {short(c.reward)}")
@@ -173,13 +172,13 @@ def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
     return result.state.taken if isinstance(result.state, State) else ()
 
 
-def why_unspent(request: SearchRequest, grid: Grid, spent: Spent) -> str:
+def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
     """A sentence on the evaluations that a search left over; "" where they are few, or another cap held."""
     allowed, taken, clock = request.budget.nfe, spent.nfe, spent.seconds / (request.budget.seconds or math.inf)
     if not allowed or max(clock, request.budget.share(spent.cost, spent.price)) > 1 - UNSPENT:
         return ""
-    head = f"{title_of(request)} ended after {taken:,g} of {allowed:,} evaluations"
-    meaning = next((option.text for option in options_of(request.label) if option.name == "n"), "")
+    head = f"{title_of(request.request)} ended after {taken:,g} of {allowed:,} evaluations"
+    meaning = next((option.text for option in options_of(request.request.label) if option.name == "n"), "")
     meaning = re.split("[;.]", meaning)[0]
     what = f" ({meaning})" if len(meaning.split()) > 2 or meaning == "seeds" else ""
     made: Any = request.algorithm

@@ -29,15 +29,13 @@ METERS = {
 
 @dataclass
 class View:
-    """One search on the page. Fields from `winner` to `kept` come at its end."""
+    """One search on the page. Its note and what it kept come at its end."""
 
     title: str
     board: Board
     allowed: Budget
     seconds: float
     """Time that the search may take."""
-    winner: int | None = None
-    """The uid of the winner."""
     note: str = ""
     """Warnings."""
     kept: tuple[tuple[str, str], ...] = ()
@@ -66,7 +64,7 @@ def render_stage(prompt: str, views: Sequence[View], status: str = "") -> str:
     many = len(views) > 1
     best = _wipe(views[0].source, views) + "".join(_best(view, many) for view in views)
     meters = "".join(_meters(view, i if many else None) for i, view in enumerate(views))
-    boards = "".join(render_board(v.board, v.title if many else "", v.winner) for v in reversed(views))
+    boards = "".join(render_board(v.board, v.title if many else "") for v in reversed(views))
     allowed = max(1 if view.allowed.seconds else view.allowed.nfe or 1 for view in views)
     chart = render_chart([(view.title, view.board) for view in views], allowed)
     head = line("prompt", prompt) + line("status", status)

@@ -10,24 +10,24 @@ from ttsnap.demo.form import drafts, task_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.option import Option, changed, options_of, values
 from ttsnap.options.sampler import NONE
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 
 PICTURE = "picture.png"
 """The name of the visitor's picture in these lines."""
 
 
-def python_lines(request: SearchRequest, device: str = "cpu", dtype: str = "float32") -> str:
+def python_lines(search: Prepared, device: str = "cpu", dtype: str = "float32") -> str:
     """Lines that run this search and save its winner."""
-    rewards = request.engine.rewards
+    rewards, request = search.engine.rewards, search.request
     arguments: dict[str, Any] = {
         "search": request.label,
         "reward": rewards[0] if len(rewards) == 1 else list(rewards),
-        "budget": str(request.budget),
-        **{option.name: value for option, value in _changed(request)},
+        "budget": str(search.budget),
+        **{option.name: value for option, value in _changed(search)},
         "seed": request.seed,
         **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
         **({"diverse": True} if request.diverse else {}),
-        **{name: value for name, value in request.call.items() if name != "image"},
+        **{name: value for name, value in search.call.items() if name != "image"},
     }
     task = task_of(request)
     lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
@@ -43,39 +43,39 @@ def python_lines(request: SearchRequest, device: str = "cpu", dtype: str = "floa
     return (
         f"{head}from ttsnap.pipelines import load\n\n"
         f"pipe = load({options}){place}\n"
-        f"out = pipe(\n    {'' if task is None else 'prompt='}{request.prompt.text!r},\n{lines})\n"
+        f"out = pipe(\n    {'' if task is None else 'prompt='}{search.prompt.text!r},\n{lines})\n"
         f'out.images[0].save("best.png")\n'
         f"print(out.search[0].best.seed, out.search[0].best.reward)\n"
     )
 
 
-def command_line(request: SearchRequest) -> str:
+def command_line(search: Prepared) -> str:
     """The same search by `ttsnap generate`."""
-    rewards = request.engine.rewards
+    rewards, request = search.engine.rewards, search.request
     options: dict[str, Any] = {
         "--model": None if request.model == "embedded" else request.model,
         "--task": task_of(request),
-        "--image": PICTURE if "image" in request.call else None,
-        "--strength": request.call.get("strength"),
+        "--image": PICTURE if "image" in search.call else None,
+        "--strength": search.call.get("strength"),
         "--algorithm": request.label,
-        **{option.dashed: NONE if value is None else value for option, value in _changed(request)},
+        **{option.dashed: NONE if value is None else value for option, value in _changed(search)},
         "--reward": rewards[0] if len(rewards) == 1 else json.dumps(rewards),
-        "--budget": str(request.budget),
-        **{option.dashed: request.call.get(name) for name, option in WRITTEN.items()},
+        "--budget": str(search.budget),
+        **{option.dashed: search.call.get(name) for name, option in WRITTEN.items()},
         "--seed": request.seed,
         "--keep": request.keep if request.keep > 1 else None,
         "--diverse": request.diverse or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
-    prompt = shlex.quote(request.prompt.text)
-    end = f" -- {prompt}" if request.prompt.text.startswith("-") else ""
+    prompt = shlex.quote(search.prompt.text)
+    end = f" -- {prompt}" if search.prompt.text.startswith("-") else ""
     return f"ttsnap generate {'' if end else prompt + ' '}{' '.join(words)}{end}"
 
 
-def _changed(request: SearchRequest) -> list[tuple[Option, Any]]:
+def _changed(search: Prepared) -> list[tuple[Option, Any]]:
     """Options of the sampler with other values than their defaults."""
-    names, given = changed(request.engine.sampler), values(request.engine.sampler)
-    if given["draft"] is None and not drafts(request.label):  # this algorithm has no drafts to leave out
+    names, given = changed(search.engine.sampler), values(search.engine.sampler)
+    if given["draft"] is None and not drafts(search.request.label):  # this algorithm has no drafts to leave out
         names.remove("draft")
-    return [(option, given[option.name]) for option in options_of(type(request.engine.sampler)) if option.name in names]
+    return [(option, given[option.name]) for option in options_of(type(search.engine.sampler)) if option.name in names]

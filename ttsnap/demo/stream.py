@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttsnap.algorithms.by_hand import Wish
@@ -13,7 +13,7 @@ from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
 from ttsnap.demo.live import LiveSearches
 from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.worker import Models
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.results import outputs
 
 PERIOD = 0.3
@@ -50,18 +50,13 @@ def stream(
     """
     if compare:
         check_comparable(request)
-    request = request.worded(models.canonical(request.prompt.text, request.model))
     both, heard = ([baseline(request), request], None) if compare else ([request], wishes)
     worker = LiveSearches(both, models, limits, stop, heard)
     busy = models.lock.locked()
     with worker:
         words = "Another search is on the device; yours is next." if busy else "The first scores are on their way."
         yield Frame(render_plain(request.prompt.text, words), "waiting for the device" if busy else "starting", True)
-        for _ in worker.changes(PERIOD):
-            views = [search.view for search in worker.searches]
-            names = " and ".join(view.title for view in views)
-            how = about(worker.searches[-1].request, both=compare)
-            yield Frame(render_stage(request.prompt.text, views, how), f"searching: {names}")
+        yield from worker.frames(lambda: _frame(worker) if worker.searches else None, PERIOD)
         yield _last(worker, folder)
 
 
@@ -74,9 +69,13 @@ def check_comparable(request: SearchRequest) -> None:
         raise ValueError(f"a comparison is one of equal evaluations, {how}")
 
 
-def about(request: SearchRequest, *, both: bool = False) -> str:
+def about(request: Prepared, *, both: bool = False) -> str:
     """A line on how a search, or both of a comparison, sample and score."""
-    words = [title_of(request), f"model {request.model}", f"{request.call['num_inference_steps']} steps"]
+    words = [
+        title_of(request.request),
+        f"model {request.request.model}",
+        f"{request.call['num_inference_steps']} steps",
+    ]
     if request.engine.sampler.kernel == "sde":
         words.append("noise is added at every step, so that branches differ" + (" (in both)" if both else ""))
     if request.engine.sampler.draft is not None:
@@ -84,10 +83,16 @@ def about(request: SearchRequest, *, both: bool = False) -> str:
     return ", ".join([*words, f"reward {' + '.join(request.engine.rewards)}", f"seeds from {request.seed}"])
 
 
+def _frame(worker: LiveSearches) -> Frame:
+    views, request = [search.view for search in worker.searches], worker.searches[-1].request
+    status = f"searching: {' and '.join(view.title for view in views)}"
+    return Frame(render_stage(request.prompt.text, views, about(request, both=len(views) > 1)), status)
+
+
 def _last(worker: LiveSearches, folder: Path) -> Frame:
     files: list[Path] = []
     for search in worker.searches:
-        out = folder / search.request.label if len(worker.searches) > 1 else folder
+        out = folder / search.request.request.label if len(worker.searches) > 1 else folder
         if search.result is not None and search.record is not None:
             images = outputs.write_results(out, [search.result], search.recorder, search.record)[0]
             files += [*images, out / "sheet.png", out / "trace.json"]
@@ -102,10 +107,9 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
-    views = [search.view for search in worker.searches]
-    return Frame(
-        render_stage(request.prompt.text, views, about(request, both=len(views) > 1)),
-        status,
+    return replace(
+        _frame(worker),
+        status=status,
         files=tuple(files),
         python=caveat + snippet.python_lines(request, device, dtype),
         command=snippet.command_line(request),

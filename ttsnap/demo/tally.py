@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 from ttsnap.core.results import Candidate
 from ttsnap.demo.form import DemoLimits, aspect_of, baseline, title_of
 from ttsnap.demo.html import line, picture, shaped, short, thumbnail_uri, verdict
-from ttsnap.demo.stream import check_comparable
+from ttsnap.demo.stream import PERIOD, check_comparable
 from ttsnap.demo.worker import Models, SearchThread, prepare, run_search
 from ttsnap.request.request import SearchRequest
 
@@ -21,24 +21,19 @@ EQUAL = 1e-9
 OUTCOMES = ("won", "tied", "lost")
 
 
-@dataclass(frozen=True)
-class Side:
-    """The best image of one search."""
+class Side(NamedTuple):
+    """The best image of one search: seed, reward, whether it is strictly right, and a small copy as a data URI."""
 
     seed: int
     reward: float
     right: bool | None
-    """Whether it is strictly right; None where nobody can tell."""
     picture: str
-    """A small copy as a data URI."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Best-of-N and the chosen algorithm from the same first seed."""
 
     first: int
-    """The first seed."""
     base: Side
     chosen: Side
 
@@ -60,7 +55,6 @@ class Tallying(SearchThread):
         self.pairs: list[Pair] = []
 
     def work(self) -> None:
-        self.start_clock(len(self.requests))
         judge = self.models.judge(self.requests[0].prompt.text, self.requests[0].model)
         searches = [prepare(self.pipe, request, self.limits).request for request in self.requests]
 
@@ -71,7 +65,9 @@ class Tallying(SearchThread):
             results = [run_search(self.pipe, replace(request, seed=first), self.should_stop)[0] for request in searches]
             if self.should_stop():  # both searches of a pair must have had the same budget
                 return
-            self.news.put(partial(self.pairs.append, Pair(first, *(side(result.best) for result in results))))
+            pair = Pair(first, *(side(result.best) for result in results))
+            with self.lock:
+                self.pairs.append(pair)
 
 
 def tally(
@@ -82,13 +78,13 @@ def tally(
     ValueError for a request that the model or the search refuses.
     """
     check_comparable(request)
-    request = request.worded(models.canonical(request.prompt.text, request.model))
     work, wanted = Tallying(request, firsts, models, limits, stop), len(firsts)
     pairs = work.pairs
     with work:
         yield render_tally(request, pairs, wanted), "waiting for the first pair"
-        for _ in work.changes():
-            yield render_tally(request, pairs, wanted), f"{len(pairs)} of {wanted} other seeds"
+        yield from work.frames(
+            lambda: (render_tally(request, pairs, wanted), f"{len(pairs)} of {wanted} other seeds"), PERIOD
+        )
         ended = "done" if len(pairs) == wanted else "stopped"
         if work.late:
             ended = f"stopped after {2 * limits.seconds:g} seconds, the most that this demo allows"

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import Board
-from ttsnap.demo.form import DemoLimits, aspect_of, picture_of, task_of, title_of
+from ttsnap.demo.form import DemoLimits, aspect_of, task_of, title_of
 from ttsnap.demo.html import LARGE, shrunk_uri
 from ttsnap.demo.panels import View
+from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
-from ttsnap.options.engine import EngineOptions
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, SearchRequest
+from ttsnap.request.request import prepare as prepare_request
 from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 
+T = TypeVar("T")
 Judge = Callable[[Any], bool | None]
 """Says of an image (3, H, W) in [0, 1] whether it is strictly right; None where nobody can tell."""
 
@@ -32,9 +33,7 @@ class Models:
     """Loads models by name and keeps the last one. Its functions raise ValueError."""
 
     load: Callable[..., Any]
-    """load(name) gives a search pipeline, load(name, task=...) one for pictures."""
-    canonical: Callable[[str, str], str]
-    """canonical(prompt, name) gives the prompt in the model's own words."""
+    """load(name, task=...) gives a search pipeline; the task is None for texts."""
     judge: Callable[[str, str], Judge] = lambda prompt, name: lambda image: None
     """judge(prompt, name), for marks on the page."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -49,29 +48,27 @@ class Models:
         """
         if self._name != (name, task):
             self._name, self._pipe = None, None
-            self._pipe = self.load(name) if task is None else self.load(name, task=task)
+            self._pipe = self.load(name, task=task)
             self._pipe.set_progress_bar_config(disable=True)
             self._name = name, task
         return self._pipe
 
 
 class SearchThread(threading.Thread):
-    """Waits for the device and works on it, from the start of a `with` block to its end.
-
-    The page's own thread changes what is shown: this thread puts changes into `news`.
-    """
+    """Waits for the device and works on it, from the start of a `with` block to its end."""
 
     def __init__(
         self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event
     ) -> None:
         super().__init__(daemon=True, name="searches")
         self.requests, self.models, self.limits, self.stop = requests, models, limits, stop
-        self.news: queue.SimpleQueue[Callable[[], object] | Exception | None] = queue.SimpleQueue()
-        """Changes in their order, an error in place of the rest, and None at the end."""
+        self.lock = threading.Lock()
+        """Held while what is shown changes, and while it is drawn."""
         self.pipe: Any = None
         self.late = False
         """Whether time was up before the work was done."""
-        self._deadline = float("inf")
+        self.error: Exception | None = None
+        self._done, self._deadline = threading.Event(), float("inf")
 
     def __enter__(self) -> None:
         self.start()
@@ -79,25 +76,19 @@ class SearchThread(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self.stop.set()
 
-    def changes(self, period: float = 0.0) -> Iterator[None]:
-        """Make the changes of each `period` in seconds, then yield, until the work is done. Raises its error."""
-        going = True
-        while going:
-            news = [self.news.get()]
-            end = time.monotonic() + period
-            while news[-1] is not None and (left := end - time.monotonic()) > 0:
-                try:
-                    news.append(self.news.get(timeout=left))
-                except queue.Empty:
-                    break
-            going = news[-1] is not None
-            for change in news:
-                if isinstance(change, Exception):
-                    raise change
-                if change is not None:
-                    change()
-            if going or len(news) > 1:
-                yield
+    def frames(self, draw: Callable[[], T | None], period: float) -> Iterator[T]:
+        """What is drawn every `period` in seconds, where it differs, until the work is done. Raises its error."""
+        last: T | None = None
+        done = False
+        while not done:
+            done = self._done.wait(period)
+            with self.lock:
+                if self.error is not None:
+                    raise self.error
+                frame = draw()
+            if frame is not None and frame != last:
+                yield frame
+            last = frame
 
     def work(self) -> None:
         """The work on the device."""
@@ -107,15 +98,12 @@ class SearchThread(threading.Thread):
         try:
             with self.models.lock:
                 self.pipe = self.models.pipeline(self.requests[0].model, task_of(self.requests[0]))
+                self._deadline = time.monotonic() + self.limits.seconds * len(self.requests)
                 self.work()
         except Exception as error:  # shown to the visitor; the server lives on
-            self.news.put(error)
+            self.error = error
         finally:
-            self.news.put(None)
-
-    def start_clock(self, searches: int) -> None:
-        """Start the time of so many searches."""
-        self._deadline = time.monotonic() + self.limits.seconds * searches
+            self._done.set()
 
     def should_stop(self) -> bool:
         """Whether the visitor stopped the work, or time is up."""
@@ -127,7 +115,7 @@ class SearchThread(threading.Thread):
 class RunningSearch:
     """A running search."""
 
-    request: SearchRequest
+    request: Prepared
     grid: Grid
     view: View
     recorder: outputs.Recorder
@@ -139,20 +127,20 @@ class RunningSearch:
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
-    from ttsnap.pipelines.searching import completed  # loaded with the model
+    from ttsnap.pipelines.searching import decisions_of  # loaded with the model
 
-    request = completed(request, pipe)
-    grid: Grid = pipe.sampling_denoiser(request.engine.sampler, **pictures_opened(request.call)).grid
+    search = prepare_request(request, decisions_of(pipe))
+    grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
     budget = limits.capped(request.budget, grid)
-    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(request))
-    if (picture := picture_of(request)) is not None:
+    view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(search))
+    if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(request, budget=budget), grid, view, outputs.Recorder())
+    return RunningSearch(replace(search, budget=budget), grid, view, outputs.Recorder())
 
 
 def run_search(
     pipe: Any,
-    request: SearchRequest,
+    search: Prepared,
     should_stop: Callable[[], bool],
     listen: Callable[[Event], None] | None = None,
     rows: int | None = None,
@@ -160,6 +148,8 @@ def run_search(
     """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
     from ttsnap.pipelines.searching import run  # loaded with the model
 
-    request = replace(request, engine=replace(request.engine, batch=EngineOptions(batch_size=rows)))
-    outcome = run(request, pipe, on_event=listen, should_stop=should_stop)
+    batch = replace(search.engine.batch, batch_size=rows)
+    outcome = run(
+        replace(search, engine=replace(search.engine, batch=batch)), pipe, on_event=listen, should_stop=should_stop
+    )
     return outcome.results[0], outcome.record

@@ -80,7 +80,7 @@ _MUST = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("list_type", "tuple_type", "sequence_str"), "a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "keys and values"),
     "is_instance_of": "of type {class}",
     "literal_error": "one of {expected}",
@@ -120,7 +120,8 @@ def check(name: str, value: object, hint: object) -> object:
     try:
         return validator.validate_python(value)
     except ValidationError as error:
-        raise FieldError(name, line(error, name, value, hint)) from None
+        place, said = line(error, name, value, hint)
+        raise FieldError(name or re.split(r"[.\[]", place)[0], said) from None
 
 
 @cache
@@ -154,19 +155,20 @@ def _built_in(value: object) -> object:
     return value
 
 
-def line(error: ValidationError, name: str, value: object, hint: object) -> str:
-    """What pydantic says of a value in one line: the place, what must be there, what was got, the nearest name."""
+def line(error: ValidationError, name: str, value: object, hint: object) -> tuple[str, str]:
+    """The place of a fault that pydantic found, and a line about it: what must be there, what was got, what is near."""
     errors = error.errors(include_url=False)
     if own := next((each for each in errors if each["type"] == "value_error"), None):
-        return str(own["ctx"]["error"])
+        return name, str(own["ctx"]["error"])
     found = [(_place(name, value, each["loc"], each["type"]), each) for each in errors]
     if strange := [(place, each["loc"]) for place, each in found if each["type"] == "unexpected_keyword_argument"]:
         level = strange[0][0].removesuffix(str(strange[0][1][-1]))
         known = [level + key for key in _keys(hint, strange[0][1][:-1])]
         near = did_you_mean(strange[0][0], known)
-        return f"unknown key(s) {', '.join(place for place, _ in strange):.300}{near}; known are {', '.join(known)}"
+        keys = ", ".join(place for place, _ in strange)
+        return strange[0][0], f"unknown key(s) {keys:.300}{near}; known are {', '.join(known)}"
     if missing := [place for place, each in found if each["type"] == "missing" and isinstance(each["loc"][-1], str)]:
-        return f"missing key(s) {', '.join(missing)}"
+        return missing[0], f"missing key(s) {', '.join(missing)}"
     first = found[0][0]
     found = [(place, each) for place, each in found if re.match(r"[.\[]|$", place.removeprefix(first))]
     place = max((place for place, _ in found), key=len)
@@ -176,10 +178,10 @@ def line(error: ValidationError, name: str, value: object, hint: object) -> str:
     choices = [word for each in here for word in re.findall("'([^']*)'", each.get("ctx", {}).get("expected", ""))]
     if all(each["type"] == "literal_error" for each in here):
         where, colon, last = place.rpartition(": ")
-        return f"{where}{colon}{unknown(last, got, choices)}"
+        return place, f"{where}{colon}{unknown(last, got, choices)}"
     must = " or ".join(dict.fromkeys(map(_must, here)))
     near = did_you_mean(got, choices) if isinstance(got, str) else ""
-    return f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
+    return place, f"{place or 'the settings'} must be {must}, got {short(got)}{near}"
 
 
 def _must(error: Any) -> str:
@@ -206,11 +208,11 @@ def _keys(hint: object, loc: Sequence[int | str]) -> list[str]:
     """The keys of a dataclass, at a place in others."""
     for part in loc:
         if dataclasses.is_dataclass(hint):
-            kinds = kinds_of(hints_of(typing.cast("type", hint))[str(part)])
+            kinds = kinds_of(hints_of(hint)[str(part)])
             hint = next(kind for kind in kinds if kind is not type(None))
         elif isinstance(part, int):
             hint = get_args(hint)[0]
-    return list(hints_of(typing.cast("type", hint)))
+    return list(hints_of(hint))
 
 
 def kinds_of(hint: object) -> list[object]:
@@ -226,14 +228,13 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def hints_of(cls: type) -> dict[str, Any]:
+def hints_of(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with their marks."""
-    found: Any = cls  # whose hash mypy does not know
-    return _hints_of(found)
+    return _hints_of(cls)
 
 
 @cache
-def _hints_of(cls: type) -> dict[str, Any]:
+def _hints_of(cls: Any) -> dict[str, Any]:  # apart, as mypy does not know the hash of a class
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 

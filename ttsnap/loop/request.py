@@ -35,7 +35,7 @@ PARTS = 4
 
 
 @dataclass(frozen=True)
-class SearchSpec:
+class LoopSearch:
     """How each of some prompts is searched. ValueError for a seed or keep out of range."""
 
     algorithm: Algorithm
@@ -74,7 +74,7 @@ class SearchSpec:
 class RunningRequest:
     """Prompts that are searched by one specification."""
 
-    spec: SearchSpec
+    spec: LoopSearch
     cap: Cap
     """What the budget is planned by."""
     task: Task
@@ -94,6 +94,36 @@ class RunningRequest:
     """Whether nothing new is begun."""
     ended: str = ""
     """Why, in words."""
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Prompt],
+        spec: LoopSearch,
+        engine: Engine,
+        watch: RequestClock,
+        listener: Listener | None,
+        first: int,
+    ) -> RunningRequest:
+        """A request whose jobs are numbered from `first` on; all of them are queued."""
+        cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
+        task, whole = cap.task(spec.keep, spec.shared), image_cost(engine.grid, rewards, price)
+        pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
+
+        def job(place: int, prompt: Prompt) -> Job:
+            """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
+            ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
+            ledger.hold(whole)
+            diversity = spec.diversity if spec.keep > 1 else 0.0
+            table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, gate)
+            rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
+            return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
+
+        gate = None if spec.gate is None else spec.gate.named(engine.reward_names)
+        jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
+        timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
+        pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None
+        return cls(spec, cap, task, whole, watch, listener, jobs, deque(jobs), pace=pace)
 
     @property
     def done(self) -> bool:
@@ -182,32 +212,3 @@ class RunningRequest:
         jobs = len(self.queue) + sum(not other.waiting for other in self.active)
         timed = max(0.0, self.pace.left) / image * self.cap.evaluations(self.whole) / jobs
         return timed if self.cap.unheld.seconds is not None else min(left, timed)
-
-
-def request_of(
-    prompts: Sequence[Prompt],
-    spec: SearchSpec,
-    engine: Engine,
-    watch: RequestClock,
-    listener: Listener | None,
-    first: int,
-) -> RunningRequest:
-    """A request whose jobs are numbered from `first` on; all of them are queued."""
-    cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-    task, whole = cap.task(spec.keep, spec.shared), image_cost(engine.grid, rewards, price)
-    pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
-
-    def job(place: int, prompt: Prompt) -> Job:
-        """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
-        ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
-        ledger.hold(whole)
-        diversity = spec.diversity if spec.keep > 1 else 0.0
-        table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, gate)
-        rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
-        return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
-
-    gate = None if spec.gate is None else spec.gate.named(engine.reward_names)
-    jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
-    timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
-    pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None
-    return RunningRequest(spec, cap, task, whole, watch, listener, jobs, deque(jobs), pace=pace)

@@ -13,7 +13,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, validate
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import STOPPED, Listener, RunningRequest, SearchSpec, request_of
+from ttsnap.loop.request import STOPPED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
 
 
@@ -31,14 +31,14 @@ class Run(Submission):
         engine.start()
 
     def add(
-        self, prompts: Sequence[Prompt], spec: SearchSpec, watch: RequestClock, listener: Listener | None = None
+        self, prompts: Sequence[Prompt], spec: LoopSearch, watch: RequestClock, listener: Listener | None = None
     ) -> RunningRequest:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
         ValueError for prompts that its rewards or its model cannot read; nothing is queued then. EngineLost where the
         engine cannot go on; all other requests end then, with what they have.
         """
-        request = request_of(prompts, spec, self.engine, watch, listener, self._admitted)
+        request = RunningRequest.of(prompts, spec, self.engine, watch, listener, self._admitted)
         try:
             self.engine.admit(prompts)
         except EngineLost as lost:

@@ -30,7 +30,7 @@ from ttsnap.loop.budget import Budget, task_of, tightest
 from ttsnap.loop.clock import Pace, PlannedMove, RequestClock, work_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.report import report
-from ttsnap.loop.request import STOPPED, Listener, SearchSpec
+from ttsnap.loop.request import STOPPED, Listener, LoopSearch
 from ttsnap.loop.run import Run
 
 Costs = Callable[[int, Budget], Cost]
@@ -72,13 +72,13 @@ def search(
     the engine cannot do what the algorithm needs. RuntimeError for an algorithm that keeps making moves which cost
     nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
-    spec = SearchSpec(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
+    spec = LoopSearch(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
     return searched(prompts, spec, engine, on_event, should_stop, clock)
 
 
 def searched(
     prompts: Sequence[str | Prompt],
-    spec: SearchSpec,
+    spec: LoopSearch,
     engine: Engine,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -101,7 +101,7 @@ def searched(
     return report(request, engine, meter.summary() if meter is not None else RunUsage())
 
 
-def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
+def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
     """The same search, checked, with as many seeds as its budget affords; its engine is ready for it. ValueError as of
     `check_spec`."""
     check_spec(spec, engine)
@@ -118,7 +118,7 @@ def prepared(spec: SearchSpec, engine: Engine) -> SearchSpec:
         sized = dataclasses.replace(sized, algorithm=fewer)
 
 
-def dry_moves(spec: SearchSpec, engine: Engine) -> tuple[PlannedMove, ...]:
+def dry_moves(spec: LoopSearch, engine: Engine) -> tuple[PlannedMove, ...]:
     """The moves that a prompt's search makes with random scores."""
     calls, end = engine.grid.calls, engine.grid.steps
     moves: list[PlannedMove] = []
@@ -134,7 +134,7 @@ def dry_moves(spec: SearchSpec, engine: Engine) -> tuple[PlannedMove, ...]:
     dry.capacity = engine.capacity
     run = Run(dry)
     nothing = PlannedMove(np.zeros(0), 0)  # by which moves are begun in parts, as they will be
-    bare = SearchSpec(spec.algorithm, spec.budget, keep=spec.keep, plan=(nothing,))
+    bare = LoopSearch(spec.algorithm, spec.budget, keep=spec.keep, plan=(nothing,))
     request = run.add([Prompt("")], bare, RequestClock(float, 0.0), listen)
     while run.busy:
         run.turn()
@@ -145,7 +145,7 @@ def _dry(engine: Engine) -> DryEngine:
     return DryEngine(engine.grid, engine.reward_names, price=engine.price, draft_calls=engine.draft_calls)
 
 
-def check_spec(spec: SearchSpec, engine: Engine) -> None:
+def check_spec(spec: LoopSearch, engine: Engine) -> None:
     """Get the engine ready for a search, as far as its number of seeds does not matter.
 
     ValueError where the algorithm needs what the engine cannot do, or does not fit the grid; where the budget is too

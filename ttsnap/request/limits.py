@@ -8,14 +8,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Interval
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.names import unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Count, FieldError, Positive, Settings, check, short
+from ttsnap.files.settings import Count, FieldError, Positive, Settings, build, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.request.request import Lora
 
@@ -31,6 +31,15 @@ def whole(field: str, value: object, low: int, high: int) -> int:
     """A whole number from low to high, which pages give as floats. FieldError for anything else."""
     plain = int(value) if isinstance(value, float) and value.is_integer() else value
     return int(check(field, plain, Annotated[int, Interval(ge=low, le=high)]))
+
+
+@dataclass(frozen=True)
+class LoraChoice(Settings):
+    """A LoRA that is asked for."""
+
+    name: str
+    scale: Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)] | None = None
+    """None: 1."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +123,12 @@ class SearchLimits(Settings):
             raise FieldError("lora", f"at most {self.loras} LoRAs are put together here, got {len(wanted)}")
         found: dict[str, Lora] = {}
         for each in wanted:
-            fields = check("lora", {"name": each} if isinstance(each, str) else each, dict[str, Any])
-            if strange := next((name for name in fields if name not in ("name", "scale")), None):
-                raise FieldError("lora", unknown("field of lora", strange, ("name", "scale")))
-            name, scale = fields.get("name"), fields.get("scale")
-            if name is None:
-                raise FieldError("lora", f"a LoRA is chosen by its name; choose one of {', '.join(offered)}")
-            if not isinstance(name, str) or name not in offered:
-                raise FieldError("lora", unknown("LoRA", name, offered))
-            if name in found:
-                raise FieldError("lora", f"the LoRA {name} is given twice; give it one scale")
-            number = (
-                1.0
-                if scale is None
-                else check("lora", scale, Annotated[float, Interval(ge=-MOST_SCALE, le=MOST_SCALE)])
-            )
-            found[name] = replace(offered[name], scale=float(number))
+            choice = LoraChoice(each) if isinstance(each, str) else build(LoraChoice, each, "lora")
+            if choice.name not in offered:
+                raise FieldError("lora", unknown("LoRA", choice.name, offered))
+            if choice.name in found:
+                raise FieldError("lora", f"the LoRA {choice.name} is given twice; give it one scale")
+            found[choice.name] = replace(offered[choice.name], scale=1.0 if choice.scale is None else choice.scale)
         return tuple(found[name] for name in sorted(found) if found[name].scale)
 
     def budget_of(self, text: object, steps: int) -> Budget:

@@ -9,30 +9,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MaxLen
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core.names import unknown
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
-from ttsnap.files.pictured import blanks
-from ttsnap.files.settings import Count, FieldError, Fraction, Word, check, hints_of, short
+from ttsnap.files.settings import Count, FieldError, Fraction, Word, build, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
-from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, SearchRequest, fitted_steps
+from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, Prepared, SearchRequest, fitted_steps
 from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, MaxLen(100)]
-Drafted: TypeAlias = Callable[[Algorithm, SamplerOptions, tuple[str, ...], Mapping[str, Any]], SamplerOptions]
-"""The sampler of a search with a drafter where that helps it, by its algorithm, sampler, rewards by name, and complete
-call; else the same sampler."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +86,7 @@ class SearchFields(CommonFields):
     @classmethod
     def of(cls, given: Mapping[str, object]) -> SearchFields:
         """From plain values by name. FieldError for a name that is none, and for a value of another type."""
-        hints = hints_of(cls)
-        if strange := next((name for name in given if name not in hints), None):
-            raise FieldError(strange, unknown("field", strange, hints))
-        known = {name: check(name, value, hints[name]) for name, value in given.items() if value is not None}
-        if "prompt" not in known:
-            raise FieldError("prompt", "the prompt must be text, got none")
-        return cls(**known)
+        return build(cls, {name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -109,17 +98,15 @@ class Offer:
     rewards: tuple[str, ...]
     """By the names that they use; the first where none is named."""
     defaults: Callable[[str], ModelDefaults]
-    """What a model recommends where nothing is given."""
+    """What a model decides where nothing is given."""
     searches: Mapping[str, Algorithm] = field(default_factory=dict)
     """Those of the operator's files, beside the algorithms of the catalogue."""
     loras: Callable[[], Mapping[str, Lora]] = dict
     """LoRAs by the names that they use, as there are now."""
     draft: str | None = None
-    """The drafter that they may ask for."""
+    """The drafter that they may ask for. By `defaults`, the model's own is taken where nothing is said and it helps."""
     drafts_first: bool = False
     """Whether drafting defaults to the model's recommendation."""
-    drafted: Drafted | None = None
-    """By `draft`, where that is the model's own, which is taken where nothing is said and it helps."""
     undrafted: str | None = None
     """What is told of searches that the model's own drafter would help, where the model as it is served has none."""
     any_model: bool = False
@@ -144,24 +131,32 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     if not model.isprintable():
         raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
     search = search_of(given.search, offer.searches, limits.nfe)
-    if given.steps is None:
-        given = replace(given, steps=fitted_steps(make_algorithm(search)))
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
     rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
     pictures = {"image": given.image, "mask_image": given.mask_image}
-    inputs = {name: picture for name, picture in pictures.items() if picture is not None}
-    call = _call(given, model, offer, limits)
-    negative, steps = call.get("negative_prompt"), call.get("num_inference_steps")
+    call, negative = _call(given, offer, limits), given.negative_prompt
     loras = () if given.lora is None else limits.loras_of(given.lora, offer.loras())
-    sampler = _sampler(given, search, rewards, {**call, **inputs}, model, offer, own=not loras)
-    for_all = {**call, **blanks(inputs), **({} if negative is None else {"negative_prompt": ""})}
-    budget = _budget(given, steps if isinstance(steps, int) else limits.steps, limits)
+    known = offer.defaults(model)
+    own = fitted_steps(make_algorithm(search)) if given.steps is None else given.steps
+    if own is not None and own > limits.steps:
+        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {own}")
+    steps = own or known.call.get("num_inference_steps", limits.steps)
+    text = limits.line(given.prompt, "prompt")
+    try:
+        known.canonical(text)  # what the model cannot read is refused at once
+    except ValueError as error:
+        raise FieldError("prompt", str(error)) from None
+    prompt = Prompt(
+        text,
+        negative=None if negative is None else limits.line(negative, "negative_prompt", empty=True),
+        inputs={name: picture for name, picture in pictures.items() if picture is not None},
+    )
     return SearchRequest(
-        (Prompt(limits.line(given.prompt, "prompt"), negative=negative, inputs=inputs),),
-        EngineSpec(ModelOptions(model), rewards, sampler, call=for_all, loras=loras),
+        (prompt,),
+        EngineSpec(ModelOptions(model), rewards, _sampler(given, search, model, offer, loras), call=call, loras=loras),
         search,
-        budget,
+        _budget(given, steps, limits),
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
         report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
@@ -180,13 +175,11 @@ def _requirements(given: str | list[str], offer: Offer, limits: SearchLimits) ->
     return tuple(read)
 
 
-def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -> dict[str, Any]:
-    """Arguments of the pipeline's call: the model's defaults, overridden by what was given."""
+def _call(given: SearchFields, offer: Offer, limits: SearchLimits) -> dict[str, Any]:
+    """Arguments of the pipeline's call."""
     if given.true_cfg_scale is not None and given.guidance_scale is not None and not offer.true_cfg:
         both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
         raise FieldError("true_cfg_scale", both)
-    if given.steps is not None and given.steps > limits.steps:
-        raise FieldError("steps", f"at most {limits.steps} steps are made here, got {given.steps}")
     if given.num_frames is not None and given.num_frames > limits.frames:
         raise FieldError("num_frames", f"videos have at most {limits.frames} frames here, got {given.num_frames}")
     own: dict[str, Any] = {
@@ -199,12 +192,10 @@ def _call(given: SearchFields, model: str, offer: Offer, limits: SearchLimits) -
     }
     if given.true_cfg_scale is not None:
         own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale
-    if given.negative_prompt is not None:
-        own["negative_prompt"] = limits.line(given.negative_prompt, "negative_prompt", empty=True)
     if given.size is not None:
         limits.check_size(*given.size)
         own |= dict(zip(("width", "height"), given.size, strict=True))
-    return offer.defaults(model).completed({name: value for name, value in own.items() if value is not None})
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
@@ -216,24 +207,21 @@ def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
 
 
 def _sampler(
-    given: SearchFields, search: AlgorithmSpec, rewards: tuple[str, ...], call: Mapping[str, Any], model: str,
-    offer: Offer, *, own: bool,
-) -> SamplerOptions:  # fmt: skip
-    """By default one that draws noise, where the search needs that; with the drafter, where one is wanted or helps.
-    own: whether the model is as its drafter was measured, without a LoRA."""
+    given: SearchFields, search: AlgorithmSpec, model: str, offer: Offer, loras: tuple[Lora, ...]
+) -> SamplerOptions:
+    """By default one that draws noise, where the search needs that; drafts were measured without a LoRA."""
     sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)
-    if given.draft is not False and own and offer.drafted is not None:
-        sampler = offer.drafted(make_algorithm(search), sampler, rewards, call)
-    if not given.draft or sampler.draft is not None:
-        return sampler
+    if not given.draft:
+        own = given.draft is None and offer.defaults(model).drafted is not None and not loras
+        return replace(sampler, draft=AUTO) if own else sampler
     if offer.drafts_first:
         return replace(sampler, draft=AUTO)
     if offer.draft is None or model != offer.model:
         raise FieldError("draft", "no drafter is offered here for this model; leave draft out")
-    return replace(sampler, draft=offer.draft)
+    return replace(sampler, draft=offer.draft, finish=NOISE if loras else AUTO)
 
 
-def notes_of(request: SearchRequest, limits: SearchLimits) -> list[str]:
+def notes_of(request: Prepared, limits: SearchLimits) -> list[str]:
     """What is told of a search that runs otherwise than it was asked for."""
     notes = [] if request.doubt is None else [request.doubt]
     budget, steps = request.budget, request.engine.call.get("num_inference_steps", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -16,8 +16,9 @@ from ttsnap.core.needs import Need, declared
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Gate, Requirement
+from ttsnap.files.pictured import blanks
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import SearchSpec
+from ttsnap.loop.request import LoopSearch
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
@@ -32,32 +33,36 @@ _INSTEAD_OF = {"num_inference_steps": {"sigmas", "timesteps"}, "negative_prompt"
 """Arguments in whose presence a default of another one would contradict them."""
 
 
+Drafted: TypeAlias = Callable[[Algorithm, SamplerOptions, Sequence[Spec], Mapping[str, Any]], SamplerOptions]
+"""The sampler with its drafter decided, by the algorithm, a sampler, the rewards, and the complete call."""
+
+
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What a model recommends, in the file that `ttsnap.pipelines.model_defaults` reads. Every door takes it where its
-    users say nothing, by `completed`.
+    """What a model decides where users say nothing. `prepare` puts it in, for every door.
 
     call: arguments of the model's own call, as steps and guidance. reward: a name of reward_models.registry.REWARDS.
-    draft: a drafter as `draft=` takes it; where it is used, ttsnap.pipelines.drafting.own_draft decides.
+    draft: a drafter as `draft=` takes it. These are in the file that `ttsnap.pipelines.model_defaults` reads.
     """
 
     call: Mapping[str, Any] = field(default_factory=dict)
     reward: str | None = None
     draft: str | None = None
+    takes: Collection[str] | None = field(default=None, compare=False)
+    """The arguments of its call; None where that is not known yet."""
+    canonical: Callable[[str], str] = field(default=str, compare=False)
+    """A prompt in the model's own words. ValueError for one that it cannot read."""
+    drafted: Drafted | None = field(default=None, compare=False)
+    """Decides on drafts; None: there is no drafter but one that is named."""
 
-    def completed(self, given: Mapping[str, Any], takes: Collection[str] | None = None) -> dict[str, Any]:
-        """The arguments of a call with those that are not given. takes: what the call takes; None for all."""
+    def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with those that are not given."""
         more = {
             name: value
             for name, value in self.call.items()
-            if (takes is None or name in takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
+            if (self.takes is None or name in self.takes) and not _INSTEAD_OF.get(name, set()) & given.keys()
         }
         return {**more, **given}
-
-    def tuned(self, algorithm: Algorithm) -> ModelDefaults:
-        """The same, with the denoising steps that an algorithm was fitted to, where it says any."""
-        steps = fitted_steps(algorithm)
-        return self if steps is None else replace(self, call={**self.call, "num_inference_steps": steps})
 
 
 def fitted_steps(algorithm: Algorithm) -> int | None:
@@ -90,8 +95,8 @@ class EngineSpec:
     Where the rewards are names it can be hashed, as keys of a table are.
     """
 
-    model: ModelOptions | None
-    """Which pipeline, on which device, in which dtype, with which LoRA; None: a pipeline that is there."""
+    model: ModelOptions
+    """Which pipeline, on which device, in which dtype, with which LoRA."""
     rewards: tuple[Spec, ...]
     """Names, as `--reward` takes them. A function or an object is sent whole, with its weights. Empty: the one that the
     model recommends."""
@@ -106,25 +111,13 @@ class EngineSpec:
     scheduler: Any = field(default=None, hash=False)
     """One that was put in place of the model's own, else None."""
 
-    def completed(self, defaults: ModelDefaults, takes: Collection[str] | None = None) -> EngineSpec:
-        """The spec with the reward and the arguments that its model recommends, where it has none. takes: what the
-        pipeline's call takes; None where that is not known yet. ValueError where there is no reward then."""
-        rewards = self.rewards or reward_tuple(defaults.reward)
-        if not rewards:
-            raise ValueError(
-                "search needs reward=: a name, a function (images, prompts) -> scores, or a list of them"
-                if self.model is None
-                else f"model {self.model.model} needs a --reward: file.py:function, module:attribute or a known name"
-            )
-        return replace(self, rewards=rewards, call=defaults.completed(self.call, takes))
-
 
 @dataclass(frozen=True)
 class SearchRequest:
     """One search: for what, by what, on which engine, for how much.
 
-    ValueError when it is made for what can be refused without the model: no prompts, an unknown algorithm or utility,
-    a seed or a number of images out of range.
+    ValueError when it is made for what can be refused without the model: no prompts, an unknown algorithm, a seed or a
+    number of images out of range.
     """
 
     prompts: tuple[Prompt, ...]
@@ -152,58 +145,22 @@ class SearchRequest:
     """By what they are compared, as `make_likeness` takes it. The engine measures it where several are to differ."""
     require: tuple[str | Requirement, ...] = ()
     """What images must meet to be returned. Rewards that are only required join those of the engine, behind them."""
-    gate: Gate | None = None
-    """Made of `require` as soon as the rewards are known; nobody else gives it."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
-        object.__setattr__(self, "seed", checked_seed(self.seed))
-        required = tuple(map(Requirement.parse, self.require))
-        object.__setattr__(self, "require", required)
-        if required and self.gate is None and self.engine.rewards:
-            rewards = self.engine.rewards
-            scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in required))))
-            gate = Gate.of(required, scored, len(rewards))
-            object.__setattr__(self, "gate", gate)
-            object.__setattr__(self, "engine", replace(self.engine, rewards=scored))
-            guided = self.engine.sampler.guide is not None or Need.ASCEND in declared(self.algorithm.needs)
-            if guided and gate.scores_more:
-                raise ValueError("gradients follow all rewards of an engine, also those that are only required; "
-                                 "require what is searched for, or search without gradients")  # fmt: skip
+        checked_seed(self.seed)
+        for requirement in self.require:
+            Requirement.parse(requirement)
         for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
             if value is not None and not self.diverse:
                 raise ValueError(f"{name} {value} is for images that differ: ask for these by diverse (--diverse, "
                                  f"diverse=True), or leave {name} out")  # fmt: skip
-        measured = (self.likeness or AUTO) if self.spec.diversity and self.keep > 1 else None
-        if measured != self.engine.batch.features:
-            engine = replace(self.engine, batch=replace(self.engine.batch, features=measured))
-            object.__setattr__(self, "engine", engine)
+        LoopSearch(self.algorithm, keep=self.keep, diversity=self.diversity or 0.0)
 
     @cached_property
-    def spec(self) -> SearchSpec:
-        """What the loop runs, before its budget and seeds are fitted to an engine."""
-        algorithm = make_algorithm(self.search, **self.options)
-        utility = self.utility if callable(self.utility) else utilities.make(self.utility, len(self.rewards))
-        weight = 0.0 if not self.diverse else 1.0 if self.diversity is None else self.diversity
-        return SearchSpec(algorithm, self.budget, utility, self.seed, self.keep, self.shared, weight, self.gate)
-
-    @property
-    def rewards(self) -> tuple[Spec, ...]:
-        """The rewards that are searched for, without those that are only required."""
-        return self.engine.rewards[: None if self.gate is None else self.gate.counted]
-
-    @property
     def algorithm(self) -> Algorithm:
-        return self.spec.algorithm
-
-    @property
-    def doubt(self) -> str | None:
-        """What is told of a search with other denoising steps than its schedule was fitted to."""
-        fitted, steps = fitted_steps(self.algorithm), self.engine.call.get("num_inference_steps")
-        if fitted is None or steps in (None, fitted):
-            return None
-        return f"the schedule was tuned for {fitted} denoising steps, and this search takes {steps}"
+        return make_algorithm(self.search, **self.options)
 
     @property
     def label(self) -> str:
@@ -215,7 +172,25 @@ class SearchRequest:
     @property
     def model(self) -> str:
         """The name of the model, as users gave it."""
-        return (self.engine.model or ModelOptions()).model
+        return self.engine.model.model
+
+    @property
+    def prompt(self) -> Prompt:
+        """The only prompt, at doors that take one."""
+        (prompt,) = self.prompts
+        return prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(LoopSearch):
+    """A search with all that its model decides: what its engine is made by, and what the loop runs."""
+
+    request: SearchRequest
+    """As it was asked for."""
+    prompts: tuple[Prompt, ...]
+    """In the model's own words."""
+    engine: EngineSpec
+    """Complete. Rewards that are only required are the last ones."""
 
     @property
     def prompt(self) -> Prompt:
@@ -229,9 +204,70 @@ class SearchRequest:
         own = {} if self.prompt.negative is None else {"negative_prompt": self.prompt.negative}
         return {**self.engine.call, **own, **self.prompt.inputs}
 
-    def worded(self, text: str) -> SearchRequest:
-        """The same for the only prompt with another text, as that in the model's own words."""
-        return replace(self, prompts=(replace(self.prompt, text=text),))
+    @property
+    def rewards(self) -> tuple[Spec, ...]:
+        """The rewards that are searched for, without those that are only required."""
+        return self.engine.rewards[: None if self.gate is None else self.gate.counted]
+
+    @property
+    def doubt(self) -> str | None:
+        """What is told of a search with other denoising steps than its schedule was fitted to."""
+        fitted, steps = fitted_steps(self.request.algorithm), self.engine.call.get("num_inference_steps")
+        if fitted is None or steps in (None, fitted):
+            return None
+        return f"the schedule was tuned for {fitted} denoising steps, and this search takes {steps}"
+
+
+def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
+    """The search with all that is left to its model, checked. Nothing else fills anything in.
+
+    ValueError where there is no reward, for prompts that the model cannot read, and for what its drafter refuses.
+    """
+    algorithm, asked = request.algorithm, request.engine
+    rewards = asked.rewards or reward_tuple(model.reward)
+    if not rewards:
+        raise ValueError(
+            f"a search with model {asked.model.model} needs a --reward: file.py:function, module:attribute or a known "
+            "name; in Python reward=, which takes functions and lists as well"
+        )
+    prompts = request.prompts
+    if "prompt_embeds" not in asked.call:
+        prompts = tuple(replace(prompt, text=model.canonical(prompt.text)) for prompt in prompts)
+    steps = fitted_steps(algorithm)
+    tuned = model if steps is None else replace(model, call={**model.call, "num_inference_steps": steps})
+    call = tuned.completed(asked.call)
+    own = dict(call)
+    for prompt in prompts:
+        own |= {**prompt.inputs, **({"negative_prompt": prompt.negative} if prompt.negative else {})}
+    sampler = asked.sampler
+    if model.drafted is not None:
+        sampler = model.drafted(algorithm, sampler, rewards, own)
+    # Engines are for prompts of one shape, whatever these show.
+    call |= blanks(prompts[0].inputs) | ({} if prompts[0].negative is None else {"negative_prompt": ""})
+    gate, scored = None, rewards
+    if required := tuple(map(Requirement.parse, request.require)):
+        scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in required))))
+        gate = Gate.of(required, scored, len(rewards))
+        if gate.scores_more and (sampler.guide is not None or Need.ASCEND in declared(algorithm.needs)):
+            raise ValueError("gradients follow all rewards of an engine, also those that are only required; "
+                             "require what is searched for, or search without gradients")  # fmt: skip
+    diversity = 0.0 if not request.diverse else 1.0 if request.diversity is None else request.diversity
+    likeness = (request.likeness or AUTO) if diversity and request.keep > 1 else None
+    utility = request.utility if callable(request.utility) else utilities.make(request.utility, len(rewards))
+    return Prepared(
+        algorithm,
+        request.budget,
+        utility,
+        checked_seed(request.seed),
+        request.keep,
+        request.shared,
+        diversity,
+        gate,
+        request=request,
+        prompts=prompts,
+        engine=replace(asked, rewards=scored, call=call, sampler=sampler,
+                       batch=replace(asked.batch, features=likeness)),
+    )  # fmt: skip
 
 
 def checked_seed(seed: object) -> int:

@@ -33,7 +33,7 @@ Place = Annotated[
     Rule("text of at most 1000 printable characters", lambda v: len(v) <= 1000 and v.isprintable() and v.strip() != ""),
 ]
 Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
-Scores = Annotated[dict[str, Score], MaxLen(100)]
+Scores = Annotated[Mapping[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
 Shown = Literal["control_image", "image", "last_image", "mask_image"]
@@ -84,7 +84,7 @@ class SearchRecord:
     lora: Place | Annotated[list[Place], Len(1, 16)] | None = None
     task: Word | None = None
     dtype: Dtype | None = None
-    pictures: Annotated[dict[Shown, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 4)] | None = None
+    pictures: Annotated[Mapping[Shown, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 4)] | None = None
     """Digests of the pictures that it was made of, by argument of the call."""
     require: Annotated[list[Place], MaxLen(16)] | None = None
     diversity: NotNegative | None = None
@@ -101,7 +101,8 @@ class SearchRecord:
 
     def of(self, result: Result, rank: int = 0, index: int = 0, fps: float | None = None) -> SearchRecord:
         """That of the image at this rank, from 0, of the result of prompt number `index`."""
-        image, spent, pictures = result.images[rank], result.spent, self.pictures or {}
+        image, spent = result.images[rank], result.spent
+        pictures: Any = self.pictures or {}
         call = {
             name: value[index] if isinstance(value, list | tuple) and "prompt" in name else value
             for name, value in self.call.items()

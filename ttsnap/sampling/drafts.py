@@ -218,7 +218,7 @@ def fitting(grids: Sequence[Grid], finish: Finish) -> int:
     none does."""
     at = [(grid, grid.nearest(finish.level)) for grid in grids]
     left = [(abs(grid.levels[k] - finish.level), grid.steps - k, i) for i, (grid, k) in enumerate(at)]
-    fits = [(off, i) for off, steps, i in left if steps == finish.steps]
+    fits = [(off, i) for off, steps, i in left if finish.steps in (None, steps)]
     if not fits:
         raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
                          "level, or leave the steps out")  # fmt: skip

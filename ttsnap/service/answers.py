@@ -15,7 +15,7 @@ from ttsnap.service import replies
 from ttsnap.service.edits import Pictures
 from ttsnap.service.job_routes import shown
 from ttsnap.service.jobs import Jobs
-from ttsnap.service.keys import Caller, Keys
+from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.requests import Body, Generation, Video
 from ttsnap.service.tickets import Desk, Done, News, Partial, Passed, Ticket
@@ -31,13 +31,13 @@ class Answers:
         self.worker, self.desk, self.keys, self.jobs = worker, desk, keys, jobs
         self.offer, self.limits = desk.offer, desk.limits
 
-    def caller_of(self, request: Request) -> Caller:
+    def caller_of(self, request: Request) -> str:
         """The sender of a request. RequestError (401) for an unknown one."""
         caller = self.keys.caller(request.headers.get("authorization"))
         request.state.caller = caller if self.keys.callers else None
         return caller
 
-    async def images(self, request: Request, caller: Caller, wanted: Generation, pictures: Pictures) -> Response:
+    async def images(self, request: Request, caller: str, wanted: Generation, pictures: Pictures) -> Response:
         """As the request wants them: in one reply, in a stream, or by a job."""
         if wanted.background is True:
             return await self.later(caller, wanted, pictures)
@@ -52,27 +52,27 @@ class Answers:
             return Response(*replies.download(files, wanted))
         return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.told_of(done), files, wanted))
 
-    async def video(self, request: Request, caller: Caller, wanted: Video, pictures: Pictures) -> bytes:
+    async def video(self, request: Request, caller: str, wanted: Video, pictures: Pictures) -> bytes:
         """The file of the best video."""
         done = await self._found(request, self._ticket(request, caller, wanted, pictures))
         best, *_ = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         return best
 
     async def later(
-        self, caller: Caller, wanted: Generation | Video, pictures: Pictures, remixed: str | None = None
+        self, caller: str, wanted: Generation | Video, pictures: Pictures, remixed: str | None = None
     ) -> Response:
         """A job. remixed: the id of the one that it is made of."""
         if self.jobs is None:
             raise without_jobs(type(wanted))
         job = await self.jobs.submit(wanted, caller, pictures, remixed)
-        logger.info("%s: job %s", caller.name, job.id)
+        logger.info("%s: job %s", caller, job.id)
         return JSONResponse(shown(job, self.jobs))
 
-    def _ticket(self, request: Request, caller: Caller, wanted: Body, pictures: Pictures) -> Ticket:
+    def _ticket(self, request: Request, caller: str, wanted: Body, pictures: Pictures) -> Ticket:
         ticket = self.desk.ticket(wanted, caller, pictures)
         self.worker.submit(ticket)
         request.state.ticket = ticket
-        logger.info("%s: %s by %s", caller.name, ticket.request.label, ticket.request.budget)
+        logger.info("%s: %s by %s", caller, ticket.request.request.label, ticket.request.budget)
         return ticket
 
     async def _found(self, request: Request, ticket: Ticket) -> Done:

@@ -95,7 +95,7 @@ def _add_videos(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
         caller = answers.caller_of(request)
         if answers.jobs is None:
             raise without_jobs(Video)
-        job = await asyncio.to_thread(answers.jobs.store.get, caller.name, Video.kind, name)
+        job = await asyncio.to_thread(answers.jobs.store.get, caller, Video.kind, name)
         async with bodies.of(request, limits.body_bytes) as sent:
             if sent.fields.get("prompt") is None:
                 raise RequestError(400, "a remix needs a prompt: say what to show now", "prompt", "missing_parameter")

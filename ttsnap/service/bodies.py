@@ -141,7 +141,7 @@ def _json(body: bytes | bytearray, limits: ServiceLimits) -> dict[str, Any]:
     most = limits.body_bytes
     picture = max(PICTURE.finditer(body), key=lambda found: found.end() - found.start(), default=None)
     if picture is not None and len(body) - len(picture[0]) <= most:
-        fields = json_of(b'%b"the picture"%b' % (body[: picture.start()], body[picture.end() :]))
+        fields = json_of(b'%b"the picture"%b' % (bytes(body[: picture.start()]), bytes(body[picture.end() :])))
         for name in (FRAME, REFERENCE):
             if fields.get(name) == {"image_url": "the picture"}:
                 return {**fields, name: json_of(b'{"image_url":%b}' % picture[0])}

@@ -85,7 +85,7 @@ def build_engine(spec: EngineSpec, names: Sequence[str], lora_mib: int) -> LiveE
     ValueError for a spec that does not fit. RuntimeError where the model cannot be loaded here, and RewardError where a
     reward cannot: neither is the client's mistake.
     """
-    model = spec.model or ModelOptions()
+    model = spec.model
     try:
         loras = _loras(model, lora_mib)
     except ValueError as error:

@@ -16,7 +16,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from ttsnap.files.settings import Json
 from ttsnap.service.job_store import COMPLETED, FAILED, Job
 from ttsnap.service.jobs import REMIXED, Jobs, read
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
 from ttsnap.service.requests import Generation, Video
@@ -33,19 +32,17 @@ PAGE = 100
 """Most jobs of a list."""
 
 
-def add_job_routes(
-    app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], Caller], dependencies: Any
-) -> None:
+def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Request], str], dependencies: Any) -> None:
     """The addresses of jobs of one kind."""
     path, store = PATHS[kind], jobs.store
 
     async def job_of(request: Request, name: str) -> Job:
-        return await asyncio.to_thread(store.get, caller_of(request).name, kind, name)
+        return await asyncio.to_thread(store.get, caller_of(request), kind, name)
 
     @app.get(path, dependencies=dependencies)
     async def listed(request: Request) -> Response:
         """`after`, `limit` and `order` (asc or desc), as in OpenAI's API."""
-        owner, query = caller_of(request).name, request.query_params
+        owner, query = caller_of(request), request.query_params
         limit, order = query.get("limit", "20"), query.get("order", "desc")
         if not limit.isdecimal() or not 0 <= int(limit[:9]) <= PAGE:
             raise RequestError(400, f"limit must be from 0 to {PAGE}, got {limit[:60]!r}", "limit", "invalid_value")

@@ -16,7 +16,7 @@ from ttsnap.files.writing import write_bytes
 from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
 from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
-from ttsnap.service.keys import Caller, Keys
+from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
@@ -71,7 +71,7 @@ class Jobs:
     # --- for callers ------------------------------------------------------------------------------------------
 
     async def submit(
-        self, wanted: Generation | Video, caller: Caller, pictures: Pictures, remixed: str | None = None
+        self, wanted: Generation | Video, caller: str, pictures: Pictures, remixed: str | None = None
     ) -> Job:
         """Store a request. remixed: the id of the job that it is made of. RequestError for what is not offered here;
         what the model refuses fails the job."""
@@ -81,7 +81,7 @@ class Jobs:
         model = self.desk.offer.model
         settled = replace(wanted, seed=ticket.request.seed, model=model)
         body = written(settled) | ({} if remixed is None else {REMIXED: remixed})
-        job = await asyncio.to_thread(self.store.add, caller.name, wanted.kind, model, body, pictures)
+        job = await asyncio.to_thread(self.store.add, caller, wanted.kind, model, body, pictures)
         self._wake.set()
         return job
 
@@ -199,7 +199,7 @@ class Jobs:
     async def _outcome(self, run: _Run) -> dict[str, Json]:
         """What a job's search found, whose files are written. RequestError where it ends without."""
         wanted, pictures = await asyncio.to_thread(lambda: (read(run.job), self.store.pictures(run.job)))
-        ticket = run.ticket = self.desk.ticket(wanted, self.keys.named(run.job.owner), pictures, job=True)
+        ticket = run.ticket = self.desk.ticket(wanted, run.job.owner, pictures, job=True)
         while True:
             try:
                 self.worker.submit(ticket)

@@ -17,25 +17,16 @@ KEY = "TTSNAP_API_KEY"
 """The environment variable with a single key."""
 SHORTEST = 16
 """Characters of a key: shorter ones could be guessed."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A client of the service."""
-
-    name: str = "anybody"
-    """For logs."""
-
-
-ANYBODY = Caller()
+ANYBODY = "anybody"
+"""Who asks where no key is needed."""
 
 
 @dataclass
 class Keys:
     """The keys that a service knows. Those of a file are read again when it changes."""
 
-    callers: tuple[tuple[bytes, Caller], ...] = field(default=(), repr=False)
-    """Callers by the SHA-256 of their keys; empty without a file: no key is needed."""
+    callers: tuple[tuple[bytes, str], ...] = field(default=(), repr=False)
+    """Names of callers by the SHA-256 of their keys; empty without a file: no key is needed."""
     open_docs: bool = False
     """Whether the service's documentation can be read without a key."""
     file: Path | None = None
@@ -103,24 +94,20 @@ class Keys:
     def names(self) -> set[str]:
         """Of all callers, as they are now."""
         self.refresh()
-        return {caller.name for _, caller in self.callers} | ({ANYBODY.name} if self.open else set())
+        return {caller for _, caller in self.callers} | ({ANYBODY} if self.open else set())
 
     @property
     def open(self) -> bool:
         """Whether anybody may ask."""
         return not self.callers and self.file is None
 
-    def named(self, name: str) -> Caller:
-        """The caller of a name."""
-        return next((caller for _, caller in self.callers if caller.name == name), ANYBODY)
-
     def check_reader(self, authorization: str | None) -> None:
         """RequestError (401) for a header with which the documentation cannot be read."""
         if not self.open_docs:
             self.caller(authorization)
 
-    def caller(self, authorization: str | None) -> Caller:
-        """The sender of a header. RequestError (401) for an unknown one."""
+    def caller(self, authorization: str | None) -> str:
+        """The name of the sender of a header. RequestError (401) for an unknown one."""
         self.refresh()
         if self.open:
             return ANYBODY
@@ -135,12 +122,12 @@ class Keys:
         return found
 
 
-def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
+def _caller(words: list[str], where: str) -> tuple[bytes, str]:
     if len(words) != 2:
         raise ValueError(f"{where} must be NAME KEY; it has {len(words)} words")
     if len(words[1]) < SHORTEST:
         raise ValueError(f"the key in {where} has {len(words[1])} characters; give at least {SHORTEST}")
-    return _digest(words[1]), Caller(words[0])
+    return _digest(words[1]), words[0]
 
 
 def _digest(key: str) -> bytes:

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import nn
 
-from ttsnap.files.settings import FieldError
 from ttsnap.pipelines.lora import UnderLora, lora_networks, numbers_in, rescaled, under_lora
 from ttsnap.request.request import Lora
 from ttsnap.service.limits import RequestError
@@ -154,8 +153,8 @@ class LoadedLoras:
     def ready(self, loras: tuple[Lora, ...], then: Callable[[], None] = lambda: None) -> bool:
         """Whether these LoRAs are loaded. Else a file is being read, after which `then` is called in another thread.
 
-        FieldError for LoRAs that do not fit the model, or are too large together; RequestError (503) where others that
-        are in use leave no room.
+        RequestError for LoRAs that do not fit the model, or are too large together, and (503) where others that are in
+        use leave no room.
         """
         if self._load is not None and not self.loading:
             self._take_in(loras)
@@ -191,7 +190,7 @@ class LoadedLoras:
         """Begin to make a twin: over the weights of one with other scales, or of one that is under all but the last."""
         for lora in loras:
             if refusal := self._refused.get((lora.path, lora.version)):
-                raise FieldError("lora", refusal)
+                raise RequestError(400, refusal, "lora", "invalid_value")
         networks = lora_networks(self.pipe)
         twin = next((twin for other, twin in self._twins.items() if _files(other) == _files(loras)), None)
         if twin is not None:
@@ -202,7 +201,8 @@ class LoadedLoras:
             item = getattr(self.pipe, networks[0]).dtype.itemsize
             if (whole := sum(lora.size for lora in loras) * item) > self.most:
                 most = f"LoRAs take at most {self.most / 2**20:.0f} MiB together here"
-                raise FieldError("lora", f"{most}, and {', '.join(map(str, loras))} {whole / 2**20:.0f} MiB")
+                said = f"{most}, and {', '.join(map(str, loras))} {whole / 2**20:.0f} MiB"
+                raise RequestError(400, said, "lora", "invalid_value")
             *first, lora = loras
             if first and tuple(first) not in self._twins:
                 return self._begin(tuple(first), wanted)

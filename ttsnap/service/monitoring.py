@@ -107,7 +107,7 @@ class AccessLog:
                 await JSONResponse(body, 500)(scope, receive, sent)
         finally:
             caller, ticket = state["caller"], state["ticket"]
-            key, nfe = caller.name if caller else "-", ticket.nfe if ticket else "-"
+            key, nfe = caller or "-", ticket.nfe if ticket else "-"
             path, seconds = quote(scope["path"], safe="/")[:200], time.monotonic() - begin
             log_request(scope["method"], path, status or 500, seconds, key, nfe, id=name)
 

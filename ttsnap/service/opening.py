@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
@@ -117,16 +116,13 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     def drafted(
         algorithm: Algorithm, sampler: SamplerOptions, names: Sequence[str], call: Mapping[str, Any]
     ) -> SamplerOptions:
-        return own.drafted(algorithm, sampler, [rewards[name] for name in names], call)
+        if sampler.draft is None:
+            return sampler
+        helped = own.drafted(algorithm, replace(sampler, draft=None), [rewards[name] for name in names], call)
+        return helped if sampler.left_open or helped.draft is not None else sampler
 
-    return replace(offer, draft=drafter, drafted=drafted)
-
-
-def canonical_of(model: str) -> Callable[[str], str]:
-    """A function from prompts to the model's own words, with ValueError for prompts that the model cannot read."""
-    if model not in MODELS:
-        return str
-    return MODELS[model].canonical
+    known = replace(offer.defaults(offer.model), drafted=drafted)
+    return replace(offer, draft=drafter, defaults=lambda _: known)
 
 
 def traces_of_environment() -> Traces | None:

@@ -8,7 +8,6 @@ import json
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ def files_of(done: Done, wanted: Generation | Video, offer: Offer) -> list[bytes
     """A file for each kept image or video, best first, which carries what made it where its format can."""
     files = []
     for rank, candidate in enumerate(done.result.images):
-        record = replace(done.record, model=offer.model).of(done.result, rank)
+        record = done.record.of(done.result, rank)
         if isinstance(wanted, Generation):
             files.append(file_of(candidate.pixels, wanted, record))
             continue

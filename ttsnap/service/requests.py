@@ -23,10 +23,9 @@ from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import CommonFields, Offer, SearchFields
+from ttsnap.request.offer import CommonFields, Offer, SearchFields, request_of
 from ttsnap.request.offer import notes_of as search_notes_of
-from ttsnap.request.offer import request_of as search_request_of
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared, prepare
 from ttsnap.service.limits import RequestError
 
 B = TypeVar("B", bound="Body")
@@ -230,9 +229,9 @@ def _plain(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-def request_of(
+def prepared_of(
     wanted: Body, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
-) -> SearchRequest:
+) -> Prepared:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not
     offered here, or more than the limits allow."""
     if wanted.model not in (None, offer.model):
@@ -254,10 +253,11 @@ def request_of(
                 raise FieldError("boundary_ratio", f"{own}; leave boundary_ratio out")
         elif isinstance(wanted, Generation):
             _check_stream(wanted)
-        request = search_request_of(SearchFields(**fields), offer, limits)
+        request = request_of(SearchFields(**fields), offer, limits)
+        asked = replace(request, engine=replace(request.engine, batch=batch))
+        return prepare(asked, offer.defaults(offer.model))
     except FieldError as error:
         raise RequestError.of(error) from None
-    return replace(request, engine=replace(request.engine, model=None, batch=batch))
 
 
 def _check_stream(wanted: Generation) -> None:
@@ -270,7 +270,7 @@ def _check_stream(wanted: Generation) -> None:
         raise FieldError("response_format", "a file is the whole reply; leave response_format, or stream and job, out")
 
 
-def notes_of(wanted: Body, request: SearchRequest, limits: SearchLimits) -> tuple[str, ...]:
+def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str, ...]:
     """How the search differs from what the client wanted."""
     low = isinstance(wanted, Generation) and wanted.moderation == "low"
     unused = [*wanted.ignored, *["moderation"] * low]
@@ -281,6 +281,7 @@ def notes_of(wanted: Body, request: SearchRequest, limits: SearchLimits) -> tupl
     return (*notes, *search_notes_of(request, limits))
 
 
-def plain(offer: Offer, limits: SearchLimits) -> SearchRequest:
-    """A request of a prompt alone."""
-    return request_of(Generation("-") if offer.frames_every is None else Video("-"), offer, limits)
+def plain(offer: Offer, limits: SearchLimits) -> Prepared:
+    """The search of a prompt alone."""
+    any_text = replace(offer, defaults=lambda model: replace(offer.defaults(model), canonical=str))
+    return prepared_of(Generation("-") if offer.frames_every is None else Video("-"), any_text, limits)

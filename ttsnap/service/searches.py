@@ -22,12 +22,12 @@ from ttsnap.files.pictured import Picture
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import notices, report
-from ttsnap.loop.request import RunningRequest, SearchSpec
+from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
 from ttsnap.pipelines.output import finish, judged
 from ttsnap.pipelines.record import model_name, record_of
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec, Prepared
 from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -46,7 +46,7 @@ all end."""
 UNCHECKED = "drafts were not checked for this model, these steps and this guidance: they may choose worse seeds"
 
 
-def taken_as(request: SearchRequest, result: Result) -> list[str]:
+def taken_as(request: Prepared, result: Result) -> list[str]:
     """A warning where the images are of another size than was asked for, or than the picture that they change."""
     call, picture = request.engine.call, request.prompt.inputs.get("image")
     first, (rows, columns) = picture[0] if isinstance(picture, tuple) else picture, result.images[0].pixels.shape[-2:]
@@ -120,7 +120,7 @@ class Searches:
         """Let the engine go; its searches have ended."""
         self._open.close()
 
-    def warm_up(self, request: SearchRequest) -> None:
+    def warm_up(self, request: Prepared) -> None:
         """Prepare for requests like this one."""
         self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
 
@@ -153,11 +153,11 @@ class Searches:
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
-    def _prepared(self, request: SearchRequest, budget: Budget) -> SearchSpec:
+    def _prepared(self, request: Prepared, budget: Budget) -> LoopSearch:
         """The search with as many seeds as its budget affords, found once for equal requests. ValueError for a
         search that does not fit."""
-        key = (request.label, budget, request.keep)
-        spec = replace(request.spec, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
+        key = (request.request.label, budget, request.keep)
+        spec: LoopSearch = replace(request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
         if key not in self._fitted:
             spec = prepared(spec, self.engine)
             if len(self._fitted) == MOST_FITTED:
@@ -220,7 +220,7 @@ class Searches:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
-        rewards = [self.rewards[name] for name in request.report]
+        rewards = [self.rewards[name] for name in request.request.report]
         (result,), flags = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
         if not result.images:
             if self.run.lost or request.gate is None:
@@ -234,7 +234,7 @@ class Searches:
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning, extra=private(request.prompt))
-        for name in request.report:
+        for name in request.request.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")
         # The drafter's name would tell of the operator's files, and the image is made again without it.

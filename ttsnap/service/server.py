@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -72,15 +71,14 @@ class GenerationServer(SocketServer):
         limits: ServiceLimits | None = None,
         keys: Keys | None = None,
         address: tuple[str, int] = ("127.0.0.1", 8000),
-        canonical: Callable[[str], str] = str,
         store: JobStore | None = None,
         traces: Traces | None = None,
     ) -> None:
-        """canonical: as of Desk. store: of jobs; without it there are none. address, OSError and OverflowError: as of
+        """store: of jobs; without it there are none. address, OSError and OverflowError: as of
         SocketServer."""
         limits, keys = limits or ServiceLimits(), keys or Keys()
         self.worker = Worker(engines, limits, Metrics(), plain(offer, limits), traces)
-        desk = Desk(offer, limits, canonical)
+        desk = Desk(offer, limits)
         jobs = None if store is None else Jobs(store, self.worker, desk, keys)
         app = make_app(self.worker, desk, keys, jobs)
         if traces is not None:

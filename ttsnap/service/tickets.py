@@ -15,12 +15,11 @@ from ttsnap.core.outcome import Decoded
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
 from ttsnap.service.edits import Pictures
-from ttsnap.service.keys import Caller
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Body, Generation, Video, notes_of, request_of
+from ttsnap.service.requests import Body, Generation, Video, notes_of, prepared_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +60,9 @@ News: TypeAlias = Partial | Done | Passed | RequestError
 class Ticket:
     """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
-    request: SearchRequest
-    caller: Caller
+    request: Prepared
+    caller: str
+    """The name of its key."""
     loop: asyncio.AbstractEventLoop
     partials: int = 0
     """Partial images to send."""
@@ -158,20 +158,17 @@ class Desk:
 
     offer: Offer
     limits: ServiceLimits
-    canonical: Callable[[str], str] = str
-    """Puts a prompt into the model's words; ValueError for a prompt that the model cannot read."""
 
-    def ticket(self, wanted: Body, caller: Caller, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
+    def ticket(self, wanted: Body, caller: str, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
         """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
         limits = self.limits.of_jobs if job else self.limits
         limits = limits.of_videos if isinstance(wanted, Video) else limits
-        search = request_of(wanted, self.offer, limits, pictures)
-        try:
-            search = search.worded(self.canonical(search.prompt.text))
-        except ValueError as error:
-            raise RequestError(400, str(error), "prompt", "invalid_value") from None
+        search = prepared_of(wanted, self.offer, limits, pictures)
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes, drafts = notes_of(wanted, search, limits), wanted.draft is None and search.search == "seed-pruning"
+        notes, drafts = (
+            notes_of(wanted, search, limits),
+            wanted.draft is None and search.request.search == "seed-pruning",
+        )
         if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
             notes += (self.offer.undrafted,)
         return Ticket(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)

@@ -87,10 +87,10 @@ class Traces(Observer):
     def queued(self, ticket: Ticket) -> None:
         request = ticket.request
         parent = self.tracer.start_span("job", Context()) if ticket.job else trace.get_current_span()
-        search = request.search if isinstance(request.search, str) else type(request.algorithm).__name__
+        search = request.request.search if isinstance(request.request.search, str) else type(request.algorithm).__name__
         parent.set_attributes(
             {
-                "ttsnap.key": ticket.caller.name,
+                "ttsnap.key": ticket.caller,
                 "ttsnap.search": search,
                 "ttsnap.rewards": [str(reward) for reward in request.rewards],
                 "ttsnap.budget": str(request.budget),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
-from ttsnap.request.request import EngineSpec, Lora, SearchRequest
+from ttsnap.request.request import EngineSpec, Lora, Prepared
 from ttsnap.rewards.reward_model import RewardError
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
@@ -38,7 +38,7 @@ class Worker(threading.Thread):
         engines: Engines,
         limits: ServiceLimits,
         metrics: Metrics,
-        first: SearchRequest,
+        first: Prepared,
         traces: Observer | None = None,
     ) -> None:
         """first: a request to prepare for before any comes, as loading may take minutes."""
@@ -70,8 +70,8 @@ class Worker(threading.Thread):
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
-            name, most = ticket.caller.name, self.limits.per_key
-            if sum(other.caller.name == name for other in self._open) >= most:
+            name, most = ticket.caller, self.limits.per_key
+            if sum(other.caller == name for other in self._open) >= most:
                 said = f"{most} requests of yours wait or run already, the most that one key may have"
                 raise RequestError(429, f"{said}; try again in {AGAIN} s", code="too_many_requests", retry_after=AGAIN)
             if len(self._waiting) >= self.limits.queue:

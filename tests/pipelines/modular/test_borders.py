@@ -18,6 +18,7 @@ from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
+from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.blocks import parts_of
 from ttsnap.pipelines.modular.classic import modular
@@ -347,6 +348,6 @@ def test_engines_of_a_service_have_a_network_each() -> None:
     reward = make_rewards(bright)[0]
     made = OneDevice(twin("sd3"), {"bright": reward})
     call = tuple(sorted(CASES["sd3"].call.items()))
-    with made.engine(EngineSpec(None, ("bright",), call=dict(call))) as engine:
+    with made.engine(EngineSpec(ModelOptions(), ("bright",), call=dict(call))) as engine:
         (result,) = search(["a cat"], BestOfN(2), engine, seed=2)
     assert {candidate.seed for candidate in result.images} <= {2, 3}
