@@ -1,5 +1,4 @@
 # make demo: set up and generate; make test: set up and test; make test-system, lint, docs: what CI checks besides.
-# make gpu: on a machine with an accelerator, tests and figures that only it can give.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +12,7 @@ SEED ?= 71
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo showcase test test-system test-slow test-comfyui gpu notebooks lint docs measure format release clean
+.PHONY: demo test test-system test-slow test-comfyui notebooks lint docs measure format release clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,17 +48,6 @@ test-comfyui:
 	@test -f "$(COMFYUI_PATH)/comfy/samplers.py" || { echo "COMFYUI_PATH is '$(COMFYUI_PATH)', which is no checkout of" \
 		"ComfyUI; clone it, install its requirements.txt into $(VENV), and give its folder"; exit 2; }
 	COMFYUI_PATH="$(abspath $(COMFYUI_PATH))" $(BIN)/python -m pytest tests/comfyui
-
-# Installs nothing: it runs with the environment that is there, offline, in under nine minutes. GPU="--device cpu --tiny"
-# rehearses it without a GPU.
-gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu.py $(GPU)
-
-# A page of evidence with released weights, on a GPU: make showcase MODEL=stabilityai/stable-diffusion-3.5-medium
-# REWARD=imagereward. Without MODEL it is a rehearsal on the embedded model.
-showcase: $(VENV)/.installed
-	$(BIN)/python scripts/showcase.py $(if $(MODEL),--model "$(MODEL)") $(if $(REWARD),--reward "$(REWARD)") \
-		$(if $(REPORT),--report "$(REPORT)") $(if $(DRAFT),--draft "$(DRAFT)") $(SHOWCASE)
 
 # Executes them in place and strips what differs from run to run.
 notebooks: $(VENV)/.installed

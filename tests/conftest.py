@@ -37,7 +37,7 @@ SYSTEM = (
     "request/test_new_door.py",
     *("rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
-    *("test_wheel.py", "test_gpu_script.py", "bench/test_bench.py"),
+    *("test_wheel.py", "bench/test_bench.py"),
     *("cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/test_train.py", "distill/draft/test_on_paper.py", "simulation/test_processes.py"),

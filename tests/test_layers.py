@@ -40,6 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "files", "options", "rewards", "reward_models", "recordings", "results", "sampling", "pipelines"),
         *("engine", "scenes", "simulation"),
     },
+    "check": {
+        *("core", "files", "options", "algorithms", "loop", "results", "recordings", "simulation", "sampling"),
+        *("engine", "pipelines", "request"),
+    },
     "service": {
         *("core", "files", "options", "algorithms", "loop", "engine", "results", "pipelines", "reward_models"),
         *("cluster", "rewards", "sampling", "scenes", "request"),

@@ -1,4 +1,4 @@
-"""Tests that run on the CPU in the fast suite, and on this machine's accelerator with `-m gpu` (scripts/gpu.py)."""
+"""Tests that run on the CPU in the fast suite, and on this machine's accelerator with `-m gpu`."""
 
 from __future__ import annotations
 

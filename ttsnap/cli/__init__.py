@@ -51,7 +51,7 @@ COMMANDS = {
         "generate": "find the best image for a prompt under a budget",
         "replay": "make images again, each from its PNG",
         "algorithms": "list the search algorithms, or the options of one",
-        "doctor": "say what is here, what a minute buys, and what is wrong",
+        "check": "say what is here, and in minutes whether searches pay on a model",
         "serve": "serve image generation over HTTP, as OpenAI's images API",
         "demo": "open a web page to run searches on and watch them",
         "record": "keep the scores of many seeds, to study searches on",

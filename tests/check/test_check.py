@@ -1,0 +1,195 @@
+"""`ttsnap check`: the ladder on tiny models, what it says of models made worse on purpose, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from tests.pipelines.tiny import SIZE, quiet, sd3
+from ttsnap.check import environment
+from ttsnap.check.cost import cost
+from ttsnap.check.evidence import cleaned, page
+from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.check.parity import STOCK, parity
+from ttsnap.check.signal import signal
+from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, verdict
+from ttsnap.cli import main
+from ttsnap.core.prompt import Prompt
+from ttsnap.options.engine import EngineOptions
+from ttsnap.options.model import PACKAGED
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import load, upgrade
+from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
+from ttsnap.scenes import sample_prompts
+
+pytestmark = pytest.mark.usefixtures("any_flops")
+ROOT = Path(__file__).parents[2]
+RUNGS = {"parity": parity, "cost": cost, "signal": signal}
+STEPS = {"num_inference_steps": 6, "guidance_scale": 1.0, **SIZE}
+Make = Callable[..., Setup]
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Make:
+    def make(reward: Any = "brightness", pipe: Any = None, call: Any = STEPS, **more: Any) -> Setup:
+        pipe = quiet(upgrade(sd3())) if pipe is None else pipe
+        spec = EngineSpec(None, make_rewards((reward,)), SamplerOptions(), EngineOptions(batch_size=8), call)
+        (tmp_path / "plan.json").write_text('{"prompts": 5, "seeds": 16}')  # however fast this machine is
+        prompts = tuple(Prompt(text) for text in sample_prompts(5, 0))
+        return Setup(pipe, spec, prompts, tmp_path, say=lambda _: None, **more)
+
+    return make
+
+
+def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
+    for name in names or RUNGS:
+        setup.climb(name, RUNGS[name], 600)
+    return setup.found
+
+
+def noise(images: Tensor, prompts: Any) -> Tensor:
+    """A reward that is shuffled: of every image a number that says nothing of another one, however near."""
+    return torch.tensor([crc32(image.numpy().tobytes()) / 2**32 for image in images])
+
+
+def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(setup: Make, tmp_path: Path) -> None:
+    made = setup()
+    found = climbed(made)
+    assert [rung.missing.get(name) for name, rung in found.items()] == [None] * 3
+    assert found["parity"].holds
+    assert found["parity"].figures[STOCK].value < 0.1
+    seconds = found["cost"].more["seconds"]
+    assert seconds["nfe"] > 0
+    assert seconds["decodes"] > 0
+    ranks = [figure for name, figure in found["signal"].figures.items() if name.startswith("rank correlation")]
+    assert all(figure.low is not None and figure.low <= figure.value for figure in ranks)
+    judged = verdict(found)
+    assert judged.word == GO, judged.why
+    assert judged.schedule["name"] == "seed-pruning"
+    calls = []
+    made.pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    assert climbed(made).keys() == RUNGS.keys()
+    assert not calls  # all of it was kept
+
+
+def test_a_reward_that_is_shuffled_gets_no_go(setup: Make) -> None:
+    made = setup(noise)
+    judged = verdict(climbed(made, "parity", "signal"))
+    assert judged.word == NO_GO, judged.why
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, monkeypatch: Any) -> None:
+    made = setup(pipe=quiet(load("embedded", dtype=torch.float32)), call={"num_inference_steps": 4})
+    right, engine_of = made.pipe.scheduler, type(made.pipe).engine_of
+
+    def wrongly(pipe: Any, *given: Any) -> Any:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=30.0)
+        try:
+            return engine_of(pipe, *given)
+        finally:
+            pipe.scheduler = right
+
+    monkeypatch.setattr(type(made.pipe), "engine_of", wrongly)
+    judged = verdict(climbed(made, "parity"))
+    assert judged.word == NO_GO
+    assert "another picture" in judged.why[0]
+
+
+def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path: Path) -> None:
+    made = setup()
+    climbed(made, "cost")
+    (tmp_path / "plan.json").unlink()
+    rung = made.climb("signal", signal, 0)
+    assert not rung.done
+    assert "give more --minutes" in rung.missing["signal"]
+    judged = verdict(made.found)
+    assert judged.word == UNDECIDED
+    assert "parity is not known" in judged.why
+
+    def broken(_: Setup) -> Rung:
+        raise RuntimeError("CUDA error: an illegal access")
+
+    assert made.climb("parity", broken, 1).missing == {"parity": "CUDA error: an illegal access"}
+
+
+def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
+    rng, inside = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        found = Figure.over_prompts(torch.randn(12, generator=rng).numpy())
+        assert found is not None
+        inside += found.low <= 0 <= found.high  # type: ignore[operator]
+    assert 88 <= inside <= 99
+    assert Figure.over_prompts([1.0]) is None
+    assert Figure.over_prompts([1.0, 2.0], [0.0, 0.0]) is None
+
+
+def test_evidence_names_no_path_host_or_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "box7.lab")
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    told = cleaned({"why": ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.safetensors"], "url": "http://h:1/x",
+                    "kept": ["org/model", "1/255", "adam"]})  # fmt: skip
+    assert told == {"why": ["my-sd failed on ***", "w.safetensors"], "url": "ADDRESS",
+                    "kept": ["org/model", "1/255", "adam"]}  # fmt: skip
+
+
+def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "SEEDS", 2)
+    assert main(["check", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    told = dict(re.findall(r"^(\w[\w, ]*?)  +(.*)$", out, re.M))
+    assert told.keys() >= {"versions", "device", "extras", "attention", "edits, video", "search"}
+    found = re.search(r"a minute buys about ([\d,]+) evaluations \(nfe\): ([\d,]+) images of 20 steps", out)
+    assert found is not None, out
+    evaluations, images = (int(text.replace(",", "")) for text in found.groups())
+    assert evaluations == pytest.approx(20 * images, rel=0.2)
+    assert out.endswith("nothing is wrong\n")
+
+
+def test_what_is_broken_is_a_line_and_the_exit_status_is_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy>=999", "torch>=2"])
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(environment, "_measured", lambda *_: iter(()))
+    assert main(["check", "--device", "cpu"]) == 1
+    wrong = capsys.readouterr().out.partition("wrong:\n")[2]
+    assert re.match(r"  versions: numpy \S+ is not >=999; install", wrong)
+    assert "torch sees no GPU: install torch for CUDA" in wrong
+    given = ["numpy>=1", "nothing-such>=1", "pillow<1; extra == 'demo'"]
+    assert environment.unmet(given) == ["nothing-such is missing"]
+    assert re.fullmatch(r"pillow \S+ is not <1", *environment.unmet(given, "demo"))
+
+
+EVIDENCE = sorted(ROOT.glob("docs/evidence/*_*-*-*[0-9].json"))
+
+
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_an_evidence_file_is_what_its_figures_say(path: Path) -> None:
+    """The embedded models get GO; the page and the table are made of the figures alone, and name nobody."""
+    whole = json.loads(path.read_text())
+    judged = verdict({name: Rung.of_json(data) for name, data in whole["rungs"].items()})
+    assert (judged.word, list(judged.why)) == (whole["verdict"], whole["why"])
+    assert judged.word == GO or whole["model"] not in PACKAGED
+    assert path.with_suffix(".md").read_text() == page(whole, f"{path.stem}.png")
+    assert cleaned(whole) == whole
+
+
+def test_the_table_of_evidence_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert EVIDENCE
+    monkeypatch.setattr("sys.argv", ["evidence.py", "--check"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "scripts" / "evidence.py"), run_name="__main__")

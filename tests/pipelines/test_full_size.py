@@ -1,0 +1,27 @@
+"""The networks of benchmarks/families.py at full size."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made on the meta device, which holds no numbers."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    families: Any = importlib.import_module("families")
+    for name, part, published in (
+        ("sdxl", "unet", 2_567_463_684),
+        ("sd3", "transformer", 2_243_171_520),  # of SD3.5 medium; with its table of positions a file of 4.94 GB
+        ("flux", "transformer", 11_901_408_320),
+    ):
+        case = families.build(name, "full", torch.device("meta"), torch.bfloat16)
+        network = getattr(case.pipe, part)
+        assert sum(p.numel() for p in network.parameters()) == published
+        assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+        assert case.pipe.vae.use_slicing
+        assert case.call["height"] == case.call["width"] == 1024

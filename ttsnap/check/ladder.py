@@ -1,0 +1,176 @@
+"""What the rungs of a check share: what is checked, what a rung found, and the folder from which a check goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ttsnap.core import utility as utilities
+from ttsnap.core.particles import Utility
+from ttsnap.core.prompt import Prompt
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.reading import read_object
+from ttsnap.files.settings import Json
+from ttsnap.files.writing import write_json
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.request import EngineSpec
+
+DRAWS = 2000
+"""Resamples of a bootstrap."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that was measured, with the interval that holds it in 19 of 20 cases or, of seconds, its extremes."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.3g}{unit}" + ("" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})")
+
+    @classmethod
+    def over_prompts(cls, values: Sequence[float] | Any, below: Any = None, unit: str = "") -> Figure | None:
+        """The mean of values (P,), or the ratio of two means, and its interval by resampling prompts. None where that
+        is not known: with fewer than two prompts, or nothing to divide by."""
+        top = np.asarray(values, float)
+        under = np.ones_like(top) if below is None else np.asarray(below, float)
+        known = np.isfinite(top) & np.isfinite(under)
+        top, under = top[known], under[known]
+        if len(top) < 2 or under.mean() <= 0:
+            return None
+        draws = np.random.default_rng(0).integers(len(top), size=(DRAWS, len(top)))
+        means = under[draws].mean(1)
+        low, high = np.quantile(top[draws].mean(1)[means > 0] / means[means > 0], (0.025, 0.975))
+        value, n = top.mean() / under.mean(), len(top)
+        # Resamples of few prompts vary too little: as much wider as Student's t is than the normal distribution.
+        wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
+        return cls(float(value), *(float(value + wider * (end - value)) for end in (low, high)), unit)
+
+    @classmethod
+    def of_seconds(cls, call: Callable[[], object], rows: int = 1) -> Figure:
+        """Seconds a row: the median of three calls after a first one, which may load or compile; fewer of slow ones."""
+        taken: list[float] = []
+        while not taken or (len(taken) < 4 and sum(taken) < 10):
+            begin = time.perf_counter()
+            call()
+            taken.append((time.perf_counter() - begin) / rows)
+        timed = taken[1:] or taken
+        return cls(float(np.median(timed)), min(timed), max(timed), "s")
+
+
+@dataclass
+class Rung:
+    """What a rung found."""
+
+    name: str
+    figures: dict[str, Figure] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    """What holds, in words."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """What could not be measured, and why."""
+    holds: bool | None = None
+    """Whether what it is for holds; None where that is not known."""
+    done: bool = False
+    """Whether nothing is left that more time would add."""
+    seconds: float = 0.0
+    more: dict[str, Any] = field(default_factory=dict)
+    """What later rungs need of it, JSON-ready."""
+
+    def note(self, name: str, figure: Figure | None, why: str) -> None:
+        """Keep a figure, or why there is none."""
+        if figure is None:
+            self.missing[name] = why
+        else:
+            self.figures[name] = figure
+
+    def lines(self) -> list[str]:
+        """All of it as lines to read."""
+        figures = [f"{name}: {figure}" for name, figure in self.figures.items()]
+        return [*figures, *self.said, *(f"{name}: not measured: {why}" for name, why in self.missing.items())]
+
+    def to_json(self) -> dict[str, Json]:
+        """Read by `of_json`."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> Rung:
+        """ValueError for anything but what `to_json` wrote."""
+        try:
+            return cls(**{**data, "figures": {name: Figure(**each) for name, each in data["figures"].items()}})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"this is not what a rung of a check found: {error}") from None
+
+
+@dataclass
+class Setup:
+    """What is checked."""
+
+    pipe: Any
+    """The search pipeline, on its device."""
+    spec: EngineSpec
+    """Complete, with loaded rewards: the one by which images are chosen, then perhaps one that knows what is right."""
+    prompts: tuple[Prompt, ...]
+    out: Path
+    """Where rungs and recordings are kept."""
+    draft: str | None = None
+    """A drafter as `draft=` takes it."""
+    judged: bool = False
+    """Whether the last reward knows what is right and chooses nothing."""
+    say: Callable[[str], None] = print
+    deadline: float = float("inf")
+    """Of the rung under way, on `time.monotonic`."""
+    found: dict[str, Rung] = field(default_factory=dict)
+    """Rungs before this one."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that the rung under way still has."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def utility(self) -> Utility:
+        """By which images are chosen."""
+        return utilities.first(utilities.mean, len(self.spec.rewards) - self.judged)
+
+    def more(self, rung: str, name: str) -> Any:
+        """What a rung before this one noted for later ones; None where it did not."""
+        return self.found[rung].more.get(name) if rung in self.found else None
+
+    def engine(self, batch_size: int | None = None, **sampler: Any) -> LiveEngine:
+        """An engine without a drafter, unless one is named. batch_size: in place of the given or fitting one."""
+        batch = self.spec.batch if batch_size is None else replace(self.spec.batch, batch_size=batch_size)
+        how = replace(self.spec.sampler, **{"draft": None, "finish": "noise", **sampler})
+        assert isinstance(how, SamplerOptions)
+        engine: LiveEngine = self.pipe.engine_of(replace(self.spec, batch=batch, sampler=how))
+        return engine
+
+    def climb(self, name: str, rung: Callable[[Setup], Rung], seconds: float) -> Rung:
+        """What a rung finds within these seconds; what it found before, where it was done. Its errors are its result:
+        nothing that fails keeps the others from running."""
+        kept, before = self.out / f"{name}.json", 0.0
+        if kept.is_file():
+            found = Rung.of_json(read_object(kept, what="file of a check"))
+            if found.done:
+                self.found[name] = found
+                return found
+            before = found.seconds
+        begin = time.monotonic()
+        self.deadline = begin + seconds
+        try:
+            found = rung(self)
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+            found = Rung(name, missing={name: " ".join(str(error).split())[:400] or type(error).__name__})
+        found.seconds = before + time.monotonic() - begin
+        write_json(kept, found.to_json())
+        self.found[name] = found
+        return found

@@ -1,0 +1,85 @@
+"""Parity: whether a search makes the images that the stock pipeline makes, in any batch, and the same ones again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ttsnap.algorithms.best_of_n import BestOfN
+from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.core.results import Event
+from ttsnap.loop.search import search
+from ttsnap.results.media import Pixels, to_uint8
+
+SEEDS = 4
+"""Images of the search."""
+STOCK = "the winner made again by the stock pipeline"
+SAME, CLOSE = 0.02, 0.1
+"""Up to these shares of what two seeds differ by, images are the same to the eye, and the same picture."""
+
+
+def parity(setup: Setup) -> Rung:
+    """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a stock call."""
+    rung, prompt = Rung("parity"), setup.prompts[0]
+    whole, winner = _images(setup, None)
+    other = _differs(whole[0], whole[1])
+    rung.note("two seeds", _in_255ths(other), "")
+    compared = {
+        "the winner made again by the stock pipeline": (whole[winner:], lambda: [_stock(setup, prompt, winner)])
+    }
+    compared["two runs"] = (whole, lambda: _images(setup, None)[0])
+    if setup.engine().batch_size > 1:
+        compared[f"a batch of 1 against one of {SEEDS}"] = (whole, lambda: _images(setup, 1)[0])
+    worst = 0.0
+    for name, (images, make) in compared.items():
+        if setup.left <= 0:
+            rung.missing[name] = "the time was over; give more --minutes"
+            continue
+        setup.say(f"comparing {name}")
+        pairs = [_differs(a, b) for a, b in zip(images, make(), strict=False)]
+        most = max(pairs, key=lambda pair: float(pair.mean()))
+        rung.figures[name] = _in_255ths(most)
+        share = float(most.mean()) / max(float(other.mean()), 1e-9)
+        worst = max(worst, share)
+        rung.said.append(f"{name}: {_words(int(most.max()), share)}")
+    rung.done = not rung.missing
+    rung.holds = False if worst > CLOSE else True if rung.done else None
+    return rung
+
+
+def _words(most: int, share: float) -> str:
+    if not most:
+        return "equal to the last bit of 8"
+    kind = "the same to the eye" if share <= SAME else "the same picture" if share <= CLOSE else "another picture"
+    rounding = "; kernels round differently in other batches, most in bfloat16" if share <= CLOSE else ""
+    return f"up to {most} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
+
+
+def _in_255ths(difference: Any) -> Figure:
+    """The mean over all pixels, and the least and the largest."""
+    return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
+
+
+def _differs(a: Pixels, b: Pixels) -> Any:
+    return np.abs(to_uint8(a).astype(int) - to_uint8(b))
+
+
+def _images(setup: Setup, batch_size: int | None) -> tuple[list[Pixels], int]:
+    """The images by seed, and which one won."""
+    engine, finished = setup.engine(batch_size), dict[int, Pixels]()
+
+    def listen(event: Event) -> None:
+        if event.kind == "score" and event.step == engine.grid.steps and event.image is not None:
+            finished[event.uids[0]] = event.image
+
+    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, on_event=listen)
+    return [finished[uid] for uid in range(SEEDS)], result.best.uid
+
+
+def _stock(setup: Setup, prompt: Any, seed: int) -> Pixels:
+    """The image of a stock call from this seed."""
+    made = setup.pipe(prompt.text, generator=torch.Generator().manual_seed(seed), output_type="pt", **setup.spec.call)
+    image: Pixels = made.images[0]
+    return image.float()

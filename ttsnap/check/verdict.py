@@ -1,0 +1,76 @@
+"""Verdict: whether searches pay on this model and this machine, why, and the search that measured best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsnap.check.ladder import Rung
+
+GO, NO_GO, UNDECIDED = "GO", "NO-GO", "undecided"
+LEAST = 0.5
+"""Where nearly finished images surely rank seeds less like the finished ones than by this correlation, it is noise."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a user is told."""
+
+    word: str
+    """GO, NO-GO or undecided."""
+    why: tuple[str, ...]
+    best: str | None = None
+    """The search whose lead is surest, as the signal rung calls it; None where none is better than best-of-N."""
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    """Its algorithm, as --algorithm reads it from a file."""
+
+
+def verdict(found: Mapping[str, Rung]) -> Verdict:
+    """GO where a search surely keeps more than best-of-N of the same cost, and its images are the model's own; NO-GO
+    where one of the two surely does not hold, or scores say nothing; else undecided."""
+    against, open_ = list[str](), list[str]()
+    parity, signal = found.get("parity", Rung("parity")), found.get("signal", Rung("signal"))
+    if parity.holds is False:
+        against.append("the stock pipeline, another batch or a second run makes another picture: see parity")
+    elif not parity.holds:
+        open_.append("parity is not known")
+    against += _scores(signal)
+    leads = signal.more.get("leads") or {}
+    best = max(leads, key=lambda name: float(leads[name][1]), default=None)
+    won = False
+    if best is None:
+        open_.append("no search was compared with best-of-N: " + "; ".join(signal.missing.values() or ["no signal"]))
+    else:
+        lead, low, high = leads[best]
+        won = low > 0
+        said = (f"{best} keep{'' if best.startswith('drafts') else 's'} {lead:+.0f} % ({low:+.0f} to {high:+.0f}) "
+                "more of best-of-8's gain than best-of-N of the same cost")  # fmt: skip
+        if all(each[2] < 0 for each in leads.values()):
+            against.append(f"best-of-N finds more than any search that was tried: {said}")
+        elif not won:
+            open_.append(f"{said}, which may be chance: more --minutes, prompts or seeds would tell")
+    if against:
+        return Verdict(NO_GO, tuple(against))
+    chosen = {} if best is None or not won else dict(signal.more["schedules"][best])
+    if open_:
+        return Verdict(UNDECIDED, tuple(open_), best if won else None, chosen)
+    right = signal.figures.get("right images more by best-of-8")
+    known = f", and by the known answer {right} more of its images are right" if right else ""
+    return Verdict(GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen)
+
+
+def _scores(signal: Rung) -> list[str]:
+    """What speaks against the scores themselves."""
+    against = []
+    if signal.more.get("varied") is False:
+        against.append("the reward gives all seeds of a prompt the same score")
+    latest = (signal.more.get("ranks") or {}).get(f"estimate@{signal.more.get('latest')}")
+    if latest is not None and latest[2] < LEAST:
+        against.append(
+            f"the reward is noise: nearly finished images hardly rank seeds as finished ones do ({latest[0]:.2f})"
+        )
+    right = signal.figures.get("right images more by best-of-8")
+    if right is not None and right.high is not None and right.high <= 0:
+        against.append("what the reward prefers is right no more often")
+    return against

@@ -1,0 +1,209 @@
+"""`ttsnap check`: what is here, and whether searches pay on a model, in minutes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttsnap.cli import arguments, common
+from ttsnap.cli.help import Common
+from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.signals import resumable
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.settings import Positive
+from ttsnap.options.engine import BatchOptions
+from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
+
+if TYPE_CHECKING:
+    from ttsnap.check.ladder import Setup
+
+DESCRIPTION = """Say what is here and what is wrong; with a model, measure whether searches pay on it.
+
+Without a model: versions, the device and its memory, extras that are missing, and what a minute of the embedded model
+buys. The exit status is 1 where something is broken.
+
+With a model, a ladder that fits into --minutes; each rung is useful if it stops there, and the same command goes on:
+
+  parity   whether the stock pipeline makes the winner again, in any batch, and
+           two runs the same images; differences in 255ths
+  cost     seconds of an evaluation by batch, a decode, a reward call; memory;
+           the share of a search that is not the model's; attention kernels
+  signal   how well early scores rank seeds, and how much of best-of-8's gain
+           pruning and drafts keep at half its cost
+  verdict  GO, NO-GO (the exit status is 1) or undecided, why, and what to run
+
+It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host or user name is in them.
+
+examples:
+  ttsnap check
+  ttsnap check embedded --minutes 5
+  ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
+"""
+SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
+"""Of the minutes, by rung; what one leaves, those after it may take."""
+PROMPTS = 12
+"""How many prompts of a packaged model's world, of kinds that few seeds get right."""
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    p = Parser(DESCRIPTION)
+    what = p.add_argument_group("what to check")
+    what.add_argument("model", type=str | None, nargs="?", default=None, metavar="MODEL",
+                      help=Common("a packaged model, a diffusers folder, or a hub id"))  # fmt: skip
+    arguments.add_options(what, SearchOptions, "reward")
+    what.add_argument("--minutes", type=Positive, default=10.0, help=Common("that all of it may take, without loading"))
+    what.add_argument("--prompts-file", type=str | None, metavar="FILE",
+                      help="other prompts than the packaged ones")  # fmt: skip
+    arguments.add_call(what, "negative_prompt", "height", "width")
+    arguments.add_sampler(p.add_argument_group("sampler"), recorded=True)
+    model = p.add_argument_group("model and memory")
+    arguments.add_options(model, ModelOptions, without=("model", "task"))
+    arguments.add_options(model, BatchOptions, "batch_size", "decode_batch_size")
+    p.add_argument_group("output").add_argument(
+        "--out", type=str, default="evidence", metavar="FOLDER", help=Common("where to write, and to go on from")
+    )
+    return p
+
+
+def run(a: Arguments) -> int:
+    """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
+    place, _ = common.opening().placement(a.device, a.dtype)
+    common.load_libraries()
+    from ttsnap.check.environment import environment
+
+    def embedded() -> Any:
+        return common.load_model(EMBEDDED, a.device, a.dtype)
+
+    broken = environment(place, _say, embedded if a.model is None else None)
+    print("\n".join(["", "wrong:", *(f"  {line}" for line in broken)] if broken else ["", "nothing is wrong"]))
+    return int(bool(broken)) if a.model is None else _climb(a, place)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _climb(a: Arguments, place: Any) -> int:
+    from ttsnap.check import evidence
+    from ttsnap.check.cost import cost
+    from ttsnap.check.environment import device_name
+    from ttsnap.check.parity import parity
+    from ttsnap.check.signal import signal
+    from ttsnap.check.verdict import NO_GO, verdict
+    from ttsnap.results.folders import slug
+    from ttsnap.version import versions
+
+    out = Path(a.out)
+    work = out / slug(a.model)
+    with resumable(work):
+        setup, about = _setup(a, work)
+        about |= {"device": device_name(place), "versions": versions("torch", "diffusers", "transformers")}
+        about = _begun(work, about)
+        end = time.monotonic() + 60 * a.minutes
+        for (name, share), rung in zip(SHARES.items(), (parity, cost, signal), strict=True):
+            within = (
+                share
+                * (end - time.monotonic())
+                / sum(SHARES[later] for later in list(SHARES)[list(SHARES).index(name) :])
+            )
+            _say(f"\n{name}, up to {within:.0f} s")
+            found = setup.climb(name, rung, within)
+            _say("\n".join(f"  {line}" for line in found.lines()))
+        judged = verdict(setup.found)
+        about |= {"use": _use(a, setup, judged.best)}
+        page = evidence.write(out, about, setup.found, judged, work / "sheet.png")
+    _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
+    if judged.schedule:
+        _say(f"{about['use']} --algorithm {page.with_suffix('.schedule.json')}")
+    return int(judged.word == NO_GO)
+
+
+def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
+    """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
+    vars(a)["task"] = TEXT
+    prompts, judge = common.canonical(_prompts(a), a.model), None
+    spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    if a.model in PACKAGED:
+        from ttsnap.pipelines.packaged import MODELS
+
+        judge = MODELS[a.model].right.reward
+    rewards = [*spec.rewards, *([] if judge is None or judge in spec.rewards else [judge])]
+    options = arguments.read(ModelOptions, a)
+    place, kind = common.opening().placement(a.device, a.dtype)
+    pipe = common.load_model(a.model, a.device, a.dtype, a.offload, options.loras)
+    from ttsnap.check.ladder import Setup
+    from ttsnap.pipelines.drafting.own_draft import own_draft
+    from ttsnap.pipelines.opening import check_call, prepare
+
+    check_call(pipe, spec.call)
+    prepare(pipe, options)
+    pipe.set_progress_bar_config(disable=True)
+    made = replace(spec, rewards=tuple(common.load_rewards(rewards, device=place)))
+    draft, own = arguments.read(SamplerOptions, a), own_draft(pipe)
+    named = draft.draft if not draft.left_open else own.name if own is not None else None
+    about = {"model": a.model, "dtype": str(kind).removeprefix("torch."), "prompts": [p.text for p in prompts],
+             "rewards": [str(reward) for reward in rewards], "draft": named,
+             "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")])}  # fmt: skip
+    made = replace(made, sampler=replace(made.sampler, finish=draft.finish))
+    return Setup(pipe, made, tuple(prompts), work, named, len(rewards) > len(spec.rewards), _say), about
+
+
+def _prompts(a: Arguments) -> list[Prompt]:
+    """Of the file, of the packaged model's world, or those that come with the command."""
+    if a.prompts_file is None and a.model in PACKAGED:
+        from ttsnap.pipelines.packaged import MODELS
+
+        world = MODELS[a.model].world
+        return [Prompt(text) for text in world.sample_prompts(PROMPTS, seed=15, kinds=world.HARD_KINDS)]
+    import ttsnap.check
+
+    file = a.prompts_file or str(Path(ttsnap.check.__file__).with_name("prompts.txt"))
+    return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
+
+
+def _begun(work: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What is told of the check, with the day on which it began. ValueError where the folder holds another one."""
+    from ttsnap.files.reading import read_object
+    from ttsnap.files.writing import write_json
+
+    path = work / "about.json"
+    if path.is_file():
+        kept = read_object(path, what="file of a check")
+        if differ := sorted(name for name in about if name != "command" and kept.get(name) != about[name]):
+            raise ValueError(f"{work} holds a check of another {differ[0]}; give another --out, or remove that folder")
+        return {**about, "date": kept["date"]}
+    about |= {"date": datetime.date.today().isoformat()}
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(path, about)
+    return about
+
+
+def _typed(a: Arguments, *without: str) -> list[str]:
+    """The options that are not at their defaults, as one types them."""
+    words: list[str] = []
+    for name, action in parser().settings().items():
+        value = a.get(name)
+        if action.option_strings and name not in without and value != action.default:
+            typed = json.dumps(value) if isinstance(value, dict | list) else str(value)
+            words += [action.option_strings[0], *([] if value is True else [typed])]
+    return words
+
+
+def _use(a: Arguments, setup: Setup, best: str | None) -> str:
+    """The command of the search that measured best; best-of-N's where none is better."""
+    from ttsnap.check.signal import FINISHED, PRUNING
+
+    words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", "4images"]
+    words += _typed(a, "out", "minutes", "prompts_file", "draft", "finish")
+    if best in (None, PRUNING):
+        return shlex.join([*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])])
+    finish = "noise" if best != FINISHED else "draft" if a.finish == "auto" else str(a.finish)
+    return shlex.join([*words, "--draft", str(setup.draft), "--finish", finish])
