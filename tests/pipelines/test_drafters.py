@@ -34,21 +34,8 @@ from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 
-from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, save_lora, shared
+from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, UNGUIDED, save_lora, shared
 
-UNGUIDED: dict[str, dict[str, Any]] = {
-    "sd15": {"guidance_scale": 1.0},
-    "sdxl": {"guidance_scale": 1.0},
-    "sd3": {"guidance_scale": 1.0},
-    "flux": {},
-    "flux_schnell": {},
-    "pixart_sigma": {"guidance_scale": 1.0},
-    "sana": {"guidance_scale": 1.0},
-    "qwen_image": {"true_cfg_scale": 1.0},
-    "z_image": {"guidance_scale": 0.0},
-    "lumina2": {"guidance_scale": 1.0},
-    "flux2_klein": {"guidance_scale": 1.0},
-}
 FOUR = ("sd15", "sdxl", "sd3", "flux")
 STEPS = 5
 
@@ -99,7 +86,7 @@ def lora(tmp_path: Path) -> Callable[..., str]:
 # --- what is guessed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", UNGUIDED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name: str) -> None:
     pipe = shared(name)
     base, plain = denoiser(pipe, name), unguided(pipe, name)
@@ -170,7 +157,7 @@ def test_the_batch_decides_nothing(name: str, lora: Callable[..., str]) -> None:
 # --- a LoRA -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(UNGUIDED) - {"pixart_sigma"}))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"pixart_sigma"}))
 def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora: Callable[..., str]) -> None:
     pipe = shared(name)
     folder = lora(pipe)
