@@ -354,7 +354,8 @@ SCALES = {
     "sdxl": ("cross_attention_kwargs", ("text_encoder",)),
     "flux": ("joint_attention_kwargs", ("text_encoder", "text_encoder_2")),
     "z_image": ("joint_attention_kwargs", ()),
-    **dict.fromkeys(("qwen_image", "flux2_klein", "sana", "lumina2"), ("attention_kwargs", ())),
+    "sana": ("attention_kwargs", ("text_encoder",)),
+    **dict.fromkeys(("qwen_image", "flux2_klein", "lumina2"), ("attention_kwargs", ())),
 }
 
 
@@ -505,7 +506,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("sd15", {"eta": 0.5}, "no eta"),
     ("sd15", {"timesteps": [900, 100]}, "custom"),
     ("sd15", {"timesteps": [900, 100], "sigmas": [3.0, 1.0]}, "Only one"),
-    ("sd15", {"ip_adapter_image": object()}, "image prompts"),
+    *[("sd15", {name: torch.zeros(1, 3, 8, 8)}, name) for name in ("ip_adapter_image", "image", "mask_image")],
+    ("sdxl", {"ip_adapter_image_embeds": torch.zeros(1, 3, 8, 8)}, "ip_adapter_image_embeds"),
+    ("sd3", {"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, "ip_adapter_image"),
     ("sd15", {"negative_prompt": "snow", "negative_prompt_embeds": torch.zeros(2, 77, 32)}, "both"),
     ("sdxl", {"denoising_end": 0.8}, "denoising_end"),
     ("sdxl", {"negative_prompt_embeds": torch.zeros(2, 77, 64)}, "negative_pooled_prompt_embeds"),
