@@ -1,16 +1,20 @@
-"""An engine whose scores follow a rule, for algorithms that are held against their papers' pseudocode."""
+"""An engine whose scores follow a rule, for algorithms that are held against their papers' pseudocode; and an algorithm
+that plays a list of moves, for engines and the loop."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
-from ttsnap.core.needs import Need
+from ttsnap.core.moves import Move
+from ttsnap.core.needs import Need, Needs
+from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.loop.dry import DryEngine
 
@@ -54,3 +58,19 @@ def ranked(score: Score) -> Score:
         return found if found == found else -np.inf
 
     return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """Plays a list of moves, given as functions of the particles."""
+
+    moves: tuple[Callable[[Particles], Move], ...]
+    needs: Needs = frozenset({Need.BRANCH, Need.RENOISE, Need.MIX, Need.NEAR})
+    n: int = 1
+    lockstep: bool = False
+
+    def init(self, task: Any) -> int:
+        return 0
+
+    def step(self, state: int, particles: Any, rng: Any) -> Any:
+        return (self.moves[state](particles), state + 1) if state < len(self.moves) else (None, state)

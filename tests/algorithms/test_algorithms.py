@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
-from ttsnap.algorithms import ALGORITHMS
-from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.code import CoDe
+from ttsnap.algorithms.depth_first import DepthFirst
+from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
+from ttsnap.algorithms.evolution import Evolution
+from ttsnap.algorithms.noise_ascent import NoiseAscent
+from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.search_over_paths import SearchOverPaths
+from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.algorithms.top_noises import TopNoises
+from ttsnap.algorithms.tree import BestFirst
+from ttsnap.algorithms.verifier_threshold import VerifierThreshold
+from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.grid import Grid, Task
-from ttsnap.core.looks import estimates
 from ttsnap.loop.dry import DryEngine
 
 from ..scripted import Scripted  # noqa: TID252
@@ -71,7 +80,7 @@ def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, step
     if name == "seed-pruning":
         assert result.spent.nfe == 12
         assert len(result.particles.scores[:, -1, 0]) == 12 // steps
-    with pytest.raises(ValueError, match=f"do not fit a grid of {steps} steps"):
+    with pytest.raises(ValueError, match=f"grid of {steps} steps"):
         search([""], SeedPruning(4, (0.5,), steps=(steps,)), engine, "12nfe")
 
 
@@ -85,39 +94,59 @@ def test_as_many_survive_as_are_to_be_kept() -> None:
     assert "of the 6 images asked for" in result.warnings[-1]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("budget", ["20nfe", "33nfe", "400nfe"])
-def test_contract(name: str, budget: str) -> None:
-    scores = np.random.default_rng(0).normal(size=(4096, 21))
-    settings = (
-        {"forecast": fit(scores.reshape(64, 64, 21), GRID.levels, estimates(2, 6, 11, 20))} if "price" in name else {}
-    )
-    algorithm = make_algorithm(name, **settings)
-    engines = [by_table(scores) for _ in range(2)]
-    results = [search(["", "b"], algorithm, engine, budget, seed=0) for engine in engines]
-    for result in results[0]:
-        assert 20 <= result.spent.nfe <= int(budget[:-3])
-        assert result.images
-    assert [r.trace for r in results[0]] == [r.trace for r in results[1]]
+BAD: list[tuple[Any, dict[str, Any], str]] = [
+    (BestOfN, {"n": 0}, "n .* got 0"), (SeedPruning, {"n": -1}, "n .* got -1"),
+    (SeedPruning, {"keep": (0.5,), "levels": (0.5, 0.4)}, "1 keep ratios"),
+    (SeedPruning, {"keep": (1.5,), "levels": (0.5,)}, r"keep\[0\] .* got 1.5"),
+    (SeedPruning, {"keep": (0.5, 0.5), "levels": (0.4, 0.5)}, "noisy to clean"),
+    (SeedPruning, {"keep": (0.5,), "levels": (2,)}, "levels"),
+    (SMC, {"n": 0}, "n"), (SMC, {"every": 0}, "every"), (SMC, {"lam": -1.0}, "lam"), (SMC, {"gamma": 0.0}, "gamma"),
+    (SMC, {"potential": "min"}, "potential 'min'"), (SMC, {"temper": "no"}, "temper 'no'"),
+    (SMC, {"resampler": "no"}, "resampler 'no'"), (SMC, {"temper": "adaptive", "ess": 1.0}, "ess below 1"),
+    (SMC, {"ess": 1.5}, "ess"), (SMC, {"shrink": 0.0}, "shrink"), (SMC, {"first": 0.2}, "levels"),
+    (CoDe, {"n": 0}, "n .* got 0"), (CoDe, {"block": 0}, "block"), (CoDe, {"temperature": -1.0}, "temperature"),
+    (RBF, {"streams": 0}, "streams"), (RBF, {"finish": "last"}, "finish 'last'"),
+    (VerifierThreshold, {"quantiles": (0.5, 2.0)}, r"quantiles\[1\]"), (TopNoises, {"keep": 0}, "keep .* got 0"),
+    (EpsilonGreedy, {"n": 0}, "n"), (EpsilonGreedy, {"width": 0}, "width"), (EpsilonGreedy, {"streams": 0}, "streams"),
+    (EpsilonGreedy, {"eps": 1.1}, "eps"), (EpsilonGreedy, {"lam": 0.0}, "lam"),
+    (SearchOverPaths, {"n": 0}, "at least 1"), (SearchOverPaths, {"start": 1.0}, "start"),
+    (ZeroOrder, {"n": 0}, "at least 1"), (ZeroOrder, {"mix": 1.0}, "mix"), (ZeroOrder, {"keep": 0.0}, "keep"),
+    (BestFirst, {"block": 0}, "block"), (BestFirst, {"bonus": -1}, "bonus"), (DepthFirst, {"levels": ()}, "fall"),
+    (DepthFirst, {"levels": (0.5,), "thresholds": (1.0,)}, "threshold"), (DepthFirst, {"back": 0.0}, "back"),
+    (Evolution, {"generations": 0}, "generations"), (Evolution, {"parents": 0}, "parents"),
+    (Evolution, {"mix": 1}, "mix"), (Evolution, {"draft_share": 1}, "draft_share"),
+    (Evolution, {"keep": (0.5, 0.5)}, "2 keep ratios"),
+    (NoiseAscent, {"angle": 0}, "got 0"), (NoiseAscent, {"angle": 2.0}, "got 2"),
+    (NoiseAscent, {"rounds": 0}, "got 0"), (NoiseAscent, {"ascends": -1}, "got -1"),
+    (NoiseAscent, {"held_out": 0}, "got"), (NoiseAscent, {"held_out": 1, "weights": (1, 1)}, "got"),
+    (NoiseAscent, {"held_out": 2, "weights": (1, 0)}, "got"), (NoiseAscent, {"least": 0.5}, "got"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: BestOfN(0), "n must be at least 1, got 0"),
-        (lambda: SeedPruning(-1), "n must be at least 1, got -1"),
-        (lambda: SeedPruning(4, (0.5,), levels=(0.5, 0.4)), "1 keep ratios"),
-        (lambda: SeedPruning(4, (1.5,), levels=(0.5,)), r"keep\[0\] must be at most 1, got 1.5"),
-        (lambda: SeedPruning(4, (0.5, 0.5), levels=(0.4, 0.5)), "noisy to clean"),
-        (lambda: SeedPruning(4, (0.5,), levels=(2,)), "levels must be in"),
-        (lambda: make_algorithm("best"), "unknown algorithm 'best'; choose one of best-of-n"),
-        (lambda: make_algorithm("best-of-n", keep=[1]), r"unknown option\(s\) \['keep'\]; it has \['n'\]"),
-        (lambda: make_algorithm("missing.json"), "cannot read algorithm file missing.json"),
-    ],
-)
-def test_bad_settings_are_shown(build: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
+@pytest.mark.parametrize(("kind", "options", "said"), BAD, ids=[f"{k.__name__}-{'-'.join(o)}" for k, o, _ in BAD])
+def test_bad_settings_are_shown(kind: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        kind(**options)
+
+
+@pytest.mark.parametrize(("algorithm", "levels", "said"), [
+    (VerifierThreshold(thresholds=(1.0,)), (1, 0.5, 0.2, 0), "1 thresholds for 2"),
+    (DepthFirst((0.52, 0.51)), tuple(np.linspace(1, 0, 11)), "one step"),
+    (SearchOverPaths(1), (1.0, 0.5, 0.0), "3 steps"),
+])  # fmt: skip
+def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        algorithm.init(Task(Grid(levels), 1, 100.0))
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("best", {}), "unknown algorithm 'best'"), (("missing.json", {}), "missing.json"),
+    (("best-of-n", {"keep": [1]}), r"\['keep'\]; it has \['n'\]"),
+])  # fmt: skip
+def test_names_and_options_that_are_none_are_shown(given: Any, said: str) -> None:
+    name, options = given
+    with pytest.raises(ValueError, match=said):
+        make_algorithm(name, **options)
 
 
 def test_algorithm_from_json(tmp_path: Path) -> None:
@@ -125,7 +154,7 @@ def test_algorithm_from_json(tmp_path: Path) -> None:
     path.write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "levels": [0.4]}))
     assert make_algorithm(str(path), n=3) == SeedPruning(3, (0.5,), (0.4,))
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="must hold an object"):
+    with pytest.raises(ValueError, match="object"):
         make_algorithm(str(path))
 
 
@@ -167,7 +196,7 @@ def test_files_hold_known_names_and_values_of_their_types(spec: Any, message: st
 
 @pytest.mark.parametrize("spec", [None, 3, True, ["smc"]])
 def test_what_is_no_algorithm_is_said(spec: Any) -> None:
-    with pytest.raises(ValueError, match="algorithm must be of type Algorithm, got"):
+    with pytest.raises(ValueError, match="type Algorithm"):
         make_algorithm(spec, n=3)
 
 
@@ -183,7 +212,7 @@ def test_more_seeds_than_a_search_can_hold_are_refused() -> None:
 
 
 def test_price_of_compute_without_a_forecast_says_which_command_makes_one() -> None:
-    with pytest.raises(ValueError, match=r"needs a forecast of .* `ttsnap calibrate RECORDING --out priced\.json`"):
+    with pytest.raises(ValueError, match=r"forecast .*ttsnap calibrate"):
         make_algorithm("price-of-compute")
     with pytest.raises(ValueError, match=r"needs a forecast"):
         make_algorithm("price-of-compute", n=3)

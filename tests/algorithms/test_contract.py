@@ -15,9 +15,18 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from tests.counted import Brightness
+from tests.scripted import Scripted, noisy
 from ttsnap import make_algorithm, search
-from ttsnap.algorithms import ALGORITHMS
+from ttsnap.algorithms import ALGORITHMS, name_of
+from ttsnap.algorithms.code import CoDe
+from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
+from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.rbf import RBF
+from ttsnap.algorithms.search_over_paths import SearchOverPaths
+from ttsnap.algorithms.top_noises import TopNoises
+from ttsnap.algorithms.verifier_threshold import VerifierThreshold
+from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core.looks import estimates
 from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
@@ -66,6 +75,30 @@ def moves(result: Result) -> list[Any]:
     return [[move[name] for name in names] for move in result.trace]
 
 
+def played(
+    engine: Any, algorithm: Algorithm, rewards: list[Any], budget: Budget, *, prompts: int, batch: int, shared: bool,
+    after: int | None, **more: Any,
+) -> tuple[list[Result], list[int]]:  # fmt: skip
+    """The results of a search that is stopped after so many ticks, held to its books, and the prompts that began."""
+    live, ticks, started = fitting(engine, algorithm, rewards, batch), list[int](), list[int]()
+
+    def watch(event: Any) -> None:
+        ticks.extend([1] if event.kind == "tick" else [])
+        started.extend([event.job] if event.kind == "start" else [])
+
+    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared, on_event=watch,
+                     should_stop=lambda: after is not None and len(ticks) > after, **more)  # fmt: skip
+    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
+    denoiser: Any = live.denoiser
+    scored = rewards[0].images + rewards[1].images
+    pulled = sum(r.spent.cost.gradients for r in results)  # each asks both rewards, by `differentiable`
+    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
+    caps = [cap or np.inf for cap in (budget.nfe, budget.decodes, budget.reward_calls)]
+    for used, times in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
+        assert (used <= np.array(caps) * times).all()
+    return results, started
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 @some
 @given(
@@ -81,36 +114,10 @@ def moves(result: Result) -> list[Any]:
     after=st.one_of(st.none(), st.integers(0, 20)),
 )
 def test_books_balance_and_every_prompt_gets_an_image(
-    engine: Any,
-    name: str,
-    budget: Budget,
-    shared: bool,
-    prompts: int,
-    batch: int,
-    nan: float,
-    broken: float,
-    after: int | None,
+    engine: Any, name: str, budget: Budget, prompts: int, nan: float, broken: float, after: int | None, **how: Any
 ) -> None:
-    algorithm = build(name)
     rewards = [Brightness("one", nan, broken, spared=True), Brightness("two")]
-    live = fitting(engine, algorithm, rewards, batch)
-    ticks: list[int] = []
-    started: list[int] = []
-
-    def watch(event: Any) -> None:
-        ticks.extend([1] if event.kind == "tick" else [])
-        started.extend([event.job] if event.kind == "start" else [])
-
-    results = search(PROMPTS[:prompts], algorithm, live, budget, shared=shared, on_event=watch,
-                     should_stop=lambda: after is not None and len(ticks) > after)  # fmt: skip
-    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
-    denoiser: Any = live.denoiser
-    scored = rewards[0].images + rewards[1].images
-    pulled = sum(r.spent.cost.gradients for r in results)  # each asks both rewards, by `differentiable`
-    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
-    for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
-        assert used[0] <= (budget.nfe or np.inf) * caps
-        assert used[1] <= (budget.decodes or np.inf) * caps
+    results, started = played(engine, build(name), rewards, budget, prompts=prompts, after=after, **how)
     assert started
     assert all(results[job].images for job in started)
     assert after is not None or len(started) == prompts
@@ -118,6 +125,26 @@ def test_books_balance_and_every_prompt_gets_an_image(
         assert all(torch.isfinite(candidate.image).all() for candidate in result.images)
         refunds = sum(move.get("refund", {}).get("nfe", 0) for move in result.trace)
         assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent.nfe
+
+
+VARIANTS: list[Algorithm] = [
+    *(CoDe(n=6, streams=3, block=3), RBF(2, 3), RBF(2, 3, "published"), VerifierThreshold(2, 3)),
+    *(Nested(TopNoises(12, 4), second) for second in (CoDe(n=4, streams=3, block=3), RBF(2), VerifierThreshold(3))),
+    *(EpsilonGreedy(20, streams=2), SearchOverPaths(5), ZeroOrder(check=0.5)),
+]
+
+
+@pytest.mark.parametrize("algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each))
+@settings(max_examples=40, deadline=None)
+@given(nfe=st.integers(STEPS, 120), fail=st.sampled_from([0.0, 0.3, 1.0]), keep=st.integers(1, 3))
+def test_any_cut_leaves_an_image_within_the_budget(algorithm: Algorithm, nfe: int, fail: float, keep: int) -> None:
+    """On an engine of scores alone, which makes each search in a millisecond or a few."""
+    (result,), (again,) = (
+        search([""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe", keep=keep) for _ in range(2)
+    )
+    assert 1 <= len(result.images) <= keep
+    assert STEPS <= result.spent.nfe <= nfe
+    assert moves(result) == moves(again)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -169,34 +196,12 @@ def test_batch_and_company_change_nothing(
     after=st.one_of(st.none(), st.integers(0, 20)),
 )
 def test_the_best_of_those_that_meet_a_requirement_within_the_budget(
-    engine: Any,
-    name: str,
-    budget: Budget,
-    shared: bool,
-    prompts: int,
-    batch: int,
-    least: float,
-    nan: float,
-    keep: int,
-    after: int | None,
-) -> None:
-    algorithm, ticks = build(name), []
+    engine: Any, name: str, budget: Budget, shared: bool, least: float, nan: float, keep: int, after: int | None,
+    **how: Any,
+) -> None:  # fmt: skip
     rewards = [Coarse("one", spared=True), Brightness("two", nan, spared=True)]
-    live = fitting(engine, algorithm, rewards, batch)
-    gate = Gate.of([f"two>={least}"], live.reward_names, counted=1)
-    results = search(
-        PROMPTS[:prompts], algorithm, live, budget, shared=shared, keep=keep, gate=gate,
-        on_event=lambda event: ticks.extend([1] if event.kind == "tick" else []),
-        should_stop=lambda: after is not None and len(ticks) > after,
-    )  # fmt: skip
-    spent = np.array([(r.spent.nfe, r.spent.cost.decodes, r.spent.cost.reward_calls) for r in results])
-    denoiser: Any = live.denoiser
-    pulled = sum(r.spent.cost.gradients for r in results)
-    scored = rewards[0].images + rewards[1].images
-    assert tuple(spent.sum(0)) == (denoiser.calls, denoiser.decodes, scored + 2 * pulled)
-    for used, caps in [(spent.sum(0), prompts)] if shared else [(row, 1) for row in spent]:
-        assert used[0] <= budget.nfe * caps
-        assert used[2] <= (budget.reward_calls or np.inf) * caps
+    gate = Gate.of([f"two>={least}"], ["one", "two"], counted=1)
+    results, _ = played(engine, build(name), rewards, budget, shared=shared, after=after, keep=keep, gate=gate, **how)
     for result in results:
         one, two = result.particles.scores[:, -1].T
         done = result.particles.finished

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.engine.test_drafts import counted, made
+from tests.engine.test_drafts import made
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.evolution import Evolution
 from ttsnap.core.results import Result
@@ -24,32 +22,6 @@ from ttsnap.sampling.mixture import MixtureDenoiser
 def drafts_of(result: Result) -> Any:
     """(N,) the scores of all drafts of a search."""
     return result.particles.scores[:, 0, 0]
-
-
-@given(
-    n=st.integers(1, 9),
-    generations=st.integers(1, 4),
-    parents=st.floats(0.05, 1),
-    levels=st.sampled_from([(), (0.6,), (0.9, 0.4)]),
-    draft_share=st.sampled_from([0, 0.3]),
-    budget=st.none() | st.integers(8, 120),
-    batch=st.integers(1, 7),
-)
-@settings(max_examples=40, deadline=None)
-def test_ledger_equals_counter(
-    n: int, generations: int, parents: float, levels: Any, draft_share: float, budget: Any, batch: int
-) -> None:
-    live = made(batch=batch, error=1.0)
-    keep = (0.5,) * len(levels)
-    algorithm = Evolution(n, generations, parents, 0.7, keep, levels, draft_share)
-    results = search(["a", "b"], algorithm, live, None if budget is None else f"{budget}nfe")
-    assert sum(r.spent.cost.nfe for r in results) == counted(live).calls
-    assert sum(r.spent.cost.draft_calls for r in results) == counted(live).drafted
-    assert all(r.spent.nfe <= (budget or np.inf) for r in results)
-    assert all(r.images for r in results)
-    if budget is None:
-        assert all(len(r.particles) == n * generations for r in results)
-        assert all(r.particles.seeds == n for r in results)
 
 
 @pytest.mark.parametrize("draft_share", [0.2, 0.0])
@@ -68,26 +40,10 @@ def test_children_descend_from_the_best_so_far(draft_share: float) -> None:
     assert set(gone_on) == set(np.argsort(-scores, kind="stable")[: len(gone_on)])
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3])
-def test_drafts_take_their_share_of_the_budget(share: float) -> None:
-    (result,) = search(["a"], Evolution(draft_share=share), made(), "600nfe")
-    drafts = result.spent.cost.draft_calls / 2
-    assert drafts / result.spent.nfe == pytest.approx(share, abs=0.03)
-    assert 575 < result.spent.nfe <= 600
-
-
 def test_one_generation_is_seed_pruning() -> None:
     algorithms = Evolution(40, 1, draft_share=0.2), SeedPruning(40, draft_share=0.2)
     one, plain = (search(["a", "b"], algorithm, made(error=1.0), "200nfe") for algorithm in algorithms)
     assert [r.trace for r in one] == [r.trace for r in plain]
-
-
-def test_batches_change_nothing() -> None:
-    one, many = (search(["a", "b"], Evolution(6, mix=0.8), made(batch=b, error=1.0)) for b in (1, 9))
-    for x, y in zip(one, many, strict=True):
-        np.testing.assert_array_equal(x.particles.parent, y.particles.parent)
-        np.testing.assert_allclose(drafts_of(x), drafts_of(y), atol=1e-12)
-        torch.testing.assert_close(x.best.image, y.best.image, atol=1e-6, rtol=1e-6)
 
 
 def test_breeding_climbs_where_near_noise_gives_near_images() -> None:
@@ -121,9 +77,3 @@ def test_without_levels_generations_are_finished_images() -> None:
     (result,) = search(["a"], algorithm, made())
     assert result.particles.finished.all()
     assert result.spent.nfe == 4 * 4 * 8
-
-
-def test_what_cannot_be_meant_is_refused() -> None:
-    for wrong in ({"generations": 0}, {"parents": 0}, {"mix": 1}, {"draft_share": 1}, {"keep": (0.5, 0.5)}):
-        with pytest.raises(ValueError, match=r"generations must|parents must|mix must|draft_share must|2 keep ratios"):
-            Evolution(**wrong)

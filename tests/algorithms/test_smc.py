@@ -314,7 +314,7 @@ def test_unbiased_on_the_live_engine() -> None:
 def test_copies_come_apart_and_deterministic_samplers_are_refused(engine: Any) -> None:
     live = engine()
     greedy = SMC(6, 1e6, "current", "constant", ess=1.0, every=2, first=1.0, last=0.0)
-    with pytest.raises(ValueError, match=r"smc makes several continuations.*deterministic"):
+    with pytest.raises(ValueError, match=r"smc .*deterministic"):
         search(["a"], greedy, live)
     noisy = LiveEngine(
         live.denoiser, live.rewards, EngineOptions(4), kernel=Ddim(live.denoiser.path, live.denoiser.times)
@@ -423,21 +423,3 @@ def test_adopted_particles_are_gone_on_from(n: int) -> None:
     assert set(started["drop"]) == set(range(9)) - set(started["parents"])
     assert result.spent.nfe == 9 + 6 * n - n  # children share the evaluation at noise
     assert SMC().adopt(SMC().init(Task(GRID)), best, result.particles).n == 3
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"n": 0}, "n must be at least 1"),
-    ({"every": 0}, "every must be at least 1"),
-    ({"lam": -1.0}, "lam must be above 0"),
-    ({"gamma": 0.0}, "gamma must be above 0"),
-    ({"potential": "min"}, "unknown potential 'min'"),
-    ({"temper": "no"}, "unknown temper 'no'"),
-    ({"resampler": "no"}, "unknown resampler 'no'"),
-    ({"temper": "adaptive", "ess": 1.0}, "adaptive needs an ess below 1"),
-    ({"ess": 1.5}, "ess must be at most 1"),
-    ({"shrink": 0.0}, "shrink must be above 0"),
-    ({"first": 0.2}, "levels must be"),
-])  # fmt: skip
-def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SMC(**change)

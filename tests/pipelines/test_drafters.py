@@ -30,25 +30,11 @@ from ttsnap.pipelines.drafting.drafters import Drafter, _settings
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.pipelines.memory.flops import setting_of
-from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.drafts import HOT_SETTINGS, Checked, DraftSettings, write_draft, write_settings
 from ttsnap.sampling.rng import seeded
 
-from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, save_lora, shared
+from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, UNGUIDED, save_lora, shared
 
-UNGUIDED: dict[str, dict[str, Any]] = {
-    "sd15": {"guidance_scale": 1.0},
-    "sdxl": {"guidance_scale": 1.0},
-    "sd3": {"guidance_scale": 1.0},
-    "flux": {},
-    "flux_schnell": {},
-    "pixart_sigma": {"guidance_scale": 1.0},
-    "sana": {"guidance_scale": 1.0},
-    "qwen_image": {"true_cfg_scale": 1.0},
-    "z_image": {"guidance_scale": 0.0},
-    "lumina2": {"guidance_scale": 1.0},
-    "flux2_klein": {"guidance_scale": 1.0},
-}
 FOUR = ("sd15", "sdxl", "sd3", "flux")
 STEPS = 5
 
@@ -99,7 +85,7 @@ def lora(tmp_path: Path) -> Callable[..., str]:
 # --- what is guessed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", UNGUIDED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_one_hot_call_told_the_truth_is_the_stock_estimate_without_guidance(name: str) -> None:
     pipe = shared(name)
     base, plain = denoiser(pipe, name), unguided(pipe, name)
@@ -170,7 +156,7 @@ def test_the_batch_decides_nothing(name: str, lora: Callable[..., str]) -> None:
 # --- a LoRA -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(UNGUIDED) - {"pixart_sigma"}))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"pixart_sigma"}))
 def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora: Callable[..., str]) -> None:
     pipe = shared(name)
     folder = lora(pipe)
@@ -318,7 +304,7 @@ def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch:
     monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.require_repository", unreachable)
     base = denoiser(shared("sd3"), "sd3")
     for where in ("a/b", "a/b/draft.safetensors", "a/b:2"):
-        with pytest.raises(ValueError, match=r"draft a/b\S*: cannot load it: no copy"):
+        with pytest.raises(ValueError, match=r"a/b\S*: .*no copy"):
             use_drafter(base, where)
     assert asked == ["a/b"] * 3
 
@@ -347,7 +333,7 @@ def test_the_settings_of_a_draft_on_the_hub(
     assert _settings("a/b") == told()
     assert "draft a/b: the hub cannot be asked for its draft.json, whose defaults are taken" in caplog.text
     answer = OSError("the disk is full")
-    with pytest.raises(ValueError, match=r"draft a/b: cannot read its draft\.json: the disk is full"):
+    with pytest.raises(ValueError, match=r"draft\.json: the disk"):
         _settings("a/b")
 
 
@@ -401,7 +387,7 @@ def test_a_draft_may_be_guided_where_the_call_prepares_two_passes() -> None:
     x, steps, at = rows(base, 0, 2)
     close(base.drafts.guess(x, steps, at, 1), denoiser(pipe, "sd3", guidance_scale=2.0).predict(x, steps, at).x0)
     assert base.drafts.passes == 2
-    with pytest.raises(ValueError, match="made at guidance 2, for which this call of"):
+    with pytest.raises(ValueError, match="guidance 2"):
         use_drafter(denoiser(pipe, "sd3", guidance_scale=1.0), Drafter(base.net, told(guidance=2.0)))
 
 
@@ -465,7 +451,7 @@ def test_a_second_call_finds_the_drafter_of_the_first(lora: Callable[..., str], 
     use_drafter(second, folder)
     assert second.drafts.drafter.net is not first.drafts.drafter.net
     weights.unlink()
-    with pytest.raises(ValueError, match=r"there is no \.safetensors file in that folder"):
+    with pytest.raises(ValueError, match=r"no \.safetensors"):
         use_drafter(upgrade(FAMILIES["sd3"].build()).denoiser(**FAMILIES["sd3"].call), folder)
 
 
@@ -497,7 +483,7 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
     assert not caplog.text
     with pytest.raises(ValueError, match="unknown draft 'hut'"):
         pipe("a cat", search=BestOfN(1), reward=dark, draft="hut", **call)
-    with pytest.raises(ValueError, match=r"^draft given without search="):
+    with pytest.raises(ValueError, match=r"^draft .*search="):
         pipe("a cat", draft="hot", **call)
 
 
@@ -533,16 +519,10 @@ def test_the_guidance_of_a_call_is_what_its_network_reads_or_what_guides_its_pas
 
 
 @pytest.mark.parametrize(("draft", "said"), [
-    ("", "cannot read draft ''"),
-    ("hot:0", "cannot read draft 'hot:0': give hot, a folder or a hub id, and after it the calls of a guess, 1 to 16"),
-    ("hot:17", "cannot read draft"),
-    ("hot:-1", "cannot read draft"),
-    ("nowhere", "unknown draft 'nowhere'; choose one of hot, embedded, or the path of a folder or a file, or a hub id"),
-    ("embeded:2", "unknown draft 'embeded'; did you mean embedded"),
-    ("/nowhere/at/all", "there is no such folder or file"),
-    ("a/b/c.bin", "there is no such folder or file"),
-    (3, "draft must be a text, a network or a Drafter, got int"),
-    (torch.nn.Linear(1, 1), "draft: it is a Linear, but the model's network is a SD3Transformer2DModel"),
+    ("", "cannot read draft ''"), ("hot:0", "draft 'hot:0'.* 1 to 16"), ("hot:17", "draft 'hot:17'"),
+    ("hot:-1", "draft 'hot:-1'"), ("nowhere", "'nowhere'; choose one of hot, embedded"), ("embeded:2", "embedded"),
+    ("/nowhere/at/all", "no such folder"), ("a/b/c.bin", "no such folder"), (3, "got int"),
+    (torch.nn.Linear(1, 1), "Linear.* SD3Transformer2DModel"),
 ])  # fmt: skip
 def test_what_names_no_drafter_is_refused(draft: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -555,7 +535,7 @@ def test_the_untrained_drafter_takes_its_settings_from_a_file(tmp_path: Path) ->
     made = denoiser(shared("sd3"), "sd3")
     use_drafter(made, f"{file}:2")
     assert (made.drafts.drafter.net, made.drafts.drafter.settings, made.drafts.calls) == (made.net, settings, 2)
-    with pytest.raises(ValueError, match=r"no such draft: .*cold\.json"):
+    with pytest.raises(ValueError, match=r"cold\.json"):
         use_drafter(made, str(tmp_path / "cold.json"))
 
 
@@ -567,7 +547,7 @@ def test_a_peft_that_runs_what_a_file_names_is_refused(
     monkeypatch.setattr(
         "diffusers.utils.import_utils.is_peft_version", lambda operation, version: (operation, version) == ("<", "0.20")
     )
-    with pytest.raises(ValueError, match=r"peft before 0\.20 runs a module .* pip install -U 'peft>=0\.20'"):
+    with pytest.raises(ValueError, match=r"peft>=0\.20"):
         use_drafter(pipe.denoiser(**FAMILIES["sd3"].call), folder)
 
 
@@ -576,7 +556,7 @@ def test_a_network_with_a_step_cache_is_refused() -> None:
     cached = type(base.net).from_config(base.net.config)
     cached.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     for draft, name in ((cached, "draft"), (Drafter(cached), "draft.net")):
-        with pytest.raises(ValueError, match=rf"^{name} has a step cache .*; call {name}\.disable_cache\(\) before"):
+        with pytest.raises(ValueError, match=rf"^{name} .*{name}\.disable_cache\(\)"):
             use_drafter(base, draft)
     cached.disable_cache()
     use_drafter(base, cached)
@@ -585,26 +565,24 @@ def test_a_network_with_a_step_cache_is_refused() -> None:
 def test_networks_and_loras_of_other_models_are_refused(lora: Callable[..., str], tmp_path: Path) -> None:
     base = denoiser(shared("sd3"), "sd3")
     wider = type(base.net).from_config({**base.net.config, "in_channels": 8, "out_channels": 8})
-    with pytest.raises(ValueError, match="draft: its in_channels is 8, that of the model's network 4; a drafter must"):
-        use_drafter(base, wider)
     wider.save_pretrained(tmp_path / "wider")
-    with pytest.raises(ValueError, match="wider: its in_channels is 8"):
-        use_drafter(base, str(tmp_path / "wider"))
     shared("flux").transformer.save_pretrained(tmp_path / "flux")
-    with pytest.raises(ValueError, match="it is a FluxTransformer2DModel, but the model's network is a SD3Transformer"):
-        use_drafter(base, str(tmp_path / "flux"))
-    with pytest.raises(ValueError, match="was it made for another family"):
-        use_drafter(base, lora(shared("sd15"), "unet"))
-    with pytest.raises(ValueError, match="diffusers loads no LoRA into a SearchPixArtSigmaPipeline"):
-        use_drafter(denoiser(shared("pixart_sigma"), "pixart_sigma"), lora(shared("sd3"), "unfit"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="not a LoRA"):
-        use_drafter(base, str(tmp_path / "empty"))
     folder = Path(lora(shared("sd3")))
     (folder / "draft.json").write_text(json.dumps({"format": 7}))
-    with pytest.raises(ValueError, match=r"draft\.json cannot be used: it is of format 7"):
-        use_drafter(base, str(folder))
+    for draft, said in (
+        (wider, "draft: its in_channels is 8"),
+        (str(tmp_path / "wider"), "wider: its in_channels is 8"),
+        (str(tmp_path / "flux"), "FluxTransformer2DModel"),
+        (lora(shared("sd15"), "unet"), "another family"),
+        (str(tmp_path / "empty"), "not a LoRA"),
+        (str(folder), "format 7"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use_drafter(base, draft)
     assert base.drafts is None
+    with pytest.raises(ValueError, match="SearchPixArtSigmaPipeline"):
+        use_drafter(denoiser(shared("pixart_sigma"), "pixart_sigma"), lora(shared("sd3"), "unfit"))
 
 
 def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_only(lora: Callable[..., str]) -> None:
@@ -612,23 +590,15 @@ def test_pipelines_with_hooks_and_fused_loras_draft_by_networks_of_their_own_onl
     folder = lora(pipe)
     pipe.load_lora_weights(lora(pipe, "style", seed=1), adapter_name="style")
     pipe.fuse_lora()
-    with pytest.raises(ValueError, match=r"a LoRA of the model is fused and still loaded; call pipe\.unload_lora"):
+    with pytest.raises(ValueError, match=r"fused .*pipe\.unload_lora"):
         use_drafter(denoiser(pipe, "sd3"), folder)
     pipe = FAMILIES["sd3"].build()
     pipe.enable_model_cpu_offload(device="cpu")
     base = denoiser(pipe, "sd3")
-    with pytest.raises(ValueError, match="shares the weights of the model's network, which offloading and other"):
+    with pytest.raises(ValueError, match="offloading"):
         use_drafter(base, folder)
     x, steps, at = rows(base, 0, 2)
     use_drafter(base, "hot")
     whole = denoiser(FAMILIES["sd3"].build(), "sd3")
     use_drafter(whole, "hot")
     close(base.drafts.guess(x, steps, at, 1), whole.drafts.guess(x, steps, at, 1))
-
-
-def test_a_copy_of_a_network_is_another_object_over_the_same_weights() -> None:
-    net = FAMILIES["sd15"].build().unet
-    twin = shared_copy(net)
-    assert not {id(m) for m in net.modules()} & {id(m) for m in twin.modules()}
-    assert all(one is other for one, other in zip(net.parameters(), twin.parameters(), strict=True))
-    assert all(one is other for one, other in zip(net.buffers(), twin.buffers(), strict=True))

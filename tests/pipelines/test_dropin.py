@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import itertools
 import json
 import pickle
@@ -125,6 +126,8 @@ def test_upgrade_leaves_the_original_untouched(stock: Any) -> None:
     assert torch.equal(plain(stock), before)
     assert torch.equal(plain(twin), before)
     assert upgrade(twin) is twin
+    parameters = inspect.signature(type(twin).__call__).parameters
+    assert {*inspect.signature(StableDiffusion3Pipeline.__call__).parameters, "search", "budget"} < set(parameters)
 
 
 def test_half_precision_and_mixed_parts_are_not_cast(stock: Any) -> None:
@@ -487,7 +490,8 @@ def embeddings(pipe: Any, prompts: list[str]) -> dict[str, Any]:
         return dict(zip(names, pipe.encode_prompt(prompts, None, None, max_sequence_length=8), strict=True))
 
 
-def test_embeddings_with_texts_for_the_rewards(stock: Any) -> None:
+@pytest.mark.parametrize("embedded", [True, False], ids=["embeddings", "prompts"])
+def test_rewards_may_read_other_texts_than_the_model(stock: Any, embedded: bool) -> None:
     read: list[str] = []
 
     def reward(images: Any, prompts: Any) -> Any:
@@ -495,48 +499,28 @@ def test_embeddings_with_texts_for_the_rewards(stock: Any) -> None:
         return mean_red(images, prompts)
 
     twin, prompts = upgrade(stock), ["a cat", "two dogs"]
-    expected = twin(prompts, **SEARCH, **CALL)
-    embeds = embeddings(stock, prompts)
+    given = embeddings(stock, prompts) if embedded else {"prompt": prompts}
+    texts: Any = ["cat", "dogs"] if embedded else "an animal"
     search = {**SEARCH, "reward": reward, "report": reward}
-    output = twin(**embeds, reward_prompts=["cat", "dogs"], **search, **CALL)
-    assert torch.equal(output.images, expected.images)
-    assert set(read) == {"cat", "dogs"}
-    assert [result.prompt for result in output.search] == ["cat", "dogs"]
-    calls = count_calls(stock.transformer)
-    for change, message in [
-        ({**embeds}, "with prompt_embeds= and no prompt=, reward_prompts= must say"),
-        ({**embeds, "reward_prompts": ["one"]}, "reward_prompts has 1 entries, but there are 2 prompts"),
-        ({**embeds, "prompt": prompts}, "prompt= or prompt_embeds=, not both"),
-        (
-            {**embeds, "pooled_prompt_embeds": embeds["pooled_prompt_embeds"][:1], "reward_prompts": "a"},
-            "pooled_prompt_embeds has 1 entries, but there are 2 prompts",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            twin(**change, **SEARCH, **CALL)
-    assert not calls
+    output = twin(**given, reward_prompts=texts, **search, **CALL)
+    assert torch.equal(output.images, twin(prompts, **SEARCH, **CALL).images)
+    assert set(read) == (set(texts) if embedded else {texts})
+    assert [result.prompt for result in output.search] == (texts if embedded else prompts)
 
 
-def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
-    read: list[str] = []
-
-    def reward(images: Any, prompts: Any) -> Any:
-        read.extend(prompts)
-        return mean_red(images, prompts)
-
+def test_embeddings_need_texts_for_the_rewards_and_no_prompts(stock: Any) -> None:
     twin, prompts = upgrade(stock), ["a cat", "two dogs"]
-    expected = twin(prompts, **SEARCH, **CALL)
-    output = twin(prompts, reward_prompts="an animal", **{**SEARCH, "reward": reward}, **CALL)
-    assert torch.equal(output.images, expected.images)
-    assert set(read) == {"an animal"}
-    assert [result.prompt for result in output.search] == prompts
-
-
-@pytest.mark.parametrize("name", ["negative_prompt", "prompt_2", "negative_prompt_3"])
-def test_lists_need_an_entry_for_each_prompt(stock: Any, name: str) -> None:
+    embeds = embeddings(stock, prompts)
+    short = {**embeds, "pooled_prompt_embeds": embeds["pooled_prompt_embeds"][:1]}
     calls = count_calls(stock.transformer)
-    with pytest.raises(ValueError, match=f"{name} has 3 entries, but there are 2 prompts"):
-        upgrade(stock)(["a", "b"], **{name: ["x", "y", "z"]}, **SEARCH, **CALL)
+    for given, said in (
+        (embeds, "reward_prompts="),
+        ({**embeds, "reward_prompts": ["one"]}, "reward_prompts has 1"),
+        ({**embeds, "prompt": prompts}, "not both"),
+        ({**short, "reward_prompts": "a"}, "pooled_prompt_embeds has 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            twin(**given, **SEARCH, **CALL)
     assert not calls
 
 
@@ -549,27 +533,47 @@ def test_each_prompt_has_its_own_companions(stock: Any) -> None:
         torch.testing.assert_close(image, again, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"callback_on_step_end": print}, "use on_event"),
-        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
-        ({"ip_adapter_image": torch.zeros(1)}, "image prompts are not supported"),
-        ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
-        ({"output_type": "jpg"}, "output_type must be one of"),
-        ({"prompt": ["a", 3]}, "prompt or a list of prompts"),
-        ({"num_inference_steps": "4"}, "num_inference_steps must be a whole number, got '4'"),
-        ({"guidance_scale": "high"}, "guidance_scale must be a number, got 'high'"),
-        ({"num_images_per_prompt": 2.5}, "keep must be a whole number, got 2.5"),
-        ({"effort": "low", "budget": "9nfe"}, "a budget or an effort, not both: 9nfe and low"),
-    ],
-    ids=lambda v: str(v)[:40],
-)
-def test_what_cannot_be_honoured_is_refused(stock: Any, change: dict[str, Any], message: str) -> None:
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"reward": None}, "reward="),
+    ({"prompt": None}, "a prompt"),
+    ({"prompt": ["a", 3]}, "list of prompts"),
+    ({"budget": "3nfe"}, "too small"),
+    ({"budget": "1mflop"}, "FLOPs"),
+    ({"effort": "low", "budget": "9nfe"}, "not both: 9nfe and low"),
+    ({"search": "beam"}, "'beam'"),
+    ({"search": None}, "without search="),
+    ({"reward": "nice"}, "'nice'"),
+    ({"kernel": "leap"}, "'leap'"),
+    ({"utility": "best"}, "'best'"),
+    ({"batch_size": 0}, "batch_size .* got 0"),
+    ({"seed": 2**64}, "seed"),
+    ({"generator": [generator(1), generator(2)], "seed": None}, "list"),
+    ({"output_type": "jpg"}, "output_type"),
+    ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
+    ({"ip_adapter_image": torch.zeros(1)}, "image prompts"),
+    ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
+    ({"num_inference_steps": "4"}, "num_inference_steps .* got '4'"),
+    ({"guidance_scale": "high"}, "guidance_scale .* got 'high'"),
+    ({"num_images_per_prompt": 2.5}, "whole number, got 2.5"),
+    *[({"prompt": ["a", "b"], name: ["x"] * 3}, f"{name} has 3") for name in ("negative_prompt", "prompt_2")],
+    ({"prompt": ["a", "b"], "negative_prompt_3": ["x"] * 3}, "negative_prompt_3 has 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED, ids=[f"{'-'.join(each)}-{said}" for each, said in REFUSED])
+def test_what_cannot_be_honoured_is_refused_before_any_compute(change: dict[str, Any], said: str) -> None:
+    stock = sd3()
     calls = count_calls(stock.transformer)
-    with pytest.raises(ValueError, match=message):
-        upgrade(stock)(**{"prompt": "a cat", **SEARCH, **CALL, **change})
+    with pytest.raises(ValueError, match=said):
+        upgrade(stock)(**{"prompt": "a cat", **SEARCH, "search": "best-of-n", "budget": "20nfe", **CALL, **change})
     assert not calls
+
+
+def test_other_classes_and_places_are_refused() -> None:
+    with pytest.raises(ValueError, match="int"):
+        upgrade(3)
+    with pytest.raises(ValueError, match=r"\./nowhere"):
+        load("./nowhere")
 
 
 def test_defaults_may_be_written_out(stock: Any, winner: Any) -> None:
@@ -602,6 +606,41 @@ def test_latents_come_back_as_from_stock(stock: Any) -> None:
             expected = stock(result.prompt, generator=generator(candidate.seed), **call).images[0]
             torch.testing.assert_close(next(rows), expected, atol=1e-4, rtol=0)
             assert candidate.image.shape == (3, 32, 32)
+
+
+def test_output_forms(stock: Any) -> None:
+    twin, call = upgrade(stock), {**CALL, "search": BestOfN(2), "reward": mean_red, "num_images_per_prompt": 2}
+    pil = twin("a cat", seed=0, **{**call, "output_type": "pil"})
+    assert [i.size for i in pil.images] == [(32, 32)] * 2
+    array, results = twin("a cat", seed=0, return_dict=False, **{**call, "output_type": "np"})
+    assert array.shape == (2, 32, 32, 3)
+    assert results[0].best.seed == pil.search[0].best.seed
+    assert twin("a cat", generator=generator(77), **call).search[0].particles.seed.tolist() == [77, 78]
+
+
+def test_several_rewards_and_reports(stock: Any) -> None:
+    def green(images: Any, prompts: Any) -> Any:
+        return images[:, 1].mean((1, 2))
+
+    def broken(images: Any, prompts: Any) -> Any:
+        raise RuntimeError("no")
+
+    search = {"search": BestOfN(4), "reward": [mean_red, green], "utility": [0.0, 1.0], "num_images_per_prompt": 4}
+    (result,) = upgrade(stock)("a cat", report=[mean_red, broken], **search, **CALL).search
+    assert [c.scores["green"] for c in result.images] == sorted(c.scores["green"] for c in result.images)[::-1]
+    assert all(c.metrics["mean_red"] == pytest.approx(c.scores["mean_red"], abs=1e-6) for c in result.images)
+    assert result.spent.cost.reward_calls == 8
+    assert "broken: RuntimeError: no" in result.warnings[-1], "which loses no image"
+
+
+def test_sde_kernel_is_reproduced_from_the_seed(stock: Any) -> None:
+    twin, call = upgrade(stock), {**CALL, "reward": mean_red}
+    many = twin("a cat", search=BestOfN(3), kernel="sde", seed=0, **call)
+    seed = many.search[0].best.seed
+    alone = twin("a cat", search=BestOfN(1), kernel="sde", seed=seed, **call)
+    torch.testing.assert_close(many.images, alone.images, atol=1e-4, rtol=0)
+    plain = twin("a cat", search=BestOfN(1), seed=seed, **call)
+    assert not np.allclose(plain.images, alone.images, atol=1e-2)
 
 
 def test_a_denoiser_may_convert_latents(stock: Any) -> None:
@@ -709,40 +748,6 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
     found, expected = after.search[0], before.search[0]
     assert (found.best.seed, found.best.scores) == (expected.best.seed, expected.best.scores)
     assert found.spent.flops == expected.spent.flops
-
-
-# --- every family -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_every_family_returns_what_its_stock_call_returns(name: str) -> None:
-    family = TINY[name]
-    stock = family.build()
-    twin, call = upgrade(stock), {**family.call, "prompt": "a cat", "num_inference_steps": 3}
-    expected = stock(**call, generator=generator(), output_type="pt")
-    assert torch.equal(twin(**call, generator=generator(), output_type="pt").images, expected.images)
-    latent = twin(**call, **SEARCH, output_type="latent")
-    assert isinstance(latent, type(expected))
-    seed = latent.search[0].best.seed
-    again = stock(**call, generator=generator(seed), output_type="latent").images
-    torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
-    pictures = twin(**call, **SEARCH).images
-    (picture,) = stock(**call, generator=generator(seed)).images
-    assert [p.size for p in pictures] == [picture.size]
-    twin.enable_model_cpu_offload(device="cpu")
-    moved = twin(**call, **SEARCH, output_type="pt")
-    assert torch.equal(moved.images[0], latent.search[0].best.image)
-
-
-@pytest.mark.parametrize("name", [name for name in TINY if name not in {"flux", "flux_schnell", "flux2_klein"}])
-def test_every_family_takes_a_negative_prompt_for_each(name: str) -> None:
-    family = TINY[name]
-    stock, call = family.build(), {**family.call, "num_inference_steps": 3, "output_type": "pt"}
-    prompts, negative = ["a cat", "two dogs"], ["a long one", "snow"]
-    output = upgrade(stock)(prompts, **SEARCH, **{**call, "negative_prompt": negative})
-    for i, result in enumerate(output.search):
-        alone = {**call, "negative_prompt": negative[i], "generator": generator(result.best.seed)}
-        torch.testing.assert_close(output.images[i], stock(prompts[i], **alone).images[0], atol=1e-4, rtol=0)
 
 
 # --- documentation ------------------------------------------------------------------------------------------------

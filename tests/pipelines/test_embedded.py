@@ -30,18 +30,6 @@ def test_it_is_a_stock_pipeline_in_fp32(stock: Any) -> None:
     assert size < 16e6
 
 
-@pytest.mark.parametrize("length", [1, 256])
-def test_unpruned_seeds_equal_the_stock_batch(stock: Any, length: int) -> None:
-    call = {**CALL, "max_sequence_length": length, "num_inference_steps": 4}
-    generators = [torch.Generator().manual_seed(s) for s in range(5)]
-    prompt = "two red circles and a blue square"
-    expected = stock(prompt, generator=generators, num_images_per_prompt=5, output_type="pt", **call).images
-    search = {"search": BestOfN(5), "reward": "scenes", "num_images_per_prompt": 5, "batch_size": 5, "seed": 0}
-    found = upgrade(stock)(prompt, output_type="pt", **search, **call).search[0]
-    for c in found.images:
-        assert torch.equal(c.image, expected[c.seed])
-
-
 def test_winners_of_many_prompts_are_made_again_by_stock_diffusers(stock: Any) -> None:
     prompts = sample_prompts(3, 5)
     found = upgrade(stock)(prompts, search=SeedPruning(), reward="scenes", report="scenes-strict", budget="60nfe",
@@ -73,7 +61,7 @@ def test_ledger_counts_what_the_network_sees(stock: Any) -> None:
 def test_words_it_does_not_know_are_refused(stock: Any) -> None:
     pipe = load()
     for extra in ({}, {"search": "best-of-n", "reward": "scenes", "budget": "20nfe"}):
-        with pytest.raises(ValueError, match=r"(?s)unknown word.*'cat'.*knows only: .*circle"):
+        with pytest.raises(ValueError, match=r"(?s)'cat'.*: .*circle"):
             pipe("a red cat", **extra)
 
 

@@ -170,20 +170,15 @@ def test_the_number_of_calls_may_be_given_and_the_file_itself_is_another_drafter
 
 
 def test_weights_that_cannot_be_had_are_named() -> None:
-    with pytest.raises(ValueError, match=r"draft ByteDance/SDXL-Lightning/sdxl_lightning_4step\S*: cannot load it: no"):
+    with pytest.raises(ValueError, match=r"ByteDance/SDXL-Lightning/sdxl_lightning_4step"):
         use_drafter(denoiser(shared("sdxl"), "sdxl"), "sdxl-lightning-4")
 
 
 @pytest.mark.parametrize(("family", "draft", "said"), [
-    ("sd3", "sdxl-lcm", "draft sdxl-lcm is for SDXL, and this model's SD3Transformer2DModel is not of it; known for "
-                        "this model: sd35-turbo"),
-    ("sd3", "sd35-trubo:4", "unknown draft 'sd35-trubo'; did you mean sd35-turbo"),
-    ("sd15", "sdxl-hyper-1:2", "is for SDXL, .* known for this model: none"),
-    ("flux_schnell", "flux-turbo-alpha", "is for FLUX.1 dev, .* known for this model: none"),
-    ("qwen_image", "qwen-image-lightening-4", "did you mean qwen-image-lightning-4"),
-    ("sdxl", "sdxl-hypr-4", "unknown draft 'sdxl-hypr-4'; did you mean sdxl-hyper-4"),
-    ("sdxl", "sdxl-lightning", "did you mean sdxl-lightning-"),
-    ("flux", "schnell", "did you mean flux-schnell"),
+    ("sd3", "sdxl-lcm", "SDXL.*SD3Transformer2DModel.*: sd35-turbo"), ("sd3", "sd35-trubo:4", "sd35-turbo"),
+    ("sd15", "sdxl-hyper-1:2", "SDXL.*: none"), ("flux_schnell", "flux-turbo-alpha", r"FLUX\.1 dev.*: none"),
+    ("qwen_image", "qwen-image-lightening-4", "qwen-image-lightning-4"), ("sdxl", "sdxl-hypr-4", "sdxl-hyper-4"),
+    ("sdxl", "sdxl-lightning", "sdxl-lightning-"), ("flux", "schnell", "flux-schnell"),
 ])  # fmt: skip
 def test_a_name_for_another_model_and_a_misspelt_one_are_refused(family: str, draft: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
 import pytest
@@ -12,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.pipelines.latents.convert import convert
@@ -177,23 +177,6 @@ def test_batches_and_pruning_change_no_image(name: str) -> None:
     assert pruned == pytest.approx({seed: whole[seed] for seed in pruned}, abs=1e-6)
 
 
-@dataclass(frozen=True)
-class Twins:
-    """One candidate to step 2, four children of it to the end."""
-
-    n: int = 1
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
-    lockstep: ClassVar[bool] = False
-
-    def init(self, task: Any) -> int:
-        return 0
-
-    def step(self, state: int, particles: Any, rng: Any) -> Any:
-        if state == 0:
-            return fresh(1, 2, score=False), 1
-        return (advance(particles, [0] * 4, 5), 2) if state == 1 else (None, state)
-
-
 class NoisySolved(Solved):
     def __init__(self, name: str, steps: int) -> None:
         super().__init__(name, steps)
@@ -207,12 +190,14 @@ class NoisySolved(Solved):
 def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> None:
     alone = LiveEngine(NoisySolved(name, 5), [bright()], EngineOptions(1))
     (expected,) = search(["a"], BestOfN(1), alone, seed=3)
+    # One candidate to step 2, four children of it to the end.
+    twins = Played((lambda p: fresh(1, 2, score=False), lambda p: advance(p, [0] * 4, 5)), frozenset({Need.BRANCH}))
     found = []
     for batch in (1, 3, 8):
         denoiser = NoisySolved(name, 5)
         engine = LiveEngine(denoiser, [bright()], EngineOptions(batch))
         assert Need.BRANCH in engine.offers
-        (result,) = search(["a"], Twins(), engine, seed=3, keep=4)
+        (result,) = search(["a"], twins, engine, seed=3, keep=4)
         found.append({c.uid: c.reward for c in result.images})
         assert denoiser.calls == result.spent.nfe == 2 + 1 + 4 * 2
     assert found[1] == pytest.approx(found[0], abs=1e-6)

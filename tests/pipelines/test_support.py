@@ -53,37 +53,17 @@ def other(kind: Any, family: str, **parts: Any) -> Any:
     ],
 )
 def test_pipelines_for_other_tasks_are_refused_by_name(kind: Any, family: str) -> None:
-    with pytest.raises(ValueError, match=rf"search does not support {kind.__name__} yet; supported are Stable"):
+    with pytest.raises(ValueError, match=rf"{kind.__name__} yet; .*Stable"):
         upgrade(other(kind, family))
 
 
 def test_a_controlnet_is_refused_and_left_behind_by_from_pipe() -> None:
     stock = shared("sd15")
     pipe = other(StableDiffusionControlNetPipeline, "sd15", controlnet=ControlNetModel.from_unet(stock.unet))
-    with pytest.raises(ValueError, match="search does not support StableDiffusionControlNetPipeline yet"):
+    with pytest.raises(ValueError, match="StableDiffusionControlNetPipeline yet"):
         upgrade(pipe)
     twin = search_class(type(stock)).from_pipe(pipe)
     assert "controlnet" not in twin.components
-
-
-@pytest.mark.parametrize(
-    ("family", "argument"),
-    [
-        ("sd15", "ip_adapter_image"),
-        ("sdxl", "ip_adapter_image_embeds"),
-        ("sd3", "ip_adapter_image"),
-        ("flux", "ip_adapter_image"),
-        ("flux", "negative_ip_adapter_image"),
-        ("flux2_klein", "image"),
-        ("sd15", "image"),
-        ("sd15", "mask_image"),
-    ],
-)
-def test_pictures_as_arguments_are_refused(family: str, argument: str) -> None:
-    twin, call = upgrade(shared(family)), {**FAMILIES[family].call, "num_inference_steps": 2}
-    with pytest.raises(ValueError, match=rf"{argument}.*cannot be used with search="):
-        twin(prompt="a cat", search="best-of-n", reward="brightness", budget="4nfe", **call,
-             **{argument: torch.zeros(1, 3, 8, 8)})  # fmt: skip
 
 
 def test_the_winner_can_be_changed_by_the_stock_pipeline() -> None:

@@ -635,6 +635,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+UNGUIDED: dict[str, dict[str, Any]] = {
+    **{name: {"guidance_scale": 1.0} for name in FAMILIES},
+    "flux": {},
+    "flux_schnell": {},
+    "qwen_image": {"true_cfg_scale": 1.0},
+    "z_image": {"guidance_scale": 0.0},
+}
+"""What makes the family's small call one without classifier-free guidance."""
+
+
 def save_lora(pipe: Any, folder: Path, *, text_encoder: bool = False, seed: int = 0, rank: int = 4) -> Path:
     """A random LoRA for the network of a pipeline, which stays as it is, saved as diffusers' pipelines save theirs."""
     import peft

@@ -155,63 +155,64 @@ def test_servers_that_do_not_answer_are_explained() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(
-            ValueError, match=rf"no reward server at {address}: cannot connect .* start one with ttsnap"
-        ):
+        with pytest.raises(ValueError, match=rf"{address}: cannot connect"):
             HttpReward(address)
         silent.listen()
-        with pytest.raises(ValueError, match=r"did not answer within 0\.1 s"):
+        with pytest.raises(ValueError, match=r"within 0\.1 s"):
             HttpReward(address, timeout=0.1)
     for address in ("ftp://x", "http://", "http:///x", "http://127.0.0.1:99999"):
-        with pytest.raises(ValueError, match=r"starts with http:// or https:// and a host"):
+        with pytest.raises(ValueError, match=r"http:// or https://"):
             HttpReward(address)
-    with pytest.raises(ValueError, match=r"'http://x:http' is no address: Invalid port"):
+    with pytest.raises(ValueError, match=r"'http://x:http'"):
         HttpReward("http://x:http")
     for timeout in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="timeout must be positive"):
+        with pytest.raises(ValueError, match="timeout"):
             HttpReward("http://x", timeout=timeout)
 
 
 CREDENTIALS = [
-    "http://me:sk-secret@host:8765",
-    "http://sk-secret@host",
-    "https://me:sk-/secret@host",
-    "HTTP://me:sk-secret@host",
-    "ftp://me:sk-secret@host",
-    "http://me:sk-se@cret@host",
-    "http://me:sk-,a=secret@host",
-    "clip then http://me:sk-secret@host",
-    "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
-    "noise-aware:folder on http://me:sk-secret@host",
-    "http:/user:secret@127.0.0.1:9",
-    "https:user:secret@127.0.0.1:9",
-]
+    "http://me:sk-secret@host:8765", "http://sk-secret@host", "https://me:sk-/secret@host", "HTTP://me:sk-secret@host",
+    "ftp://me:sk-secret@host", "http://me:sk-se@cret@host", "http://me:sk-,a=secret@host",
+    "clip then http://me:sk-secret@host", "judge:yes:model=x,base_url=http://me:sk-,secret@host/v1",
+    "noise-aware:folder on http://me:sk-secret@host", "http:/user:secret@127.0.0.1:9", "https:user:secret@127.0.0.1:9",
+]  # fmt: skip
+QUERIES = [
+    "http://127.0.0.1:1/score?key=hidden", "http://127.0.0.1:99999999/score?key=hidden", "http:///score?key=hidden",
+    "http://[::1/score?key=hidden", "HTTP://127.0.0.1:1/score?key=hidden", "https:127.0.0.1/score?key=hidden",
+    "x=http://127.0.0.1:1/score?key=hidden", "brightness then http://127.0.0.1:1/score?key=hidden",
+    "brightness:http://127.0.0.1:1/score?key=hidden", "judge:base_url=http://127.0.0.1:1/v1?key=hidden,model=x",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", CREDENTIALS)
-def test_an_address_with_credentials_is_refused_unseen(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("spec", [*CREDENTIALS, *QUERIES])
+def test_what_an_address_hides_is_refused_unseen(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the registry, by the service's offer, and by every command, of which one stands for all but in two cases."""
     told = []
-    for door in (make_reward, lambda spec: offered([spec], "m"), lambda spec: offered([f"x={spec}"], "m")):
+    for door in (make_reward, check_names, lambda spec: offered([spec], "m"), lambda spec: offered([f"x={spec}"], "m")):
         try:
             door(spec)
         except ValueError as error:
             told.append("".join(traceback.format_exception_only(error)))
-    commands = (["serve-reward", spec], ["serve", "embedded", "--rewards", spec], ["generate", "a", "--reward", spec])
-    for command in commands[: 3 if spec == CREDENTIALS[0] else 1]:
+    assert told
+    commands = (["serve-reward", spec], ["generate", "a", "--reward", spec], ["serve", "embedded", "--rewards", spec])
+    whole = spec in (CREDENTIALS[0], QUERIES[0])
+    for command in commands[: 3 if whole else 1]:
         assert main(command) == 2
     printed = capsys.readouterr()
     for text in (*told, printed.out, printed.err):
-        assert "sk-" not in text
-        assert "secret" not in text
-    assert "address" in told[0]
-    assert "TTSNAP_REWARD_KEY" in told[0] or "base_url" in told[0]
+        assert not [part for part in ("sk-", "secret", "hidden") if part in text]
+    if spec in CREDENTIALS:
+        assert "address" in told[0]
+        assert "TTSNAP_REWARD_KEY" in told[0] or "base_url" in told[0]
+    elif whole:
+        assert "127.0.0.1:1/score" in printed.err
 
 
 def test_no_file_of_a_run_is_written_with_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps({"reward": CREDENTIALS[0]}))
     assert main(["generate", "a red circle", "--config", str(config)]) == 2
-    with pytest.raises(ValueError, match="a reward's address holds a name or a password"):
+    with pytest.raises(ValueError, match="a password"):
         distill(build(DistillConfig, {"recordings": ["r"], "reward": CREDENTIALS[0]}), tmp_path / "out")
     (tmp_path / "p.txt").write_text("a red circle")
     bench = ["bench", "--prompts-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
@@ -271,11 +272,11 @@ def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.Mon
 
 def test_a_key_or_a_proxy_that_cannot_be_one_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTSNAP_REWARD_KEY", "sk-a\nsecret")
-    with pytest.raises(ValueError, match=r"^TTSNAP_REWARD_KEY holds white space or characters that no key has"):
+    with pytest.raises(ValueError, match=r"^TTSNAP_REWARD_KEY holds"):
         HttpReward("http://127.0.0.1:9")
     monkeypatch.delenv("TTSNAP_REWARD_KEY")
     monkeypatch.setenv("ALL_PROXY", "http://me:pass/word@host")
-    with pytest.raises(ValueError, match="ALL_PROXY or NO_PROXY holds no address") as caught:
+    with pytest.raises(ValueError, match="ALL_PROXY") as caught:
         HttpReward("http://127.0.0.1:9")
     assert "'pass" not in "".join(traceback.format_exception_only(caught.value))
 
@@ -284,7 +285,7 @@ def test_the_deadline_is_for_the_whole_batch() -> None:
     with scripted(ABOUT, drip) as url:
         client = HttpReward(url, timeout=0.4)
         begin = time.monotonic()
-        with pytest.raises(RuntimeError, match=r"did not answer within 0\.4 s$"):
+        with pytest.raises(RuntimeError, match=r"within 0\.4 s$"):
             client(IMAGES[:1], ["a"])
         assert time.monotonic() - begin < 2  # The server would have gone on for 6 s.
 
@@ -313,7 +314,7 @@ def test_the_third_failure_is_reported(failure: Act, message: str, monkeypatch: 
     monkeypatch.setattr(http, "PAUSES", (60.0,))
     with scripted(ABOUT, failure) as url:
         client = HttpReward(url, timeout=0.3)
-        with pytest.raises(RuntimeError, match=r"did not answer within 0\.3 s; before that, \w+"):
+        with pytest.raises(RuntimeError, match=r"within 0\.3 s; before that, \w+"):
             client(IMAGES[:1], ["a"])
 
 
@@ -321,7 +322,7 @@ def test_a_refusal_is_not_repeated_and_a_redirect_not_followed() -> None:
     for status, fields in (("400 Bad", ""), ("302 Found", "Location: http://127.0.0.1:9/\r\n")):
         with scripted(ABOUT, reply({"error": "no"}, status, fields)) as url:
             client = HttpReward(url)
-            with pytest.raises(RuntimeError, match=f"refused with status {status[:3]}: no"):
+            with pytest.raises(RuntimeError, match=f"status {status[:3]}: no"):
                 client(IMAGES[:1], ["a"])
 
 
@@ -396,7 +397,7 @@ def test_a_forked_process_asks_as_well() -> None:
 def test_a_reply_has_a_largest_size() -> None:
     with scripted(ABOUT, flood) as url:
         client = HttpReward(url)
-        with pytest.raises(RuntimeError, match="replied more than 1,048,640 bytes"):
+        with pytest.raises(RuntimeError, match="1,048,640 bytes"):
             client(IMAGES[:1], ["a"])
 
 
@@ -420,42 +421,3 @@ def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, st
     scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2), "x")
     assert scores.shape == (2,)
     assert reason is None or reason.startswith("x: RuntimeError: http://x ")
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "http://127.0.0.1:1/score?key=hidden",
-        "http://127.0.0.1:99999999/score?key=hidden",
-        "http:///score?key=hidden",
-        "http://[::1/score?key=hidden",
-        "HTTP://127.0.0.1:1/score?key=hidden",
-        "https:127.0.0.1/score?key=hidden",
-        "x=http://127.0.0.1:1/score?key=hidden",
-        "brightness then http://127.0.0.1:1/score?key=hidden",
-        "brightness:http://127.0.0.1:1/score?key=hidden",
-        "judge:base_url=http://127.0.0.1:1/v1?key=hidden,model=x",
-    ],
-)
-def test_no_message_shows_the_query_of_an_address(spec: str) -> None:
-    told = ""
-    try:
-        check_names(spec)
-    except ValueError as error:
-        told += str(error)
-    with pytest.raises(ValueError) as refused:
-        make_reward(spec)
-    assert "hidden" not in told + str(refused.value)
-
-
-@pytest.mark.parametrize("command", [("generate", "a red circle", "--reward"), ("serve-reward",)])
-def test_no_command_shows_the_query_of_an_address(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
-    assert main([*command, "http://127.0.0.1:1/score?key=hidden"]) != 0
-    said = capsys.readouterr()
-    assert "127.0.0.1:1/score" in said.err
-    assert "hidden" not in said.out + said.err
-
-
-def test_an_offered_address_is_told_without_its_query() -> None:
-    with pytest.raises(ValueError, match=r"--rewards NAME=http://127\.0\.0\.1:1/score\?\.\.\.$"):
-        offered(["http://127.0.0.1:1/score?key=hidden"], "embedded")

@@ -29,10 +29,10 @@ from train_worlds.turbo import (
     on_the_way,
     straight_velocity,
 )
-from ttsnap.pipelines.record import model_name
 
 from ttsnap.files.settings import to_json
 from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.record import model_name
 from ttsnap.scenes import check, parse, turbo_path, weights_path
 
 MINI = Recipe(

@@ -18,27 +18,13 @@ import httpx
 import pytest
 from PIL import Image, ImageFile
 
-from tests.service.conftest import few_steps
-from tests.service.test_edits import PROMPT, editor, png
-from tests.service.test_service import until
+from tests.service.conftest import EDITS, PROMPT, one_device, png, serve, until
 from ttsnap.files.pictured import Picture
-from ttsnap.request.offer import Offer
-from ttsnap.reward_models.registry import make_rewards
-from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
-__all__ = ["editor"]  # a fixture
 HUGE = 8191
-
-
-@pytest.fixture(scope="module")
-def attacked(editor: Any) -> Iterator[GenerationServer]:
-    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
-    engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
-    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
-        yield server
 
 
 @cache
@@ -105,7 +91,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("param", ["image", "mask"])
 def test_a_picture_that_is_a_bomb_is_refused_undecoded(
-    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
+    editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
 ) -> None:
     bomb = BOMBS[kind]()
     assert len(bomb) < 300_000
@@ -119,15 +105,13 @@ def test_a_picture_that_is_a_bomb_is_refused_undecoded(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
     files = {"image": ("a", png(Image.new("RGB", (32, 32))))} | {param: ("a", bomb)}
-    reply = httpx.post(f"{attacked.url}/v1/images/edits", data={"prompt": PROMPT}, files=files)
+    reply = httpx.post(f"{editing.url}/v1/images/edits", data={"prompt": PROMPT}, files=files)
     assert reply.status_code == 400
     assert reply.json()["error"]["param"] == param
     assert max((side for size in decoded for side in size), default=0) <= 32
 
 
-def test_pictures_are_decoded_beside_the_event_loop(
-    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_decoded_beside_the_event_loop(editing: GenerationServer, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def slow(picture: Picture, where: object = "") -> Image.Image:
@@ -136,18 +120,18 @@ def test_pictures_are_decoded_beside_the_event_loop(
         raise ValueError("it is damaged")
 
     monkeypatch.setattr(Picture, "opened", slow)
-    url, files = f"{attacked.url}/v1/images/edits", {"image": ("a", png(Image.new("RGB", (32, 32))))}
+    url, files = f"{editing.url}/v1/images/edits", {"image": ("a", png(Image.new("RGB", (32, 32))))}
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(httpx.post, url, data={"prompt": PROMPT}, files=files, timeout=30)
         assert begun.wait(20)
-        assert httpx.get(f"{attacked.url}/health", timeout=5).status_code == 200
+        assert httpx.get(f"{editing.url}/health", timeout=5).status_code == 200
         go.set()
         assert reply.result().json()["error"]["message"] == "it is damaged"
 
 
 @pytest.mark.parametrize("own", [{"kernel": "my.py:x"}, {"size": "17x33"}, {"budget": "3nfe"}])
 def test_what_is_refused_is_refused_at_once(
-    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
+    editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
 ) -> None:
     """Counting the seeds of a search takes up to 17 s, in which no other search goes on."""
 
@@ -156,7 +140,7 @@ def test_what_is_refused_is_refused_at_once(
 
     monkeypatch.setattr("ttsnap.loop.search.fit", slow)
     body = {"prompt": PROMPT, "search": "epsilon-greedy", "budget": "4000nfe", "steps": 20, **own}
-    reply = httpx.post(f"{attacked.url}/v1/images/generations", json=body, timeout=60)
+    reply = httpx.post(f"{editing.url}/v1/images/generations", json=body, timeout=60)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, None)
 
 
@@ -175,12 +159,10 @@ SLOW = {
 @pytest.fixture(scope="module")
 def strict(editor: Any) -> Iterator[GenerationServer]:
     """Has little patience and few places."""
-    offer = Offer("embedded", ("brightness",), few_steps, edits=True)
-    engines = OneDevice(editor, {"brightness": make_rewards("brightness")[0]})
     limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ttsnap.service.server.IDLE", 1)
-        server = GenerationServer(engines, offer, limits, Keys.of(KEY), ("127.0.0.1", 0))
+        server = serve(one_device(editor), EDITS, limits, Keys.of(KEY))
     with server:
         yield server
 
@@ -239,7 +221,7 @@ def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
         ([("x" * 2**19, "x")], "", "cannot be read"),
     ],
 )
-def test_forms_are_bounded(attacked: GenerationServer, parts: list[tuple[str, str]], more: str, said: str) -> None:
+def test_forms_are_bounded(editing: GenerationServer, parts: list[tuple[str, str]], more: str, said: str) -> None:
     lines = [
         f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
         for number, (name, value) in enumerate(parts)
@@ -247,7 +229,7 @@ def test_forms_are_bounded(attacked: GenerationServer, parts: list[tuple[str, st
     headers = {"Content-Type": f"multipart/form-data; boundary=x{more}"}
     begin = time.monotonic()
     body = "".join([*lines, "--x--\r\n"])
-    reply = httpx.post(f"{attacked.url}/v1/images/edits", content=body, headers=headers, timeout=30)
+    reply = httpx.post(f"{editing.url}/v1/images/edits", content=body, headers=headers, timeout=30)
     assert time.monotonic() - begin < 10
     assert reply.status_code == (413 if said == "maximum size" else 400)
     assert said in reply.json()["error"]["message"]

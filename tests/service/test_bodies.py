@@ -18,18 +18,13 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from tests.service.test_attacks import attacked
-from tests.service.test_edits import PROMPT, editor
-from tests.service.test_service import until
+from tests.service.conftest import PROMPT, one_device, until
 from tests.service.test_videos import OWN, png, serving, twin
-from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service import bodies
 from ttsnap.service.bodies import Sent, sent
-from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.server import GenerationServer
 
-__all__ = ["attacked", "editor"]  # fixtures
 SIZE = 8 * 2**20
 URLENCODED = "application/x-www-form-urlencoded"
 
@@ -103,8 +98,7 @@ def test_a_body_is_read_by_what_it_is() -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GenerationServer]:
-    engines = OneDevice(twin("wan"), {"brightness": make_rewards("brightness")[0]})
-    with serving(engines, tmp_path_factory.mktemp("videos")) as server:
+    with serving(one_device(twin("wan")), tmp_path_factory.mktemp("videos")) as server:
         yield server
 
 
@@ -130,9 +124,9 @@ def check_beside(server: GenerationServer, path: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/images/edits"])
 @pytest.mark.parametrize("kind", ["json", "data", "files"])
 def test_bodies_of_images_are_read_beside_the_event_loop(
-    attacked: GenerationServer, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+    editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
 ) -> None:
-    check_beside(attacked, path, monkeypatch, **{kind: {"prompt": PROMPT}})
+    check_beside(editing, path, monkeypatch, **{kind: {"prompt": PROMPT}})
 
 
 @pytest.mark.parametrize("path", ["", "/sync", "/{}/remix"])
@@ -145,7 +139,7 @@ def test_bodies_of_videos_are_read_beside_the_event_loop(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_refused_forms_give_their_memory_back(attacked: GenerationServer) -> None:
+def test_refused_forms_give_their_memory_back(editing: GenerationServer) -> None:
     """The C library would keep hundreds of megabytes of them."""
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("another C library")
@@ -155,7 +149,7 @@ def test_refused_forms_give_their_memory_back(attacked: GenerationServer) -> Non
         return int(pages) * 4096 / 2**20
 
     before, taken = resident(), list[float]()
-    files, url = {"image": ("a", bytes(12 * 2**20))}, f"{attacked.url}/v1/images/edits"
+    files, url = {"image": ("a", bytes(12 * 2**20))}, f"{editing.url}/v1/images/edits"
     with ThreadPoolExecutor(12) as pool:
         replies = [pool.submit(httpx.post, url, data={"prompt": PROMPT}, files=files, timeout=60) for _ in range(24)]
         while not all(reply.done() for reply in replies):
@@ -167,5 +161,5 @@ def test_refused_forms_give_their_memory_back(attacked: GenerationServer) -> Non
 
 def test_a_first_frame_of_json_is_no_prompt() -> None:
     uri = "data:image/png;base64," + base64.b64encode(png() + bytes(2**17)).decode()
-    with pytest.raises(HTTPException, match="at most 65536 beside the picture of input_reference"):
+    with pytest.raises(HTTPException, match="65536 beside"):
         read(b'{"prompt": "%b"}' % uri.encode())

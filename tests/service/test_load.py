@@ -10,8 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.service.conftest import client_of
-from tests.service.test_service import metric, until
+from tests.service.conftest import client_of, metric, until
 from ttsnap.service.limits import ServiceLimits
 
 

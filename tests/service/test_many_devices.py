@@ -12,14 +12,12 @@ import pytest
 from openai import OpenAI
 
 from tests.cluster.local import LocalPool
-from tests.service.conftest import REWARDS, client_of
-from tests.service.test_service import PROMPT, metric, until
+from tests.service.conftest import PROMPT, REWARDS, client_of, metric, one_device, serve, until
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import load
 from ttsnap.request.offer import Offer
-from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
@@ -28,17 +26,12 @@ OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "
 CPU = ModelOptions(device="cpu", dtype="float32")
 
 
-def one_device(pipe: Any) -> OneDevice:
-    return OneDevice(pipe, {name: make_rewards(name)[0] for name in REWARDS})
-
-
 def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
-    return server_of(ManyDevices(one_device(pipe), CPU, {name: name for name in REWARDS}, pool), offer)
+    return server_of(ManyDevices(one_device(pipe, *REWARDS), CPU, {name: name for name in REWARDS}, pool), offer)
 
 
 def server_of(engines: OneDevice | ManyDevices, offer: Offer) -> GenerationServer:
-    where = ("127.0.0.1", 0)
-    return GenerationServer(engines, offer, ServiceLimits(drain=0.1, idle=1), None, where)
+    return serve(engines, offer, ServiceLimits(drain=0.1, idle=1))
 
 
 def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
@@ -96,7 +89,7 @@ def test_devices_that_fail_during_a_search_are_said_as_those_that_fail_before_it
     def tick(engine: LiveEngine) -> None:
         raise EngineLost("actor 1 of 2 died 3 times in a row")
 
-    with server_of(one_device(pipe), offer) as server:
+    with server_of(one_device(pipe, *REWARDS), offer) as server:
         url, body = f"{server.url}/v1/images/generations", {"prompt": PROMPT, **OWN}
         with monkeypatch.context() as broken:
             broken.setattr(LiveEngine, "tick", tick)
@@ -113,7 +106,7 @@ def test_configurations_share_processes_that_die(ray_session: None, offer: Offer
     from ttsnap.cluster.ray_pool import Hosts, RayPool
 
     whole = load()  # as Ray's processes load it
-    with server_of(one_device(whole), offer) as server:
+    with server_of(one_device(whole, *REWARDS), offer) as server:
         expected = [asked(client_of(server)), asked(client_of(server), reward="brightness")]
     hosts = Hosts(2, gpu=False)
     try:

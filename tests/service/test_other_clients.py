@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 import re
@@ -20,14 +19,11 @@ import torch
 from openai import OpenAI
 from PIL import Image
 
-from tests.service.conftest import client_of
-from tests.service.test_service import LARGE, PROMPT
+from tests.service.conftest import LARGE, PROMPT, client_of, one_device, picture, serve
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.request.offer import Offer
-from ttsnap.reward_models.registry import make_rewards
-from ttsnap.service.engines import OneDevice
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Generation, in_our_names, notes_of, prepared_of, validated
@@ -155,8 +151,7 @@ def test_a_reply_may_be_the_file_itself(client: OpenAI, n: int) -> None:
             files = [archive.read(name) for name in archive.namelist()]
     assert told.data is not None
     for file, image in zip(files, told.data, strict=True):
-        theirs = Image.open(io.BytesIO(base64.b64decode(str(image.b64_json))))
-        assert Image.open(io.BytesIO(file)).tobytes() == theirs.tobytes()
+        assert Image.open(io.BytesIO(file)).tobytes() == picture(str(image.b64_json)).tobytes()
 
 
 def test_an_address_holds_the_image_itself(client: OpenAI) -> None:
@@ -280,10 +275,8 @@ def test_partial_images_pass_the_safety_checker(pipe: Any, offer: Offer, unsafe:
         return 0 * images, [unsafe] * len(images)
 
     vars(model).update(safety_checker=torch.nn.Identity(), run_safety_checker=checker)
-    served = OneDevice(model, {"brightness": make_rewards("brightness")[0]})
-    limits, where, offered = ServiceLimits(drain=0.1), ("127.0.0.1", 0), replace(offer, rewards=("brightness",))
-    own = {"steps": 4, "budget": "16nfe"}
-    with GenerationServer(served, offered, limits, None, where, str) as server, closing(client_of(server)) as client:
+    own, offered = {"steps": 4, "budget": "16nfe"}, replace(offer, rewards=("brightness",))
+    with serve(one_device(model), offered) as server, closing(client_of(server)) as client:
         stream = client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body=own)
         kinds = [event.type.rpartition(".")[2] for event in stream]
     assert kinds[-1] == "completed"

@@ -16,15 +16,13 @@ import httpx
 import pytest
 
 from tests.cluster.local import LocalPool
-from tests.service.conftest import command
-from tests.service.test_service import PROMPT
+from tests.service.conftest import PROMPT, command, serve
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import recommended
 from ttsnap.request.offer import Offer
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
-from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Discreet, JsonLines
 from ttsnap.service.server import GenerationServer
 
@@ -62,7 +60,7 @@ class Patchy(Vault):
 def guarded(pipe: Any) -> Iterator[GenerationServer]:
     rewards: dict[str, Any] = {"vault-a": Patchy(), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
     offer = Offer("embedded", tuple(rewards), recommended)
-    with GenerationServer(OneDevice(pipe, rewards), offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    with serve(OneDevice(pipe, rewards), offer) as server:
         yield server
 
 
@@ -118,7 +116,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
         OneDevice(pipe, rewards), ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1)
     )
     offer = Offer("embedded", tuple(rewards), recommended)
-    with GenerationServer(engines, offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    with serve(engines, offer) as server:
         assert list(sent(server).json()["data"][0]["scores"]) == ["vault-a"]
         assert list(sent(server, reward=["vault-b", "vault-a"]).json()["data"][0]["scores"]) == ["vault-b", "vault-a"]
 
@@ -196,7 +194,7 @@ def test_no_line_of_the_log_holds_a_prompt(pipe: Any, caplog: pytest.LogCaptureF
     rewards["scenes"] = make_rewards("scenes")[0]
     offer = Offer("embedded", tuple(rewards), recommended)
     caplog.set_level(logging.INFO)
-    with GenerationServer(OneDevice(pipe, rewards), offer, ServiceLimits(drain=0.1), None, ("127.0.0.1", 0)) as server:
+    with serve(OneDevice(pipe, rewards), offer) as server:
         prompt = "a secretive zebra" if reward == "scenes" else PROMPT
         report = ["failing"] if reward != "strict" else None
         sent(server, prompt=prompt, reward=reward, report=report, budget="96nfe", negative_prompt="a blurry yak")

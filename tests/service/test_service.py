@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import re
-import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,33 +15,11 @@ import numpy as np
 import openai
 import pytest
 from openai import OpenAI
-from PIL import Image
 
-from tests.service.conftest import client_of, command
+from tests.service.conftest import LARGE, PROMPT, apart, client_of, metric, picture, until
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
-
-PROMPT = "two green crosses"
-LARGE = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 4}
-
-
-def picture(data: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-def metric(server: GenerationServer, name: str) -> float:
-    """One line of /metrics; 0 where nothing was counted yet."""
-    text = httpx.get(f"{server.url}/metrics").text
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
-    return float(found[1]) if found else 0.0
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def test_a_generation_is_what_the_pipeline_gives(client: OpenAI, pipe: Any) -> None:
@@ -61,8 +34,7 @@ def test_a_generation_is_what_the_pipeline_gives(client: OpenAI, pipe: Any) -> N
     assert found[0]["metrics"] == {"brightness": pytest.approx(best[0].metrics["brightness"], abs=1e-5)}
     for image, theirs in zip(found, out.images, strict=True):
         mine = picture(str(image["b64_json"]))
-        apart = np.abs(np.asarray(mine, int) - np.asarray(theirs, int))
-        assert apart.max() <= 1, "rounding may differ with the batch"
+        assert apart(mine, theirs) <= 1, "rounding may differ with the batch"
         told, ours = json.loads(mine.info["ttsnap"]), json.loads(theirs.info["ttsnap"])
         assert (told["seed"], told["call"], told["model"]) == (ours["seed"], ours["call"], ours["model"])
     assert reply.usage is not None
@@ -115,7 +87,7 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
     assert [image["reward"] for image in some["data"]] == pytest.approx(rewards[:2], abs=1e-5)
     assert any("3 of 5 finished images were refused (by brightness>" in warning for warning in some["warnings"])
     spent = metric(server, "ttsnap_nfe_total")
-    with pytest.raises(openai.UnprocessableEntityError, match="no image meets what is required") as error:
+    with pytest.raises(openai.UnprocessableEntityError, match="no image meets") as error:
         client.images.generate(prompt=PROMPT, extra_body={**own, "require": "brightness>1"})
     assert (error.value.param, error.value.code) == ("require", "requirement_not_met")
     assert metric(server, "ttsnap_nfe_total") == spent + 100
@@ -134,12 +106,7 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
     ("body", "param", "said"),
     [
         ({"prompt": "three pink elephants"}, "prompt", "elephants"),
-        ({"prompt": " "}, "prompt", "1 to 4000 characters"),
-        ({"n": 11}, "n", "at most 10 images"),
         ({"size": "32x99999"}, "size", "16 to 1024 pixels"),
-        ({"size": "large"}, "size", "must be WIDTHxHEIGHT, or auto"),
-        ({"response_format": "raw"}, "response_format", "b64_json"),
-        ({"background": "transparent"}, "background", "opaque"),
         ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
         ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
         ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),
@@ -148,8 +115,6 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
         ({"budget": "many"}, "budget", "cannot read budget 'many'"),
         ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
         ({"budget": "9nfe", "quality": "low"}, "budget", "not both"),
-        ({"steps": 101}, "steps", "at most 100 steps"),
-        ({"guidance_scale": 1e9}, "guidance_scale", "must be at most 1000"),
         ({"seed": "1"}, "seed", "whole number"),
         ({"partial_images": 1}, "partial_images", "stream"),
         ({"budget": "3nfe"}, None, "too small for one image"),
@@ -323,43 +288,3 @@ def test_a_search_ends_in_time_with_its_best_image(client: OpenAI) -> None:
     assert time.monotonic() - begin < 15
     assert len(reply["data"]) == 1
     assert not any("stopped early" in warning for warning in reply["warnings"])  # it had all the time that it asked for
-
-
-def test_a_server_that_is_told_to_stop_lets_searches_end(serving: Callable[..., GenerationServer]) -> None:
-    server = serving(ServiceLimits(active=1, drain=0.3))
-    client, url = client_of(server), f"{server.url}/v1/images/generations"
-    with ThreadPoolExecutor() as pool:
-        own = {name: value for name, value in LARGE.items() if name != "prompt"}
-        running = pool.submit(lambda: client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
-        until(lambda: metric(server, "ttsnap_active") == 1)
-        waiting = pool.submit(lambda: httpx.post(url, json=LARGE, timeout=30))
-        until(lambda: server.worker._waiting)
-        server.__exit__()
-        assert len(running.result()["data"]) == 1
-        assert any("stopped early" in warning for warning in running.result()["warnings"])
-        assert waiting.result().status_code == 503
-        assert waiting.result().headers["retry-after"] == "5"
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{server.url}/ready")
-    assert not server.worker.is_alive()
-
-
-@pytest.mark.slow
-def test_sigterm_drains() -> None:
-    with command("embedded", "--drain", "1") as (process, url):
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        replies: list[Any] = []
-        own = {"budget": "2000nfe", "search": "best-of-n", "steps": 4}
-        asking = threading.Thread(
-            target=lambda: replies.append(client.images.generate(prompt=PROMPT, extra_body=own).to_dict())
-        )
-        asking.start()
-        until(lambda: "ttsnap_active 1.0" in httpx.get(f"{url}/metrics").text)
-        process.send_signal(signal.SIGTERM)
-        asking.join(30)
-        assert len(replies[0]["data"]) == 1
-        assert any("stopped early" in warning for warning in replies[0]["warnings"])
-        client.close()
-        assert process.wait(20) == 0
-        assert process.stdout is not None
-        assert process.stdout.read().strip() == "stopped"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.conftest import command
-from tests.service.test_service import PROMPT, metric, until
+from tests.service.conftest import PROMPT, Slow, command, metric, serve, until
 from ttsnap.request.offer import Offer
-from ttsnap.request.request import EngineSpec
-from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.searches import Searches
@@ -27,31 +23,6 @@ from ttsnap.service.server import GenerationServer
 
 OWN = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 10}
 CLIENTS, STREAMS = 24, 6
-
-
-class Slow(OneDevice):
-    """Every batch takes a little longer. left: how many there are until one hangs, which ends when it may `go`."""
-
-    left = 10**6
-
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe, {"brightness": make_rewards("brightness")[0]})
-        self.go = threading.Event()
-
-    @contextmanager
-    def engine(self, spec: EngineSpec) -> Iterator[Any]:
-        with super().engine(spec) as made:
-            engine: Any = made
-            tick = engine.tick
-
-            def slow() -> Any:
-                time.sleep(0.05)
-                self.left -= 1
-                assert self.left >= 0 or self.go.wait(60)
-                return tick()
-
-            engine.tick = slow
-            yield engine
 
 
 def ask(pool: ThreadPoolExecutor, url: str) -> list[Future[httpx.Response]]:
@@ -77,7 +48,7 @@ def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
 @contextmanager
 def serving(engines: OneDevice, offer: Offer, drain: float) -> Iterator[GenerationServer]:
     limits, offer = ServiceLimits(drain=drain, per_key=99), replace(offer, rewards=("brightness",))
-    with GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0)) as server:
+    with serve(engines, offer, limits) as server:
         yield server
 
 

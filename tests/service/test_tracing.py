@@ -15,8 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.service.conftest import client_of
-from tests.service.test_service import until
+from tests.service.conftest import client_of, until
 from ttsnap.service import opening
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits

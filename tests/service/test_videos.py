@@ -23,14 +23,12 @@ from PIL import Image
 
 from tests.pipelines.modular import tiny_videos
 from tests.pipelines.modular.tiny import CASES, built, picture
-from tests.service.conftest import client_of, command
-from tests.service.test_service import metric, until
-from tests.service.test_stopping import Slow
+from tests.service.conftest import Slow, client_of, command, metric, one_device, serve, until
+from tests.service.conftest import png as png_of
 from ttsnap.files.pictures import video_pixels
 from ttsnap.pipelines import upgrade
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.record import read_record
-from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -41,6 +39,10 @@ from ttsnap.service.server import GenerationServer
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 OWN = {"budget": "4images", "search": "best-of-n", "seed": 3}
 CALL = {"num_inference_steps": 4, "height": 16, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+
+
+def png(seed: int = 0) -> bytes:
+    return png_of(picture(seed))
 
 
 def twin(name: str) -> Any:
@@ -56,7 +58,7 @@ def serving(engines: OneDevice, folder: Path) -> Iterator[GenerationServer]:
     offer = replace(offer, defaults=lambda _: ModelDefaults(CALL))
     with (
         closing(JobStore(folder, limits)) as store,
-        GenerationServer(engines, offer, limits, None, ("127.0.0.1", 0), store=store) as server,
+        serve(engines, offer, limits, store=store) as server,
     ):
         yield server
 
@@ -68,8 +70,7 @@ def wan() -> Any:
 
 @pytest.fixture(scope="module")
 def server(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GenerationServer]:
-    engines = OneDevice(wan, {"brightness": make_rewards("brightness")[0]})
-    with serving(engines, tmp_path_factory.mktemp("videos")) as server:
+    with serving(one_device(wan), tmp_path_factory.mktemp("videos")) as server:
         yield server
 
 
@@ -208,13 +209,11 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"seconds": "100"}, "seconds", "at most 16.1 s at 16 frames a second"),
         ({"seconds": "-1"}, "seconds", "above 0"),
         ({"seconds": "abc"}, "seconds", "a number"),
-        ({"size": "640x"}, "size", "WIDTHxHEIGHT"),
         ({"prompt": None}, "prompt", "prompt is missing"),
         ({"seconds": "4", "num_frames": 5}, "num_frames", "not both"),
         ({"num_frames": 999}, "num_frames", "at most 257 frames"),
         ({"fps": 0}, "fps", "above 0"),
         ({"frames": 33}, "frames", "at most 32"),
-        ({"steps": 101}, "steps", "at most 100 steps"),
         ({"reward": "clip"}, "reward", "choose one of brightness"),
         ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),
         ({"quality": "4k"}, "quality", "choose one of low"),
@@ -242,26 +241,20 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 
 
 def test_each_model_has_its_address(server: GenerationServer, client: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="'tiny' makes videos; ask POST /v1/videos"):
+    with pytest.raises(openai.NotFoundError, match="POST /v1/videos"):
         client.images.generate(prompt="a cat")
-    with pytest.raises(openai.NotFoundError, match="no model 'sora-2' here; there is 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match=r"'sora-2' .*'tiny'"):
         client.videos.create(prompt="a cat", model="sora-2")
-    with pytest.raises(openai.BadRequestError, match="'tiny' takes no first frame") as error:
+    with pytest.raises(openai.BadRequestError, match="no first frame") as error:
         client.videos.create(prompt="a cat", input_reference=("a.png", png()))
     assert error.value.param == "input_reference"
     for path in ("remix", "edits"):
         assert httpx.post(f"{server.url}/v1/videos/video_1/{path}").json()["error"]["type"] == "not_found_error"
 
 
-def png(seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    picture(seed).save(file, format="PNG")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("name", ["wan image2video", "ltx image2video"])
 def test_a_first_frame(name: str, tmp_path: Path) -> None:
-    engines = OneDevice(twin(name), {"brightness": make_rewards("brightness")[0]})
+    engines = one_device(twin(name))
     own = {**OWN, "budget": "1images"}
     with serving(engines, tmp_path) as server, closing(client_of(server)) as client:
 
@@ -279,7 +272,7 @@ def test_a_first_frame(name: str, tmp_path: Path) -> None:
         for reply in (httpx.post(url, json=body, timeout=30), httpx.post(url, files=fields, timeout=30)):
             again = client.videos.poll(reply.json()["id"], poll_interval_ms=50).to_dict()
             assert again["data"][0]["reward"] == pytest.approx(first["reward"], abs=1e-6)  # in a batch, or alone
-        with pytest.raises(openai.BadRequestError, match="cannot read the picture") as error:
+        with pytest.raises(openai.BadRequestError, match="cannot read") as error:
             made(input_reference=("a.png", b"no picture"))
         assert error.value.param == "input_reference"
         if name.startswith("wan"):
@@ -316,7 +309,7 @@ def test_what_clients_of_vllm_omni_send_is_read(server: GenerationServer) -> Non
 def test_a_first_frame_in_a_form_without_files_may_be_large(tmp_path: Path) -> None:
     data = png() + bytes(10**6)  # which a decoder does not read
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    engines = OneDevice(twin("ltx image2video"), {"brightness": make_rewards("brightness")[0]})
+    engines = one_device(twin("ltx image2video"))
     own: dict[str, Any] = {"prompt": "a cat", **OWN, "budget": "1images"}
     with serving(engines, tmp_path) as server:
         url = f"{server.url}/v1/videos/sync"
@@ -347,14 +340,14 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both(tmp_path: Path) -> N
     request = prepared_of(wanted, offer, limits)
     assert request.call["guidance_scale_2"] == 2.5
     assert notes_of(wanted, request, limits) == ("not used here: boundary_ratio",)
-    with pytest.raises(RequestError, match=f"begins at {boundary:g}, got 0.1; leave boundary_ratio out"):
+    with pytest.raises(RequestError, match=f"{boundary:g}, got 0.1"):
         prepared_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
 def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path) -> None:
     pipe = twin("ltx image2video")
     pipe.vae.spatial_compression_ratio = 32  # as of the real LTX-Video
-    with serving(OneDevice(pipe, {"brightness": make_rewards("brightness")[0]}), tmp_path) as server:
+    with serving(one_device(pipe), tmp_path) as server:
         for files in ({}, {"input_reference": ("a.png", png())}):
             form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
             reply = httpx.post(f"{server.url}/v1/videos/sync", files=form, timeout=30)
@@ -372,7 +365,7 @@ def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pyt
         return made(self, sampler, **call)
 
     monkeypatch.setattr(type(pipe), "sampling_denoiser", counted)
-    with serving(OneDevice(pipe, {"brightness": make_rewards("brightness")[0]}), tmp_path) as server:
+    with serving(one_device(pipe), tmp_path) as server:
         until(lambda: server.worker.loaded)
         sizes.clear()
         for kernel, status in (("pipeline", 200), ("x:y", 400)):
@@ -396,7 +389,7 @@ def test_the_best_estimate_so_far_is_a_still(wan: Any, tmp_path: Path) -> None:
         until(lambda: httpx.get(f"{server.url}/v1/videos/{video.id}/content?variant=thumbnail").status_code == 200)
         still = Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").read()))
         assert still.size == (32, 16)
-        with pytest.raises(openai.NotFoundError, match="there is no content: the job is in_progress"):
+        with pytest.raises(openai.NotFoundError, match="in_progress"):
             client.videos.download_content(video.id)
         told = client.videos.retrieve(video.id)
         assert (told.status, told.completed_at) == ("in_progress", None)
