@@ -127,7 +127,7 @@ def measures() -> dict[str, int]:
     all_functions = count(every, lambda node: isinstance(node, DEFINITIONS))
     doors = [path for path in every if path.relative_to(ROOT).parts[:2] in {("ttsnap", door) for door in DOORS}]
     tests = sorted((ROOT / "tests").rglob("*.py"))
-    journal = sorted((ROOT / "docs" / "journal").glob("*.md"))
+    journal = [path for folder in ("journal", "evidence") for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
     made = ROOT / "docs" / "reference" / "commands"  # by the build of the site
     prose = [
         ROOT / "README.md",
@@ -146,7 +146,7 @@ def measures() -> dict[str, int]:
         "lines of the tests": sum(map(lines, tests)),
         "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
         "words of README and docs": sum(len(text_of(path).split()) for path in prose),
-        "words of the journal": sum(len(text_of(path).split()) for path in journal),
+        "words of the journal and the evidence": sum(len(text_of(path).split()) for path in journal),
         "lines of the longest entry of the changelog": longest_entry(),
         "files": len(every),
         f"files under {FEWEST_LINES} lines": sum(lines(path) < FEWEST_LINES for path in every),
