@@ -193,3 +193,19 @@ def test_the_table_of_evidence_is_current(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.argv", ["evidence.py", "--check"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / "scripts" / "evidence.py"), run_name="__main__")
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "embedded", "--minutes", "0.02", "--steps", "3", "--batch-size", "4", "--out", str(tmp_path)]
+    assert main(words) in (0, 1)
+    assert re.search(r"^(GO|NO-GO|undecided): ", capsys.readouterr().out, re.M)
+    (path,) = (path for path in tmp_path.glob("embedded_*.json") if ".schedule" not in path.name)
+    whole = json.loads(path.read_text())
+    assert whole["command"] == "ttsnap check embedded --minutes 0.02 --steps 3 --batch-size 4"
+    assert list(whole["rungs"]) == ["parity", "cost", "signal"]
+    assert str(tmp_path) not in path.read_text() + path.with_suffix(".md").read_text()
+    assert main([*words, "--steps", "4"]) == 2
+    assert "holds a check of another call" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def compare(files: Mapping[str, Mapping[str, Any]]) -> str:
             {n: f for n, f in rungs["signal"].figures.items() if n.startswith("lead of ")} if "signal" in rungs else {}
         )
         cost = rungs["cost"].figures if "cost" in rungs else {}
-        lead = max(leads.items(), key=lambda each: each[1].low, default=None)
+        lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
         rows.append((
             f"[{whole['model']}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
             "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",

@@ -54,7 +54,7 @@ class Figure:
         value, n = top.mean() / under.mean(), len(top)
         # Resamples of few prompts vary too little: as much wider as Student's t is than the normal distribution.
         wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * np.sqrt(n / (n - 1))
-        return cls(float(value), *(float(value + wider * (end - value)) for end in (low, high)), unit)
+        return cls(float(value), float(value + wider * (low - value)), float(value + wider * (high - value)), unit)
 
     @classmethod
     def of_seconds(cls, call: Callable[[], object], rows: int = 1) -> Figure:

@@ -81,5 +81,5 @@ def _images(setup: Setup, batch_size: int | None) -> tuple[list[Pixels], int]:
 def _stock(setup: Setup, prompt: Any, seed: int) -> Pixels:
     """The image of a stock call from this seed."""
     made = setup.pipe(prompt.text, generator=torch.Generator().manual_seed(seed), output_type="pt", **setup.spec.call)
-    image: Pixels = made.images[0]
+    image: torch.Tensor = made.images[0]
     return image.float()

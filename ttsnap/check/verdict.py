@@ -50,12 +50,14 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
             against.append(f"best-of-N finds more than any search that was tried: {said}")
         elif not won:
             open_.append(f"{said}, which may be chance: more --minutes, prompts or seeds would tell")
+    right = signal.figures.get("right images more by best-of-8")
+    if right is not None and (right.low or 0.0) <= 0:
+        open_.append(f"by the known answer best-of-8 is not surely right more often: {right}")
     if against:
         return Verdict(NO_GO, tuple(against))
     chosen = {} if best is None or not won else dict(signal.more["schedules"][best])
     if open_:
         return Verdict(UNDECIDED, tuple(open_), best if won else None, chosen)
-    right = signal.figures.get("right images more by best-of-8")
     known = f", and by the known answer {right} more of its images are right" if right else ""
     return Verdict(GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen)
 

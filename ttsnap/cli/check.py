@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.help import Common
+from ttsnap.cli.loading import load_libraries
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
-from ttsnap.files.settings import Positive
+from ttsnap.files.settings import Positive, plain
+from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import BatchOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.request.request import SearchRequest
 
 if TYPE_CHECKING:
     from ttsnap.check.ladder import Setup
@@ -76,7 +79,7 @@ def parser() -> Parser:
 def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
     place, _ = common.opening().placement(a.device, a.dtype)
-    common.load_libraries()
+    load_libraries()
     from ttsnap.check.environment import environment
 
     def embedded() -> Any:
@@ -129,8 +132,10 @@ def _climb(a: Arguments, place: Any) -> int:
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
     vars(a)["task"] = TEXT
-    prompts, judge = common.canonical(_prompts(a), a.model), None
-    spec = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    prompts, judge = _prompts(a), None
+    asked = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
+    spec, prompts = search.engine, list(search.prompts)
     if a.model in PACKAGED:
         from ttsnap.pipelines.packaged import MODELS
 
@@ -150,7 +155,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     draft, own = arguments.read(SamplerOptions, a), own_draft(pipe)
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {"model": a.model, "dtype": str(kind).removeprefix("torch."), "prompts": [p.text for p in prompts],
-             "rewards": [str(reward) for reward in rewards], "draft": named,
+             "rewards": [str(reward) for reward in rewards], "draft": named, "call": plain(dict(spec.call)),
              "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")])}  # fmt: skip
     made = replace(made, sampler=replace(made.sampler, finish=draft.finish))
     return Setup(pipe, made, tuple(prompts), work, named, len(rewards) > len(spec.rewards), _say), about
