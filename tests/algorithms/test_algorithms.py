@@ -116,7 +116,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (Evolution, {"generations": 0}, "generations"), (Evolution, {"parents": 0}, "parents"),
     (Evolution, {"mix": 1}, "mix"), (Evolution, {"draft_share": 1}, "draft_share"),
     (Evolution, {"keep": (0.5, 0.5)}, "2 keep ratios"),
-    (NoiseAscent, {"angle": 0}, "got 0"), (NoiseAscent, {"angle": 2.0}, "got 2"),
+    (NoiseAscent, {"angle": 0}, "got 0"), (NoiseAscent, {"angle": 2.0}, "got"),
     (NoiseAscent, {"rounds": 0}, "got 0"), (NoiseAscent, {"ascends": -1}, "got -1"),
     (NoiseAscent, {"held_out": 0}, "got"), (NoiseAscent, {"held_out": 1, "weights": (1, 1)}, "got"),
     (NoiseAscent, {"held_out": 2, "weights": (1, 0)}, "got"), (NoiseAscent, {"least": 0.5}, "got"),

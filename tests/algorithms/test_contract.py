@@ -135,16 +135,13 @@ VARIANTS: list[Algorithm] = [
 
 
 @pytest.mark.parametrize("algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(nfe=st.integers(STEPS, 120), fail=st.sampled_from([0.0, 0.3, 1.0]), keep=st.integers(1, 3))
 def test_any_cut_leaves_an_image_within_the_budget(algorithm: Algorithm, nfe: int, fail: float, keep: int) -> None:
     """On an engine of scores alone, which makes each search in a millisecond or a few."""
-    (result,), (again,) = (
-        search([""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe", keep=keep) for _ in range(2)
-    )
+    (result,) = search([""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe", keep=keep)
     assert 1 <= len(result.images) <= keep
     assert STEPS <= result.spent.nfe <= nfe
-    assert moves(result) == moves(again)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
