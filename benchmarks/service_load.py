@@ -31,7 +31,7 @@ import torch
 from openai import OpenAI
 
 from ttsnap.pipelines import load, recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
@@ -46,7 +46,7 @@ def server_of(limits: ServiceLimits) -> GenerationServer:
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     rewards = {"scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", tuple(rewards), recommended)
+    offer = ServingCatalog("embedded", tuple(rewards), recommended)
     return GenerationServer(
         OneDevice(pipe, rewards),
         offer,

@@ -36,7 +36,7 @@ from service_load import PROMPTS, metric, save_lora
 
 from ttsnap.files.writing import markdown
 from ttsnap.pipelines import load, recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
@@ -67,7 +67,7 @@ class Answer:
 def server_of(pipe: Any, loras: Path, limits: ServiceLimits) -> GenerationServer:
     """A server of images and edits by the embedded model, on any free port."""
     rewards = {name: make_rewards(name)[0] for name in ("scenes", "brightness")}
-    offer = Offer("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
+    offer = ServingCatalog("embedded", tuple(rewards), recommended, edits=True, loras=LoraFolder(loras))
     where = ("127.0.0.1", 0)
     return GenerationServer(OneDevice(pipe, rewards), offer, limits, None, where)
 

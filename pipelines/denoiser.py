@@ -20,7 +20,7 @@ from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
-from ttsnap.sampling.denoiser import Can, Costs, Denoiser
+from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
 
@@ -48,7 +48,7 @@ class PipelineDenoiser(Denoiser):
     """The dtype of initial noise; None: that of the encoded prompts."""
     reads_scale: ClassVar[str | None] = None
     """The setting of networks with distilled guidance, which read its scale (`embedded_scale`)."""
-    cannot: ClassVar[Mapping[Can, str]] = {}
+    cannot: ClassVar[Mapping[Capability, str]] = {}
     """What no call of the family can do, with the error message."""
     layout: Plain
     inputs: EncoderInputs
@@ -101,16 +101,16 @@ class PipelineDenoiser(Denoiser):
             self.path, self.times = schedule.path, schedule.times
         self.can = frozenset(self._abilities()) - self.cannot.keys()
 
-    def _abilities(self) -> set[Can]:
+    def _abilities(self) -> set[Capability]:
         """What this call can do, before `cannot` is taken away."""
-        found = {Can.SHARE, Can.DRAFT, Can.DIFFERENTIATE}
+        found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE}
         if self.schedule.path is not None and self.schedule.times is not None:
-            found.add(Can.PATH)
+            found.add(Capability.PATH)
         if getattr(self.pipe, "preview_vae", None) is not None:
-            found.add(Can.PREVIEW)
+            found.add(Capability.PREVIEW)
         return found
 
-    def must(self, can: Can) -> None:
+    def must(self, can: Capability) -> None:
         """ValueError where the family cannot do this."""
         if can in self.cannot:
             raise ValueError(self.cannot[can])
@@ -262,7 +262,7 @@ class PipelineDenoiser(Denoiser):
 
     def costs(self) -> Costs:
         nfe, decode = flops.counted(self, "decode")
-        preview = flops.counted(self, "preview")[1] if Can.PREVIEW in self.can else 0.0
+        preview = flops.counted(self, "preview")[1] if Capability.PREVIEW in self.can else 0.0
         return Costs(nfe, decode, preview, 0.0 if self.drafts is None else self.drafts.flops())
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Hashable, Any]:
@@ -270,7 +270,7 @@ class PipelineDenoiser(Denoiser):
         return memo.of(flops.setting_of(self, decoder))
 
     def merge_schedule(self, other: Self) -> int:
-        self.must(Can.SHARE)
+        self.must(Capability.SHARE)
         if flops.setting_of(self, "decode") != flops.setting_of(other, "decode"):
             raise ValueError("calls share a network where they agree in size and guidance")
         start, guidance = len(self.schedule.timesteps), self.guidance.followed_by(other.guidance)
@@ -278,7 +278,7 @@ class PipelineDenoiser(Denoiser):
         return start
 
     def differentiable(self, through: str) -> Sequence[Tensor]:
-        self.must(Can.DIFFERENTIATE)
+        self.must(Capability.DIFFERENTIATE)
         for name in ["vae", *[self.network] * (through == "denoiser")]:
             quantizer = getattr(getattr(self.pipe, name), "hf_quantizer", None)
             if quantizer is not None and not quantizer.is_trainable:

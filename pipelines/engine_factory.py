@@ -19,7 +19,7 @@ from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.pipelines.opening import check_call, opened, placement, settled
 from ttsnap.pipelines.record import model_name
 from ttsnap.request.request import EngineSpec
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
 
         if not alone(where, kind):
             denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
-            there = elsewhere(spec, pipe, kind, previews=Can.PREVIEW in denoiser.can)
+            there = elsewhere(spec, pipe, kind, previews=Capability.PREVIEW in denoiser.can)
             with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:
                 yield cluster, denoiser
             return

@@ -23,7 +23,7 @@ from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.searching import decisions_of, run
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare, reward_tuple
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import fitting, sized
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import make_kernel
@@ -120,12 +120,14 @@ class SearchMixin:
         """Where the second of two networks begins, as a share of the training steps; None for models of one network."""
         return None
 
-    def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
+    def split_prompt_inputs(
+        self, prompts: Sequence[Prompt], call: Mapping[str, Any]
+    ) -> tuple[list[Prompt], dict[str, Any]]:
         """The prompts with what lists in the call give for each of them, and the call as engines take it: with blank
         pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""
         return list(prompts), dict(call)
 
-    def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def resolve_pipeline(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The pipeline whose engine runs a search of this call, over the same parts, and the call as it takes it."""
         return self, dict(call)
 
@@ -152,7 +154,9 @@ class SearchMixin:
             denoiser,
             # Not self.device: an offloaded pipeline rests on the CPU or on meta.
             make_rewards(spec.rewards, device=self._execution_device),  # type: ignore[attr-defined]
-            replace(spec.batch, padded=getattr(self, "_search_buckets", False), preview=Can.PREVIEW in denoiser.can),
+            replace(
+                spec.batch, padded=getattr(self, "_search_buckets", False), preview=Capability.PREVIEW in denoiser.can
+            ),
             kernel=make_kernel(sampler.kernel, denoiser),
             guidance=None if sampler.guide is None else RewardGuidance.parse(sampler.guide),
             network=network,

@@ -62,8 +62,8 @@ def run(
     set, prompts under way end with their best finished image. ValueError for what the model refuses.
     """
     pipe._interrupt = False
-    backend, call = pipe.backend(search.engine.call)
-    prompts, shared = backend.apart(search.prompts, call)
+    backend, call = pipe.resolve_pipeline(search.engine.call)
+    prompts, shared = backend.split_prompt_inputs(search.prompts, call)
     wanted = replace(search, prompts=tuple(prompts), engine=replace(search.engine, call=shared))
     if search.request.report:
         report = make_rewards(search.request.report, device=pipe._execution_device)

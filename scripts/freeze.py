@@ -69,7 +69,7 @@ def still(value: Any, key: str = "") -> Any:
     return value if isinstance(value, int | float | bool | None) else type(value).__name__
 
 
-def told_of(result: Any) -> dict[str, Any]:
+def response_fields(result: Any) -> dict[str, Any]:
     """A Result: its images, ledger, moves and table."""
     table = {name: getattr(result.particles, name) for name in ("seed", "parent", "step", "alive", "scores")}
     told = {"spent": result.spent.to_json(), "trace": list(result.trace), "warnings": list(result.warnings)}
@@ -176,7 +176,7 @@ def called() -> dict[str, Any]:
         generator = torch.Generator().manual_seed(4)
         given = {"prompt": OTHER, "budget": "36nfe", "num_inference_steps": 6, "generator": generator, **more}
         out = pipe(**given)
-        found[name] = {"images": still(out.images), "results": [told_of(result) for result in out.search]}
+        found[name] = {"images": still(out.images), "results": [response_fields(result) for result in out.search]}
     return found
 
 
@@ -319,7 +319,7 @@ def calls() -> dict[str, Any]:
             given = {"num_inference_steps": 4, "reward": "brightness", "budget": "16nfe", "seed": 7, **more}
             try:
                 out = pipe(prompt="a cat", **{**call, **given})
-                found[f"{name} {how}"] = [list(seen), told_of(out.search[0])]
+                found[f"{name} {how}"] = [list(seen), response_fields(out.search[0])]
             except ValueError as error:
                 found[f"{name} {how}"] = str(error)
     return found
@@ -355,7 +355,7 @@ def drawn() -> dict[str, Any]:
         try:
             made = make_algorithm(name, **options)
             results = search(prompts, made, engine, Budget(**caps), seed=seed, keep=keep, shared=shared)
-            told = [told_of(result) for result in results]
+            told = [response_fields(result) for result in results]
         except (ValueError, RuntimeError) as error:
             told = str(error)
         found[f"{number:03d} {name} {caps} {options} seed {seed} keep {keep} shared {shared}"] = told

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.denoiser import Capability, Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -27,7 +27,7 @@ class Clips(MixtureDenoiser):
         self._frames, self.size, self.given, self.decodes, self.previewed = frames, size, sources, 0, 0
         self.frames = frames
         if sources is not None:
-            self.can |= {Can.EDIT}
+            self.can |= {Capability.EDIT}
 
     def init_latents(self, generators: Any) -> Tensor:
         return super().init_latents(generators).reshape(len(generators), 3, self._frames, 1, 1)

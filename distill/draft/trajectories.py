@@ -35,7 +35,7 @@ from ttsnap.files.unbroken import Unbroken
 from ttsnap.files.writing import CHECKPOINT_SECONDS, write_whole
 from ttsnap.options.option import determining
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.denoiser import Capability, Denoiser
 from ttsnap.sampling.kernels import KernelState, Ode, Prediction
 
 FORMAT: Literal[1] = 1
@@ -106,7 +106,7 @@ def check_trajectories(denoiser: Denoiser, config: TrajectoryConfig) -> None:
         raise ValueError(f"trajectories.states is {config.states}, but there are {grid.steps} steps before the end")
     if config.skipped and config.skipped[-1] >= grid.steps:
         raise ValueError(f"trajectories.skipped must be below {grid.steps}, the end, got {list(config.skipped)}")
-    if config.skipped and (kernel.keeps_history or Can.PATH not in denoiser.can):
+    if config.skipped and (kernel.keeps_history or Capability.PATH not in denoiser.can):
         raise ValueError(
             f"trajectories.skipped jumps along a straight line, and {type(kernel).__name__} goes otherwise: leave it "
             "out, or choose a flow model with the Euler scheduler"

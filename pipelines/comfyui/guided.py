@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can, Costs, Denoiser
+from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 
 Options = Mapping[str, Any]
 """ComfyUI's model_options."""
@@ -119,7 +119,7 @@ class GuidedDenoiser(Denoiser):
     def __init__(self, guided: GuidedCall, vae: Any, previewer: Any, *, hooked: bool = False) -> None:
         self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
         self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
-        self.can = frozenset({Can.PREVIEW} if previewer is not None else ())
+        self.can = frozenset({Capability.PREVIEW} if previewer is not None else ())
         shape = guided.latent.shape
         self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
         self._conditions: dict[int, int] = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, levels
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, rows
 from ttsnap.sampling.kernels import Ode, Prediction
 
@@ -23,7 +23,7 @@ class PathDenoiser(GuidedDenoiser):
 
     def __init__(self, guided: GuidedCall, vae: Any, previewer: Any = None) -> None:
         super().__init__(guided, vae, previewer)
-        self.can |= {Can.PATH}
+        self.can |= {Capability.PATH}
         self.path, self.times = own_path(guided), times_of(guided.sigmas, flow=guided.flow)
         self.scale = torch.ones_like(self.times) if guided.flow else self.path.alpha(self.times)
         """(K+1,) float64, by which latents of the guider are multiplied."""

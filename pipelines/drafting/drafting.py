@@ -17,14 +17,14 @@ from ttsnap.pipelines.latents.convert import own_path, timestep_unit
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_draft
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
 
 
 def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
     """Set the drafter of a denoiser (drafters.make_drafter). ValueError where it cannot draft."""
-    denoiser.must(Can.DRAFT)
+    denoiser.must(Capability.DRAFT)
     # Its denoiser is held weakly, so that one that is dropped goes at once, and its networks with it.
     drafts = Drafting(proxy(denoiser), make_drafter(denoiser.pipe, denoiser.network, spec))
     drafts.twin()  # refuses guidance that this call cannot make

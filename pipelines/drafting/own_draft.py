@@ -27,7 +27,7 @@ from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.pipelines.record import adapters
 from ttsnap.reward_models.registry import suits_drafts
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import Checked, DraftSettings, calls_of, read_draft
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     """The drafter that the pipeline's folder names. None for a pipeline that differs from its folder: with a LoRA,
     another network or scheduler, or offloading. ValueError for a damaged draft.json."""
     defaults = defaults_of(pipe)
-    if defaults.draft is None or Can.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
+    if defaults.draft is None or Capability.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
         return None
     folder = Path(pipe.name_or_path)
     network = getattr(pipe, type(pipe).denoiser_class.network)

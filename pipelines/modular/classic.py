@@ -128,7 +128,7 @@ class SearchClassicMixin(SearchMixin):
 
     denoiser_class = ModularDenoiser
 
-    def backend(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def resolve_pipeline(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         pipe: Any = self
         vars(pipe).setdefault("_search_memo", Memo())
         made = modular(self)
@@ -139,7 +139,7 @@ class SearchClassicMixin(SearchMixin):
         return honoured(stock, _modular_class(self))
 
     def task_of(self, call: Mapping[str, object]) -> str | None:
-        made, translation = self.backend(call)
+        made, translation = self.resolve_pipeline(call)
         task: str | None = made.task_of(translation)
         return task
 
@@ -148,7 +148,7 @@ class SearchClassicMixin(SearchMixin):
         return every
 
     def denoiser(self, **call: Any) -> Any:
-        made, translation = self.backend(call)
+        made, translation = self.resolve_pipeline(call)
         return made.denoiser(**translation)
 
 

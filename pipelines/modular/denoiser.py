@@ -21,7 +21,7 @@ from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState
 from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 from ttsnap.pipelines.sides import check_sides
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.interpolants import Interpolant, rows
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.rng import seeded
@@ -39,10 +39,10 @@ class ModularDenoiser(PipelineDenoiser):
     """
 
     blocks = None
-    cannot: ClassVar[Mapping[Can, str]] = {
-        Can.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
-        Can.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
-        Can.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
+    cannot: ClassVar[Mapping[Capability, str]] = {
+        Capability.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
+        Capability.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
+        Capability.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
     }
 
     def read_call(self, call: SimpleNamespace) -> None:
@@ -93,13 +93,13 @@ class ModularDenoiser(PipelineDenoiser):
         trial = blocks.start(self._whole, {**self._call, "prompt": ""})
         return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
 
-    def _abilities(self) -> set[Can]:
+    def _abilities(self) -> set[Capability]:
         found = super()._abilities()
         if "image" in self.workflow.given:
-            found.add(Can.EDIT)
+            found.add(Capability.EDIT)
         # Networks for inpainting (9 channels) read mask and image, and keep what lies outside by themselves.
         if self._holds_first_frame or (self.workflow.keeps == "mask" and self.net.config.in_channels != 9):
-            found.add(Can.MASK)
+            found.add(Capability.MASK)
         return found
 
     # --- prompts and seeds ------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class ModularDenoiser(PipelineDenoiser):
         call = self._of_prompt(prompt)
         with ENCODING:
             begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
-        source = source_of(call["image"]).to(self.device) if Can.EDIT in self.can else None
+        source = source_of(call["image"]).to(self.device) if Capability.EDIT in self.can else None
         return Encoded(prompt, begun, self._seeded(begun, seeded(0)), source)
 
     def forget_prompts(self) -> None:
@@ -228,12 +228,12 @@ class ModularDenoiser(PipelineDenoiser):
         prediction = super().predict(x, step, cond)
         if self._holds_first_frame:
             return prediction._replace(x0=self._conditions.held(prediction.x0, cond))
-        if Can.MASK not in self.can:
+        if Capability.MASK not in self.can:
             return prediction
         return prediction._replace(x0=self._conditions.inside(prediction.x0, cond))
 
     def apply_mask(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
-        if Can.MASK not in self.can:
+        if Capability.MASK not in self.can:
             return x
         if self._holds_first_frame:
             return self._conditions.held(x, cond)

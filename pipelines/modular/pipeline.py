@@ -57,7 +57,9 @@ class SearchModularMixin(SearchMixin):
         unread = {name for workflow in workflows_of(self.stock_class().__name__) for name in workflow.unread}
         return {*guiders.settings(self), *(name for name in inputs if name is not None)} - NOT_TAKEN - unread
 
-    def apart(self, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> tuple[list[Prompt], dict[str, Any]]:
+    def split_prompt_inputs(
+        self, prompts: Sequence[Prompt], call: Mapping[str, Any]
+    ) -> tuple[list[Prompt], dict[str, Any]]:
         listed = listed_for_prompts(workflow_for(self.stock_class().__name__, call), call)
         for name, values in listed.items():
             if len(values) != len(prompts):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from ttsnap import SeedPruning, make_algorithm, search
-from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, Wish
+from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.request.searches import OFFERED
 from ttsnap.sampling.kernels import Sde
 
 
-def hand(when: Callable[[Event], Sequence[Wish]]) -> tuple[list[Wish], Callable[[Event], None]]:
+def hand(when: Callable[[Event], Sequence[UserCommand]]) -> tuple[list[UserCommand], Callable[[Event], None]]:
     """A list of wishes, and a listener that adds what `when` says of each event."""
-    said: list[Wish] = []
+    said: list[UserCommand] = []
     return said, lambda event: said.extend(when(event))
 
 
@@ -55,10 +55,14 @@ def test_without_wishes_it_finds_and_spends_what_the_algorithm_does(name: str, e
 def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str, engine: Callable[..., Any]) -> None:
     """After the third move, of whoever moved then: at most three of them."""
 
-    def when(event: Event) -> list[Wish]:
+    def when(event: Event) -> list[UserCommand]:
         if event.move is None or event.move["move"] != 2:
             return []
-        return [Wish(BEST, number=2)] if verb == BEST else [Wish(verb, uid) for uid in event.move["uids"][:3]]
+        return (
+            [UserCommand(BEST, number=2)]
+            if verb == BEST
+            else [UserCommand(verb, uid) for uid in event.move["uids"][:3]]
+        )
 
     said, listen = hand(when)
     algorithm = make_algorithm(name)
@@ -84,7 +88,7 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str
 def test_wishes_take_effect_at_once(engine: Callable[..., Any]) -> None:
     """A candidate that is dropped by its seed is not taken to its check; what it had left goes to nobody else."""
     pruning = SeedPruning(6, (0.5,), steps=(7,))
-    said, listen = hand(lambda event: [Wish(DROP, seed=1)] if event.move and event.move["move"] == 0 else [])
+    said, listen = hand(lambda event: [UserCommand(DROP, seed=1)] if event.move and event.move["move"] == 0 else [])
     result = run(engine, ByHand(pruning, wishes=lambda: said, rows=2), None, on_event=listen)
     assert [wish.seed for _, wish in result.state.taken] == [1]
     assert not result.particles.alive[1]
@@ -94,7 +98,7 @@ def test_wishes_take_effect_at_once(engine: Callable[..., Any]) -> None:
 
 
 def test_when_all_are_dropped_there_is_an_image_all_the_same(engine: Callable[..., Any]) -> None:
-    said, listen = hand(lambda event: [Wish(DROP, uid) for uid in event.uids] if event.kind == "move" else [])
+    said, listen = hand(lambda event: [UserCommand(DROP, uid) for uid in event.uids] if event.kind == "move" else [])
     for budget in ("150nfe", "40nfe", "9nfe"):
         result = run(engine, ByHand(SeedPruning(), wishes=lambda: said, rows=2), budget, on_event=listen)
         assert len(result.images) == 1
@@ -103,7 +107,7 @@ def test_when_all_are_dropped_there_is_an_image_all_the_same(engine: Callable[..
 
 
 def test_what_is_not_there_is_ignored(engine: Callable[..., Any]) -> None:
-    said = [Wish(DROP, 10**6), Wish(FINISH, seed=10**6), Wish(DROP)]
+    said = [UserCommand(DROP, 10**6), UserCommand(FINISH, seed=10**6), UserCommand(DROP)]
     result = run(engine, ByHand(SeedPruning(4), wishes=lambda: said))
     assert not result.state.taken
     assert result.spent.nfe == run(engine, SeedPruning(4)).spent.nfe

@@ -16,7 +16,7 @@ import pytest
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning
 from ttsnap.algorithms import make_algorithm
-from ttsnap.algorithms.by_hand import Wish
+from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -262,7 +262,7 @@ def test_open_candidates_have_buttons_that_say_at_once_what_was_asked() -> None:
     board.move({"uids": [0, 1, 2], "parents": [-1] * 3, "start": [0] * 3, "stop": [1] * 3, "seeds": [5, 6, 7],
                 "drop": []})  # fmt: skip
     assert "<button" not in render_board(board)  # a comparison takes no wishes
-    board.wishes = [Wish("finish", 1), Wish("drop", 1)]
+    board.wishes = [UserCommand("finish", 1), UserCommand("drop", 1)]
     board.score(2, 1, [0.5])
     board.drop([2])
     html = render_board(board)

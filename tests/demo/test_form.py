@@ -23,7 +23,7 @@ from ttsnap.demo.form import (
 )
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import ModelDefaults, Prepared, prepare
 from ttsnap.request.searches import OFFERED, kernel_for
 from ttsnap.scenes import parse as parse_scene
@@ -42,7 +42,7 @@ def none(model: str) -> ModelDefaults:
     return ModelDefaults()
 
 
-OFFER = Offer("embedded", REWARDS, own)
+OFFER = ServingCatalog("embedded", REWARDS, own)
 HOSTILE: list[dict[str, Any]] = [
     *({"prompt": p} for p in ("", "   ", None, 5, ["a"], "a" * 401, "a\0b", "\x1b[31mred", "\ud800", "x\u0085\ue000")),
     *({"algorithm": a} for a in ("keep-all", "../x.json", "/etc/passwd.json", None, {"name": "smc"})),
@@ -58,7 +58,7 @@ HOSTILE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def prepared(fields: dict[str, Any], offer: Offer) -> Prepared:
+def prepared(fields: dict[str, Any], offer: ServingCatalog) -> Prepared:
     request = read(fields, offer, DemoLimits())
     return prepare(request, offer.defaults(request.model))
 
@@ -91,7 +91,7 @@ def test_good_fields_are_read() -> None:
 
 
 def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafter() -> None:
-    offer = Offer("embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True)
+    offer = ServingCatalog("embedded", ("scenes", "brightness"), none, draft="my_draft:2", any_model=True)
     found = read({**FIELDS, "draft": True}, offer, DemoLimits())
     assert found.engine.sampler.draft == "my_draft:2"
     assert baseline(found).engine.sampler.draft is None
@@ -105,7 +105,7 @@ def test_drafts_are_for_algorithms_that_look_at_them_and_of_the_operators_drafte
 
 
 def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
-    offer = Offer("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
+    offer = ServingCatalog("embedded", REWARDS[:2], none, draft="embedded", drafts_first=True, any_model=True)
     assert read({**FIELDS, "draft": True}, offer, DemoLimits()).engine.sampler.draft == "auto"
     left_out = prepared({**FIELDS, "draft": False}, offer)
     assert left_out.engine.sampler.draft is None
@@ -121,7 +121,7 @@ def test_the_models_own_draft_is_preset_and_left_to_the_model() -> None:
 
 def test_visitors_choose_models_only_where_they_may() -> None:
     assert asked(model="evil/weights").request.model == "embedded"
-    free = Offer("embedded", ("brightness", "scenes"), none, any_model=True)
+    free = ServingCatalog("embedded", ("brightness", "scenes"), none, any_model=True)
     fields = {**FIELDS, "rewards": ["brightness"]}
     assert read({**fields, "model": "some/model"}, free, DemoLimits()).model == "some/model"
     for model in ("a" * 201, "a\nb", 5):
@@ -141,8 +141,8 @@ def test_strangers_do_not_choose_models_by_default(words: list[str], free: bool)
 
 
 def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
-    def offered(*words: str) -> Offer:
-        found: Offer = demo.offered(demo.parser().parse_args(list(words)))
+    def offered(*words: str) -> ServingCatalog:
+        found: ServingCatalog = demo.offered(demo.parser().parse_args(list(words)))
         return found
 
     free = offered()
@@ -156,7 +156,7 @@ def test_a_page_that_may_take_any_model_begins_with_each_packaged_one() -> None:
         assert MODELS[wanted.model].canonical(wanted.prompt.text) == wanted.prompt.text
     assert {example["model"] for example in examples(offered("--share"))} == {"embedded"}
     assert {example["model"] for example in examples(offered("--model", "signs"))} == {"signs"}
-    assert [set(example) for example in examples(Offer("some/model", ("clip",), none))] == [{"prompt"}] * 3
+    assert [set(example) for example in examples(ServingCatalog("some/model", ("clip",), none))] == [{"prompt"}] * 3
 
 
 def test_images_of_packaged_models_are_right_by_what_the_table_says() -> None:

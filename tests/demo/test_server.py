@@ -20,7 +20,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from ttsnap.algorithms.by_hand import Wish
+from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.handlers import Handlers, Running
 from ttsnap.demo.live import Turns
@@ -29,7 +29,7 @@ from ttsnap.demo.tally import tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.results.record import read_record
 from ttsnap.scenes import sample_prompts
 
@@ -229,7 +229,7 @@ def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_pat
     """The iterator is closed, the thread ends, and the next visitor is served."""
     models = Models(load)
     fields = {**FIELDS, "budget": "1600nfe", "steps": 20}
-    asked = read(fields, Offer("embedded", ("scenes",), recommended), DemoLimits())
+    asked = read(fields, ServingCatalog("embedded", ("scenes",), recommended), DemoLimits())
     stop = threading.Event()
     frames = stream(asked, models, DemoLimits(), stop, tmp_path)
     while "tt-grid" not in next(frames).stage:
@@ -251,7 +251,7 @@ def known(**changes: Any) -> tuple[Any, Models]:
     """What was asked for, and a server's models with a judge to whom every second image is right."""
     verdicts = itertools.cycle((True, False))
     models = Models(load, lambda prompt, name: lambda image: next(verdicts))
-    offer = Offer("embedded", ("scenes", "brightness"), recommended)
+    offer = ServingCatalog("embedded", ("scenes", "brightness"), recommended)
     return read({**FIELDS, **changes}, offer, DemoLimits()), models
 
 
@@ -307,7 +307,7 @@ def test_other_seeds_are_tallied(tmp_path: Path) -> None:
 
 def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, models = known(budget="60nfe", steps=10, rewards=["brightness"])
-    wishes: list[Wish] = []
+    wishes: list[UserCommand] = []
     spend, wished = Turns.spend, threading.Event()
 
     def spend_and_wait(turns: Turns, place: int, nfe: int) -> None:
@@ -340,14 +340,14 @@ def test_bad_wishes_are_refused(number: Any) -> None:
 
 
 def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Path) -> None:
-    handlers = Handlers(Offer("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path)
+    handlers = Handlers(ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), known()[1], tmp_path)
     request: Any = SimpleNamespace(session_hash="a")
-    wishes: list[Wish] = []
+    wishes: list[UserCommand] = []
     handlers.running["a"] = Running(wishes)
     for asked in ({"verb": "drop", "uid": 12}, {"verb": "finish", "uid": 40}):
         handlers.lead(request, gr.EventData(None, asked))
     handlers.best(request, 3)
-    assert wishes == [Wish("drop", 12), Wish("finish", 40), Wish("best", number=3)]
+    assert wishes == [UserCommand("drop", 12), UserCommand("finish", 40), UserCommand("best", number=3)]
     for asked in (None, [], "drop", {}, {"verb": "drop"}, {"verb": "best", "uid": 3}, {"verb": ["drop"], "uid": 3}):
         with pytest.raises(gr.Error):
             handlers.lead(request, gr.EventData(None, asked))
@@ -356,7 +356,7 @@ def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Pa
 
 def test_a_comparison_takes_no_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, models = known()
-    handlers = Handlers(Offer("embedded", ("scenes",), recommended), DemoLimits(), models, tmp_path)
+    handlers = Handlers(ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), models, tmp_path)
     request: Any = SimpleNamespace(session_hash="a")
     taken: list[bool] = []
 

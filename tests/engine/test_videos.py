@@ -20,7 +20,7 @@ from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
@@ -101,7 +101,7 @@ def test_flops_and_tokens_are_those_of_all_calls() -> None:
 
 def test_previews_may_have_fewer_frames() -> None:
     reward, denoiser = Mean(), Clips(5)
-    denoiser.can |= {Can.PREVIEW}
+    denoiser.can |= {Capability.PREVIEW}
     live = engine(denoiser, reward, frames=4, preview=True, batch_size=8)
     results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(4,)), live, Budget(nfe=60))
     cost = sum((result.spent.cost for result in results[1:]), results[0].spent.cost)

@@ -27,7 +27,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.reward_models.staged import Staged
 from ttsnap.rewards.reward_model import FunctionReward, RewardError
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.kernels import KERNELS
 from ttsnap.sampling.rng import seeded
 
@@ -630,7 +630,7 @@ def test_renoised_particles_have_the_marginals_of_their_step(engine: Any) -> Non
 
 def test_renoising_needs_a_path(engine: Any) -> None:
     live = engine()
-    live.denoiser.can -= {Can.PATH}
+    live.denoiser.can -= {Capability.PATH}
     with pytest.raises(ValueError, match="noisier steps"):
         search(["a"], Played((lambda p: fresh(1, 8),), PLAIN), live)
 

@@ -18,13 +18,13 @@ from ttsnap.demo.form import DemoLimits, read
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines import load
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import Offer, SearchFields, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import ModelDefaults, Prepared, prepare
 from ttsnap.results.record import read_record
 
 PROMPT = "two green crosses"
 SEARCH: dict[str, Any] = {"search": BestOfN(10), "reward": "scenes", "seed": 0, "num_inference_steps": 6}
-OFFER = Offer("embedded", ("scenes",), lambda model: ModelDefaults())
+OFFER = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ttsnap.pipelines import load, upgrade
 from ttsnap.pipelines.guidance import Texts
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES
@@ -41,7 +41,7 @@ def doubled(value: Any) -> Any:
 def test_gradients_of_every_family(name: str, through: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
     denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
-    if Can.PATH not in denoiser.can or denoiser.grid.evals is not None:
+    if Capability.PATH not in denoiser.can or denoiser.grid.evals is not None:
         denoiser.convert()
     with torch.no_grad():
         denoiser.encode(["a cat"])

@@ -13,21 +13,21 @@ from ttsnap.files.writing import write_text
 from ttsnap.pipelines import load, recommended
 from ttsnap.pipelines.searching import decisions_of, run
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import Offer, SearchFields, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import SearchRequest, prepare
 from ttsnap.results.outputs import save_made
 
 LIMITS = SearchLimits(nfe=2000, images=1)
 
 
-def read(file: Path, offer: Offer) -> SearchRequest:
+def read(file: Path, offer: ServingCatalog) -> SearchRequest:
     given = parse_yaml(read_bytes(file, 10_000, "request").decode(), file)
     if not isinstance(given, dict) or {"image", "mask_image"} & set(given):
         raise ValueError("write fields, as prompt: a red circle; pictures are not taken here")
     return request_of(SearchFields.of(given), offer, LIMITS)
 
 
-def answer(file: Path, pipe: Any, offer: Offer) -> None:
+def answer(file: Path, pipe: Any, offer: ServingCatalog) -> None:
     try:
         found = run(prepare(read(file, offer), decisions_of(pipe)), pipe)
     except ValueError as error:
@@ -45,7 +45,7 @@ def main() -> None:
     a = parser.parse_args()
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
-    offer = Offer("embedded", tuple(a.rewards), recommended)
+    offer = ServingCatalog("embedded", tuple(a.rewards), recommended)
     while True:
         files = sorted(a.folder.glob("*.yaml"))
         new = [f for f in files if not any(f.with_suffix(end).exists() for end in (".png", ".txt"))]

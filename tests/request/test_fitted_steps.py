@@ -12,10 +12,10 @@ from ttsnap.files.settings import FieldError
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import Offer, SearchFields, notes_of, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, notes_of, request_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
-OFFER = Offer(
+OFFER = ServingCatalog(
     "embedded", ("scenes",), lambda model: ModelDefaults({"num_inference_steps": 20, "guidance_scale": 4.0}),
     {"tuned": SeedPruning(denoising_steps=6)},
 )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.sampling.denoiser import Can, Denoiser, drafts_of
+from ttsnap.sampling.denoiser import Capability, Denoiser, drafts_of
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -23,7 +23,7 @@ def plain() -> MixtureDenoiser:
 
 
 def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDenoiser) -> None:
-    assert plain.can == {Can.PATH, Can.DIFFERENTIATE}
+    assert plain.can == {Capability.PATH, Capability.DIFFERENTIATE}
     assert (plain.offloaded, plain.gradient_checkpointing, plain.drafts, plain.frames) == (False, False, None, None)
     assert plain.costs()[2:] == (0.0, 0.0)
     assert not plain.differentiable("denoiser")

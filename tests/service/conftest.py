@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.shallow import shallow
 from ttsnap.pipelines import load, recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import ManyDevices, OneDevice
@@ -77,7 +77,7 @@ def few_steps(model: str) -> ModelDefaults:
     return replace(known, call={**known.call, "num_inference_steps": 4})
 
 
-EDITS = Offer("embedded", ("brightness",), few_steps, edits=True)
+EDITS = ServingCatalog("embedded", ("brightness",), few_steps, edits=True)
 
 
 def one_device(pipe: Any, *rewards: str) -> OneDevice:
@@ -87,7 +87,7 @@ def one_device(pipe: Any, *rewards: str) -> OneDevice:
 
 def serve(
     engines: OneDevice | ManyDevices,
-    offer: Offer,
+    offer: ServingCatalog,
     limits: ServiceLimits | None = None,
     keys: Keys | None = None,
     *,
@@ -149,12 +149,12 @@ def drawn() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def offer() -> Offer:
-    return Offer("embedded", REWARDS, recommended)
+def offer() -> ServingCatalog:
+    return ServingCatalog("embedded", REWARDS, recommended)
 
 
 @pytest.fixture(scope="session")
-def serving(pipe: Any, offer: Offer) -> Iterator[Callable[..., GenerationServer]]:
+def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., GenerationServer]]:
     """Starts servers with these limits and keys, which end with the session."""
     engines = one_device(pipe, *REWARDS)
     with ExitStack() as stack:

@@ -34,7 +34,7 @@ from ttsnap.service.monitoring import Metrics
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, plain, prepared_of
 from ttsnap.service.server import GenerationServer
-from ttsnap.service.tickets import Desk, Done, News, Passed, Ticket
+from ttsnap.service.tickets import Done, News, Passed, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 OWN = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "strength": 0.75, "negative_prompt": "noise"}
@@ -68,16 +68,16 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
     served, limits = Counting(editor, one_device(editor).rewards), ServiceLimits(drain=0.1, side=64)
     worker = Worker(served, limits, Metrics(), plain(EDITS, limits))
     rng, loop = np.random.default_rng(0), asyncio.new_event_loop()
-    tickets: list[Ticket] = []
+    tickets: list[PendingRequest] = []
     worker.start()
     for i in range(20):
         own = png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
         fields = Edit(prompt=PROMPT, **{**OWN, "seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"})
         asked = prepared_of(fields, EDITS, limits, {"image": Picture(own)})
-        tickets.append(Ticket(asked, f"caller {i % 5}", loop))
+        tickets.append(PendingRequest(asked, f"caller {i % 5}", loop))
         worker.submit(tickets[-1])
 
-    async def ended(ticket: Ticket) -> News:
+    async def ended(ticket: PendingRequest) -> News:
         while isinstance(news := await ticket.news.get(), Passed):  # its search begins
             pass
         return news
@@ -126,7 +126,7 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
 
     async def notes(drafter: str, **own: Any) -> tuple[str, ...]:
         offer = offer_of("embedded", served, None, {}, drafter, edits=True)
-        return Desk(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
+        return RequestParser(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes
 
     told = [asyncio.run(notes("auto", **own)) for own in ({}, {"draft": False}, {"search": "best-of-n"})]
     assert ["no seeds are drafted" in " ".join(each) for each in told] == [True, False, False]

@@ -24,7 +24,7 @@ from openai.types import ImagesResponse
 from tests.service.conftest import PROMPT, Slow, client_of, command, metric, one_device, serve, until
 from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import Job, JobStore
 from ttsnap.service.keys import Keys
@@ -40,7 +40,11 @@ ADDRESS = "/v1/images/generations"
 
 @contextmanager
 def serving(
-    engines: OneDevice, offer: Offer, folder: Path, limits: ServiceLimits | None = None, keys: Keys | None = None
+    engines: OneDevice,
+    offer: ServingCatalog,
+    folder: Path,
+    limits: ServiceLimits | None = None,
+    keys: Keys | None = None,
 ) -> Iterator[GenerationServer]:
     """A server over the jobs in a folder."""
     limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
@@ -77,7 +81,7 @@ def ended(client: OpenAI, name: str, seconds: float = 30.0) -> dict[str, Any]:
     return asked(client, name)
 
 
-def test_a_job_makes_what_a_request_makes(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_a_job_makes_what_a_request_makes(quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
         told = ended(client, begun(client, n=2))
         assert (told["status"], told["progress"], told["error"]) == ("completed", 100, None)
@@ -94,7 +98,7 @@ def test_a_job_makes_what_a_request_makes(quick: OneDevice, offer: Offer, tmp_pa
 
 
 def test_the_end_of_a_job_is_a_line_without_its_prompt(
-    quick: OneDevice, offer: Offer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    quick: OneDevice, offer: ServingCatalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "ttsnap"), serving(quick, offer, tmp_path) as server:
         name = ended(client_of(server), begun(client_of(server)))["id"]
@@ -114,7 +118,7 @@ def test_ids_are_no_paths(server_of_jobs: GenerationServer, name: str) -> None:
         assert reply.json()["error"]["message"]
 
 
-def test_jobs_are_their_callers_alone(quick: OneDevice, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+def test_jobs_are_their_callers_alone(quick: OneDevice, offer: ServingCatalog, tmp_path: Path, two_keys: Keys) -> None:
     with serving(quick, offer, tmp_path, None, two_keys) as server:
         alice, bob = client_of(server, ALICE), client_of(server, BOB)
         name = str(ended(alice, begun(alice))["id"])
@@ -132,7 +136,7 @@ def test_jobs_are_their_callers_alone(quick: OneDevice, offer: Offer, tmp_path: 
         assert asked(alice, name)["status"] == "completed"
 
 
-def test_an_orderly_end_queues_jobs_again(pipe: Any, quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_an_orderly_end_queues_jobs_again(pipe: Any, quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     slow, names = Slow(pipe), list[str]()
     with serving(slow, offer, tmp_path, ServiceLimits(drain=0.1, jobs=1)) as server, closing(client_of(server)) as one:
         names += [begun(one, budget="400nfe"), begun(one)]
@@ -169,7 +173,7 @@ def test_jobs_survive_sigkill(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_a_job_is_not_begun_for_ever(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_a_job_is_not_begun_for_ever(quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     limits = ServiceLimits()
     with closing(JobStore(tmp_path, limits)) as store:
         job = store.add("anybody", "image_generation", "embedded", {"fields": {"prompt": PROMPT}, "ignored": []}, {})
@@ -184,7 +188,7 @@ def test_a_job_is_not_begun_for_ever(quick: OneDevice, offer: Offer, tmp_path: P
 
 
 def test_the_end_of_a_server_counts_against_the_job_that_runs_alone(
-    pipe: Any, quick: OneDevice, offer: Offer, tmp_path: Path
+    pipe: Any, quick: OneDevice, offer: ServingCatalog, tmp_path: Path
 ) -> None:
     body = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
     with closing(JobStore(tmp_path, ServiceLimits())) as store:
@@ -242,7 +246,11 @@ def test_a_full_disk_is_emptied_by_what_expires_and_by_callers(tmp_path: Path, m
 
 
 def test_a_full_disk_is_told_of_once_a_minute(
-    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    quick: OneDevice,
+    offer: ServingCatalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.02)
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
@@ -269,7 +277,7 @@ def test_all_callers_together_keep_no_more_than_the_operator_allows(tmp_path: Pa
         store.add("bob", "image_generation", "embedded", {"fields": {}, "ignored": []}, {})
 
 
-def test_deleting_a_job_ends_its_search(pipe: Any, offer: Offer, tmp_path: Path) -> None:
+def test_deleting_a_job_ends_its_search(pipe: Any, offer: ServingCatalog, tmp_path: Path) -> None:
     slow = Slow(pipe)
     with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
         name = begun(client, **LONG)
@@ -309,12 +317,14 @@ def test_what_is_wrong_is_refused_and_not_stored(
 
 
 @pytest.fixture(scope="module")
-def server_of_jobs(pipe: Any, offer: Offer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GenerationServer]:
+def server_of_jobs(
+    pipe: Any, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GenerationServer]:
     with serving(one_device(pipe), offer, tmp_path_factory.mktemp("jobs")) as server:
         yield server
 
 
-def test_what_the_model_refuses_fails_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_what_the_model_refuses_fails_the_job(quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
         for own in ({"size": "17x33"}, {"budget": "3nfe"}):
             told = ended(client, begun(client, **own))
@@ -322,7 +332,9 @@ def test_what_the_model_refuses_fails_the_job(quick: OneDevice, offer: Offer, tm
             assert told["error"]["code"] == "invalid_value"
 
 
-def test_a_job_is_taken_at_once_whatever_the_model_is_busy_with(pipe: Any, offer: Offer, tmp_path: Path) -> None:
+def test_a_job_is_taken_at_once_whatever_the_model_is_busy_with(
+    pipe: Any, offer: ServingCatalog, tmp_path: Path
+) -> None:
     slow = Slow(pipe)
     slow.left = 1  # then a batch hangs
     with serving(slow, offer, tmp_path) as server, closing(client_of(server)) as client:
@@ -336,14 +348,14 @@ def test_a_job_is_taken_at_once_whatever_the_model_is_busy_with(pipe: Any, offer
         assert ended(client, first)["status"] == "completed"
 
 
-def test_a_requirement_is_kept_with_the_job(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_a_requirement_is_kept_with_the_job(quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     with serving(quick, offer, tmp_path) as server, closing(client_of(server)) as client:
         met, missed = (ended(client, begun(client, require=f"brightness>{bound}")) for bound in (0.01, 0.99))
         assert met["status"] == "completed"
         assert (missed["status"], missed["error"]["code"]) == ("failed", "requirement_not_met")
 
 
-def test_limits_of_a_caller(pipe: Any, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+def test_limits_of_a_caller(pipe: Any, offer: ServingCatalog, tmp_path: Path, two_keys: Keys) -> None:
     limits = ServiceLimits(drain=0.1, jobs=1, jobs_per_key=2, job_mib=1)
     with serving(Slow(pipe), offer, tmp_path, limits, two_keys) as server:
         alice, bob = client_of(server, ALICE), client_of(server, BOB)
@@ -366,7 +378,7 @@ def test_limits_of_a_caller(pipe: Any, offer: Offer, tmp_path: Path, two_keys: K
         assert ended(alice, begun(alice))["status"] == "completed"
 
 
-def test_callers_with_fewer_jobs_come_first(pipe: Any, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+def test_callers_with_fewer_jobs_come_first(pipe: Any, offer: ServingCatalog, tmp_path: Path, two_keys: Keys) -> None:
     limits = ServiceLimits(drain=0.1, jobs=2)
     with serving(Slow(pipe), offer, tmp_path, limits, two_keys) as server:
         alice, bob = client_of(server, ALICE), client_of(server, BOB)
@@ -378,7 +390,7 @@ def test_callers_with_fewer_jobs_come_first(pipe: Any, offer: Offer, tmp_path: P
 
 
 def test_what_jobs_made_expires(
-    quick: OneDevice, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: OneDevice, offer: ServingCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(quick, offer, tmp_path, ServiceLimits(drain=0.1, job_hours=1)) as server:
         client = client_of(server)
@@ -394,7 +406,9 @@ def test_what_jobs_made_expires(
     assert not list((tmp_path / "jobs").iterdir())
 
 
-def test_a_job_waits_for_its_model_and_its_key(quick: OneDevice, offer: Offer, tmp_path: Path, two_keys: Keys) -> None:
+def test_a_job_waits_for_its_model_and_its_key(
+    quick: OneDevice, offer: ServingCatalog, tmp_path: Path, two_keys: Keys
+) -> None:
     body = {"fields": {"prompt": PROMPT, **OWN, "model": "embedded"}, "ignored": ["user"]}
     with closing(JobStore(tmp_path, ServiceLimits())) as store:
         job = store.add("alice", "image_generation", "embedded", body, {})
@@ -407,7 +421,7 @@ def test_a_job_waits_for_its_model_and_its_key(quick: OneDevice, offer: Offer, t
         assert told["warnings"] == ["not used here: user"]
 
 
-def test_a_row_that_was_changed_fails_alone(quick: OneDevice, offer: Offer, tmp_path: Path) -> None:
+def test_a_row_that_was_changed_fails_alone(quick: OneDevice, offer: ServingCatalog, tmp_path: Path) -> None:
     with closing(JobStore(tmp_path, ServiceLimits())) as store:
         fields = {"prompt": PROMPT, "reward": "mine.py:score"}
         bodies: list[dict[str, Any]] = [{"fields": fields, "ignored": []}, {"fields": {"code": "x"}, "ignored": []}]
@@ -419,7 +433,7 @@ def test_a_row_that_was_changed_fails_alone(quick: OneDevice, offer: Offer, tmp_
 
 
 def test_a_database_that_does_not_answer_loses_no_job(
-    pipe: Any, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, offer: ServingCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow(pipe)
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)

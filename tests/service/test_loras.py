@@ -49,7 +49,7 @@ from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.lora import load_lora, under_lora
 from ttsnap.pipelines.memory import flops
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import Lora
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -93,7 +93,7 @@ def served(pipe: Any) -> OneDevice:
 
 
 @pytest.fixture(scope="module")
-def server(served: OneDevice, offer: Offer, folder: Path) -> Iterator[GenerationServer]:
+def server(served: OneDevice, offer: ServingCatalog, folder: Path) -> Iterator[GenerationServer]:
     with serve(served, replace(offer, loras=LoraFolder(folder), draft="embedded")) as server:
         yield server
 
@@ -206,7 +206,7 @@ def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
     assert metric(server, "ttsnap_nfe_total") == before
 
 
-def test_a_service_without_loras_says_so(offer: Offer) -> None:
+def test_a_service_without_loras_says_so(offer: ServingCatalog) -> None:
     with pytest.raises(RequestError, match="no LoRAs"):
         prepared_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
 
@@ -316,7 +316,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_other_requests_go_on_while_one_waits_for_its_lora(
-    client: OpenAI, pipe: Any, served: OneDevice, offer: Offer, folder: Path, slow: threading.Event
+    client: OpenAI, pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, slow: threading.Event
 ) -> None:
     fresh, limits = OneDevice(pipe, served.rewards), ServiceLimits(drain=0.1, active=1)
     with (
@@ -339,7 +339,7 @@ def test_other_requests_go_on_while_one_waits_for_its_lora(
 
 
 def test_what_waits_for_its_lora_is_refused_where_the_service_ends(
-    pipe: Any, served: OneDevice, offer: Offer, folder: Path, slow: threading.Event
+    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, slow: threading.Event
 ) -> None:
     fresh, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
     server = serve(fresh, offered)
@@ -393,7 +393,9 @@ def test_loras_of_the_same_shapes_are_counted_once(
     assert len(counted) == 2
 
 
-def test_idle_engines_make_room_for_other_loras(pipe: Any, served: OneDevice, offer: Offer, folder: Path) -> None:
+def test_idle_engines_make_room_for_other_loras(
+    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path
+) -> None:
     tight, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
     tight.loras.most = max(lora.size for lora in offered.loras().values()) * pipe.transformer.dtype.itemsize
     with serve(tight, offered) as server, closing(client_of(server)) as client:
@@ -417,7 +419,7 @@ def test_idle_engines_make_room_for_other_loras(pipe: Any, served: OneDevice, of
 
 
 def test_jobs_wait_for_room_and_make_what_requests_make(
-    pipe: Any, served: OneDevice, offer: Offer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = OneDevice(pipe, served.rewards)
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.05)
@@ -510,7 +512,9 @@ def test_videos_take_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(client: OpenAI, served: OneDevice, offer: Offer, folder: Path) -> None:
+def test_several_devices_give_what_one_gives(
+    client: OpenAI, served: OneDevice, offer: ServingCatalog, folder: Path
+) -> None:
     def pool(make: Callable[[], LiveEngine]) -> LocalPool:
         return LocalPool(make, 2)
 

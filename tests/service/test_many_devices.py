@@ -17,7 +17,7 @@ from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import load
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
@@ -26,11 +26,11 @@ OWN: dict[str, object] = {"seed": 3, "budget": "24nfe", "search": "best-of-n", "
 CPU = ModelOptions(device="cpu", dtype="float32")
 
 
-def serving(pipe: Any, offer: Offer, pool: Any) -> GenerationServer:
+def serving(pipe: Any, offer: ServingCatalog, pool: Any) -> GenerationServer:
     return server_of(ManyDevices(one_device(pipe, *REWARDS), CPU, {name: name for name in REWARDS}, pool), offer)
 
 
-def server_of(engines: OneDevice | ManyDevices, offer: Offer) -> GenerationServer:
+def server_of(engines: OneDevice | ManyDevices, offer: ServingCatalog) -> GenerationServer:
     return serve(engines, offer, ServiceLimits(drain=0.1, idle=1))
 
 
@@ -41,7 +41,7 @@ def asked(client: OpenAI, **own: object) -> tuple[Any, ...]:
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: Offer, client: OpenAI) -> None:
+def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: ServingCatalog, client: OpenAI) -> None:
     pools: list[LocalPool] = []
 
     def pool(make: Callable[[], LiveEngine]) -> LocalPool:
@@ -61,7 +61,7 @@ def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: 
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Offer) -> None:
+def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: ServingCatalog) -> None:
     pools: list[LocalPool] = []
 
     def pool(make: Callable[[], LiveEngine]) -> LocalPool:
@@ -84,7 +84,7 @@ def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Off
 
 @pytest.mark.usefixtures("shallow_model")
 def test_devices_that_fail_during_a_search_are_said_as_those_that_fail_before_it(
-    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tick(engine: LiveEngine) -> None:
         raise EngineLost("actor 1 of 2 died 3 times in a row")
@@ -100,7 +100,7 @@ def test_devices_that_fail_during_a_search_are_said_as_those_that_fail_before_it
 
 
 @pytest.mark.slow
-def test_configurations_share_processes_that_die(ray_session: None, offer: Offer) -> None:
+def test_configurations_share_processes_that_die(ray_session: None, offer: ServingCatalog) -> None:
     import ray
 
     from ttsnap.cluster.ray_pool import Hosts, RayPool

@@ -23,7 +23,7 @@ from tests.service.conftest import LARGE, PROMPT, client_of, one_device, picture
 from ttsnap.core.results import Event
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines.pipeline_copy import copied
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Generation, in_our_names, notes_of, prepared_of, validated
@@ -117,14 +117,14 @@ def test_fields_of_other_servers_mean_what_ours_do(client: OpenAI) -> None:
     ],
 )
 def test_what_changes_images_and_is_not_known_is_refused_by_name(
-    offer: Offer, fields: dict[str, object], param: str, said: str
+    offer: ServingCatalog, fields: dict[str, object], param: str, said: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(said)) as error:
         prepared_of(validated(Generation, {"prompt": PROMPT, **fields}), offer, ServiceLimits())
     assert (error.value.status, error.value.param) == (400, param)
 
 
-def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: Offer) -> None:
+def test_a_model_with_two_guidances_gets_each_under_its_own_name(offer: ServingCatalog) -> None:
     wanted = Generation(prompt=PROMPT, guidance_scale=2.0, true_cfg_scale=3.0)
     call = prepared_of(wanted, replace(offer, true_cfg=True), ServiceLimits()).call
     assert (call["guidance_scale"], call["true_cfg_scale"]) == (2.0, 3.0)
@@ -180,13 +180,13 @@ def test_older_qualities_are_efforts(client: OpenAI, quality: Any, effort: str, 
 
 
 @pytest.mark.parametrize("quality", ["xhigh", "max"])
-def test_newer_qualities_are_the_most_that_there_is(quality: Any, offer: Offer) -> None:
+def test_newer_qualities_are_the_most_that_there_is(quality: Any, offer: ServingCatalog) -> None:
     wanted = validated(Generation, {"prompt": PROMPT, "quality": quality})
     assert wanted.effort == "high"
     assert prepared_of(wanted, offer, ServiceLimits()).budget == Budget.of_effort("high")
 
 
-def test_what_limits_take_away_is_told(offer: Offer) -> None:
+def test_what_limits_take_away_is_told(offer: ServingCatalog) -> None:
     limits = ServiceLimits(nfe=100, seconds=5)
 
     def notes(**given: Any) -> tuple[str, ...]:
@@ -267,7 +267,7 @@ def test_what_the_safety_checker_flags_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_partial_images_pass_the_safety_checker(pipe: Any, offer: Offer, unsafe: bool) -> None:
+def test_partial_images_pass_the_safety_checker(pipe: Any, offer: ServingCatalog, unsafe: bool) -> None:
     judged, model = list[int](), copied(pipe, type(pipe))
 
     def checker(images: torch.Tensor, *_: object) -> tuple[torch.Tensor, list[bool]]:

@@ -24,7 +24,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import EngineSpec, SearchRequest
 from ttsnap.request.searches import OFFERED, search_of, searches_of
 from ttsnap.reward_models.registry import make_rewards
@@ -86,7 +86,7 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    offer = Offer("embedded", tuple(rewards), recommended, searches, draft="embedded")
+    offer = ServingCatalog("embedded", tuple(rewards), recommended, searches, draft="embedded")
     with serve(OneDevice(pipe, rewards), offer) as running:
         yield running
 
@@ -96,7 +96,7 @@ def asked(service: GenerationServer, **own: object) -> dict[str, Any]:
     return reply
 
 
-def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: Offer) -> None:
+def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: ServingCatalog) -> None:
     engines = Slow(pipe, one_device(pipe, *offer.rewards).rewards)
     with serve(engines, offer) as service:
         assert httpx.get(f"{service.url}/ready").json() == {"status": "loading"}
@@ -107,7 +107,7 @@ def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: Offer) -> None:
         assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
 
 
-def test_a_model_that_cannot_be_made_ready_says_so(pipe: Any, offer: Offer) -> None:
+def test_a_model_that_cannot_be_made_ready_says_so(pipe: Any, offer: ServingCatalog) -> None:
     class Broken(OneDevice):
         @contextmanager
         def engine(self, spec: EngineSpec) -> Iterator[Any]:
@@ -144,9 +144,9 @@ def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any
 
 def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
-    offer, limits = Offer("embedded", tuple(rewards), recommended), ServiceLimits()
+    offer, limits = ServingCatalog("embedded", tuple(rewards), recommended), ServiceLimits()
 
-    def draft(offer: Offer, **own: Any) -> Any:
+    def draft(offer: ServingCatalog, **own: Any) -> Any:
         wanted = Generation(PROMPT, **own)
         return prepared_of(wanted, offer, limits).engine.sampler.draft
 

@@ -19,7 +19,7 @@ from tests.cluster.local import LocalPool
 from tests.service.conftest import PROMPT, command, serve
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import recommended
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
@@ -59,7 +59,7 @@ class Patchy(Vault):
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[GenerationServer]:
     rewards: dict[str, Any] = {"vault-a": Patchy(), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    offer = Offer("embedded", tuple(rewards), recommended)
+    offer = ServingCatalog("embedded", tuple(rewards), recommended)
     with serve(OneDevice(pipe, rewards), offer) as server:
         yield server
 
@@ -115,7 +115,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
     engines = ManyDevices(
         OneDevice(pipe, rewards), ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1)
     )
-    offer = Offer("embedded", tuple(rewards), recommended)
+    offer = ServingCatalog("embedded", tuple(rewards), recommended)
     with serve(engines, offer) as server:
         assert list(sent(server).json()["data"][0]["scores"]) == ["vault-a"]
         assert list(sent(server, reward=["vault-b", "vault-a"]).json()["data"][0]["scores"]) == ["vault-b", "vault-a"]
@@ -192,7 +192,7 @@ def test_no_line_of_the_log_holds_a_prompt(pipe: Any, caplog: pytest.LogCaptureF
     for name, made in rewards.items():
         made.name = name
     rewards["scenes"] = make_rewards("scenes")[0]
-    offer = Offer("embedded", tuple(rewards), recommended)
+    offer = ServingCatalog("embedded", tuple(rewards), recommended)
     caplog.set_level(logging.INFO)
     with serve(OneDevice(pipe, rewards), offer) as server:
         prompt = "a secretive zebra" if reward == "scenes" else PROMPT

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.service.conftest import PROMPT, Slow, command, metric, serve, until
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.searches import Searches
@@ -46,14 +46,14 @@ def last_of(reply: httpx.Response) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def serving(engines: OneDevice, offer: Offer, drain: float) -> Iterator[GenerationServer]:
+def serving(engines: OneDevice, offer: ServingCatalog, drain: float) -> Iterator[GenerationServer]:
     limits, offer = ServiceLimits(drain=drain, per_key=99), replace(offer, rewards=("brightness",))
     with serve(engines, offer, limits) as server:
         yield server
 
 
 def test_searches_wind_up_early_enough_to_finish_an_image_each(
-    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, drain, early, stop = Slow(pipe), 3, list[float](), Searches.stop
 
@@ -72,7 +72,7 @@ def test_searches_wind_up_early_enough_to_finish_an_image_each(
     assert all("stopped early" in " ".join(told["warnings"]) for _, told in ends)
 
 
-def test_who_comes_late_is_told_so_until_the_last_answer(pipe: Any, offer: Offer) -> None:
+def test_who_comes_late_is_told_so_until_the_last_answer(pipe: Any, offer: ServingCatalog) -> None:
     engines = Slow(pipe)
     engines.left = 1
     with ThreadPoolExecutor(2) as pool, serving(engines, offer, 10) as server:
@@ -93,7 +93,7 @@ def test_who_comes_late_is_told_so_until_the_last_answer(pipe: Any, offer: Offer
             httpx.post(url, json=OWN)
 
 
-def test_what_cannot_be_finished_is_told_so(pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_finished_is_told_so(pipe: Any, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttsnap.service.worker.LATE", 0.5)
     engines = Slow(pipe)
     with ThreadPoolExecutor(CLIENTS + 1) as pool, serving(engines, offer, 0.5) as server:
@@ -108,7 +108,7 @@ def test_what_cannot_be_finished_is_told_so(pipe: Any, offer: Offer, monkeypatch
 
 
 def test_where_time_is_short_the_oldest_finish_and_the_rest_is_told_so(
-    pipe: Any, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    pipe: Any, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ttsnap.service.worker.LATE", 5.0)
     engines = Slow(pipe)

@@ -20,7 +20,7 @@ ROWS, STRIDE = 16, 5
 DROP, FINISH, BEST = "drop", "finish", "best"
 
 
-class Wish(NamedTuple):
+class UserCommand(NamedTuple):
     """What a person wants of a search."""
 
     verb: str
@@ -59,7 +59,7 @@ class State(NamedTuple):
     """Moves made."""
     read: int = 0
     """Wishes read."""
-    taken: tuple[tuple[int, Wish], ...] = ()
+    taken: tuple[tuple[int, UserCommand], ...] = ()
     """Wishes that were carried out, each with its turn."""
     drops: tuple[int, ...] = ()
     """Uids to be given up with the next move."""
@@ -76,9 +76,9 @@ class ByHand:
 
     algorithm: Algorithm
     n: int | None = None
-    wishes: Callable[[], Sequence[Wish]] = field(default=tuple, compare=False)
+    wishes: Callable[[], Sequence[UserCommand]] = field(default=tuple, compare=False)
     """Called before each move; gives every wish so far, in order."""
-    script: tuple[tuple[int, Wish], ...] = ()
+    script: tuple[tuple[int, UserCommand], ...] = ()
     """Wishes by the turn at which they were taken (`State.taken` of a search, which its trace notes). The same search
     with this script makes the same moves again."""
     rows: int = ROWS

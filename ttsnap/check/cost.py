@@ -15,7 +15,7 @@ from ttsnap.loop.search import search
 from ttsnap.pipelines.memory.acceleration import SDPA, use_attention
 from ttsnap.results.outputs import Recorder
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 
 KERNELS = {"xformers": "xformers", "flash_attn": "flash", "flash_attn_interface": "_flash_3", "sageattention": "sage"}
 """Modules that bring attention kernels, and what --attention calls those."""
@@ -35,7 +35,7 @@ def cost(setup: Setup) -> Rung:
         latent = denoiser.init_latents([rng.seeded(0)])
         rung.figures["a decode alone"] = Figure.of_seconds(lambda: denoiser.decode(latent).cpu())
         preview = None
-        if Can.PREVIEW in denoiser.can:
+        if Capability.PREVIEW in denoiser.can:
             preview = Figure.of_seconds(lambda: denoiser.preview(latent).cpu())
         rung.note("a preview decode alone", preview, "there is no preview VAE; name one by --preview-vae")
         _kernels(setup, rung, denoiser, best)

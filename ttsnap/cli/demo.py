@@ -143,7 +143,7 @@ def offered(a: Arguments) -> Any:
     """The choices of visitors: fewer where strangers can reach the page."""
     from ttsnap.pipelines import recommended
     from ttsnap.pipelines.packaged import MODELS
-    from ttsnap.request.offer import Offer
+    from ttsnap.request.offer import ServingCatalog
 
     model = a.model or EMBEDDED
     alone = a.host in ("127.0.0.1", "localhost", "::1") and not a.share
@@ -158,4 +158,4 @@ def offered(a: Arguments) -> Any:
     own = recommended(model).draft
     draft = SamplerOptions(draft=a.draft).drafted_by(own or HOT).draft
     first = draft is not None and draft == own
-    return Offer(model, tuple(rewards), recommended, draft=draft, drafts_first=first, any_model=any_model)
+    return ServingCatalog(model, tuple(rewards), recommended, draft=draft, drafts_first=first, any_model=any_model)

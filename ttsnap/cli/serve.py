@@ -23,7 +23,7 @@ from ttsnap.options.sampler import AUTO
 from ttsnap.service.limits import ServiceLimits
 
 if TYPE_CHECKING:  # these rooms are loaded once the arguments are checked
-    from ttsnap.request.offer import Offer
+    from ttsnap.request.offer import ServingCatalog
     from ttsnap.service.engines import Engines
     from ttsnap.service.job_store import JobStore
     from ttsnap.service.keys import Keys
@@ -152,7 +152,7 @@ def run(a: Arguments) -> int:
     return 0
 
 
-def _serve(server: GenerationServer, offer: Offer, keys: Keys) -> None:
+def _serve(server: GenerationServer, offer: ServingCatalog, keys: Keys) -> None:
     """Until SIGTERM or Ctrl-C."""
     known = f"{len(keys.callers)} API keys" if keys.callers else "no API keys: anybody who reaches it may ask"
     print(f"serving {offer.model} at {server.url}/v1, {known} (Ctrl-C ends)", flush=True)

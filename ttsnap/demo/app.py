@@ -13,7 +13,7 @@ from ttsnap.demo.form import DemoLimits, group_css
 from ttsnap.demo.handlers import Handlers
 from ttsnap.demo.tabs import html, search_form
 from ttsnap.demo.worker import Models
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 
 CSS = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
@@ -24,7 +24,7 @@ HEADER = f"""<header class="tt-header"><div class="tt-mark">{MARK.read_text(enco
 <div class="tt-model">{{model}}</div></header>"""
 
 
-def build(offer: Offer, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> gr.Blocks:
+def build(offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path, queue_size: int) -> gr.Blocks:
     """The page. root: a folder of this server's own, which the caller deletes."""
     handlers = Handlers(offer, limits, models, root)
     page = gr.Blocks(title="ttsnap", analytics_enabled=False, delete_cache=(60, 1800), fill_width=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ttsnap.algorithms.by_hand import Wish
+from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.core.cost import Cost
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.results import Event
@@ -90,7 +90,7 @@ class Board:
     """As a trace has them."""
     seeds: list[int] = field(default_factory=list)
     """The seeds whose families are shown, by uid, from left to right."""
-    wishes: Sequence[Wish] | None = None
+    wishes: Sequence[UserCommand] | None = None
     """Those of the visitor so far; None where the search takes none."""
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from ttsnap.algorithms import ALGORITHMS, GROUPS
-from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, Wish
+from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.names import unknown
 from ttsnap.files.settings import Count, FieldError, Positive, check, short
@@ -19,7 +19,7 @@ from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.limits import SearchLimits, whole
-from ttsnap.request.offer import Offer, SearchFields, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.searches import OFFERED, kernel_for
 
@@ -59,7 +59,7 @@ class DemoLimits(SearchLimits):
         return budget
 
 
-def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchRequest:
+def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -> SearchRequest:
     """The search request of the form's fields. FieldError says what is wrong with a field.
 
     Fields: prompt, model, algorithm, rewards, budget, steps, seed, keep, size, negative, guidance, draft, picture,
@@ -99,7 +99,7 @@ def read(fields: Mapping[str, Any], offer: Offer, limits: DemoLimits) -> SearchR
     return request
 
 
-def examples(offer: Offer) -> list[dict[str, Any]]:
+def examples(offer: ServingCatalog) -> list[dict[str, Any]]:
     """Values of the form's fields to begin with, the first being preset: the showcases of all packaged models that may
     be used here, that of the offered one first, then further prompts for this one."""
     ours = MODELS.get(offer.model)
@@ -116,7 +116,7 @@ def examples(offer: Offer) -> list[dict[str, Any]]:
     return found + [{"prompt": prompt} | _of_model(offer.model, offer) for prompt in ours.examples]
 
 
-def _of_model(name: str, offer: Offer) -> dict[str, Any]:
+def _of_model(name: str, offer: ServingCatalog) -> dict[str, Any]:
     """Fields that go with a packaged model: itself and, where it is offered, its own reward."""
     own = MODELS[name].rewards[0]
     return {"model": name, "rewards": [own if own in offer.rewards else offer.rewards[0]]}
@@ -171,13 +171,13 @@ def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
     return f"At most {', and '.join(caps)}."
 
 
-def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> Wish:
+def read_wish(verb: Any, uid: Any, number: Any, limits: DemoLimits) -> UserCommand:
     """A wish by hand: to drop or finish a candidate, or to finish a number of them. FieldError for anything else."""
     if verb == BEST:
-        return Wish(BEST, number=whole("images to finish", number, 1, limits.images))
+        return UserCommand(BEST, number=whole("images to finish", number, 1, limits.images))
     if verb not in (DROP, FINISH):
         raise FieldError("wish", unknown("wish", verb, (DROP, FINISH, BEST)))
-    return Wish(verb, whole("candidate", uid, 0, MOST_SEED))
+    return UserCommand(verb, whole("candidate", uid, 0, MOST_SEED))
 
 
 def algorithm_choices() -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ttsnap.algorithms.by_hand import BEST, Wish
+from ttsnap.algorithms.by_hand import BEST, UserCommand
 from ttsnap.demo import form
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import render_plain
@@ -25,7 +25,7 @@ from ttsnap.demo.tally import PAIRS, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.pipelines.packaged import MODELS
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import SearchRequest
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _of_the_form(run: Handler) -> Handler:
 class Running:
     """A search of a session."""
 
-    wishes: list[Wish] | None
+    wishes: list[UserCommand] | None
     """The visitor's; None where it takes none."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends it."""
@@ -65,7 +65,7 @@ class Running:
 class Handlers:
     """The page's functions, and the running searches of each session."""
 
-    offer: Offer
+    offer: ServingCatalog
     limits: form.DemoLimits
     models: Models
     root: Path
@@ -76,7 +76,7 @@ class Handlers:
     @_of_the_form
     def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
-        wishes: list[Wish] = []
+        wishes: list[UserCommand] = []
         yield from self._run(request, values, partial(self._searched, wishes=wishes), _NOTHING, wishes)
 
     @_of_the_form
@@ -90,7 +90,7 @@ class Handlers:
 
     def _run(
         self, request: gr.Request, values: tuple[Any, ...], frames: Callable[..., Iterator[Any]],
-        cleared: tuple[Any, ...], wishes: list[Wish] | None = None,
+        cleared: tuple[Any, ...], wishes: list[UserCommand] | None = None,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Stream frames(request, stop). cleared: what an error leaves between the line of status and the button."""
         session = str(request.session_hash)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ttsnap.algorithms.by_hand import ByHand, State, Wish
+from ttsnap.algorithms.by_hand import ByHand, State, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
@@ -73,7 +73,7 @@ class LiveSearches(SearchThread):
 
     def __init__(
         self, requests: Sequence[SearchRequest], models: Models, limits: DemoLimits, stop: threading.Event,
-        wishes: Sequence[Wish] | None,
+        wishes: Sequence[UserCommand] | None,
     ) -> None:  # fmt: skip
         super().__init__(requests, models, limits, stop)
         self.wishes = wishes
@@ -167,7 +167,7 @@ def _rows(pipe: Any, budget: Budget) -> int | None:
     return max(2, min(MOST_ROWS, budget.nfe // LOOKS))
 
 
-def by_hand(result: Result) -> tuple[tuple[int, Wish], ...]:
+def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
     """The wishes that were carried out, with their turns."""
     return result.state.taken if isinstance(result.state, State) else ()
 

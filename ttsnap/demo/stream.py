@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttsnap.algorithms.by_hand import Wish
+from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.demo import snippet
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
 from ttsnap.demo.live import LiveSearches
@@ -41,7 +41,7 @@ def stream(
     folder: Path,
     *,
     compare: bool = False,
-    wishes: Sequence[Wish] = (),
+    wishes: Sequence[UserCommand] = (),
 ) -> Iterator[Frame]:
     """Run a search, with best-of-N to compare with it, and write its files to `folder`.
 

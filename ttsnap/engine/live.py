@@ -37,7 +37,7 @@ from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.sampling.denoiser import Can, Denoiser
+from ttsnap.sampling.denoiser import Capability, Denoiser
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import Kernel
 
@@ -135,7 +135,7 @@ class LiveEngine(Engine):
         offered = {Need.MIX, Need.ASCEND}
         if self.kernel.stochastic:
             offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
-        if simple and Can.PATH in self.denoiser.can:
+        if simple and Capability.PATH in self.denoiser.can:
             offered.add(Need.RENOISE)
         if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)

@@ -23,7 +23,7 @@ from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
 from ttsnap.rewards.reward_model import RewardModel, said
 from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
-from ttsnap.sampling.denoiser import Can, Denoiser, begin_calls
+from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RowScorer:
         features: Spec = None,
     ) -> None:  # fmt: skip
         self.names = tuple(r.name for r in rewards)
-        if preview and Can.PREVIEW not in denoiser.can:
+        if preview and Capability.PREVIEW not in denoiser.can:
             raise ValueError(f"{type(denoiser).__name__} has no preview VAE; set pipe.preview_vae")
         self.denoiser, self.rewards, self.grid = denoiser, tuple(rewards), grid
         self.likeness = make_likeness(features, self.rewards, denoiser.device)
@@ -224,7 +224,7 @@ class RowScorer:
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:
     """What rewards are shown of what this denoiser makes; of a video, so many frames or all that there are."""
-    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), Can.EDIT in denoiser.can)
+    return Shown(None if denoiser.frames is None else min(frames, denoiser.frames), Capability.EDIT in denoiser.can)
 
 
 def _pictures(images: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor:

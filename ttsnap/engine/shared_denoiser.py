@@ -15,7 +15,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
-from ttsnap.sampling.denoiser import Can, Denoiser, begin_calls, drafts_of
+from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls, drafts_of
 from ttsnap.sampling.kernels import Kernel
 
 
@@ -162,7 +162,7 @@ class InitialNoise:
 
     def masked(self, nodes: list[Node]) -> list[Node]:
         """These nodes, which have just come to where they are, with what the call keeps from being changed."""
-        if Can.MASK in self.denoiser.can:
+        if Capability.MASK in self.denoiser.can:
             x, at = torch.stack([node.x for node in nodes]), torch.tensor([node.position for node in nodes])
             for node, latent in zip(nodes, self.denoiser.apply_mask(x, at, self.prompts.rows(nodes)), strict=True):
                 node.latent = latent

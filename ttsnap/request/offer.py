@@ -90,7 +90,7 @@ class SearchFields(CommonFields):
 
 
 @dataclass(frozen=True)
-class Offer:
+class ServingCatalog:
     """What strangers choose from."""
 
     model: str
@@ -125,7 +125,7 @@ class Offer:
     """Whether its call has a true_cfg_scale beside another guidance."""
 
 
-def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> SearchRequest:
+def request_of(given: SearchFields, offer: ServingCatalog, limits: SearchLimits) -> SearchRequest:
     """The search that is asked for. FieldError for what is not offered, and for more than the limits allow."""
     model = given.model.strip() if given.model and offer.any_model else offer.model
     if not model.isprintable():
@@ -165,7 +165,7 @@ def request_of(given: SearchFields, offer: Offer, limits: SearchLimits) -> Searc
     )
 
 
-def _requirements(given: str | list[str], offer: Offer, limits: SearchLimits) -> tuple[Requirement, ...]:
+def _requirements(given: str | list[str], offer: ServingCatalog, limits: SearchLimits) -> tuple[Requirement, ...]:
     """Requirements on rewards that are offered. FieldError for others, and for what cannot be read."""
     try:
         read = [Requirement.parse(text) for text in ([given] if isinstance(given, str) else given)]
@@ -175,7 +175,7 @@ def _requirements(given: str | list[str], offer: Offer, limits: SearchLimits) ->
     return tuple(read)
 
 
-def _call(given: SearchFields, offer: Offer, limits: SearchLimits) -> dict[str, Any]:
+def _call(given: SearchFields, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     if given.true_cfg_scale is not None and given.guidance_scale is not None and not offer.true_cfg:
         both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
@@ -207,7 +207,7 @@ def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
 
 
 def _sampler(
-    given: SearchFields, search: AlgorithmSpec, model: str, offer: Offer, loras: tuple[Lora, ...]
+    given: SearchFields, search: AlgorithmSpec, model: str, offer: ServingCatalog, loras: tuple[Lora, ...]
 ) -> SamplerOptions:
     """By default one that draws noise, where the search needs that; drafts were measured without a LoRA."""
     sampler = SamplerOptions(given.kernel or kernel_for(search), draft=None)

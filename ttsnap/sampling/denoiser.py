@@ -16,7 +16,7 @@ from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Kernel, Prediction
 
 
-class Can(StrEnum):
+class Capability(StrEnum):
     """What a denoiser can do besides drawing noise, predicting and decoding."""
 
     PATH = "path"
@@ -100,7 +100,7 @@ class Denoiser(ABC):
     passes_per_nfe: int
     device: torch.device
     """Where it computes."""
-    can: frozenset[Can] = frozenset({Can.PATH, Can.DIFFERENTIATE})
+    can: frozenset[Capability] = frozenset({Capability.PATH, Capability.DIFFERENTIATE})
     drafts: Drafts | None = None
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""

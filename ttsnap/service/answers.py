@@ -18,16 +18,16 @@ from ttsnap.service.jobs import Jobs
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.requests import Body, Generation, Video
-from ttsnap.service.tickets import Desk, Done, News, Partial, Passed, Ticket
+from ttsnap.service.tickets import Done, News, Partial, Passed, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-class Answers:
+class ResponseBuilder:
     """Hands requests to a worker, and puts what it finds into words of HTTP."""
 
-    def __init__(self, worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None) -> None:
+    def __init__(self, worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None) -> None:
         self.worker, self.desk, self.keys, self.jobs = worker, desk, keys, jobs
         self.offer, self.limits = desk.offer, desk.limits
 
@@ -50,7 +50,7 @@ class Answers:
         files = await asyncio.to_thread(replies.files_of, done, wanted, self.offer)
         if wanted.response_format == "file":
             return Response(*replies.download(files, wanted))
-        return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.told_of(done), files, wanted))
+        return JSONResponse(await asyncio.to_thread(replies.reply_of, replies.response_fields(done), files, wanted))
 
     async def video(self, request: Request, caller: str, wanted: Video, pictures: Pictures) -> bytes:
         """The file of the best video."""
@@ -68,14 +68,14 @@ class Answers:
         logger.info("%s: job %s", caller, job.id)
         return JSONResponse(shown(job, self.jobs))
 
-    def _ticket(self, request: Request, caller: str, wanted: Body, pictures: Pictures) -> Ticket:
+    def _ticket(self, request: Request, caller: str, wanted: Body, pictures: Pictures) -> PendingRequest:
         ticket = self.desk.ticket(wanted, caller, pictures)
         self.worker.submit(ticket)
         request.state.ticket = ticket
         logger.info("%s: %s by %s", caller, ticket.request.request.label, ticket.request.budget)
         return ticket
 
-    async def _found(self, request: Request, ticket: Ticket) -> Done:
+    async def _found(self, request: Request, ticket: PendingRequest) -> Done:
         async with aclosing(news_of(request, ticket, self.worker)) as followed:
             async for news in followed:
                 if isinstance(news, RequestError):
@@ -84,7 +84,7 @@ class Answers:
                     return news
         raise AssertionError("a ticket's news end with an answer")
 
-    async def _streamed(self, request: Request, ticket: Ticket, wanted: Generation) -> AsyncIterator[bytes]:
+    async def _streamed(self, request: Request, ticket: PendingRequest, wanted: Generation) -> AsyncIterator[bytes]:
         """The events of a search, after an empty one at its begin. RequestError where it does not begin."""
         async with aclosing(news_of(request, ticket, self.worker)) as followed:
             async for news in followed:
@@ -106,7 +106,7 @@ def without_jobs(kind: type[Body]) -> RequestError:
     return RequestError(404, f"no jobs are kept here; {instead}", code="no_jobs")
 
 
-async def news_of(request: Request, ticket: Ticket, worker: Worker) -> AsyncGenerator[News, None]:
+async def news_of(request: Request, ticket: PendingRequest, worker: Worker) -> AsyncGenerator[News, None]:
     """The news of a request, until it has ended. A client that goes away (ClientDisconnect) cancels its search, and so
     does a consumer that ends early."""
     left = asyncio.create_task(_left(request))

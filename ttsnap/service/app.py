@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ttsnap.files.settings import Json
-from ttsnap.service.answers import Answers, without_jobs
+from ttsnap.service.answers import ResponseBuilder, without_jobs
 from ttsnap.service.bodies import FILES, FRAME, FRAMES, Bodies, body_schema
 from ttsnap.service.edits import Edit, Pictures, edit_of, video_of
 from ttsnap.service.job_routes import MEDIA, PATHS, add_job_routes
@@ -22,21 +22,21 @@ from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError
 from ttsnap.service.monitoring import GONE, AccessLog
 from ttsnap.service.requests import Body, Generation, Video, validated
-from ttsnap.service.tickets import Desk
+from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 from ttsnap.version import __version__
 
 KEYED = [Depends(HTTPBearer(auto_error=False))]
-"""For the documentation; `Answers.caller_of` checks keys."""
+"""For the documentation; `ResponseBuilder.caller_of` checks keys."""
 
 
-def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
+def make_app(worker: Worker, desk: RequestParser, keys: Keys, jobs: Jobs | None = None) -> FastAPI:
     """The application over a running worker. Health and metrics need no key; all else does where there are keys, and
     the documentation unless `keys.open_docs`. Without jobs, requests are answered at once or not at all."""
     # FastAPI's own pages of documentation need no key.
     app = FastAPI(title="ttsnap", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessLog)
-    answers, bodies = Answers(worker, desk, keys, jobs), Bodies(desk.limits)
+    answers, bodies = ResponseBuilder(worker, desk, keys, jobs), Bodies(desk.limits)
     _add_images(app, answers, bodies)
     _add_videos(app, answers, bodies)
     _add_jobs(app, answers)
@@ -46,7 +46,7 @@ def make_app(worker: Worker, desk: Desk, keys: Keys, jobs: Jobs | None = None) -
     return app
 
 
-def _add_images(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
+def _add_images(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
     offer, limits = answers.offer, answers.limits
 
     @app.post(PATHS[Generation.kind], dependencies=KEYED, openapi_extra=body_schema(Generation, "application/json"))
@@ -68,7 +68,7 @@ def _add_images(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
         return await answers.images(request, caller, wanted, pictures)
 
 
-def _add_videos(app: FastAPI, answers: Answers, bodies: Bodies) -> None:
+def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
     offer, limits = answers.offer, answers.limits
 
     async def video_in(request: Request) -> tuple[Video, Pictures]:
@@ -117,7 +117,7 @@ def _refuse_unless(right: bool, model: str, other: type[Body]) -> None:
         raise RequestError(404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}", "model")
 
 
-def _add_jobs(app: FastAPI, answers: Answers) -> None:
+def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:
     async def no_job(request: Request) -> Response:
         answers.caller_of(request)
         raise without_jobs(Video if request.url.path.startswith(PATHS[Video.kind]) else Generation)
@@ -130,7 +130,7 @@ def _add_jobs(app: FastAPI, answers: Answers) -> None:
             app.add_api_route(there, no_job, methods=["GET", "DELETE"], include_in_schema=False)
 
 
-def _add_models(app: FastAPI, answers: Answers) -> None:
+def _add_models(app: FastAPI, answers: ResponseBuilder) -> None:
     offer, created = answers.offer, int(time.time())
 
     def shown_model() -> dict[str, Json]:

@@ -31,7 +31,7 @@ from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics, log_to_stderr
 from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
 from ttsnap.service.requests import plain
-from ttsnap.service.tickets import Desk
+from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 
 
@@ -88,7 +88,7 @@ class Replica:
         traces = traces_of_environment()
         self._worker = Worker(engines, settings.limits, Metrics(), plain(offer, settings.limits), traces)
         self._worker.start()
-        self._app = make_app(self._worker, Desk(offer, settings.limits), keys)
+        self._app = make_app(self._worker, RequestParser(offer, settings.limits), keys)
         if traces is not None:
             traces.watch(self._app)
 

@@ -21,7 +21,7 @@ from ttsnap.pipelines.opening import opened, reward_placement
 from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardError, RewardModel
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import LoadedLoras
 
@@ -59,7 +59,7 @@ class OneDevice:
     def engine(self, spec: EngineSpec) -> Iterator[Engine]:
         rewards = tuple(self.rewards[name] for name in spec.rewards)
         drafts = spec.sampler.drafted_by(None).draft is not None
-        alone = drafts or Can.SHARE in self.pipe.denoiser_class.cannot
+        alone = drafts or Capability.SHARE in self.pipe.denoiser_class.cannot
         with self.loras.under(spec.loras) as pipe:
             engine = pipe.engine_of(replace(spec, rewards=rewards), None if alone else self._network(spec, pipe))
             try:

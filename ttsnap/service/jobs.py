@@ -20,9 +20,9 @@ from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
 from ttsnap.service.monitoring import log_request
-from ttsnap.service.replies import files_of, stills_of, told_of
+from ttsnap.service.replies import files_of, response_fields, stills_of
 from ttsnap.service.requests import Body, Generation, Video, validated
-from ttsnap.service.tickets import Desk, Done, Partial, Ticket
+from ttsnap.service.tickets import Done, Partial, PendingRequest, RequestParser
 from ttsnap.service.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Run:
     """A job that is under way."""
 
     job: Job
-    ticket: Ticket | None = None
+    ticket: PendingRequest | None = None
     preview: Partial | None = None
     task: asyncio.Task[None] | None = None
 
@@ -62,7 +62,7 @@ class Jobs:
     served, and while its caller's key is not known.
     """
 
-    def __init__(self, store: JobStore, worker: Worker, desk: Desk, keys: Keys) -> None:
+    def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
         self.store, self.worker, self.desk, self.keys = store, worker, desk, keys
         self._runs: dict[str, _Run] = {}
         self._wake = asyncio.Event()
@@ -230,7 +230,7 @@ class Jobs:
             self.store.log.error("what a job made cannot be stored", error)
             said = "what the job made could not be stored"
             raise RequestError(500, said, code="storage_failed") from None
-        told = told_of(done)
+        told = response_fields(done)
         if isinstance(wanted, Video):
             told["seconds"] = f"{len(best) / wanted.rate(self.desk.offer):g}"
         return told

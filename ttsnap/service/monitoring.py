@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ttsnap.core.prompt import PRIVATE
 from ttsnap.service.limits import RequestError
 from ttsnap.service.loras import LoadedLoras
-from ttsnap.service.tickets import Ticket
+from ttsnap.service.tickets import PendingRequest
 
 access, logger = logging.getLogger("ttsnap.service.access"), logging.getLogger(__name__)
 
@@ -164,16 +164,16 @@ class Batch:
 class Observer:
     """Told of requests by the thread that searches, unless it says otherwise."""
 
-    def queued(self, ticket: Ticket) -> None:
+    def queued(self, ticket: PendingRequest) -> None:
         """A request waits. Told by the application, in the context of the HTTP request."""
 
-    def begun(self, ticket: Ticket) -> None:
+    def begun(self, ticket: PendingRequest) -> None:
         """Its search begins."""
 
-    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
         """A batch ran; tickets: of the searches that were under way on its engine."""
 
-    def ended(self, ticket: Ticket, outcome: str) -> None:
+    def ended(self, ticket: PendingRequest, outcome: str) -> None:
         """A request is done, cancelled, refused or failed."""
 
 
@@ -202,7 +202,7 @@ class Metrics(Observer):
             memory = Gauge("ttsnap_gpu_memory_bytes", "Memory that PyTorch allocated.", registry=registry)
             memory.set_function(torch.cuda.memory_allocated)
 
-    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
         if batch.nfe > 0:
             self.nfe.inc(batch.nfe)
         if batch.room > 0:
@@ -211,7 +211,7 @@ class Metrics(Observer):
         for phase, seconds in batch.phases.items():
             self.phases.labels(phase).inc(max(0.0, seconds))
 
-    def ended(self, ticket: Ticket, outcome: str) -> None:
+    def ended(self, ticket: PendingRequest, outcome: str) -> None:
         self.requests.labels(outcome).inc()
         if outcome == "done":
             self.latency.observe(time.monotonic() - ticket.came)

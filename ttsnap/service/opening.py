@@ -16,10 +16,10 @@ from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
 from ttsnap.pipelines.mixin import SearchMixin
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.service.engines import Engines
 from ttsnap.service.loras import LoraFolder
 
@@ -71,14 +71,14 @@ def offer_of(
     *,
     loras: str | None = None,
     edits: bool = False,
-) -> Offer:
+) -> ServingCatalog:
     """The choices of clients. name: of the model for clients, by default the last part of its place. draft: as of
     `with_drafts`. loras: the folder of LoRAs. ValueError where there is none, or the model takes none."""
     name, known = name or model.rstrip("/").rpartition("/")[2], recommended(model)
     if loras is not None:
         lora_networks(engines.pipe)
     takes, every = engines.pipe.call_arguments(), engines.pipe.frames_every()
-    offer = Offer(
+    offer = ServingCatalog(
         name,
         tuple(engines.rewards),
         lambda _: known,
@@ -102,7 +102,7 @@ def _needs_picture(pipe: SearchMixin) -> bool:
     return False
 
 
-def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> Offer:
+def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> ServingCatalog:
     """The offer with a drafter, as --draft names it: of this pipeline, for these rewards by the names of clients.
     ValueError for a drafter that does not fit the model."""
     own, named = own_draft(pipe), SamplerOptions(draft=draft)
@@ -110,7 +110,7 @@ def with_drafts(offer: Offer, draft: str, pipe: Any, rewards: Mapping[str, Rewar
     if drafter is not None:  # errors of a drafter come at once
         pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model).call)
     if own is None or own.name != drafter:
-        lost = draft == AUTO and Can.DRAFT in pipe.denoiser_class.cannot and offer.defaults(offer.model).draft
+        lost = draft == AUTO and Capability.DRAFT in pipe.denoiser_class.cannot and offer.defaults(offer.model).draft
         return replace(offer, draft=drafter, undrafted=UNDRAFTED if lost else None)
 
     def drafted(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ttsnap.core.results import Result
 from ttsnap.files.settings import Json
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.results.media import QUALITY, frames_of, png_info, save_video, still, to_uint8
 from ttsnap.results.record import SearchRecord
 from ttsnap.service.requests import Generation, Video
@@ -38,7 +38,7 @@ def file_of(pixels: Tensor, wanted: Generation, record: SearchRecord | None = No
     return file.getvalue()
 
 
-def files_of(done: Done, wanted: Generation | Video, offer: Offer) -> list[bytes]:
+def files_of(done: Done, wanted: Generation | Video, offer: ServingCatalog) -> list[bytes]:
     """A file for each kept image or video, best first, which carries what made it where its format can."""
     files = []
     for rank, candidate in enumerate(done.result.images):
@@ -83,7 +83,7 @@ def usage_of(result: Result) -> dict[str, Json]:
     }
 
 
-def told_of(done: Done) -> dict[str, Any]:
+def response_fields(done: Done) -> dict[str, Any]:
     """What a search found, but for its images: of each its scores, which are null where they are no numbers."""
     data = [candidate.to_json() for candidate in done.result.images]
     height, width = done.result.images[0].pixels.shape[-2:]
@@ -114,9 +114,9 @@ def partial_event(partial: Partial, wanted: Generation) -> bytes:
     return _event_of("partial_image", f"{width}x{height}", wanted, image)
 
 
-def completed_events(done: Done, wanted: Generation, offer: Offer) -> list[bytes]:
+def completed_events(done: Done, wanted: Generation, offer: ServingCatalog) -> list[bytes]:
     """An event for each kept image, best first."""
-    told = told_of(done)
+    told = response_fields(done)
     more = {"usage": told["usage"], "warnings": told["warnings"]}
     images = zip(files_of(done, wanted, offer), told["data"], strict=True)
     return [

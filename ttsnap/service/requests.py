@@ -23,7 +23,7 @@ from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of, values
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import CommonFields, Offer, SearchFields, request_of
+from ttsnap.request.offer import CommonFields, SearchFields, ServingCatalog, request_of
 from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.request import Prepared, prepare
 from ttsnap.service.limits import RequestError
@@ -125,11 +125,11 @@ class Video(Body):
     guidance_scale_2: Scale | None = option(None, "guidance of the second network, for models of two")
     boundary_ratio: Share | None = option(None, "where the second network begins; for models of two their own")
 
-    def rate(self, offer: Offer) -> float:
+    def rate(self, offer: ServingCatalog) -> float:
         """Frames a second."""
         return self.fps or (24.0 if offer.frame_rate else 16.0)
 
-    def length(self, offer: Offer, limits: SearchLimits) -> int | None:
+    def length(self, offer: ServingCatalog, limits: SearchLimits) -> int | None:
         """Frames; None for as many as the model makes by itself. FieldError for too many seconds, and for two
         lengths."""
         if self.seconds is None:
@@ -230,7 +230,7 @@ def _plain(value: Any) -> Any:
 
 
 def prepared_of(
-    wanted: Body, offer: Offer, limits: SearchLimits, pictures: Mapping[str, object] | None = None
+    wanted: Body, offer: ServingCatalog, limits: SearchLimits, pictures: Mapping[str, object] | None = None
 ) -> Prepared:
     """The search of a body. pictures: of an edit, by argument of the pipeline's call. RequestError for what is not
     offered here, or more than the limits allow."""
@@ -281,7 +281,7 @@ def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str
     return (*notes, *search_notes_of(request, limits))
 
 
-def plain(offer: Offer, limits: SearchLimits) -> Prepared:
+def plain(offer: ServingCatalog, limits: SearchLimits) -> Prepared:
     """The search of a prompt alone."""
     any_text = replace(offer, defaults=lambda model: replace(offer.defaults(model), canonical=str))
     return prepared_of(Generation("-") if offer.frames_every is None else Video("-"), any_text, limits)

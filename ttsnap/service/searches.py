@@ -32,7 +32,7 @@ from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
-from ttsnap.service.tickets import Done, Progress, Ticket
+from ttsnap.service.tickets import Done, PendingRequest, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ class Searches:
             logger.warning("drafts cannot be used", exc_info=error)  # it may name the operator's files
             raise RequestError(400, "drafts do not go with these settings; leave draft out", "draft") from None
         self.run = Run(self.engine)
-        self.under_way: dict[Ticket, RunningRequest] = {}
+        self.under_way: dict[PendingRequest, RunningRequest] = {}
         self._seconds = self._nfe = self._room = 0.0
         self._fitted: dict[tuple[str, Budget, int], Algorithm] = {}
         self._unchecked = spec.sampler.draft is not None and (bool(spec.loras) or self._has_doubts())
@@ -124,7 +124,7 @@ class Searches:
         """Prepare for requests like this one."""
         self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
 
-    def add(self, ticket: Ticket) -> None:
+    def add(self, ticket: PendingRequest) -> None:
         """Begin a search. ValueError for what model or budget do not allow, RequestError for a prompt that a reward
         cannot read."""
         request, engine = ticket.request, self.engine
@@ -185,7 +185,7 @@ class Searches:
         each, batch = self._seconds / self._nfe, places * self._seconds / self._room
         return RESERVE * self.engine.grid.nfe * max(bare * each, -(-bare // places) * batch)
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: PendingRequest) -> None:
         """End a search at once, without an image."""
         self.run.cancel(self.under_way.pop(ticket))
 
@@ -196,11 +196,11 @@ class Searches:
                 self.engine.weigh(running.jobs[0].index, 0.5 ** min(rank, FIRST))
                 self.run.stop(running)
 
-    def turn(self) -> dict[Ticket, Done | RequestError]:
+    def turn(self) -> dict[PendingRequest, Done | RequestError]:
         """One batch. Returns the requests that end with it, and their answers; an answer that fails, fails alone."""
         self.run.turn()
         ended = [ticket for ticket, running in self.under_way.items() if running.done]
-        answers: dict[Ticket, Done | RequestError] = {}
+        answers: dict[PendingRequest, Done | RequestError] = {}
         for ticket in ended:
             try:
                 answers[ticket] = self._finished(ticket, self.under_way.pop(ticket))
@@ -214,7 +214,7 @@ class Searches:
         lengths = [len(candidate.pixels) for candidate in result.images if candidate.pixels.ndim == 4]
         return Shown(min(self.spec.batch.frames, *lengths)) if lengths else Shown()
 
-    def _finished(self, ticket: Ticket, running: RunningRequest) -> Done | RequestError:
+    def _finished(self, ticket: PendingRequest, running: RunningRequest) -> Done | RequestError:
         request, algorithm = ticket.request, running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"

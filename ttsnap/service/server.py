@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.serve import SocketServer
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import Engines
@@ -20,7 +20,7 @@ from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
 from ttsnap.service.requests import plain
-from ttsnap.service.tickets import Desk
+from ttsnap.service.tickets import RequestParser
 from ttsnap.service.worker import Worker
 
 if TYPE_CHECKING:  # needs the extra `tracing`
@@ -67,7 +67,7 @@ class GenerationServer(SocketServer):
     def __init__(
         self,
         engines: Engines,
-        offer: Offer,
+        offer: ServingCatalog,
         limits: ServiceLimits | None = None,
         keys: Keys | None = None,
         address: tuple[str, int] = ("127.0.0.1", 8000),
@@ -78,7 +78,7 @@ class GenerationServer(SocketServer):
         SocketServer."""
         limits, keys = limits or ServiceLimits(), keys or Keys()
         self.worker = Worker(engines, limits, Metrics(), plain(offer, limits), traces)
-        desk = Desk(offer, limits)
+        desk = RequestParser(offer, limits)
         jobs = None if store is None else Jobs(store, self.worker, desk, keys)
         app = make_app(self.worker, desk, keys, jobs)
         if traces is not None:

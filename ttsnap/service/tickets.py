@@ -14,7 +14,7 @@ import numpy as np
 from ttsnap.core.outcome import Decoded
 from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
-from ttsnap.request.offer import Offer
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
 from ttsnap.service.edits import Pictures
@@ -57,7 +57,7 @@ News: TypeAlias = Partial | Done | Passed | RequestError
 
 
 @dataclass(eq=False)
-class Ticket:
+class PendingRequest:
     """One request. The thread that searches sends news to the application's event loop: at last a Done or an error."""
 
     request: Prepared
@@ -99,7 +99,7 @@ class Progress:
 
     def __init__(
         self,
-        ticket: Ticket,
+        ticket: PendingRequest,
         allowance: float,
         gate: Gate | None = None,
         safe: Callable[[Tensor], bool] = lambda image: True,
@@ -153,13 +153,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Desk:
+class RequestParser:
     """Makes tickets of what clients write."""
 
-    offer: Offer
+    offer: ServingCatalog
     limits: ServiceLimits
 
-    def ticket(self, wanted: Body, caller: str, pictures: Pictures | None = None, *, job: bool = False) -> Ticket:
+    def ticket(
+        self, wanted: Body, caller: str, pictures: Pictures | None = None, *, job: bool = False
+    ) -> PendingRequest:
         """A ticket for this event loop. RequestError for what is not offered here, and for more than is allowed."""
         limits = self.limits.of_jobs if job else self.limits
         limits = limits.of_videos if isinstance(wanted, Video) else limits
@@ -171,4 +173,4 @@ class Desk:
         )
         if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
             notes += (self.offer.undrafted,)
-        return Ticket(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)
+        return PendingRequest(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)

@@ -29,7 +29,7 @@ from opentelemetry.trace import Link, Span, StatusCode, set_span_in_context
 
 from ttsnap.core.names import unknown
 from ttsnap.service.monitoring import Batch, Observer
-from ttsnap.service.tickets import Ticket
+from ttsnap.service.tickets import PendingRequest
 from ttsnap.version import __version__
 
 EXPORTER = "OTEL_TRACES_EXPORTER"
@@ -75,7 +75,7 @@ class Traces(Observer):
     def __init__(self, provider: TracerProvider) -> None:
         self.provider = provider
         self.tracer = provider.get_tracer("ttsnap.service", __version__)
-        self._spans: dict[Ticket, _Spans] = {}
+        self._spans: dict[PendingRequest, _Spans] = {}
 
     def watch(self, app: FastAPI) -> None:
         """Write a span for each HTTP request to an application."""
@@ -84,7 +84,7 @@ class Traces(Observer):
             app, _hide, tracer_provider=self.provider, excluded_urls=UNTRACED, exclude_spans=["receive", "send"]
         )
 
-    def queued(self, ticket: Ticket) -> None:
+    def queued(self, ticket: PendingRequest) -> None:
         request = ticket.request
         parent = self.tracer.start_span("job", Context()) if ticket.job else trace.get_current_span()
         search = request.request.search if isinstance(request.request.search, str) else type(request.algorithm).__name__
@@ -99,12 +99,12 @@ class Traces(Observer):
         )
         self._spans[ticket] = _Spans(parent, self.tracer.start_span("queue", set_span_in_context(parent)))
 
-    def begun(self, ticket: Ticket) -> None:
+    def begun(self, ticket: PendingRequest) -> None:
         spans = self._spans[ticket]
         spans.now.end()
         spans.now = self.tracer.start_span("search", set_span_in_context(spans.parent))
 
-    def ran(self, batch: Batch, tickets: Sequence[Ticket]) -> None:
+    def ran(self, batch: Batch, tickets: Sequence[PendingRequest]) -> None:
         phases = {phase: seconds for phase, seconds in batch.phases.items() if seconds > 0}
         if not phases:  # a turn in which searches only end
             return
@@ -126,7 +126,7 @@ class Traces(Observer):
             part.end(at)
         span.end(end)
 
-    def ended(self, ticket: Ticket, outcome: str) -> None:
+    def ended(self, ticket: PendingRequest, outcome: str) -> None:
         spans = self._spans.pop(ticket)
         spans.now.set_attributes(
             {

@@ -17,7 +17,7 @@ from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
 from ttsnap.service.searches import Searches, devices_fail
-from ttsnap.service.tickets import Done, Passed, Ticket
+from ttsnap.service.tickets import Done, Passed, PendingRequest
 
 logger = logging.getLogger(__name__)
 LATE, AGAIN = 5.0, 5
@@ -50,19 +50,19 @@ class Worker(threading.Thread):
         """Why the model takes no requests, where that was tried in vain."""
         self._first = first
         self._wake = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._held: set[Ticket] = set()
+        self._waiting: deque[PendingRequest] = deque()
+        self._held: set[PendingRequest] = set()
         """Of those that wait, the ones whose LoRAs are being loaded."""
-        self._open: set[Ticket] = set()
+        self._open: set[PendingRequest] = set()
         """Submitted, and not ended."""
-        self._active: dict[Ticket, Searches] = {}
+        self._active: dict[PendingRequest, Searches] = {}
         self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
         self._deadline = float("inf")
 
     # --- called by the application ----------------------------------------------------------------------------
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: PendingRequest) -> None:
         """Queue a request. RequestError (429, 503) where the queue is full, and where the service ends."""
         budget = ticket.request.budget
         ticket.seconds = (self.limits.of_jobs if ticket.job else self.limits).seconds_of(budget)
@@ -83,7 +83,7 @@ class Worker(threading.Thread):
             self._waiting.append(ticket)
             self._wake.notify()
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: PendingRequest) -> None:
         """End a request before the next batch, as its client has gone. Nothing where it has ended."""
         with self._wake:
             ticket.cancelled = True
@@ -154,7 +154,7 @@ class Worker(threading.Thread):
         self._forget(self.limits.idle)
         self.metrics.measure(len(self._waiting), len(self._active), len(self._searches), self.engines.loras)
 
-    def _beginners(self) -> list[Ticket]:
+    def _beginners(self) -> list[PendingRequest]:
         """The requests that wait for their begin alone, or that end without one."""
         loading = self.engines.loras.loading
         return [ticket for ticket in self._waiting if ticket.cancelled or not (loading and ticket in self._held)]
@@ -180,7 +180,7 @@ class Worker(threading.Thread):
         with self._wake:
             self._wake.notify()
 
-    def _begin(self, ticket: Ticket) -> bool:
+    def _begin(self, ticket: PendingRequest) -> bool:
         """Begin a request, or end it where that cannot be. False where its LoRAs are not loaded yet."""
         spec = ticket.request.engine
         try:
@@ -251,7 +251,7 @@ class Worker(threading.Thread):
         """Evaluations of all engines: a batch of one may hold rows of others."""
         return sum(searches.engine.nfe for searches in self._searches.values())
 
-    def _end(self, ticket: Ticket, outcome: str, error: RequestError | None = None) -> None:
+    def _end(self, ticket: PendingRequest, outcome: str, error: RequestError | None = None) -> None:
         """Close a request. error: its answer, where it has none yet."""
         self._active.pop(ticket, None)
         with self._wake:

@@ -18,7 +18,7 @@ from ttsnap import BestOfN, search
 from ttsnap.pipelines import downgrade, upgrade
 from ttsnap.pipelines.modular.classic import MODULAR, modular
 from ttsnap.request.request import ModelDefaults
-from ttsnap.sampling.denoiser import Can
+from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.rng import seeded
 
 from .classic_tables import CLASSIC, EMBEDDED, HANDLED, OTHER, PICTURES, TEXT_TO_IMAGE, arguments, stock
@@ -168,7 +168,7 @@ def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline() -> N
     assert not torch.equal(images[0], classic("sdxl img2img"))
     check_same("sdxl img2img", found(pipe, "sdxl img2img"), images[0])
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
-    assert Can.PREVIEW in pipe.denoiser(**call).can
+    assert Capability.PREVIEW in pipe.denoiser(**call).can
 
 
 def test_defaults_of_the_classic_call_are_those_of_a_search() -> None:
