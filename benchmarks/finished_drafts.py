@@ -8,7 +8,8 @@ Held-out prompts are recorded once for each way to finish: "noise" is the model'
 steps, "0.4:3" puts the draft back to noise level .4 and takes three steps from there. All have the same seeds. Searches
 choose by the checker's soft score, or by the similarity of what an OCR reads with the word. Whether winners are right
 is only reported, as are the distance of pixels to the nearest colour of a clean render, and how unlike each other
-images of a prompt are: the root mean square distance of thumbnails.
+images of a prompt are: the root mean square distance of thumbnails. `--live` searches live as well, from other seeds,
+and reports a reward that no search sees.
 
 Of each way: best-of-N, pruning with its defaults, and drafts of which the best are finished. `--share` says how much of
 the cost goes to drafts; the shares were chosen by `--prompt-seed 4711 --prompts 36`, other prompts than the default's.
@@ -70,6 +71,9 @@ def main() -> None:
     p.add_argument("--alike", type=int, default=12, help="seeds of each prompt whose images are compared; 0: none")
     p.add_argument("--repeats", type=int, default=20, help="searches per prompt and budget")
     p.add_argument("--plot", type=Path, help="the share of winners that are right")
+    p.add_argument(
+        "--live", action="store_true", help="search live, too, and say what a reward that no search saw thinks"
+    )
     p.add_argument("--sheet", type=Path, help="drafts, their latents with noise, and what becomes of them")
     a = p.parse_args()
     pipe = load(a.model, dtype=getattr(torch, a.dtype))
@@ -96,6 +100,10 @@ def main() -> None:
         cells = [[f"{row[b]['strict']:.3f} ± {row[b]['strict_se']:.3f}" if b in row else "" for b in a.budgets]
                  for row in told.values()]  # fmt: skip
         print("\n" + markdown(heads, [[name, *each] for name, each in zip(told, cells, strict=True)]), flush=True)
+    if a.live:
+        found["live"] = [live(pipe, way, prompts, cap, a) for way in a.finish for cap in a.budgets]
+        rows = [row for row in found["live"] if row]
+        print("\n" + markdown(list(rows[0]), [list(row.values()) for row in rows]))
     if a.sheet:
         sheet(pipe, a.finish[-1], prompts[:6], rewards, a)
     if a.plot:
@@ -136,6 +144,24 @@ def recorded(
         many = search(prompts, BestOfN(a.alike), engine, keep=a.alike)
         row["distance between images"] = told(np.array([apart([c.pixels for c in r.images]) for r in many]))
     return made, row
+
+
+def live(pipe: Any, way: str, prompts: list[str], cap: int, a: argparse.Namespace) -> dict[str, Any]:
+    """Live searches from seeds of their own. They see the checker's soft score alone; empty where no image fits."""
+    finish, _, steps = way.partition("@")
+    call = {**defaults(a.model), **({"num_inference_steps": int(steps)} if steps else {})}
+    engine = pipe.engine(["scenes", "scenes-strict", "scenes-learned"], batch_size=a.batch_size, draft=a.draft,
+                         finish=finish, **call)  # fmt: skip
+    if cap < engine.price.evaluations(image_cost(engine.grid, 3, engine.price)):
+        return {}
+    results = search(prompts, SeedPruning(), engine, Budget(nfe=cap), utility=SOFT, seed=10_000)
+    return {
+        "one image by": way,
+        "NFE": cap,
+        "right": told([r.best.scores["scenes-strict"] for r in results]),
+        "scenes-learned, which no search saw": told([r.best.scores["scenes-learned"] for r in results]),
+        "NFE spent": round(float(np.mean([r.spent.nfe for r in results])), 2),
+    }
 
 
 def _image(made: Recording) -> Any:
