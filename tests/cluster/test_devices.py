@@ -104,7 +104,7 @@ def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(alone(DeviceOptions(devices), kind) for devices, kind in [(1, "cuda"), ("auto", "cpu")])
     assert not alone(DeviceOptions(1, "auto"), "cpu")
     for wrong in (0, -1, "both", True, "2"):
-        with pytest.raises(ValueError, match=f"devices must be .*at least 1.* got {wrong!r}"):
+        with pytest.raises(ValueError, match=f"devices must be .*got {wrong!r}"):
             DeviceOptions(wrong)
 
 

@@ -430,7 +430,7 @@ def test_what_is_no_picture_or_too_large_is_refused_before_it_is_decoded(kind: s
 
 @pytest.mark.parametrize("strength", [0, -1, 1.1, float("nan"), None, "0.5", True, [1]])
 def test_a_strength_out_of_range_is_refused(strength: Any) -> None:
-    with pytest.raises(ValueError, match=r"strength must be .*(above 0 and at most 1|finite)"):
+    with pytest.raises(ValueError, match="strength must be"):
         known(picture=picture(), strength=strength)
 
 

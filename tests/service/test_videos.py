@@ -215,7 +215,7 @@ def test_a_video_at_once(server: GenerationServer) -> None:
         ({"fps": 0}, "fps", "above 0"),
         ({"frames": 33}, "frames", "at most 32"),
         ({"reward": "clip"}, "reward", "choose one of brightness"),
-        ({"output_format": "gif"}, "output_format", "choose one of mp4, webp, png"),
+        ({"output_format": "gif"}, "output_format", "unknown output_format 'gif'"),
         ({"quality": "4k"}, "quality", "choose one of low"),
         ({"flow_shift": 5}, "flow_shift", "flow_shift"),
         ({"generate_sound": True}, "generate_sound", "unknown parameter"),
