@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,12 @@ from ttsnap.files.hub import folder_of
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Share, check
 from ttsnap.files.writing import write_json, write_whole
+from ttsnap.reward_models.noise_aware.student import NoiseAware, level_of_rows
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.registry import CHOSEN, make_reward
 from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import merge_adapters, read_state
 from ttsnap.rewards.reward_model import RewardModel, adapted
-
-if TYPE_CHECKING:
-    from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 STEPS = 35
 TOKENS = 1024
@@ -91,8 +89,8 @@ class ReleasedNoiseAware(RewardModel):
 
     def _scored(self, score: Any, images: Tensor, prompts: Sequence[str], level: Tensor | float | None) -> Tensor:
         """One call of `score` for each level, so that weights are exchanged once for each."""
-        levels = torch.as_tensor(0.0 if level is None else level).detach().cpu().float().expand(len(images))
-        nearest = [min(self.weights, key=lambda known: abs(known - value)) for value in levels.tolist()]
+        levels = level_of_rows(level, len(images)).tolist()
+        nearest = [min(self.weights, key=lambda known: abs(known - value)) for value in levels]
         parts, order = [images.new_zeros(0)], torch.zeros(0, dtype=torch.long)
         with self._lock:
             for at in sorted(set(nearest), key=lambda known: known != self._at):

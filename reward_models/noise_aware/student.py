@@ -114,7 +114,7 @@ class NoiseAware(RewardModel):
 
     def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
         """One batch: images (N, 3, H, W) in [0, 1], N prompts, levels (N,) -> (N,) float32, with a graph."""
-        scores: Tensor = self.network(x, list(prompts), _rows(level, len(x)), self.scale, self.shift)
+        scores: Tensor = self.network(x, list(prompts), level_of_rows(level, len(x)), self.scale, self.shift)
         return scores
 
     def match(self, scores: FloatArray, targets: FloatArray) -> None:
@@ -126,7 +126,7 @@ class NoiseAware(RewardModel):
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """images (N, 3, H, W) in [0, 1], N prompts, levels (N,) in [0, 1] or None for finished images -> (N,)."""
         check_images(images, prompts)
-        levels = _rows(level, len(images))
+        levels = level_of_rows(level, len(images))
         scores, taken = torch.zeros(len(images), device=self.scorer.device), [0] * len(images)
         self.tokens_taken = taken
         below = levels <= self.base_below + 1e-6
@@ -149,7 +149,7 @@ class NoiseAware(RewardModel):
     def differentiable(self, images: Tensor, prompts: Sequence[str], level: Tensor | float | None = None) -> Tensor:
         """As a call, in one batch, with a graph back to the images (NetworkReward.differentiable)."""
         check_images(images)
-        levels = _rows(level, len(images))
+        levels = level_of_rows(level, len(images))
         below = levels <= self.base_below + 1e-6
         if bool(below.all()):
             return torch.as_tensor(self.base.differentiable(images, prompts))
@@ -232,7 +232,7 @@ class NoiseAware(RewardModel):
         return student
 
 
-def _rows(level: Tensor | float | None, n: int) -> Tensor:
+def level_of_rows(level: Tensor | float | None, n: int) -> Tensor:
     """level (N,), one for all, or None for 0 -> (N,) float32 on the CPU. ValueError unless they are noise levels."""
     levels = torch.as_tensor(0.0 if level is None else level).detach().cpu().float()
     if levels.shape not in ((), (n,)) or not bool((levels <= 1 + 1e-5).all()):

@@ -114,8 +114,8 @@ class SearchRecord:
 
     def to_json(self) -> dict[str, Json]:
         """As traces, and metadata of images, have it. What an image has not is left out."""
-        own = {_NAMES.get(name, name): getattr(self, name) for name in _OWN} | self.sampler.told()
-        rare = _there({name: getattr(self, name) for name in ("require", "diversity", "likeness", "shared", "by_hand")})
+        own = {_NAMES.get(name, name): vars(self)[name] for name in _OWN} | self.sampler.told()
+        rare = _there({name: vars(self)[name] for name in ("require", "diversity", "likeness", "shared", "by_hand")})
         search = {"algorithm": self.algorithm, "options": self.options, "budget": self.budget, **rare}
         if self.found is None:
             return _json({**own, **search, "utility": self.utility, "seed": self.seed, "reward": self.rewards})
