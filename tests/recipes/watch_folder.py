@@ -11,7 +11,7 @@ from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.reading import read_bytes
 from ttsnap.files.writing import write_text
 from ttsnap.pipelines import load, recommended
-from ttsnap.pipelines.searching import decisions_of, run
+from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import SearchRequest, prepare

@@ -16,9 +16,9 @@ import pytest
 
 from tests.service.conftest import PROMPT, Slow, command, metric, serve, until
 from ttsnap.request.offer import ServingCatalog
+from ttsnap.service.engine_pool import Searches
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.searches import Searches
 from ttsnap.service.server import GenerationServer
 
 OWN = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 10}

@@ -236,7 +236,7 @@ class _Model:
     ) -> tuple[list[Result], SearchRecord]:
         """Results as a call of the pipeline returns them, and their record."""
         from ttsnap.pipelines.record import record_of
-        from ttsnap.pipelines.searching import run_on
+        from ttsnap.pipelines.run import run_on
         from ttsnap.results.outputs import Recorder
 
         loaded = replace(self._loaded(cast("Prepared", search)), prompts=tuple(prompts))

@@ -119,8 +119,9 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
     pipe, first = common.loaded(a, searches[a.algorithm], devices)
-    from ttsnap.pipelines import recommended, searching  # loaded with the model
+    from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
+    from ttsnap.pipelines.run import decisions_of, run
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = first.engine.sampler.stock and a.task == TEXT
@@ -131,9 +132,9 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
             try:
-                asked = prepare(replace(search.request, report=first.request.report), searching.decisions_of(pipe))
+                asked = prepare(replace(search.request, report=first.request.report), decisions_of(pipe))
                 loaded = replace(asked.engine, model=first.engine.model, rewards=first.engine.rewards)
-                outcome = searching.run(replace(asked, engine=loaded), pipe, devices, should_stop=stop)
+                outcome = run(replace(asked, engine=loaded), pipe, devices, should_stop=stop)
             except (ValueError, RuntimeError) as error:
                 if not runs:
                     raise

@@ -18,10 +18,10 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
+from ttsnap.request.allowlist import OFFERED, kernel_for
 from ttsnap.request.limits import SearchLimits, whole
 from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import Prepared, SearchRequest
-from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
 PROMPTS = (

@@ -127,7 +127,7 @@ class RunningSearch:
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
-    from ttsnap.pipelines.searching import decisions_of  # loaded with the model
+    from ttsnap.pipelines.run import decisions_of  # loaded with the model
 
     search = prepare_request(request, decisions_of(pipe))
     grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
@@ -146,7 +146,7 @@ def run_search(
     rows: int | None = None,
 ) -> tuple[Result, SearchRecord]:
     """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
-    from ttsnap.pipelines.searching import run  # loaded with the model
+    from ttsnap.pipelines.run import run  # loaded with the model
 
     batch = replace(search.engine.batch, batch_size=rows)
     outcome = run(

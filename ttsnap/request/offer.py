@@ -23,9 +23,9 @@ from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
+from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, Prepared, SearchRequest, fitted_steps
-from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, MaxLen(100)]
 

@@ -25,7 +25,7 @@ from ttsnap.options.option import Spec
 from ttsnap.options.sampler import AUTO, SamplerOptions
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a stranger, only what `ttsnap.request.searches.search_of` let pass."""
+"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let pass."""
 
 SEEDS = 2**64
 """How many seeds torch takes."""

@@ -13,10 +13,10 @@ from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.request import EngineSpec, Lora, Prepared
 from ttsnap.rewards.reward_model import RewardError
+from ttsnap.service.engine_pool import Searches, devices_fail
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
-from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.tickets import Done, Passed, PendingRequest
 
 logger = logging.getLogger(__name__)
