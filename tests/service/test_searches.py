@@ -245,7 +245,7 @@ def test_what_cannot_be_told_ends_its_own_request_only(
 ) -> None:
     failed = metric(service, 'ttsnap_requests_total{outcome="failed"}')
     with monkeypatch.context() as patch:
-        patch.setattr("ttsnap.service.engine_pool.record_of", lambda *_: 1 / 0)
+        patch.setattr("ttsnap.pipelines.run.record_of", lambda *_: 1 / 0)
         with pytest.raises(openai.InternalServerError, match="ZeroDivisionError"):
             asked(service, search="best-of-n", budget="6nfe")
     assert asked(service, search="best-of-n", budget="6nfe")["data"]

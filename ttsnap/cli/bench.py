@@ -235,11 +235,11 @@ class _Model:
         self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
     ) -> tuple[list[Result], SearchRecord]:
         """Results as a call of the pipeline returns them, and their record."""
-        from ttsnap.pipelines.record import record_of
         from ttsnap.pipelines.run import run_on
         from ttsnap.results.outputs import Recorder
 
         loaded = replace(self._loaded(cast("Prepared", search)), prompts=tuple(prompts))
+        told = self.pipe, replace(loaded, budget=loaded.request.budget)
         seen = Recorder() if sheets else None
-        results, _ = run_on(engine, self._denoiser, loaded, self.pipe, listener, seen)
-        return results, record_of(self.pipe, replace(loaded, budget=loaded.request.budget), engine.reward_names)
+        found = run_on(engine, self._denoiser, loaded, self.pipe, [listener], seen, told=told)
+        return found.results, found.record

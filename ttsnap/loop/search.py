@@ -73,14 +73,14 @@ def search(
     nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
     spec = LoopSearch(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
-    return searched(prompts, spec, engine, on_event, should_stop, clock)
+    return searched(prompts, spec, engine, [] if on_event is None else [on_event], should_stop, clock)
 
 
 def searched(
     prompts: Sequence[str | Prompt],
     spec: LoopSearch,
     engine: Engine,
-    on_event: Listener | None = None,
+    listeners: Sequence[Listener] = (),
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Result]:
@@ -91,7 +91,7 @@ def searched(
     spec = prepared(dataclasses.replace(spec, budget=spec.budget.on(engine.grid)), engine)
     run, seconds = Run(engine), np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts)
     watch = RequestClock(clock, began, began + seconds)
-    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, on_event)
+    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, *listeners)
     with engine.meter() as meter:
         watch.start(seconds)
         while run.busy:

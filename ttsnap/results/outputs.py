@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
@@ -38,6 +39,24 @@ class Recorder:
     def sheet(self, result: Result, job: int = 0) -> Image.Image:
         """The contact sheet of the result of prompt number `job`."""
         return contact_sheet(result, self.thumbnails.get(job, {}))
+
+
+@dataclass
+class FinishedLatents:
+    """A listener that keeps the latents of finished images, on the CPU; an engine hands them on where it is told to
+    (`EngineOptions.keep`)."""
+
+    end: int
+    """The grid's last step."""
+    _found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "score" and event.step == self.end:
+            self._found.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
+
+    def of(self, results: Sequence[Result]) -> list[Tensor]:
+        """(C, ...) of each image, prompt by prompt, best first."""
+        return [self._found[job, image.uid] for job, result in enumerate(results) for image in result.images]
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:
