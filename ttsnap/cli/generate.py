@@ -132,9 +132,8 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
             try:
-                asked = prepare(replace(search.request, report=first.request.report), decisions_of(pipe))
-                loaded = replace(asked.engine, model=first.engine.model, rewards=first.engine.rewards)
-                outcome = run(replace(asked, engine=loaded), pipe, devices, should_stop=stop)
+                asked = prepare(search.request, decisions_of(pipe)).on(first)  # what was left to the model
+                outcome = run(asked, pipe, devices, should_stop=stop)
             except (ValueError, RuntimeError) as error:
                 if not runs:
                     raise

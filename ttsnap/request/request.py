@@ -209,6 +209,11 @@ class Prepared(LoopSearch):
         """The rewards that are searched for, without those that are only required."""
         return self.engine.rewards[: None if self.gate is None else self.gate.counted]
 
+    def on(self, loaded: Prepared) -> Prepared:
+        """The same search on the model and by the rewards that another one has loaded."""
+        engine = replace(self.engine, model=loaded.engine.model, rewards=loaded.engine.rewards)
+        return replace(self, engine=engine, request=replace(self.request, report=loaded.request.report))
+
     @property
     def doubt(self) -> str | None:
         """What is told of a search with other denoising steps than its schedule was fitted to."""
