@@ -12,8 +12,8 @@ from annotated_types import Interval
 from ttsnap.algorithms import ALGORITHMS, GROUPS
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, UserCommand
 from ttsnap.algorithms.options import options_of
-from ttsnap.core.names import unknown
-from ttsnap.files.settings import Count, FieldError, Fraction, Positive, check, short
+from ttsnap.core.names import FieldError, unknown
+from ttsnap.files.settings import Count, Fraction, Positive, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option

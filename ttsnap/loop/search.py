@@ -19,6 +19,7 @@ import numpy as np
 from ttsnap.algorithms import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
+from ttsnap.core.names import FieldError
 from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.plans import image_cost
@@ -178,13 +179,14 @@ def check_spec(spec: LoopSearch, engine: Engine) -> None:
 
 
 def check_budget(budget: Budget, engine: Engine) -> None:
-    """ValueError when `budget` does not pay for one finished image."""
+    """FieldError when `budget` does not pay for one finished image."""
     one = image_cost(engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
-        raise ValueError(
+        raise FieldError(
+            "budget",
             f"budget {budget} is too small for one image, which takes {short}; "
-            f"raise the budget or lower the number of steps ({engine.grid.steps})"
+            f"raise the budget or lower the number of steps ({engine.grid.steps})",
         )
 
 

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 from annotated_types import Interval, MaxLen
 
 from ttsnap.algorithms import make_algorithm
+from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
-from ttsnap.files.settings import Count, FieldError, Word, build, short
+from ttsnap.files.settings import Count, Word, build, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import FieldError, Fraction
+from ttsnap.files.settings import Fraction
 from ttsnap.options.option import option
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog

@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from annotated_types import Interval
 
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Count, FieldError, Positive, Rule, Share, check
+from ttsnap.files.settings import Count, Positive, Rule, Share, check
 from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.option import option, options_of

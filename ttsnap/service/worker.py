@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 
+from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
@@ -190,6 +191,8 @@ class Worker(threading.Thread):
             searches.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
+        except FieldError as error:
+            self._end(ticket, "refused", RequestError.of(error))
         except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
