@@ -1,4 +1,4 @@
-"""The searches of one spec: one engine, on which requests come and go."""
+"""An engine of the pool: that of one spec, on which requests come and go."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Isolated:
         return move, state
 
 
-class Searches:
+class PooledEngine:
     """Makes the engine of a spec, and runs requests on it until it is closed."""
 
     def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits) -> None:
