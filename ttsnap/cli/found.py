@@ -15,7 +15,7 @@ from ttsnap.files.writing import write_text
 from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
-from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
+from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path, write_enlarged, write_results
 from ttsnap.results.record import SearchRecord
 
 TABLE = "table.csv"
@@ -43,8 +43,7 @@ def write_runs(out: Path, runs: Sequence[AlgorithmRun], videos: VideoOptions | N
     written: list[list[list[Path]]] = []
     for run in runs:
         folder = out / run.folder if written else out
-        seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
-        paths = write_results(folder, run.results, seen, run.record, videos)
+        paths = write_results(folder, run.results, run.record, videos)
         for index, result in enumerate(run.results):
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)

@@ -88,7 +88,7 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
         "diverse": fields.get("diverse") or False,
     })  # fmt: skip
     strength = None if picture is None else check("strength", fields.get("strength") or 0, Fraction)
-    sides = {"width": size, "height": size} if size else {}
+    sides: dict[str, Any] = {"width": size, "height": size} if size else {}
     request = request_of(given, offer, limits, image=picture, strength=strength, **sides)
     if picture is not None:
         request = replace(request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW)))

@@ -20,7 +20,6 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.request import prepare as prepare_request
-from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 
 T = TypeVar("T")
@@ -118,7 +117,6 @@ class RunningSearch:
     request: Prepared
     grid: Grid
     view: View
-    recorder: outputs.Recorder
     result: Result | None = None
     """At its end."""
     record: SearchRecord | None = None
@@ -135,7 +133,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(search))
     if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(search, budget=budget), grid, view, outputs.Recorder())
+    return RunningSearch(replace(search, budget=budget), grid, view)
 
 
 def run_search(

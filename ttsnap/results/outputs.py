@@ -78,11 +78,7 @@ def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
 
 
 def write_results(
-    out: Path,
-    results: Sequence[Result],
-    recorder: Recorder,
-    record: SearchRecord,
-    videos: VideoOptions | None = None,
+    out: Path, results: Sequence[Result], record: SearchRecord, videos: VideoOptions | None = None
 ) -> list[list[Path]]:
     """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
     prompt.
@@ -101,7 +97,7 @@ def write_results(
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
             save_made(paths[-1], candidate.pixels, record.of(result, rank, index, fps))
         if result.images:
-            save_png(sheet_path(out, results, index), recorder.sheet(result, index), ())
+            save_png(sheet_path(out, results, index), contact_sheet(result, result.thumbnails), ())
         written.append(paths)
         entries.append(
             {
