@@ -172,8 +172,12 @@ class LatentSearch:
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )  # fmt: skip
         kept, cap = FinishedLatents(engine.grid.steps), request.budget.on(engine.grid)
-        listeners = [kept, *([] if listener is None else [lambda event: listener(event, cap)])]
-        results = searched(request.prompts, request, engine, listeners, should_stop)
+
+        def listen(event: Event) -> None:
+            if listener is not None:
+                listener(event, cap)
+
+        results = searched(request.prompts, request, engine, (kept, listen), should_stop)
         latents = kept.of(results)
         made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu())
         return FoundLatents(results[0], made.to(intermediate_device()))
