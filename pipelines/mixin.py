@@ -20,7 +20,7 @@ from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
-from ttsnap.pipelines.searching import decisions_of, run
+from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare, reward_tuple
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Capability

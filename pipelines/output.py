@@ -22,6 +22,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Reward
 from ttsnap.core.results import Result
 from ttsnap.files.pictured import source_of
+from ttsnap.options.engine import EngineOptions
 from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_reward
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 Images: TypeAlias = "list[Image.Image] | NDArray[np.float32] | Tensor"
 """N images in one of the forms in TYPES; an empty list where a search returned no image."""
-IMAGES = Shown()
 Videos: TypeAlias = "list[list[Image.Image]] | NDArray[np.float32] | Tensor"
 """N videos in one of these forms."""
 TYPES = ("pil", "pt", "np", "latent")
@@ -112,29 +112,6 @@ def make_output(stock: Any, made: Images | Videos, results: list[Result], **know
     return search_output(stock)(**{made_field(stock): made}, **more, search=results)
 
 
-def finish(
-    pipe: Any,
-    results: list[Result],
-    prompts: Sequence[Prompt],
-    report: Sequence[RewardModel],
-    *,
-    denoiser: PipelineDenoiser | None = None,
-    shown: Shown = IMAGES,
-    thumbnails: Mapping[int, Mapping[tuple[int, int], Image.Image]] | None = None,
-) -> tuple[list[Result], list[bool] | None]:
-    """(results, flags) as doors give them on: past the safety checker (`checked`), scored by the rewards that report.
-
-    denoiser: encodes what is edited for rewards that need it. thumbnails: by the place of a result, as in Recorder.
-    """
-    results, flags = checked(pipe, results)
-    sources = [None] * len(prompts) if denoiser is None else sources_of(denoiser, prompts, report)
-    results = [
-        reported(result, report, shown, source, prompt.read)
-        for result, source, prompt in zip(results, sources, prompts, strict=True)
-    ]
-    return with_thumbnails(results, thumbnails or {}, flags), flags
-
-
 def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] | None]:
     """(results, flags): images that the safety checker flags are replaced by what it returns for them, usually black.
 
@@ -178,19 +155,19 @@ def sources_of(
 def reported(
     result: Result,
     metrics: Sequence[Reward],
-    shown: Shown = IMAGES,
+    frames: int = EngineOptions.frames,
     source: Tensor | None = None,
     text: str | None = None,
 ) -> Result:
     """The result, each of its images scored by each metric; a metric that fails adds a warning instead.
 
-    shown: what metrics see of videos and edits; source: (3, h, w), what the prompt edits, where one needs it; text:
-    what rewards read of the prompt, where that is another text.
+    frames: how many of a video metrics of images see; source: (3, h, w), what the prompt edits, where one needs it;
+    text: what rewards read of the prompt, where that is another text.
     """
     if not metrics or not result.images:
         return result
     images = torch.stack([c.pixels for c in result.images])
-    n = len(images)
+    n, shown = len(images), Shown(min(frames, images.shape[1]) if images.ndim > 4 else None)
     columns, failed = {}, []
     for metric in map(make_reward, metrics):
         call = shown.by(metric, None if source is None else source[None])

@@ -173,7 +173,7 @@ def read_png(folder: Path, name: str = "x.png") -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
-        patch.setattr("ttsnap.pipelines.searching.run", found)
+        patch.setattr("ttsnap.pipelines.run.run", found)
         replay.run(PARSERS["replay"].parse_args([str(folder / name), "--overwrite"]))
 
 

@@ -21,6 +21,7 @@ from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
 from ttsnap.request.request import Prepared
+from ttsnap.results.outputs import FinishedLatents
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.kernels import make_kernel
 
@@ -170,19 +171,16 @@ class LatentSearch:
                     preview=self.previewer is not None),
             kernel=make_kernel(request.engine.sampler.kernel, denoiser),
         )  # fmt: skip
-        finished: dict[int, Tensor] = {}
-        cap = request.budget.on(engine.grid)
+        kept, cap = FinishedLatents(engine.grid.steps), request.budget.on(engine.grid)
 
         def listen(event: Event) -> None:
-            if event.kind == "score" and event.step == engine.grid.steps:
-                finished.update(dict.fromkeys(event.uids, event.kept["latent"]))
             if listener is not None:
                 listener(event, cap)
 
-        (result,) = searched(request.prompts, request, engine, listen, should_stop)
-        latents = [finished[image.uid] for image in result.images]
-        made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0])
-        return FoundLatents(result, made.to(intermediate_device()))
+        results = searched(request.prompts, request, engine, (kept, listen), should_stop)
+        latents = kept.of(results)
+        made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu())
+        return FoundLatents(results[0], made.to(intermediate_device()))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

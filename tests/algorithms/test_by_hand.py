@@ -12,7 +12,7 @@ from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
 from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
-from ttsnap.request.searches import OFFERED
+from ttsnap.request.allowlist import OFFERED
 from ttsnap.sampling.kernels import Sde
 
 

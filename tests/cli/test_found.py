@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ttsnap import BestOfN, search
-from ttsnap.cli.found import AlgorithmRun, describe
+from ttsnap.cli.found import describe
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.run import SearchOutcome
 from ttsnap.results.record import SearchRecord
 
 
@@ -27,7 +28,7 @@ def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
     record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
     a: Any = SimpleNamespace(lora=None)
-    describe(AlgorithmRun("best-of-n", results, record), 0, [], {}, a, plain=False)
+    describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
     told = capsys.readouterr().out
     assert line in told
     assert "% between them; " in told

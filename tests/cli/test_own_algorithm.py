@@ -14,8 +14,8 @@ from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
+from ttsnap.request.allowlist import search_of, searches_of
 from ttsnap.request.request import EngineSpec, SearchRequest
-from ttsnap.request.searches import search_of, searches_of
 
 from ..copied import recipe  # noqa: TID252
 from ..said import error_of  # noqa: TID252

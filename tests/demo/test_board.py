@@ -32,8 +32,8 @@ from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.request.allowlist import kernel_for
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.request.searches import kernel_for
 from ttsnap.results.lineage import CandidateAtStep
 
 GRID = Grid(tuple(np.linspace(1, 0, 11)))

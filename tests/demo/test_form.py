@@ -23,9 +23,9 @@ from ttsnap.demo.form import (
 )
 from ttsnap.demo.snippet import command_line, python_lines
 from ttsnap.pipelines.packaged import MODELS
+from ttsnap.request.allowlist import OFFERED, kernel_for
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import ModelDefaults, Prepared, prepare
-from ttsnap.request.searches import OFFERED, kernel_for
 from ttsnap.scenes import parse as parse_scene
 from ttsnap.scenes import render
 

@@ -181,6 +181,6 @@ def test_a_fifth_of_the_default_search_brings_a_picture(budget: str) -> None:
     spec = LoopSearch(make_algorithm("seed-pruning"), Budget.parse(budget), eager=True)
     slow: Any = live.denoiser
     (result,) = searched(
-        ["a"], spec, live, lambda e: seen.append(live.nfe) if e.kind == "score" else None, clock=lambda: slow.now
+        ["a"], spec, live, [lambda e: seen.append(live.nfe) if e.kind == "score" else None], clock=lambda: slow.now
     )
     assert seen[0] <= 0.2 * result.spent.nfe

@@ -47,9 +47,9 @@ def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
     return LiveEngine(denoiser, live.rewards, EngineOptions(batch), kernel=kernel)
 
 
-def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, listener: Any = None) -> RunningRequest:
+def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, *listeners: Any) -> RunningRequest:
     return run.add(
-        [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), listener
+        [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), *listeners
     )
 
 

@@ -14,7 +14,6 @@ from diffusers.video_processor import VideoProcessor
 
 from ttsnap import BestOfN, search
 from ttsnap.engine.live import LiveEngine
-from ttsnap.engine.scoring import shown_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import output
 from ttsnap.results import save_video
@@ -66,7 +65,7 @@ def test_metrics_see_videos_and_sources_as_rewards_do() -> None:
     given = output.sources_of(denoiser, ["a", "b"], metrics)
     assert output.sources_of(denoiser, ["a", "b"], metrics[:2]) == [None, None]
     for result, source in zip(results, given, strict=True):
-        again = output.reported(result, metrics, shown_of(denoiser, 4), source)
+        again = output.reported(result, metrics, 4, source)
         assert not again.warnings
         for found in again.images:
             assert found.metrics == pytest.approx(found.scores)

@@ -11,7 +11,7 @@ from ttsnap.files.plain_yaml import parse_yaml
 from ttsnap.files.reading import read_bytes
 from ttsnap.files.writing import write_text
 from ttsnap.pipelines import load, recommended
-from ttsnap.pipelines.searching import decisions_of, run
+from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import SearchRequest, prepare
@@ -22,8 +22,8 @@ LIMITS = SearchLimits(nfe=2000, images=1)
 
 def read(file: Path, offer: ServingCatalog) -> SearchRequest:
     given = parse_yaml(read_bytes(file, 10_000, "request").decode(), file)
-    if not isinstance(given, dict) or {"image", "mask_image"} & set(given):
-        raise ValueError("write fields, as prompt: a red circle; pictures are not taken here")
+    if not isinstance(given, dict):
+        raise ValueError("write fields, as prompt: a red circle")
     return request_of(SearchFields.of(given), offer, LIMITS)
 
 

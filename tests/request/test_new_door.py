@@ -23,7 +23,7 @@ REFUSED = {
     "prompt: a red circle\nn: 2": "at most 1 images",
     "prompt: a red circle\nmodel: [1]": "model must be",
     "prompt: a red circle\nseeed: 3": "unknown key(s) seeed; did you mean seed?",
-    "prompt: a red circle\nimage: /etc/passwd": "pictures are not taken here",
+    "prompt: a red circle\nimage: /etc/passwd": "unknown key(s) image",
     "steps: 4": "missing key(s) prompt",
     "- a red circle": "write fields",
     "prompt: !!python/object:os.system x": "",

@@ -22,15 +22,13 @@ RECORD = SearchRecord("toy, v1", "Ode", CALL, SamplerOptions(), "seed-pruning", 
 
 
 @pytest.fixture
-def finished(engine: Any) -> tuple[list[Any], outputs.Recorder]:
-    recorder = outputs.Recorder()
-    algorithm = SeedPruning(6, (0.5, 0.5), steps=(2, 5))
-    return search(["a", "b: c/d"], algorithm, engine(), keep=2, on_event=recorder), recorder
+def finished(engine: Any) -> list[Any]:
+    return search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), keep=2)
 
 
 def test_files_and_metadata(finished: Any, tmp_path: Path) -> None:
-    results, recorder = finished
-    written = outputs.write_results(tmp_path, results, recorder, RECORD)
+    results = finished
+    written = outputs.write_results(tmp_path, results, RECORD)
     names = {p.name for p in tmp_path.iterdir()}
     assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
     assert len(names) == 3 + 4
@@ -60,9 +58,9 @@ def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None
         calls.append(len(images))
         return images.mean((1, 2, 3)) if len(calls) == 1 else [float("nan")] * len(images)
 
-    recorder, reward = outputs.Recorder(), FunctionReward(breaks_down, "mine")
-    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2, on_event=recorder)
-    (paths,) = outputs.write_results(tmp_path, results, recorder, RECORD)
+    reward = FunctionReward(breaks_down, "mine")
+    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2)
+    (paths,) = outputs.write_results(tmp_path, results, RECORD)
     assert len(paths) == 2
     payload = read_record(paths[0]).to_json()
     assert payload["search"]["reward"] is payload["search"]["scores"]["mine"] is None

@@ -140,7 +140,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
         return models[-1][2]
 
     monkeypatch.setattr(replay, "load_model", load)
-    monkeypatch.setattr("ttsnap.pipelines.searching.run", found)
+    monkeypatch.setattr("ttsnap.pipelines.run.run", found)
     return models
 
 

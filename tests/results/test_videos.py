@@ -53,8 +53,8 @@ def finished() -> tuple[list[Any], outputs.Recorder]:
 
 @pytest.mark.parametrize("ending", FORMATS)
 def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) -> None:
-    results, recorder = finished
-    written = outputs.write_results(tmp_path, results, recorder, RECORD, VideoOptions(8.0, ending))
+    results, _ = finished
+    written = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
     assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
     for paths, result in zip(written, results, strict=True):
         for path, found in zip(paths, result.images, strict=True):
@@ -219,8 +219,8 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", FORMATS)
 def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
-    results, recorder = finished
-    paths = outputs.write_results(tmp_path, results, recorder, RECORD, VideoOptions(8.0, ending))
+    results, _ = finished
+    paths = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
     Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
     found = find_images(tmp_path)
     assert len(found) == 5

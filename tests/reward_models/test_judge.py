@@ -24,7 +24,7 @@ from PIL import Image
 from ttsnap import make_algorithm, search
 from ttsnap.cli import generate
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.results.outputs import Recorder, write_results
+from ttsnap.results.outputs import write_results
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.judge import Judge, JudgeOptions, PairJudge
 from ttsnap.reward_models.judge.client import Cache
@@ -513,9 +513,8 @@ def test_no_part_of_a_key_is_in_any_message(
     stub.planned.extend([likely({"Yes": 0.7, "No": 0.2})] * 2)
     stub.default = echoes(key)[0]
     asked = engine(2, rewards=[make_reward("judge:yes:retries=0,cache=none")], batch_size=2)
-    recorder = Recorder()
-    (result,) = search(["a"], make_algorithm("best-of-n", n=4), asked, "16nfe", on_event=recorder)
-    write_results(tmp_path / "out", [result], recorder, RECORD)
+    (result,) = search(["a"], make_algorithm("best-of-n", n=4), asked, "16nfe")
+    write_results(tmp_path / "out", [result], RECORD)
     files = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert any("status 401" in text for text in files)
     parts = [key[at : at + 8] for at in range(len(key) - 7)]

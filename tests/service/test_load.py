@@ -49,7 +49,7 @@ def test_two_hundred_requests_by_fifty_clients() -> None:
         gc.collect()
         assert memory().rss < before + 100 * 2**20
         assert not server.worker._open
-        assert len(server.worker._searches) <= 4
+        assert len(server.worker._pool) <= 4
 
 
 @pytest.mark.slow

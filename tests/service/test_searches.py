@@ -24,15 +24,15 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
+from ttsnap.request.allowlist import OFFERED, search_of, searches_of
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import EngineSpec, SearchRequest
-from ttsnap.request.searches import OFFERED, search_of, searches_of
 from ttsnap.reward_models.registry import make_rewards
+from ttsnap.service.engine_pool import Isolated
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import with_drafts
 from ttsnap.service.requests import Generation, prepared_of
-from ttsnap.service.searches import Isolated
 from ttsnap.service.server import GenerationServer
 
 STEPS = 6
@@ -245,7 +245,7 @@ def test_what_cannot_be_told_ends_its_own_request_only(
 ) -> None:
     failed = metric(service, 'ttsnap_requests_total{outcome="failed"}')
     with monkeypatch.context() as patch:
-        patch.setattr("ttsnap.service.searches.record_of", lambda *_: 1 / 0)
+        patch.setattr("ttsnap.pipelines.run.record_of", lambda *_: 1 / 0)
         with pytest.raises(openai.InternalServerError, match="ZeroDivisionError"):
             asked(service, search="best-of-n", budget="6nfe")
     assert asked(service, search="best-of-n", budget="6nfe")["data"]

@@ -16,9 +16,9 @@ import pytest
 
 from tests.service.conftest import PROMPT, Slow, command, metric, serve, until
 from ttsnap.request.offer import ServingCatalog
+from ttsnap.service.engine_pool import PooledEngine
 from ttsnap.service.engines import OneDevice
 from ttsnap.service.limits import ServiceLimits
-from ttsnap.service.searches import Searches
 from ttsnap.service.server import GenerationServer
 
 OWN = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 10}
@@ -55,13 +55,13 @@ def serving(engines: OneDevice, offer: ServingCatalog, drain: float) -> Iterator
 def test_searches_wind_up_early_enough_to_finish_an_image_each(
     pipe: Any, offer: ServingCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines, drain, early, stop = Slow(pipe), 3, list[float](), Searches.stop
+    engines, drain, early, stop = Slow(pipe), 3, list[float](), PooledEngine.stop
 
-    def watched(searches: Searches) -> None:
+    def watched(searches: PooledEngine) -> None:
         early.append(server.worker._deadline - time.monotonic())
         stop(searches)
 
-    monkeypatch.setattr(Searches, "stop", watched)
+    monkeypatch.setattr(PooledEngine, "stop", watched)
     with ThreadPoolExecutor(CLIENTS) as pool, serving(engines, offer, drain) as server:
         asked = ask(pool, server.url)
         until(lambda: metric(server, "ttsnap_active") == CLIENTS and metric(server, "ttsnap_nfe_total") > 0)

@@ -196,7 +196,7 @@ def _run(a: Arguments, bench: Bench, there: Any) -> int:
             def advance(images: int) -> None:
                 bar.update(images)
 
-            run(bench, there, model, advance)
+            run(model.bench, there, model, advance)
     tables, drawn = write_report(bench, there)
     print(f"\n{tables}\n\nsummary.md, summary.json, results.jsonl and a folder an algorithm in {there.folder}")
     if not drawn:
@@ -208,24 +208,18 @@ class _Model:
     """The pipeline of a benchmark, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
 
     def __init__(self, a: Arguments, bench: Bench) -> None:
-        self._devices = arguments.read(DeviceOptions, a)
-        self._searches = cast("Mapping[str, Prepared]", bench.searches)
-        self.pipe, self._first = common.loaded(a, self._searches[bench.arms[0].name], self._devices)
-        for reward in self._first.request.report:
+        searches, self._devices = cast("Mapping[str, Prepared]", bench.searches), arguments.read(DeviceOptions, a)
+        self.pipe, first = common.loaded(a, searches[bench.arms[0].name], self._devices)
+        self.bench = bench._replace(searches={name: search.on(first) for name, search in searches.items()})
+        for reward in first.request.report:
             reward.check([prompt.read for prompt in bench.texts])
-
-    def _loaded(self, search: Prepared) -> Prepared:
-        """A search on what is loaded."""
-        engine = replace(search.engine, model=self._first.engine.model, rewards=self._first.engine.rewards)
-        asked = replace(search.request, report=self._first.request.report)
-        return replace(search, engine=engine, request=asked)
 
     @contextmanager
     def engine(self, arm: Arm) -> Iterator[Engine]:
         """An engine of an arm, on one device or on many, until the block ends."""
         from ttsnap.pipelines.engine_factory import open_engine
 
-        spec = self._loaded(self._searches[arm.name]).engine
+        spec = cast("Prepared", self.bench.searches[arm.name]).engine
         with open_engine(spec, self._devices, self.pipe) as (engine, self._denoiser):
             if self._denoiser.frames is not None:
                 raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
@@ -235,11 +229,11 @@ class _Model:
         self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
     ) -> tuple[list[Result], SearchRecord]:
         """Results as a call of the pipeline returns them, and their record."""
-        from ttsnap.pipelines.record import record_of
-        from ttsnap.pipelines.searching import run_on
+        from ttsnap.pipelines.run import run_on
         from ttsnap.results.outputs import Recorder
 
-        loaded = replace(self._loaded(cast("Prepared", search)), prompts=tuple(prompts))
+        wanted = replace(cast("Prepared", search), prompts=tuple(prompts))
+        told = self.pipe, replace(wanted, budget=wanted.request.budget)
         seen = Recorder() if sheets else None
-        results, _ = run_on(engine, self._denoiser, loaded, self.pipe, listener, seen)
-        return results, record_of(self.pipe, replace(loaded, budget=loaded.request.budget), engine.reward_names)
+        found = run_on(engine, self._denoiser, wanted, self.pipe, [listener], seen, told=told)
+        return found.results, found.record

@@ -18,7 +18,7 @@ from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import Positive, plain
 from ttsnap.loop.budget import Budget
-from ttsnap.options.engine import BatchOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
@@ -140,21 +140,15 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
         from ttsnap.pipelines.packaged import MODELS
 
         judge = MODELS[a.model].right.reward
-    rewards = [*spec.rewards, *([] if judge is None or judge in spec.rewards else [judge])]
-    options = arguments.read(ModelOptions, a)
-    place, kind = common.opening().placement(a.device, a.dtype)
-    pipe = common.load_model(a.model, a.device, a.dtype, a.offload, options.loras)
+    rewards = (*spec.rewards, *([] if judge is None or judge in spec.rewards else [judge]))
+    pipe, loaded = common.loaded(a, replace(search, engine=replace(spec, rewards=rewards)), DeviceOptions())
     from ttsnap.check.ladder import Setup
     from ttsnap.pipelines.drafting.own_draft import own_draft
-    from ttsnap.pipelines.opening import check_call, prepare
 
-    check_call(pipe, spec.call)
-    prepare(pipe, options)
     pipe.set_progress_bar_config(disable=True)
-    made = replace(spec, rewards=tuple(common.load_rewards(rewards, device=place)))
-    draft, own = arguments.read(SamplerOptions, a), own_draft(pipe)
+    made, draft, own = loaded.engine, arguments.read(SamplerOptions, a), own_draft(pipe)
     named = draft.draft if not draft.left_open else own.name if own is not None else None
-    about = {"model": a.model, "dtype": str(kind).removeprefix("torch."), "prompts": [p.text for p in prompts],
+    about = {"model": a.model, "dtype": made.model.dtype, "prompts": [p.text for p in prompts],
              "rewards": [str(reward) for reward in rewards], "draft": named, "call": plain(dict(spec.call)),
              "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")])}  # fmt: skip
     made = replace(made, sampler=replace(made.sampler, finish=draft.finish))

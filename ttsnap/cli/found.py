@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from ttsnap.cli.parser import Arguments
 from ttsnap.core.cost import KINDS
@@ -15,53 +15,43 @@ from ttsnap.files.writing import write_text
 from ttsnap.loop.request import STOPPED
 from ttsnap.options.call import VideoOptions
 from ttsnap.results.folders import slug
-from ttsnap.results.outputs import TIMES, Recorder, enlarged_path, sheet_path, write_enlarged, write_results
-from ttsnap.results.record import SearchRecord
+from ttsnap.results.outputs import TIMES, enlarged_path, sheet_path, write_enlarged, write_results
+
+if TYPE_CHECKING:  # loaded with the model
+    from ttsnap.pipelines.run import SearchOutcome
 
 TABLE = "table.csv"
 """Of several prompts: a row for each image, with prompt, algorithm, rank, seed, scores, evaluations and file."""
 
 
-class AlgorithmRun(NamedTuple):
-    """One algorithm's search: results by prompt, and the record that goes into files."""
-
-    name: str
-    results: Sequence[Result]
-    record: SearchRecord
-    denoiser: Any = None
-    """That of the call."""
-
-    @property
-    def folder(self) -> str:
-        """Where its results go when it was run for comparison."""
-        return slug(Path(self.name).stem)
+Runs = Mapping[str, "SearchOutcome"]
+"""What each algorithm found, by its name, that of --algorithm first."""
 
 
-def write_runs(out: Path, runs: Sequence[AlgorithmRun], videos: VideoOptions | None = None) -> list[list[list[Path]]]:
+def write_runs(out: Path, runs: Runs, videos: VideoOptions | None = None) -> list[list[list[Path]]]:
     """Write the first run to `out`, others to folders in it; the images' paths by run and prompt. Of several prompts,
     a table of all images as well."""
     written: list[list[list[Path]]] = []
-    for run in runs:
-        folder = out / run.folder if written else out
-        seen = Recorder({job: dict(result.thumbnails) for job, result in enumerate(run.results)})
-        paths = write_results(folder, run.results, seen, run.record, videos)
+    for name, run in runs.items():
+        folder = out / slug(Path(name).stem) if written else out
+        paths = write_results(folder, run.results, run.record, videos)
         for index, result in enumerate(run.results):
             if result.images:
                 write_enlarged(enlarged_path(folder, run.results, index), result.best.pixels)
         written.append(paths)
-    if len(runs[0].results) > 1:
+    if len(written[0]) > 1:
         text = io.StringIO()
         csv.writer(text).writerows(_rows(out, runs, written))
         write_text(out / TABLE, text.getvalue())
     return written
 
 
-def _rows(out: Path, runs: Sequence[AlgorithmRun], written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
+def _rows(out: Path, runs: Runs, written: Sequence[Sequence[Sequence[Path]]]) -> list[list[object]]:
     """A row for each image, after one of names."""
     found = [
-        (result, rank, run.name, path)
-        for index in range(len(runs[0].results))
-        for run, paths in zip(runs, written, strict=True)
+        (result, rank, name, path)
+        for index in range(len(written[0]))
+        for (name, run), paths in zip(runs.items(), written, strict=True)
         for result in [run.results[index]]
         for rank, path in enumerate(paths[index])
     ]
@@ -78,11 +68,11 @@ def _rows(out: Path, runs: Sequence[AlgorithmRun], written: Sequence[Sequence[Se
     return rows
 
 
-def tabulate(out: Path, runs: Sequence[AlgorithmRun]) -> None:
+def tabulate(out: Path, runs: Runs) -> None:
     """Print the winners of all prompts, a line each, and means over the prompts that have an image, for each run."""
-    for run in runs:
+    for name, run in runs.items():
         wide = min(60, max(len(result.prompt) for result in run.results))
-        print(f"\n{len(run.results)} prompts, {run.name}:")
+        print(f"\n{len(run.results)} prompts, {name}:")
         for result in run.results:
             best = f"{_scores(result.best)}, seed {result.best.seed}" if result.images else "no image"
             print(f"  {result.prompt[:wide]:<{wide}}  {best}")
@@ -93,22 +83,22 @@ def tabulate(out: Path, runs: Sequence[AlgorithmRun]) -> None:
     print(f"  table: {out / TABLE}")
 
 
-def compare(runs: Sequence[AlgorithmRun], index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
+def compare(runs: Runs, index: int, written: Sequence[Sequence[Sequence[Path]]]) -> None:
     """Print the winners of all runs for a prompt, a line each."""
-    print(f"  at the same budget of {runs[0].results[index].spent.budget}:")
-    names = [run.name + (" with drafts" if _drafted(run, index) else "") for run in runs]
+    results = [run.results[index] for run in runs.values()]
+    print(f"  at the same budget of {results[0].spent.budget}:")
+    names = [name + (" with drafts" if _drafted(result) else "") for name, result in zip(runs, results, strict=True)]
     wide = max(map(len, names))
-    for name, run, paths in zip(names, runs, written, strict=True):
-        result = run.results[index]
+    for name, result, paths in zip(names, results, written, strict=True):
         best = f"{_scores(result.best)}   {paths[index][0]}" if result.images else "no image"
         print(f"    {name:<{wide}}  {best}")
-    if len({_drafted(run, index) for run in runs}) > 1:
+    if len(set(map(_drafted, results))) > 1:
         print("  drafts count in the budget; --draft none compares the searches without them")
 
 
-def _drafted(run: AlgorithmRun, index: int) -> bool:
-    """Whether the search for a prompt looked at drafts."""
-    return run.results[index].spent.cost.draft_calls > 0
+def _drafted(result: Result) -> bool:
+    """Whether the search looked at drafts."""
+    return result.spent.cost.draft_calls > 0
 
 
 def _scored(candidate: Candidate) -> dict[str, float]:
@@ -119,14 +109,12 @@ def _scores(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in _scored(candidate).items())
 
 
-def describe(
-    run: AlgorithmRun, index: int, paths: Sequence[Path], call: dict[str, Any], a: Arguments, *, plain: bool
-) -> None:
+def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments, *, plain: bool) -> None:
     """Print what was found for a prompt, where it was written (nowhere, without paths), and what it took.
 
     plain: whether plain diffusers makes the winner again, which is then told.
     """
-    result = run.results[index]
+    result, call = run.results[index], run.record.call
     s = result.spent
     print(f"\n{result.prompt}")
     for warning in result.warnings:
@@ -142,7 +130,7 @@ def describe(
     ended = f"; {s.ended}{' by you' * (s.ended == STOPPED)}" if s.ended else ""
     print(f"  spent {_counts(s)} of a budget of {s.budget}{ended}")
     print(f"  {s.seeds} seeds started, {s.finished} finished")
-    if _drafted(run, index):
+    if _drafted(result):
         finished = "said which seeds to denoise" if not run.record.sampler.finishes else "were finished"
         print(f"  drafts by {run.record.sampler.told()['draft']} {finished} (--draft none searches without)")
     if result.saturated:

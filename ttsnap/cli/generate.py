@@ -11,7 +11,7 @@ from typing import Any
 from ttsnap.algorithms import own_algorithm
 from ttsnap.cli import arguments, common
 from ttsnap.cli.algorithms import listed
-from ttsnap.cli.found import AlgorithmRun, compare, describe, tabulate, write_runs
+from ttsnap.cli.found import compare, describe, tabulate, write_runs
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser
@@ -119,37 +119,36 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
     """Load, search, and write to `out`, which is reserved."""
     devices = arguments.read(DeviceOptions, a)
     pipe, first = common.loaded(a, searches[a.algorithm], devices)
-    from ttsnap.pipelines import recommended, searching  # loaded with the model
+    from ttsnap.pipelines import recommended  # loaded with the model
     from ttsnap.pipelines.packaged import showcase_of
+    from ttsnap.pipelines.run import SearchOutcome, decisions_of, run
 
     # How stock diffusers is called is told where that takes no pictures.
     stock = first.engine.sampler.stock and a.task == TEXT
-    runs: list[AlgorithmRun] = []
+    runs: dict[str, SearchOutcome] = {}
     with StopOnSignal() as stop:
         for name, search in searches.items():
             if runs and stop():
                 print(f"stopped before {name} ran", file=sys.stderr)
                 break
             try:
-                asked = prepare(replace(search.request, report=first.request.report), searching.decisions_of(pipe))
-                loaded = replace(asked.engine, model=first.engine.model, rewards=first.engine.rewards)
-                outcome = searching.run(replace(asked, engine=loaded), pipe, devices, should_stop=stop)
+                asked = prepare(search.request, decisions_of(pipe)).on(first)  # what was left to the model
+                runs[name] = run(asked, pipe, devices, should_stop=stop)
             except (ValueError, RuntimeError) as error:
                 if not runs:
                     raise
                 print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written
                 break
-            runs.append(AlgorithmRun(name, outcome.results, outcome.record, outcome.denoiser))
-        count, plain = len(first.prompts), runs[0].record.call
+        count, ours = len(first.prompts), runs[a.algorithm]
         try:
             written = write_runs(out, runs, videos)
         except OSError as error:  # what makes the images again is said all the same
             for index in range(count):
-                describe(runs[0], index, [], plain, a, plain=stock)
+                describe(ours, index, [], a, plain=stock)
             print(f"ttsnap: error: cannot write to {out}: {error.strerror or error}", file=sys.stderr)
             return 1
     for index in range(count):
-        describe(runs[0], index, written[0][index], plain, a, plain=stock)
+        describe(ours, index, written[0][index], a, plain=stock)
         if len(runs) > 1:
             compare(runs, index, written)
             if (shown := showcase_of(first, recommended(a.model).call)) is not None:
@@ -157,4 +156,4 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
     if count > 1:
         tabulate(out, runs)
     print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
-    return int(bool(first.gate) and not all(result.images for run in runs for result in run.results))
+    return int(bool(first.gate) and not all(result.images for found in runs.values() for result in found.results))

@@ -159,7 +159,7 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     import numpy as np
 
     from ttsnap.pipelines.opening import check_call
-    from ttsnap.pipelines.searching import run
+    from ttsnap.pipelines.run import run
     from ttsnap.results import outputs
     from ttsnap.results.media import to_uint8
 

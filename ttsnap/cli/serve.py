@@ -129,7 +129,7 @@ def run(a: Arguments) -> int:
     except ImportError as error:
         raise ValueError(f"the service needs fastapi and others ({error}): {install('service')}") from None
     from ttsnap.pipelines import makes_videos
-    from ttsnap.request.searches import searches_of
+    from ttsnap.request.allowlist import searches_of
     from ttsnap.results.media import require_av
     from ttsnap.service.opening import bound_kernels, offer_of, offered, traces_of_environment
 

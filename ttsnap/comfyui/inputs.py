@@ -24,8 +24,8 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
+from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
-from ttsnap.request.searches import kernel_for, search_of
 from ttsnap.results.rank import scored
 from ttsnap.reward_models.registry import REWARDS, check_names
 from ttsnap.rewards.reward_model import RewardModel

@@ -24,8 +24,8 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
+from ttsnap.request.allowlist import OFFERED
 from ttsnap.request.offer import SearchFields
-from ttsnap.request.searches import OFFERED
 from ttsnap.results.live_grid import LiveGrid
 from ttsnap.reward_models.registry import make_reward
 

@@ -1,4 +1,4 @@
-"""Names: the object that a text names, and what to say of a name that is not known."""
+"""Names: the object that a text names, what to say of one that is not known, and the error that names a field."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+
+class FieldError(ValueError):
+    """A value that cannot be honoured. field: the one that it was given for."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)  # so that it travels between processes
+        self.field = field
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -12,16 +12,16 @@ from annotated_types import Interval
 from ttsnap.algorithms import ALGORITHMS, GROUPS
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, UserCommand
 from ttsnap.algorithms.options import options_of
-from ttsnap.core.names import unknown
-from ttsnap.files.settings import Count, FieldError, Positive, check, short
+from ttsnap.core.names import FieldError, unknown
+from ttsnap.files.settings import Count, Fraction, Positive, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import EMBEDDED, TURBO, ModelOptions
 from ttsnap.options.option import option
 from ttsnap.pipelines.packaged import MODELS
+from ttsnap.request.allowlist import OFFERED, kernel_for
 from ttsnap.request.limits import SearchLimits, whole
 from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.request import Prepared, SearchRequest
-from ttsnap.request.searches import OFFERED, kernel_for
 
 BASELINE = "best-of-n"
 PROMPTS = (
@@ -82,15 +82,14 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
         "steps": whole("steps", fields["steps"], LEAST_STEPS, limits.steps),
         "seed": whole("seed", fields["seed"], 0, MOST_SEED),
         "n": whole("images to keep", fields["keep"], 1, limits.images),
-        "size": (size, size) if size else None,
         "negative_prompt": None if str(negative or "").isspace() else negative or None,
         "guidance_scale": None if guidance == "" else guidance,
         "draft": fields["draft"] if picture is None and drafts(algorithm) else None,
-        "image": picture,
-        "strength": None if picture is None else fields.get("strength") or 0,
         "diverse": fields.get("diverse") or False,
     })  # fmt: skip
-    request = request_of(given, offer, limits)
+    strength = None if picture is None else check("strength", fields.get("strength") or 0, Fraction)
+    sides: dict[str, Any] = {"width": size, "height": size} if size else {}
+    request = request_of(given, offer, limits, image=picture, strength=strength, **sides)
     if picture is not None:
         request = replace(request, engine=replace(request.engine, model=ModelOptions(request.model, task=REDRAW)))
     for name in request.engine.rewards:

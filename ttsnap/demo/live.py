@@ -102,7 +102,6 @@ class LiveSearches(SearchThread):
         judge = self.models.judge(request.prompt.text, request.request.model)
 
         def listen(event: Event) -> None:
-            search.recorder(event)
             shown: dict[str, Any] = {}
             if event.image is not None:
                 shown["picture"] = thumbnail_uri(event.image)

@@ -94,7 +94,7 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
     for search in worker.searches:
         out = folder / search.request.request.label if len(worker.searches) > 1 else folder
         if search.result is not None and search.record is not None:
-            images = outputs.write_results(out, [search.result], search.recorder, search.record)[0]
+            images = outputs.write_results(out, [search.result], search.record)[0]
             files += [*images, out / "sheet.png", out / "trace.json"]
     request = worker.searches[-1].request
     status, caveat = "done", ""

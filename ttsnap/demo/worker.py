@@ -20,7 +20,6 @@ from ttsnap.files.pictured import Picture
 from ttsnap.files.pictured import opened as pictures_opened
 from ttsnap.request.request import Prepared, SearchRequest
 from ttsnap.request.request import prepare as prepare_request
-from ttsnap.results import outputs
 from ttsnap.results.record import SearchRecord
 
 T = TypeVar("T")
@@ -118,7 +117,6 @@ class RunningSearch:
     request: Prepared
     grid: Grid
     view: View
-    recorder: outputs.Recorder
     result: Result | None = None
     """At its end."""
     record: SearchRecord | None = None
@@ -127,7 +125,7 @@ class RunningSearch:
 
 def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSearch:
     """A search that has not begun, with its budget in evaluations and within the limits, and its drafter chosen."""
-    from ttsnap.pipelines.searching import decisions_of  # loaded with the model
+    from ttsnap.pipelines.run import decisions_of  # loaded with the model
 
     search = prepare_request(request, decisions_of(pipe))
     grid: Grid = pipe.sampling_denoiser(search.engine.sampler, **pictures_opened(search.call)).grid
@@ -135,7 +133,7 @@ def prepare(pipe: Any, request: SearchRequest, limits: DemoLimits) -> RunningSea
     view = View(title_of(request), Board(grid.levels), budget, limits.seconds_of(budget), aspect=aspect_of(search))
     if isinstance(picture := request.prompt.inputs.get("image"), Picture):
         view.source = shrunk_uri(np.asarray(picture.opened()), LARGE)
-    return RunningSearch(replace(search, budget=budget), grid, view, outputs.Recorder())
+    return RunningSearch(replace(search, budget=budget), grid, view)
 
 
 def run_search(
@@ -146,7 +144,7 @@ def run_search(
     rows: int | None = None,
 ) -> tuple[Result, SearchRecord]:
     """The result and the record of a search. rows: the most candidates per batch; None for as many as fit."""
-    from ttsnap.pipelines.searching import run  # loaded with the model
+    from ttsnap.pipelines.run import run  # loaded with the model
 
     batch = replace(search.engine.batch, batch_size=rows)
     outcome = run(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 
 from annotated_types import Ge, Gt, Interval, MaxLen
 
-from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.core.names import FieldError, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,14 +34,6 @@ else:
     Json = Any
 S = TypeVar("S")
 Scalar = TypeVar("Scalar", bool, int, float, str)
-
-
-class FieldError(ValueError):
-    """A value that cannot be honoured. field: the one that it was given for."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class RunningRequest:
     whole: Cost
     """Cost of one image."""
     watch: RequestClock
-    listener: Listener | None
+    listeners: tuple[Listener, ...]
     jobs: tuple[Job, ...]
     """All of them, in the order of the prompts."""
     queue: deque[Job]
@@ -102,7 +102,7 @@ class RunningRequest:
         spec: LoopSearch,
         engine: Engine,
         watch: RequestClock,
-        listener: Listener | None,
+        listeners: Sequence[Listener],
         first: int,
     ) -> RunningRequest:
         """A request whose jobs are numbered from `first` on; all of them are queued."""
@@ -123,21 +123,22 @@ class RunningRequest:
         jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
         timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
         pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None
-        return cls(spec, cap, task, whole, watch, listener, jobs, deque(jobs), pace=pace)
+        return cls(spec, cap, task, whole, watch, tuple(listeners), jobs, deque(jobs), pace=pace)
 
     @property
     def done(self) -> bool:
         return not (self.queue or self.active)
 
     def tell(self, kind: str, job: Job | None, **details: Any) -> None:
-        """Tell the listener, where there is one, what happened (`Event`) to a prompt, or to none in particular."""
-        if self.listener is not None:
-            place = job.place if job is not None else -1
-            self.listener(Event(kind, place, self.watch.seconds, **details))
+        """Tell the listeners what happened (`Event`) to a prompt, or to none in particular."""
+        if self.listeners:
+            event = Event(kind, job.place if job is not None else -1, self.watch.seconds, **details)
+            for listener in self.listeners:
+                listener(event)
 
     def tell_scores(self, job: Job, outcome: Outcome, engine: Engine) -> None:
         """Tell of each row that was scored."""
-        if self.listener is None or outcome.scores is None or outcome.images is None:
+        if not self.listeners or outcome.scores is None or outcome.images is None:
             return
         first, end = job.ranking()[:1], engine.grid.steps
         best = float(job.particles.value(first)[0]) if first else float("nan")

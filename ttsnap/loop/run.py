@@ -31,14 +31,14 @@ class Run(Submission):
         engine.start()
 
     def add(
-        self, prompts: Sequence[Prompt], spec: LoopSearch, watch: RequestClock, listener: Listener | None = None
+        self, prompts: Sequence[Prompt], spec: LoopSearch, watch: RequestClock, *listeners: Listener
     ) -> RunningRequest:
         """Queue these prompts, for a specification that was `prepared` for this engine (search.py).
 
         ValueError for prompts that its rewards or its model cannot read; nothing is queued then. EngineLost where the
         engine cannot go on; all other requests end then, with what they have.
         """
-        request = RunningRequest.of(prompts, spec, self.engine, watch, listener, self._admitted)
+        request = RunningRequest.of(prompts, spec, self.engine, watch, listeners, self._admitted)
         try:
             self.engine.admit(prompts)
         except EngineLost as lost:

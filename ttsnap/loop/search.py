@@ -19,6 +19,7 @@ import numpy as np
 from ttsnap.algorithms import name_of
 from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
+from ttsnap.core.names import FieldError
 from ttsnap.core.needs import Gradient, missing
 from ttsnap.core.particles import Utility
 from ttsnap.core.plans import image_cost
@@ -73,14 +74,14 @@ def search(
     nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
     """
     spec = LoopSearch(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
-    return searched(prompts, spec, engine, on_event, should_stop, clock)
+    return searched(prompts, spec, engine, [] if on_event is None else [on_event], should_stop, clock)
 
 
 def searched(
     prompts: Sequence[str | Prompt],
     spec: LoopSearch,
     engine: Engine,
-    on_event: Listener | None = None,
+    listeners: Sequence[Listener] = (),
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Result]:
@@ -91,7 +92,7 @@ def searched(
     spec = prepared(dataclasses.replace(spec, budget=spec.budget.on(engine.grid)), engine)
     run, seconds = Run(engine), np.inf if spec.budget.seconds is None else spec.budget.seconds * len(prompts)
     watch = RequestClock(clock, began, began + seconds)
-    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, on_event)
+    request = run.add([Prompt.of(prompt) for prompt in prompts], spec, watch, *listeners)
     with engine.meter() as meter:
         watch.start(seconds)
         while run.busy:
@@ -178,13 +179,14 @@ def check_spec(spec: LoopSearch, engine: Engine) -> None:
 
 
 def check_budget(budget: Budget, engine: Engine) -> None:
-    """ValueError when `budget` does not pay for one finished image."""
+    """FieldError when `budget` does not pay for one finished image."""
     one = image_cost(engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
-        raise ValueError(
+        raise FieldError(
+            "budget",
             f"budget {budget} is too small for one image, which takes {short}; "
-            f"raise the budget or lower the number of steps ({engine.grid.steps})"
+            f"raise the budget or lower the number of steps ({engine.grid.steps})",
         )
 
 

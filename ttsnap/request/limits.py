@@ -13,9 +13,9 @@ from typing import Annotated
 from annotated_types import Interval
 
 from ttsnap.core.grid import Grid
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import Count, FieldError, Positive, Settings, build, check, short
+from ttsnap.files.settings import Count, Positive, Settings, build, check, short
 from ttsnap.loop.budget import Budget
 from ttsnap.request.request import Lora
 

@@ -9,29 +9,30 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Interval, MaxLen
 
 from ttsnap.algorithms import make_algorithm
+from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.requirement import Requirement
-from ttsnap.files.settings import Count, FieldError, Fraction, Word, build, short
+from ttsnap.files.settings import Count, Word, build, short
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
+from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, Prepared, SearchRequest, fitted_steps
-from ttsnap.request.searches import kernel_for, search_of
 
 Name = Annotated[str, MaxLen(100)]
 
 
 @dataclass(frozen=True)
-class CommonFields:
+class SearchFields:
     """What strangers write in the same words at every door; None: nothing."""
 
     prompt: str = option(MISSING, "what to show")
@@ -61,27 +62,6 @@ class CommonFields:
     lora: Name | dict[str, Any] | list[Any] | None = option(
         None, 'a LoRA that is offered, as NAME or {"name": NAME, "scale": NUMBER}; or a list of several'
     )
-
-
-@dataclass(frozen=True)
-class SearchFields(CommonFields):
-    """All that a search is asked for by. A door makes them by `of`, which checks them."""
-
-    effort: Literal["low", "medium", "high"] | None = None
-    """In place of a budget."""
-    size: tuple[int, int] | None = None
-    """Width and height in pixels."""
-    strength: Fraction | None = None
-    """How much of the picture is redrawn."""
-    num_frames: Count | None = None
-    """Of a video."""
-    guidance_scale_2: Scale | None = None
-    """Of the second network, for models of two."""
-    frame_rate: Annotated[float, Interval(gt=0, le=240)] | None = None
-    """Frames a second of a video, for models that read it."""
-    image: Any = None
-    """A picture to change or to set in motion, or several of which one result is made."""
-    mask_image: Any = None
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> SearchFields:
@@ -125,8 +105,13 @@ class ServingCatalog:
     """Whether its call has a true_cfg_scale beside another guidance."""
 
 
-def request_of(given: SearchFields, offer: ServingCatalog, limits: SearchLimits) -> SearchRequest:
-    """The search that is asked for. FieldError for what is not offered, and for more than the limits allow."""
+def request_of(
+    given: SearchFields, offer: ServingCatalog, limits: SearchLimits, effort: str | None = None, **more: Any
+) -> SearchRequest:
+    """The search that is asked for. FieldError for what is not offered, and for more than the limits allow.
+
+    effort: in place of a budget. more: arguments of the model's own call, pictures among them; None for nothing.
+    """
     model = given.model.strip() if given.model and offer.any_model else offer.model
     if not model.isprintable():
         raise FieldError("model", f"a model is a hub id or a folder, got {short(model)}")
@@ -134,8 +119,8 @@ def request_of(given: SearchFields, offer: ServingCatalog, limits: SearchLimits)
     if given.n > limits.images:
         raise FieldError("n", f"at most {limits.images} images are returned, got {given.n}")
     rewards = limits.rewards_of(offer.rewards[:1] if given.reward is None else given.reward, offer.rewards, "reward")
-    pictures = {"image": given.image, "mask_image": given.mask_image}
-    call, negative = _call(given, offer, limits), given.negative_prompt
+    pictures = {name: more.pop(name) for name in ("image", "mask_image") if more.get(name) is not None}
+    call, negative = _call(given, offer, limits, more), given.negative_prompt
     loras = () if given.lora is None else limits.loras_of(given.lora, offer.loras())
     known = offer.defaults(model)
     own = fitted_steps(make_algorithm(search)) if given.steps is None else given.steps
@@ -150,13 +135,13 @@ def request_of(given: SearchFields, offer: ServingCatalog, limits: SearchLimits)
     prompt = Prompt(
         text,
         negative=None if negative is None else limits.line(negative, "negative_prompt", empty=True),
-        inputs={name: picture for name, picture in pictures.items() if picture is not None},
+        inputs=pictures,
     )
     return SearchRequest(
         (prompt,),
         EngineSpec(ModelOptions(model), rewards, _sampler(given, search, model, offer, loras), call=call, loras=loras),
         search,
-        _budget(given, steps, limits),
+        _budget(given, effort, steps, limits),
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
         report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
@@ -175,33 +160,25 @@ def _requirements(given: str | list[str], offer: ServingCatalog, limits: SearchL
     return tuple(read)
 
 
-def _call(given: SearchFields, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+def _call(given: SearchFields, offer: ServingCatalog, limits: SearchLimits, more: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the pipeline's call."""
     if given.true_cfg_scale is not None and given.guidance_scale is not None and not offer.true_cfg:
         both = "give guidance_scale or true_cfg_scale, not both: they are one for this model"
         raise FieldError("true_cfg_scale", both)
-    if given.num_frames is not None and given.num_frames > limits.frames:
-        raise FieldError("num_frames", f"videos have at most {limits.frames} frames here, got {given.num_frames}")
-    own: dict[str, Any] = {
-        "num_inference_steps": given.steps,
-        "guidance_scale": given.guidance_scale,
-        "guidance_scale_2": given.guidance_scale_2,
-        "strength": given.strength,
-        "num_frames": given.num_frames,
-        "frame_rate": given.frame_rate,
-    }
+    if (frames := more.get("num_frames")) is not None and frames > limits.frames:
+        raise FieldError("num_frames", f"videos have at most {limits.frames} frames here, got {frames}")
+    own = {"num_inference_steps": given.steps, "guidance_scale": given.guidance_scale, **more}
     if given.true_cfg_scale is not None:
         own["true_cfg_scale" if offer.true_cfg else "guidance_scale"] = given.true_cfg_scale
-    if given.size is not None:
-        limits.check_size(*given.size)
-        own |= dict(zip(("width", "height"), given.size, strict=True))
+    if "width" in more:
+        limits.check_size(more["width"], more["height"])
     return {name: value for name, value in own.items() if value is not None}
 
 
-def _budget(given: SearchFields, steps: int, limits: SearchLimits) -> Budget:
+def _budget(given: SearchFields, effort: str | None, steps: int, limits: SearchLimits) -> Budget:
     if given.budget is None:
-        return Budget.of_effort(given.effort or "medium")
-    if given.effort is not None:
+        return Budget.of_effort(effort or "medium")
+    if effort is not None:
         raise FieldError("budget", "give a budget or a quality, not both")
     return limits.budget_of(given.budget, steps)
 

@@ -25,7 +25,7 @@ from ttsnap.options.option import Spec
 from ttsnap.options.sampler import AUTO, SamplerOptions
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
-"""What make_algorithm takes. From a stranger, only what `ttsnap.request.searches.search_of` let pass."""
+"""What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let pass."""
 
 SEEDS = 2**64
 """How many seeds torch takes."""
@@ -208,6 +208,11 @@ class Prepared(LoopSearch):
     def rewards(self) -> tuple[Spec, ...]:
         """The rewards that are searched for, without those that are only required."""
         return self.engine.rewards[: None if self.gate is None else self.gate.counted]
+
+    def on(self, loaded: Prepared) -> Prepared:
+        """The same search on the model and by the rewards that another one has loaded."""
+        engine = replace(self.engine, model=loaded.engine.model, rewards=loaded.engine.rewards)
+        return replace(self, engine=engine, request=replace(self.request, report=loaded.request.report))
 
     @property
     def doubt(self) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
@@ -40,6 +41,24 @@ class Recorder:
         return contact_sheet(result, self.thumbnails.get(job, {}))
 
 
+@dataclass
+class FinishedLatents:
+    """A listener that keeps the latents of finished images, on the CPU; an engine hands them on where it is told to
+    (`EngineOptions.keep`)."""
+
+    end: int
+    """The grid's last step."""
+    _found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "score" and event.step == self.end:
+            self._found.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
+
+    def of(self, results: Sequence[Result]) -> list[Tensor]:
+        """(C, ...) of each image, prompt by prompt, best first."""
+        return [self._found[job, image.uid] for job, result in enumerate(results) for image in result.images]
+
+
 def thumbnail(picture: Image.Image) -> Image.Image:
     """A copy whose longer side is CELL pixels, as in a contact sheet."""
     small = max(picture.size) < CELL
@@ -59,11 +78,7 @@ def save_made(path: Path, made: Pixels, record: SearchRecord) -> None:
 
 
 def write_results(
-    out: Path,
-    results: Sequence[Result],
-    recorder: Recorder,
-    record: SearchRecord,
-    videos: VideoOptions | None = None,
+    out: Path, results: Sequence[Result], record: SearchRecord, videos: VideoOptions | None = None
 ) -> list[list[Path]]:
     """Write every prompt's kept images or videos, its contact sheet, and one trace.json. Returns the images' paths by
     prompt.
@@ -82,7 +97,7 @@ def write_results(
             paths.append(out / f"{stem}{rank + 1:02d}-seed{candidate.seed}.{ending}")
             save_made(paths[-1], candidate.pixels, record.of(result, rank, index, fps))
         if result.images:
-            save_png(sheet_path(out, results, index), recorder.sheet(result, index), ())
+            save_png(sheet_path(out, results, index), contact_sheet(result, result.thumbnails), ())
         written.append(paths)
         entries.append(
             {

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_check
 import torch
 from torch import Tensor
 
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows, score_from_x0, velocity_from_x0, widened
 from ttsnap.sampling.paths import DIFFUSIONS, RBF_DIFFUSION
@@ -255,14 +255,14 @@ KERNELS: dict[str, Callable[[Timed], Kernel]] = {
 
 
 def make_kernel(spec: str | Kernel, denoiser: Timed) -> Kernel:
-    """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel. ValueError for unknown ones,
+    """By a name of KERNELS, with numbers ("ddim:0.5", "sde:square:3:0.7"), or a Kernel. FieldError for unknown ones,
     and for noise under which latents overflow."""
     if not isinstance(spec, str):
         return spec
     kernel = _parsed(spec, denoiser)
     if isinstance(kernel, Sde) and kernel.growth() > MOST_GROWTH:
         overflow = f"draws so much noise that latents overflow in {len(kernel.times) - 1} steps"
-        raise ValueError(f"kernel {spec!r} {overflow}; give a smaller SCALE (the default is 3)")
+        raise FieldError("kernel", f"kernel {spec!r} {overflow}; give a smaller SCALE (the default is 3)")
     return kernel
 
 
@@ -281,4 +281,4 @@ def _parsed(spec: str, denoiser: Timed) -> Kernel:
         raise ValueError("too many parts")
     except (KeyError, ValueError) as error:
         more = f", ddim:ETA, sde:DIFFUSION:SCALE:BEGIN with {', '.join(DIFFUSIONS)}"
-        raise ValueError(unknown("kernel", spec, KERNELS, more)) from error
+        raise FieldError("kernel", unknown("kernel", spec, KERNELS, more)) from error

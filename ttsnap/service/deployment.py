@@ -22,7 +22,7 @@ from ttsnap.files.settings import Count, Positive, Settings, build, hints_of
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import AUTO
 from ttsnap.pipelines.opening import opened, placement, reward_placement
-from ttsnap.request.searches import searches_of
+from ttsnap.request.allowlist import searches_of
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.app import make_app
 from ttsnap.service.engines import OneDevice

@@ -6,12 +6,14 @@ import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.pictured import Picture
-from ttsnap.files.settings import FieldError, Fraction
+from ttsnap.files.settings import Fraction
 from ttsnap.options.option import option
+from ttsnap.request.limits import SearchLimits
+from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.bodies import FRAME, REFERENCE, Sent
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.requests import Generation, Video, validated
@@ -29,6 +31,9 @@ class Edit(Generation):
     kind: ClassVar[str] = "image_edit"
 
     strength: Fraction | None = option(None, "how much of it is redrawn, where the model redraws")
+
+    def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+        return {**super().call(offer, limits), "strength": self.strength}
 
 
 async def edit_of(sent: Sent, limits: ServiceLimits) -> tuple[Edit, Pictures]:

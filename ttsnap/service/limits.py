@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ttsnap.files.settings import Count, FieldError, Json, Positive
+from ttsnap.core.names import FieldError
+from ttsnap.files.settings import Count, Json, Positive
 from ttsnap.options.option import option
 from ttsnap.request.limits import SearchLimits
 

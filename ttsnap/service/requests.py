@@ -15,15 +15,15 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from annotated_types import Interval
 
-from ttsnap.core.names import unknown
+from ttsnap.core.names import FieldError, unknown
 from ttsnap.files.plain_yaml import read_text
 from ttsnap.files.reading import parse_json
-from ttsnap.files.settings import Count, FieldError, Positive, Rule, Share, check, hints_of
+from ttsnap.files.settings import Count, Positive, Rule, Share, check
 from ttsnap.options.call import Scale
 from ttsnap.options.engine import EngineOptions
-from ttsnap.options.option import option, options_of, values
+from ttsnap.options.option import option, options_of
 from ttsnap.request.limits import SearchLimits
-from ttsnap.request.offer import CommonFields, SearchFields, ServingCatalog, request_of
+from ttsnap.request.offer import SearchFields, ServingCatalog, request_of
 from ttsnap.request.offer import notes_of as search_notes_of
 from ttsnap.request.request import Prepared, prepare
 from ttsnap.service.limits import RequestError
@@ -32,7 +32,6 @@ B = TypeVar("B", bound="Body")
 Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd", "xhigh", "max"]
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high"}
 """The effort of qualities with another name."""
-FAIR = EngineOptions(fair=True)
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
 ALIASES = {"num_inference_steps": "steps"}
 """Our names of others' fields."""
@@ -64,7 +63,7 @@ _NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
 
 
 @dataclass(frozen=True)
-class Body(CommonFields):
+class Body(SearchFields):
     """The body of any request. Fields of OpenAI's API that this service cannot honour are refused by name."""
 
     kind: ClassVar[str]
@@ -83,6 +82,15 @@ class Body(CommonFields):
     def effort(self) -> str:
         """low, medium or high."""
         return EFFORT.get(self.quality, self.quality)
+
+    @property
+    def batch(self) -> EngineOptions:
+        """How its search shares batches."""
+        return EngineOptions(fair=True)
+
+    def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+        """Further arguments of the model's own call. FieldError for fields that do not go together."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,16 @@ class Generation(Body):
         0, "how often a stream shows the best estimate so far"
     )
 
+    def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+        if self.partial_images and not self.stream:
+            raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
+        if self.stream and self.background is True:
+            raise FieldError("background", "a job has no stream; leave background or stream out")
+        if self.response_format == "file" and (self.stream or self.background is True):
+            said = "a file is the whole reply; leave response_format, or stream and job, out"
+            raise FieldError("response_format", said)
+        return {}
+
 
 @dataclass(frozen=True)
 class Video(Body):
@@ -124,6 +142,21 @@ class Video(Body):
     response_format: Literal["file"] = option("file", "videos come as files alone")
     guidance_scale_2: Scale | None = option(None, "guidance of the second network, for models of two")
     boundary_ratio: Share | None = option(None, "where the second network begins; for models of two their own")
+
+    @property
+    def batch(self) -> EngineOptions:
+        return replace(super().batch, frames=self.frames)
+
+    def call(self, offer: ServingCatalog, limits: SearchLimits) -> dict[str, Any]:
+        frames, second = self.length(offer, limits), offer.boundary
+        if second is not None and self.boundary_ratio not in (None, second):
+            own = f"the second network of this model begins at {second:g}, got {self.boundary_ratio:g}"
+            raise FieldError("boundary_ratio", f"{own}; leave boundary_ratio out")
+        return {
+            "num_frames": frames,
+            "frame_rate": self.rate(offer) if offer.frame_rate else None,
+            "guidance_scale_2": None if second is None else self.guidance_scale_2,
+        }
 
     def rate(self, offer: ServingCatalog) -> float:
         """Frames a second."""
@@ -236,38 +269,15 @@ def prepared_of(
     offered here, or more than the limits allow."""
     if wanted.model not in (None, offer.model):
         raise RequestError(404, f"no model {wanted.model!r} here; there is {offer.model!r}", "model", "model_not_found")
-    ours = hints_of(SearchFields).keys() - {"model", "size"}
-    fields: dict[str, Any] = {name: value for name, value in values(wanted).items() if name in ours}
-    fields["size"] = None if wanted.size == "auto" else tuple(map(int, wanted.size.split("x")))
-    fields["effort"] = None if wanted.quality == "auto" else wanted.effort
-    fields |= pictures or {}
-    batch = FAIR
+    sides = {} if wanted.size == "auto" else zip(("width", "height"), map(int, wanted.size.split("x")), strict=True)
     try:
-        if isinstance(wanted, Video):
-            fields["num_frames"], batch = wanted.length(offer, limits), replace(FAIR, frames=wanted.frames)
-            fields["frame_rate"] = wanted.rate(offer) if offer.frame_rate else None
-            if offer.boundary is None:
-                fields.pop("guidance_scale_2")
-            elif wanted.boundary_ratio not in (None, offer.boundary):
-                own = f"the second network of this model begins at {offer.boundary:g}, got {wanted.boundary_ratio:g}"
-                raise FieldError("boundary_ratio", f"{own}; leave boundary_ratio out")
-        elif isinstance(wanted, Generation):
-            _check_stream(wanted)
-        request = request_of(SearchFields(**fields), offer, limits)
-        asked = replace(request, engine=replace(request.engine, batch=batch))
+        call = {**wanted.call(offer, limits), **dict(sides), **(pictures or {})}
+        effort = None if wanted.quality == "auto" else wanted.effort
+        request = request_of(wanted, offer, limits, effort, **call)
+        asked = replace(request, engine=replace(request.engine, batch=wanted.batch))
         return prepare(asked, offer.defaults(offer.model))
     except FieldError as error:
         raise RequestError.of(error) from None
-
-
-def _check_stream(wanted: Generation) -> None:
-    """FieldError for partial images without a stream, and for a job with one."""
-    if wanted.partial_images and not wanted.stream:
-        raise FieldError("partial_images", "partial images come in a stream only; set stream to true")
-    if wanted.stream and wanted.background is True:
-        raise FieldError("background", "a job has no stream; leave background or stream out")
-    if wanted.response_format == "file" and (wanted.stream or wanted.background is True):
-        raise FieldError("response_format", "a file is the whole reply; leave response_format, or stream and job, out")
 
 
 def notes_of(wanted: Body, request: Prepared, limits: SearchLimits) -> tuple[str, ...]:

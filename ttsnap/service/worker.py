@@ -8,15 +8,16 @@ import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import replace
 
+from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import private
 from ttsnap.core.protocols import EngineLost
 from ttsnap.engine.fair import FairShare
 from ttsnap.request.request import EngineSpec, Lora, Prepared
 from ttsnap.rewards.reward_model import RewardError
+from ttsnap.service.engine_pool import PooledEngine, devices_fail
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits, stopping
 from ttsnap.service.monitoring import Batch, Metrics, Observer
-from ttsnap.service.searches import Searches, devices_fail
 from ttsnap.service.tickets import Done, Passed, PendingRequest
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class Worker(threading.Thread):
         """Of those that wait, the ones whose LoRAs are being loaded."""
         self._open: set[PendingRequest] = set()
         """Submitted, and not ended."""
-        self._active: dict[PendingRequest, Searches] = {}
-        self._searches: OrderedDict[EngineSpec, Searches] = OrderedDict()
+        self._active: dict[PendingRequest, PooledEngine] = {}
+        self._pool: OrderedDict[EngineSpec, PooledEngine] = OrderedDict()
         self._shares: FairShare[EngineSpec] = FairShare()
         self._deadline = float("inf")
 
@@ -110,7 +111,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._searches_of(self._first.engine).warm_up(self._first)
+            self._engine_of(self._first.engine).warm_up(self._first)
         except ValueError:  # a model for edits lacks a picture
             logger.info("nothing is made ready for requests that say nothing", exc_info=True)
             self.loaded = True
@@ -129,7 +130,7 @@ class Worker(threading.Thread):
                 logger.exception("the thread of searches failed")
                 for ticket in list(self._active):
                     self._end(ticket, "failed", RequestError(500, "the service failed"))
-                for spec in list(self._searches):
+                for spec in list(self._pool):
                     self._drop(spec)
 
     def _turn(self) -> None:
@@ -139,20 +140,20 @@ class Worker(threading.Thread):
             self._end(ticket, "cancelled")
         self._take()
         active = set(self._active.values())
-        if time.monotonic() + sum(searches.seconds_to_end for searches in active) >= self._deadline:
+        if time.monotonic() + sum(pooled.seconds_to_end for pooled in active) >= self._deadline:
             for ticket in [ticket for ticket in self._active if ticket.job]:
                 self._active[ticket].cancel(ticket)
                 self._end(ticket, "cancelled", stopping())
-            for searches in active:
-                searches.stop()
-        busy = Counter(searches.spec for searches in self._active.values())
+            for pooled in active:
+                pooled.stop()
+        busy = Counter(pooled.spec for pooled in self._active.values())
         for spec, requests in busy.items():
             self._shares.weigh(spec, requests)
         self._shares.wait(busy)
         if busy:
-            self._batch(self._searches[self._shares.first()])
+            self._batch(self._pool[self._shares.first()])
         self._forget(self.limits.idle)
-        self.metrics.measure(len(self._waiting), len(self._active), len(self._searches), self.engines.loras)
+        self.metrics.measure(len(self._waiting), len(self._active), len(self._pool), self.engines.loras)
 
     def _beginners(self) -> list[PendingRequest]:
         """The requests that wait for their begin alone, or that end without one."""
@@ -186,10 +187,12 @@ class Worker(threading.Thread):
         try:
             if not self._loaded(spec.loras):
                 return False
-            searches = self._searches_of(spec)
-            searches.add(ticket)
+            pooled = self._engine_of(spec)
+            pooled.add(ticket)
         except RequestError as refused:
             self._end(ticket, "refused", refused)
+        except FieldError as error:
+            self._end(ticket, "refused", RequestError.of(error))
         except (ValueError, TypeError) as error:  # the model's own words on the client's settings
             said = str(error)
             if isinstance(error, TypeError):
@@ -203,8 +206,8 @@ class Worker(threading.Thread):
             logger.error("a search could not begin", exc_info=error, extra=private(ticket.request.prompt))
             self._end(ticket, "failed", failure(error, spec, "the search could not begin"))
         else:
-            self._active[ticket], ticket.begun = searches, time.monotonic()
-            self._searches.move_to_end(searches.spec)
+            self._active[ticket], ticket.begun = pooled, time.monotonic()
+            self._pool.move_to_end(pooled.spec)
             ticket.tell(Passed())
             for observer in self._observers:
                 observer.begun(ticket)
@@ -218,29 +221,29 @@ class Worker(threading.Thread):
             self._forget(0)  # idle engines keep their LoRAs
             return self.engines.loras.ready(loras, self._woken)
 
-    def _searches_of(self, spec: EngineSpec) -> Searches:
-        """The searches on the engine of a spec, which is made where there is none."""
-        if spec not in self._searches:
-            self._searches[spec] = Searches(self.engines, spec, self.limits)
+    def _engine_of(self, spec: EngineSpec) -> PooledEngine:
+        """The engine of a spec, which is made where there is none."""
+        if spec not in self._pool:
+            self._pool[spec] = PooledEngine(self.engines, spec, self.limits)
             self.loaded = True
-        return self._searches[spec]
+        return self._pool[spec]
 
-    def _batch(self, searches: Searches) -> None:
-        engine, tickets = searches.engine, tuple(searches.under_way)
+    def _batch(self, pooled: PooledEngine) -> None:
+        engine, tickets = pooled.engine, tuple(pooled.under_way)
         nfe, phases, rooms, begin, at = self._nfe(), dict(engine.timings), engine.room, time.monotonic(), time.time()
         try:
-            ended = searches.turn()
+            ended = pooled.turn()
         except Exception as error:
             logger.error("searches failed", exc_info=error, extra=private(*(t.request.prompt for t in tickets)))
-            self._drop(searches.spec)
-            for ticket in list(searches.under_way):
-                self._end(ticket, "failed", failure(error, searches.spec))
+            self._drop(pooled.spec)
+            for ticket in list(pooled.under_way):
+                self._end(ticket, "failed", failure(error, pooled.spec))
             return
         seconds = time.monotonic() - begin
         took = {phase: after - phases.get(phase, 0.0) for phase, after in engine.timings.items()}
         batch = Batch(at, seconds, self._nfe() - nfe, engine.room - rooms, took)
-        self._shares.serve(searches.spec, seconds)
-        searches.measure(batch)
+        self._shares.serve(pooled.spec, seconds)
+        pooled.measure(batch)
         for observer in self._observers:
             observer.ran(batch, tickets)
         for ticket, answer in ended.items():
@@ -249,7 +252,7 @@ class Worker(threading.Thread):
 
     def _nfe(self) -> int:
         """Evaluations of all engines: a batch of one may hold rows of others."""
-        return sum(searches.engine.nfe for searches in self._searches.values())
+        return sum(pooled.engine.nfe for pooled in self._pool.values())
 
     def _end(self, ticket: PendingRequest, outcome: str, error: RequestError | None = None) -> None:
         """Close a request. error: its answer, where it has none yet."""
@@ -263,13 +266,13 @@ class Worker(threading.Thread):
 
     def _forget(self, most: int) -> None:
         """Drop lost engines, and all but so many of the idle ones, longest idle first."""
-        idle = [key for key, searches in self._searches.items() if not searches.under_way]
-        lost = [key for key in idle if self._searches[key].run.lost]
+        idle = [key for key, pooled in self._pool.items() if not pooled.under_way]
+        lost = [key for key in idle if self._pool[key].run.lost]
         for key in {*lost, *idle[: max(0, len(idle) - most)]}:
             self._drop(key)
 
     def _drop(self, spec: EngineSpec) -> None:
-        self._searches.pop(spec).close()
+        self._pool.pop(spec).close()
         self._shares.weights.pop(spec, None)
 
 

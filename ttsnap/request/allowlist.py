@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ttsnap.algorithms import ALGORITHMS, make_algorithm
+from ttsnap.core.names import FieldError
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.protocols import Algorithm
-from ttsnap.files.settings import FieldError
 from ttsnap.request.request import AlgorithmSpec
 
 NOT_OFFERED = {"price-of-compute", "keep-all", "noise-ascent", "refined"}

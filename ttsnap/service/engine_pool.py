@@ -1,4 +1,4 @@
-"""The searches of one spec: one engine, on which requests come and go."""
+"""An engine of the pool: that of one spec, on which requests come and go."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ttsnap.loop.report import notices, report
 from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
-from ttsnap.pipelines.output import finish, judged
-from ttsnap.pipelines.record import model_name, record_of
+from ttsnap.pipelines.output import judged
+from ttsnap.pipelines.record import model_name
+from ttsnap.pipelines.run import finished
 from ttsnap.request.request import EngineSpec, Prepared
-from ttsnap.rewards.scoring import Shown
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
@@ -89,7 +89,7 @@ class Isolated:
         return move, state
 
 
-class Searches:
+class PooledEngine:
     """Makes the engine of a spec, and runs requests on it until it is closed."""
 
     def __init__(self, engines: Engines, spec: EngineSpec, limits: ServiceLimits) -> None:
@@ -209,19 +209,18 @@ class Searches:
                 answers[ticket] = RequestError(500, f"what the search found cannot be told: {type(error).__name__}")
         return answers
 
-    def _shown(self, result: Result) -> Shown:
-        """What rewards that report see: as many frames of a video as those that choose."""
-        lengths = [len(candidate.pixels) for candidate in result.images if candidate.pixels.ndim == 4]
-        return Shown(min(self.spec.batch.frames, *lengths)) if lengths else Shown()
-
     def _finished(self, ticket: PendingRequest, running: RunningRequest) -> Done | RequestError:
         request, algorithm = ticket.request, running.spec.algorithm
         if isinstance(algorithm, Isolated) and algorithm.error is not None:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
-        rewards = [self.rewards[name] for name in request.request.report]
-        (result,), flags = finish(self.pipe, found, [request.prompt], rewards, shown=self._shown(found[0]))
+        reported = tuple(self.rewards[name] for name in request.request.report)
+        # The drafter's name would tell of the operator's files, and the image is made again without it.
+        engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
+        told = replace(request, engine=engine, request=replace(request.request, report=reported))
+        outcome = finished(found, told, self.engine, self.pipe)
+        (result,) = outcome.results
         if not result.images:
             if self.run.lost or request.gate is None:
                 return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
@@ -230,14 +229,11 @@ class Searches:
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
         warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
-        if flagged := sum(flags or ()):
+        if flagged := sum(outcome.flags or ()):
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning, extra=private(request.prompt))
         for name in request.request.report:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")
-        # The drafter's name would tell of the operator's files, and the image is made again without it.
-        engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        told = replace(request, engine=engine)
-        return Done(result, record_of(self.pipe, told, self.engine.reward_names), tuple(warnings))
+        return Done(result, outcome.record, tuple(warnings))

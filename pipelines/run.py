@@ -23,7 +23,7 @@ from ttsnap.pipelines.engine_factory import open_engine
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_name, record_of
 from ttsnap.request.request import ModelDefaults, Prepared
-from ttsnap.results.outputs import Recorder
+from ttsnap.results.outputs import FinishedLatents, Recorder
 from ttsnap.results.record import SearchRecord
 from ttsnap.reward_models.registry import make_rewards
 
@@ -33,15 +33,15 @@ class SearchOutcome:
     """What a request found."""
 
     results: list[Result]
-    """One for each prompt, finished (`output.finish`)."""
+    """One for each prompt, finished."""
     record: SearchRecord
     """Of the search as a whole."""
     flags: list[bool] | None
     """What the safety checker said of each image; None without one."""
     denoiser: Any
-    """The denoiser of the call, in this process."""
+    """The denoiser of the call, in this process; None where there is none."""
     latents: list[Tensor] = field(default_factory=list)
-    """Of each image, on the CPU, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
+    """Of each image, where the request's engine hands them to listeners (`EngineOptions.keep`)."""
 
 
 def decisions_of(pipe: Any) -> ModelDefaults:
@@ -64,71 +64,86 @@ def run(
     pipe._interrupt = False
     backend, call = pipe.resolve_pipeline(search.engine.call)
     prompts, shared = backend.split_prompt_inputs(search.prompts, call)
-    wanted = replace(search, prompts=tuple(prompts), engine=replace(search.engine, call=shared))
+    wanted = replace(
+        search, prompts=tuple(prompts), engine=replace(search.engine, call=shared), eager=on_event is not None
+    )
     if search.request.report:
         report = make_rewards(search.request.report, device=pipe._execution_device)
         wanted = replace(wanted, request=replace(search.request, report=tuple(report)))
+    opened = pipe.model_options is not None  # by text, as a replay opens it
+    told = replace(wanted, engine=replace(search.engine, call=search.engine.call if opened else call))
+
+    def stops() -> bool:
+        return pipe._interrupt or (should_stop is not None and should_stop())
+
     with open_engine(wanted.engine, devices or DeviceOptions(), backend) as (engine, denoiser):
         if not search.request.engine.sampler.left_open:  # the model's own is taken where it was checked
             warn_of_doubt(denoiser.drafts, model_name(pipe))
-        finished = dict[tuple[int, int], Tensor]()
-
-        def keep_latents(event: Event) -> None:
-            if event.kind == "score" and event.step == engine.grid.steps:
-                finished.update({(event.job, uid): event.kept["latent"].cpu() for uid in event.uids})
-
-        listeners = [] if on_event is None else [on_event]
-        if "latents" in wanted.engine.batch.keep:
-            listeners.append(keep_latents)
-
-        def stops() -> bool:
-            return pipe._interrupt or (should_stop is not None and should_stop())
-
         try:
-            with _progress(pipe, wanted, engine, listeners) as listen:
-                eager = replace(wanted, eager=on_event is not None)
-                results, flags = run_on(engine, denoiser, eager, pipe, listen, Recorder(), stops)
+            with _progress(pipe, wanted, engine) as bar:
+                listeners = [bar] if on_event is None else [bar, on_event]
+                named = pipe if opened else backend, told
+                found = run_on(engine, denoiser, wanted, pipe, listeners, Recorder(), stops, named)
         finally:
             pipe.maybe_free_model_hooks()
-        results = output.with_sources(results, [{**shared, **prompt.inputs} for prompt in prompts])
-        opened = pipe.model_options is not None  # by text, as a replay opens it
-        told = replace(wanted, engine=replace(wanted.engine, call=search.engine.call if opened else call))
-        record = record_of(pipe if opened else backend, told, engine.reward_names)
-    best = [(job, candidate.uid) for job, result in enumerate(results) for candidate in result.images]
-    return SearchOutcome(results, record, flags, denoiser, [finished[each] for each in best] if finished else [])
+    return replace(
+        found, results=output.with_sources(found.results, [{**shared, **prompt.inputs} for prompt in prompts])
+    )
 
 
 def run_on(
-    engine: Engine, denoiser: Any, search: Prepared, pipe: Any, listener: Listener | None, recorder: Recorder | None,
+    engine: Engine,
+    denoiser: Any,
+    search: Prepared,
+    pipe: Any,
+    listeners: Sequence[Listener] = (),
+    recorder: Recorder | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> tuple[list[Result], list[bool] | None]:  # fmt: skip
-    """Run a search on an engine that is open, and finish what it finds: results, and what the safety checker said.
+    told: tuple[Any, Prepared] | None = None,
+) -> SearchOutcome:
+    """Run a search on an engine that is open, and finish what it finds.
 
-    recorder: keeps thumbnails for the results; None for none. ValueError where reports cannot see what is made.
+    recorder: keeps thumbnails for the results; None for none. told: as of `finished`. ValueError where reports cannot
+    see what is made.
     """
-    shown, report = shown_of(denoiser, search.engine.batch.frames), search.request.report
-    shown.check(report)
-
-    def listen(event: Event) -> None:
-        for each in (recorder, listener):
-            if each is not None:
-                each(event)
-
-    results = searched(search.prompts, search, engine, listen, should_stop)
-    seen = None if recorder is None else recorder.thumbnails
-    results, flags = output.finish(
-        pipe, results, search.prompts, report, denoiser=denoiser, shown=shown, thumbnails=seen
-    )
+    shown_of(denoiser, search.engine.batch.frames).check(search.request.report)
+    latents = FinishedLatents(engine.grid.steps) if "latents" in search.engine.batch.keep else None
+    heard = [each for each in (recorder, latents, *listeners) if each is not None]
+    found = searched(search.prompts, search, engine, heard, should_stop)
     if search.doubt is not None:
-        results = [replace(result, warnings=(*result.warnings, search.doubt)) for result in results]
-    return results, flags
+        found = [replace(result, warnings=(*result.warnings, search.doubt)) for result in found]
+    ended = finished(found, search, engine, pipe, denoiser, recorder, told)
+    return ended if latents is None else replace(ended, latents=latents.of(ended.results))
+
+
+def finished(
+    found: list[Result],
+    search: Prepared,
+    engine: Engine,
+    pipe: Any,
+    denoiser: Any = None,
+    recorder: Recorder | None = None,
+    told: tuple[Any, Prepared] | None = None,
+) -> SearchOutcome:
+    """What a search found, as every door gives it on: past the safety checker, scored by the rewards that report.
+
+    denoiser: encodes what is edited for rewards that need it. told: the pipeline and the search that the record names,
+    where these are others.
+    """
+    report, frames = search.request.report, search.engine.batch.frames
+    results, flags = output.checked(pipe, found)
+    if report:
+        sources = [None] * len(results) if denoiser is None else output.sources_of(denoiser, search.prompts, report)
+        each = zip(results, search.prompts, sources, strict=True)
+        results = [output.reported(result, report, frames, source, prompt.read) for result, prompt, source in each]
+    results = output.with_thumbnails(results, {} if recorder is None else recorder.thumbnails, flags)
+    record = record_of(*(told or (pipe, search)), engine.reward_names)
+    return SearchOutcome(results, record, flags, denoiser)
 
 
 @contextmanager
-def _progress(
-    pipe: Any, search: Prepared, engine: Engine, listeners: Sequence[Listener]
-) -> Iterator[Callable[[Event], None]]:
-    """Tells all listeners, and moves a progress bar styled as the pipeline's, which counts evaluations."""
+def _progress(pipe: Any, search: Prepared, engine: Engine) -> Iterator[Listener]:
+    """A listener that moves a progress bar styled as the pipeline's, which counts evaluations."""
     nfe = search.budget.on(engine.grid).nfe
     total = nfe * len(search.prompts) if nfe else None
     style = {"total": total, "unit": "nfe", "desc": "search", **getattr(pipe, "_progress_bar_config", {})}
@@ -142,8 +157,6 @@ def _progress(
             bar.update(event.nfe)
         elif event.kind == "score" and event.best == event.best:
             bar.set_postfix(best=f"{event.best:.3f}", refresh=False)
-        for listener in listeners:
-            listener(event)
 
     try:
         yield listen
