@@ -130,7 +130,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
             refused = refusal(given, capsys)
             assert not refused, f"{page.name}: {shlex.join(words)}\n{refused}"
         elif program == "python" and given[0] == "-m":
-            assert importlib.util.find_spec(given[1]), f"{page.name}: no module {given[1]}"
+            module = given[2] if given[1] == "pydoc" else given[1]
+            assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
         elif program == "python" and "/" in given[0]:
             script = ROOT / given[0]
             assert script.is_file() or (script / "__main__.py").is_file(), f"{page.name}: no script {given[0]}"

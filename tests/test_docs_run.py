@@ -35,7 +35,7 @@ NOT_HERE = {
     "released weights": r".*(--model| check| serve| serve-reward) (\w+:)?([\w.-]+/[\w.-]+|MODEL)( |$)",
 }
 """What a command needs that is not here, and how such a command is written. All others are run."""
-COUNTED = {"an installation": 7, "a cluster": 5, "released weights": 13}
+COUNTED = {"an installation": 8, "a cluster": 5, "released weights": 13}
 """How many commands are left out: write a new one so that it runs where it can."""
 FILE, OWN = re.compile(r"# ([\w-]+\.(?:py|txt))\b"), re.compile(r"\b(load|weights_path)\(\)")
 
