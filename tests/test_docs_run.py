@@ -21,12 +21,8 @@ import pytest
 from tests.test_docs import ROOT, split
 
 ROOMS = ("docs/tutorials", "docs/howto")
-PAGES = [
-    "README.md",
-    "docs/index.md",
-    "docs/tour.md",
-    *(f"{r}/{p.name}" for r in ROOMS for p in (ROOT / r).glob("*.md")),
-]
+PAGES = sorted(f"{room}/{page.name}" for room in ROOMS for page in (ROOT / room).glob("*.md"))
+PAGES += ["README.md", "docs/index.md", "docs/tour.md"]
 QUICK = ("docs/howto/low_memory.md",)
 """Pages that run with the fast tests, in ten seconds; all others are slow."""
 NOT_HERE = {
@@ -69,14 +65,8 @@ def test_what_cannot_run_here_is_counted() -> None:
     assert needs('ttsnap generate "a/b" --model scenes-turbo --out a/b') is None
 
 
-def runs(page: str) -> bool:
-    return not all(map(needs, read(page)[0]))
-
-
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in sorted(PAGES) if runs(p)]
-)
+@pytest.mark.parametrize("page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES])
 def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     commands, files = read(page)
     for name, text in files.items():
@@ -88,14 +78,14 @@ def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
     servers = []
     try:
         for command in filter(lambda command: not needs(command), commands):
-            shell = {"args": ["bash", "-euc", command], "cwd": tmp_path, "env": environment}
+            where = {"cwd": tmp_path, "env": environment}
             if re.match(r"\S*ttsnap (serve|serve-reward|demo)\b", command):
-                servers.append(subprocess.Popen(**{**shell, "args": ["bash", "-euc", f"exec {command}"]}))
+                servers.append(subprocess.Popen(["bash", "-euc", f"exec {command}"], **where))
                 port = re.search(r"--port (\d+)", f"{command} --port {7860 if ' demo' in command else 8000}")
                 wait_for(servers[-1], int(port[1]))
-            else:
-                ran = subprocess.run(**shell, capture_output=True, text=True)
-                assert ran.returncode == 0, f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+                continue
+            ran = subprocess.run(["bash", "-euc", command], **where, capture_output=True, text=True)
+            assert ran.returncode == 0, f"{page}: {command}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
     finally:
         for server in servers:
             server.terminate()
@@ -104,6 +94,9 @@ def test_a_page_runs_as_pasted(page: str, tmp_path: Path) -> None:
 
 def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
     """Until it is up."""
-    while socket.socket().connect_ex(("127.0.0.1", port)):
+    while True:
+        with socket.socket() as caller:
+            if not caller.connect_ex(("127.0.0.1", port)):
+                return
         assert server.poll() is None, f"it ended with {server.returncode}"
         time.sleep(0.2)
