@@ -198,6 +198,10 @@ def fields() -> set[str]:
     return ours | {*body.ALIASES, *body.UNUSED, *body.OFF, files.REFERENCE, "width", "height"}
 
 
+def asked() -> Any:
+    return pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked
+
+
 @cache
 def nodes() -> dict[str, set[str]]:
     with nodes_of_comfyui():
@@ -216,6 +220,7 @@ CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
     "variables": (variables, "reference/environment.md", ()),
     "addresses": (addresses, "reference/http.md", ("Addresses",)),
     "fields": (fields, "reference/http.md", IN_HTTP),
+    "fields of a reward server": (lambda: set(asked().model_fields), "reference/http.md", ("A reward server",)),
 }
 """What there is of each kind, and the page and sections that have a line for each. Options of commands and algorithms
 get theirs by the build (tests/test_docs_site.py)."""
