@@ -33,6 +33,7 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
 OF_OTHERS = {"--mirrored", "--preview-method", "--recipe", "--sample"}
 """Options of ComfyUI, of our scripts, and the one that a how-to adds."""
+OUTER = [ROOT / "docs" / f"{name}.md" for name in ("index", "changelog", "contributing")]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -114,6 +115,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert found.exists(), f"{page.name} links to {target}, which is not there"
         if anchor:
             assert anchor in anchors(found), f"{page.name} links to {target}; {found.name} has {sorted(anchors(found))}"
+
+
+@each_page
+def test_a_page_begins_with_a_command(page: Path) -> None:
+    first = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)[0]
+    study = page.parent.name in ("journal", "evidence")
+    assert study or page in OUTER or re.search(r"^    \S|^```\w", first, re.M)
 
 
 @each_page
