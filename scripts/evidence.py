@@ -14,7 +14,11 @@ from ttsnap.files.reading import read_object
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """# What others measured
 
-A row is a run of [`ttsnap check`](howto/check.md) on a model and a device; what has no row is not verified.
+Look up whether searches pay on a model and a device; what has no row is not verified.
+[A run](howto/check.md) makes one:
+
+    ttsnap check MODEL --reward REWARD
+
 Leads are shares of best-of-8's gain, with their intervals.
 
 """

@@ -28,7 +28,7 @@ FRAMEWORKS = ("files/settings", "options/option", "cli/parser", "cli/arguments",
 SENTENCE = re.compile(r'match=r?f?"(?:[^"\s]+\s+){3}')
 """What a test matches in four words or more."""
 GRADIENTS = re.compile(r"gradient", re.IGNORECASE)
-FEWEST_LINES, MOST_LINES, MOST_PARAMETERS = 60, 300, 6
+FEWEST_LINES, MOST_LINES, MOST_PARAMETERS, MOST_WORDS = 60, 300, 6, 20
 FILES = modules()
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MADE_BY = {"model", "sampler", "call"}
@@ -115,6 +115,16 @@ def longest_entry() -> int:
     return max(len(part.splitlines()) for part in text_of(ROOT / "CHANGELOG.md").split("\n## ")[1:])
 
 
+def long_sentences(page: str) -> int:
+    """Sentences of a page's paragraphs and lists with more than MOST_WORDS words; a piece of code counts as one."""
+    text = re.sub(r"^( *)(`{3,}|:{3,}).*?^\1\2 *$|!\[[^\]]*\]\([^)]*\)", "", page, flags=re.M | re.S)
+    text = re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\([^)]*\)", r"\1", text)  # links: their texts
+    blocks = re.split(r"\n\s*\n|\n(?= *(?:[-*]|\d+\.) )", text)
+    prose = [" ".join(block.split()) for block in blocks if not re.match(r"\s*[#|]|    ", block)]
+    sentences = [part for block in prose for part in re.split(r"(?<=[.!?])[\"*)]* +(?=[A-Z`\"*(\[])", block)]
+    return sum(len(re.findall(r"\w[\w'’.-]*", re.sub(r"`[^`]*`", "code", part))) > MOST_WORDS for part in sentences)
+
+
 def measures() -> dict[str, int]:
     """What is counted, and how much of it there is."""
     every = list(FILES.values())
@@ -146,6 +156,7 @@ def measures() -> dict[str, int]:
         "lines of the tests": sum(map(lines, tests)),
         "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
         "words of README and docs": sum(len(text_of(path).split()) for path in prose),
+        f"sentences there of more than {MOST_WORDS} words": sum(long_sentences(text_of(path)) for path in prose),
         "words of the journal and the evidence": sum(len(text_of(path).split()) for path in journal),
         "lines of the longest entry of the changelog": longest_entry(),
         "files": len(every),

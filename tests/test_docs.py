@@ -1,21 +1,26 @@
-"""What the documentation says is there: links, anchors, commands, options, scripts and names in Python."""
+"""What the documentation says is there, and what is there has a line in it."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from tests.comfyui.double_nodes import nodes_of_comfyui
+from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cli import COMMANDS, parse
+from ttsnap.reward_models.judge.options import JudgeOptions
+from ttsnap.reward_models.registry import JUDGE, REWARDS
+from ttsnap.sampling.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
 MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")  # by the build of the site
@@ -26,6 +31,9 @@ PAGES = [
 ]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
+OF_OTHERS = {"--mirrored", "--preview-method", "--recipe", "--sample"}
+"""Options of ComfyUI, of our scripts, and the one that a how-to adds."""
+OUTER = [ROOT / "docs" / f"{name}.md" for name in ("index", "changelog", "contributing")]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -109,17 +117,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{page.name} links to {target}; {found.name} has {sorted(anchors(found))}"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_tour_runs_as_pasted(tmp_path: Path) -> None:
-    lines = [
-        line for language, text in split(ROOT / "docs" / "tour.md")[1] if not language for line in text.splitlines()
-    ]
-    assert [line.split()[1] for line in lines if "serve" in line] == ["serve"]  # it would not end
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    pasted = "set -e\n" + "\n".join(line for line in lines if "serve" not in line)
-    subprocess.run(["bash", "-c", pasted], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
-    assert len(list((tmp_path / "outputs").iterdir())) == sum("generate" in line for line in lines)
+@each_page
+def test_a_page_begins_with_a_command(page: Path) -> None:
+    first = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)[0]
+    study = page.parent.name in ("journal", "evidence")
+    assert study or page in OUTER or re.search(r"^    \S|^```\w", first, re.M)
 
 
 @each_page
@@ -136,7 +138,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
             refused = refusal(given, capsys)
             assert not refused, f"{page.name}: {shlex.join(words)}\n{refused}"
         elif program == "python" and given[0] == "-m":
-            assert importlib.util.find_spec(given[1]), f"{page.name}: no module {given[1]}"
+            module = given[2] if given[1] == "pydoc" else given[1]
+            assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
         elif program == "python" and "/" in given[0]:
             script = ROOT / given[0]
             assert script.is_file() or (script / "__main__.py").is_file(), f"{page.name}: no script {given[0]}"
@@ -144,14 +147,14 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @each_page
 def test_options_in_prose_exist(page: Path) -> None:
+    every = "\n".join(map(help_of, COMMANDS))
     for span in re.findall(r"`([^`]+)`", split(page)[0]):
         words = span.split()
-        if words[:1] != ["ttsnap"] or len(words) < 2 or words[1].startswith("-") or words[1].isupper():
+        told = words[:1] == ["ttsnap"] and len(words) > 1 and words[1] in COMMANDS
+        if not told and (not span.startswith("--") or page.parent.name == "journal" or words[0] in OF_OTHERS):
             continue
-        assert words[1] in COMMANDS, f"{page.name} tells of a command that is not there: {span!r}"
-        known = help_of(words[1])
         for option in re.findall(r"(?<!\S)--[a-z-]+", span):
-            assert option in known, f"{page.name}: ttsnap {words[1]} has no {option}"
+            assert option in (help_of(words[1]) if told else every), f"{page.name}: no {option} ({span!r})"
 
 
 @each_page
@@ -166,14 +169,92 @@ def test_python_compiles_and_imports_what_is_there(page: Path) -> None:
                 assert not missing, f"{page.name}: {node.module} has no {missing}"
 
 
-TERMS = {"omega", "nfe", "level", "equals-n", "report", "honest-ledger", "pot", "x0-estimate", "check", "draft", "ess"}
+def named(page: str, *sections: str) -> set[str]:
+    """What lines of tables and lists begin with, in these sections ("": what stands before the first), or in all."""
+    text = re.sub(r"\n  +", " ", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    under = {part.partition("\n")[0]: part for part in re.split(r"^## ", re.sub(r"^# .*", "", text), flags=re.M)}
+    lines = [line for section in sections or under for line in under[section].splitlines()]
+    begins = [match[1] for line in lines if (match := re.match(r"(?:- |\| )((?:`[^`]+`(?:, )?)+)", line))]
+    return {name.partition(":")[0] for begin in begins for name in re.findall(r"`([^`]+)`", begin)}
 
 
-def test_the_glossary_explains_the_words_and_is_linked() -> None:
-    glossary = ROOT / "docs" / "explanation" / "glossary.md"
-    assert anchors(glossary) >= TERMS
-    for page in ("README.md", "docs/index.md", "docs/algorithms.md", "docs/journal/index.md", "docs/architecture.md"):
-        assert "glossary.md" in (ROOT / page).read_text(encoding="utf-8"), f"{page} does not link the glossary"
+def variables() -> set[str]:
+    """Those that modules name which read the environment."""
+    rooms = ("ttsnap", "pipelines", "reward_models", "distill")
+    texts = [path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py")]
+    nodes = [node for text in texts if "os.environ" in text for node in ast.walk(ast.parse(text))]
+    constants = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return set(filter(re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+").fullmatch, constants))
+
+
+@cache
+def api() -> Any:
+    app = pytest.importorskip("ttsnap.service.app", reason="needs fastapi")
+    return app.make_app(MagicMock(), MagicMock(), MagicMock(), MagicMock()).openapi()["paths"]
+
+
+def addresses() -> set[str]:
+    shown = {f"{method.upper()} {path}" for path, methods in api().items() for method in methods}
+    return shown | {"GET /docs", "GET /openapi.json"}  # which do not describe themselves
+
+
+def fields() -> set[str]:
+    """Of all bodies, other servers' names for them, and those that change nothing."""
+    bodies = [way["requestBody"]["content"] for ways in api().values() for way in ways.values() if "requestBody" in way]
+    ours = {name for body in bodies for kind in body.values() for name in kind["schema"]["properties"]}
+    body, files = (importlib.import_module(f"ttsnap.service.{name}") for name in ("requests", "bodies"))
+    return ours | {*body.ALIASES, *body.UNUSED, *body.OFF, files.REFERENCE, "width", "height"}
+
+
+def asked() -> Any:
+    return pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked
+
+
+@cache
+def nodes() -> dict[str, set[str]]:
+    with nodes_of_comfyui():
+        made = importlib.import_module("ttsnap.comfyui.nodes").nodes_of(Path("none"))
+        schemas = [node.define_schema() for node in made]
+    return {schema.node_id.removeprefix("Ttsnap"): {given.id for given in schema.inputs} for schema in schemas}
+
+
+IN_HTTP = ("Fields of OpenAI's API", "Our fields", "Fields of vLLM-Omni and SGLang")
+NODES = ("Search Sampler", "Reward", "Reward by Node", "Budget", "Drafter", "Pick Best")
+CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
+    "algorithms": (lambda: set(ALGORITHMS), "algorithms.md", ("All of them",)),
+    "rewards": (lambda: {*REWARDS, JUDGE, "http"}, "rewards.md", ("",)),
+    "options of a judge": (lambda: set(JudgeOptions.__dataclass_fields__), "howto/judge.md", ("Options",)),
+    "kernels": (lambda: set(KERNELS), "howto/kernels_and_paths.md", ("",)),
+    "variables": (variables, "reference/environment.md", ()),
+    "addresses": (addresses, "reference/http.md", ("Addresses",)),
+    "fields": (fields, "reference/http.md", IN_HTTP),
+    "fields of a reward server": (lambda: set(asked().model_fields), "reference/http.md", ("A reward server",)),
+}
+"""What there is of each kind, and the page and sections that have a line for each. Options of commands and algorithms
+get theirs by the build (tests/test_docs_site.py)."""
+
+
+def same(told: set[str], there: set[str]) -> None:
+    assert told == there, f"without a line: {sorted(there - told)}; gone: {sorted(told - there)}"
+
+
+@pytest.mark.parametrize("kind", CONTRACT)
+def test_the_reference_has_a_line_for_each_and_for_nothing_else(kind: str) -> None:
+    there, page, sections = CONTRACT[kind]
+    same(named(page, *sections), there())
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_inputs_of_a_node(node: str) -> None:
+    same(named("reference/nodes.md", node), nodes()[node.replace(" ", "")])
+    assert len(nodes()) == len(NODES)
+
+
+def test_each_command_is_shown_somewhere() -> None:
+    spans = [span for page in PAGES for span in re.findall(r"`([^`]+)`", split(page)[0])]
+    lines = [line.strip() for page in PAGES for _, text in split(page)[1] for line in text.splitlines()]
+    found = [re.match(r"(?:\.venv/bin/)?ttsnap ([a-z][a-z-]+)", text) for text in spans + lines]
+    same({match[1] for match in found if match}, set(COMMANDS))
 
 
 def test_what_is_wrong_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

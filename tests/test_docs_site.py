@@ -50,30 +50,6 @@ def test_every_command_gets_a_page_and_those_that_are_gone_lose_theirs(extension
     assert (ROOT / "docs" / "reference" / "cli.md").read_text().count("commands/*") == 1
 
 
-def test_help_is_taken_apart(extension: Any) -> None:
-    text = """usage: x [options]
-
-What it does,
-on two lines.
-
-examples:
-  x --a 1
-
-what to make:
-  --a N            a number, or
-                   another
-  --very-long-option N
-                   of the kind
-"""
-    found = extension("command_line").read(text)
-    assert found.usage == "x [options]"
-    assert found.prose == ["What it does,\non two lines."]
-    assert found.examples == "x --a 1"
-    assert found.sections == {
-        "what to make": [("--a N", "a number, or another"), ("--very-long-option N", "of the kind")]
-    }
-
-
 def test_dark_plots_keep_hues_and_turn_lightness_round(extension: Any) -> None:
     made = extension("dark_figures")
     paper = np.array([[[255, 255, 255], [0, 0, 0], [26, 127, 55], [235, 242, 253]]], np.uint8)
@@ -116,10 +92,6 @@ def test_the_sheet_of_the_landing_page_has_its_pictures_where_they_are_looked_fo
     assert right == made.CELL + 8
 
 
-def test_figures_that_have_a_dark_twin_are_there(extension: Any) -> None:
-    assert all((ROOT / "docs" / name).is_file() for name in extension("dark_figures").FIGURES)
-
-
 def test_plots_of_notebooks_are_darkened_and_pictures_are_not(extension: Any) -> None:
     made = extension("dark_figures")
     plot = np.full((50, 50, 3), 255, np.uint8)
@@ -138,15 +110,6 @@ def test_options_in_docstrings_become_a_list(extension: Any) -> None:
     assert listed(["n: seeds", "and more."], ("n",)) == []
     assert listed(["n: seeds."], ("n",)) == []
     assert listed(["Note: none.", "Other: none."], ("n",)) == []
-
-
-def test_there_is_one_logo() -> None:
-    found = [p for folder in ("docs/_static", "ttsnap", "notebooks") for p in (ROOT / folder).rglob("*.svg")]
-    assert found == [ROOT / "ttsnap" / "demo" / "mark.svg"]
-    pytest.importorskip("gradio")
-    app = importlib.import_module("ttsnap.demo.app")
-    assert found[0].read_text() in app.HEADER.format(model="m")
-    assert "../ttsnap/demo/mark.svg" in (ROOT / "docs" / "conf.py").read_text()
 
 
 def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:

@@ -43,22 +43,9 @@ def read(name: str) -> Any:
     return nbformat.read(FOLDER / name, nbformat.NO_CONVERT)
 
 
-def test_there_are_notebooks() -> None:
-    assert NAMES
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_outputs_are_fresh_and_without_noise(execute: ModuleType, name: str) -> None:
     assert execute.problems(FOLDER / name) == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_first_cell_says_what_to_expect(name: str) -> None:
-    first = read(name).cells[0]
-    assert first.cell_type == "markdown"
-    assert first.source.startswith("# ")
-    assert "You will learn" in first.source
-    assert "Time:" in first.source
 
 
 def smaller(cells: list[str], changes: dict[str, str]) -> list[str]:
@@ -129,26 +116,21 @@ def test_executing_runs_all_cells_in_an_empty_folder_but_those_that_need_weights
     assert execute.problems(path) == []
 
 
-@pytest.mark.parametrize("noise", ["stderr", "path", "stale", "metadata", "error", "empty"])
-def test_noise_is_seen(execute: ModuleType, tmp_path: Path, noise: str) -> None:
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [{"output_type": "stream", "name": "stderr", "text": "loading"}],
+        [{"output_type": "stream", "name": "stdout", "text": "saved to /home/someone/file"}],
+        [{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["no"]}],
+        [],
+    ],
+)
+def test_noise_is_seen(execute: ModuleType, tmp_path: Path, outputs: list[dict[str, Any]]) -> None:
     import nbformat
-    from nbformat import v4
 
     notebook = read(NAMES[0])
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if noise == "stderr":
-        code[0].outputs.append(v4.new_output("stream", name="stderr", text="loading"))
-    elif noise == "path":
-        code[0].outputs.append(v4.new_output("stream", name="stdout", text="saved to /home/someone/file"))
-    elif noise == "stale":
-        code[0].source += "\n1 + 1"
-    elif noise == "metadata":
-        code[0].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
-    elif noise == "error":
-        code[0].outputs.append(v4.new_output("error", ename="ValueError", evalue="no", traceback=["no"]))
-    else:
-        for cell in code:
-            cell.outputs = []
-    path = tmp_path / NAMES[0]
-    nbformat.write(notebook, path)
-    assert execute.problems(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.from_dict(output) for output in outputs]
+    nbformat.write(notebook, tmp_path / NAMES[0])
+    assert execute.problems(tmp_path / NAMES[0])
