@@ -35,6 +35,13 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
         against.append("the stock pipeline, another batch or a second run makes another picture: see parity")
     elif not parity.holds:
         open_.append("parity is not known")
+    fit = found.get("denoising", Rung("denoising"))
+    if fit.holds is False:
+        against.append(
+            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see denoising"
+        )
+    elif fit.figures and fit.holds is None:
+        open_.append("estimates say little of images: the network is not trained, or the scheduler does not fit it")
     against += _scores(signal)
     leads = signal.more.get("leads") or {}
     best = max(leads, key=lambda name: float(leads[name][1]), default=None)

@@ -18,7 +18,7 @@ from ttsnap.cli.signals import resumable
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import Positive, plain
 from ttsnap.loop.budget import Budget
-from ttsnap.options.engine import BatchOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
@@ -34,13 +34,11 @@ buys. The exit status is 1 where something is broken.
 
 With a model, a ladder that fits into --minutes; each rung is useful if it stops there, and the same command goes on:
 
-  parity   whether the stock pipeline makes the winner again, in any batch, and
-           two runs the same images; differences in 255ths
-  cost     seconds of an evaluation by batch, a decode, a reward call; memory;
-           the share of a search that is not the model's; attention kernels
-  signal   how well early scores rank seeds, and how much of best-of-8's gain
-           pruning and drafts keep at half its cost
-  verdict  GO, NO-GO (the exit status is 1) or undecided, why, and what to run
+  parity     whether the stock pipeline makes the winner again, in any batch
+  cost       seconds of an evaluation by batch, a decode, a reward call; memory
+  denoising  whether the scheduler fits the network
+  signal     how well early scores rank seeds, and what searches gain
+  verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
 
 It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host or user name is in them.
 
@@ -49,7 +47,7 @@ examples:
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
 """
-SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
+SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
@@ -97,29 +95,24 @@ def _say(line: str) -> None:
 def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check import evidence
     from ttsnap.check.cost import cost
+    from ttsnap.check.denoising import denoising
     from ttsnap.check.environment import device_name
     from ttsnap.check.parity import parity
     from ttsnap.check.signal import signal
     from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.results.folders import slug
-    from ttsnap.version import versions
 
     out = Path(a.out)
     work = out / slug(a.model)
     with resumable(work):
         setup, about = _setup(a, work)
-        about |= {"device": device_name(place), "versions": versions("torch", "diffusers", "transformers")}
-        about = _begun(work, about)
-        end = time.monotonic() + 60 * a.minutes
-        for (name, share), rung in zip(SHARES.items(), (parity, cost, signal), strict=True):
-            within = (
-                share
-                * (end - time.monotonic())
-                / sum(SHARES[later] for later in list(SHARES)[list(SHARES).index(name) :])
-            )
+        about = _begun(work, about | {"device": device_name(place)})
+        end, whole = time.monotonic() + 60 * a.minutes, 1.0
+        for (name, share), rung in zip(SHARES.items(), (parity, cost, denoising, signal), strict=True):
+            within = share / whole * (end - time.monotonic())
+            whole -= share
             _say(f"\n{name}, up to {within:.0f} s")
-            found = setup.climb(name, rung, within)
-            _say("\n".join(f"  {line}" for line in found.lines()))
+            _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
         judged = verdict(setup.found)
         about |= {"use": _use(a, setup, judged.best)}
         page = evidence.write(out, about, setup.found, judged, work / "sheet.png")
@@ -132,33 +125,29 @@ def _climb(a: Arguments, place: Any) -> int:
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
     vars(a)["task"] = TEXT
-    prompts, judge = _prompts(a), None
-    asked = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
+    asked = common.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
-    spec, prompts = search.engine, list(search.prompts)
+    rewards = chosen = [str(reward) for reward in search.engine.rewards]
     if a.model in PACKAGED:
         from ttsnap.pipelines.packaged import MODELS
 
-        judge = MODELS[a.model].right.reward
-    rewards = [*spec.rewards, *([] if judge is None or judge in spec.rewards else [judge])]
-    options = arguments.read(ModelOptions, a)
-    place, kind = common.opening().placement(a.device, a.dtype)
-    pipe = common.load_model(a.model, a.device, a.dtype, a.offload, options.loras)
+        rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
+    pipe, search = common.loaded(
+        a, replace(search, engine=replace(search.engine, rewards=tuple(rewards))), DeviceOptions()
+    )
+    pipe.set_progress_bar_config(disable=True)
     from ttsnap.check.ladder import Setup
     from ttsnap.pipelines.drafting.own_draft import own_draft
-    from ttsnap.pipelines.opening import check_call, prepare
+    from ttsnap.version import versions
 
-    check_call(pipe, spec.call)
-    prepare(pipe, options)
-    pipe.set_progress_bar_config(disable=True)
-    made = replace(spec, rewards=tuple(common.load_rewards(rewards, device=place)))
-    draft, own = arguments.read(SamplerOptions, a), own_draft(pipe)
+    own, spec, texts = own_draft(pipe), search.engine, [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
-    about = {"model": a.model, "dtype": str(kind).removeprefix("torch."), "prompts": [p.text for p in prompts],
-             "rewards": [str(reward) for reward in rewards], "draft": named, "call": plain(dict(spec.call)),
-             "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")])}  # fmt: skip
-    made = replace(made, sampler=replace(made.sampler, finish=draft.finish))
-    return Setup(pipe, made, tuple(prompts), work, named, len(rewards) > len(spec.rewards), _say), about
+    about = {"model": a.model, "dtype": spec.model.dtype, "prompts": texts, "rewards": rewards, "draft": named,
+             "call": plain(dict(spec.call)), "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")]),
+             "versions": versions("torch", "diffusers", "transformers")}  # fmt: skip
+    made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
+    return Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say), about
 
 
 def _prompts(a: Arguments) -> list[Prompt]:
