@@ -37,11 +37,14 @@ def cleaned(value: Any) -> Any:
     return text
 
 
-def write(out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged: Verdict, sheet: Path) -> Path:
+def write(
+    out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged: Verdict, sheet: Path | None = None
+) -> Path:
     """Write the .json, the .md, the sheet and the schedule of a check into a folder; the path of the .md.
 
     about: model, device, date, dtype, versions, command, use (the command that searches)."""
     stem = "_".join([slug(Path(str(about["model"])).name), slug(str(about["device"])), str(about["date"])])
+    out.mkdir(parents=True, exist_ok=True)
     if judged.schedule:
         write_json(out / f"{stem}.schedule.json", dict(judged.schedule))
     whole: dict[str, Any] = cleaned({
@@ -51,8 +54,8 @@ def write(out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged
     if judged.schedule:
         whole["use"] = f"{whole['use']} --algorithm {stem}.schedule.json"
     write_json(out / f"{stem}.json", whole)
-    pictured = sheet.is_file()
-    if pictured:
+    pictured = sheet is not None and sheet.is_file()
+    if sheet is not None and pictured:
         (out / f"{stem}.png").write_bytes(sheet.read_bytes())
     write_text(out / f"{stem}.md", page(whole, f"{stem}.png" if pictured else None))
     return out / f"{stem}.md"
@@ -62,7 +65,11 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
     """The page of an evidence file."""
     versions = ", ".join(f"{name} {version}" for name, version in whole["versions"].items())
     lines = [f"# {whole['model']} on {whole['device']}: {whole['verdict']}", ""]
-    lines += [f"{whole['date']}, {whole['dtype']}, {versions}.", "", *(f"- {why}" for why in whole["why"])]
+    lines += [
+        ", ".join(filter(None, [whole["date"], whole["dtype"], versions])) + ".",
+        "",
+        *(f"- {why}" for why in whole["why"]),
+    ]
     lines += ["", "Checked by", "", f"    {whole['command']}"]
     if whole["use"]:
         lines += ["", "What measured best", "", f"    {whole['use']}"]

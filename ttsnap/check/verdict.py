@@ -69,6 +69,18 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
     return Verdict(GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen)
 
 
+def of_service(rung: Rung) -> Verdict:
+    """GO where a service answers all its clients with the images that it makes for one alone."""
+    if rung.holds is False:
+        return Verdict(NO_GO, ("an image among others is another one than alone",))
+    why = [f"{title}: {said}" for title, said in rung.missing.items() if title.startswith("a request")]
+    if rung.holds is None:
+        why.append("no image was made alone and among others")
+    rates = "; ".join(f"{title} {figure}" for title, figure in rung.figures.items() if title.startswith("images"))
+    same = f"images are the same alone and among others; {rates}"
+    return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
+
+
 def _scores(signal: Rung) -> list[str]:
     """What speaks against the scores themselves."""
     against = []

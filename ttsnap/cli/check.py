@@ -40,12 +40,16 @@ With a model, a ladder that fits into --minutes; each rung is useful if it stops
   signal     how well early scores rank seeds, and what searches gain
   verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
 
+With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
+among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
+
 It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host or user name is in them.
 
 examples:
   ttsnap check
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
+  ttsnap check --url http://127.0.0.1:8000
 """
 SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
@@ -59,6 +63,9 @@ def parser() -> Parser:
     what = p.add_argument_group("what to check")
     what.add_argument("model", type=str | None, nargs="?", default=None, metavar="MODEL",
                       help=Common("a packaged model, a diffusers folder, or a hub id"))  # fmt: skip
+    what.add_argument(
+        "--url", type=str | None, metavar="URL", help=Common("a service in place of a model, by its address")
+    )
     arguments.add_options(what, SearchOptions, "reward")
     what.add_argument("--minutes", type=Positive, default=10.0, help=Common("that all of it may take, without loading"))
     what.add_argument("--prompts-file", type=str | None, metavar="FILE",
@@ -76,6 +83,8 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
+    if a.url is not None:
+        return _service(a)
     place, _ = common.opening().placement(a.device, a.dtype)
     load_libraries()
     from ttsnap.check.environment import environment
@@ -90,6 +99,28 @@ def run(a: Arguments) -> int:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _service(a: Arguments) -> int:
+    from ttsnap.check import evidence
+    from ttsnap.check.service import Service
+    from ttsnap.check.verdict import NO_GO, of_service
+    from ttsnap.reward_models.registry import refuse_credentials
+    from ttsnap.version import versions
+
+    if a.model is not None:
+        raise ValueError(f"--url checks a service, which has a model; leave out {a.model}")
+    refuse_credentials(a.url)
+    service = Service(a.url, 60 * a.minutes, _say)
+    vars(a)["model"] = service.model()
+    found = service.check(_prompts(a))
+    _say("\n".join(f"  {line}" for line in found.lines()))
+    about = {"model": a.model, "device": "a service", "date": datetime.date.today().isoformat(), "dtype": "", "use": "",
+             "versions": versions(), "command": shlex.join(["ttsnap", "check", *_typed(a, "out")])}  # fmt: skip
+    judged = of_service(found)
+    page = evidence.write(Path(a.out), about, {"service": found}, judged)
+    _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
+    return int(judged.word == NO_GO)
 
 
 def _climb(a: Arguments, place: Any) -> int:
