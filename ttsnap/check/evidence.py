@@ -83,23 +83,3 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
         lines += [f"- not measured: {title}: {why}" for title, why in rung.missing.items()]
     lines += ["", f"![What a search of this check scored and finished]({sheet})"] if sheet else []
     return "\n".join([*lines, ""])
-
-
-def compare(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of model x device of evidence files by their names: the verdict, and what tells most."""
-    rows = []
-    for stem, whole in sorted(files.items()):
-        rungs = {name: Rung.of_json(data) for name, data in whole["rungs"].items()}
-        leads = (
-            {n: f for n, f in rungs["signal"].figures.items() if n.startswith("lead of ")} if "signal" in rungs else {}
-        )
-        cost = rungs["cost"].figures if "cost" in rungs else {}
-        lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
-        rows.append((
-            f"[{whole['model']}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
-            "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",
-            str(cost.get("an evaluation in it", "")),
-            str(cost.get("share that is neither the model's nor a reward's", "")),
-        ))  # fmt: skip
-    head = ("model", "device", "date", "verdict", "lead over best-of-N", "an evaluation", "the loop's share")
-    return markdown(head, rows, range(len(head)))

@@ -53,6 +53,7 @@ examples:
 """
 SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
+ABOUT = "about.json"
 PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
 
@@ -137,7 +138,8 @@ def _climb(a: Arguments, place: Any) -> int:
     work = out / slug(a.model)
     with resumable(work):
         setup, about = _setup(a, work)
-        about = _begun(work, about | {"device": device_name(place)})
+        about |= {"device": device_name(place)}
+        _begin(work, {name: value for name, value in about.items() if name != "command"})
         end, whole = time.monotonic() + 60 * a.minutes, 1.0
         for (name, share), rung in zip(SHARES.items(), (parity, cost, denoising, signal), strict=True):
             within = share / whole * (end - time.monotonic())
@@ -145,7 +147,7 @@ def _climb(a: Arguments, place: Any) -> int:
             _say(f"\n{name}, up to {within:.0f} s")
             _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
         judged = verdict(setup.found)
-        about |= {"use": _use(a, setup, judged.best)}
+        about |= {"use": _use(a, setup, judged.best), "date": datetime.date.today().isoformat()}
         page = evidence.write(out, about, setup.found, judged, work / "sheet.png")
     _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
     if judged.schedule:
@@ -194,21 +196,16 @@ def _prompts(a: Arguments) -> list[Prompt]:
     return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
 
 
-def _begun(work: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What is told of the check, with the day on which it began. ValueError where the folder holds another one."""
+def _begin(work: Path, settings: dict[str, Any]) -> None:
+    """Begin or resume in this folder. ValueError where it holds a check with other settings."""
     from ttsnap.files.reading import read_object
     from ttsnap.files.writing import write_json
+    from ttsnap.recordings.header import differences
+    from ttsnap.results.folders import check_same
 
-    path = work / "about.json"
-    if path.is_file():
-        kept = read_object(path, what="file of a check")
-        if differ := sorted(name for name in about if name != "command" and kept.get(name) != about[name]):
-            raise ValueError(f"{work} holds a check of another {differ[0]}; give another --out, or remove that folder")
-        return {**about, "date": kept["date"]}
-    about |= {"date": datetime.date.today().isoformat()}
     work.mkdir(parents=True, exist_ok=True)
-    write_json(path, about)
-    return about
+    check_same(work, ABOUT, lambda: differences(read_object(work / ABOUT), settings), "check")
+    write_json(work / ABOUT, settings)
 
 
 def _typed(a: Arguments, *without: str) -> list[str]:
