@@ -1,22 +1,17 @@
-"""How `ttsnap serve` holds under load, with the official openai client, on the embedded model.
+"""Rough use of `ttsnap serve` by the official openai client, on the embedded model: what service_mix.py and
+service_soak.py share, and what the slow tests run.
 
-python benchmarks/service_load.py           # 1, 4, 16 and 50 clients: throughput, latency, batch fill
-python benchmarks/service_load.py --json    # the same, for other programs
-
-Every client asks for its images one after the other; all clients together ask as often in each row. `rough` is the
-other half, which the slow tests run: a third of the clients goes away at random moments, some send what is no request,
-some ask for too much. service_soak.py does that for long, to a server in a process of its own.
+`rough`: a third of the clients goes away at random moments, some send what is no request, some ask for too much.
+service_soak.py does that for long, to a server in a process of its own. Throughput and latency are what
+`ttsnap check --url` measures.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import random
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import peft
 import torch
@@ -81,30 +75,6 @@ def generate(client: OpenAI, number: int, **more: object) -> dict[str, Any]:
     return client.images.generate(prompt=PROMPTS[number % len(PROMPTS)], extra_body=own).to_dict()
 
 
-def steady(url: str, clients: int, requests: int) -> dict[str, float]:
-    """So many requests by so many clients: requests per second, seconds of one (median, 99 of 100), batch fill."""
-    nfe, places = metric(url, "ttsnap_nfe_total"), metric(url, "ttsnap_batch_places_total")
-    client, begin = client_of(url), time.monotonic()
-
-    def one(number: int) -> float:
-        start = time.monotonic()
-        generate(client, number)
-        return time.monotonic() - start
-
-    with ThreadPoolExecutor(clients) as pool:
-        seconds = list(pool.map(one, range(requests)))
-    whole = time.monotonic() - begin
-    used = metric(url, "ttsnap_nfe_total") - nfe, metric(url, "ttsnap_batch_places_total") - places
-    p50, p99 = np.percentile(seconds, [50, 99])
-    return {
-        "clients": clients,
-        "requests_per_second": requests / whole,
-        "p50_seconds": float(p50),
-        "p99_seconds": float(p99),
-        "batch_fill": used[0] / used[1],
-    }
-
-
 def rough(
     url: str, requests: int = 200, clients: int = 50, seed: int = 0, **more: object
 ) -> tuple[Counter[str], dict[int, Any]]:
@@ -157,24 +127,3 @@ def rough(
     with ThreadPoolExecutor(clients) as pool, client:
         list(pool.map(one, range(requests)))
     return outcomes, found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=100, help="in each row")
-    parser.add_argument("--json", action="store_true")
-    a = parser.parse_args()
-    torch.set_num_threads(1)
-    with server_of(ServiceLimits(per_key=100, queue=100, active=64)) as server:
-        steady(server.url, 1, 2)  # the engine is made
-        rows = [steady(server.url, clients, a.requests) for clients in (1, 4, 16, 50)]
-    if a.json:
-        print(json.dumps(rows, indent=1))
-        return
-    print("clients  requests/s   p50 s   p99 s  batch fill")
-    for row in rows:
-        print("{:7.0f}  {:10.2f}  {:6.2f}  {:6.2f}  {:10.2f}".format(*row.values()))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from ttsnap.check.evidence import compare
+from ttsnap.check.ladder import Rung
 from ttsnap.files.reading import read_object
+from ttsnap.files.writing import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """# What others measured
@@ -31,6 +33,24 @@ TAIL = """
 evidence/*
 ```
 """
+
+
+def compare(files: dict[str, Any]) -> str:
+    """The table of model x device of evidence files by their names: the verdict, and what tells most."""
+    rows = []
+    for stem, whole in sorted(files.items()):
+        rungs = {name: Rung.of_json(data) for name, data in whole["rungs"].items()}
+        cost, signal = (rungs.get(name, Rung(name)).figures for name in ("cost", "signal"))
+        leads = {title: figure for title, figure in signal.items() if title.startswith("lead of ")}
+        lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
+        rows.append((
+            f"[{whole['model']}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
+            "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",
+            str(cost.get("an evaluation in it", "")),
+            str(cost.get("share that is neither the model's nor a reward's", "")),
+        ))  # fmt: skip
+    head = ("model", "device", "date", "verdict", "lead over best-of-N", "an evaluation", "the loop's share")
+    return markdown(head, rows, range(len(head)))
 
 
 def main() -> int:

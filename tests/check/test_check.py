@@ -12,12 +12,13 @@ from zlib import crc32
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tests.pipelines.tiny import SIZE, quiet, sd3
+from tests.pipelines.tiny import SIZE, STABLE_DIFFUSION_BETAS, quiet, sd3, sdxl
 from ttsnap.check import environment
 from ttsnap.check.cost import cost
+from ttsnap.check.denoising import denoising
 from ttsnap.check.evidence import cleaned, page
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.check.parity import STOCK, parity
@@ -36,6 +37,7 @@ from ttsnap.scenes import sample_prompts
 pytestmark = pytest.mark.usefixtures("any_flops")
 ROOT = Path(__file__).parents[2]
 RUNGS = {"parity": parity, "cost": cost, "signal": signal}
+ALL = {**RUNGS, "denoising": denoising}
 STEPS = {"num_inference_steps": 6, "guidance_scale": 1.0, **SIZE}
 Make = Callable[..., Setup]
 
@@ -54,7 +56,7 @@ def setup(tmp_path: Path) -> Make:
 
 def climbed(setup: Setup, *names: str) -> dict[str, Rung]:
     for name in names or RUNGS:
-        setup.climb(name, RUNGS[name], 600)
+        setup.climb(name, ALL[name], 600)
     return setup.found
 
 
@@ -107,6 +109,67 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, m
     assert "another picture" in judged.why[0]
 
 
+class Diffusion(torch.nn.Module):
+    """The embedded model's flow as a network of a diffusion model: told a timestep, it tells the noise or v at the same
+    ratio of signal to noise."""
+
+    def __init__(self, flow: Any, kind: str) -> None:
+        super().__init__()
+        self.flow, self.config, self.kind = flow, flow.config, kind
+        self.dtype, self.device = flow.dtype, flow.device
+        self.kept = DDIMScheduler(**STABLE_DIFFUSION_BETAS).alphas_cumprod
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **more: Any) -> tuple[Tensor]:
+        kept = self.kept[timestep.long()].view(-1, 1, 1, 1)
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+        x, level = hidden_states / (alpha + sigma), sigma / (alpha + sigma)
+        velocity = self.flow(x, timestep=1000 * level.flatten(), **more)[0]
+        noise = x + (1 - level) * velocity
+        return (noise if self.kind == "epsilon" else alpha * noise - sigma * (x - level * velocity),)
+
+
+LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # diffusers' defaults
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "word"),
+    [
+        (None, FlowMatchEulerDiscreteScheduler(), UNDECIDED),
+        (None, FlowMatchEulerDiscreteScheduler(shift=10.0), UNDECIDED),  # other steps along the same path
+        ("epsilon", DDIMScheduler(**STABLE_DIFFUSION_BETAS), UNDECIDED),
+        ("epsilon", DDIMScheduler(**LINEAR), NO_GO),  # it adds more noise than the network is told
+        (
+            "v_prediction",
+            DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+            NO_GO,
+        ),  # less
+        ("epsilon", DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="v_prediction"), NO_GO),
+        ("v_prediction", DDIMScheduler(**STABLE_DIFFUSION_BETAS), NO_GO),
+        (None, DDIMScheduler(**STABLE_DIFFUSION_BETAS), NO_GO),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(
+    setup: Make, kind: str | None, scheduler: Any, word: str
+) -> None:
+    pipe = quiet(load("embedded", dtype=torch.float32))
+    if kind is not None:
+        pipe.transformer = Diffusion(pipe.transformer, kind)
+    scheduler.register_to_config(clip_sample=False)
+    pipe.scheduler = scheduler
+    found = climbed(setup(pipe=pipe, call={"num_inference_steps": 8}), "denoising")
+    assert found["denoising"].holds is (word == UNDECIDED), found["denoising"].lines()
+    assert verdict(found).word == word  # without its other rungs
+
+
+@pytest.mark.parametrize("make", [sd3, sdxl])
+def test_a_network_that_is_not_trained_is_told_from_a_wrong_scheduler(setup: Make, make: Any) -> None:
+    made = setup(pipe=quiet(upgrade(make())), call={"num_inference_steps": 8, **SIZE})
+    assert climbed(made, "denoising")["denoising"].holds is None
+    judged = verdict(made.found)
+    assert judged.word == UNDECIDED
+    assert any("not trained" in why for why in judged.why)
+
+
 def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path: Path) -> None:
     made = setup()
     climbed(made, "cost")
@@ -151,7 +214,7 @@ def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     told = dict(re.findall(r"^(\w[\w, ]*?)  +(.*)$", out, re.M))
-    assert told.keys() >= {"versions", "device", "extras", "attention", "edits, video", "search"}
+    assert told.keys() >= {"versions", "device", "extras", "attention", "search"}
     found = re.search(r"a minute buys about ([\d,]+) evaluations \(nfe\): ([\d,]+) images of 20 steps", out)
     assert found is not None, out
     evaluations, images = (int(text.replace(",", "")) for text in found.groups())
@@ -205,7 +268,7 @@ def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
     (path,) = (path for path in tmp_path.glob("embedded_*.json") if ".schedule" not in path.name)
     whole = json.loads(path.read_text())
     assert whole["command"] == "ttsnap check embedded --minutes 0.02 --steps 3 --batch-size 4"
-    assert list(whole["rungs"]) == ["parity", "cost", "signal"]
+    assert list(whole["rungs"]) == ["parity", "cost", "denoising", "signal"]
     assert str(tmp_path) not in path.read_text() + path.with_suffix(".md").read_text()
     assert main([*words, "--steps", "4"]) == 2
-    assert "holds a check of another call" in capsys.readouterr().err
+    assert "holds a check with other settings: call.num_inference_steps is 3, not 4" in capsys.readouterr().err

@@ -5,13 +5,22 @@ from __future__ import annotations
 import gc
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 
 from tests.service.conftest import client_of, metric, until
+from ttsnap.check import service
+from ttsnap.check.service import Service
+from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service
+from ttsnap.core.prompt import Prompt
 from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.server import GenerationServer
 
 
 def benchmark(name: str = "service_load") -> ModuleType:
@@ -23,6 +32,39 @@ def benchmark(name: str = "service_load") -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+class Own(Service):
+    """A service that draws noise where several ask."""
+
+    def _ask(self, client: httpx.Client, number: int) -> Any:
+        seen = np.random.default_rng(number if len(self.images) < 2 else None)
+        return seen.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(
+    server: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ASKED", {**service.ASKED, "steps": 2})
+    checked = Service(server.url, 0.0, lambda _: None)
+    assert checked.model() == "embedded"
+    found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
+    assert found.figures["one alone against the same among 16"].high == 0
+    fills = [found.figures[f"batches filled of {clients}"].value for clients in ("1 client", "16 clients")]
+    assert fills == [pytest.approx(12.5), pytest.approx(100, abs=40)]  # two images in a batch of 16
+    assert found.figures["latency of 4 clients"].value > 0
+    assert of_service(found).word == GO
+    wrong = Own(server.url, 0.0, lambda _: None)
+    assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
+
+
+def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callable[..., GenerationServer]) -> None:
+    server = serving(ServiceLimits(per_key=1, drain=0.1))
+    found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
+    assert "429" in found.missing["a request of 16 clients"]
+    assert of_service(found).word == UNDECIDED
+    with pytest.raises(ValueError, match="no service answers"):
+        Service("http://127.0.0.1:9", 0.0).model()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ttsnap.algorithms.best_of_n import BestOfN
-from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.check.ladder import Figure, Rung, Setup, in_short
 from ttsnap.core.cost import Rates
 from ttsnap.loop.search import search
 from ttsnap.pipelines.memory.acceleration import SDPA, use_attention
@@ -73,21 +73,25 @@ def _evaluate(denoiser: Any, size: int) -> torch.Tensor:
     return guess.cpu()
 
 
+def there(module: str) -> bool:
+    """Whether a module is installed."""
+    return importlib.util.find_spec(module) is not None
+
+
 def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
     """Time attention by each kernel that is installed, and go back to the one that was asked for."""
-    asked = SDPA if setup.spec.model is None else setup.spec.model.attention
     for module, name in KERNELS.items():
         each, why = None, "it is not installed"
-        if importlib.util.find_spec(module) is not None:
+        if there(module):
             try:
                 with warnings.catch_warnings(record=True) as told:
                     warnings.simplefilter("always")
                     if use_attention(setup.pipe, name) == name:
                         each = Figure.of_seconds(lambda: _evaluate(denoiser, size), size)
                 why = str(told[-1].message) if told else why
-            except (RuntimeError, ValueError) as error:
-                why = " ".join(str(error).split())[:200]
-            use_attention(setup.pipe, asked)
+            except (ValueError, RuntimeError) as error:
+                why = in_short(error)
+            use_attention(setup.pipe, setup.spec.model.attention if setup.spec.model is not None else SDPA)
         rung.note(f"an evaluation with {name} attention", each, why)
 
 
@@ -104,25 +108,25 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
     recorder = Recorder()
     (result,) = search(setup.prompts[:1], BestOfN(n), engine, utility=setup.utility, on_event=recorder)
     spent = result.spent
-    taken, by = spent.seconds, spent.seconds_by
-    nfe, decodes, calls = spent.cost.nfe, max(1, spent.cost.decodes), max(1, spent.cost.reward_calls)
-    rung.figures |= {
-        f"a search of {n} images": Figure(taken, unit="s"),
-        "an evaluation in it": Figure(by["denoise"] / nfe, unit="s"),
-        "a decode in it": Figure(by["decode"] / decodes, unit="s"),
-        "a reward call in it": Figure(by["reward"] / calls, unit="s"),
-        "share of its decodes": Figure(100 * by["decode"] / taken, unit="%"),
-        "share of its rewards": Figure(100 * by["reward"] / taken, unit="%"),
-        "share that is neither the model's nor a reward's": Figure(100 * (1 - sum(by.values()) / taken), unit="%"),
-    }
+    taken, by, of = spent.seconds, spent.seconds_by, spent.cost
+    rates = Rates(
+        nfe=by["denoise"] / of.nfe,
+        decodes=by["decode"] / max(1, of.decodes),
+        reward_calls=by["reward"] / max(1, of.reward_calls),
+        previews=preview.value if preview else 0.0,
+    )
+    each = {"an evaluation": rates.nfe, "a decode": rates.decodes, "a reward call": rates.reward_calls}
+    shares = {"share of its decodes": by["decode"], "share of its rewards": by["reward"],
+              "share that is neither the model's nor a reward's": taken - sum(by.values())}  # fmt: skip
+    rung.figures[f"a search of {n} images"] = Figure(taken, unit="s")
+    rung.figures |= {f"{part} in it": Figure(seconds, unit="s") for part, seconds in each.items()}
+    rung.figures |= {share: Figure(100 * seconds / taken, unit="%") for share, seconds in shares.items()}
     peak = spent.usage.get("peak_memory_bytes")
     memory = None if peak is None else Figure(peak / 2**30, unit="GiB")
     rung.note("peak memory", memory, "this system does not tell")
     if memory is not None:
         rung.said.append(f"memory is the {spent.usage.get('memory_kind')}")
     recorder.sheet(result).save(setup.out / "sheet.png")
-    rates = Rates(nfe=by["denoise"] / nfe, decodes=by["decode"] / decodes, reward_calls=by["reward"] / calls,
-                  previews=0.0 if preview is None else preview.value)  # fmt: skip
     rung.more["seconds"] = rates.named()
     if rung.figures["share of its decodes"].value > 15 and preview is None:
         rung.said.append("decodes take much of a search: a preview VAE (--preview-vae) would make checks cheaper")

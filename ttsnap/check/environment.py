@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 from ttsnap.algorithms import make_algorithm
-from ttsnap.check.cost import KERNELS
+from ttsnap.check.cost import KERNELS, there
+from ttsnap.check.ladder import in_short
 from ttsnap.extras import install
 from ttsnap.options.model import EMBEDDED
 from ttsnap.pipelines import defaults
@@ -48,8 +48,7 @@ def environment(place: torch.device, say: Callable[[str], None], load: Callable[
         "versions": _versions,
         "device": lambda: _device(place),
         "extras": _extras,
-        "attention": _attention,
-        "edits, video": _modular,
+        "attention": lambda: iter([", ".join(["sdpa", *(name for module, name in KERNELS.items() if there(module))])]),
     }
     if load is not None:
         checks["search"] = lambda: _measured(load())
@@ -61,8 +60,10 @@ def environment(place: torch.device, say: Callable[[str], None], load: Callable[
                 say(f"{head:<14}{line}")
                 head = ""
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            broken.append(f"{title}: {' '.join(str(error).split())[:400]}")
-    return broken + _wrong(place)
+            broken.append(f"{title}: {in_short(error)}")
+    if place.type == "cpu" and shutil.which("nvidia-smi") is not None:
+        broken.append("there is an NVIDIA driver, but torch sees no GPU: install torch for CUDA (pytorch.org)")
+    return broken
 
 
 def device_name(place: torch.device) -> str:
@@ -110,8 +111,7 @@ def _device(place: torch.device) -> Iterator[str]:
         yield f"{device_name(place)}{memory}; --dtype auto is {dtype}"
         return
     free, whole = (f"{count / 2**30:.0f} GiB" for count in torch.accelerator.get_memory_info(place))
-    yield (f"{place}, {device_name(place)}, {whole} of memory, {free} free; {torch.accelerator.device_count()} such "
-           f"devices; --dtype auto is {dtype}")  # fmt: skip
+    yield f"{place}, {device_name(place)}, {whole} of memory, {free} free; --dtype auto is {dtype}"
 
 
 def _extras() -> Iterator[str]:
@@ -123,31 +123,15 @@ def _extras() -> Iterator[str]:
             yield f"not there: {extra} (for {EXTRAS[extra]}): {install(extra)}"
 
 
-def _attention() -> Iterator[str]:
-    found = [name for module, name in KERNELS.items() if importlib.util.find_spec(module) is not None]
-    yield ", ".join(["sdpa", *found])
-
-
-def _modular() -> Iterator[str]:
-    from ttsnap.pipelines.modular.workflows import check_version
-
-    check_version()
-    yield "work with this version of diffusers"
-
-
 def _measured(pipe: Any) -> Iterator[str]:
     """Run a short search, and tell what a minute buys."""
-    call = defaults(EMBEDDED)
+    call, taken = defaults(EMBEDDED), None
     steps = int(call.pop("num_inference_steps"))
     pipe.set_progress_bar_config(disable=True)
-
-    def spent(seeds: int) -> Any:
+    for seeds in (1, SEEDS):  # a first call takes more
         found = pipe("a red circle", search=make_algorithm("best-of-n", n=seeds), reward="brightness", seed=0,
                      num_inference_steps=STEPS, **call)  # fmt: skip
-        return found.search[0].spent
-
-    spent(1)  # what only a first call takes
-    taken = spent(SEEDS)
+        taken = found.search[0].spent
     image = steps * taken.seconds_by["denoise"] / taken.cost.nfe + taken.seconds_by["decode"] / taken.cost.decodes
     yield (f"of the embedded model, {SEEDS} images at a time: a minute buys about {_count(60 * steps / image)} "
            f"evaluations (nfe): {_count(60 / image)} images of {steps} steps")  # fmt: skip
@@ -155,15 +139,3 @@ def _measured(pipe: Any) -> Iterator[str]:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _wrong(place: torch.device) -> list[str]:
-    """What else would make searches fail or be slow."""
-    wrong = []
-    if place.type == "cpu" and shutil.which("nvidia-smi") is not None:
-        wrong.append("there is an NVIDIA driver, but torch sees no GPU: install torch for CUDA (pytorch.org)")
-    if not os.access(".", os.W_OK):
-        wrong.append(f"nothing can be written to {os.getcwd()}, where outputs/ would be: give --out")
-    if (free := shutil.disk_usage(".").free) < 2**30:
-        wrong.append(f"{free / 2**20:.0f} MiB are free on the disk of {os.getcwd()}: images may not fit")
-    return wrong

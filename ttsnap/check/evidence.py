@@ -37,11 +37,14 @@ def cleaned(value: Any) -> Any:
     return text
 
 
-def write(out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged: Verdict, sheet: Path) -> Path:
+def write(
+    out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged: Verdict, sheet: Path | None = None
+) -> Path:
     """Write the .json, the .md, the sheet and the schedule of a check into a folder; the path of the .md.
 
     about: model, device, date, dtype, versions, command, use (the command that searches)."""
     stem = "_".join([slug(Path(str(about["model"])).name), slug(str(about["device"])), str(about["date"])])
+    out.mkdir(parents=True, exist_ok=True)
     if judged.schedule:
         write_json(out / f"{stem}.schedule.json", dict(judged.schedule))
     whole: dict[str, Any] = cleaned({
@@ -51,8 +54,8 @@ def write(out: Path, about: Mapping[str, Any], found: Mapping[str, Rung], judged
     if judged.schedule:
         whole["use"] = f"{whole['use']} --algorithm {stem}.schedule.json"
     write_json(out / f"{stem}.json", whole)
-    pictured = sheet.is_file()
-    if pictured:
+    pictured = sheet is not None and sheet.is_file()
+    if sheet is not None and pictured:
         (out / f"{stem}.png").write_bytes(sheet.read_bytes())
     write_text(out / f"{stem}.md", page(whole, f"{stem}.png" if pictured else None))
     return out / f"{stem}.md"
@@ -62,7 +65,11 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
     """The page of an evidence file."""
     versions = ", ".join(f"{name} {version}" for name, version in whole["versions"].items())
     lines = [f"# {whole['model']} on {whole['device']}: {whole['verdict']}", ""]
-    lines += [f"{whole['date']}, {whole['dtype']}, {versions}.", "", *(f"- {why}" for why in whole["why"])]
+    lines += [
+        ", ".join(filter(None, [whole["date"], whole["dtype"], versions])) + ".",
+        "",
+        *(f"- {why}" for why in whole["why"]),
+    ]
     lines += ["", "Checked by", "", f"    {whole['command']}"]
     if whole["use"]:
         lines += ["", "What measured best", "", f"    {whole['use']}"]
@@ -76,23 +83,3 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
         lines += [f"- not measured: {title}: {why}" for title, why in rung.missing.items()]
     lines += ["", f"![What a search of this check scored and finished]({sheet})"] if sheet else []
     return "\n".join([*lines, ""])
-
-
-def compare(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of model x device of evidence files by their names: the verdict, and what tells most."""
-    rows = []
-    for stem, whole in sorted(files.items()):
-        rungs = {name: Rung.of_json(data) for name, data in whole["rungs"].items()}
-        leads = (
-            {n: f for n, f in rungs["signal"].figures.items() if n.startswith("lead of ")} if "signal" in rungs else {}
-        )
-        cost = rungs["cost"].figures if "cost" in rungs else {}
-        lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
-        rows.append((
-            f"[{whole['model']}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
-            "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",
-            str(cost.get("an evaluation in it", "")),
-            str(cost.get("share that is neither the model's nor a reward's", "")),
-        ))  # fmt: skip
-    head = ("model", "device", "date", "verdict", "lead over best-of-N", "an evaluation", "the loop's share")
-    return markdown(head, rows, range(len(head)))

@@ -25,6 +25,11 @@ DRAWS = 2000
 """Resamples of a bootstrap."""
 
 
+def in_short(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number that was measured, with the interval that holds it in 19 of 20 cases or, of seconds, its extremes."""
@@ -169,7 +174,7 @@ class Setup:
         try:
             found = rung(self)
         except (ValueError, RuntimeError, OSError, MemoryError) as error:  # torch's out of memory is a RuntimeError
-            found = Rung(name, missing={name: " ".join(str(error).split())[:400] or type(error).__name__})
+            found = Rung(name, missing={name: in_short(error)})
         found.seconds = before + time.monotonic() - begin
         write_json(kept, found.to_json())
         self.found[name] = found

@@ -9,7 +9,6 @@ import torch
 
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup
-from ttsnap.core.results import Event
 from ttsnap.loop.search import search
 from ttsnap.results.media import Pixels, to_uint8
 
@@ -25,10 +24,8 @@ def parity(setup: Setup) -> Rung:
     rung, prompt = Rung("parity"), setup.prompts[0]
     whole, winner = _images(setup, None)
     other = _differs(whole[0], whole[1])
-    rung.note("two seeds", _in_255ths(other), "")
-    compared = {
-        "the winner made again by the stock pipeline": (whole[winner:], lambda: [_stock(setup, prompt, winner)])
-    }
+    rung.note("two seeds", in_255ths(other), "")
+    compared = {STOCK: (whole[winner:], lambda: [_stock(setup, prompt, winner)])}
     compared["two runs"] = (whole, lambda: _images(setup, None)[0])
     if setup.engine().batch_size > 1:
         compared[f"a batch of 1 against one of {SEEDS}"] = (whole, lambda: _images(setup, 1)[0])
@@ -40,16 +37,17 @@ def parity(setup: Setup) -> Rung:
         setup.say(f"comparing {name}")
         pairs = [_differs(a, b) for a, b in zip(images, make(), strict=False)]
         most = max(pairs, key=lambda pair: float(pair.mean()))
-        rung.figures[name] = _in_255ths(most)
+        rung.figures[name] = in_255ths(most)
         share = float(most.mean()) / max(float(other.mean()), 1e-9)
         worst = max(worst, share)
-        rung.said.append(f"{name}: {_words(int(most.max()), share)}")
+        rung.said.append(f"{name}: {words(int(most.max()), share)}")
     rung.done = not rung.missing
     rung.holds = False if worst > CLOSE else True if rung.done else None
     return rung
 
 
-def _words(most: int, share: float) -> str:
+def words(most: int, share: float) -> str:
+    """What a largest difference of 255 and a share of what two seeds differ by say of two images."""
     if not most:
         return "equal to the last bit of 8"
     kind = "the same to the eye" if share <= SAME else "the same picture" if share <= CLOSE else "another picture"
@@ -57,7 +55,7 @@ def _words(most: int, share: float) -> str:
     return f"up to {most} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
 
 
-def _in_255ths(difference: Any) -> Figure:
+def in_255ths(difference: Any) -> Figure:
     """The mean over all pixels, and the least and the largest."""
     return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
 
@@ -66,16 +64,11 @@ def _differs(a: Pixels, b: Pixels) -> Any:
     return np.abs(to_uint8(a).astype(int) - to_uint8(b))
 
 
-def _images(setup: Setup, batch_size: int | None) -> tuple[list[Pixels], int]:
+def _images(setup: Setup, batch_size: int | None) -> tuple[list[Any], int]:
     """The images by seed, and which one won."""
-    engine, finished = setup.engine(batch_size), dict[int, Pixels]()
-
-    def listen(event: Event) -> None:
-        if event.kind == "score" and event.step == engine.grid.steps and event.image is not None:
-            finished[event.uids[0]] = event.image
-
-    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, on_event=listen)
-    return [finished[uid] for uid in range(SEEDS)], result.best.uid
+    engine = setup.engine(batch_size)
+    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS)
+    return [found.image for found in sorted(result.images, key=lambda found: found.seed)], result.best.seed
 
 
 def _stock(setup: Setup, prompt: Any, seed: int) -> Pixels:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ttsnap.algorithms import spec_of
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.check.ladder import Figure, Rung, Setup, in_short
 from ttsnap.core import metrics
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Rates
@@ -69,7 +69,7 @@ def signal(setup: Setup) -> Rung:
         try:
             finished = _recorded(setup, rung, "finished", how, len(whole.prompts), whole.seeds)
         except ValueError as error:
-            rung.missing[FINISHED] = " ".join(str(error).split())[:300]
+            rung.missing[FINISHED] = in_short(error)
     if rung.more["varied"]:
         _searches(setup, rung, whole, finished, one, gain)
     rung.done = not rung.more.pop("cut", False)

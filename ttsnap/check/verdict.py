@@ -35,6 +35,13 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
         against.append("the stock pipeline, another batch or a second run makes another picture: see parity")
     elif not parity.holds:
         open_.append("parity is not known")
+    fit = found.get("denoising", Rung("denoising"))
+    if fit.holds is False:
+        against.append(
+            "the scheduler (its prediction_type, its noise schedule) does not fit the network: see denoising"
+        )
+    elif fit.figures and fit.holds is None:
+        open_.append("estimates say little of images: the network is not trained, or the scheduler does not fit it")
     against += _scores(signal)
     leads = signal.more.get("leads") or {}
     best = max(leads, key=lambda name: float(leads[name][1]), default=None)
@@ -60,6 +67,18 @@ def verdict(found: Mapping[str, Rung]) -> Verdict:
         return Verdict(UNDECIDED, tuple(open_), best if won else None, chosen)
     known = f", and by the known answer {right} more of its images are right" if right else ""
     return Verdict(GO, (f"winners are the stock pipeline's own images; {said}{known}",), best, chosen)
+
+
+def of_service(rung: Rung) -> Verdict:
+    """GO where a service answers all its clients with the images that it makes for one alone."""
+    if rung.holds is False:
+        return Verdict(NO_GO, ("an image among others is another one than alone",))
+    why = [f"{title}: {said}" for title, said in rung.missing.items() if title.startswith("a request")]
+    if rung.holds is None:
+        why.append("no image was made alone and among others")
+    rates = "; ".join(f"{title} {figure}" for title, figure in rung.figures.items() if title.startswith("images"))
+    same = f"images are the same alone and among others; {rates}"
+    return Verdict(UNDECIDED, tuple(why)) if why else Verdict(GO, (same,))
 
 
 def _scores(signal: Rung) -> list[str]:

@@ -34,13 +34,14 @@ buys. The exit status is 1 where something is broken.
 
 With a model, a ladder that fits into --minutes; each rung is useful if it stops there, and the same command goes on:
 
-  parity   whether the stock pipeline makes the winner again, in any batch, and
-           two runs the same images; differences in 255ths
-  cost     seconds of an evaluation by batch, a decode, a reward call; memory;
-           the share of a search that is not the model's; attention kernels
-  signal   how well early scores rank seeds, and how much of best-of-8's gain
-           pruning and drafts keep at half its cost
-  verdict  GO, NO-GO (the exit status is 1) or undecided, why, and what to run
+  parity     whether the stock pipeline makes the winner again, in any batch
+  cost       seconds of an evaluation by batch, a decode, a reward call; memory
+  denoising  whether the scheduler fits the network
+  signal     how well early scores rank seeds, and what searches gain
+  verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
+
+With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
+among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
 
 It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host or user name is in them.
 
@@ -48,9 +49,11 @@ examples:
   ttsnap check
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
+  ttsnap check --url http://127.0.0.1:8000
 """
-SHARES = {"parity": 0.1, "cost": 0.3, "signal": 0.6}
+SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
+ABOUT = "about.json"
 PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
 
@@ -61,6 +64,9 @@ def parser() -> Parser:
     what = p.add_argument_group("what to check")
     what.add_argument("model", type=str | None, nargs="?", default=None, metavar="MODEL",
                       help=Common("a packaged model, a diffusers folder, or a hub id"))  # fmt: skip
+    what.add_argument(
+        "--url", type=str | None, metavar="URL", help=Common("a service in place of a model, by its address")
+    )
     arguments.add_options(what, SearchOptions, "reward")
     what.add_argument("--minutes", type=Positive, default=10.0, help=Common("that all of it may take, without loading"))
     what.add_argument("--prompts-file", type=str | None, metavar="FILE",
@@ -78,6 +84,8 @@ def parser() -> Parser:
 
 def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
+    if a.url is not None:
+        return _service(a)
     place, _ = common.opening().placement(a.device, a.dtype)
     load_libraries()
     from ttsnap.check.environment import environment
@@ -94,34 +102,52 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _service(a: Arguments) -> int:
+    from ttsnap.check import evidence
+    from ttsnap.check.service import Service
+    from ttsnap.check.verdict import NO_GO, of_service
+    from ttsnap.reward_models.registry import refuse_credentials
+    from ttsnap.version import versions
+
+    if a.model is not None:
+        raise ValueError(f"--url checks a service, which has a model; leave out {a.model}")
+    refuse_credentials(a.url)
+    service = Service(a.url, 60 * a.minutes, _say)
+    vars(a)["model"] = service.model()
+    found = service.check(_prompts(a))
+    _say("\n".join(f"  {line}" for line in found.lines()))
+    about = {"model": a.model, "device": "a service", "date": datetime.date.today().isoformat(), "dtype": "", "use": "",
+             "versions": versions(), "command": shlex.join(["ttsnap", "check", *_typed(a, "out")])}  # fmt: skip
+    judged = of_service(found)
+    page = evidence.write(Path(a.out), about, {"service": found}, judged)
+    _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
+    return int(judged.word == NO_GO)
+
+
 def _climb(a: Arguments, place: Any) -> int:
     from ttsnap.check import evidence
     from ttsnap.check.cost import cost
+    from ttsnap.check.denoising import denoising
     from ttsnap.check.environment import device_name
     from ttsnap.check.parity import parity
     from ttsnap.check.signal import signal
     from ttsnap.check.verdict import NO_GO, verdict
     from ttsnap.results.folders import slug
-    from ttsnap.version import versions
 
     out = Path(a.out)
     work = out / slug(a.model)
     with resumable(work):
         setup, about = _setup(a, work)
-        about |= {"device": device_name(place), "versions": versions("torch", "diffusers", "transformers")}
-        about = _begun(work, about)
-        end = time.monotonic() + 60 * a.minutes
-        for (name, share), rung in zip(SHARES.items(), (parity, cost, signal), strict=True):
-            within = (
-                share
-                * (end - time.monotonic())
-                / sum(SHARES[later] for later in list(SHARES)[list(SHARES).index(name) :])
-            )
+        about |= {"device": device_name(place)}
+        _begin(work, {name: value for name, value in about.items() if name != "command"})
+        end, whole = time.monotonic() + 60 * a.minutes, 1.0
+        for (name, share), rung in zip(SHARES.items(), (parity, cost, denoising, signal), strict=True):
+            within = share / whole * (end - time.monotonic())
+            whole -= share
             _say(f"\n{name}, up to {within:.0f} s")
-            found = setup.climb(name, rung, within)
-            _say("\n".join(f"  {line}" for line in found.lines()))
+            _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
         judged = verdict(setup.found)
-        about |= {"use": _use(a, setup, judged.best)}
+        about |= {"use": _use(a, setup, judged.best), "date": datetime.date.today().isoformat()}
         page = evidence.write(out, about, setup.found, judged, work / "sheet.png")
     _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
     if judged.schedule:
@@ -132,27 +158,29 @@ def _climb(a: Arguments, place: Any) -> int:
 def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
     vars(a)["task"] = TEXT
-    prompts, judge = _prompts(a), None
-    asked = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
+    asked = common.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
-    spec, prompts = search.engine, list(search.prompts)
+    rewards = chosen = [str(reward) for reward in search.engine.rewards]
     if a.model in PACKAGED:
         from ttsnap.pipelines.packaged import MODELS
 
-        judge = MODELS[a.model].right.reward
-    rewards = (*spec.rewards, *([] if judge is None or judge in spec.rewards else [judge]))
-    pipe, loaded = common.loaded(a, replace(search, engine=replace(spec, rewards=rewards)), DeviceOptions())
+        rewards = list(dict.fromkeys([*chosen, MODELS[a.model].right.reward]))
+    pipe, search = common.loaded(
+        a, replace(search, engine=replace(search.engine, rewards=tuple(rewards))), DeviceOptions()
+    )
+    pipe.set_progress_bar_config(disable=True)
     from ttsnap.check.ladder import Setup
     from ttsnap.pipelines.drafting.own_draft import own_draft
+    from ttsnap.version import versions
 
-    pipe.set_progress_bar_config(disable=True)
-    made, draft, own = loaded.engine, arguments.read(SamplerOptions, a), own_draft(pipe)
+    own, spec, texts = own_draft(pipe), search.engine, [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
-    about = {"model": a.model, "dtype": made.model.dtype, "prompts": [p.text for p in prompts],
-             "rewards": [str(reward) for reward in rewards], "draft": named, "call": plain(dict(spec.call)),
-             "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")])}  # fmt: skip
-    made = replace(made, sampler=replace(made.sampler, finish=draft.finish))
-    return Setup(pipe, made, tuple(prompts), work, named, len(rewards) > len(spec.rewards), _say), about
+    about = {"model": a.model, "dtype": spec.model.dtype, "prompts": texts, "rewards": rewards, "draft": named,
+             "call": plain(dict(spec.call)), "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")]),
+             "versions": versions("torch", "diffusers", "transformers")}  # fmt: skip
+    made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
+    return Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say), about
 
 
 def _prompts(a: Arguments) -> list[Prompt]:
@@ -168,21 +196,16 @@ def _prompts(a: Arguments) -> list[Prompt]:
     return common.read_prompts(Arguments(**{**vars(a), "prompts_file": file}), "check")
 
 
-def _begun(work: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What is told of the check, with the day on which it began. ValueError where the folder holds another one."""
+def _begin(work: Path, settings: dict[str, Any]) -> None:
+    """Begin or resume in this folder. ValueError where it holds a check with other settings."""
     from ttsnap.files.reading import read_object
     from ttsnap.files.writing import write_json
+    from ttsnap.recordings.header import differences
+    from ttsnap.results.folders import check_same
 
-    path = work / "about.json"
-    if path.is_file():
-        kept = read_object(path, what="file of a check")
-        if differ := sorted(name for name in about if name != "command" and kept.get(name) != about[name]):
-            raise ValueError(f"{work} holds a check of another {differ[0]}; give another --out, or remove that folder")
-        return {**about, "date": kept["date"]}
-    about |= {"date": datetime.date.today().isoformat()}
     work.mkdir(parents=True, exist_ok=True)
-    write_json(path, about)
-    return about
+    check_same(work, ABOUT, lambda: differences(read_object(work / ABOUT), settings), "check")
+    write_json(work / ABOUT, settings)
 
 
 def _typed(a: Arguments, *without: str) -> list[str]:
