@@ -196,6 +196,25 @@ class GuidedSteps:
 
 
 @dataclass(frozen=True)
+class SeedGroups:
+    """Groups of seeds that begin together. The first seed of a group pays for all of it, the others nothing."""
+
+    size: int
+    """Seeds of a group: of the fresh seeds of a search, counted from 0, those from a multiple of it on."""
+    nfe: int
+    """Evaluations by which each begins. A particle from mixed noise begins alone, by as many."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.nfe) < 1:
+            raise ValueError(f"groups have a seed and an evaluation at least, got {self.size} and {self.nfe}")
+
+    @property
+    def whole(self) -> int:
+        """Evaluations of a group."""
+        return self.size * self.nfe
+
+
+@dataclass(frozen=True)
 class Price:
     """What one unit of each kind of cost takes on an engine, and what scores and gradients are made of."""
 
@@ -226,6 +245,8 @@ class Price:
     """Rewards that leave a finished image to a dearer base (`PerKind.base_calls`)."""
     begin_calls: int = 0
     """Calls of the drafter by which a new particle begins, where drafts are finished; 0 where noise is."""
+    groups: SeedGroups | None = None
+    """By which seeds begin; None where each begins by itself."""
 
     def __post_init__(self) -> None:
         counts = (
