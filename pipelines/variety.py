@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import floor
 from weakref import proxy
 
 import torch
@@ -35,8 +36,8 @@ def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
     steps = sum(level >= how.level - 1e-6 for level in grid.levels)
     if not 0 < steps < grid.steps:
         raise ValueError(f"variety repel couples the steps of noise levels from {how.level:g} on, which are {steps} of "
-                         f"{grid.steps} here, where at least one is to be coupled and one free; set the level, as in "
-                         f"repel:{how.size}:{grid.levels[0]:.2f}")  # fmt: skip
+                         f"{grid.steps} here, and leaves at least one free; set the level, as in "
+                         f"repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}")  # fmt: skip
     made = make_kernel(kernel, denoiser)
     groups = CoupledStart(proxy(denoiser), how, int(grid.calls[steps]), denoiser.schedule, denoiser.guidance, made)
     denoiser.begin_later(steps, grid.nfe)

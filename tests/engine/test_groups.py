@@ -179,6 +179,12 @@ def test_a_replay_is_the_live_search(recorded: Recording, tmp_path: Path) -> Non
             assert [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
 
 
+def test_a_replay_begins_where_a_group_does(recorded: Recording) -> None:
+    search(["a"], BestOfN(3), ReplayEngine(recorded), seed=3 + SIZE)
+    with pytest.raises(ValueError, match="of which 4 begins none"):
+        search(["a"], BestOfN(3), ReplayEngine(recorded), seed=4)
+
+
 def test_a_block_of_a_recording_holds_whole_groups(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a multiple"):
         record(made(), ["a"], tmp_path / "r", RecordOptions(seeds=30, block=(1, 13)))
