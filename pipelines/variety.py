@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import floor
+from typing import Any
 from weakref import proxy
 
 import torch
@@ -17,6 +18,7 @@ from ttsnap.options.variety import Repel
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guidance
 from ttsnap.pipelines.latents.schedule import Schedule
+from ttsnap.pipelines.memory.flops import counted_coupled
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.kernels import Kernel, KernelState, make_kernel
@@ -62,18 +64,23 @@ class CoupledStart:
     def size(self) -> int:
         return self.how.size
 
+    def flops(self) -> float:
+        return counted_coupled(self.denoiser, self.size, self._coupled)
+
+    def _coupled(self, twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
+        return coupled(twin.net, self.how, twin.image_tokens, key)
+
     @torch.no_grad()
     def begin(
         self, noise: Tensor, cond: Tensor, keys: Sequence[rng.Key], generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Sequence[KernelState]]:
         twin = copy.copy(self.denoiser)  # with the encoded prompts
         vars(twin).update(schedule=self.whole, guidance=self.guidance)
-        how, first = self.how._replace(size=len(noise)), keys[0][0]
-        x, states = noise, [self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)]
+        x = noise
+        states: Sequence[KernelState] = [self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)]
         for position in range(self.nfe):
             at = torch.full((len(x),), position)
-            together = coupled(twin.net, how, twin.image_tokens, (first, position))
-            with together if len(noise) > 1 else nullcontext():
+            with self._coupled(twin, (keys[0][0], position)) if len(noise) > 1 else nullcontext():
                 prediction = twin.predict(x, at, cond)
             sources = [(*key, position) for key in keys]
             x, states = self.kernel.step(x, prediction, at, sources, states)

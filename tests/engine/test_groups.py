@@ -50,7 +50,7 @@ class Grouped(Counted):
         self.grid = replace(self.grid, image_nfe=STEPS)
         if noisy:
             self.kernel, self.whole.kernel = Sde(self.path, self.times), Sde(self.path, self.whole.times)
-        self.groups: Any = SimpleNamespace(size=size, nfe=AHEAD, begin=self.together)
+        self.groups: Any = SimpleNamespace(size=size, nfe=AHEAD, begin=self.together, flops=lambda: 0.5)
 
     def encode(self, prompts: Any) -> None:
         super().encode(prompts)
@@ -59,12 +59,12 @@ class Grouped(Counted):
     def together(
         self, noise: Tensor, cond: Tensor, keys: Sequence[Any], generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, list[None]]:
-        x, kernel = noise, self.whole.kernel
-        self.sizes.append(len(x))
+        x, kernel, alone = noise, self.whole.kernel, keys[0][1] > 0
+        self.sizes.append(0 if alone else len(x))
         for k in range(AHEAD):
             at = torch.full((len(x),), k)
             x, _ = kernel.step(x, self.whole.predict(x, at, cond), at, [(*key, k) for key in keys], [None] * len(x))
-            if len(x) > 1:
+            if not alone:
                 x = x + self.push * (x - x.mean(0))
         return x, [None] * len(x)
 
@@ -73,11 +73,11 @@ def made(batch: int = 4, **how: Any) -> LiveEngine:
     return LiveEngine(Grouped(**how), [bright()], EngineOptions(batch))
 
 
-def ran(live: LiveEngine) -> tuple[int, int]:
-    """Evaluations and decodes of the denoiser."""
+def ran(live: LiveEngine) -> tuple[int, int, int]:
+    """Evaluations of the denoiser, coupled ones, and decodes."""
     denoiser = live.denoiser
     assert isinstance(denoiser, Grouped)
-    return denoiser.calls + denoiser.whole.calls, denoiser.decodes
+    return denoiser.calls + denoiser.whole.calls, AHEAD * sum(denoiser.sizes), denoiser.decodes
 
 
 def attack(number: int) -> bool:
@@ -95,10 +95,10 @@ def attack(number: int) -> bool:
             should_stop=lambda: len(ticks) > stop_after,
         )  # fmt: skip
     except ValueError:
-        assert ran(live) == (0, 0), name
+        assert ran(live) == (0, 0, 0), name
         return False
     spent = sum((r.spent.cost for r in results), Cost())
-    assert (spent.nfe, spent.decodes) == ran(live), (number, name)
+    assert (spent.nfe, spent.coupled, spent.decodes) == ran(live), (number, name)
     assert spent.nfe <= 2 * budget, (number, name)
     assert all(r.images for r in results) or len(ticks) > stop_after, (number, name)
     return True
@@ -151,7 +151,7 @@ def test_mixed_noise_begins_alone() -> None:
     (result,) = search(["a"], make_algorithm("zero-order"), live, "90nfe")
     mixed = int((result.particles.parent >= 0).sum())
     assert mixed > 0
-    assert live.denoiser.sizes.count(1) == mixed  # type: ignore[attr-defined]
+    assert live.denoiser.sizes.count(0) == mixed  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["noise-ascent", "refined"])

@@ -201,3 +201,16 @@ def test_what_cannot_be_is_refused() -> None:
     refused("leave variety out", guide="dps:1", kernel="sde")
     with pytest.raises(ValueError, match="couple no seeds"):
         ModularDenoiser.must(ModularDenoiser.__new__(ModularDenoiser), Capability.COUPLE)
+
+
+@pytest.mark.usefixtures("real_flops")
+def test_what_coupling_takes_is_counted() -> None:
+    """Of each token a product with every token of the group, at each attention and in both halves of guidance."""
+    pipe, call = upgrade(FAMILIES["sd3"].build()), FAMILIES["sd3"].call
+    engine = pipe.engine(dark, variety="repel:3:0.75", **call)
+    net, price, attentions, halves = engine.denoiser.net, engine.price, 2, 2
+    engine.denoiser.encode([PROMPT])
+    tokens = engine.denoiser.init_latents([seeded(0)]).shape[-2:].numel() // net.config.patch_size**2
+    width = net.get_submodule(ENDS["sd3"][0]).in_features
+    assert price.flops.coupled == 2 * attentions * halves * tokens * 3 * tokens * width
+    assert price.flops.nfe == pipe.engine(dark, **call).price.flops.nfe

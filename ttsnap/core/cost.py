@@ -82,6 +82,9 @@ class PerKind(Generic[N]):
     base_calls: N = kind("reward", "base calls", "basecalls", rare=True, newer=True)
     """Finished images that noise-aware rewards left to their bases, which take more than a look at an estimate does:
     the rate is the rest."""
+    coupled: N = kind("denoise", "coupled", "coupled", rare=True, newer=True)
+    """Evaluations that were coupled with those of a group of seeds (`SeedGroups`): the rate is what that takes beside
+    them."""
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""

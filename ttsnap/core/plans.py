@@ -94,9 +94,12 @@ def row_costs(
             paid |= ~first_ones(parents, len(particles))
         nfe[users] -= paid
     if price.groups is not None:
-        nfe = nfe + begin_nfe(rows, particles.seeds, price.groups, particles.owing)
+        begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
+        nfe = nfe + begin
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
+    if price.groups is not None:
+        costs["coupled"] = np.where(rows.kind == FRESH, begin, 0)
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.begin_calls)):
@@ -163,7 +166,8 @@ def finish_cost(
 
 def image_cost(grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
     """Cost of one image from a fresh seed, the first of its group."""
-    begin = Cost(0 if price.groups is None else price.groups.whole, draft_calls=price.begin_calls)
+    together = 0 if price.groups is None else price.groups.whole
+    begin = Cost(together, draft_calls=price.begin_calls, coupled=together)
     return finish_cost(0, False, grid, rewards, price) + begin
 
 
@@ -276,7 +280,8 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
         if price.groups is not None:  # those that began, or could, had their groups evaluated
             begun = plan.rows.take(drafted)
             alone = row_costs(begun, plan.look, particles, grid, rewards, replace(price, groups=None))
-            cost -= Cost(int(plan.costs["nfe"][drafted].sum() - alone["nfe"].sum()))
+            nfe, together = (int(plan.costs[kind][drafted].sum()) for kind in ("nfe", "coupled"))
+            cost -= Cost(nfe - int(alone["nfe"].sum()), coupled=together)
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip

@@ -109,8 +109,9 @@ class Executor:
 
     def _begin(self, pending: Sequence[PendingEval]) -> None:
         """A group begins, and with it those of these nodes that can; the others are chosen again."""
-        if evaluations := self.noise.grouped([node for _, node in pending]):
-            self.count(Cost(evaluations), self.noise.ahead)
+        evaluated, coupled = self.noise.grouped([node for _, node in pending])
+        if evaluated:
+            self.count(Cost(evaluated, coupled=coupled), self.noise.ahead)
 
     def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
         """One guess of so many calls by the drafter at each of these nodes, or the draft by which it begins."""

@@ -33,9 +33,10 @@ class Groups:
         """Whether the group of a fresh seed was evaluated."""
         return not node.mixed_in and _group(node) in self._ready
 
-    def begin(self, nodes: Sequence[Node], drawn: Drawn, cond: Callable[[Sequence[Node]], Tensor]) -> int:
+    def begin(self, nodes: Sequence[Node], drawn: Drawn, cond: Callable[[Sequence[Node]], Tensor]) -> tuple[int, int]:
         """Evaluate the group of the first of these particles whose group was not, and let all begin that can; returns
-        the evaluations. A particle from mixed noise begins alone. cond: as in Denoiser.
+        the evaluations, and how many of them were coupled. A particle from mixed noise begins alone. cond: as in
+        Denoiser.
 
         One group at a time: it is one call of the network, whatever else waits.
         """
@@ -48,7 +49,8 @@ class Groups:
                 self._ready.setdefault(_group(node), {})[node.place] = begun
         for node in filter(self.has, nodes):
             node.latent, node.kernel_state = self._ready[_group(node)].pop(node.place)
-        return self.start.nfe * len(group)
+        evaluations = self.start.nfe * len(group)
+        return evaluations, 0 if new is None or new.mixed_in else evaluations
 
     def _members(self, node: Node) -> list[Node]:
         """The group of a fresh seed."""

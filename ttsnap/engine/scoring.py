@@ -121,6 +121,7 @@ class RowScorer:
                 draft_calls=costs.draft * per_draft,
                 features=features,
                 base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards) / max(1, self.bases),
+                coupled=0.0 if denoiser.groups is None else denoiser.groups.flops(),
             ),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,

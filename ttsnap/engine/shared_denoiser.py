@@ -121,12 +121,12 @@ class InitialNoise:
         """Whether a particle has begun, or its group was evaluated, so that it takes nothing more to begin."""
         return node.latent is not None or (self.groups is not None and self.groups.has(node))
 
-    def grouped(self, nodes: Sequence[Node]) -> int:
-        """Let a group begin, and with it those of these particles that can (Groups.begin); returns the evaluations."""
+    def grouped(self, nodes: Sequence[Node]) -> tuple[int, int]:
+        """Let a group begin, and with it those of these particles that can (Groups.begin)."""
         assert self.groups is not None
-        evaluations = self.groups.begin(nodes, self.drawn, self.prompts.rows)
+        taken = self.groups.begin(nodes, self.drawn, self.prompts.rows)
         self.device = nodes[0].x.device
-        return evaluations
+        return taken
 
     def forget(self, job: int | None = None) -> None:
         """What is kept for particles of a job, or of all, that did not begin."""

@@ -195,7 +195,7 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     scoring = price.calls(rewards) * rates.reward_calls
     besides = price.features * rates.features + price.bases * rates.base_calls + price.begin_calls * rates.draft_calls
     if price.groups is not None:
-        besides += price.groups.whole * rates.nfe
+        besides += price.groups.whole * (rates.nfe + rates.coupled)
     unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
 

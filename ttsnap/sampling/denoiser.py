@@ -70,6 +70,9 @@ class GroupStart(Protocol):
     def nfe(self) -> int:
         """Evaluations of the denoiser for each of them."""
 
+    def flops(self) -> float:
+        """What coupling it with the others takes beside an evaluation."""
+
     def begin(
         self, noise: Tensor, cond: Tensor, keys: Sequence[rng.Key], generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Sequence[KernelState]]:
