@@ -6,6 +6,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 
@@ -103,7 +104,7 @@ class PipelineDenoiser(Denoiser):
 
     def _abilities(self) -> set[Capability]:
         """What this call can do, before `cannot` is taken away."""
-        found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE}
+        found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE, Capability.COUPLE}
         if self.schedule.path is not None and self.schedule.times is not None:
             found.add(Capability.PATH)
         if getattr(self.pipe, "preview_vae", None) is not None:
@@ -118,6 +119,17 @@ class PipelineDenoiser(Denoiser):
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         """Sample along another path, at other times (pipelines/latents/convert.py), with one evaluation a step."""
         self.set_up(convert(self.schedule, path, times), self.guidance)
+
+    def begin_later(self, step: int, image_nfe: int) -> None:
+        """Let the grid begin at this step of what it is. image_nfe: evaluations of an image of the call from noise."""
+        rest, at = self.schedule.beginning_at(step), self.guidance.at
+        later = None if at is None else at[int(self.grid.calls[step]) :]
+        self.set_up(replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)), replace(self.guidance, at=later))
+
+    @property
+    def image_tokens(self) -> slice:
+        """Where image tokens are in the attention of the network's blocks, some of which read text as well."""
+        return slice(None)
 
     @property
     def net(self) -> Any:

@@ -21,6 +21,7 @@ from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import decisions_of, run
+from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare, reward_tuple
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Capability
@@ -166,6 +167,8 @@ class SearchMixin:
         """`denoiser`, told of the sampler; no drafter where that is left open. ValueError for a path that cannot be."""
         sampler = sampler.drafted_by(None)
         denoiser = self._sampled(sampler, call)
+        if (how := sampler.repel) is not None:
+            couple_seeds(denoiser, how, sampler.kernel)
         if sampler.draft is None or not sampler.finishes:
             return denoiser
         written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish

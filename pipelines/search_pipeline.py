@@ -79,9 +79,9 @@ class SearchPipeline(Protocol[Stock]):
         seed: int | None = None, on_event: Callable[[Event], None] | None = None,
         should_stop: Callable[[], bool] | None = None, kernel: Spec = "pipeline", path: Spec = None,
         times: Spec = "pipeline", guide: Spec = None, draft: Spec = "auto",
-        finish: Spec = "auto", batch_size: int | None = None, decode_batch_size: int | None = None,
-        gradient_batch_size: int | None = None, frames: int = 4, devices: int | Literal["all", "auto"] = 1,
-        ray_address: str | None = None, **stock: Unpack[CallArguments],
+        finish: Spec = "auto", variety: Spec = None, batch_size: int | None = None,
+        decode_batch_size: int | None = None, gradient_batch_size: int | None = None, frames: int = 4,
+        devices: int | Literal["all", "auto"] = 1, ray_address: str | None = None, **stock: Unpack[CallArguments],
     ) -> SearchOutput: ...
     # fmt: on
 

@@ -185,7 +185,7 @@ def real_flops() -> None:
 def any_flops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """FLOPs of pipelines are not counted, which takes several times as long as a search with a tiny one."""
     if "real_flops" not in request.fixturenames:
-        monkeypatch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_: (1e6, 1e5))
+        monkeypatch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5))
 
 
 @pytest.fixture

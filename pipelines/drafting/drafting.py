@@ -41,9 +41,7 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
     step, whole, drafts = denoiser.grid.nearest(level), denoiser.schedule, denoiser.drafts
     if not step or not isinstance(drafts, Drafting):
         return
-    rest, at = whole.beginning_at(step), denoiser.guidance.at
-    later = None if at is None else at[int(whole.grid.calls[step]) :]
-    denoiser.set_up(replace(rest, grid=replace(rest.grid, image_nfe=image_nfe)), replace(denoiser.guidance, at=later))
+    denoiser.begin_later(step, image_nfe)
     denoiser.drafts = replace(drafts, start=FromDrafts(drafts, whole))
 
 

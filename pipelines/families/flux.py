@@ -59,6 +59,10 @@ class FluxDenoiser(PipelineDenoiser):
         self._picture_ids = self.pipe._prepare_latent_image_ids(1, *size, self.device, text.dtype)
         self.texts = self.texts.each(lambda side: _by_prompt(*side))
 
+    @property
+    def image_tokens(self) -> slice:
+        return slice(-self.layout.tokens, None)  # after the text
+
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         text, pooled, text_ids = texts
         return self.forward(

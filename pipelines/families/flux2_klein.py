@@ -50,6 +50,10 @@ class Flux2KleinDenoiser(PipelineDenoiser):
         schedule = flow_schedule(self.pipe.scheduler, call, mu, own_sigmas=True)
         self.set_up(schedule, TwoCalls(call.guidance_scale, self.pipe.do_classifier_free_guidance))
 
+    @property
+    def image_tokens(self) -> slice:
+        return slice(-self.layout.tokens, None)  # after the text
+
     def encode(self, prompts: Sequence[str | Prompt]) -> None:
         if any(Prompt.of(prompt).negative is not None for prompt in prompts):
             raise ValueError("FLUX.2 klein reads no negative prompt; leave Prompt.negative out")

@@ -48,6 +48,11 @@ class Lumina2Denoiser(PipelineDenoiser):
         combine = as_long if call.cfg_normalization else classifier_free
         self.set_up(schedule, TwoCalls(call.guidance_scale, any(at), combine, at))
 
+    @property
+    def image_tokens(self) -> slice:
+        patch, scale = self.net.config.patch_size, self.pipe.vae_scale_factor
+        return slice(-(self.layout.height // scale // patch) * (self.layout.width // scale // patch), None)
+
     def meta_twin(self) -> Self:
         # The network reads the lengths of texts from their masks, which therefore keep their values.
         twin = super().meta_twin()

@@ -49,7 +49,8 @@ class ZImageDenoiser(PipelineDenoiser):
             raise ValueError("prompt_embeds need negative_prompt_embeds for classifier-free guidance")
         if call.sigmas is None:
             call.sigmas = get_default_z_image_sigmas(max(1, call.num_inference_steps))  # make_schedule refuses fewer
-        mu = token_shift(self.pipe.scheduler, (height // multiple) * (width // multiple))
+        self._tokens = (height // multiple) * (width // multiple)
+        mu = token_shift(self.pipe.scheduler, self._tokens)
         schedule = flow_schedule(self.pipe.scheduler, call, mu)
         # The pipeline compares Python numbers, made of times in float32.
         times = ((1000 - schedule.timesteps.float()) / 1000).tolist()
@@ -57,6 +58,10 @@ class ZImageDenoiser(PipelineDenoiser):
         at = tuple(scale > 0 and (last > 1 or time <= last) for time in times)
         combine = partial(limited, float(call.cfg_normalization or 0.0))
         self.set_up(schedule, Joined(scale, any(at), combine, at))
+
+    @property
+    def image_tokens(self) -> slice:
+        return slice(0, self._tokens)  # before the text
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
         (text,) = texts

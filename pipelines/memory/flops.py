@@ -6,6 +6,7 @@ import copy
 import logging
 import weakref
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -68,18 +69,34 @@ def counted_draft(denoiser: Any, twin: Callable[[], Any]) -> float:
     return flops
 
 
-@torch.no_grad()
-def count(denoiser: Any, caller: Callable[[], Any], *decoders: str) -> tuple[float, ...]:
-    """FLOPs of a guided evaluation by `caller()`, the denoiser or a copy, and of its decoders.
+def counted_coupled(denoiser: Any, size: int, within: Callable[[Any], AbstractContextManager[None]]) -> float:
+    """FLOPs that coupling a seed with the others of a group takes beside its evaluation, kept in the same way."""
+    memo = denoiser.memo()
+    if ("coupled", size) not in memo:
+        memo["coupled", size] = count(denoiser, lambda: denoiser, rows=size, within=within)[0] / size
+    return max(0.0, float(memo["coupled", size]) - counted(denoiser, "decode")[0])
 
-    The denoiser encodes a prompt of typical length, so that its own are to be encoded afterwards.
+
+@torch.no_grad()
+def count(
+    denoiser: Any,
+    caller: Callable[[], Any],
+    *decoders: str,
+    rows: int = 1,
+    within: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+) -> tuple[float, ...]:
+    """FLOPs of a guided evaluation of so many rows by `caller()`, the denoiser or a copy, and of its decoders.
+
+    within: in which the copy that is counted is called. The denoiser encodes a prompt of typical length, so that its
+    own are to be encoded afterwards.
     """
     denoiser.encode([_TYPICAL])
-    own, x, zero = caller(), denoiser.init_latents([seeded(0)]), torch.zeros(1, dtype=torch.long)
+    own, x, zero = caller(), denoiser.init_latents([seeded(0)] * rows), torch.zeros(rows, dtype=torch.long)
 
     def made(by: Any, latents: Tensor, *, fused: bool) -> tuple[float, ...]:
         calls = [partial(by.predict, latents, zero, zero), *(partial(getattr(by, name), latents) for name in decoders)]
-        return tuple(count_flops(call, fused=fused) for call in calls)
+        with within(by):
+            return tuple(count_flops(call, fused=fused) for call in calls)
 
     try:
         return made(own.meta_twin(), x.to("meta"), fused=False)

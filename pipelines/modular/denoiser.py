@@ -42,6 +42,7 @@ class ModularDenoiser(PipelineDenoiser):
     cannot: ClassVar[Mapping[Capability, str]] = {
         Capability.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
         Capability.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
+        Capability.COUPLE: "searches over modular pipelines couple no seeds; leave variety out",
         Capability.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
     }
 

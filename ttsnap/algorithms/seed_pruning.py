@@ -115,6 +115,8 @@ class SeedPruning(Settings):
     def pruning_cost(self, n: int, task: Task) -> float:
         """What it takes to bring n seeds to the last check, in evaluations as Task counts them, all looks included."""
         total, (*checks, _) = 0.0, self.init(task).checks
+        if task.groups is not None:
+            total += task.groups.whole * math.ceil(n / task.groups.size)
         for one, check in zip(costs_of_checks(checks, task, shares=False), checks, strict=True):
             total += n * one
             n = max(task.keep, self.survivors(n, check.keep))

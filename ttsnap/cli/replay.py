@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.cli import arguments
 from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
@@ -168,8 +169,8 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     call = {**record.call, **wanted.pictures}
     check_call(pipe, call, wanted.task)
     engine = EngineSpec(ModelOptions(record.model), (_no_reward,), replace(record.sampler, draft=draft), call=call)
-    prompt, seed = Prompt(record.image.prompt), record.image.seed
-    asked = SearchRequest((prompt,), engine, "best-of-n", Budget(), seed, options={"n": 1})
+    prompt, image = Prompt(record.image.prompt), record.image
+    asked = SearchRequest((prompt,), engine, OneOfGroup(image.place or 0), Budget(), image.first_seed)
     # The PNG says all; what the model recommends may have changed since.
     found = run(prepare(asked, ModelDefaults()), pipe)
     made = found.results[0].best.pixels

@@ -82,6 +82,9 @@ class PerKind(Generic[N]):
     base_calls: N = kind("reward", "base calls", "basecalls", rare=True, newer=True)
     """Finished images that noise-aware rewards left to their bases, which take more than a look at an estimate does:
     the rate is the rest."""
+    coupled: N = kind("denoise", "coupled", "coupled", rare=True, newer=True)
+    """Evaluations that were coupled with those of a group of seeds (`SeedGroups`): the rate is what that takes beside
+    them."""
 
     def __init_subclass__(cls, unset: object = MISSING) -> None:
         """Give the subclass a field for each kind, with its own type and default, before @dataclass reads them."""
@@ -196,6 +199,25 @@ class GuidedSteps:
 
 
 @dataclass(frozen=True)
+class SeedGroups:
+    """Groups of seeds that begin together. The first seed of a group pays for all of it, the others nothing."""
+
+    size: int
+    """Seeds of a group: of the fresh seeds of a search, counted from 0, those from a multiple of it on."""
+    nfe: int
+    """Evaluations by which each begins. A particle from mixed noise begins alone, by as many."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.nfe) < 1:
+            raise ValueError(f"groups have a seed and an evaluation at least, got {self.size} and {self.nfe}")
+
+    @property
+    def whole(self) -> int:
+        """Evaluations of a group."""
+        return self.size * self.nfe
+
+
+@dataclass(frozen=True)
 class Price:
     """What one unit of each kind of cost takes on an engine, and what scores and gradients are made of."""
 
@@ -226,6 +248,8 @@ class Price:
     """Rewards that leave a finished image to a dearer base (`PerKind.base_calls`)."""
     begin_calls: int = 0
     """Calls of the drafter by which a new particle begins, where drafts are finished; 0 where noise is."""
+    groups: SeedGroups | None = None
+    """By which seeds begin; None where each begins by itself."""
 
     def __post_init__(self) -> None:
         counts = (

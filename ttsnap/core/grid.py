@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ttsnap.core.arrays import IntArray
+from ttsnap.core.cost import SeedGroups
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Task:
     """Of one call of the drafter."""
     begin_calls: int = 0
     """Calls of the drafter by which each seed begins, where drafts are finished (Price)."""
+    groups: SeedGroups | None = None
+    """By which seeds begin (Price)."""
 
     @property
     def checking(self) -> float:

@@ -57,6 +57,8 @@ class Particles:
     """How much it counts that particles are unlike each other, against their values (core/diversity.py)."""
     gate: Gate | None = None
     """What finished images must meet to be returned."""
+    owing: bool = False
+    """Whether the group of the next fresh seed is not paid, though others of it came before: they were taken back."""
 
     def __len__(self) -> int:
         return int(self.step.shape[-1])
@@ -126,12 +128,12 @@ class Particles:
     def after_move(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
         columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
-        more = self.utility, moved, left, self.features, self.diversity, self.gate
+        more = self.utility, moved, left, self.features, self.diversity, self.gate, self.owing
         return Particles(*columns, self.log_ratio, self.has_gradient, *more)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         left = np.broadcast_to(self.left, len(self.step))
         columns = {**vars(self), "left": left}
-        same = ("utility", "features", "diversity", "gate")  # no search in lockstep compares images
+        same = ("utility", "features", "diversity", "gate", "owing")  # no search in lockstep compares images
         return Particles(**{name: column if name in same else column[b] for name, column in columns.items()})

@@ -5,13 +5,13 @@ Everything after the algorithm reads the plan: the ledger, the table of particle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, IntArray
-from ttsnap.core.cost import PLAIN, Cost, GuidedSteps, Price
+from ttsnap.core.cost import PLAIN, Cost, GuidedSteps, Price, SeedGroups
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
@@ -52,6 +52,18 @@ def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -
     return begun
 
 
+def begin_nfe(rows: Rows, seeds: int, groups: SeedGroups, owing: bool = False) -> IntArray:
+    """Evaluations (n,) by which rows begin that follow so many fresh seeds. owing: as of Particles."""
+    fresh = rows.kind == FRESH
+    (index,) = fresh.nonzero()
+    place = (seeds + np.arange(len(index))) % groups.size
+    if owing:
+        place[:1] = 0
+    nfe = np.where(from_noise(rows) & ~fresh, groups.nfe, 0)
+    nfe[index[place == 0]] = groups.whole
+    return nfe
+
+
 def first_ones(uids: IntArray, particles: int) -> BoolArray:
     """(n,) which of these uids of so many particles are the first of their kind."""
     rows, first = np.arange(len(uids)), np.empty(particles, int)
@@ -81,8 +93,13 @@ def row_costs(
         if np.count_nonzero(rows.kind[users] != CONTINUE):  # of rows that CONTINUE, no two have one parent
             paid |= ~first_ones(parents, len(particles))
         nfe[users] -= paid
+    if price.groups is not None:
+        begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
+        nfe = nfe + begin
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
+    if price.groups is not None:
+        costs["coupled"] = np.where(rows.kind == FRESH, begin, 0)
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.begin_calls)):
@@ -148,8 +165,10 @@ def finish_cost(
 
 
 def image_cost(grid: Grid, rewards: int, price: Price = PLAIN) -> Cost:
-    """Cost of one image from a fresh seed."""
-    return finish_cost(0, False, grid, rewards, price) + Cost(draft_calls=price.begin_calls)
+    """Cost of one image from a fresh seed, the first of its group."""
+    together = 0 if price.groups is None else price.groups.whole
+    begin = Cost(together, draft_calls=price.begin_calls, coupled=together)
+    return finish_cost(0, False, grid, rewards, price) + begin
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,8 @@ class Plan:
     """(n,) particle that the row takes on or makes."""
     seed: IntArray
     """(n,) uint64, of the particle's initial noise."""
+    place: IntArray
+    """(n,) of a fresh seed, its place among those that begin together (Price.groups); else 0."""
     near: IntArray
     """(n,) of a row of kind NEAR, the sibling whose step noise it is near; else -1."""
     paid: BoolArray
@@ -194,7 +215,7 @@ class Plan:
 
     def take(self, rows: IntArray | slice) -> Plan:
         """Some of the rows. What a row is, and costs, depends on earlier rows of the plan, never on later ones."""
-        columns = self.uid[rows], self.seed[rows], self.near[rows], self.paid[rows]
+        columns = self.uid[rows], self.seed[rows], self.place[rows], self.near[rows], self.paid[rows]
         costs = {kind: column[rows] for kind, column in self.costs.items()}
         return Plan(self.rows.take(rows), *columns, costs, self.look, self.drop, self.reject)
 
@@ -213,13 +234,15 @@ def resolve(move: Move, particles: Particles, grid: Grid, rewards: int, price: P
     rows = Rows(kind, parent, wanted.start, wanted.stop, wanted.score, wanted.share)
     new, fresh = kind != CONTINUE, kind == FRESH
     uid = np.where(new, now - 1 + new.cumsum(), parent)
-    seeds = np.uint64(seed) + (particles.seeds - 1 + fresh.cumsum()).astype(np.uint64)
+    index = particles.seeds - 1 + fresh.cumsum()
+    seeds = np.uint64(seed) + index.astype(np.uint64)
+    place = np.where(fresh, index % (1 if price.groups is None else price.groups.size), 0)
     paid = goes_on(rows)
     if now:
         seeds = np.where(fresh, seeds, particles.seed[parent])
         paid &= particles.cached[parent]
     costs = row_costs(rows, move.look, particles, grid, rewards, price)
-    return Plan(rows, uid, seeds, near, paid, costs, move.look, move.drop, move.reject)
+    return Plan(rows, uid, seeds, place, near, paid, costs, move.look, move.drop, move.reject)
 
 
 def owned_gradients(plan: Plan, particles: Particles, guided: BoolArray) -> BoolArray:
@@ -254,6 +277,11 @@ def unspent(plan: Plan, cancelled: Outcome, particles: Particles, grid: Grid, re
     if cancelled.begun is not None:
         drafted = at[cancelled.begun & ~ran & from_noise(plan.rows.take(at))]
         cost -= Cost(draft_calls=price.begin_calls * len(drafted))
+        if price.groups is not None:  # those that began, or could, had their groups evaluated
+            begun = plan.rows.take(drafted)
+            alone = row_costs(begun, plan.look, particles, grid, rewards, replace(price, groups=None))
+            nfe, together = (int(plan.costs[kind][drafted].sum()) for kind in ("nfe", "coupled"))
+            cost -= Cost(nfe - int(alone["nfe"].sum()), coupled=together)
     mixed = plan.rows.take(ascents)._replace(kind=np.full(len(ascents), MIX, int))
     rest = plan.rows.take(part)._replace(kind=np.full(len(part), CONTINUE, int), parent=cancelled.uids[ran],
                                          start=cancelled.step[ran])  # fmt: skip

@@ -21,7 +21,7 @@ class ParticleTable:
     ) -> None:
         self._diversity, self._gate = diversity, gate
         self._utility = first(utility, gate.counted) if gate is not None and gate.scores_more else utility
-        self._n = 0
+        self._n, self._owing = 0, False
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
         self._flags = np.empty((3, 0), bool)  # cached, alive, has_gradient
@@ -40,8 +40,9 @@ class ParticleTable:
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         features = None if self._features is None else self._features[:n]
         return Particles(
-            *seen, ratio, flags[2], self._utility, features=features, diversity=self._diversity, gate=self._gate
-        )
+            *seen, ratio, flags[2], self._utility, features=features, diversity=self._diversity, gate=self._gate,
+            owing=self._owing,
+        )  # fmt: skip
 
     def place(self, plan: Plan) -> None:
         """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""
@@ -58,6 +59,13 @@ class ParticleTable:
     def drop(self, uids: IntArray) -> None:
         """Give these particles up."""
         self._flags[1, uids] = False
+
+    def forget(self, uids: IntArray) -> None:
+        """Give up particles that never began. Where the last fresh seed is one of them, its group did not, either."""
+        self.drop(uids)
+        if np.isin(np.flatnonzero(self.view.parent < 0)[-1:], uids).any():
+            self._owing = True
+            self.view = self._seen(self._ints, self._flags)
 
     def own(self, uids: IntArray, has_gradient: BoolArray) -> None:
         """Whether the gradient at the step that these particles are at, or go to, is paid; see owned_gradients."""
@@ -78,7 +86,7 @@ class ParticleTable:
         self._seed[rows] = seeds
         self._ints[0, rows], self._ints[1, rows], self._ints[2, rows] = parents, 0, -1
         self._flags[0, rows], self._flags[1, rows], self._flags[2, rows] = False, True, False
-        self._n = n + more
+        self._n, self._owing = n + more, self._owing and bool((parents >= 0).all())
         self.view = self._seen(self._ints, self._flags)
 
     def record(self, outcome: Outcome) -> None:

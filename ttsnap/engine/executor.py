@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ttsnap.core.cost import Cost
 from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
+from ttsnap.engine.groups import LANE
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import ScheduledBatch
 from ttsnap.engine.scoring import RowScorer, ScoredRows
@@ -51,7 +52,8 @@ class Executor:
         """
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
-            call = partial(self._draft, batch.lane) if batch.lane else self._evaluate
+            lanes = {0: self._evaluate, LANE: self._begin}
+            call = lanes.get(batch.lane, partial(self._draft, batch.lane))
             with self.watch("denoise", self.noise.device):
                 self.sizes.run([*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call)
 
@@ -104,6 +106,12 @@ class Executor:
             node.keep_prediction(prediction, i)
             peer.stats["nfe"] += 1
         self.count(Cost(), 1)
+
+    def _begin(self, pending: Sequence[PendingEval]) -> None:
+        """A group begins, and with it those of these nodes that can; the others are chosen again."""
+        evaluated, coupled = self.noise.grouped([node for _, node in pending])
+        if evaluated:
+            self.count(Cost(evaluated, coupled=coupled), self.noise.ahead)
 
     def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
         """One guess of so many calls by the drafter at each of these nodes, or the draft by which it begins."""

@@ -69,9 +69,9 @@ class LiveEngine(Engine):
         options = options or EngineOptions()
         self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
-            if denoiser.drafts is not None or guidance is not None:
-                raise ValueError("engines share a network where they neither draft nor follow gradients; let one that "
-                                 "does have its own")  # fmt: skip
+            if denoiser.drafts is not None or guidance is not None or denoiser.groups is not None:
+                raise ValueError("engines share a network where they neither draft nor follow gradients nor couple "
+                                 "seeds; let one that does have its own")  # fmt: skip
             denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
@@ -98,8 +98,9 @@ class LiveEngine(Engine):
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
         if guidance is not None:
-            if self.noise.begin_calls:
-                raise ValueError("guidance by gradients starts from noise; set finish to noise, or leave guide out")
+            if self.noise.lane:
+                raise ValueError("guidance by gradients starts from noise; set finish to noise and leave variety out, "
+                                 "or leave guide out")  # fmt: skip
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
@@ -139,7 +140,7 @@ class LiveEngine(Engine):
             offered.add(Need.RENOISE)
         if self.denoiser.drafts is not None:
             offered.add(Need.DRAFT)
-        if self.noise.begin_calls:  # no gradient goes back through a drafter
+        if self.noise.lane:  # no gradient goes back to where particles begin
             offered.discard(Need.ASCEND)
         return frozenset(offered)
 
@@ -209,6 +210,7 @@ class LiveEngine(Engine):
     def start(self) -> None:
         self.scheduler = Scheduler(FairTurns() if self.scheduler.turns is not None else None)
         self.store.clear()
+        self.noise.forget()
         self.executor.prompts.clear()
         self.network.denoiser.forget_prompts()
         self.executor.watch.reset()
@@ -227,6 +229,7 @@ class LiveEngine(Engine):
     def release(self, job: int) -> None:
         self.store.remove(job, [uid for of, uid in self.store if of == job])
         self.executor.prompts.release(job)
+        self.noise.forget(job)
         if self.scheduler.turns is not None:
             self.scheduler.turns.share.weights.pop(job, None)
 
@@ -298,5 +301,5 @@ class LiveEngine(Engine):
             look_cost=Cost().plus(*(row.look.cost for row in rows)),
             log_ratio=report.log_ratio,
             has_gradient=report.has_gradient,
-            begun=np.array([row.begun for row in rows], bool) if self.noise.begin_calls else None,
+            begun=np.array([self.noise.may_begin(row.node) for row in rows], bool) if self.noise.lane else None,
         )

@@ -52,8 +52,10 @@ class Row:
     """Whether `stop` is the finished image."""
     look: LookRun
     """What is scored at `stop`."""
-    begin_calls: int = 0
-    """Calls of the drafter by which a particle begins; 0 where it begins as noise."""
+    begins_by: int = 0
+    """The lane in which it waits until its particle began; 0 where that begins as noise."""
+    ahead: int = 0
+    """Evaluations by which its particle began."""
     branched_at: int = -1
     """The position at which it leaves another particle; -1 for one that goes on."""
     near: NearNoise | None = None
@@ -67,8 +69,8 @@ class Row:
 
     @property
     def begun(self) -> bool:
-        """Whether the draft is made by which the particle begins, if it begins by one."""
-        return not self.begin_calls or self.node.latent is not None
+        """Whether the particle began, if it begins by a draft or with its group."""
+        return not self.begins_by or self.node.latent is not None
 
     @property
     def needs_gradient(self) -> bool:
@@ -79,7 +81,7 @@ class Row:
     @property
     def noise_source(self) -> rng.Source:
         """Where the noise of its next step comes from."""
-        own = (*self.key, self.node.position)
+        own = (*self.key, self.ahead + self.node.position)
         if self.near is None or self.node.position != self.branched_at:
             return own
         return rng.near(self.near.source, self.near.share, own)
@@ -107,9 +109,10 @@ class Row:
 
     @property
     def lane(self) -> int:
-        """Calls of the drafter that it waits for; 0 where it waits for the denoiser, or for nothing."""
+        """Calls of the drafter that it waits for, or groups.LANE for its group; 0 where it waits for the denoiser, or
+        for nothing."""
         if not self.begun:
-            return self.begin_calls
+            return self.begins_by
         return self.look.draft_calls if self.look.draft_calls and self.at_stop and not self.look.done else 0
 
     @property
@@ -164,7 +167,8 @@ class RowBuilder:
             node=node,
             stop=stop,
             end=int(grid.calls[stop]),
-            begin_calls=self.noise.begin_calls,
+            begins_by=self.noise.lane,
+            ahead=self.noise.ahead,
             last=stop == grid.steps,
             look=look_run(plan.look.at(stop), score, stop, denoiser),
             branched_at=begun.branched_at,
@@ -176,13 +180,13 @@ class RowBuilder:
         """How row i of a plan starts: a case for each kind of row."""
         kind, parent, seed = Kind(plan.rows.kind[i]), int(plan.rows.parent[i]), int(plan.seed[i])
         if kind == Kind.FRESH:  # the noise of its seed is drawn when the network is to see it
-            return Beginning(Node(job, seed, 0), (seed, 0))
+            return Beginning(Node(job, seed, 0, place=int(plan.place[i])), (seed, 0))
         (node, own), share = self.store[job, parent], float(plan.rows.share[i])
         if kind == Kind.CONTINUE:
             return Beginning(node, own)
         # A child draws noise of its own from here on; a particle that goes on keeps its source.
         key = (seed, int(plan.uid[i]) + 1)
-        beyond = (*key, self.noise.denoiser.grid.nfe)  # a step at which no sampler draws
+        beyond = (*key, self.noise.ahead + self.noise.denoiser.grid.nfe)  # a step at which no sampler draws
         if kind == Kind.RENOISE:
             return Beginning(self._renoised(node, int(plan.rows.start[i]), beyond), key)
         if kind == Kind.MIX:

@@ -26,14 +26,14 @@ class ScheduledBatch(Generic[NodeT]):
     evaluations: list[NodeT]
     """The rest, for one call of the network of this `lane`."""
     lane: int = 0
-    """Calls of the drafter; 0: the denoiser."""
+    """Calls of the drafter; 0: the denoiser; groups.LANE: groups that begin."""
 
 
 def next_batch(rows: Sequence[Waits[NodeT]], size: int) -> ScheduledBatch[NodeT]:
     """The nodes for which the first of these rows wait, at most `size`, all of one lane.
 
-    Drafts go first. A row is through once it has its draft: others do not wait for long, and those that go on fill the
-    denoiser's batches together.
+    Drafts go first, and groups that begin. A row is through once it has its draft: others do not wait for long, and
+    those that go on fill the denoiser's batches together.
     """
     nodes: dict[int, NodeT] = {}
     lane = next((row.lane for row in rows if row.lane), 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
-from ttsnap.core.cost import Cost, Price, Rates
+from ttsnap.core.cost import Cost, Price, Rates, SeedGroups
 from ttsnap.core.grid import Grid
 from ttsnap.core.outcome import Decoded, Here, Outcome
 from ttsnap.engine.rows import Row
@@ -121,6 +121,7 @@ class RowScorer:
                 draft_calls=costs.draft * per_draft,
                 features=features,
                 base_calls=sum(r.base_flops * self.shown.calls(r) for r in self.rewards) / max(1, self.bases),
+                coupled=0.0 if denoiser.groups is None else denoiser.groups.flops(),
             ),
             passes_per_nfe=denoiser.passes_per_nfe,
             estimates=self.estimates,
@@ -130,6 +131,7 @@ class RowScorer:
             features=self.features_taken,
             bases=self.bases,
             begin_calls=begin_calls(denoiser),
+            groups=None if denoiser.groups is None else SeedGroups(denoiser.groups.size, denoiser.groups.nfe),
         )
 
     @cached_property

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
+from ttsnap.engine.groups import LANE, Groups
 from ttsnap.engine.store import Mixed, Node
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls, drafts_of
@@ -104,6 +105,33 @@ class InitialNoise:
         self.device: torch.device | None = None
         """Where latents are; None before there are any."""
         self.begin_calls = begin_calls(denoiser)
+        self.groups = None if denoiser.groups is None else Groups(denoiser.groups)
+
+    @property
+    def lane(self) -> int:
+        """That of rows whose particles did not begin; 0 where they begin as noise."""
+        return self.begin_calls if self.groups is None else LANE
+
+    @property
+    def ahead(self) -> int:
+        """Evaluations by which particles began, from which on the noise of steps is numbered."""
+        return 0 if self.groups is None else self.groups.start.nfe
+
+    def may_begin(self, node: Node) -> bool:
+        """Whether a particle has begun, or its group was evaluated, so that it takes nothing more to begin."""
+        return node.latent is not None or (self.groups is not None and self.groups.has(node))
+
+    def grouped(self, nodes: Sequence[Node]) -> tuple[int, int]:
+        """Let a group begin, and with it those of these particles that can (Groups.begin)."""
+        assert self.groups is not None
+        taken = self.groups.begin(nodes, self.drawn, self.prompts.rows)
+        self.device = nodes[0].x.device
+        return taken
+
+    def forget(self, job: int | None = None) -> None:
+        """What is kept for particles of a job, or of all, that did not begin."""
+        if self.groups is not None:
+            self.groups.forget(job)
 
     def draw(self, nodes: Sequence[Node]) -> None:
         """Give those of these nodes that have no latent yet the noise of their seeds: the denoiser is to see them."""
@@ -123,20 +151,20 @@ class InitialNoise:
         noise = self.denoiser.init_latents(generators)
         for i, node in enumerate(nodes):
             if node.mixed_in:
-                noise[i], generators[i] = self._drawn(node)
+                noise[i], generators[i] = self.drawn(node)
         start = drafts_of(self.denoiser).start
         assert start is not None
         guesses, begun = start.begin(noise, self.prompts.rows(nodes))
         for node, guess, latent, drawn, generator in zip(nodes, guesses, begun, noise, generators, strict=True):
             node.guess, node.latent = guess, latent
-            node.kernel_state = self.kernel.init(drawn, _key(node), generator, guess)
+            node.kernel_state = self.kernel.init(drawn, node.key, generator, guess)
         self.device = begun.device
 
     def of(self, node: Node) -> Tensor:
         """The initial noise (...) that this node came from."""
-        return self._drawn(node)[0]
+        return self.drawn(node)[0]
 
-    def _drawn(self, node: Node) -> tuple[Tensor, torch.Generator]:
+    def drawn(self, node: Node) -> tuple[Tensor, torch.Generator]:
         """The same, and the generator that drew last."""
         x = self._fresh(generator := rng.seeded(node.seed))
         for share, rest in node.mixed_in:
@@ -149,10 +177,10 @@ class InitialNoise:
         """A new particle from `share` times the noise that this one came from; the rest is drawn from `key` (seed,
         branch, step)."""
         made = Node(node.job, node.seed, 0, mixed_in=(*node.mixed_in, Mixed(share, key)))
-        if self.begin_calls:
+        if self.lane:
             return made
-        made.latent, generator = self._drawn(made)
-        made.kernel_state = self.kernel.init(made.latent, _key(made), generator)
+        made.latent, generator = self.drawn(made)
+        made.kernel_state = self.kernel.init(made.latent, made.key, generator)
         return self.begun(made)
 
     def begun(self, node: Node) -> Node:
@@ -170,12 +198,6 @@ class InitialNoise:
 
     def _fresh(self, generator: torch.Generator) -> Tensor:
         return self.denoiser.init_latents([generator])[0]
-
-
-def _key(node: Node) -> rng.Key:
-    """(seed, branch) of a particle as it starts."""
-    mixes = [rest for _, rest in node.mixed_in if not isinstance(rest, Tensor)]
-    return mixes[-1][:-1] if mixes else (node.seed, 0)
 
 
 def mixed(x: Tensor, share: float, other: Tensor) -> Tensor:

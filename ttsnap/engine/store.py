@@ -36,11 +36,13 @@ class Node:
     """Evaluations of the denoiser that have brought the latent here: the grid step, where each step takes one
     (Grid.calls)."""
     latent: Tensor | None = None
-    """None until the noise is drawn or, where drafts are finished, the draft is made by which the particle begins."""
+    """None until the noise is drawn or, where drafts are finished or groups begin together, until it began."""
     guess: Tensor | None = None
     """The draft that the latent was begun from; None after the first step, and for one that begins as noise."""
     kernel_state: KernelState = None
     """What the kernel keeps for this particle."""
+    place: int = 0
+    """Of a fresh seed, among those that begin together; gone after the first step."""
     mixed_in: tuple[Mixed, ...] = ()
     """Changes of the initial noise since it was drawn from `seed`, in order."""
     prediction: Prediction | None = None
@@ -55,6 +57,12 @@ class Node:
     """Where the noise came from, if one step has made this particle from another one; None after any other step."""
     latents_before: tuple[Tensor, ...] = ()
     """The last latents before this one, newest last, as many as a gradient of the finished image goes back through."""
+
+    @property
+    def key(self) -> rng.Key:
+        """(seed, branch) of a particle as it starts."""
+        mixes = [rest for _, rest in self.mixed_in if not isinstance(rest, Tensor)]
+        return mixes[-1][:-1] if mixes else (self.seed, 0)
 
     @property
     def x(self) -> Tensor:
@@ -86,7 +94,8 @@ class Node:
 
     def unpaid(self) -> Node:
         """The same latent, with an evaluation of its own."""
-        node = Node(self.job, self.seed, self.position, self.latent, self.guess, self.kernel_state, self.mixed_in)
+        own = self.latent, self.guess, self.kernel_state, self.place, self.mixed_in
+        node = Node(self.job, self.seed, self.position, *own)
         node.step_noise, node.log_ratio = self.step_noise, self.log_ratio
         return node
 

@@ -172,7 +172,7 @@ class Cap:
         score = (rates.decodes + scoring + features + price.bases * rates.base_calls) / self.unit
         allowance, draft = self.amount / self.unit, rates.draft_calls / self.unit if calls else 0.0
         begin = price.begin_calls
-        return Task(grid, keep, allowance, score, shared, check, calls, draft, begin)
+        return Task(grid, keep, allowance, score, shared, check, calls, draft, begin, price.groups)
 
     def evaluations(self, cost: Cost) -> float:
         """What a cost takes, in the unit of a task's allowance."""
@@ -194,6 +194,8 @@ def tightest(budget: Budget, engine: Engine) -> Cap:
     amount, rates, unheld = min(caps, key=lambda cap: cap[0] / cap[1].of(whole), default=(np.inf, by_passes, Budget()))
     scoring = price.calls(rewards) * rates.reward_calls
     besides = price.features * rates.features + price.bases * rates.base_calls + price.begin_calls * rates.draft_calls
+    if price.groups is not None:
+        besides += price.groups.whole * (rates.nfe + rates.coupled)
     unit = (rates.of(whole) - rates.decodes - scoring - besides) / engine.grid.nfe
     return Cap(amount, rates, unit, unheld, engine)
 

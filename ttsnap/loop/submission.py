@@ -107,8 +107,8 @@ class Submission:
         refund = Cost()
         if job.plan is not None:
             refund = unspent(job.plan, cancelled, job.particles, self.grid, self.rewards, self.engine.price)
-        if cancelled.begun is not None:  # a seed whose draft was never made is no start for a finish
-            job.table.drop(never := cancelled.uids[~cancelled.begun])
+        if cancelled.begun is not None:  # a seed that never began is no start for a finish
+            job.table.forget(never := cancelled.uids[~cancelled.begun])
             self.engine.drop(job.index, never.tolist())
         job.take_back(refund)
         request = self._of_job[job.index]

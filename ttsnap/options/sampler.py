@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ttsnap.files.settings import Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
+from ttsnap.options.variety import Repel
 
 AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
@@ -95,12 +96,21 @@ class SamplerOptions(Settings):
         python="A number is a level.",
         written=Word | None,
     )
+    variety: Spec = option(
+        None,
+        "how seeds that look alike are kept apart: repel (groups of 8 seeds push each other apart while they are "
+        "noise), with the size of groups, the noise level down to which they do, factor, threshold and drop, as in "
+        "repel:8:0.9:3:0.7:0.2",
+        written=Word | None,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "finish", AUTO if self.finish is None else str(self.finish))
         if self.finish not in (AUTO, NOISE, DRAFT):
             Finish.parse(self.finish)
+        if self.repel is not None and self.finishes:
+            raise ValueError("seeds that variety repel keeps apart begin as noise, not as drafts; set finish to noise")
         if isinstance(self.draft, str) and self.draft == NONE:
             object.__setattr__(self, "draft", None)
 
@@ -112,6 +122,11 @@ class SamplerOptions(Settings):
     def left_open(self) -> bool:
         """Whether the model's own drafter may be taken."""
         return isinstance(self.draft, str) and self.draft == AUTO
+
+    @property
+    def repel(self) -> Repel | None:
+        """Groups of seeds that begin together. ValueError for another text."""
+        return None if self.variety is None else Repel.parse(self.variety)
 
     @property
     def finishes(self) -> bool:

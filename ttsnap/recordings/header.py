@@ -16,7 +16,7 @@ from typing import get_type_hints
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.cost import KINDS, GuidedSteps, Price, Rates
+from ttsnap.core.cost import KINDS, GuidedSteps, Price, Rates, SeedGroups
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.files import reading as files
@@ -106,7 +106,10 @@ class Header:
                 f"a recording may hold {MOST_SCORES:,} scores in {MOST_UNITS:,} units of work, got "
                 f"{math.prod(self.shape):,} in {units:,}"
             )
-        guided = self.price.guided
+        guided, groups = self.price.guided, self.price.groups
+        if groups is not None and self.block[1] % groups.size and self.block[1] < self.seeds:
+            raise ValueError(f"seeds begin in groups of {groups.size}, so that a block holds a multiple of it, got "
+                             f"{self.block[1]} seeds")  # fmt: skip
         if guided is not None and len(guided.steps) != last:
             raise ValueError(f"guidance must say for each of {last} steps whether it is there, got {guided.steps}")
 
@@ -227,7 +230,7 @@ def _price(data: Mapping[str, Json]) -> Price:
     """A price from JSON. The oldest recordings have `decode_estimates` for `estimates`, and no guidance."""
     if missing := sorted({"flops", "seconds", "passes_per_nfe"} - set(data)):
         raise ValueError(f"price lacks {missing}")
-    seconds, guided = data["seconds"], data.get("guided")
+    seconds, guided, groups = data["seconds"], data.get("guided"), data.get("groups")
     estimates = data.get("estimates", "decode" if data.get("decode_estimates", True) else "nothing")
     if estimates not in ("decode", "preview", "nothing"):
         raise ValueError(f"estimates must be decode, preview or nothing, got {str(estimates)[:40]!r}")
@@ -236,6 +239,7 @@ def _price(data: Mapping[str, Json]) -> Price:
         seconds=None if seconds is None else _rates(_object("seconds", seconds)),
         estimates=str(estimates),
         guided=None if guided is None else build(GuidedSteps, guided, "guided."),
+        groups=None if groups is None else build(SeedGroups, groups, "groups."),
         **{name: check(name, data[name], int) for name in COUNTS if name in data},
     )
 
@@ -252,7 +256,7 @@ def _price_to_json(price: Price) -> dict[str, Json]:
     seconds = None if price.seconds is None else _rates_to_json(price.seconds)
     data = dataclasses.asdict(price) | {"flops": _rates_to_json(price.flops), "seconds": seconds}
     del data["tokens"], data["features"]  # a recording asks no judge, and compares no images
-    for name in ("passes_per_draft", "more_calls", "bases", "begin_calls"):
+    for name in ("passes_per_draft", "more_calls", "bases", "begin_calls", "groups"):
         if not data[name]:
             del data[name]
     return data

@@ -238,4 +238,5 @@ def _block(engine: Engine, one: Cost, seeds: int) -> tuple[int, int]:
     engine.calibrate()
     taken = 0.0 if engine.price.seconds is None else engine.price.seconds.of(one)
     most = max(1, min(2 * engine.capacity, int(CHECKPOINT_SECONDS / max(taken, 1e-9))))
-    return 1, math.ceil(seeds / math.ceil(seeds / most))
+    size = 1 if engine.price.groups is None else engine.price.groups.size
+    return 1, size * math.ceil(math.ceil(seeds / math.ceil(seeds / most)) / size)

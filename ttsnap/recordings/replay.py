@@ -14,7 +14,7 @@ from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator, EstimatorAt, read_look
-from ttsnap.core.moves import CONTINUE
+from ttsnap.core.moves import CONTINUE, FRESH
 from ttsnap.core.needs import Need
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
@@ -204,7 +204,11 @@ class ReplayEngine(DryEngine):
     def submit(self, job: int, plan: Plan) -> None:
         if np.count_nonzero(plan.rows.kind > CONTINUE):
             raise ValueError("a recording cannot be renoised or branched; only what was denoised once can be replayed")
-        self.paid[job, self._rows(job, plan.seed)] = plan.rows.stop
+        rows, groups, first = self._rows(job, plan.seed), self.price.groups, self.recording.first_seed
+        if groups is not None and ((rows % groups.size != plan.place) & (plan.rows.kind == FRESH)).any():
+            raise ValueError(f"seeds were recorded in groups of {groups.size} from {first} on, of which "
+                             f"{plan.seed[0]} begins none; search from {first} on")  # fmt: skip
+        self.paid[job, rows] = plan.rows.stop
         super().submit(job, plan)
 
     def scores(self, job: int, seeds: IntArray, steps: IntArray, look: Estimator) -> FloatArray:

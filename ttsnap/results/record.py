@@ -51,6 +51,9 @@ class FoundImage:
     """None where it failed, as of other scores."""
     branched: bool | None = None
     """Whether it has a parent, so that its seed alone does not make it again."""
+    place: Natural | None = None
+    """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the first is seed - place;
+    None of one that began alone."""
     rank: Natural | None = None
     """From 1, the best."""
     scores: Scores | None = None
@@ -61,6 +64,11 @@ class FoundImage:
     seeds: Natural | None = None
     fps: Annotated[float, Interval(ge=0.001, le=240)] | None = None
     """Of a video."""
+
+    @property
+    def first_seed(self) -> int:
+        """That of the group that it began with, or its own."""
+        return (self.seed - (self.place or 0)) % 2**64
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,11 @@ class SearchRecord:
             for name, value in self.call.items()
         }
         branched = bool(result.particles.parent[image.uid] >= 0)
-        found = FoundImage(result.prompt, image.seed, image.reward, branched, rank + 1, image.scores, image.metrics,
-                           spent.nfe, spent.seeds, fps)  # fmt: skip
+        place, groups = None, self.sampler.repel
+        if groups is not None and not branched:
+            place = int((result.particles.parent[: image.uid] < 0).sum()) % groups.size
+        found = FoundImage(result.prompt, image.seed, image.reward, branched, place, rank + 1, image.scores,
+                           image.metrics, spent.nfe, spent.seeds, fps)  # fmt: skip
         return replace(self, call=call, pictures=(pictures and pictures[index]) or None, found=found)
 
     def to_json(self) -> dict[str, Json]:
@@ -165,6 +176,8 @@ class SearchRecord:
             "Model": self.model,
             "ttsnap LoRA": ", ".join(self.lora) if isinstance(self.lora, list) else self.lora,
             "ttsnap draft": self.sampler.told()["draft"],
+            "ttsnap variety": self.sampler.told()["variety"],
+            "ttsnap group": None if image.place is None else f"from seed {image.first_seed} on",
             "ttsnap algorithm": self.algorithm,
             "ttsnap budget": self.budget,
             "ttsnap reward": None if plain(image.reward) is None else f"{image.reward:.6g}",

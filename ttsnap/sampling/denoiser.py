@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
+from ttsnap.sampling import rng
 from ttsnap.sampling.interpolants import Interpolant
-from ttsnap.sampling.kernels import Kernel, Prediction
+from ttsnap.sampling.kernels import Kernel, KernelState, Prediction
 
 
 class Capability(StrEnum):
@@ -33,6 +34,8 @@ class Capability(StrEnum):
     """Gradients go back through its networks."""
     DRAFT = "draft"
     """It takes a drafter, which guesses finished images."""
+    COUPLE = "couple"
+    """Groups of seeds may take their first steps together (`groups`)."""
 
 
 class Costs(NamedTuple):
@@ -54,6 +57,30 @@ class DraftStart(Protocol):
     def begin(self, noise: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         """Initial noise (N, ...) of prompts (N,) -> the drafts (N, ...) in `Drafts.calls` calls, and the latents
         (N, ...) of step 0: x = alpha guess + sigma noise, at the noise level of that step."""
+
+
+class GroupStart(Protocol):
+    """How particles begin in groups of seeds, which take the first steps of a call together."""
+
+    @property
+    def size(self) -> int:
+        """Seeds of a group."""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the denoiser for each of them."""
+
+    def flops(self) -> float:
+        """What coupling it with the others takes beside an evaluation."""
+
+    def begin(
+        self, noise: Tensor, cond: Tensor, keys: Sequence[rng.Key], generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Sequence[KernelState]]:
+        """Initial noise (N, ...) of one group, or of a particle alone, and its prompt (N,) -> the latents (N, ...) of
+        step 0, and what the kernel keeps for each.
+
+        keys: (seed, branch) of each; generators: by which its noise was drawn.
+        """
 
 
 class Drafts(Protocol):
@@ -102,6 +129,8 @@ class Denoiser(ABC):
     """Where it computes."""
     can: frozenset[Capability] = frozenset({Capability.PATH, Capability.DIFFERENTIATE})
     drafts: Drafts | None = None
+    groups: GroupStart | None = None
+    """None where each particle begins by itself."""
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
     offloaded: bool = False

@@ -20,7 +20,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles, Utility
-from ttsnap.core.plans import draft_calls
+from ttsnap.core.plans import begin_nfe, draft_calls
 from ttsnap.core.protocols import Algorithm, AlgorithmState
 from ttsnap.core.validate import check_idle
 from ttsnap.simulation.shared_budget import SharedBudget, Tally
@@ -134,6 +134,8 @@ class _Lockstep:
             calls = calls + ahead * move.look.evaluations(rows.stop)
         if rows.parent.ndim > 1:
             calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
+        if (groups := self.task.groups) is not None and rows.parent.ndim == 1:  # no lockstep algorithm mixes noise
+            calls = calls + begin_nfe(rows, len(self.particles), groups)
         drafts = draft_calls(rows, move.look, grid.steps, self.task.begin_calls)
         columns = calls, drafts, rows.score, rows.score & ~ahead
         return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))

@@ -115,6 +115,10 @@ class PriceOfCompute:
             raise ValueError(
                 "price-of-compute starts seeds that wait, and here each begins with a draft; set finish to noise"
             )
+        if task.groups is not None:
+            raise ValueError(
+                "price-of-compute starts seeds that wait, and here they begin in groups; leave variety out"
+            )
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
         prices = tariff_of(f, task, self.price, self.cap)

@@ -1,0 +1,60 @@
+"""Repel against its formula, token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.variety import Repel
+from ttsnap.sampling import repel
+from ttsnap.sampling.repel import repelled
+from ttsnap.sampling.rng import seeded
+
+
+def by_formula(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
+    """h <- (1 + a) h - a h_match, one token after another."""
+    out = h.clone()
+    for i in range(len(h)):
+        others = torch.cat([h[j] for j in range(len(h)) if j != i]) if len(h) > 1 else h[:0, 0]
+        for t in range(h.shape[1]):
+            cosines = nn.functional.cosine_similarity(h[i, t], others, dim=-1)
+            if len(others) and cosines.max() > how.threshold and kept[i, t]:
+                out[i, t] = (1 + how.factor) * h[i, t] - how.factor * others[cosines.argmax()]
+    return out
+
+
+def tokens(n: int, length: int, width: int = 5) -> tuple[Tensor, Tensor]:
+    """Tokens, most of which are like some other image's, and which of them are kept."""
+    alike = torch.randn(length, width, generator=seeded(0), dtype=torch.float64)
+    drawn = alike + 0.7 * torch.randn(n, length, width, generator=seeded(n), dtype=torch.float64)
+    return drawn, torch.rand(n, length, generator=seeded(7)) > 0.3
+
+
+@pytest.mark.parametrize(("n", "length"), [(2, 9), (3, 7), (8, 4)])
+@pytest.mark.parametrize("part", [1, 2**28])
+def test_tokens_move_by_the_formula(n: int, length: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repel, "MOST_BYTES", part)
+    h, kept = tokens(n, length)
+    made = repelled(h, kept, Repel(n))
+    torch.testing.assert_close(made, by_formula(h, kept, Repel(n)), rtol=1e-12, atol=1e-12)
+    assert 0 < int((made != h).any(-1).sum()) < kept.sum()
+
+
+def test_nothing_moves_at_factor_zero_nor_alone() -> None:
+    h, kept = tokens(4, 6)
+    assert torch.equal(repelled(h, kept, Repel(4, factor=0.0)), h)
+    assert torch.equal(repelled(h[:1], kept[:1], Repel(1)), h[:1])
+    assert torch.equal(repelled(h, torch.zeros_like(kept), Repel(4)), h)
+    assert torch.equal(repelled(h, kept, Repel(4, threshold=1.0)), h)
+
+
+def test_how_is_read() -> None:
+    assert Repel.parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
+    assert Repel.parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
+    for text in ("repell", "repel:", "repel:0", "repel:8:1.5", "repel:8:0.9:3:0.7:0.2:1", "repel:-1", "repel:8:nan"):
+        with pytest.raises(ValueError, match="variety is repel"):
+            SamplerOptions(variety=text)
+    with pytest.raises(ValueError, match="set finish to noise"):
+        SamplerOptions(variety="repel", draft="hot", finish="0.6")

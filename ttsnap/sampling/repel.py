@@ -1,0 +1,92 @@
+"""Repel: seeds of one prompt are pushed apart inside attention, while they are still noise.
+
+Large flow models draw nearly the same picture from every seed. Rethinking Test Time Scaling for Flow-Matching
+Generative Models (arXiv 2511.22242) therefore couples the seeds of a group by negative token merging (NegToMe, arXiv
+2412.01339): each image token moves away from the token of the other images that is most like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttsnap.options.variety import Repel
+from ttsnap.sampling import rng
+
+MOST_BYTES = 2**28
+"""Of similarities that are computed at once."""
+
+
+def repelled(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
+    """h <- (1 + a) h - a h_match for the tokens h (n, T, D) of one group, after attention.
+
+    h_match is the token of all other images with the largest cosine. A token stays as it is where that is not above the
+    threshold, and where `kept` (n, T) is False.
+    """
+    n, tokens, _ = h.shape
+    if n == 1:
+        return h
+    unit = nn.functional.normalize(h if h.dtype == torch.float64 else h.float(), dim=-1).to(h.dtype)
+    everyone, flat, out = unit.flatten(0, 1), h.flatten(0, 1), torch.empty_like(h)
+    most = max(1, MOST_BYTES // (n * tokens * h.element_size()))
+    parts = [(image, slice(i, i + most)) for image in range(n) for i in range(0, tokens, most)]
+    for image, part in parts:
+        cosine = unit[image, part] @ everyone.T
+        cosine[:, image * tokens : (image + 1) * tokens] = -torch.inf
+        best, match = cosine.max(1)
+        moves, own = ((best > how.threshold) & kept[image, part])[:, None], h[image, part]
+        out[image, part] = torch.where(moves, (1 + how.factor) * own - how.factor * flat[match], own)
+    return out
+
+
+def attentions(net: nn.Module) -> list[nn.Module]:
+    """The attention of image tokens to each other in a network of diffusers, in order; none to a text alone."""
+    return [
+        module
+        for name, module in net.named_modules()
+        if getattr(module, "processor", None) is not None and hasattr(module, "set_processor")
+        if not getattr(module, "is_cross_attention", False) and "context_refiner" not in name
+    ]
+
+
+@contextmanager
+def coupled(net: nn.Module, how: Repel, image: slice, key: rng.Key) -> Iterator[None]:
+    """Within it, calls of the network couple their rows: `how.size` seeds, and with guidance these again, apart.
+
+    image: where image tokens are in a sequence that has text as well. key: which with the layer says what tokens are
+    let off, so that a run repeats.
+    """
+    with ExitStack() as stack:
+        # Hooks are not seen by code that was compiled without them.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for layer, attention in enumerate(attentions(net)):
+            change = partial(_changed, how=how, image=image, key=(*key, layer))
+            stack.callback(_hooked(attention, change).remove)
+        yield
+
+
+def _changed(h: Tensor, how: Repel, image: slice, key: rng.Key) -> Tensor:
+    """Tokens (M, L, D) after attention, those of images coupled."""
+    halves = h[:, image].split(how.size)
+    kept = torch.rand(halves[0].shape[:2], generator=rng.generator(key)) >= how.drop
+    out = h.clone()
+    out[:, image] = torch.cat([repelled(half, kept.to(h.device), how) for half in halves])
+    return out
+
+
+def _hooked(attention: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change what comes out of an attention, before its projection: that is linear, and every back-end ends there."""
+    out = getattr(attention, "to_out", None)
+    if out is None:  # FLUX projects it later, together with the MLP
+        return attention.register_forward_hook(lambda _, inputs, h: change(h))
+    if isinstance(out, nn.ModuleList):
+        return out[0].register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
+    width = attention.inner_dim  # FLUX.2 projects it together with the MLP, whose part comes second
+    return out.register_forward_pre_hook(
+        lambda _, inputs: (torch.cat([change(inputs[0][..., :width]), inputs[0][..., width:]], -1),)
+    )
