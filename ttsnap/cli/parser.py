@@ -139,7 +139,8 @@ class Parser(argparse.ArgumentParser):
         if "--config" in self._option_string_actions:
             for path in _values(options, "--config"):
                 given |= read_config(self.settings(), path, options)
-        name = (_values(options, "--preset") or [given.get("preset")])[-1]
+        typed = _values(options, "--preset")
+        name = typed[-1] if typed else given.get("preset")
         if self.presets and name is not None:
             if name not in self.presets:
                 raise ValueError(unknown("preset", str(name), self.presets))
