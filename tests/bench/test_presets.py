@@ -101,7 +101,7 @@ def test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout(
     assert [cell.strip() for cell in head.split("|")[1:-1]] == [
         "algorithm", "n=4: scenes", "n=4: brightness", "n=6: scenes", "n=6: brightness",
     ]  # fmt: skip
-    assert [row.split("|")[1].strip() for row in rows] == ["trim", "best", "svdd kernel=sde"]
+    assert [row.split("|")[1].strip() for row in rows] == ["trim", "best of n", "svdd kernel=sde"]
     for part in few:
         found = [json.loads(line) for line in Path("b", part, "results.jsonl").read_text().splitlines()]
         most = next(row["spent"]["flops"] for row in found if row["algorithm"] == "trim")

@@ -48,7 +48,7 @@ _EMBEDDED: Mapping[str, Json] = {
     "steps": 35,
     "utility": "rank_sum",
     "as_first": True,
-    "reward": ["scenes", "scenes-learned", "scenes-noise-aware"],
+    "reward": ["scenes", "scenes-strict", "scenes-noise-aware"],
 }
 _FLUX: Mapping[str, Json] = {"guidance": 3.5, "height": 512, "width": 512}
 PRESETS: Mapping[str, Mapping[str, Json]] = {
