@@ -49,6 +49,11 @@ class Bench(NamedTuple):
         return self.searches[self.arms[0].name]
 
     @property
+    def budget(self) -> str:
+        """What each search may spend, in words."""
+        return f"what {self.arms[0].name} takes" if self.options.as_first else str(self.search.budget)
+
+    @property
     def images(self) -> int:
         """How many images it makes."""
         return len(self.prompts) * len(self.arms) * self.options.repeats

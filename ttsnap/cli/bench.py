@@ -52,13 +52,13 @@ Prompt sets are read as their authors publish them: text with a prompt a line, J
 An algorithm may have options and a sampler of its own, as "svdd kernel=sde n=4".
 
 examples:
-  ttsnap bench --prompts-file geneval/evaluation_metadata.jsonl --repeats 4 \\
-      --model stabilityai/stable-diffusion-3.5-medium --reward imagereward \\
-      --report '[clip, hpsv2.1]' --budget 20images --out bench/geneval
+  ttsnap bench --prompts-file geneval.jsonl --repeats 4 --reward imagereward \\
+      --model stabilityai/stable-diffusion-3.5-medium --out bench/geneval
   ttsnap bench --prompts-file PartiPrompts.tsv --prompts 0:200 \\
       --algorithms best-of-n seed-pruning "svdd kernel=sde" \\
       --model Efficient-Large-Model/Sana_600M_512px_diffusers \\
       --reward hpsv2.1 --budget 400nfe --out bench/parti
+  ttsnap bench --preset dogtrim-embedded --prompts 0:4 --out trim --dry-run
 """
 ALGORITHMS = ("best-of-n", "seed-pruning")
 """What is compared where nothing is named."""

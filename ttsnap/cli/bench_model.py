@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.parser import Arguments
+from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.request.request import Prepared
 
@@ -67,4 +68,5 @@ class BenchModel:
         loaded = replace(self._loaded(cast("Prepared", search)), prompts=tuple(prompts))
         seen = Recorder() if sheets else None
         results, _ = run_on(engine, self._denoiser, loaded, self.pipe, listener, seen)
-        return results, record_of(self.pipe, replace(loaded, budget=loaded.request.budget), engine.reward_names)
+        budget = search.budget if loaded.request.budget == Budget() else loaded.request.budget
+        return results, record_of(self.pipe, replace(loaded, budget=budget), engine.reward_names)
