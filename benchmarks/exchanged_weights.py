@@ -17,7 +17,8 @@ import torch
 from ttsnap.files.writing import markdown
 from ttsnap.reward_models.clip import import_open_clip
 from ttsnap.reward_models.hpsv2 import HPSv21
-from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, level_of
+from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware
+from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.preprocess import Preprocess
 
 

@@ -28,6 +28,7 @@ class StudentConfig(Settings):
         "", "the reward whose network is trained, as clip, where the base has none that can be: a judge, an OCR, a "
         "detector, code of yours (default: the base)", common=True
     )  # fmt: skip
+    per_level: bool = option(False, "kind full: a network for each noise level, as per-level has a LoRA for each")
     rank: Count = option(16, "rank of a LoRA or DoRA")
     level_embedding: bool = option(True, "tell the network the noise level")
     options: Mapping[str, Json] | None = option(None, "more arguments of its class, as a dictionary")
@@ -38,6 +39,8 @@ class StudentConfig(Settings):
             raise ValueError(f"unknown student.kind {self.kind!r}; choose {', '.join(KINDS)}, or write file.py:Class")
         if self.kind in KINDS and self.space != "pixels":
             raise ValueError(f"student.kind {self.kind!r} reads pixels, not {self.space}; a class of yours may")
+        if self.per_level and self.kind != "full":
+            raise ValueError(f"student.per_level is for student.kind full; {self.kind!r} has one or no part a level")
         if self.network and (self.kind not in KINDS or self.network not in REWARDS):
             raise ValueError(
                 f"student.network {self.network!r} is trained by student.kind {', '.join(KINDS)}, and is a reward's "
@@ -81,12 +84,14 @@ class DistillConfig(Settings):
     order: Literal["clean-to-noisy", "uniform", "noisy-to-clean"] = option(
         "clean-to-noisy", "in which order levels are trained: clean-to-noisy, uniform, noisy-to-clean"
     )
-    steps_per_level: Count = option(200, "optimiser steps per noise level", common=True)
+    steps_per_level: Count | tuple[Count, ...] = option(
+        200, "optimiser steps per noise level, or a list, one for each in the order of training", common=True
+    )
     earlier: Share = option(0.5, "share of a batch that comes from the levels before, so that they are not forgotten")
     loss: LossConfig = field(default_factory=LossConfig)
     groups: Count = option(8, "prompts per optimiser step, each at one noise level")
     group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
-    lr: Positive = option(1e-4, "AdamW's learning rate", common=True)
+    lr: Positive | tuple[Positive, ...] = option(1e-4, "AdamW's learning rate, or a list, likewise", common=True)
     schedule: Literal["linear", "cosine", "rex"] = option("rex", "how the learning rate falls: linear, cosine, rex")
     final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
     warmup: Natural = option(20, "steps over which the learning rate rises")
@@ -120,6 +125,8 @@ class DistillConfig(Settings):
         for name, numbers in (("steps", self.steps), ("levels", self.levels)):
             if numbers is not None and (not numbers or len(set(numbers)) < len(numbers)):
                 raise ValueError(f"{name} must be different numbers, at least one, got {list(numbers)}")
+        if isinstance(self.lr, tuple) and self.order == "uniform":
+            raise ValueError(f"lr is a list, {list(self.lr)}, and order uniform trains all levels at once; give one")
         if self.groups % self.accumulation:
             raise ValueError(f"groups ({self.groups}) must be a multiple of accumulation ({self.accumulation})")
         compares = self.loss.name == "pairwise" or self.loss.centred

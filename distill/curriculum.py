@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,28 @@ class Group:
     """Positions in the recording."""
 
 
-def stages(steps: Sequence[int], order: str, steps_per_level: int) -> tuple[Stage, ...]:
-    """One stage per recorded step in this order, or one for all ("uniform"). Later steps have cleaner estimates."""
+def stages(steps: Sequence[int], order: str, steps_per_level: int | Sequence[int]) -> tuple[Stage, ...]:
+    """One stage per recorded step in this order, or one for all ("uniform"). Later steps have cleaner estimates.
+
+    steps_per_level: of each, or in this order.
+    """
+    counts = per_level("steps_per_level", steps_per_level, len(steps))
     if order == "uniform":
-        return (Stage(0, steps_per_level * len(steps), None, tuple(sorted(steps))),)
+        return (Stage(0, sum(counts), None, tuple(sorted(steps))),)
     ordered = sorted(steps, reverse=order == "clean-to-noisy")
+    firsts = accumulate(counts, initial=0)
     return tuple(
-        Stage(n * steps_per_level, steps_per_level, step, tuple(ordered[:n])) for n, step in enumerate(ordered)
+        Stage(first, count, step, tuple(ordered[:n]))
+        for n, (first, count, step) in enumerate(zip(firsts, counts, ordered, strict=False))
     )
+
+
+def per_level(name: str, value: N | Sequence[N], levels: int) -> Sequence[N]:
+    """The values of a setting for each level, which has one for all, or one for each. ValueError for another number."""
+    values = value if isinstance(value, Sequence) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{name} has {len(values)} values, {list(values)}, for {levels} noise levels; give as many")
+    return values
 
 
 def stage_at(plan: Sequence[Stage], step: int) -> Stage:

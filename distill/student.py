@@ -100,7 +100,7 @@ def make_student(
         if config.network:
             offered["scorer"] = make_reward(config.network, device=device, dtype=torch.float32)
         offered |= {"kind": config.kind, "rank": config.rank, "level_embedding": config.level_embedding}
-        offered["levels"] = tuple(levels) if config.kind == "per-level" else ()
+        offered["levels"] = tuple(levels) if config.kind == "per-level" or config.per_level else ()
     options = {key: value for key, value in offered.items() if key in takes} | dict(config.options or {})
     unknown = [key for key in options if key not in takes]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):

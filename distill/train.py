@@ -108,7 +108,8 @@ def train(
         {"params": list(extra.values()), "lr": UNCERTAINTY_LR},
     ]
     filled = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(filled, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
+    rates = curriculum.per_level("lr", config.lr, len(plan.stages))
+    optimizer = torch.optim.AdamW(filled, lr=rates[0], betas=(0.9, 0.999), weight_decay=0.0)
     weights = Weights({**parameters, **extra})
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
     loop = Loop(
@@ -136,8 +137,9 @@ def train(
 
     def factor(step: int) -> float:
         stage = curriculum.stage_at(plan.stages, step)
+        share = rates[plan.stages.index(stage)] / rates[0]
         at, of = (step - stage.first, stage.count) if config.span == "level" else (step, plan.steps)
-        return scheduled(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
+        return share * scheduled(at, of, schedule=config.schedule, final=config.final_lr, warmup=config.warmup)
 
     def loss() -> Tensor:
         x, prompts, level, target = next(parts)
@@ -161,7 +163,7 @@ def train(
         at = curriculum.stage_at(plan.stages, done - 1).at
         level = None if at is None else frames.levels[at]
         seconds = round(time.perf_counter() - began, 4)
-        figures = {"level": level, "loss": loss, "lr": config.lr * factor(done - 1), "seconds": seconds}
+        figures = {"level": level, "loss": loss, "lr": rates[0] * factor(done - 1), "seconds": seconds}
         loop.accelerator.log({key: value for key, value in figures.items() if value is not None}, done)
         return {**figures}
 

@@ -79,7 +79,13 @@ class Network(nn.Module):
     def warm_start(self, level: float) -> None:
         """Start the copy for `level` from the nearest trained one. A trained copy is its own nearest, and stays."""
         tensors = [{n: p for n, p in c.named_parameters() if p.requires_grad} for c in self.copies]
-        trained = [i for i, named in enumerate(tensors) if any(p.any() for n, p in named.items() if "lora_B" in n)]
+        own = dict(self.base.named_parameters())
+
+        def moved(name: str, parameter: nn.Parameter) -> bool:
+            """Whether it was trained: half of an adapter begins at 0, a tensor of the network as the base's."""
+            return bool(parameter.any()) if "lora_B" in name else name in own and not torch.equal(parameter, own[name])
+
+        trained = [i for i, named in enumerate(tensors) if any(moved(*item) for item in named.items())]
         to = self.nearest(level)
         if trained:
             source = tensors[self.nearest(self.levels[to], trained)]

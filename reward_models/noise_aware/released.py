@@ -8,7 +8,6 @@ spec (`FOLDER@28`: of 28 steps), or in levels.json beside the files, which `expo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -25,6 +24,7 @@ from ttsnap.files.hub import folder_of
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Share, check
 from ttsnap.files.writing import write_json, write_whole
+from ttsnap.reward_models.noise_aware.schedule import STEPS, level_of
 from ttsnap.reward_models.noise_aware.student import NoiseAware, level_of_rows
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.registry import CHOSEN, make_reward
@@ -32,11 +32,6 @@ from ttsnap.reward_models.scorer import Scorer
 from ttsnap.reward_models.weights import merge_adapters, read_state
 from ttsnap.rewards.reward_model import RewardModel, adapted
 
-STEPS = 35
-TOKENS = 1024
-"""Of an image of 512 x 512 pixels in FLUX.1 dev."""
-SHIFTS, SHIFTED = (0.5, 1.15), (256, 4096)
-"""FLUX.1 dev's scheduler: the logarithm of its shift at the smallest and the largest number of tokens, and these."""
 BASES = {"hpsv2": "hpsv2.1", "pickscore": "pickscore", "imagereward": "imagereward"}
 """The reward whose training the folders of a name continue."""
 FILE = re.compile(r"(?:step|Ct)(\d+)\.(?:pt|safetensors)")
@@ -46,14 +41,6 @@ AT = re.compile(r"(.*?)(?:@(?:([1-9]\d{0,3})/)?([1-9]\d{0,3}))?", re.DOTALL)
 NOTES = "levels.json"
 MATCHED = 0.99
 """The least share of a network's tensors that a file must hold."""
-
-
-def level_of(step: float, steps: int = STEPS) -> float:
-    """The noise level after `step` of `steps` on FLUX.1 dev's shifted schedule at 512 x 512 pixels, in [0, 1]."""
-    share = (TOKENS - SHIFTED[0]) / (SHIFTED[1] - SHIFTED[0])
-    shift = math.exp(SHIFTS[0] + share * (SHIFTS[1] - SHIFTS[0]))
-    time = 1 - step / steps
-    return shift * time / (shift * time + 1 - time)
 
 
 class ReleasedNoiseAware(RewardModel):
@@ -205,13 +192,14 @@ def differing(path: Path, scorer: Scorer) -> dict[str, Tensor]:
 def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[Path, float]:
     """Write a reward that was distilled here as the authors' loader reads it: step{N}.pt for each of its levels.
 
-    Gives the files with their levels, which levels.json notes. ValueError for a student that is no whole network a
-    level: one of another kind than per-level, or of a network of another reward.
+    Gives the files with their levels, which levels.json notes. Levels up to base_below get the base's own weights, as
+    the student scores by. ValueError for a student that is no whole network a level: one without levels, or of a
+    network of another reward.
     """
     if not student.levels or student.scores_estimates_apart:
         raise ValueError(
-            f"only students of kind per-level on their own base's network are whole networks for noise levels; this "
-            f"one is {student.kind} on {student.scorer.name}"
+            f"only students with levels (per-level, or full with per_level) on their own base's network are whole "
+            f"networks for noise levels; this one is {student.kind} on {student.scorer.name}"
         )
     named = {min(range(1, steps), key=lambda n: abs(level_of(n, steps) - level)): level for level in student.levels}
     if len(named) < len(student.levels):
@@ -220,7 +208,8 @@ def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[
     out.mkdir(parents=True, exist_ok=True)
     files = {out / f"step{n}.pt": level for n, level in named.items()}
     for copy, path in zip(student.network.copies, (out / f"step{n}.pt" for n in named), strict=True):
-        merged = merge_adapters(copy.state_dict(), scale=1.0)
+        network = scorer.network if files[path] <= student.base_below + 1e-6 else copy
+        merged = merge_adapters(network.state_dict(), scale=1.0)
         plain = {name.replace(".in_proj.", ".in_proj_"): value for name, value in merged.items()}
         state = {scorer.published.get(name, name): plain[name].contiguous() for name in scorer.network.state_dict()}
         write_whole(path, partial(torch.save, state))

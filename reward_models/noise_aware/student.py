@@ -56,9 +56,9 @@ class NoiseAware(RewardModel):
 
     base: on its device already, and never changed. kind: "lora" or "dora" put low-rank adapters into the image side;
     "full" trains a copy of the image side in the base's dtype (train on a float32 base); "per-level" keeps a LoRA for
-    each of `levels` and scores an estimate by the nearest, as the paper does. The other kinds read the level through a
-    LevelEmbedding, unless level_embedding is False. spec: the base as make_reward takes it, for saved folders.
-    ValueError where a setting does not fit.
+    each of `levels` and scores an estimate by the nearest, and "full" with levels a copy, as the paper does. Others
+    read the level through a LevelEmbedding, unless level_embedding is False. spec: the base as make_reward takes it,
+    for saved folders. ValueError where a setting does not fit.
 
     base_below: the highest level at which the base scores estimates too. distill sets it to where the base ranked
     held-out prompts as well.
@@ -95,8 +95,10 @@ class NoiseAware(RewardModel):
             raise ValueError(f"rank and batch_size must be at least 1, got {rank} and {batch_size}")
         levels = tuple(sorted(float(level) for level in levels))
         valid = all(0 < level <= 1 for level in levels) and len(set(levels)) == len(levels)
-        if not valid or bool(levels) != (kind == "per-level"):
-            raise ValueError(f"per-level takes different levels in (0, 1], other kinds none; got {levels} for {kind}")
+        if not valid or (bool(levels) != (kind == "per-level") and kind != "full"):
+            raise ValueError(
+                f"per-level takes different levels in (0, 1], full may, other kinds none; got {levels} for {kind}"
+            )
         self.name, self.base, self.spec = f"{teacher.name}-na", teacher, spec or teacher.name
         self.scorer, self.example, self.embed_images = learner, teacher.example, learner.embed_images
         self.tokens, self.scale, self.shift = teacher.tokens, 1.0, 0.0
@@ -160,7 +162,7 @@ class NoiseAware(RewardModel):
         return torch.where(below.to(estimates.device), finished, estimates)
 
     def begin_stage(self, level: float) -> None:
-        """Start the adapter of this level from the nearest trained one; "per-level" only."""
+        """Start the part of this level from the nearest trained one, where each has its own."""
         if self.levels:
             self.network.warm_start(level)
 

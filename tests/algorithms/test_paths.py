@@ -74,6 +74,20 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
     assert result.best.uid == max(pool, key=lambda u: ranked(engine.score)(u, K))
 
 
+def test_search_over_paths_in_steps() -> None:
+    """Of 10 steps in legs of 5, 2 of which go back: a leg's last evaluation is that of the estimate."""
+    engine = known(3)
+    result = run(SearchOverPaths(3, 1, legs=(5, 2)), engine)
+    rounds, pool, paid = paths_by_hand(engine, 1, 3, 4, 1, 3)
+    assert [move["parents"] for move in result.trace[1:]] == rounds
+    assert (finished(result), result.spent.nfe) == (pool, paid)
+    # DOG-Trim's: 10 evaluations, then five legs of 10 by each of 4, but for the one that was not asked for at first.
+    of_35 = Scripted(noisy(0), grid=Grid(tuple(np.linspace(1, 0, 36))))
+    assert run(SearchOverPaths(4, 1, legs=(10, 5)), of_35).spent.nfe == 9 + 5 * 4 * 10
+    with pytest.raises(ValueError, match="go further than they go back"):
+        SearchOverPaths(legs=(5, 5))
+
+
 def test_search_over_paths_fills_its_budget_and_survives_a_cut() -> None:
     full = run(SearchOverPaths(), known(0), "400nfe")
     assert 300 < full.spent.nfe <= 400
@@ -125,6 +139,16 @@ def test_zero_order_is_the_papers_loop(seed: int) -> None:
     moves = [m["parents"] for m in result.trace if m["parents"][0] not in (-1, m["uids"][0])]
     pivots = [parents[0] for parents in moves]
     assert pivots == climb_by_hand(engine, n, 5, check, keep, restart)
+
+
+def test_zero_order_tries_fresh_noises_too() -> None:
+    """With probability eps a neighbour has nothing of the pivot's noise."""
+    for eps, low, high in ((0.0, 0, 0), (0.4, 340, 460), (1.0, 1000, 1000)):
+        engine = known(0)
+        run(ZeroOrder(1000, mix=0.9, rounds=1, eps=eps), engine)
+        share = engine.plans[1].rows.share
+        assert set(share.tolist()) <= {0.0, 0.9}
+        assert low <= (share == 0).sum() <= high
 
 
 def test_zero_order_spends_its_budget() -> None:

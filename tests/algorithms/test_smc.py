@@ -423,3 +423,20 @@ def test_adopted_particles_are_gone_on_from(n: int) -> None:
     assert set(started["drop"]) == set(range(9)) - set(started["parents"])
     assert result.spent.nfe == 9 + 6 * n - n  # children share the evaluation at noise
     assert SMC().adopt(SMC().init(Task(GRID)), best, result.particles).n == 3
+
+
+@pytest.mark.parametrize(("lam", "left"), [(1e-9, 10), (1e9, 1)])
+def test_without_noise_resampling_is_pruning(lam: float, left: int) -> None:
+    """Equal weights keep everybody, uneven ones the best, once; checks are where they are asked for."""
+    grid = Grid(tuple(np.linspace(1, 0, 36)))
+    algorithm = SMC(10, lam=lam, ess=1.0, steps=(6, 13, 20, 27), unique=True)
+    result = search([""], algorithm, DryEngine(grid, ("r",), offers=frozenset()))[0]
+    assert result.spent.nfe == 10 * 7 + left * 28
+    assert [move["stop"][0] for move in result.trace] == [6, 13, 20, 27, 35]
+    assert all(len(set(move["parents"])) == left for move in result.trace[1:])
+
+
+@pytest.mark.parametrize("steps", [(6, 6), (8, 7), (34,), (40,)])
+def test_checks_that_do_not_fit(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must rise and be below 34"):
+        SMC(4, steps=steps).init(Task(Grid(tuple(np.linspace(1, 0, 36))), 1))

@@ -342,3 +342,17 @@ def test_mistakes_of_ours_stay_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.generate, "run", lambda _: {}["missing"])
     with pytest.raises(KeyError):
         main(["generate", "a"])
+
+
+def test_files_win_over_a_preset_and_what_is_typed_over_both() -> None:
+    config(clip=2.0, warmup=3, student={"per_level": False})
+    words = ["distill", "--out", "x", "--recordings", "r", "--config", "c.yaml"]
+    given = parsed([*words, "--preset", "dogtrim-pickscore", "--warmup", "5"])
+    assert (given.reward, given.group_size, given.clip, given.warmup) == ("pickscore", 2, 2.0, 5)
+    assert (given["student.kind"], given["student.per_level"]) == ("full", False)
+    config(preset="dogtrim", clip=2.0)
+    given = parsed([*words, "--reward", "clip"])
+    assert (given.group_size, given.clip, given.reward) == (2, 2.0, "clip")
+    config(preset="dogtrin")
+    with pytest.raises(ValueError, match="unknown preset 'dogtrin'; did you mean dogtrim"):
+        parsed(words)

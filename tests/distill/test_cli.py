@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ttsnap.cli import main
-from ttsnap.distill.training import Weights
+from ttsnap.distill.training import Loop, Weights
 from ttsnap.recordings.folder import load_recording
+from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.registry import make_reward
 
 from ..golden import tiny  # noqa: TID252
@@ -146,6 +148,57 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
             for name in again["names"]:
                 pairs = [(a[name][key], value) for key, value in b[name].items()]
                 assert all(x == y if y is None else x == pytest.approx(y, rel=1e-3, abs=1e-5) for x, y in pairs)
+
+
+def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = json.loads(tiny.VALUES.read_text())["pickscore"]["shapes"]
+    (tmp_path / "clip").mkdir()
+    tiny.write_clip(tmp_path / "clip", shapes)
+    levels = (1.0, *(level_of(n) for n in (7, 14, 21)), 0.0)
+    write_recording(Path("r"), prompts=4, seeds=4, steps=(1, 2, 3, 4), levels=levels)
+    argv = ["distill", "--preset", "dogtrim-pickscore", "--recordings", "r", "--reward", "pickscore:clip"]
+    argv += ["--steps-per-level", "[1, 2, 3]", "--groups", "4", "--lr", "[1e-2, 5e-3, 2e-3]", "--validation", "0"]
+    argv += ["--device", "cpu", "--checkpoint-every", "0", "--out"]
+    assert main([*argv, "none", "--student.kind", "lora", "--student.per-level", "false", "--export", "e"]) == 2
+    assert "--export writes a network for each noise level" in error_of(capsys)
+    assert main([*argv, "whole", "--export", "theirs"]) == 0
+    assert "theirs has step21.pt, step14.pt, step7.pt" in capsys.readouterr().out
+    lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
+    assert [line["level"] for line in lines] == pytest.approx([levels[3]] + 2 * [levels[2]] + 3 * [levels[1]], abs=1e-3)
+    fall = [1e-2, 5e-3, 5e-3 * 0.75, *(2e-3 * (1 - 0.5 * i / 3) for i in range(3))]
+    assert [line["lr"] for line in lines] == pytest.approx(fall)
+
+    step, calls = Loop.step, 0
+
+    def interrupted(*args: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    assert main([*argv, "part"]) == 130
+    monkeypatch.setattr(Loop, "step", step)
+    assert main([*argv, "part", "--export", "again"]) == 0
+    for n in (7, 14, 21):
+        mine, other = (torch.load(f"{folder}/step{n}.pt", weights_only=True) for folder in ("theirs", "again"))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+
+    images, prompts = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), ["a cat"] * 4
+    at = torch.tensor([*levels[1:]])
+    ours, exported = (make_reward(f"noise-aware:{name} on pickscore:clip") for name in ("whole/reward", "theirs"))
+    scores, base = ours(images, prompts, at), make_reward("pickscore:clip")(images, prompts)
+    torch.testing.assert_close(exported(images, prompts, at), scores, rtol=1e-6, atol=1e-6)
+    assert ((scores - base).abs() > 1e-3).tolist() == [True, True, True, False]
+    # A level begins from the one before, and goes on from there alone.
+    copies = [torch.load(f"theirs/step{n}.pt", weights_only=True) for n in (21, 14, 7)]
+    moved = [
+        max(float((copies[i][name] - copies[j][name]).abs().max()) for name in copies[0]) for i, j in ((0, 1), (0, 2))
+    ]
+    assert 0 < moved[0] < moved[1]
 
 
 def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.CaptureFixture[str]) -> None:

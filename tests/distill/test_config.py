@@ -46,6 +46,8 @@ def test_yaml_reads_1e_minus_4_as_text(tmp_path: Path) -> None:
         ({"student": {"kind": "adapter"}}, "unknown student.kind 'adapter'"),
         ({"student": {"kind": "head"}}, "unknown student.kind 'head'"),
         ({"student": {"space": "latents"}}, "student.kind 'lora' reads pixels, not latents"),
+        ({"student": {"per_level": True}}, "student.per_level is for student.kind full"),
+        ({"order": "uniform", "lr": [1.0, 0.5]}, "order uniform trains all levels at once"),
         ({"student": {"rank": 0}}, "student.rank must be at least 1, got 0"),
         ({"student": 3}, "student must be keys and values, got 3"),
         ({"student": {"ranks": 3}}, "unknown key(s) student.ranks"),

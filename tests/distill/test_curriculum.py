@@ -23,6 +23,12 @@ def test_orders() -> None:
     )  # fmt: skip
     assert [s.at for s in stages(STEPS, "noisy-to-clean", 10)] == [0, 3, 6]
     assert stages(STEPS, "uniform", 10) == (Stage(0, 30, None, STEPS),)
+    assert stages(STEPS, "clean-to-noisy", (1, 2, 4)) == (
+        Stage(0, 1, 6, ()), Stage(1, 2, 3, (6,)), Stage(3, 4, 0, (6, 3)),
+    )  # fmt: skip
+    assert stages(STEPS, "uniform", (1, 2, 4)) == (Stage(0, 7, None, STEPS),)
+    with pytest.raises(ValueError, match="steps_per_level has 2 values"):
+        stages(STEPS, "clean-to-noisy", (1, 2))
     plan = stages(STEPS, "clean-to-noisy", 10)
     assert [stage_at(plan, i).at for i in (0, 9, 10, 29)] == [6, 6, 3, 0]
 

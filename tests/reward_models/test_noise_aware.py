@@ -387,6 +387,7 @@ def test_levels_that_are_none_are_refused(level: Any, base_of: Callable[..., Sco
     [
         ({"kind": "lovely"}, "kind is one of lora, dora, per-level, full, got 'lovely'"),
         ({"kind": "head"}, "kind is one of .* got 'head'"),
+        ({"kind": "lora", "levels": (0.5,)}, "other kinds none"),
         ({"kind": "per-level"}, r"per-level takes different levels in \(0, 1\]"),
         ({"kind": "per-level", "levels": (0.5, 0.5)}, "per-level takes different levels"),
         ({"kind": "per-level", "levels": (0.0, 0.5)}, "per-level takes different levels"),

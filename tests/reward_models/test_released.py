@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.reward_models.test_golden import load
 from tests.reward_models.test_noise_aware import LEVELS, PROMPTS, pictures, shake, student
 from ttsnap.reward_models import make_reward
-from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, export, level_of
+from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, export
+from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.scorer import Scorer
 
 NAMES = ("hpsv2", "pickscore", "imagereward")
@@ -148,6 +149,22 @@ def test_what_was_distilled_here_is_exported_in_their_layout(name: str, tmp_path
     for path, level in files.items():
         one = by_formula(load(name, tmp_path), torch.load(path, weights_only=True), pictures(1), PROMPTS[:1])
         assert float(made(pictures(1), PROMPTS[:1], level)) == pytest.approx(float(one), rel=2e-4, abs=2e-5)
+
+
+def test_levels_that_are_left_to_the_base_are_exported_as_its_own(tmp_path: Path) -> None:
+    made = shake(student(load("pickscore", tmp_path), "full", levels=LEVELS))
+    made.base_below = LEVELS[1]
+    export(made, tmp_path / "pickscore")
+    reward = ReleasedNoiseAware.from_pretrained(str(tmp_path / "pickscore"), base=load("pickscore", tmp_path))
+    levels = torch.tensor([LEVELS[i % 3] for i in range(6)])
+    assert torch.allclose(reward(pictures(), PROMPTS, levels), made(pictures(), PROMPTS, levels), atol=1e-6)
+    own = torch.load(tmp_path / "pickscore" / f"step{nearest(LEVELS[0])}.pt", weights_only=True)
+    plain = made.scorer.network.state_dict()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in own.items())
+
+
+def nearest(level: float) -> int:
+    return min(range(1, 35), key=lambda n: abs(level_of(n) - level))
 
 
 def test_only_whole_networks_are_exported(tmp_path: Path) -> None:

@@ -54,8 +54,16 @@ class SearchOverPaths(Settings):
     """Noise level added in a round [ours]."""
     ahead: Annotated[float, Interval(gt=0, lt=1)] = 0.3
     """Noise level removed in a round beyond what was added [ours]."""
+    legs: tuple[Count, Count] | None = None
+    """In place of levels: evaluations up to a choice, and the steps of noise between that and the next [10, 5 in
+    DOG-Trim]."""
     needs: ClassVar[Needs] = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.legs is not None and self.legs[0] <= self.legs[1]:
+            raise ValueError(f"legs must go further than they go back, got {list(self.legs)}")
 
     def init(self, task: Task) -> State:
         if task.grid.steps < 3:
@@ -70,7 +78,8 @@ class SearchOverPaths(Settings):
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         grid, at, end = state.grid, state.at, state.grid.steps
         if not at:
-            first = int(np.clip(grid.step_at(self.start + _EPS), 2, end - 1))
+            first = self.legs[0] - 1 if self.legs else grid.step_at(self.start + _EPS)
+            first = int(np.clip(first, 2, end - 1))
             # All streams go on, so there is nothing to score for.
             if not state.given:
                 return fresh(state.streams, first, score=False), state._replace(at=first)
@@ -81,11 +90,21 @@ class SearchOverPaths(Settings):
         uids = particles.moved[particles.moved >= 0]
         ranked = particles.ranked(uids)
         kept = ranked[: state.streams]
-        level = grid.levels[at]
-        start = int(np.clip(grid.step_at(min(1.0, level + self.back + _EPS)), 1, at - 1))
-        stop = max(at + 1, grid.step_at(max(0.0, level - self.ahead) + _EPS))
+        start, stop = self._leg(grid, at)
         # In turn, so that a budget that does not last for all leaves each stream some.
         parents = np.tile(kept, self.n or 1)
         gone = np.concatenate([ranked[state.streams :], np.array(state.kept, int)])
         move = renoise(parents, start, stop, drop=gone)
         return move, State(grid, state.streams, stop, kept=tuple(kept.tolist()))
+
+    def _leg(self, grid: Grid, at: int) -> tuple[int, int]:
+        """The steps that streams at this one are noised to, and denoised to from there."""
+        if self.legs is None:
+            level = grid.levels[at]
+            start = grid.step_at(min(1.0, level + self.back + _EPS))
+            stop = max(at + 1, grid.step_at(max(0.0, level - self.ahead) + _EPS))
+        else:  # the evaluation that an estimate takes is the last of its leg
+            ahead, back = self.legs
+            start, stop = at + 1 - back, at + ahead - back
+            stop = stop if stop + 1 < grid.steps else grid.steps
+        return int(np.clip(start, 1, at - 1)), stop

@@ -50,6 +50,8 @@ class ZeroOrder(Settings):
     """How many; None to go on until the budget is used up, one in NFE, FLOPs or seconds [4 in tt-scale-flux]."""
     restart: Share = 1.0
     """Probability of a fresh seed where no neighbour is better; 1: at once, 0: never [tt-scale-flux]."""
+    eps: Share = 0.0
+    """Probability that a neighbour starts from fresh noise alone [.4 in DOG-Trim's epsilon-greedy baseline]."""
     check: Fraction | None = None
     """Noise level in (0, 1] at which neighbours are scored early; None for no check [ours]."""
     keep: Fraction = 0.5
@@ -71,7 +73,7 @@ class ZeroOrder(Settings):
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not state.phase:
-            return self._begin(state, particles)
+            return self._begin(state, particles, rng)
         new = np.sort(particles.moved[particles.moved >= 0])
         pivot = int(new[0]) if state.phase == "pivot" else state.pivot
         if state.phase == "check":
@@ -86,25 +88,28 @@ class ZeroOrder(Settings):
             best = int(rivals[np.argmax(particles.value(rivals))])
             lost = rivals[rivals != best]
             if best == pivot and state.left > 0 and rng.random() < self.restart:
-                return self._begin(state, particles, rivals)
+                return self._begin(state, particles, rng, rivals)
             pivot = best
         if state.left <= 0:
             return None, state
-        return self._round(state, pivot, lost)
+        return self._round(state, pivot, rng, lost)
 
-    def _round(self, state: State, pivot: int, drop: IntArray) -> tuple[Move, State]:
+    def _round(self, state: State, pivot: int, rng: np.random.Generator, drop: IntArray) -> tuple[Move, State]:
         """Neighbours of a pivot, up to the check."""
         phase = "end" if state.check == state.end else "check"
-        move = perturb(np.full(self.n, pivot), self.mix, state.check, drop=drop)
+        share = np.where(rng.random(self.n) < self.eps, 0.0, self.mix) if self.eps else self.mix
+        move = perturb(np.full(self.n, pivot), share, state.check, drop=drop)
         return move, state._replace(phase=phase, pivot=pivot)
 
-    def _begin(self, state: State, particles: Particles, drop: IntArray | None = None) -> tuple[Move, State]:
+    def _begin(
+        self, state: State, particles: Particles, rng: np.random.Generator, drop: IntArray | None = None
+    ) -> tuple[Move, State]:
         """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
         gone = np.empty(0, int) if drop is None else drop
         if state.given:
             pivot, given = state.given[0], state.given[1:]
             state = state._replace(given=given)
             if particles.finished[pivot]:
-                return self._round(state, pivot, gone)
+                return self._round(state, pivot, rng, gone)
             return advance(particles, [pivot], state.end, drop=gone), state._replace(phase="pivot")
         return dataclasses.replace(fresh(1, state.end), drop=gone), state._replace(phase="pivot")

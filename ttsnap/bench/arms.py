@@ -61,7 +61,8 @@ class Arm:
 def read_arms(texts: Sequence[str], sampler: SamplerOptions) -> list[Arm]:
     """The arms that these texts name, each "NAME" or "NAME OPTION=VALUE ...", as "svdd kernel=sde n=4".
 
-    An option belongs to the algorithm or to the sampler. sampler: the options that arms do not set. ValueError for
+    An option belongs to the algorithm or to the sampler; `name` is what tables call the arm. sampler: the options
+    that arms do not set. ValueError for
     unknown options, for values of another type, and where two arms have the same name.
     """
     if not texts:
@@ -81,11 +82,14 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
     algorithm, *rest = words
     options: dict[str, Json] = {}
     changes: dict[str, object] = {}
+    named = ""
     for word in rest:
         key, equals, value = word.partition("=")
         if not equals:
             raise ValueError(f"cannot read {word!r} in the algorithm {text!r}; write NAME OPTION=VALUE ...")
-        if key in SAMPLERS:
+        if key == "name":
+            named = value
+        elif key in SAMPLERS:
             changes[key] = _value(SAMPLERS[key], value)
         else:
             options[key] = plain(parse_yaml(value, f"{key} of {text!r}"))
@@ -94,7 +98,7 @@ def _arm(text: str, sampler: SamplerOptions) -> Arm:
     except ValueError as error:
         more = f"; of the sampler, an algorithm may set {', '.join(SAMPLERS)}" if options else ""
         raise ValueError(f"{error}{more}") from None
-    name = " ".join([Path(algorithm).stem if algorithm.endswith(".json") else Path(algorithm).name, *rest])
+    name = named or " ".join([Path(algorithm).stem if algorithm.endswith(".json") else Path(algorithm).name, *rest])
     return Arm(name, algorithm, options, made, dataclasses.replace(sampler, **changes))  # type: ignore[arg-type]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ttsnap.bench.folder import Found, OpenBench
 from ttsnap.bench.layout import RESULTS, SUMMARY, image_path, write_lists
-from ttsnap.bench.run import Bench
+from ttsnap.bench.run import Bench, Foreseen
 from ttsnap.bench.summary import Line, MeanOverPrompts, summarize
+from ttsnap.core.cost import KINDS
 from ttsnap.core.utility import rank_sum
 from ttsnap.files.settings import Json, to_json
 from ttsnap.files.writing import markdown, write_json, write_text, write_whole
@@ -24,14 +27,13 @@ def title_of(bench: Bench) -> str:
     prompts, repeats = len(bench.prompts), bench.options.repeats
     each = f"{prompts} prompt{'s' * (prompts > 1)} x {repeats} image{'s' * (repeats > 1)}"
     pot = ", shared" if bench.search.shared else ""
-    each += f", a budget of {bench.search.budget} each{pot}"
+    each += f", a budget of {bench.budget} each{pot}"
     return f"{each}; ± is the standard error over prompts, costs are per image"
 
 
 def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     """Write all files; the tables to print, and whether there is a chart, which takes matplotlib."""
-    found = _in_order(bench, there)
-    lines = summarize(bench.arms, bench.prompts, found, bench.search.utility is not rank_sum)
+    found, lines = _in_order(bench, there), lines_of(bench, there)
     tables = main_tables(lines, title_of(bench))
     _write_results(bench, there, found)
     for arm in bench.arms:
@@ -39,7 +41,7 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     summary: dict[str, Json] = {
         "prompts": len(bench.prompts),
         "repeats": bench.options.repeats,
-        "budget": str(bench.search.budget),
+        "budget": bench.budget,
         "shared": bench.search.shared,
         "first": lines[0].name,
         "algorithms": [line.to_json() for line in lines],
@@ -52,6 +54,11 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     except ImportError:
         return tables, False
     return tables, True
+
+
+def lines_of(bench: Bench, there: OpenBench) -> list[Line]:
+    """A line for each algorithm."""
+    return summarize(bench.arms, bench.prompts, _in_order(bench, there), bench.search.utility is not rank_sum)
 
 
 def _in_order(bench: Bench, there: OpenBench) -> list[Found]:
@@ -117,6 +124,31 @@ def category_tables(lines: Sequence[Line]) -> str:
             ]
             tables.append(f"{score} by category:\n\n{markdown(head, rows)}")
     return "\n\n".join(tables)
+
+
+def table_of_parts(parts: Mapping[str, Sequence[Line]]) -> str:
+    """Means of all scores as papers print them: a row an algorithm, columns of each part."""
+    first, *_ = parts.values()
+    head = ["algorithm", *(f"{part}: {score}" for part, lines in parts.items() for score in lines[0].scores)]
+    rows = [
+        [name, *(f"{score.mean:.4f}" for lines in parts.values() for score in lines[i].scores.values())]
+        for i, name in enumerate(line.name for line in first)
+    ]
+    return markdown(head, rows)
+
+
+def table_of_plans(parts: Mapping[str, Sequence[Foreseen]]) -> str:
+    """What an image of each algorithm takes, by part, and all images together."""
+    every = [each for found in parts.values() for each in found]
+    kinds = [i for i, kind in enumerate(KINDS) if any(each.cost.amounts()[i] for each in every)]
+    rows, totals = [], np.zeros(len(kinds) + 2)
+    for part, found in parts.items():
+        for each in found:
+            amounts = [*(each.cost.amounts()[i] for i in kinds), each.flops / 1e12, each.seconds]
+            totals += each.images * np.array(amounts, float)
+            rows.append([f"{part}: {each.arm}" if part else each.arm, *(f"{amount:,.6g}" for amount in amounts)])
+    rows.append(["all images", *(f"{total:,.6g}" for total in totals)])
+    return markdown(["an image of", *(KINDS[i].label for i in kinds), "TFLOPs", "seconds"], rows)
 
 
 # --- as a picture ---------------------------------------------------------------------------------------------------

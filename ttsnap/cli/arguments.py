@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from ttsnap.cli.help import Common
@@ -32,6 +32,12 @@ def add_config(p: Any) -> None:
     p.add_argument(
         "--trust", action="store_true", help="use the code, models, addresses and files elsewhere that --config names"
     )
+
+
+def add_preset(p: Any, presets: Mapping[str, Values], text: str) -> None:
+    """--preset. presets: options of the command by name."""
+    p.presets = presets
+    p.add_argument("--preset", type=str | None, metavar="NAME", help=Common(f"{text}: {', '.join(presets)}"))
 
 
 def add_prompts(p: Any) -> None:

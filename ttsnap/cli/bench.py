@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from ttsnap.algorithms import own_algorithm
+from ttsnap.bench.presets import PARTS, PRESETS
 from ttsnap.cli import arguments, common
+from ttsnap.cli.bench_model import BenchModel
 from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
+from ttsnap.files.writing import write_text
+from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
-from ttsnap.options.model import ModelOptions
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -30,15 +33,11 @@ from ttsnap.request.request import Prepared
 from ttsnap.version import versions
 
 if TYPE_CHECKING:
-    from ttsnap.bench.arms import Arm
+    from ttsnap.bench.folder import OpenBench
     from ttsnap.bench.prompts import PromptSet
     from ttsnap.bench.run import Bench
-    from ttsnap.core.prompt import Prompt
-    from ttsnap.core.protocols import Engine
-    from ttsnap.core.results import Result
+    from ttsnap.bench.summary import Line
     from ttsnap.files.settings import Json
-    from ttsnap.loop.request import Listener, LoopSearch
-    from ttsnap.results.record import SearchRecord
 
 DESCRIPTION = """Search for every prompt of a set by several algorithms with equal budgets, and compare what they find.
 
@@ -53,13 +52,13 @@ Prompt sets are read as their authors publish them: text with a prompt a line, J
 An algorithm may have options and a sampler of its own, as "svdd kernel=sde n=4".
 
 examples:
-  ttsnap bench --prompts-file geneval/evaluation_metadata.jsonl --repeats 4 \\
-      --model stabilityai/stable-diffusion-3.5-medium --reward imagereward \\
-      --report '[clip, hpsv2.1]' --budget 20images --out bench/geneval
+  ttsnap bench --prompts-file geneval.jsonl --repeats 4 --reward imagereward \\
+      --model stabilityai/stable-diffusion-3.5-medium --out bench/geneval
   ttsnap bench --prompts-file PartiPrompts.tsv --prompts 0:200 \\
       --algorithms best-of-n seed-pruning "svdd kernel=sde" \\
       --model Efficient-Large-Model/Sana_600M_512px_diffusers \\
       --reward hpsv2.1 --budget 400nfe --out bench/parti
+  ttsnap bench --preset dogtrim-embedded --prompts 0:4 --out trim --dry-run
 """
 ALGORITHMS = ("best-of-n", "seed-pruning")
 """What is compared where nothing is named."""
@@ -69,9 +68,13 @@ def parser() -> Parser:
     """The command's arguments."""
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
+    arguments.add_preset(p, PRESETS, "a paper's protocol: its settings, over which others win, and its algorithms")
     make = p.add_argument_group("what to make")
     make.add_argument(
-        "--prompts-file", type=str, required=True, metavar="FILE", help=Common("the prompt set, a file or a folder")
+        "--prompts-file",
+        type=str | None,
+        metavar="FILE",
+        help=Common("the prompt set, a file or a folder; packaged models have one of their own"),
     )
     make.add_argument("--prompts", type=str, default=":", metavar="RANGE", help="which of its prompts, as 0:20")
     arguments.add_call(make, "negative_prompt", "height", "width")
@@ -101,41 +104,68 @@ def parser() -> Parser:
     output.add_argument(
         "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a benchmark to resume")
     )
+    output.add_argument("--dry-run", action="store_true", help="only say what it takes, by measured seconds here")
     return p
 
 
 def run(a: Arguments) -> int:
-    """Run what is missing, write the summary and print it."""
-    from ttsnap.bench.folder import OpenBench, check_folder
+    """Run what is missing, write the summary and print it; of a preset, part after part."""
+    from ttsnap.bench.folder import check_folder
+    from ttsnap.bench.report import table_of_parts, table_of_plans
+    from ttsnap.bench.run import plan
 
-    bench, whole, plain = _planned(a)
-    settings, out = _settings(a, bench, whole, plain), Path(a.out)
-    check_folder(out, settings)  # before a model is loaded
-    for name, search in bench.searches.items():
-        if isinstance(search, Prepared) and search.doubt is not None:
-            print(f"{name}: {search.doubt}", file=sys.stderr)
-    count = f"{len(bench.prompts)} of {len(whole.prompts)}"
-    print(f"{count} prompts of {a.prompts_file} ({whole.kind}), {bench.images} images", file=sys.stderr)
-    done = f"of {bench.images} images are"
-    with OpenBench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
-        return _run(a, bench, there)
+    parts, settings = {}, {}
+    for name, each in _parts(a).items():
+        bench, whole, plain = _planned(each)
+        parts[name], settings[name] = (each, bench), _settings(each, bench, whole, plain)
+        check_folder(Path(each.out), settings[name])  # before a model is loaded
+        for arm, search in bench.searches.items():
+            if isinstance(search, Prepared) and search.doubt is not None:
+                print(f"{arm}: {search.doubt}", file=sys.stderr)
+        count = f"{f'{name}: ' if name else ''}{len(bench.prompts)} of {len(whole.prompts)}"
+        print(f"{count} prompts of {a.prompts_file or a.model} ({whole.kind}), {bench.images} images", file=sys.stderr)
+    model = BenchModel(a)
+    if a.dry_run:
+        print(table_of_plans({name: plan(bench, model.of(bench)) for name, (_, bench) in parts.items()}))
+        return 0
+    found = {name: _run(bench, Path(each.out), settings[name], model) for name, (each, bench) in parts.items()}
+    if len(found) > 1:
+        table = table_of_parts(found)
+        write_text(Path(a.out) / "summary.md", f"{table}\n")
+        print(f"\n{table}\n\nsummary.md in {a.out}")
+    return 0
+
+
+def _parts(a: Arguments) -> dict[str, Arguments]:
+    """The benchmarks of a preset, each with algorithms and a folder of its own; else the one that is asked for."""
+    if a.preset is None:
+        return {"": a}
+    if a.algorithms != list(ALGORITHMS):
+        raise ValueError(f"--preset {a.preset} names its algorithms; leave --algorithms out")
+    return {
+        name: Arguments(**{**vars(a), "algorithms": list(algorithms), "out": str(Path(a.out) / name)})
+        for name, algorithms in PARTS[a.preset].items()
+    }
 
 
 def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     """What is run, the set that its prompts are of, and the search that no algorithm decides on anything of. ValueError
     for what does not fit."""
     from ttsnap.bench.arms import read_arms
-    from ttsnap.bench.prompts import read_prompt_set
     from ttsnap.bench.run import Bench
 
-    whole = read_prompt_set(Path(a.prompts_file))
+    whole = _prompt_set(a)
     prompts = whole.prompts[read_span(a.prompts)]
     if not prompts:
         raise ValueError(f"--prompts {a.prompts} leaves none of the {len(whole.prompts)} prompts of {a.prompts_file}")
-    texts = common.with_pictures(prompts, Path(a.prompts_file), a.task)
+    texts = common.with_pictures(prompts, Path(a.prompts_file or "."), a.task)
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))  # studies name their drafters
     engine = common.engine_spec(a, texts, arms[0].sampler)
     request = common.asked(a, texts, ALGORITHMS[0], engine)
+    if a.as_first:
+        if a.budget is not None or a.effort is not None or a.shared:
+            raise ValueError("--as-first stands in place of a budget: leave out --budget, --effort and --shared")
+        request = replace(request, budget=Budget())
     plain = common.prepared(request)
     common.check_affordable(plain)
     searches = {}
@@ -148,6 +178,22 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
                          "tuned for: give a --budget as 400nfe, or --steps for all of them")  # fmt: skip
     arms = [replace(arm, steps=steps[arm.name]) for arm in arms]
     return Bench(prompts, plain.prompts, arms, searches, arguments.read(BenchOptions, a)), whole, plain
+
+
+def _prompt_set(a: Arguments) -> PromptSet:
+    """That of --prompts-file, or a packaged model's own: a hundred prompts that its training never saw."""
+    from ttsnap.bench.prompts import PromptRecord, PromptSet, read_prompt_set
+
+    if a.prompts_file is not None:
+        return read_prompt_set(Path(a.prompts_file))
+    if a.model not in PACKAGED or a.task != TEXT:
+        raise ValueError("PROMPTS_FILE must be given: --prompts-file FILE")
+    from ttsnap.pipelines.packaged import MODELS
+
+    world = MODELS[a.model].world
+    texts = world.sample_prompts(100, seed=21)
+    entries = [{"prompt": text, "tag": world.parse(text).kind} for text in texts]
+    return PromptSet("its own", tuple(PromptRecord(i, entry) for i, entry in enumerate(entries)))
 
 
 def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> dict[str, Json]:
@@ -182,15 +228,26 @@ def _settings(a: Arguments, bench: Bench, whole: PromptSet, plain: Prepared) -> 
     }
 
 
-def _run(a: Arguments, bench: Bench, there: Any) -> int:
+def _run(bench: Bench, out: Path, settings: Mapping[str, Json], model: BenchModel) -> list[Line]:
     """Load the model where images are missing, run, and report."""
+    from ttsnap.bench.folder import OpenBench
+    from ttsnap.bench.report import lines_of
+
+    done = f"of {bench.images} images are"
+    with OpenBench(out, settings) as there, resumable(out, lambda: f"{len(there.found)} {done}"):
+        _run_in(bench, there, model)
+        return lines_of(bench, there)
+
+
+def _run_in(bench: Bench, there: OpenBench, model: BenchModel) -> None:
+    """Run what an open folder lacks, and report."""
     from tqdm.auto import tqdm
 
     from ttsnap.bench.report import write_report
     from ttsnap.bench.run import missing, run
 
     if missing(bench, there):
-        model = _Model(a, bench)
+        model = model.of(bench)
         with tqdm(total=bench.images, unit="image", desc="bench") as bar:
 
             def advance(images: int) -> None:
@@ -201,39 +258,3 @@ def _run(a: Arguments, bench: Bench, there: Any) -> int:
     print(f"\n{tables}\n\nsummary.md, summary.json, results.jsonl and a folder an algorithm in {there.folder}")
     if not drawn:
         print(f"for summary.png, {install('plot')}, and run the same command again")
-    return 0
-
-
-class _Model:
-    """The pipeline of a benchmark, its rewards and the metrics, loaded: what `ttsnap.bench.run` runs on."""
-
-    def __init__(self, a: Arguments, bench: Bench) -> None:
-        searches, self._devices = cast("Mapping[str, Prepared]", bench.searches), arguments.read(DeviceOptions, a)
-        self.pipe, first = common.loaded(a, searches[bench.arms[0].name], self._devices)
-        self.bench = bench._replace(searches={name: search.on(first) for name, search in searches.items()})
-        for reward in first.request.report:
-            reward.check([prompt.read for prompt in bench.texts])
-
-    @contextmanager
-    def engine(self, arm: Arm) -> Iterator[Engine]:
-        """An engine of an arm, on one device or on many, until the block ends."""
-        from ttsnap.pipelines.engine_factory import open_engine
-
-        spec = cast("Prepared", self.bench.searches[arm.name]).engine
-        with open_engine(spec, self._devices, self.pipe) as (engine, self._denoiser):
-            if self._denoiser.frames is not None:
-                raise ValueError("a benchmark is of images, and this model makes videos; use ttsnap generate")
-            yield engine
-
-    def run(
-        self, search: LoopSearch, prompts: Sequence[Prompt], engine: Engine, listener: Listener, *, sheets: bool
-    ) -> tuple[list[Result], SearchRecord]:
-        """Results as a call of the pipeline returns them, and their record."""
-        from ttsnap.pipelines.run import run_on
-        from ttsnap.results.outputs import Recorder
-
-        wanted = replace(cast("Prepared", search), prompts=tuple(prompts))
-        told = self.pipe, replace(wanted, budget=wanted.request.budget)
-        seen = Recorder() if sheets else None
-        found = run_on(engine, self._denoiser, wanted, self.pipe, [listener], seen, told=told)
-        return found.results, found.record

@@ -21,6 +21,8 @@ examples:
   ttsnap record --prompts-file prompts.txt --seeds 16 --images \\
       --out recordings/train
   ttsnap distill --recordings recordings/train --reward imagereward --out aware
+  ttsnap distill --preset dogtrim-imagereward --recordings recordings/flux \\
+      --out aware --export released
   ttsnap distill --config recipe.yaml --out aware
   ttsnap distill --config aware/config.yaml --out again    # repeats a run
   accelerate launch --multi_gpu --num_processes 2 -m ttsnap distill \\
@@ -32,10 +34,18 @@ examples:
 def parser() -> Parser:
     """The command's arguments: every key of distill.config.DistillConfig."""
     from ttsnap.distill.config import DistillConfig
+    from ttsnap.distill.presets import PRESETS
 
     p = Parser(DESCRIPTION)
     arguments.add_config(p)
+    arguments.add_preset(p, PRESETS, "a recipe, whose settings others win over")
     p.add_argument("--out", type=str, required=True, help=Common("folder to write to, or of a run to resume"))
+    p.add_argument(
+        "--export",
+        type=str | None,
+        metavar="FOLDER",
+        help="write the reward to this folder too, as DOG-Trim's code reads it: a file of weights for each level",
+    )
     arguments.add_options(p, DistillConfig)
     return p
 
@@ -44,9 +54,13 @@ def run(a: Arguments) -> int:
     """Distil, or resume a run; the first process prints the table."""
     from ttsnap.distill.config import DistillConfig
 
-    values = {key: value for key, value in a.nested().items() if key not in ("trust", "out")}
+    values = {key: value for key, value in a.nested().items() if key not in ("trust", "out", "preset", "export")}
     config, out = build(DistillConfig, values), Path(a.out)
+    if a.export and config.student.kind != "per-level" and not config.student.per_level:
+        raise ValueError("--export writes a network for each noise level: train with --student.kind per-level, or full "
+                         "with --student.per-level true")  # fmt: skip
     with loading("torch and accelerate"):
+        import torch
         from accelerate import PartialState
 
         from ttsnap.distill import checkpoints
@@ -66,5 +80,13 @@ def run(a: Arguments) -> int:
     named = f"noise-aware:{out / REWARD}"
     if config.reward not in CHOSEN:  # code, an address or weights elsewhere: used only where somebody names them
         named = f"'{named} on {config.reward}'"
+    if a.export:
+        from ttsnap.reward_models.noise_aware.released import export
+        from ttsnap.reward_models.noise_aware.student import NoiseAware
+        from ttsnap.reward_models.registry import make_reward
+
+        base = make_reward(config.reward, dtype=torch.float32)
+        files = export(NoiseAware.from_pretrained(out / REWARD, base=base), a.export)
+        print(f"\n{a.export} has {', '.join(path.name for path in files)}, as DOG-Trim's code reads them")
     print(f"\nthe reward is in {out / REWARD}; use it with: ttsnap generate PROMPT --reward {named}")
     return 0

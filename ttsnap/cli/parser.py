@@ -12,7 +12,7 @@ import yaml
 
 from ttsnap.cli.configs import read_config, settings_in
 from ttsnap.cli.help import Formatter, metavar, page, with_default
-from ttsnap.core.names import did_you_mean
+from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.plain_yaml import parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
 from ttsnap.loop.budget import UNITS
@@ -106,6 +106,9 @@ class Parser(argparse.ArgumentParser):
     The `type` of an argument is a type hint, as in declarations. What is typed wins over files.
     """
 
+    presets: Mapping[str, Mapping[str, Any]] = {}
+    """Options by the names of --preset. Files and what is typed win over them."""
+
     def __init__(self, description: str, epilog: str | None = None, **more: Any) -> None:
         # No abbreviations: read_config looks for options by their whole names.
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
@@ -136,6 +139,12 @@ class Parser(argparse.ArgumentParser):
         if "--config" in self._option_string_actions:
             for path in _values(options, "--config"):
                 given |= read_config(self.settings(), path, options)
+        typed = _values(options, "--preset")
+        name = typed[-1] if typed else given.get("preset")
+        if self.presets and name is not None:
+            if name not in self.presets:
+                raise ValueError(unknown("preset", str(name), self.presets))
+            given = settings_in(self.settings(), self.presets[name], f"the preset {name}") | given
         return self._whole(given, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:

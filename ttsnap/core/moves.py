@@ -129,7 +129,9 @@ def renoise(parents: IntArray | Sequence[int], start: int, stop: int, *, drop: I
     return _restarted(RENOISE, parents, start, 1.0, stop, drop)
 
 
-def perturb(parents: IntArray | Sequence[int], share: float, stop: int, *, drop: IntArray | Sequence[int] = ()) -> Move:
+def perturb(
+    parents: IntArray | Sequence[int], share: FloatArray | float, stop: int, *, drop: IntArray | Sequence[int] = ()
+) -> Move:
     """A new particle for each of these parents, from initial noise with this `share` of theirs, to `stop`."""
     return _restarted(MIX, parents, 0, share, stop, drop)
 
@@ -143,7 +145,7 @@ def _restarted(
     kind: int,
     parents: IntArray | Sequence[int],
     start: int,
-    share: float,
+    share: FloatArray | float,
     stop: int,
     drop: IntArray | Sequence[int],
 ) -> Move:

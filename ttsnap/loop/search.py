@@ -111,12 +111,25 @@ def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
         return sized
     while True:
         plan = dry_moves(sized, engine)
-        rates, n = Pace(engine, engine.price.seconds, RequestClock(float, 0.0)), sized.algorithm.n or 1
-        over = sum(rates.seconds(move.work) for move in plan) / spec.budget.seconds
+        over, n = _seconds(plan, engine) / spec.budget.seconds, sized.algorithm.n or 1
         if over <= 1 or n == 1:
             return dataclasses.replace(sized, plan=plan)
         fewer: Algorithm = dataclasses.replace(sized.algorithm, n=min(n - 1, int(n / over)))  # type: ignore[type-var]
         sized = dataclasses.replace(sized, algorithm=fewer)
+
+
+def foreseen(spec: LoopSearch, engine: Engine) -> tuple[Cost, float | None]:
+    """What the search of a prompt takes by its plan, with random scores; and seconds, where the engine measured its
+    price in them. spec: prepared."""
+    cost = search([""], spec.algorithm, _dry(engine), spec.budget, keep=spec.keep)[0].spent.cost
+    return cost, None if engine.price.seconds is None else _seconds(dry_moves(spec, engine), engine)
+
+
+def _seconds(plan: Sequence[PlannedMove], engine: Engine) -> float:
+    """Of a plan, by an engine that measured its price in them."""
+    assert engine.price.seconds is not None
+    rates = Pace(engine, engine.price.seconds, RequestClock(float, 0.0))
+    return sum(rates.seconds(move.work) for move in plan)
 
 
 def dry_moves(spec: LoopSearch, engine: Engine) -> tuple[PlannedMove, ...]:

@@ -9,6 +9,7 @@ reward of the finished image: weighted images are drawn from p(x) exp(lam r(x)).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from ttsnap.core.names import unknown
 from ttsnap.core.needs import Need, Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import rising
-from ttsnap.files.settings import Count, Fraction, Positive, Settings, Share
+from ttsnap.files.settings import Count, Fraction, Natural, Positive, Settings, Share
 
 Potential = Literal["difference", "max", "sum", "current"]
 Temper = Literal["constant", "linear", "increase", "adaptive"]
@@ -100,10 +101,18 @@ class SMC(Settings):
     """Noise level of the first check [FK steering, for SDXL]."""
     last: float = 0.36
     """Noise level of the last check [FK steering, for SDXL]."""
+    steps: tuple[Natural, ...] | None = None
+    """The checks as grid steps, rising, in place of every, first and last."""
+    unique: bool = False
+    """Whether a particle that is drawn several times goes on once: pruning by resampling, for kernels that draw no
+    noise [DOG-Trim's SMC on the ODE]."""
     shrink: Fraction = 1.0
     """Share of particles left after the last check; each check leaves the same share of the former."""
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        return frozenset() if self.unique else frozenset({Need.BRANCH})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +126,10 @@ class SMC(Settings):
     def init(self, task: Task) -> State:
         # Not before the last step: samplers draw no noise in it, and the estimate there is the image already.
         levels, end = np.asarray(task.grid.levels[:-2]), task.grid.steps
+        if self.steps is not None:
+            if not all(a < b for a, b in pairwise((*self.steps, end - 1))):
+                raise ValueError(f"checks at steps {list(self.steps)} must rise and be below {end - 1}, of {end} steps")
+            return State((*self.steps, end), task.keep, self.n or 1)
         inside = np.flatnonzero((levels <= self.first + 1e-9) & (levels >= self.last - 1e-9))
         checks = inside[:: self.every or max(1, round(end / 5))].tolist()
         return State((*checks, end), task.keep, self.n or 1)
@@ -194,7 +207,8 @@ class SMC(Settings):
         rows, logw = np.asarray(np.flatnonzero(s.logw > -np.inf), int), s.logw
         if self.ess >= 1 or m < now or ess(logw) < self.ess * now:
             rows = RESAMPLERS[self.resampler](normalised(logw), m, rng)
-            logw = np.full(len(logw), s.log_z - np.log(m))
+            rows = np.unique(rows) if self.unique else rows
+            logw = np.full(len(logw), s.log_z - np.log(len(rows)))
         rows = rows[np.argsort(-s.logw[rows], kind="stable")]
         return s._replace(logw=logw).of(rows)
 

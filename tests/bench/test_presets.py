@@ -1,0 +1,111 @@
+"""Protocols of papers: their numbers, and `ttsnap bench --preset` on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttsnap.bench import presets
+from ttsnap.bench.arms import Arm, read_arms
+from ttsnap.bench.presets import PARTS, halves
+from ttsnap.cli import main
+from ttsnap.core.cost import Price, Rates
+from ttsnap.core.grid import Grid
+from ttsnap.loop.budget import Budget
+from ttsnap.loop.dry import DryEngine
+from ttsnap.loop.request import LoopSearch
+from ttsnap.loop.search import foreseen, prepared
+from ttsnap.options.sampler import SamplerOptions
+
+from ..said import error_of  # noqa: TID252
+
+PRICE = Price(flops=Rates(nfe=100.0, decodes=5.0, reward_calls=1.0))
+
+
+def planned(arm: Arm, budget: Budget) -> Any:
+    engine = DryEngine(Grid(tuple(np.linspace(1, 0, 36))), ("a", "b", "c"), price=PRICE)
+    return foreseen(prepared(LoopSearch(arm.made, budget), engine), engine)[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "kept", "nfe"),
+    [(5, [2, 1, 1, 1], 70), (10, [5, 2, 1, 1], 133), (15, [8, 4, 2, 1], 210), (20, [10, 5, 2, 1], 266)],
+)
+def test_dogtrim_halves_as_its_authors_and_no_baseline_gets_more(n: int, kept: list[int], nfe: int) -> None:
+    """max(1, round(n / 2)) with Python's `round`, every 7 of 35 steps."""
+    left, found = n, []
+    for share in halves(n):
+        found.append(left := round(share * left))
+    assert found == kept
+    trim, *baselines = read_arms(PARTS["dogtrim"][f"n={n}"], SamplerOptions())
+    cost = planned(trim, Budget())
+    looks = n + sum(kept)
+    assert (cost.nfe, cost.decodes, cost.reward_calls) == (nfe, looks, 3 * looks)
+    assert nfe == 7 * looks
+    most = PRICE.flops.of(cost)
+    for arm in baselines:
+        assert PRICE.flops.of(planned(arm, Budget(flops=most))) <= most
+    taken = {arm.name: planned(arm, Budget(flops=most)).nfe for arm in baselines}
+    if n == 15:
+        assert taken == {
+            "best-of-n": 210, "noise, greedy": 210, "noise, epsilon-greedy": 210, "paths": 209, "greedy, SDE": 205,
+            "greedy, ODE": 210, "SMC, SDE": 210, "SMC, ODE": 210, "early selection": 200,
+        }  # fmt: skip
+
+
+def test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout(
+    shallow_model: None, any_flops: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    few = {
+        f"n={n}": (
+            f"seed-pruning n={n} keep=[0.5] steps=[1] name=trim",
+            "best-of-n name='best of n'",
+            "svdd kernel=sde",
+        )
+        for n in (4, 6)
+    }
+    monkeypatch.setitem(presets.PARTS, "dogtrim-embedded", few)  # type: ignore[index]
+    argv = [
+        "bench",
+        "--preset",
+        "dogtrim-embedded",
+        "--steps",
+        "4",
+        "--prompts",
+        "0:2",
+        "--device",
+        "cpu",
+        "--out",
+        "b",
+    ]
+    assert main([*argv, "--reward", "[scenes, brightness]", "--budget", "9nfe"]) == 2
+    assert "--as-first stands in place of a budget" in error_of(capsys)
+    assert main([*argv, "--algorithms", "svdd"]) == 2
+    assert "names its algorithms; leave --algorithms out" in error_of(capsys)
+    argv += ["--reward", "[scenes, brightness]"]
+    assert main([*argv, "--dry-run"]) == 0
+    table = capsys.readouterr().out
+    assert not Path("b").exists()
+    trim = next(line.split("|")[2:5] for line in table.splitlines() if "n=6: trim" in line)
+    assert [int(cell) for cell in trim] == [6 * 2 + 3 * 2, 9, 18]
+
+    assert main(argv) == 0
+    summary = Path("b/summary.md").read_text()
+    head, _, *rows = summary.splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == [
+        "algorithm", "n=4: scenes", "n=4: brightness", "n=6: scenes", "n=6: brightness",
+    ]  # fmt: skip
+    assert [row.split("|")[1].strip() for row in rows] == ["trim", "best of n", "svdd kernel=sde"]
+    for part in few:
+        found = [json.loads(line) for line in Path("b", part, "results.jsonl").read_text().splitlines()]
+        most = next(row["spent"]["flops"] for row in found if row["algorithm"] == "trim")
+        assert all(row["spent"]["flops"] <= most * (1 + 1e-9) for row in found)
+        assert len({row["index"] for row in found}) == 2
+    assert main(argv) == 0  # nothing is left to do
+    assert Path("b/summary.md").read_text() == summary
