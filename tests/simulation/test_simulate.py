@@ -225,16 +225,16 @@ def test_enlarging_keeps_a_prompts_mean_and_spread() -> None:
 
 @pytest.fixture(scope="module")
 def priced() -> PriceOfCompute:
-    return PriceOfCompute(calibrate(recording(20, 40, seed=5), images=(3, 6, 12), seeds=40))
+    return PriceOfCompute(calibrate(recording(12, 40, seed=5), images=(3, 12), seeds=40))
 
 
 def test_prices_fall_as_budgets_grow(priced: PriceOfCompute) -> None:
     allowances, prices = priced.forecast.prices.T
-    assert allowances.tolist() == [30, 60, 120]
+    assert allowances.tolist() == [30, 120]
     assert (np.diff(prices) < 0).all()
 
 
-@pytest.mark.parametrize("images", [3, 6, 12])
+@pytest.mark.parametrize("images", [3, 12])
 def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, images: int) -> None:
     """On other prompts of the same kind, when every prompt stops at the price instead of sharing what is left."""
     other, allowance = recording(60, 80, seed=6), images * 10.0
