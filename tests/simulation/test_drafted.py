@@ -156,7 +156,7 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(fore
     # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression knows.
     assert np.var(wide.paths[:, 0]) == pytest.approx(0.75**2, abs=0.03)
     assert wide.residual[0] == pytest.approx(1, abs=0.05)
-    with pytest.raises(ValueError, match="draft:3@0 asked for; looks in the recording: draft:1@0, draft:2@0"):
+    with pytest.raises(ValueError, match="recording: draft:1@0, draft:2@0"):
         calibrate(recording(), checks=["draft:3@0", 4, 10])
 
 
@@ -182,9 +182,9 @@ def test_a_forecast_with_drafts_survives_its_file(forecast: Forecast) -> None:
 
 def test_a_forecast_with_drafts_is_refused_without_a_drafter(forecast: Forecast) -> None:
     bare = dataclasses.replace(recording(), looks={})
-    with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
+    with pytest.raises(ValueError, match="name one: --draft"):
         search(bare.prompts, PriceOfCompute(forecast), ReplayEngine(bare), "90nfe")
-    with pytest.raises(ValueError, match="looks at candidates by drafts, which this recording has no scores of"):
+    with pytest.raises(ValueError, match="looks at candidates"):
         curve(bare, PriceOfCompute(forecast), ["90nfe"])
 
 

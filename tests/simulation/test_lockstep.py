@@ -122,7 +122,7 @@ def test_scores_have_their_price(priced: PriceOfCompute) -> None:
 
 def test_pots_are_for_moves_of_one_row() -> None:
     r = recording()
-    with pytest.raises(ValueError, match="one candidate at a time, got 3"):
+    with pytest.raises(ValueError, match="time, got 3"):
         lockstep(SeedPruning(6, (0.5,), steps=(2,)), lambda *a: play(r, *a), 25, Task(GRID, 1, 90.0), pot=25)
 
 
@@ -134,7 +134,7 @@ def test_moves_that_cost_nothing_come_to_an_end() -> None:
             seeds, at = particles.seed * 0, particles.step
             return Move(Rows(seeds + Kind.CONTINUE, seeds, at, at, at < 0, np.ones(at.shape))), state
 
-    with pytest.raises(RuntimeError, match=r"Idle made over 1000 moves in a row that cost nothing"):
+    with pytest.raises(RuntimeError, match="over 1000 moves"):
         lockstep(Idle(2), lambda *a: np.zeros(1), 3, Task(GRID))
 
 

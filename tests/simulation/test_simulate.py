@@ -125,7 +125,7 @@ def test_the_published_ledger_by_hand() -> None:
     assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), task) == int(1000 / one)
     assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), dataclasses.replace(task, allowance=1.0)) == 1
     for algorithm in (SeedPruning(None, (0.4,), (0.6,)), BestOfN()):
-        with pytest.raises(ValueError, match="pruning schedules given in steps only"):
+        with pytest.raises(ValueError, match="pruning schedules given"):
             published_seeds(algorithm, task)
     r = recording()
     honest, published = (
@@ -200,7 +200,7 @@ def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
     mostly = r.scores.copy()
     mostly[1:] = 0.1 + 0.2  # equal but for rounding, in all prompts but one
     require_varied(dataclasses.replace(r, scores=mostly))
-    with pytest.raises(ValueError, match=r"do not vary within any prompt \(11 prompts x 30 seeds\), so that every"):
+    with pytest.raises(ValueError, match=r"prompt \(11 prompts"):
         require_varied(dataclasses.replace(r, scores=mostly).select(slice(1, None)))
 
 

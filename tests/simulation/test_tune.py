@@ -101,7 +101,7 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
     assert calls == [1, 2, 3, 1, 2, 3, 4, 5]
     assert len(judged) == 10 - 5 + 12
     assert (again.schedule, again.fitted.omega) == (whole.schedule, whole.fitted.omega)
-    with pytest.raises(ValueError, match=r"tried holds gains of other data: arguments is .*10 trials.*not .*11 trials"):
+    with pytest.raises(ValueError, match="10 trials"):
         tune(planted(3), BUDGETS, trials=11, kept_in=kept)
 
 
