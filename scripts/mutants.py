@@ -1,11 +1,12 @@
-"""Plants one fault at a time in the core rooms, and counts how many of them each tier of tests finds.
+"""Plants one fault at a time, each in another function, and counts how many of them each tier of tests finds.
 
-    python scripts/mutants.py                                # 200 faults, the fast tier
-    python scripts/mutants.py --tier all --sample 40         # 40 of them, and system tests of what was left
+    python scripts/mutants.py --tier all              # 200 faults: fast tests, and system tests of what is left
+    python scripts/mutants.py --tier all --part 1/5   # every fifth of them; parts may run on machines of their own
+    python scripts/mutants.py --sample 40 --room cli  # 40 in one room
 
-Which faults are planted follows from the code alone: each has a number, a hash of its function's name and of the
-expression that it changes, and the lowest numbers are taken. Moved code keeps its faults, rewritten code gets others.
-Results are kept beside each other in --out, one line a fault, and a run that was stopped goes on there.
+Which faults are planted follows from the code alone. Functions are in the order of a hash of their names, and in each
+the fault with the lowest number, a hash of the expression that it changes. Moved code keeps its faults, rewritten code
+gets others. Results are kept in --out, one line a fault, and a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,10 +35,28 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
     "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "pipelines/test_convert.py"),
     "algorithms": ("algorithms", "loop", "simulation"),
+    "pipelines": ("pipelines", "gpu", "sampling/test_drafts.py"),
+    "reward_models": ("reward_models", "rewards"),
+    "rewards": ("rewards", "reward_models"),
+    "distill": ("distill",),
+    "service": ("service", "request"),
+    "cli": ("cli", "bench", "options"),
+    "results": ("results", "cli"),
+    "recordings": ("recordings", "simulation", "cli/test_cli_record.py", "test_strangers.py"),
+    "simulation": ("simulation", "cli/test_cli_simulate.py"),
+    "bench": ("bench", "cli"),
+    "request": ("request", "service", "demo", "comfyui"),
+    "options": ("options", "request", "cli"),
+    "files": ("files", "results", "recordings", "test_strangers.py"),
+    "demo": ("demo",),
+    "cluster": ("cluster", "engine"),
+    "scenes": ("scenes", "rewards"),
+    "signs": ("signs",),
+    "comfyui": ("comfyui",),
+    "check": ("check", "cli"),
+    "profiling": ("profiling", "pipelines/test_flops.py"),
 }
-"""Rooms of ttsnap/ that get faults, and the tests that are asked about them, the likeliest first."""
-SYSTEM = ("cluster", "service", "demo/test_server.py", "engine", "algorithms", "options", "simulation")
-"""What the system tier is asked: of the folders that the fast tier is asked, too, other files."""
+"""Rooms of ttsnap/ that get faults, and the tests that are asked about them."""
 SELECTED = {"fast": "not slow and not gpu and not system", "system": "system and not slow and not gpu and not browser"}
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -55,6 +75,10 @@ class Fault:
     function: str
     change: str
     place: int
+
+
+def room_of(fault: Fault) -> str:
+    return Path(fault.file).parts[1]
 
 
 def changed(node: ast.AST) -> ast.AST | None:
@@ -93,21 +117,26 @@ def statements(tree: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str
             yield from statements(child, inner)
 
 
+def digest(*words: object) -> str:
+    return hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:12]
+
+
 def faults(tree: Path) -> list[Fault]:
-    """All faults that could be planted, by their numbers."""
-    every = []
-    same: Counter[tuple[str, str]] = Counter()
+    """One fault a function, the functions in the order of their names' hashes."""
+    found: dict[str, Fault] = {}
     for room in TESTS:
         for path in sorted((tree / "ttsnap" / room).rglob("*.py")):
+            same: Counter[tuple[str, str]] = Counter()
             for place, (node, function) in enumerate(statements(ast.parse(path.read_text(encoding="utf-8")))):
                 if (new := changed(node)) is None:
                     continue
                 before, after = (ast.unparse(ast.fix_missing_locations(x)).split("\n")[0] for x in (node, new))
                 key = (function, f"{before}  ->  {after}")
                 same[key] += 1
-                number = hashlib.sha256(f"{key} {same[key]}".encode()).hexdigest()[:12]
-                every.append(Fault(number, path.relative_to(tree).as_posix(), *key, place))
-    return sorted(every, key=lambda fault: fault.number)
+                fault = Fault(digest(key, same[key]), path.relative_to(tree).as_posix(), *key, place)
+                name = digest(path.stem, function)
+                found[name] = min(found.get(name, fault), fault, key=lambda fault: fault.number)
+    return [found[name] for name in sorted(found)]
 
 
 def planted(source: str, place: int) -> str:
@@ -157,20 +186,26 @@ def copied(to: Path) -> Path:
     return to
 
 
-def asked(tree: Path, room: str, tier: str) -> list[str]:
-    names = TESTS[room] if tier == "fast" else SYSTEM
-    return [path for name in names if (tree / (path := f"tests/{name}")).exists()]
+def asked(tree: Path, room: str, name: str) -> list[str]:
+    """The files of tests of a room; those that have the name of the changed file in them come first."""
+    folders = [tree / "tests" / name for name in TESTS[room]]
+    files = [file for path in folders for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
+    files.sort(key=lambda file: re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is None)
+    return [str(file.relative_to(tree)) for file in files]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=("fast", "system", "all"), default="fast")
     parser.add_argument("--sample", type=int, default=200, help="how many faults")
+    parser.add_argument("--room", choices=TESTS, help="faults in this room only")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="of N parts of the faults, the K-th")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl", help="results, kept and read")
     parser.add_argument("--list", action="store_true", help="print the faults and plant none")
     a = parser.parse_args()
-    chosen = faults(ROOT)[: a.sample]
+    part, parts = map(int, a.part.split("/"))
+    chosen = [fault for fault in faults(ROOT) if a.room in (None, room_of(fault))][: a.sample][part - 1 :: parts]
     if a.list:
         for fault in chosen:
             print(f"{fault.number}  {fault.file}  {fault.function}  {fault.change}")
@@ -192,29 +227,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder) / "tree")
 
-        def tried(fault: Fault, room: str, tier: str) -> str:
-            """What the tests say of a fault, now or in an earlier run."""
-            if (fault.number, tier) not in known:
-                path = tree / fault.file
+        def tried(number: str, tier: str, room: str, fault: Fault | None = None) -> str:
+            """What the tests say of a fault, or of the room without one, now or in an earlier run."""
+            if (number, tier) not in known:
+                path = tree / (fault.file if fault else "ttsnap/__init__.py")
                 source = path.read_text(encoding="utf-8")
-                path.write_text(planted(source, fault.place), encoding="utf-8")
-                said, seconds = outcome(tree, asked(tree, room, tier), SELECTED[tier], a.timeout)
+                path.write_text(planted(source, fault.place) if fault else source, encoding="utf-8")
+                said, seconds = outcome(tree, asked(tree, room, path.stem), SELECTED[tier], a.timeout)
                 path.write_text(source, encoding="utf-8")
-                known[fault.number, tier] = said
+                known[number, tier] = said
+                line = {"number": number, "tier": tier, "outcome": said, "seconds": round(seconds)}
                 with a.out.open("a", encoding="utf-8") as out:
-                    line = {"tier": tier, "outcome": said, "seconds": round(seconds), **vars(fault)}
-                    out.write(json.dumps(line) + "\n")
-                print(f"{said:15}{tier:8}{seconds:5.0f} s  {fault.file} {fault.function}: {fault.change}", flush=True)
-            return known[fault.number, tier]
+                    out.write(json.dumps(line | (vars(fault) if fault else {})) + "\n")
+                change = f"{fault.file} {fault.function}: {fault.change}" if fault else f"{room}: no fault"
+                print(f"{said:15}{tier:8}{seconds:5.0f} s  {change}", flush=True)
+            return known[number, tier]
 
-        rooms = {fault.number: Path(fault.file).parts[1] for fault in chosen}
-        for room in sorted({room for number, room in rooms.items() if (number, tiers[0]) not in known}):
-            for tier in tiers:
-                if outcome(tree, asked(tree, room, tier), SELECTED[tier], a.timeout)[0] != "survived":
-                    parser.error(f"the tests of {room} fail in the tier {tier} without any fault")
         for fault in chosen:
             for tier in tiers:
-                if tried(fault, rooms[fault.number], tier) != "survived":
+                room = room_of(fault)
+                if (fault.number, tier) not in known and tried(room, tier, room) != "survived":
+                    parser.error(f"tests of {room} fail in the tier {tier} without a fault; see this line in {a.out}")
+                if tried(fault.number, tier, room, fault) != "survived":
                     break
     for tier in tiers:
         said = [known[fault.number, tier] for fault in chosen if (fault.number, tier) in known]

@@ -45,7 +45,10 @@ SYSTEM = (
     *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
     *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
-    *("pipelines/test_compilation.py", "test_strangers.py"),
+    "pipelines/test_compilation.py",
+    "test_strangers.py::test_nothing_that_a_file_names_is_run_fetched_or_opened",
+    "test_strangers.py::test_anything_anywhere_in_a_file_is_one_sentence_or_read",
+    "test_strangers.py::test_damaged_files_are_one_sentence_or_read",
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
     *(
         "comfyui/test_real_examples.py",

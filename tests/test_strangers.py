@@ -1,7 +1,8 @@
 """Forged files for every reader: none of them imports, fetches, starts or opens anything because of what a file says.
 
 The interpreter itself is watched (audit hooks), and so are the functions by which Python code is found. Every reader
-gets files that name code, addresses, models and other files in every place, and files with anything anywhere.
+gets files that name code, addresses, models and other files in every place, files with anything anywhere, files that
+are cut, changed and no files, and what is no data in their format. It answers in one line of bounded size, soon.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import io
 import json
 import os
 import shutil
+import signal
 import sys
+import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,12 +29,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
 
 import ttsnap.pipelines
+from tests import bombs
+from tests.demo.conftest import FIELDS
 from tests.watch import MODULE, planted, watched
 from ttsnap import make_algorithm
 from ttsnap.algorithms.pricing.forecast import Forecast
@@ -40,18 +47,24 @@ from ttsnap.bench.summary import summarize
 from ttsnap.cli import distill, generate, replay
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import EstimatorAt, estimates
-from ttsnap.distill import checkpoints
+from ttsnap.demo.form import DemoLimits
+from ttsnap.demo.form import read as read_form
+from ttsnap.distill import checkpoints, data
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
-from ttsnap.files.plain_yaml import load_settings
+from ttsnap.files.pictures import is_video, texts_in, video_pixels
+from ttsnap.files.plain_yaml import load_settings, read_yaml
+from ttsnap.files.reading import picture_pixels, read_bytes, read_json, read_object, read_tensors
 from ttsnap.files.settings import build
 from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
 from ttsnap.recordings.replay import Recording
-from ttsnap.request.request import Prepared
+from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
+from ttsnap.request.offer import ServingCatalog
+from ttsnap.request.request import ModelDefaults, Prepared
 from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
@@ -98,8 +111,21 @@ class Reader:
     read: Callable[[Path], Any]
 
 
+class Raw(bytes):
+    """In the place of a document: the bytes themselves."""
+
+
+def packed_json(doc: Any) -> bytes:
+    return doc if isinstance(doc, Raw) else json.dumps(doc).encode()
+
+
 def as_json(name: str) -> Callable[[Path, Any], None]:
-    return lambda folder, doc: (folder / name).write_text(json.dumps(doc)) and None
+    return lambda folder, doc: (folder / name).write_bytes(packed_json(doc)) and None
+
+
+def as_bytes(name: str, make: Callable[[], bytes]) -> Callable[[Path, Any], None]:
+    """Of files that hold no document."""
+    return lambda folder, doc: (folder / name).write_bytes(doc if isinstance(doc, Raw) else make()) and None
 
 
 PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeline", "seed": 7,
@@ -149,14 +175,14 @@ def found(prepared: Prepared, pipe: Pipe) -> Any:
 
 def write_png(folder: Path, doc: Any) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap", json.dumps(doc))
+    info.add_itxt("ttsnap", packed_json(doc).decode(errors="replace"))
     Image.new("RGB", (2, 2)).save(folder / "x.png", pnginfo=info)
 
 
 def write_video(ending: str) -> Callable[[Path, Any], None]:
     def write(folder: Path, doc: Any) -> None:
         frames = [Image.new("RGB", (2, 2), (100 * i, 0, 0)) for i in range(2)]
-        frames[0].info["ttsnap"] = json.dumps(doc)
+        frames[0].info["ttsnap"] = packed_json(doc).decode(errors="replace")
         save_video(folder / f"x.{ending}", frames)
 
     return write
@@ -274,6 +300,95 @@ def read_bench(folder: Path) -> None:
         summarize(read_arms(["best-of-n"], SamplerOptions()), [PromptRecord(0, {"prompt": "a"})], there.found, True)
 
 
+KEYS = b"alice a-long-secret-key-1\nbob another-secret-key\n"
+OFFER = ServingCatalog("embedded", ("scenes", "brightness"), lambda model: ModelDefaults())
+
+
+def read_keys(folder: Path) -> None:
+    from ttsnap.service.keys import Keys
+
+    try:
+        Keys.read(folder / "keys")
+    except ValueError as error:
+        assert "secret-key" not in str(error)  # noqa: PT017
+        raise
+
+
+def read_body(folder: Path) -> None:
+    """A request's, as JSON and as a urlencoded form."""
+    from starlette.datastructures import Headers
+    from starlette.exceptions import HTTPException
+
+    from ttsnap.service.bodies import sent
+    from ttsnap.service.limits import RequestError, ServiceLimits
+
+    body = read_bytes(folder / "x.json", 2**20)
+    try:
+        for kind in ("application/x-www-form-urlencoded", "application/json"):
+            with suppress(RequestError) if kind != "application/json" else nullcontext():
+                sent(bytearray(body), Headers({"content-type": kind}), ServiceLimits())
+    except (HTTPException, RequestError) as refused:
+        raise ValueError(str(refused)) from None
+
+
+def read_picture(folder: Path) -> None:
+    said = []
+    for read in (picture_pixels, texts_in, is_video, video_pixels):
+        try:
+            read(read_bytes(folder / "x.png", 2**20), "x", formats=("PNG", "WEBP"), **({"most": 10**6} if read in (
+                picture_pixels, video_pixels) else {}))  # fmt: skip
+        except ValueError as error:
+            said.append(str(error))
+    if said:
+        raise ValueError(said[0])
+
+
+def npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 2, 2), np.float16))
+    return file.getvalue()
+
+
+def write_shard(folder: Path, doc: Any) -> None:
+    with (folder / "unit-00000.tar").open("wb") as file:
+        writer = ShardWriter(file)
+        writer.add(0, 7, 2, np.zeros((3, 4, 5)), {"latent": np.zeros((2, 2, 2))})
+        writer.close()
+
+
+def read_tar(folder: Path) -> None:
+    path = folder / "unit-00000.tar"
+    if not path.is_file() or path.stat().st_size > 10**6:  # as a recording's header says of it
+        raise ValueError("another shard")
+    list(data._entries(path))
+    list(read_shard(path, Shard.of(path)))
+
+
+def read_lora(folder: Path) -> None:
+    from tests.pipelines.tiny import shared
+    from ttsnap.pipelines.lora import load_lora
+
+    pipe = shared("sd3")
+    try:
+        load_lora(pipe, str(folder))
+    finally:
+        pipe.unload_lora_weights()
+
+
+def lora() -> bytes:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save as packed_tensors
+
+    from tests.pipelines.tiny import shared
+
+    net: Any = shared("sd3").transformer
+    net.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "made")
+    found = get_peft_model_state_dict(net, adapter_name="made")
+    shared("sd3").unload_lora_weights()
+    return packed_tensors({f"transformer.{name}": tensor.clone() for name, tensor in found.items()})
+
+
 PARSERS = {"generate": generate.parser(), "replay": replay.parser(), "distill": distill.parser()}
 READERS: dict[str, Reader] = {
     "PNG": Reader(PNG, write_png, read_png),
@@ -300,6 +415,20 @@ READERS: dict[str, Reader] = {
     "benchmark": Reader({"arm": "best-of-n", "repeat": 0, "index": 0, "image_bytes": 3, "seed": 4, "reward": 0.5,
                          "scores": {"r": 0.5}, "metrics": {}, "spent": {"nfe": 3}, "warnings": ["w"]},
                         write_bench, read_bench),
+    "form": Reader(FIELDS, as_json("x.json"),
+                   lambda folder: read_form(read_object(folder / "x.json", most=2**20), OFFER, DemoLimits())),
+    **({"body": Reader({"prompt": "a cup", "n": 2, "search": {"name": "svdd"}}, as_json("x.json"), read_body)}
+       if importlib.util.find_spec("starlette") else {}),
+    "any JSON": Reader({"a": [1]}, as_json("x.json"), lambda folder: read_json(folder / "x.json")),
+    "any YAML": Reader({"a": [1]}, as_json("x.yaml"), lambda folder: read_yaml(folder / "x.yaml")),
+    "keys": Reader(None, as_bytes("keys", lambda: KEYS), read_keys),
+    "picture": Reader(None, as_bytes("x.png", bombs.png), read_picture),
+    "tensors": Reader(None, as_bytes("x.safetensors", lambda: save({"a": np.zeros((2, 3))}, {"k": "v"})),
+                      lambda folder: read_tensors(folder / "x.safetensors")),
+    "latents": Reader(None, as_bytes("x.npy", npy),
+                      lambda folder: data.decode(read_bytes(folder / "x.npy", 10**6), "latents")),
+    "shard": Reader(None, write_shard, read_tar),
+    "LoRA": Reader(None, as_bytes("x.safetensors", lora), read_lora),
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
                      "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
 }  # fmt: skip
@@ -346,17 +475,35 @@ def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None)
     return made[""]
 
 
-def read_quietly(name: str, folder: Path, doc: Any) -> str | None:
+@contextmanager
+def soon() -> Iterator[None]:
+    """A test that waits for longer fails, by the alarm's exception."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it takes too long")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(40)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_quietly(name: str, folder: Path, doc: Any = None, damage: Callable[[], object] = lambda: None) -> str | None:
     """What the reader says of a forged file. The test fails where it does more than read, or raises anything else."""
     READERS[name].write(folder, doc)
+    damage()
     said = None
-    with watched(folder) as watch:
+    with watched(folder) as watch, soon():
         try:
             READERS[name].read(folder)
         except ValueError as error:
             said = str(error)
     assert not watch.seen, (doc, watch.seen)
     assert MODULE not in sys.modules
+    assert said is None or ("\n" not in said and 0 < len(said) < 2000), said
     return said
 
 
@@ -409,5 +556,75 @@ def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name: str, tmp_path
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(list(places(doc))))
         doc = changed(doc, path, data.draw(anything), data.draw(st.sampled_from([None, None, "new"])))
-    said = read_quietly(name, tmp_path, doc)
-    assert said is None or len(said) < 2000
+    read_quietly(name, tmp_path, doc)
+
+
+KINDS = ("cut", "changed", "other", "folder", "holes", "pipe", "endless")
+"""Of damage. A configuration may be a pipe, as the user names it, and a checkpoint's files as large as they like."""
+
+
+BY_USERS = {"config": ("pipe", "endless"), "distill config": ("pipe", "endless"), "checkpoint": ("holes",)}
+
+
+@every_reader
+@settings(max_examples=15, derandomize=True, deadline=None, phases=[Phase.generate],
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(data=st.data())
+def test_damaged_files_are_one_sentence_or_read(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    """Cut, changed, of another kind, or no files at all."""
+    folder, doc = Path(tempfile.mkdtemp(dir=tmp_path)), READERS[name].doc
+    READERS[name].write(folder, doc)
+    path = data.draw(st.sampled_from([path for path in sorted(folder.rglob("*")) if path.is_file()]))
+    whole = bytearray(path.read_bytes())
+    kind = data.draw(st.sampled_from([kind for kind in KINDS if kind not in BY_USERS.get(name, ())]))
+    if kind == "changed":
+        for _ in range(data.draw(st.integers(1, 3)) if whole else 0):
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    elif kind == "cut":
+        whole = whole[: data.draw(st.integers(0, len(whole)))]
+    elif kind == "other":
+        whole = bytearray(data.draw(st.sampled_from(bombs.bad_tensors(Path("ran"))) | st.binary(max_size=200)))
+
+    def damage() -> None:
+        path.unlink()
+        if kind in ("cut", "changed", "other"):
+            path.write_bytes(whole)
+        elif kind == "holes":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        else:
+            {"pipe": os.mkfifo, "folder": Path.mkdir, "endless": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+
+    read_quietly(name, folder, doc, damage)
+    assert not Path("ran").exists()
+
+
+WRAPPED = ("WebP", "mp4", "header", "shards", "settings", "unit", "shard", "checkpoint", "benchmark", "model")
+"""Their documents are in what only a whole document makes."""
+FORBIDDEN = {
+    **{name: bombs.JSON for name in READERS if name not in WRAPPED},
+    **dict.fromkeys(("config", "distill config", "any YAML"), bombs.YAML),
+    **dict.fromkeys(("tensors", "LoRA"), bombs.bad_tensors(Path("ran"))),
+    "picture": tuple(make() for make in bombs.PICTURES.values()),
+    "keys": (b"alice", b"alice short", KEYS + b"carol a-long-secret-key-1 2", b"# nobody", b"", b"\xff"),
+    "latents": (b"", b"PK", b"\x93NUMPY\x01\x00\xff\xff{", bombs.npy_header(10**13)),
+}
+"""By reader, what it refuses in the place of a document."""
+
+
+@pytest.mark.parametrize("name", FORBIDDEN, indirect=True)
+def test_what_is_no_data_is_refused_in_little_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in FORBIDDEN[name]:
+        bad = Raw(content.encode() if isinstance(content, str) else content)
+        if name == "any JSON" and bad == b"3":
+            continue
+        tracemalloc.start()
+        said = read_quietly(name, tmp_path, bad)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert said, bad[:60]
+        assert most < 60 * len(bad) + 2**29 or name == "latents", bad[:60]  # numpy asks for all, and gets it unfilled
+    assert not (tmp_path / "ran").exists()

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from tests.counted import Brightness
+from tests.cover import each_once
 from tests.scripted import Scripted, noisy
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS, name_of
@@ -45,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "price-of-compute": {"forecast": fit(WALKS, LEVELS, estimates(2, 4, STEPS)), "price": 1.0}
 }
 some, few = (
-    settings(max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]) for n in (5, 3)
+    settings(max_examples=n, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]) for n in (8, 3)
 )
 
 
@@ -105,26 +106,59 @@ def played(
     budget=st.one_of(
         st.builds(Budget, nfe=st.integers(STEPS, 100)),
         st.builds(Budget, decodes=st.integers(1, 20), nfe=st.integers(STEPS, 100)),
+        st.builds(Budget, reward_calls=st.integers(2, 40), nfe=st.integers(STEPS, 200)),
     ),
     shared=st.booleans(),
     prompts=st.integers(1, 3),
     batch=st.integers(1, 9),
+    least=st.sampled_from([None, -1.0, 0.45, 0.5, 0.55, 2.0]),  # of brightness in [0, 1]
     nan=st.sampled_from([0.0, 0.3, 1.0]),
     broken=st.sampled_from([0.0, 0.2]),
+    keep=st.integers(1, 3),
     after=st.one_of(st.none(), st.integers(0, 20)),
 )
-def test_books_balance_and_every_prompt_gets_an_image(
-    engine: Any, name: str, budget: Budget, prompts: int, nan: float, broken: float, after: int | None, **how: Any
-) -> None:
-    rewards = [Brightness("one", nan, broken, spared=True), Brightness("two")]
-    results, started = played(engine, build(name), rewards, budget, prompts=prompts, after=after, **how)
+def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
+    engine: Any, name: str, budget: Budget, shared: bool, prompts: int, least: float | None, nan: float, broken: float,
+    keep: int, after: int | None, **how: Any,
+) -> None:  # fmt: skip
+    if (least is None and budget.reward_calls) or (least is not None and budget.decodes):
+        budget = Budget(nfe=budget.nfe)
+    rewards = [Coarse("one", nan if least is None else 0, broken if least is None else 0, spared=True),
+               Brightness("two", 0 if least is None else min(nan, 0.3), spared=True)]  # fmt: skip
+    gate = None if least is None else Gate.of([f"two>={least}"], ["one", "two"], counted=1)
+    results, started = played(engine, build(name), rewards, budget, shared=shared, prompts=prompts, after=after,
+                              keep=keep, gate=gate, **how)  # fmt: skip
     assert started
-    assert all(results[job].images for job in started)
     assert after is not None or len(started) == prompts
+    assert least is not None or all(results[job].images for job in started)
     for result in results:
         assert all(torch.isfinite(candidate.image).all() for candidate in result.images)
         refunds = sum(move.get("refund", {}).get("nfe", 0) for move in result.trace)
         assert sum(move["cost"]["nfe"] for move in result.trace) - refunds == result.spent.nfe
+        if least is not None:
+            check_required(result, name, least, keep)
+            if after is None and not result.images and not shared:  # the budget does not pay for another image
+                calls = budget.reward_calls
+                assert result.spent.nfe + STEPS > budget.nfe or (
+                    calls is not None and result.spent.cost.reward_calls + 2 > calls
+                )
+
+
+def check_required(result: Result, name: str, least: float, keep: int) -> None:
+    """That the best of those that pass were returned, and that the others are told of."""
+    one, two = result.particles.scores[:, -1].T
+    done, found = result.particles.finished, [candidate.uid for candidate in result.images]
+    passed = np.flatnonzero(done & (two >= least))
+    assert set(found) <= set(passed.tolist())
+    if name != "noise-ascent" and len(passed):  # what that makes may be rejected by a held-out reward
+        best = passed[np.argsort(-np.where(np.isnan(one[passed]), -np.inf, one[passed]), kind="stable")]
+        assert found == best[:keep].tolist()
+        assert result.best.reward == one[found[0]]
+    assert len(passed) == 0 or found
+    failed = int((done & ~(two >= least)).sum())
+    assert result.spent.refused == {f"two>={least:.12g}": failed}
+    assert any(f"{failed} of {done.sum()} finished" in said for said in result.warnings) == (failed > 0)
+    assert any("no image meets what" in said for said in result.warnings) == (failed > 0 and not found)
 
 
 VARIANTS: list[Algorithm] = [
@@ -135,7 +169,7 @@ VARIANTS: list[Algorithm] = [
 
 
 @pytest.mark.parametrize("algorithm", [*map(build, ALGORITHMS), *VARIANTS], ids=lambda each: name_of(each))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(nfe=st.integers(STEPS, 120), fail=st.sampled_from([0.0, 0.3, 1.0]), keep=st.integers(1, 3))
 def test_any_cut_leaves_an_image_within_the_budget(algorithm: Algorithm, nfe: int, fail: float, keep: int) -> None:
     """On an engine of scores alone, which makes each search in a millisecond or a few."""
@@ -177,54 +211,7 @@ def test_batch_and_company_change_nothing(
         torch.testing.assert_close(x.image, y.image, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@some
-@given(
-    budget=st.one_of(
-        st.builds(Budget, nfe=st.integers(STEPS, 100)),
-        st.builds(Budget, reward_calls=st.integers(2, 40), nfe=st.integers(STEPS, 200)),
-    ),
-    shared=st.booleans(),
-    prompts=st.integers(1, 3),
-    batch=st.integers(1, 9),
-    least=st.sampled_from([-1.0, 0.45, 0.5, 0.55, 2.0]),  # of brightness in [0, 1]
-    nan=st.sampled_from([0.0, 0.3]),
-    keep=st.integers(1, 3),
-    after=st.one_of(st.none(), st.integers(0, 20)),
-)
-def test_the_best_of_those_that_meet_a_requirement_within_the_budget(
-    engine: Any, name: str, budget: Budget, shared: bool, least: float, nan: float, keep: int, after: int | None,
-    **how: Any,
-) -> None:  # fmt: skip
-    rewards = [Coarse("one", spared=True), Brightness("two", nan, spared=True)]
-    gate = Gate.of([f"two>={least}"], ["one", "two"], counted=1)
-    results, _ = played(engine, build(name), rewards, budget, shared=shared, after=after, keep=keep, gate=gate, **how)
-    for result in results:
-        one, two = result.particles.scores[:, -1].T
-        done = result.particles.finished
-        passed = np.flatnonzero(done & (two >= least))
-        rejected = set() if name != "noise-ascent" else None  # what it makes may be rejected by a held-out reward
-        found = [candidate.uid for candidate in result.images]
-        assert set(found) <= set(passed.tolist())
-        if rejected is not None and len(passed):
-            best = passed[np.argsort(-np.where(np.isnan(one[passed]), -np.inf, one[passed]), kind="stable")]
-            assert found == best[:keep].tolist()
-            assert result.best.reward == one[found[0]]
-        assert len(passed) == 0 or found
-        failed = int((done & ~(two >= least)).sum())
-        assert result.spent.refused == {f"two>={least:.12g}": failed}
-        assert any(f"{failed} of {done.sum()} finished images were refused" in w for w in result.warnings) == (
-            failed > 0
-        )
-        assert any("no image meets what is required" in w for w in result.warnings) == (failed > 0 and not found)
-        if after is None and not found and not shared:  # the budget does not pay for another image, or the time is up
-            assert result.spent.nfe + STEPS > budget.nfe or (
-                budget.reward_calls is not None and result.spent.cost.reward_calls + 2 > budget.reward_calls
-            )
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("name", "shared"), each_once(list(ALGORITHMS), [False, True]))
 def test_a_requirement_that_all_images_meet_changes_nothing(engine: Any, name: str, shared: bool) -> None:
     def run(gate: Gate | None, rewards: list[Any]) -> list[Result]:
         live = fitting(engine, build(name), rewards, 4)

@@ -77,15 +77,13 @@ def test_pruning_takes_its_share_of_the_budget(nfe: int) -> None:
     assert isinstance(first, SeedPruning)
     assert sum(pruned[:2]) == first.pruning_cost(seeds, task) <= 0.4 * nfe < first.pruning_cost(seeds + 1, task)
     assert result.spent.nfe <= nfe
-    with pytest.raises(ValueError, match="needs one in evaluations"):
+    with pytest.raises(ValueError, match="needs one in"):
         search([""], Nested(SeedPruning(), CoDe(2, block=1), share=0.5), Scripted(noisy(0)))
 
 
 @pytest.mark.parametrize("nfe", [40, 100])
 def test_a_second_part_beside_a_share_must_have_its_n(nfe: int) -> None:
-    with pytest.raises(
-        ValueError, match="share leaves svdd a part of the budget that it cannot be fitted to: set its n"
-    ):
+    with pytest.raises(ValueError, match="fitted to: set"):
         Nested(SeedPruning(), CoDe(block=1), share=0.5)
     (result,) = search([""], Nested(SeedPruning(), CoDe(block=1), share=0.5, n=2), Scripted(noisy(nfe)), f"{nfe}nfe")
     assert result.images

@@ -131,7 +131,7 @@ def test_budgets_that_may_pay_for_an_image_pass() -> None:
     whole = {"num_inference_steps": 20}
     common.check_affordable(asked(Budget(seconds=1.0, flops=1.0), whole))
     common.check_affordable(asked(five, whole))  # the model's own drafts may be finished
-    with pytest.raises(ValueError, match="takes 20 NFE at 20 steps"):
+    with pytest.raises(ValueError, match="takes 20 NFE"):
         common.check_affordable(asked(five, whole, finish="noise"))
 
 
@@ -153,7 +153,7 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
     assert placement("gpu", "auto") == placement("auto", "auto") == (torch.device("mps"), torch.bfloat16)
     check_here(torch.device("mps:0"))
-    with pytest.raises(ValueError, match="there is no device 'mps:1' here; choose cpu or mps or mps:0"):
+    with pytest.raises(ValueError, match="device 'mps:1'"):
         check_here(torch.device("mps:1"))
 
 

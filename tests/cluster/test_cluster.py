@@ -205,7 +205,7 @@ def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any) -> None:
     cluster, _ = on_actors(mixture, algorithm, 2)
     with pytest.raises(ValueError, match=r"noise-ascent|deterministic"):
         search(["a"], build("svdd"), cluster, Budget(nfe=60))
-    with pytest.raises(ValueError, match="is not in list"):
+    with pytest.raises(ValueError, match="in list"):
         search(["unknown"], algorithm, cluster, Budget(nfe=60))
     assert search(["a"], algorithm, cluster, Budget(nfe=60))[0].images
 
@@ -218,7 +218,7 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
         pool.actors[0].engine.denoiser.encode = lambda prompts: None
     cluster.start()
     cluster.admit([Prompt("a")])
-    with pytest.raises(ValueError, match="is not in list"):
+    with pytest.raises(ValueError, match="in list"):
         cluster.admit([Prompt("unknown"), Prompt("b")])
     cluster.admit([Prompt("c")])
     assert [actor.engine.executor.prompts._prompts for actor in pool.actors] == [{0: Prompt("a"), 1: Prompt("c")}] * 2
@@ -228,7 +228,7 @@ def test_a_prompt_that_actors_cannot_encode_changes_nothing_for_later_ones(mixtu
 
 def test_engines_that_differ_are_refused(mixture: Any, counted: Any) -> None:
     made = iter([mixture(build("best-of-n")), LiveEngine(counted(5), [Coarse()], EngineOptions(3))])
-    with pytest.raises(ValueError, match=r"the noise levels of actor 0 are .* those of actor 1"):
+    with pytest.raises(ValueError, match="actor 0"):
         ClusterEngine(LocalPool(lambda: next(made), 2))
 
 

@@ -82,17 +82,17 @@ def test_one_device_needs_no_ray_and_several_say_how_it_is_installed(
     monkeypatch.setitem(sys.modules, "ray", None)
     for devices in (1, "auto"):
         assert pipe("a red circle", devices=devices, **HOW).search[0].images
-    with pytest.raises(ValueError, match=r"several devices or workers take Ray: pip install"):
+    with pytest.raises(ValueError, match="workers take Ray:"):
         pipe("a red circle", devices=2, **HOW)
 
 
 def test_what_other_processes_cannot_make_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe, "preview_vae", object(), raising=False)
-    with pytest.raises(ValueError, match="without its LoRA or preview VAE"):
+    with pytest.raises(ValueError, match="preview VAE"):
         pipe("a red circle", devices=2, **HOW)
     monkeypatch.delattr(pipe, "preview_vae")
     made = type(pipe)(**pipe.components)
-    with pytest.raises(ValueError, match=r"put together in Python.*save_pretrained"):
+    with pytest.raises(ValueError, match="save_pretrained"):
         made("a red circle", devices=2, **HOW)
 
 

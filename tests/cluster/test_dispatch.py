@@ -87,7 +87,7 @@ def test_a_unit_over_which_workers_are_lost_again_and_again_is_named() -> None:
 
 
 def test_what_a_worker_raises_is_raised_here() -> None:
-    with pytest.raises(ValueError, match="the disk is full"):
+    with pytest.raises(ValueError, match="disk is full"):
         made_by(pool_of(2)[0], UNITS, "broken")
 
 

@@ -95,11 +95,11 @@ def test_both_processes_are_killed_at_any_event_and_nothing_changes(pool: Any, n
 def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_for_are_refused(pool: Any) -> None:
     from ttsnap.cluster.ray_pool import Hosts
 
-    with pytest.raises(ValueError, match="an empty prompt cannot be scored"):
+    with pytest.raises(ValueError, match="empty prompt cannot"):
         search(["a", ""], ALGORITHM, ClusterEngine(pool))
-    with pytest.raises(ValueError, match=r"3 actors need 3 CPUs, and Ray has 2; ask for fewer"):
+    with pytest.raises(ValueError, match="need 3 CPUs"):
         Hosts(3, gpu=False)
-    with pytest.raises(ValueError, match=r"1 actors need 1 GPUs, and Ray has 0"):
+    with pytest.raises(ValueError, match="need 1 GPUs"):
         Hosts(1, gpu=True)
 
 

@@ -6,19 +6,8 @@ from typing import Any
 
 import pytest
 
-from ttsnap.core.cost import Cost
-from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
-from ttsnap.loop.dry import DryEngine
-
-
-def test_defaults_are_those_of_an_engine_without_a_model() -> None:
-    dry = DryEngine(Grid((1.0, 0.5, 0.0)), ("r",))
-    assert (dry.batch_sizes, dict(dry.timings), dry.keep, dry.calibration_cost) == ({}, {}, (), Cost())
-    dry.check([Prompt("anything")])
-    with dry.meter() as meter:
-        assert meter is None
 
 
 def test_an_engine_must_define_what_the_loop_calls() -> None:

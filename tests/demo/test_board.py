@@ -24,7 +24,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import COLUMNS, Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import render_chart, ticks
-from ttsnap.demo.html import short, thumbnail_uri
+from ttsnap.demo.html import thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import View, render_stage
 from ttsnap.loop.budget import Budget
@@ -151,17 +151,6 @@ def test_text_is_escaped_everywhere() -> None:
     assert "script" not in found.tags
     assert "img" not in found.tags
     assert bad in found.text
-
-
-def test_scores_are_short() -> None:
-    assert [short(x) for x in (0.9461, -0.5, 1.0, 12.345, 0.0, -12345.6)] == [
-        ".946",
-        "-.500",
-        "1",
-        "12.3",
-        ".000",
-        "-1.23e+04",
-    ]
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
-from ttsnap.engine.batch_sizes import BatchSizes
+from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
 
 Given = tuple[int | None, int | None]
 
@@ -71,5 +73,15 @@ def test_one_row_too_many_is_an_error() -> None:
 
 @pytest.mark.parametrize("given", [(0, None), (None, -1)])
 def test_sizes_below_one_are_refused(given: Given) -> None:
-    with pytest.raises(ValueError, match=r"batch sizes must be at least 1, got"):
+    with pytest.raises(ValueError, match="least 1, got"):
         sizes(*given)
+
+
+@drawn(st.integers(1, 500), st.data())
+def test_a_bucket_is_a_power_of_two_or_the_batch_itself(batch_size: int, data: st.DataObject) -> None:
+    n, sizes = data.draw(st.integers(1, batch_size)), buckets(batch_size)
+    assert n <= bucket_of(n, sizes) < 2 * n
+    assert set(sizes) == {batch_size, *(2**i for i in range(10) if 2**i < batch_size)}
+    for none in (0, batch_size + 1):
+        with pytest.raises(ValueError, match=f"holds {none} rows"):
+            bucket_of(none, sizes)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -223,8 +221,3 @@ def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores() -> No
     patient.add([small, *large])
     patient.collect()
     assert patient.due(8) == [], "by default images are decoded in full batches while the denoiser has work"
-
-
-def test_it_needs_no_torch() -> None:
-    code = "import sys, ttsnap.engine.fair; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -125,7 +125,7 @@ def test_an_image_is_priced_with_its_draft() -> None:
     (result,) = search(["a"], BestOfN(), live, "10nfe")
     assert (result.spent.cost.nfe, result.spent.cost.draft_calls, result.spent.nfe) == (8, 4, 10)
     assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
-    with pytest.raises(ValueError, match="too small for one image"):
+    with pytest.raises(ValueError, match="too small"):
         search(["a"], BestOfN(), live, "2nfe")
 
 
@@ -176,7 +176,7 @@ def test_lockstep_pays_as_the_loop_does_and_priced_searches_are_refused(recorded
     )
     assert in_step.spent.mean() == pytest.approx(alone[0].spent.nfe)
     forecast = fit(np.tile(recorded.scores[..., 0], (2, 1, 1)), recorded.grid.levels, estimates(1, 4))
-    with pytest.raises(ValueError, match="starts seeds that wait"):
+    with pytest.raises(ValueError, match="starts seeds"):
         search(["a"], PriceOfCompute(forecast, price=0.01), ReplayEngine(recorded), "25nfe", seed=3)
 
 

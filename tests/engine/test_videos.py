@@ -81,7 +81,7 @@ def test_a_budget_in_reward_calls_holds_for_frames() -> None:
     reward = Mean()
     search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=11))
     assert reward.images == 8  # a third video would take 12
-    with pytest.raises(ValueError, match="too small for one image, which takes 4 reward calls of 3"):
+    with pytest.raises(ValueError, match="takes 4 reward"):
         search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=3))
 
 
@@ -147,7 +147,7 @@ def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
         "more_calls"
         not in Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()["price"]
     )  # type: ignore[operator]
-    with pytest.raises(ValueError, match="more_calls of a price must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="0, got -1"):
         Price(Rates(), more_calls=-1)
 
 
@@ -173,9 +173,7 @@ def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: 
 
 
 def test_where_images_are_made_no_video_is_scored(counted: Any) -> None:
-    with pytest.raises(
-        ValueError, match="reward 'motion' scores videos, and here images are made; take a reward of im"
-    ):
+    with pytest.raises(ValueError, match="reward 'motion' scores"):
         engine(counted(), Motion())
     with pytest.raises(ValueError, match="edits no images"):
         counted().sources(torch.zeros(1, dtype=torch.long))
@@ -188,7 +186,7 @@ def test_a_reward_of_latents_must_score_videos_whole() -> None:
         def score_estimates(self, x: Any, prompts: Any, level: Any) -> Any:
             return self(x, prompts, level)
 
-    with pytest.raises(ValueError, match="reward 'mean' reads latents of a whole video, but images one by one"):
+    with pytest.raises(ValueError, match="'mean' reads latents"):
         engine(Clips(), Latent())
     reward = Latent()
     reward.needs = {"video"}  # type: ignore[attr-defined]
@@ -199,7 +197,7 @@ def test_a_reward_of_latents_must_score_videos_whole() -> None:
 
 def test_gradients_are_refused_plainly() -> None:
     denoiser = Clips()
-    with pytest.raises(ValueError, match="gradients of rewards are not taken through videos"):
+    with pytest.raises(ValueError, match="taken through videos"):
         LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=RewardGuidance())
 
 
@@ -226,7 +224,7 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
     means = images.flatten(1).mean(1) - SOURCES.flatten(1).mean(1)
     wanted = torch.where(level > 0, -means.abs(), images.flatten(1).mean(1))
     torch.testing.assert_close(staged(images, PROMPTS, level, source=SOURCES), wanted)
-    with pytest.raises(ValueError, match="motion then mean: one scores videos and the other single frames"):
+    with pytest.raises(ValueError, match="motion then mean:"):
         Staged(Motion(), Mean())
 
 

@@ -90,5 +90,5 @@ def test_of_several_kinds_the_nearest_is_told(hint: object, value: object, messa
 
 
 def test_bounds_hold_without_a_file_too() -> None:
-    with pytest.raises(ValueError, match="rate must be above 0, got -1"):
+    with pytest.raises(ValueError, match="0, got -1"):
         Whole(rate=-1)

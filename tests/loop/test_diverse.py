@@ -129,7 +129,7 @@ def test_many_more_images_than_are_held_give_the_group_of_the_best(engine: Any) 
 
 def test_an_engine_without_features_is_refused_before_any_compute(engine: Any) -> None:
     for live in (engine(), DryEngine(engine().grid, ("r",))):
-        with pytest.raises(ValueError, match="takes no features by which to compare"):
+        with pytest.raises(ValueError, match="takes no features"):
             search(["a"], BestOfN(4), live, keep=2, diversity=1.0)
         assert live.nfe == 0
     search(["a"], BestOfN(4), engine(), keep=1, diversity=1.0)
@@ -137,12 +137,12 @@ def test_an_engine_without_features_is_refused_before_any_compute(engine: Any) -
 
 @pytest.mark.parametrize("diversity", [-1.0, float("nan"), float("inf")])
 def test_weights_that_are_none_are_refused(engine: Any, diversity: float) -> None:
-    with pytest.raises(ValueError, match="diversity must be a finite number from 0 on"):
+    with pytest.raises(ValueError, match="number from 0"):
         search(["a"], BestOfN(4), engine(features="pixels"), keep=2, diversity=diversity)
 
 
 def test_features_of_another_shape_are_refused(engine: Any) -> None:
-    with pytest.raises(ValueError, match=r"a likeness returned shape \(4,\) for 4 images; it must be \(N, D\)"):
+    with pytest.raises(ValueError, match=r"\(4,\) for 4"):
         search(["a"], BestOfN(4), engine(features=lambda images: images.flatten(1).mean(1)), keep=2, diversity=1.0)
 
 

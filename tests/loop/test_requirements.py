@@ -60,9 +60,9 @@ def test_bounds_a_sign_that_is_none_and_a_reward_that_is_not_there() -> None:
         "<": [True, False, False, False],
         "<=": [True, True, False, False],
     }
-    with pytest.raises(ValueError, match="a sign of >=, <=, >, < and a finite bound"):
+    with pytest.raises(ValueError, match="finite bound"):
         Requirement("x", "==", 1)
-    with pytest.raises(ValueError, match="c>1 bounds no score that there is; rewards are a, b"):
+    with pytest.raises(ValueError, match="c>1 bounds"):
         Gate.of(["a>1", "c>1"], ["a", "b"])
 
 
@@ -77,7 +77,7 @@ def test_all_must_be_met_and_refusals_are_counted_by_each() -> None:
 def test_a_utility_does_not_see_what_is_only_required() -> None:
     scores = np.array([[1.0, 9.0], [3.0, 0.0]])
     assert first(mean, 1)(scores).tolist() == [1, 3]
-    with pytest.raises(ValueError, match="rank_sum only ranks"):
+    with pytest.raises(ValueError, match="rank_sum"):
         check_scores_each(first(rank_sum, 1), "rbf")
 
 
@@ -104,7 +104,7 @@ def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(engine:
             "10 of 10 finished images were refused (by late>=0.5 10)",
             "no image meets what is required: raise the budget, require less, or try other seeds",
         )
-        with pytest.raises(ValueError, match="no image for 'x': all that were finished were refused"):
+        with pytest.raises(ValueError, match="'x': all"):
             _ = result.best
 
 

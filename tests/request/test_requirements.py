@@ -76,7 +76,7 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
     rewards = [candidate.reward for candidate in every.search[0].images]
     means = [float(middle(candidate.image[None], [])) for candidate in every.search[0].images]
     bound = float(np.median(means))
-    with pytest.warns(UserWarning, match="fewer images than the 10 asked for"):
+    with pytest.warns(UserWarning, match="10 asked"):
         some = pipe("a red circle", **how, require=[f"brightness<{rewards[0]}", Requirement(middle, ">", bound)])
     passed = [i for i, value in enumerate(means) if value > bound and i]
     (result,) = some.search
@@ -92,7 +92,7 @@ def test_the_call_of_a_pipeline(tmp_path: Path) -> None:
         none = pipe("a red circle", **how, require="brightness>1")
     assert none.images == []
     assert none.search[0].warnings[-1].startswith("no image meets what is required")
-    with pytest.raises(ValueError, match="require given without search="):
+    with pytest.raises(ValueError, match="require given without"):
         pipe("a red circle", require="brightness>1")
-    with pytest.raises(ValueError, match="cannot read requirement 'brightness>dark'"):
+    with pytest.raises(ValueError, match="requirement 'brightness>dark'"):
         pipe("a red circle", **how, require="brightness>dark")

@@ -112,7 +112,7 @@ def test_runs_that_start_together_get_folders_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert sorted(path.name for path in found) == [f"{i:04d}-a-red-circle" for i in range(1, 9)]
-    with reserved(Path("there"), "a", True), pytest.raises(ValueError, match="another process is writing to there"):
+    with reserved(Path("there"), "a", True), pytest.raises(ValueError, match="another process"):
         ExitStack().enter_context(reserved(Path("there"), "a", True))
 
 
@@ -141,7 +141,7 @@ def test_a_folder_is_tried_before_the_model_is_loaded(
     assert main(GENERATE) == 2
     assert "cannot write to outputs: No space left on device" in capsys.readouterr().err
     assert not list(Path().iterdir())
-    with pytest.raises(ValueError, match="No space left on device"):
+    with pytest.raises(ValueError, match="space left"):
         new_file("one.json", False)
 
 

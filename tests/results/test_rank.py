@@ -64,7 +64,7 @@ def test_files_of_a_ranking_are_written_whole_or_not_at_all(tmp_path: Path, monk
             write_ranking(tmp_path / "ranked", [], ["mean"])
     assert not list((tmp_path / "ranked").iterdir())
     first = write_ranking(tmp_path / "ranked", [], ["mean"])[0]
-    with pytest.raises(OSError, match=r"there already: .*scores\.csv"):
+    with pytest.raises(OSError, match=r"already: .*scores\.csv"):
         write_ranking(tmp_path / "ranked", [], ["mean"])
     assert first.read_text().startswith("rank,file,mean,")
 

@@ -2,98 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import socket
-import struct
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image, ImageFile
 
+from tests.bombs import HUGE, STILLS
 from tests.service.conftest import EDITS, PROMPT, one_device, png, serve, until
 from ttsnap.files.pictured import Picture
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.server import GenerationServer
 
-HUGE = 8191
 
-
-@cache
-def huge_png(mode: int = 2, channels: int = 3, more: bytes = b"") -> bytes:
-    """A PNG of HUGE x HUGE black pixels, which takes a thousandth of them; more: chunks before the pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer, line = zlib.compressobj(), bytes(1 + channels * HUGE)
-    packed = b"".join([packer.compress(line) for _ in range(HUGE)]) + packer.flush()
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", HUGE, HUGE, 8, mode, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + more + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-
-
-def animated_png() -> bytes:
-    """A thousand frames, by the header."""
-    head = struct.pack(">II", 1000, 0)
-    return huge_png(0, 1, struct.pack(">I", 8) + b"acTL" + head + struct.pack(">I", zlib.crc32(b"acTL" + head)))
-
-
-def saved(kind: str, **options: Any) -> bytearray:
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(file, format=kind, **options)
-    return bytearray(file.getvalue())
-
-
-def huge_jpeg() -> bytes:
-    data = saved("JPEG")
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", HUGE, HUGE)
-    return bytes(data)
-
-
-def huge_webp() -> bytes:
-    data = saved("WEBP")
-    at = data.index(b"\x9d\x01\x2a") + 3
-    data[at : at + 4] = struct.pack("<HH", HUGE, HUGE)
-    return bytes(data)
-
-
-def animated_webp() -> bytes:
-    """Ten small frames on a large canvas, of which a decoder makes large ones."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
-
-    frame = bytes(6) + (31).to_bytes(3, "little") * 2 + bytes(4) + bytes(saved("WEBP")[12:])
-    canvas = bytes([2, 0, 0, 0]) + (HUGE - 1).to_bytes(3, "little") * 2
-    body = b"WEBP" + chunk(b"VP8X", canvas) + chunk(b"ANIM", bytes(6)) + chunk(b"ANMF", frame) * 10
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-BOMBS: dict[str, Callable[[], bytes]] = {
-    "png": huge_png,
-    "animated png": animated_png,
-    "jpeg": huge_jpeg,
-    "webp": huge_webp,
-    "animated webp": animated_webp,
-    "gif": lambda: bytes(saved("GIF", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")] * 9)),
-}
-
-
-@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("kind", STILLS)
 @pytest.mark.parametrize("param", ["image", "mask"])
 def test_a_picture_that_is_a_bomb_is_refused_undecoded(
     editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
 ) -> None:
-    bomb = BOMBS[kind]()
+    bomb = STILLS[kind]()
     assert len(bomb) < 300_000
     assert kind == "gif" or Picture(bomb).size == (HUGE, HUGE)
     decoded: list[Any] = []

@@ -46,11 +46,8 @@ from ttsnap.cli import main
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.lora import load_lora, under_lora
-from ttsnap.pipelines.memory import flops
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import Lora
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
@@ -264,43 +261,6 @@ def test_what_is_in_use_keeps_its_weights(pipe: Any, made: Path, tmp_path: Path)
         assert not any(torch.equal(tensor, before[name]) for name, tensor in now.items())
 
 
-def test_weights_stay_by_use_and_within_their_bound(
-    pipe: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in "abc":
-        put(made, tmp_path, name, "sketch")
-    a, b, c = LoraFolder(tmp_path)().values()
-    loaded = LoadedLoras(pipe, 1)
-    one = a.size * pipe.transformer.dtype.itemsize
-    loaded.most = 2 * one
-    networks: list[Any] = []
-
-    def use(*loras: Lora) -> None:
-        with loaded.under(loras) as twin:
-            networks.append(twin.transformer)
-
-    use(a), use(b), use(a)
-    assert (loaded.bytes, loaded.taken()) == (2 * one, {"loaded": 2})
-    assert networks[0] is networks[2]
-    use(c)  # b was used least lately
-    use(a)
-    assert (loaded.bytes, loaded.taken()) == (2 * one, {"loaded": 1, "evicted": 1})
-    use(replace(a, scale=0.5))  # over the same weights
-    assert (loaded.bytes, loaded.taken()) == (2 * one, {})
-    assert {id(p) for p in networks[-1].parameters()} == {id(p) for p in networks[-2].parameters()}
-    with loaded.under((a,)), loaded.under((c,)), pytest.raises(RequestError) as error:
-        use(b)
-    assert (error.value.status, error.value.code, error.value.retry_after) == (503, BUSY, 5)
-    with loaded.under((a,)):
-        use(b)
-    with pytest.raises(RequestError, match=r"MiB .* a, b, c"):
-        use(a, b, c)
-    monkeypatch.setattr("ttsnap.service.loras.MOST_IDLE", 3)
-    for scale in range(2, 7):
-        use(replace(a, scale=float(scale)))
-    assert len(loaded._twins) == 3
-
-
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """LoRAs are loaded once this is set."""
@@ -370,27 +330,6 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
     assert not loaded.ready((ink,)), "the error is not its own"
     with loaded.under((ink,)), loaded.under((sketch,)):
         assert loaded.taken() == {"loaded": 2}
-
-
-def test_loras_of_the_same_shapes_are_counted_once(
-    pipe: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(made, tmp_path, "sketch")
-    put(made, tmp_path, "other", "sketch")
-    save_lora(pipe, tmp_path / "large", rank=8)
-    offered, loaded, count = LoraFolder(tmp_path)(), LoadedLoras(pipe, 100), flops.count
-    counted = list[object]()
-    monkeypatch.setattr(flops, "count", lambda *given: counted.append(given) or count(*given))
-
-    def costs(lora: Lora) -> Any:
-        with loaded.under((lora,)) as twin:
-            return twin.sampling_denoiser(SamplerOptions(draft=None), num_inference_steps=4).costs()
-
-    first = costs(offered["sketch"])
-    assert costs(replace(offered["sketch"], scale=0.5)) == costs(offered["other"]) == first
-    assert len(counted) == 1
-    assert costs(offered["large"]).nfe > first.nfe
-    assert len(counted) == 2
 
 
 def test_idle_engines_make_room_for_other_loras(

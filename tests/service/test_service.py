@@ -140,15 +140,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert metric(server, "ttsnap_nfe_total") == spent, "nothing was computed"
 
 
-def test_a_size_that_is_the_model_s_own_may_be_given(client: OpenAI) -> None:
-    own = {"seed": 3, "budget": "12nfe", "steps": 4}
-    given, left_out = (
-        client.images.generate(prompt=PROMPT, extra_body={**own, **size}).to_dict() for size in ({"size": "32x32"}, {})
-    )
-    said = ("seed", "reward", "scores")
-    assert [given["data"][0][name] for name in said] == [left_out["data"][0][name] for name in said]
-
-
 def test_a_budget_that_evaluations_need_not_use_up_is_capped_in_evaluations(client: OpenAI) -> None:
     own = {"search": "best-of-n", "steps": 4}
     for budget in ("1tokens", "1gradients", "3images,1tokens"):

@@ -87,35 +87,34 @@ def test_pruning_after_drafts_keeps_to_caps_in_which_decodes_are_dear(kind: str,
 # --- the priced policy --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", ["11nfe", pytest.param("37nfe", marks=pytest.mark.slow), "90nfe", "600nfe"])
+@pytest.mark.parametrize("budget", ["11nfe", "37nfe", "90nfe", "600nfe"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_priced_lockstep_with_drafts_is_the_loop(forecast: Forecast, budget: str, shared: bool) -> None:
-    r = recording(6)
+    r = recording(3)
     engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=30, price=0.02 if shared else None)
     loop = search(r.prompts, algorithm, engine, budget, shared=shared)
     task = task_of(Budget.parse(budget), engine, shared=shared)
-    out = lockstep(algorithm, in_order(r, 30), 6, task, pot=6 if shared else None)
+    out = lockstep(algorithm, in_order(r, 30), 3, task, pot=3 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     assert out.paid.nfe.tolist() == [x.spent.cost.nfe for x in loop]
     assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
     assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
-    assert out.paid.drafts.sum() > 6
-    assert (out.paid.nfe + out.paid.drafts / 2).sum() <= 6 * task.allowance
+    assert out.paid.drafts.sum() > 3
+    assert (out.paid.nfe + out.paid.drafts / 2).sum() <= 3 * task.allowance
     assert out.paid.spent(task).tolist() == (out.paid.nfe + out.paid.drafts / 2).tolist()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("estimates_take", ["decode", "preview"])
+@pytest.mark.parametrize(("shared", "estimates_take"), [(False, "decode"), (True, "preview")])
 def test_in_flops_drafts_have_their_own_price(forecast: Forecast, shared: bool, estimates_take: Any) -> None:
     price = dataclasses.replace(
         IN_FLOPS, flops=dataclasses.replace(IN_FLOPS.flops, previews=0.5), estimates=estimates_take
     )
-    r = recording(6, price=price)
+    r = recording(3, price=price)
     engine, algorithm = ReplayEngine(r), PriceOfCompute(forecast, n=30, price=0.02 if shared else None)
     loop = search(r.prompts, algorithm, engine, "500flop", shared=shared)
     task = task_of(Budget(flops=500), engine, shared=shared)
     assert task.draft_cost == pytest.approx(0.4)
-    out = lockstep(algorithm, in_order(r, 30), 6, task, pot=6 if shared else None)
+    out = lockstep(algorithm, in_order(r, 30), 3, task, pot=3 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     np.testing.assert_allclose(10 * out.paid.spent(task), [x.spent.flops for x in loop])
     assert out.paid.drafts.tolist() == [x.spent.cost.draft_calls for x in loop]
@@ -138,16 +137,16 @@ def test_costs_of_checks_are_those_of_their_looks(forecast: Forecast) -> None:
 
 
 def test_drafts_are_worth_their_price_where_they_tell_much() -> None:
-    r, other = recording(20, 30, one=0.9, seed=1), recording(30, 40, one=0.9, seed=2)
+    r, other = recording(12, 30, one=0.9, seed=1), recording(16, 40, one=0.9, seed=2)
     drafted, plain = (
         PriceOfCompute(calibrate(r, checks=checks, images=(4,), seeds=30)) for checks in (None, [2, 4, 6, 10])
     )
     for shared in (False, True):
-        more, less = (curve(other, a, ["40nfe"], 2, shared=shared) for a in (drafted, plain))
+        more, less = (curve(other, a, ["40nfe"], 1, shared=shared) for a in (drafted, plain))
         assert more.mean[0] > less.mean[0] + 0.2
     useless = PriceOfCompute(calibrate(recording(40, 30, one=0.0, seed=1), images=(4,), seeds=30))
     nothing = recording(40, 40, one=0.0, seed=2)
-    assert curve(nothing, useless, ["40nfe"], 4).mean[0] > best_of_n_curve(nothing, ["40nfe"]).mean[0]
+    assert curve(nothing, useless, ["40nfe"], 1).mean[0] > best_of_n_curve(nothing, ["40nfe"]).mean[0]
 
 
 def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(forecast: Forecast) -> None:
@@ -157,7 +156,7 @@ def test_calibration_begins_with_the_cheapest_draft_and_knows_what_it_tells(fore
     # Of its variance within a prompt, a draft of two calls explains .75^2, as far as the regression knows.
     assert np.var(wide.paths[:, 0]) == pytest.approx(0.75**2, abs=0.03)
     assert wide.residual[0] == pytest.approx(1, abs=0.05)
-    with pytest.raises(ValueError, match="draft:3@0 asked for; looks in the recording: draft:1@0, draft:2@0"):
+    with pytest.raises(ValueError, match="recording: draft:1@0, draft:2@0"):
         calibrate(recording(), checks=["draft:3@0", 4, 10])
 
 
@@ -183,9 +182,9 @@ def test_a_forecast_with_drafts_survives_its_file(forecast: Forecast) -> None:
 
 def test_a_forecast_with_drafts_is_refused_without_a_drafter(forecast: Forecast) -> None:
     bare = dataclasses.replace(recording(), looks={})
-    with pytest.raises(ValueError, match="there is no drafter; name one: --draft"):
+    with pytest.raises(ValueError, match="name one: --draft"):
         search(bare.prompts, PriceOfCompute(forecast), ReplayEngine(bare), "90nfe")
-    with pytest.raises(ValueError, match="looks at candidates by drafts, which this recording has no scores of"):
+    with pytest.raises(ValueError, match="looks at candidates"):
         curve(bare, PriceOfCompute(forecast), ["90nfe"])
 
 
@@ -225,7 +224,7 @@ def test_tuning_drafts_where_they_tell_all_and_finishes_what_they_leave() -> Non
 
 def test_tuning_takes_the_calls_that_tell_and_no_drafts_where_none_do() -> None:
     assert tune(recording(20, 60, one=0.0, two=0.95), BUDGETS, trials=15, checks=2, seeds=40).schedule.draft_calls == 2
-    none = tune(recording(20, 60, one=0.0, two=0.0), BUDGETS, trials=30, checks=2, seeds=60).schedule
+    none = tune(recording(20, 60, one=0.0, two=0.0), BUDGETS, trials=20, checks=2, seeds=40).schedule
     assert none.draft_share < 0.06
     whole = tune(recording(20, 60), BUDGETS, trials=3, seeds=40).held_out
     assert whole is not None
@@ -268,8 +267,8 @@ def test_a_tuned_schedule_can_be_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_recording(recording(12, 40, one=0.99), tmp_path / "r")
-    assert main(["tune", "r", "--trials", "6", "--budgets", *BUDGETS]) == 0
+    save_recording(recording(6, 30, one=0.99), tmp_path / "r")
+    assert main(["tune", "r", "--trials", "3", "--budgets", *BUDGETS]) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("in Python: "))
     pasted = eval(line.removeprefix("in Python: "), {"SeedPruning": SeedPruning})
@@ -280,6 +279,6 @@ def test_a_tuned_schedule_can_be_pasted(
     assert main(["simulate", "r", "--algorithms", "tuned.json", "--repeats", "2", "--budgets", *BUDGETS]) == 0
     assert main(["calibrate", "r", "--checks", '["draft:2@0", 4, 10]']) == 0
     assert "draft:2@0: " in capsys.readouterr().out
-    priced = ["simulate", "r", "--algorithms", "priced.json", "--repeats", "2", "--budgets", *BUDGETS]
+    priced = ["simulate", "r", "--algorithms", "priced.json", "--repeats", "1", "--budgets", *BUDGETS]
     assert main(priced) == 0
     assert main([*priced, "--shared"]) == 0

@@ -73,5 +73,5 @@ def test_one_search_and_a_prior_give_a_forecast(logs: Any) -> None:
     learned = logs.learn(pruned(chains(1, 10), 2), LEVELS, CHECKS, prior)
     np.testing.assert_allclose(learned.gamma[0, 0], 0.64, atol=0.2)
     assert (np.linalg.eigvalsh(learned.cov) > 0).all()
-    with pytest.raises(ValueError, match="nothing to learn from yet"):
+    with pytest.raises(ValueError, match="nothing to learn"):
         logs.learn(pruned(chains(1, 10), 0), LEVELS, CHECKS, prior)

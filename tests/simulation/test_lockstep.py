@@ -70,23 +70,23 @@ def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> Non
 @pytest.mark.parametrize("budget", ["12nfe", "37nfe", "90nfe", "900nfe"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_priced_lockstep_is_the_loop(priced: PriceOfCompute, budget: str, shared: bool) -> None:
-    r = recording(seeds=30)
+    r = recording(5, 30)
     algorithm = dataclasses.replace(priced, price=0.02 if shared else None)
     engine = ReplayEngine(r)
     loop = search(r.prompts, algorithm, engine, budget, shared=shared)
     task = task_of(Budget.parse(budget), engine, shared=shared)
-    out = lockstep(algorithm, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
+    out = lockstep(algorithm, lambda *a: play(r, *a), 5, task, pot=5 if shared else None)
     assert out.winner.tolist() == [x.best.seed for x in loop]
     assert out.paid.nfe.tolist() == [x.spent.nfe for x in loop]
     assert out.paid.scored.tolist() == [x.spent.cost.decodes for x in loop]
-    assert out.paid.nfe.sum() <= 25 * task.allowance
+    assert out.paid.nfe.sum() <= 5 * task.allowance
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, shared: bool) -> None:
     """Replay of a reward that reads latents: the loop's ledger, and lockstep's, in FLOPs."""
     price = Price(Rates(nfe=10, decodes=12, reward_calls=2), estimates="nothing")
-    r = recording(seeds=30, price=price)
+    r = recording(5, 30, price=price)
     for algorithm in (
         SeedPruning(None, (0.4,), levels=(0.35,)),
         dataclasses.replace(priced, price=0.02 * shared or None),
@@ -99,30 +99,30 @@ def test_estimates_without_a_decode_have_their_price(priced: PriceOfCompute, sha
         task, sized = sized_for(r, algorithm, budget, shared=shared)
         assert task.checking == pytest.approx(0.2)
         assert task.score_cost == pytest.approx(1.4)
-        out = lockstep(sized, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
+        out = lockstep(sized, lambda *a: play(r, *a), 5, task, pot=5 if shared else None)
         assert out.winner.tolist() == [x.best.seed for x in loop]
         np.testing.assert_allclose(10 * out.paid.spent(task), [x.spent.flops for x in loop])
         assert out.paid.finals.tolist() == [x.spent.cost.decodes for x in loop]
 
 
 def test_scores_have_their_price(priced: PriceOfCompute) -> None:
-    r = recording(seeds=30, price=Price(Rates(nfe=10.0, reward_calls=3.0)))
+    r = recording(5, 30, price=Price(Rates(nfe=10.0, reward_calls=3.0)))
     engine = ReplayEngine(r)
     for shared in (False, True):
         algorithm = dataclasses.replace(priced, price=0.02 if shared else None)
         loop = search(r.prompts, algorithm, engine, "600flop", shared=shared)
         spent = [x.spent.flops for x in loop]
-        assert sum(spent) <= 600 * 25
+        assert sum(spent) <= 600 * 5
         assert shared or max(spent) <= 600
         task = task_of(Budget(flops=600), engine, shared=shared)
-        out = lockstep(algorithm, lambda *a: play(r, *a), 25, task, pot=25 if shared else None)
+        out = lockstep(algorithm, lambda *a: play(r, *a), 5, task, pot=5 if shared else None)
         assert out.winner.tolist() == [x.best.seed for x in loop]
         np.testing.assert_allclose(10 * out.paid.nfe + 3 * out.paid.scored, spent)
 
 
 def test_pots_are_for_moves_of_one_row() -> None:
     r = recording()
-    with pytest.raises(ValueError, match="one candidate at a time, got 3"):
+    with pytest.raises(ValueError, match="time, got 3"):
         lockstep(SeedPruning(6, (0.5,), steps=(2,)), lambda *a: play(r, *a), 25, Task(GRID, 1, 90.0), pot=25)
 
 
@@ -134,7 +134,7 @@ def test_moves_that_cost_nothing_come_to_an_end() -> None:
             seeds, at = particles.seed * 0, particles.step
             return Move(Rows(seeds + Kind.CONTINUE, seeds, at, at, at < 0, np.ones(at.shape))), state
 
-    with pytest.raises(RuntimeError, match=r"Idle made over 1000 moves in a row that cost nothing"):
+    with pytest.raises(RuntimeError, match="over 1000 moves"):
         lockstep(Idle(2), lambda *a: np.zeros(1), 3, Task(GRID))
 
 

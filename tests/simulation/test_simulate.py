@@ -125,7 +125,7 @@ def test_the_published_ledger_by_hand() -> None:
     assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), task) == int(1000 / one)
     assert published_seeds(SeedPruning(None, (0.4, 0.4), steps=(2, 6)), dataclasses.replace(task, allowance=1.0)) == 1
     for algorithm in (SeedPruning(None, (0.4,), (0.6,)), BestOfN()):
-        with pytest.raises(ValueError, match="pruning schedules given in steps only"):
+        with pytest.raises(ValueError, match="pruning schedules given"):
             published_seeds(algorithm, task)
     r = recording()
     honest, published = (
@@ -200,7 +200,7 @@ def test_where_there_is_nothing_to_find_there_is_no_omega() -> None:
     mostly = r.scores.copy()
     mostly[1:] = 0.1 + 0.2  # equal but for rounding, in all prompts but one
     require_varied(dataclasses.replace(r, scores=mostly))
-    with pytest.raises(ValueError, match=r"do not vary within any prompt \(11 prompts x 30 seeds\), so that every"):
+    with pytest.raises(ValueError, match=r"prompt \(11 prompts"):
         require_varied(dataclasses.replace(r, scores=mostly).select(slice(1, None)))
 
 
@@ -225,16 +225,16 @@ def test_enlarging_keeps_a_prompts_mean_and_spread() -> None:
 
 @pytest.fixture(scope="module")
 def priced() -> PriceOfCompute:
-    return PriceOfCompute(calibrate(recording(20, 40, seed=5), images=(3, 6, 12), seeds=40))
+    return PriceOfCompute(calibrate(recording(12, 40, seed=5), images=(3, 12), seeds=40))
 
 
 def test_prices_fall_as_budgets_grow(priced: PriceOfCompute) -> None:
     allowances, prices = priced.forecast.prices.T
-    assert allowances.tolist() == [30, 60, 120]
+    assert allowances.tolist() == [30, 120]
     assert (np.diff(prices) < 0).all()
 
 
-@pytest.mark.parametrize("images", [3, 6, 12])
+@pytest.mark.parametrize("images", [3, 12])
 def test_the_calibrated_price_spends_the_allowance(priced: PriceOfCompute, images: int) -> None:
     """On other prompts of the same kind, when every prompt stops at the price instead of sharing what is left."""
     other, allowance = recording(60, 80, seed=6), images * 10.0

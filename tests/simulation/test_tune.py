@@ -36,7 +36,8 @@ def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any
 
 
 @pytest.mark.parametrize(("step", "seed"), [(3, 1), pytest.param(8, 2, marks=pytest.mark.slow)])
-def test_the_planted_step_is_found(step: int, seed: int) -> None:
+def test_the_planted_step_is_found(step: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SEARCHES", 200)
     recording, calls = planted(step), []
     found = tune(recording, BUDGETS, trials=50, seed=seed, on_progress=lambda *a: calls.append(a))
     assert found.schedule.steps is not None
@@ -100,12 +101,12 @@ def test_what_was_interrupted_goes_on_and_ends_as_undisturbed(tmp_path: Path, ct
     assert calls == [1, 2, 3, 1, 2, 3, 4, 5]
     assert len(judged) == 10 - 5 + 12
     assert (again.schedule, again.fitted.omega) == (whole.schedule, whole.fitted.omega)
-    with pytest.raises(ValueError, match=r"tried holds gains of other data: arguments is .*10 trials.*not .*11 trials"):
+    with pytest.raises(ValueError, match="10 trials"):
         tune(planted(3), BUDGETS, trials=11, kept_in=kept)
 
 
 def test_the_same_seed_finds_the_same_schedule() -> None:
-    one, other = (tune(planted(3), BUDGETS, trials=12, seed=1) for _ in range(2))
+    one, other = (tune(planted(3), BUDGETS, trials=4, seed=1) for _ in range(2))
     assert one.held_out is not None
     assert other.held_out is not None
     assert (one.schedule, one.fitted.omega, one.held_out.omega) == (
@@ -170,7 +171,7 @@ def test_all_rewards_of_a_recording_are_billed() -> None:
 
 def test_only_recorded_steps_are_used_and_all_prompts_where_asked() -> None:
     recorded = (False, False, False, True, False, False, True, *[False] * 13, True)
-    found = tune(planted(5, scored=recorded), BUDGETS, trials=20, holdout=0.0)
+    found = tune(planted(5, scored=recorded), BUDGETS, trials=8, holdout=0.0)
     assert set(found.schedule.steps or ()) <= {3, 6}
     assert found.held_out is None
     assert found.fitted.default is None  # its step was not recorded
@@ -182,9 +183,9 @@ def test_only_recorded_steps_are_used_and_all_prompts_where_asked() -> None:
 def test_prompts_kept_out_without_variation_tell_nothing() -> None:
     recording = planted(5)
     recording.scores[14:] = 0.5
-    assert tune(recording, BUDGETS, trials=5).held_out is None
+    assert tune(recording, BUDGETS, trials=1).held_out is None
     recording.scores[14, :, -1] = recording.scores[0, :, -1]
-    assert tune(recording, BUDGETS, trials=5).held_out is not None
+    assert tune(recording, BUDGETS, trials=1).held_out is not None
 
 
 def constant(prompts: slice, value: float = 0.3) -> Recording:

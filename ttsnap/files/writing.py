@@ -76,7 +76,9 @@ def part_of(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
+    """Of the file's bytes, in hexadecimal. ValueError where there is no regular file: pipes may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"no such file: {path}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

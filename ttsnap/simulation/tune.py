@@ -32,6 +32,8 @@ REPEATS = 20
 """Searches per prompt and budget by which a schedule is judged: the default of `ttsnap simulate`."""
 EXPLORED = 0.4
 """Share of the trials that are drawn at random; each of the others changes one of the best so far."""
+SEARCHES = 600
+"""For each budget, of all prompts together, by which a schedule is fitted; finalists get three times as many."""
 FINALISTS = 20
 """Of the schedules that were tried, those that are judged once more."""
 
@@ -130,7 +132,7 @@ def tune(
         rising([Budget.parse(b) for b in budgets])  # as `judge` will: refused before the long search
 
     pool: list[tuple[float, SeedPruning]] = []
-    repeats = max(1, 600 // len(to_fit.prompts))
+    repeats = max(1, SEARCHES // len(to_fit.prompts))
     first = _Judge(wide, tuple(budgets), repeats, seed)
     drawn = [draw(rng, space) for _ in range(math.ceil(trials * EXPLORED))]
     last = _Judge(again, tuple(budgets), 3 * repeats, seed)
