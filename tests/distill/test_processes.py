@@ -18,31 +18,11 @@ from ttsnap.distill.processes import Member
 from .world import settings, write_recording
 
 
-class Process:
-    """The first of two processes, as accelerate knows it."""
+class Alone:
+    """The only process, as accelerate knows it."""
 
     device = torch.device("cpu", 0)
-    is_main_process, process_index, num_processes = True, 0, 2
-
-
-class Alone(Process):
-    num_processes = 1
-
-
-@pytest.mark.parametrize(
-    ("device", "gpu", "cpu"), [("auto", False, True), ("auto", True, False), ("cpu", False, True), ("cpu", True, True)]
-)
-def test_processes_without_a_gpu_join_each_other(
-    device: str, gpu: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """accelerate joins processes on CPUs only where it is told that there is nothing else."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-    monkeypatch.setattr(accelerate, "PartialState", lambda **kwargs: (asked.update(kwargs), Process)[1])
-    member = processes.start("distill", cpu=device == "cpu", shown=True, announced=True)
-    assert member == Member(0, 2, torch.device("cpu"), shown=True)
-    assert asked["cpu"] is cpu
-    assert capsys.readouterr().out == "2 processes on cpu\n"
+    is_main_process, process_index, num_processes = True, 0, 1
 
 
 def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,16 +88,11 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
         {"spearman": 0.7, "sigma": 0.1}, {"spearman": 0.6, "sigma": 0.1}, None
     ]  # fmt: skip
     assert found.rows[2] == raw.rows[2]
-    assert report.usage(found) == (
-        "na uses what was trained above noise 0.400. Up to there it scores as base does, which ranks the held-out "
-        "estimates as well or better (Spearman at 0.400: 0.800, against 0.600 of what was trained)"
-    )
+    assert "above noise 0.400" in (said := report.usage(found))
+    assert "(Spearman at 0.400: 0.800, against 0.600 " in said
     nowhere = ranked([0.9, 0.8, 0.2], [0.7, 0.6, NAN])
-    assert report.usage(exported(nowhere, base_below(nowhere))) == (
-        "na uses what was trained at no noise level, and scores as base does: base ranks the held-out estimates as "
-        "well or better at every level measured (Spearman at 0.800: 0.200, against - of what was trained). Train on "
-        "more prompts, for longer, or with another student"
-    )
+    assert "at no noise level" in (said := report.usage(exported(nowhere, base_below(nowhere))))
+    assert "(Spearman at 0.800: 0.200, against - " in said
     assert report.usage(exported(raw, 0.0)) == "na uses what was trained at every noise level"
     blind = exported(ranked([0.9] * 3, [0.1] * 3, held_out=False), 0.0)
     assert "at every noise level, as no prompt was held out" in report.usage(blind)

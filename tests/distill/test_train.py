@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +25,7 @@ from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.run import distill
 from ttsnap.distill.train import Batches, Curriculum
-from ttsnap.distill.training import Loop, Weights
+from ttsnap.distill.training import Weights
 from ttsnap.files.plain_yaml import save_settings
 from ttsnap.files.settings import build
 from ttsnap.files.unbroken import Unbroken
@@ -36,7 +33,7 @@ from ttsnap.files.writing import sha256
 from ttsnap.recordings.folder import packed
 from ttsnap.recordings.kept import KeptNumbers
 
-from .world import WORLD, TinyStudent, settings, write_recording
+from .world import WORLD, settings, write_recording
 
 LAST = Path("checkpoints/00000160/model.safetensors")
 
@@ -73,27 +70,6 @@ def assert_same(out: Path, other: Path, last: Path = LAST) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert metrics(out) == metrics(other)
     assert (out / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
-
-
-def test_killed_at_random_moments_and_resumed_is_the_same(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
-    out, config = tmp_path / "out", make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0)
-    context, draw = multiprocessing.get_context("fork"), random.Random(0)
-    for after in (draw.randint(5, 40), draw.randint(50, 90), draw.randint(100, 150)):
-        process = context.Process(target=distill, args=(config, out), daemon=True)
-        process.start()
-        begun = time.monotonic()
-        path = out / "metrics.jsonl"
-        while not (path.exists() and path.read_bytes().count(b"\n") >= after):
-            assert process.is_alive(), "it ended before it was killed"
-            assert time.monotonic() - begun < 100
-            time.sleep(0.002)
-        time.sleep(draw.random() / 20)
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        process.join()
-        done = checkpoints.steps_done(out / "checkpoints")
-        assert done > path.read_bytes().count(b"\n") - 2  # no more is lost than the step since the last checkpoint
-    distill(config, out)
-    assert_same(out, undisturbed)
 
 
 def test_signals_wait_until_all_is_saved(
@@ -253,27 +229,6 @@ def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_full_disk_loses_nothing(
-    recording: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make(recording, loss={"name": "mse-uncertain"}, checkpoint_every=0)
-    out, real = tmp_path / "out", Loop.save
-
-    def full(self: Loop, folder: Path) -> None:
-        real(self, folder)
-        if "00000075" in str(folder):
-            (folder / "optimizer.bin").write_bytes(b"torn")
-            raise RuntimeError("PytorchStreamWriter failed: No space left on device")
-
-    monkeypatch.setattr(Loop, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        distill(config, out)
-    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000073", "00000074"]
-    monkeypatch.undo()
-    distill(config, out)
-    assert_same(out, undisturbed)
-
-
 def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
     for _ in range(2):
@@ -416,13 +371,6 @@ def test_every_order_and_loss_learns(with_latents: Path, tmp_path: Path, changes
     found = distill(make(with_latents, **changes), tmp_path / "out")
     for row in found.rows[1:]:
         assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.1, row
-
-
-def test_tiny_student_keeps_the_contract() -> None:
-    student = TinyStudent(lambda images, prompts: images.mean((1, 2, 3)))
-    images = torch.rand(3, 3, 6, 6)
-    scores = student(images, [""] * 3, torch.tensor([0.0, 0.5, 0.0]))
-    torch.testing.assert_close(scores[[0, 2]], images.mean((1, 2, 3))[[0, 2]])
 
 
 @pytest.mark.parametrize(

@@ -184,12 +184,9 @@ def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
 def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.device) -> None:
     pipe = upgrade(FAMILIES["sd3"].build())
     pipe.preview_vae = AutoencoderTiny(
-        latent_channels=pipe.vae.config.latent_channels,
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).eval()
+        latent_channels=pipe.vae.config.latent_channels, encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    ).eval()  # fmt: skip
     pipe.preview_vae.to(device, torch.bfloat16)
     pipe = pipe.to(device, torch.bfloat16)
     seen: list[str] = []

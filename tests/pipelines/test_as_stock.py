@@ -35,22 +35,15 @@ def pipe() -> Any:
 
 def test_fewer_images_than_asked_come_with_a_warning(pipe: Any) -> None:
     call: dict[str, Any] = {**SEARCH, **CALL, "num_images_per_prompt": 3}
-    with pytest.warns(
-        UserWarning, match=r"2 of 2 prompts .* than the 3 asked for \(2 of 'a cat'\): out.search\[i\].im"
-    ):
+    with pytest.warns(UserWarning, match=r"2 of 2 prompts .* the 3 asked for \(2 of 'a cat'\)") as seen:
         out = pipe(PROMPTS, **call)
+    assert seen[0].filename == __file__
     assert len(out.images) == 4
     rows = iter(out.images)
     for result in out.search:
         assert "2 of the 3 images" in result.warnings[-1]
         for candidate in result.images:
             assert torch.equal(next(rows), candidate.image)
-
-
-def test_the_warning_names_the_callers_line(pipe: Any) -> None:
-    with pytest.warns(UserWarning, match="the prompt came out with fewer") as seen:
-        pipe("a cat", **SEARCH, **CALL, num_images_per_prompt=3)
-    assert seen[0].filename == __file__
 
 
 def test_as_many_images_as_asked_come_without_one(pipe: Any) -> None:
@@ -70,14 +63,6 @@ def test_tensors_keep_the_dtype_of_the_pipeline(dtype: torch.dtype) -> None:
     assert out.images.dtype == expected.dtype == dtype
     assert torch.equal(out.images, expected)
     assert out.search[0].best.image.dtype == torch.float32  # for rewards, and unchanged by that
-
-
-def test_under_autocast_too(pipe: Any) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        out = pipe("a cat", **{**SEARCH, "search": BestOfN(1)}, **CALL)
-        expected = shared("sd3")("a cat", generator=torch.Generator().manual_seed(0), **CALL).images
-    assert out.images.dtype == expected.dtype == torch.bfloat16
-    assert torch.equal(out.images, expected)
 
 
 @pytest.mark.parametrize("output_type", ["pt", "np", "latent"])

@@ -12,7 +12,6 @@ import torch
 from diffusers.models import attention_dispatch, attention_processor
 from torch import Tensor
 
-from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory import acceleration
 from ttsnap.pipelines.memory.acceleration import dispatches, network, use_attention
 
@@ -109,7 +108,7 @@ def test_diffusers_loses_boolean_masks_under_xformers(calls: list[tuple[int, ...
     assert acceleration._error(acceleration._dispatched("xformers")(q, q, q, mask), q, q, q, mask) > 0.3
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd15", "flux"])
 def test_without_the_package_it_says_what_to_install(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "is_xformers_available", lambda: False)
     pipe = tiny.FAMILIES[family].build()
@@ -165,12 +164,6 @@ def test_sdpa_mends_a_network_that_was_switched_by_hand(calls: list[tuple[int, .
         module.set_processor(attention_processor.XFormersJointAttnProcessor())
     assert use_attention(pipe, "sdpa") == "sdpa"
     assert torch.equal(sample(pipe, "sd3"), expected)
-
-
-def test_twins_share_the_change(calls: list[tuple[int, ...]]) -> None:
-    pipe = tiny.sd3()
-    use_attention(upgrade(pipe), "xformers")
-    assert "XFormersJointAttnProcessor" in {type(m.processor).__name__ for m in acceleration._attention(network(pipe))}
 
 
 def test_bad_input() -> None:

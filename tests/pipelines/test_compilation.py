@@ -41,12 +41,9 @@ def sd3_call(pipe: Any, x: Tensor) -> Tensor:
     pooled = torch.randn(1, c.pooled_projection_dim, generator=g).expand(n, -1).contiguous()
     with torch.no_grad():
         out: Tensor = network(pipe)(
-            hidden_states=x,
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
-            timestep=torch.full((n,), 500.0),
+            hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled, timestep=torch.full((n,), 500.0),
             return_dict=False,
-        )[0]
+        )[0]  # fmt: skip
     return out
 
 

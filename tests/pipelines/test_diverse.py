@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.shallow import shallow
 from ttsnap import BestOfN
 from ttsnap.cli import main, parse
 from ttsnap.demo.form import DemoLimits, read
@@ -29,7 +30,8 @@ OFFER = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    made = load(dtype=torch.float32)
+    with shallow():
+        made = load(dtype=torch.float32)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -77,6 +79,7 @@ def test_a_function_of_the_user_s(pipe: Any) -> None:
     assert json.loads(out.images[0].info["ttsnap"])["search"]["likeness"] == "red"
 
 
+@pytest.mark.usefixtures("shallow_model")
 def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = ["--budget", "60nfe", "--steps", "6", "--algorithm", "best-of-n", "--dtype", "float32"]
     differ = ["--keep", "4", "--diverse", "--diversity", "4", "--likeness", "pixels"]

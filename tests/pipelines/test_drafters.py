@@ -35,7 +35,6 @@ from ttsnap.sampling.rng import seeded
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, UNGUIDED, save_lora, shared
 
-FOUR = ("sd15", "sdxl", "sd3", "flux")
 STEPS = 5
 
 
@@ -140,7 +139,7 @@ def test_a_flow_is_told_less_noise_and_moves_along_the_same_noise() -> None:
     assert base.drafts.level(2, 2) == pytest.approx(base.grid.levels[2] / 2)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_the_batch_decides_nothing(name: str, lora: Callable[..., str]) -> None:
     pipe = shared(name)
     base = denoiser(pipe, name)
@@ -173,7 +172,7 @@ def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora:
     assert float((guess - bare.predict(x, position, at).x0).norm() / guess.norm()) > 1e-3
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["sd15", "sd3"])  # of others tests/gpu tells
 def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable[..., str]) -> None:
     pipe = FAMILIES[name].build()
     base = denoiser(pipe, name)
@@ -196,7 +195,7 @@ def test_nothing_leaks_into_the_models_own_evaluations(name: str, lora: Callable
     assert setting_of(base, "decode") == setting_of(denoiser(pipe, name), "decode")
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_a_merged_lora_guesses_as_its_adapters_do(
     name: str, lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,21 +221,6 @@ def test_a_merged_drafter_follows_weights_that_change_in_place(lora: Callable[..
         parameter.data.mul_(1.01)  # as fusing a LoRA does, without a word to torch
     use_drafter(base, folder)
     assert base.drafts.drafter.net is not first
-
-
-def test_only_the_lora_takes_memory_where_there_is_no_room_to_merge(
-    lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.MOST_MERGED", 0)
-    pipe = FAMILIES["sd3"].build()
-    base = denoiser(pipe, "sd3")
-    use_drafter(base, lora(pipe))
-    mine = {t.data_ptr() for t in (*base.net.parameters(), *base.net.buffers())}
-    own = {name for name, t in base.drafts.drafter.net.named_parameters() if t.data_ptr() not in mine}
-    assert own
-    assert all("lora_" in name for name in own)
-    assert {t.data_ptr() for t in base.drafts.drafter.net.buffers()} <= mine
-    assert not any(t.requires_grad for n, t in base.drafts.drafter.net.named_parameters() if n in own)
 
 
 def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
@@ -294,29 +278,13 @@ def test_a_single_file_drafts_by_the_settings_beside_it(lora: Callable[..., str]
     assert torch.equal(base.drafts.guess(x, steps, at, 1), whole)
 
 
-def test_a_draft_on_a_hub_that_cannot_be_reached_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def unreachable(name: str) -> None:
-        asked.append(name)
-        raise ValueError("no copy")
-
-    monkeypatch.setattr("ttsnap.pipelines.drafting.drafters.require_repository", unreachable)
-    base = denoiser(shared("sd3"), "sd3")
-    for where in ("a/b", "a/b/draft.safetensors", "a/b:2"):
-        with pytest.raises(ValueError, match=r"a/b\S*: .*no copy"):
-            use_drafter(base, where)
-    assert asked == ["a/b"] * 3
-
-
 def test_the_settings_of_a_draft_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[tuple[str, str]] = []
     answer: Path | Exception = tmp_path / "draft.json"
 
     def download(repository: str, file: str) -> str:
-        asked.append((repository, file))
+        assert (repository, file) == ("a/b", "draft.json")
         if isinstance(answer, Exception):
             raise answer
         return str(answer)
@@ -325,16 +293,12 @@ def test_the_settings_of_a_draft_on_the_hub(
     write_draft(tmp_path, told(first_time=0.5))
     for where in ("a/b", "a/b/c.safetensors", "a/b/c/d.safetensors"):
         assert _settings(where) == told(first_time=0.5)
-    assert asked == [("a/b", "draft.json")] * 3
     answer = EntryNotFoundError("no such file")
     assert _settings("a/b") == told()
     assert not caplog.text
     answer = LocalEntryNotFoundError("offline")
     assert _settings("a/b") == told()
-    assert "draft a/b: the hub cannot be asked for its draft.json, whose defaults are taken" in caplog.text
-    answer = OSError("the disk is full")
-    with pytest.raises(ValueError, match=r"draft\.json: the disk"):
-        _settings("a/b")
+    assert "the hub cannot be asked for its draft.json" in caplog.text
 
 
 # --- other networks -----------------------------------------------------------------------------------------------
@@ -411,7 +375,7 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
 # --- what it costs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
 @pytest.mark.usefixtures("real_flops")
 def test_cost_is_counted_on_meta_for_one_pass(
     name: str, lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
@@ -487,7 +451,7 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
         pipe("a cat", draft="hot", **call)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_a_search_by_drafts_pays_for_what_runs_and_returns_the_stock_image(name: str, lora: Callable[..., str]) -> None:
     stock = FAMILIES[name].build()
     twin, call = upgrade(stock), {**FAMILIES[name].call, "num_inference_steps": 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ BY_WORDS = ["qwen_image", "z_image", "lumina2"]
 GUIDED: dict[str, dict[str, Any]] = {"qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
 
 
+def fast(*names: str, among: Iterable[str]) -> list[Any]:
+    """The families, as parameters of a test, of which it runs all but these in the slow tier."""
+    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in among]
+
+
 @pytest.fixture(autouse=True)
 def _of_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decodes, whose FLOPs no length of a text changes, are not counted."""
@@ -41,7 +47,7 @@ def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[
     return one, one[:1] + [upgrade(stock).denoiser(**call).costs().nfe for call in calls[1:]]
 
 
-@pytest.mark.parametrize("name", TAKES_LENGTH)
+@pytest.mark.parametrize("name", fast("sd3", "flux", "lumina2", among=TAKES_LENGTH))
 def test_the_longest_text_that_is_read(name: str) -> None:
     if name == "lumina2":  # its template alone is longer than the shorter one
         one, alone = predictions(name, {"max_sequence_length": 8}, {"max_sequence_length": 24})
@@ -51,7 +57,7 @@ def test_the_longest_text_that_is_read(name: str) -> None:
     assert one[0] < one[1]
 
 
-@pytest.mark.parametrize("name", BY_WORDS)
+@pytest.mark.parametrize("name", fast("z_image", among=BY_WORDS))
 def test_the_negative_prompt(name: str) -> None:
     words = ["snow", "snow, rain, hail, wind, storm, thunder and lightning"]
     one, alone = predictions(name, *({**GUIDED.get(name, {}), "negative_prompt": text} for text in words))
@@ -65,9 +71,12 @@ def test_what_lumina2_is_told_beside_the_prompt() -> None:
     assert one[0] < one[1]
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "flux2_klein", "sana", "qwen_image", "z_image", "lumina2"])
+WIDTHS = {"sd3": 96, "flux": 32, "flux2_klein": 16, "sana": 8, "qwen_image": 16, "z_image": 16, "lumina2": 8}
+
+
+@pytest.mark.parametrize("name", fast("sd3", "qwen_image", among=WIDTHS))
 def test_embeddings_of_any_length(name: str) -> None:
-    width = {"sd3": 96, "flux": 32, "flux2_klein": 16, "sana": 8, "qwen_image": 16, "z_image": 16, "lumina2": 8}[name]
+    width = WIDTHS[name]
 
     def given(tokens: int) -> dict[str, Any]:
         embeds: Any = torch.zeros(1, tokens, width)

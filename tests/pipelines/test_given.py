@@ -11,27 +11,6 @@ from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 NO_EMBEDS = {"prompt_embeds": None}
 
 
-def test_texts_and_options_go_to_every_prompt() -> None:
-    given = EncoderInputs({"prompt_2": "b", "negative_prompt": None}, {"prompt_embeds": None}, {"clip_skip": 1})
-    arguments = {"prompt": ["x", "y"], "prompt_2": ["b", "b"], "negative_prompt": None, "prompt_embeds": None}
-    assert given.checked == ""
-    assert given.arguments((Prompt("x"), Prompt("y"))) == {**arguments, "clip_skip": 1}
-
-
-def test_embeddings_stand_in_place_of_prompts_and_count_them() -> None:
-    given = EncoderInputs({"negative_prompt": "n"}, {"prompt_embeds": torch.zeros(3, 2, 1)}, {})
-    arguments = given.arguments([Prompt("only one")])
-    assert given.checked is None
-    assert arguments["prompt"] is None
-    assert arguments["negative_prompt"] == ["n"] * 3
-    assert arguments["prompt_embeds"].shape == (3, 2, 1)
-
-
-def test_a_prompt_among_the_texts_stands_in_place_of_the_prompts() -> None:
-    given = EncoderInputs({"prompt": "negative"}, {"prompt_embeds": None}, {})
-    assert given.arguments([Prompt(""), Prompt("")])["prompt"] == ["negative", "negative"]
-
-
 def test_too_few_texts_or_embeddings_are_refused() -> None:
     with pytest.raises(ValueError, match="1 texts for 2 prompts"):
         EncoderInputs({"prompt_2": ["b"]}, {"prompt_embeds": None}, {}).arguments([Prompt("x"), Prompt("y")])

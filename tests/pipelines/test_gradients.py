@@ -18,6 +18,7 @@ from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.rng import seeded
 
+from ..cover import each_once  # noqa: TID252
 from .tiny import FAMILIES
 
 
@@ -36,8 +37,7 @@ def doubled(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("through", ["denoiser", "x0"])
+@pytest.mark.parametrize(("name", "through"), each_once(list(FAMILIES), ["denoiser", "x0"]))
 def test_gradients_of_every_family(name: str, through: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
     denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)

@@ -115,7 +115,11 @@ def publish(name: str, net: Any, hub: Callable[[str], Path]) -> Any:
     return made
 
 
-@pytest.mark.parametrize("name", KNOWN)
+FAST = ("sdxl-lcm", "sd35-turbo", "flux-hyper-8", "flux-schnell", "qwen-image-lightning-4")
+"""Every layout of a file, whole networks, and a strength and a guidance of a card."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in KNOWN])
 def test_a_published_file_drafts_as_the_network_that_it_makes(
     name: str, hub: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -242,13 +242,9 @@ def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_c
     assert list(payload["search"]["scores"]) == ["brightness"]
     assert "draft" not in payload
     written(
-        model,
-        num_inference_steps=5,
-        guidance_scale=1.0,
-        max_sequence_length=7,
-        negative_prompt="blue",
+        model, num_inference_steps=5, guidance_scale=1.0, max_sequence_length=7, negative_prompt="blue",
         draft="embedded",
-    )
+    )  # fmt: skip
     capsys.readouterr()
     assert main(["replay", str(png), "--model", str(model)]) == 0
     assert "largest difference from" in (said := capsys.readouterr().out)

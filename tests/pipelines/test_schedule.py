@@ -81,17 +81,6 @@ def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) ->
     torch.testing.assert_close(schedule.x0(alpha * x0 + sigma * eps, out, step), x0, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
-def test_input_is_scaled_as_the_scheduler_scales_it(name: str) -> None:
-    stock, x = scheduler(name), torch.randn(1, 4, generator=seeded(0))
-    stock.set_timesteps(4)
-    schedule = make_schedule(scheduler(name), 4)
-    for p, t in enumerate(stock.timesteps):
-        expected = stock.scale_model_input(x, t)
-        assert torch.equal(schedule.scaled(x, torch.tensor([p])), expected)
-        stock.step(expected, t, x)
-
-
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
@@ -159,22 +148,6 @@ def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
     assert sum(r.spent.nfe for r in results) == denoiser.calls
     assert all(r.spent.nfe <= budget for r in results)
     assert all(r.images for r in results) or stop_after is not None
-
-
-@pytest.mark.parametrize(
-    "name", ["FlowMatchHeunDiscreteScheduler", "DPMSolverMultistepScheduler", "FlowMatchLCMScheduler"]
-)
-def test_batches_and_pruning_change_no_image(name: str) -> None:
-    def images(algorithm: Any, batch: int, keep: int = 8) -> dict[int, float]:
-        engine = LiveEngine(Solved(name, 5), [bright()], EngineOptions(batch))
-        (result,) = search(["a"], algorithm, engine, keep=keep)
-        return {c.seed: c.reward for c in result.images}
-
-    whole = images(BestOfN(8), 8)
-    assert images(BestOfN(8), 3) == pytest.approx(whole, abs=1e-6)
-    pruned = images(SeedPruning(8, (0.4,), steps=(2,)), 3, keep=2)
-    assert 1 < len(pruned) < 8
-    assert pruned == pytest.approx({seed: whole[seed] for seed in pruned}, abs=1e-6)
 
 
 class NoisySolved(Solved):

@@ -124,16 +124,9 @@ def character_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
 
 def clip_config() -> CLIPTextConfig:
     return CLIPTextConfig(
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=1,
-        hidden_size=32,
-        intermediate_size=37,
-        num_attention_heads=4,
-        num_hidden_layers=3,
-        vocab_size=1000,
-        projection_dim=32,
-    )
+        bos_token_id=0, eos_token_id=2, pad_token_id=1, hidden_size=32, intermediate_size=37, num_attention_heads=4,
+        num_hidden_layers=3, vocab_size=1000, projection_dim=32,
+    )  # fmt: skip
 
 
 def clip_text_model() -> CLIPTextModelWithProjection:
@@ -152,14 +145,9 @@ def gemma(**config: Any) -> Gemma2Model:
 
 def qwen3_config() -> Qwen3Config:
     return Qwen3Config(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        vocab_size=200,
-        max_position_embeddings=512,
-    )
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=200, max_position_embeddings=512,
+    )  # fmt: skip
 
 
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
@@ -177,29 +165,18 @@ def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
     }
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        hidden_size=16,
-        vocab_size=1000,
-        vision_end_token_id=993,
-        vision_start_token_id=992,
-        vision_token_id=994,
-    )
+        text_config=text, vision_config=vision, hidden_size=16, vocab_size=1000, vision_end_token_id=993,
+        vision_start_token_id=992, vision_token_id=994,
+    )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
 def autoencoder(channels: int, **config: Any) -> AutoencoderKL:
     """Halves the size once."""
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        **config,
-    ).eval()
+        block_out_channels=(8, 8), layers_per_block=1, latent_channels=channels, norm_num_groups=4, sample_size=32,
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2, **config,
+    ).eval()  # fmt: skip
 
 
 def shifted_autoencoder(channels: int) -> AutoencoderKL:
@@ -215,17 +192,10 @@ def shifted_autoencoder(channels: int) -> AutoencoderKL:
 @parts_once
 def sd15_parts() -> Parts:
     unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        norm_num_groups=4,
-        attention_head_dim=4,
-    )
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, norm_num_groups=4, attention_head_dim=4,
+    )  # fmt: skip
     return {
         "unet": jitter(unet),
         "vae": autoencoder(4),
@@ -243,22 +213,12 @@ def sd15(scheduler: Any = None) -> StableDiffusionPipeline:
 @parts_once
 def sdxl_parts() -> Parts:
     unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=80,
-        cross_attention_dim=64,
-        norm_num_groups=4,
-    )
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80,
+        cross_attention_dim=64, norm_num_groups=4,
+    )  # fmt: skip
     return {
         "unet": jitter(unet),
         "vae": autoencoder(4),
@@ -277,17 +237,9 @@ def sdxl(scheduler: Any = None) -> StableDiffusionXLPipeline:
 @parts_once
 def sd3_parts() -> Parts:
     transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=96,
-        pooled_projection_dim=64,
-    )
+        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=96, pooled_projection_dim=64,
+    )  # fmt: skip
     return {
         "transformer": jitter(transformer),
         "vae": shifted_autoencoder(4),
@@ -308,17 +260,9 @@ def sd3(scheduler: Any = None, **options: Any) -> StableDiffusion3Pipeline:
 
 def flux_transformer(guidance: bool) -> torch.nn.Module:
     transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-        guidance_embeds=guidance,
-    )
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=guidance,
+    )  # fmt: skip
     return jitter(transformer)
 
 
@@ -356,22 +300,11 @@ def flux_schnell(scheduler: Any = None) -> FluxPipeline:
 @parts_once
 def pixart_sigma_parts() -> Parts:
     transformer = PixArtTransformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=3,
-        cross_attention_dim=24,
-        caption_channels=32,
-        attention_bias=True,
-        activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-    )
+        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2, attention_head_dim=8,
+        num_attention_heads=3, cross_attention_dim=24, caption_channels=32, attention_bias=True,
+        activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_type="ada_norm_single",
+        norm_elementwise_affine=False, norm_eps=1e-6,
+    )  # fmt: skip
     return {
         "transformer": jitter(transformer),
         "vae": autoencoder(4),
@@ -388,36 +321,18 @@ def pixart_sigma(scheduler: Any = None) -> PixArtSigmaPipeline:
 @parts_once
 def sana_parts() -> Parts:
     transformer = SanaTransformer2DModel(
-        sample_size=32,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=4,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=4,
-        cross_attention_dim=8,
+        sample_size=32, patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
+        attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8,
         caption_channels=8,
-    )
+    )  # fmt: skip
     vae = AutoencoderDC(
-        in_channels=3,
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=[1, 1],
-        downsample_block_type="conv",
-        upsample_block_type="interpolate",
-        decoder_norm_types="rms_norm",
-        decoder_act_fns="silu",
+        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=[1, 1], downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu",
         scaling_factor=0.41407,
-    )
+    )  # fmt: skip
     return {
         "transformer": jitter(transformer),
         "vae": vae.eval(),
@@ -434,25 +349,13 @@ def sana(scheduler: Any = None) -> SanaPipeline:
 @parts_once
 def qwen_image_parts() -> Parts:
     transformer = QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=3,
-        joint_attention_dim=16,
-        guidance_embeds=False,
-        axes_dims_rope=(8, 4, 4),
-    )
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=3,
+        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
     vae = AutoencoderKLQwenImage(
-        base_dim=24,
-        z_dim=4,
-        dim_mult=[1, 2, 4],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.1, -0.2, 0.0, 0.3],
-        latents_std=[1.0, 0.8, 1.2, 0.9],
-    )
+        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.0, 0.8, 1.2, 0.9],
+    )  # fmt: skip
     return {
         "transformer": jitter(transformer),
         "vae": vae.eval(),
@@ -473,22 +376,10 @@ def qwen_image(scheduler: Any = None) -> QwenImagePipeline:
 @parts_once
 def z_image_parts() -> Parts:
     transformer = ZImageTransformer2DModel(
-        all_patch_size=(2,),
-        all_f_patch_size=(1,),
-        in_channels=16,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        norm_eps=1e-5,
-        qk_norm=True,
-        cap_feat_dim=16,
-        rope_theta=256.0,
-        t_scale=1000.0,
-        axes_dims=[8, 4, 4],
-        axes_lens=[256, 32, 32],
-    )
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, norm_eps=1e-5, qk_norm=True, cap_feat_dim=16, rope_theta=256.0, t_scale=1000.0,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
     with torch.no_grad():  # left uninitialised by diffusers
         transformer.x_pad_token.fill_(1)
         transformer.cap_pad_token.fill_(1)
@@ -508,20 +399,10 @@ def z_image(scheduler: Any = None) -> ZImagePipeline:
 @parts_once
 def lumina2_parts() -> Parts:
     transformer = Lumina2Transformer2DModel(
-        sample_size=4,
-        patch_size=2,
-        in_channels=4,
-        hidden_size=8,
-        num_layers=2,
-        num_attention_heads=1,
-        num_kv_heads=1,
-        multiple_of=16,
-        ffn_dim_multiplier=None,
-        norm_eps=1e-5,
-        scaling_factor=1.0,
-        axes_dim_rope=[4, 2, 2],
+        sample_size=4, patch_size=2, in_channels=4, hidden_size=8, num_layers=2, num_attention_heads=1, num_kv_heads=1,
+        multiple_of=16, ffn_dim_multiplier=None, norm_eps=1e-5, scaling_factor=1.0, axes_dim_rope=[4, 2, 2],
         cap_feat_dim=8,
-    )
+    )  # fmt: skip
     return {
         "transformer": jitter(transformer),
         "vae": shifted_autoencoder(4),
@@ -538,30 +419,14 @@ def lumina2(scheduler: Any = None) -> Lumina2Pipeline:
 @parts_once
 def flux2_klein_parts() -> Parts:
     transformer = Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        timestep_guidance_channels=256,
-        axes_dims_rope=[4, 4, 4, 4],
-        guidance_embeds=False,
-    )
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, timestep_guidance_channels=256, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=False,
+    )  # fmt: skip
     vae = AutoencoderKLFlux2(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        block_out_channels=(4,),
-        layers_per_block=1,
-        latent_channels=1,
-        norm_num_groups=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+        sample_size=32, in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), block_out_channels=(4,), layers_per_block=1, latent_channels=1,
+        norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
     vae.bn.running_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))  # statistics that do nothing would test nothing
     vae.bn.running_var.copy_(torch.tensor([1.0, 0.6, 1.4, 0.8]))
     return {

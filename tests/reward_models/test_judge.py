@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
 import logging
 import os
@@ -171,50 +170,47 @@ NOT_MARKS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), NOT_MARKS)
-def test_marks_are_held_to_the_schema_here_too(stub: Stub, text: str | None, message: str) -> None:
-    stub.default = words(text)
-    with pytest.raises(RuntimeError, match=message):
-        judge("rubric")(IMAGES[:1], ["a"])
-
-
 def one_token(entry: Any) -> Any:
     return said({"logprobs": {"content": [{"top_logprobs": [entry]}]}})
 
 
+NO_ANSWERS = [
+    (raw("{}", 429, Retry_After="0"), "tiny refused with status 429: too many questions, or no credit left"),
+    (raw("oops", 500), "tiny refused with status 500"),
+    (raw("{}", 404), "tiny refused with status 404: there is no such model or address; check TTSNAP_JUDGE_MODEL"),
+    (raw("", 307, Location="http://127.0.0.1:1/"), "307"),
+    (raw("not json"), "cannot be used: "),
+    (raw(b"\xff\xfe"), "cannot be used: "),
+    (raw("[" * 100_000), "cannot be used: "),
+    (raw("[]"), "cannot be used: "),
+    (raw('{"choices": []}'), "must hold a list of choices"),
+    (raw('{"choices": {"0": 1}}'), "must hold a list of choices"),
+    (truncated, "could not be asked ("),
+    (drip, "gave no answer within 0.5 s"),
+    (flood, "more than 1,048,576 bytes"),
+    (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
+    (said({}), "there are no logprobs in it"),
+    (said({"logprobs": None}), "there are no logprobs in it"),
+    (said({"logprobs": 3}), "logprobs must be an object"),
+    (said({"logprobs": {"content": [{"top_logprobs": {}}]}}), "there are no logprobs"),
+    (likely({"The": 0.9, "A": 0.1}), "neither yes nor no is among its likeliest first tokens"),
+    (one_token({"token": "Yes", "logprob": 0.5}), "number of at most 0"),
+    (one_token({"token": "Yes", "logprob": "0"}), "number of at most 0"),
+    (one_token({"token": "Yes", "logprob": True}), "number of at most 0"),
+    (one_token({"token": 3, "logprob": -1.0}), "number of at most 0"),
+    (one_token({"token": "Yes", "logprob": -1e5}), "neither yes nor no"),
+    (one_token({"token": "Yes", "logprob": float("nan")}), "cannot be used: "),
+]
+
+
 @pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (raw("{}", 429, Retry_After="0"), "tiny refused with status 429: too many questions, or no credit left"),
-        (raw("oops", 500), "tiny refused with status 500"),
-        (raw("{}", 404), "tiny refused with status 404: there is no such model or address; check TTSNAP_JUDGE_MODEL"),
-        (raw("", 307, Location="http://127.0.0.1:1/"), "307"),
-        (raw("not json"), "cannot be used: "),
-        (raw(b"\xff\xfe"), "cannot be used: "),
-        (raw("[" * 100_000), "cannot be used: "),
-        (raw("[]"), "cannot be used: "),
-        (raw('{"choices": []}'), "must hold a list of choices"),
-        (raw('{"choices": {"0": 1}}'), "must hold a list of choices"),
-        (truncated, "could not be asked ("),
-        (drip, "gave no answer within 0.5 s"),
-        (flood, "more than 1,048,576 bytes"),
-        (slow(0.8, likely({"Yes": 1.0})), "gave no answer within 0.5 s"),
-        (said({}), "there are no logprobs in it"),
-        (said({"logprobs": None}), "there are no logprobs in it"),
-        (said({"logprobs": 3}), "logprobs must be an object"),
-        (said({"logprobs": {"content": [{"top_logprobs": {}}]}}), "there are no logprobs"),
-        (likely({"The": 0.9, "A": 0.1}), "neither yes nor no is among its likeliest first tokens"),
-        (one_token({"token": "Yes", "logprob": 0.5}), "number of at most 0"),
-        (one_token({"token": "Yes", "logprob": "0"}), "number of at most 0"),
-        (one_token({"token": "Yes", "logprob": True}), "number of at most 0"),
-        (one_token({"token": 3, "logprob": -1.0}), "number of at most 0"),
-        (one_token({"token": "Yes", "logprob": -1e5}), "neither yes nor no"),
-        (one_token({"token": "Yes", "logprob": float("nan")}), "cannot be used: "),
-    ],
+    ("kind", "act", "message"),
+    [*(("yes", *failure) for failure in NO_ANSWERS), *(("rubric", words(text), said) for text, said in NOT_MARKS)],
 )
-def test_failures_are_told_in_a_sentence(stub: Stub, act: Any, message: str) -> None:
+def test_failures_are_told_in_a_sentence(stub: Stub, kind: str, act: Any, message: str) -> None:
     stub.default = act
-    scores, why = score_images(judge(timeout=0.5), IMAGES[:1], ["a"], torch.zeros(1), "judge")
+    asked = judge(kind, timeout=0.5 if "0.5 s" in message else 30.0)
+    scores, why = score_images(asked, IMAGES[:1], ["a"], torch.zeros(1), "judge")
     assert np.isnan(scores).all()
     assert why is not None
     assert message in why
@@ -246,8 +242,7 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
     assert result.spent.cost.reward_calls == 6
 
 
-@pytest.mark.parametrize("after", ["0", "-5", "nan", "inf", "1e9", "99999999999999999999", "soon",
-                                   "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 99 Foo 99999 99:99:99 GMT"])  # fmt: skip
+@pytest.mark.parametrize("after", ["0", "nan", "1e9", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_storm_of_429_ends_in_time_whatever_it_asks_for(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str
 ) -> None:
@@ -261,22 +256,6 @@ def test_a_storm_of_429_ends_in_time_whatever_it_asks_for(
         judge(retries=20, timeout=0.3, cache="none", concurrency=8)(IMAGES[[0, 1, 2] * 5], list("abcdefghijklmno"))
     assert time.monotonic() - begin < 5
     assert len(stub.bodies) <= 15 * 21
-
-
-def test_a_storm_of_429_costs_what_it_refused_and_nothing_else(stub: Stub, engine: Any) -> None:
-    """Two of three requests are refused: no question is asked too often, and what came is scored and paid as ever."""
-    answers = itertools.cycle([raw("{}", 429), likely({"Yes": 0.6, "No": 0.2}), raw("{}", 429)])
-    stub.default = lambda handler, body: next(answers)(handler, body)
-    reward = make_reward("judge:yes:image_tokens=150,cache=none,retries=1,concurrency=4")
-    asked = engine(4, rewards=[reward], batch_size=4)
-    (result,) = search(["a"], make_algorithm("best-of-n", n=24), asked, "96nfe,5000tokens")
-    usage = reward.usage  # type: ignore[attr-defined]
-    assert usage.answered + usage.failed == 24
-    assert usage.answered > 0
-    assert len(stub.bodies) <= 2 * 24
-    assert stub.most_at_once <= 4
-    assert result.spent.cost.tokens == 101 * usage.answered
-    assert result.best.reward == pytest.approx(0.75)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -367,12 +346,6 @@ def test_answers_are_remembered_by_content(stub: Stub, tmp_path: Path) -> None:
     assert json.loads(files[0].read_text()) == {"score": 0.6 / (0.6 + 0.2)}
 
 
-def test_equal_questions_are_asked_once(stub: Stub) -> None:
-    scores = judge(cache="none")(IMAGES[[0, 0, 1]], ["a", "a", "a"])
-    assert len(stub.bodies) == 2
-    assert scores[0] == scores[1]
-
-
 def test_a_cache_keeps_its_size(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 20)
     keys = [f"{i:064x}"[::-1] for i in range(50)]
@@ -447,13 +420,9 @@ def test_a_cache_that_cannot_be_written_costs_no_score(stub: Stub, tmp_path: Pat
 
 KEYS = [
     "sk-very-secret-0123456789",
-    "sk-proj-" + "aB3_xY9-" * 20,
-    "0123456789abcdef0123456789abcdef",
+    "c2VjcmV0LWtleSsvLw+/ab%41%2B==",
     "123456789012345678",
-    "c2VjcmV0LWtleSsvLw+/abcd==",
     'sk-"quoted"\\back\\slash\'s',
-    "sk-%41%2Bpercent%20coded",
-    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3",
 ]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ttsnap.files.writing import sha256
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.noise_aware.files import fingerprint
-from ttsnap.reward_models.noise_aware.network import LevelEmbedding, ProjectedAttention, fourier, share
+from ttsnap.reward_models.noise_aware.network import ProjectedAttention, fourier, share
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.scorer import Scorer
@@ -81,19 +81,10 @@ def fit(made: NoiseAware, target: Tensor, lr: float, steps: int = 25) -> list[fl
     return losses
 
 
-every_kind = pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        pytest.param(name, kind, marks=[] if name in {"pickscore", "open_clip"} or kind == "lora" else pytest.mark.slow)
-        for name in FAMILIES
-        for kind in OWN
-    ],
-)
-"""Every kind of student over two bases that are built differently, and one kind over each of the others; the rest is
-slow."""
+every_kind = pytest.mark.parametrize(("name", "kind"), each_once(list(FAMILIES), OWN))
 
 
-@pytest.mark.parametrize(("name", "kind"), each_once(list(FAMILIES), OWN))
+@every_kind
 def test_a_new_student_scores_as_its_base(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
     base, images = base_of(name), pictures()
     before = base(images, PROMPTS)
@@ -125,15 +116,7 @@ def test_gradients_reach_all_that_is_trainable_and_nothing_else(
     assert not text  # Texts are encoded once for all levels.
 
 
-LEARNED = [
-    pytest.param(name, kind, marks=[] if name == "pickscore" or kind == "lora" else [pytest.mark.slow])
-    for name in ("pickscore", "hpsv2", "imagereward", "aesthetics")
-    for kind in OWN
-]
-"""Every kind of student over one base, and one kind over each of the others; the rest is slow."""
-
-
-@pytest.mark.parametrize(("name", "kind"), LEARNED)
+@pytest.mark.parametrize(("name", "kind"), each_once(["pickscore", "hpsv2", "imagereward", "aesthetics"], OWN))
 def test_a_level_dependent_target_is_learned(name: str, kind: str, base_of: Callable[..., Scorer]) -> None:
     base, images = base_of(name), pictures()
     clean = base(images, PROMPTS)
@@ -156,6 +139,12 @@ def test_a_level_dependent_target_is_learned(name: str, kind: str, base_of: Call
     torch.testing.assert_close(mixed[[0, 2, 3, 5]], learned[[0, 2, 3, 5]], rtol=1e-5, atol=1e-5)
     assert torch.equal(made(images, PROMPTS, None), clean)
     assert torch.equal(made(images, PROMPTS, torch.zeros(6)), clean)
+
+
+def test_the_level_is_told_by_itself_and_by_waves() -> None:
+    features = fourier(torch.tensor([0.0, 0.5]))
+    torch.testing.assert_close(features[0], torch.tensor([0.0] * 5 + [1.0] * 4))
+    assert features[1, :2].tolist() == pytest.approx([0.5, 1.0])  # the level, and sin(pi / 2)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
@@ -206,27 +195,24 @@ def test_stages_start_from_the_nearest_trained_level(base_of: Callable[..., Scor
         parts = ([p.flatten() for n, p in made.trainable().items() if n.startswith(f"copies.{i}.")] for i in range(3))
         return [torch.cat(part).detach().clone() for part in parts]
 
+    @torch.no_grad()
+    def train(i: int) -> None:
+        for name, parameter in made.trainable().items():
+            parameter += 0.1 * name.startswith(f"copies.{i}.")
+
     new = adapters()
     made.begin_stage(0.2)
     assert all(torch.equal(a, b) for a, b in zip(adapters(), new, strict=True))  # nothing to start from
-    with torch.no_grad():
-        for name, parameter in made.trainable().items():
-            if name.startswith("copies.0."):
-                parameter += 0.1
-    made.begin_stage(0.5)
+    train(0)
     made.begin_stage(0.5)
     first, second, third = adapters()
     assert torch.equal(second, first)
     assert torch.equal(third, new[2])
-    with torch.no_grad():
-        for name, parameter in made.trainable().items():
-            if name.startswith("copies.1."):
-                parameter += 0.1
+    train(1)
     made.begin_stage(0.5)  # after a restart within the stage: what was trained stays
     made.begin_stage(0.9)
     assert torch.equal(adapters()[2], first + 0.1)
     assert torch.equal(adapters()[0], first)
-    student(base_of("pickscore"), "lora").begin_stage(0.5)
 
 
 @every_kind
@@ -339,30 +325,6 @@ def test_opened_attention_equals_torchs() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="only batch-first self-attention"):
         ProjectedAttention(torch.nn.MultiheadAttention(32, 4))
-
-
-def test_level_features_and_sites() -> None:
-    features = fourier(torch.tensor([0.0, 0.5, 1.0]))
-    torch.testing.assert_close(features[0], torch.tensor([0.0] * 5 + [1.0] * 4))
-    assert features[1, :2].tolist() == pytest.approx([0.5, 1.0])  # the level, and sin(pi / 2)
-    embedding = LevelEmbedding({"conv": 2})
-    network = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(3, 2, 1)})
-    embedding.attach(network)
-    x = torch.rand(2, 3, 4, 4)
-    plain = network["conv"](x)
-    with torch.no_grad():
-        embedding.sites["conv"].bias.copy_(torch.tensor([1.0, -2.0]))  # type: ignore[operator,union-attr]
-    assert torch.equal(network["conv"](x), plain)  # outside `at` nothing happens
-    with embedding.at(torch.tensor([0.1, 0.9])):
-        torch.testing.assert_close(network["conv"](x), plain + torch.tensor([1.0, -2.0]).view(2, 1, 1))
-        with pytest.raises(ValueError, match=r"the output of conv is \(1, 2, 4, 4\) for 2 images"):
-            network["conv"](x[:1])
-        tokens = torch.rand(2, 5, 2)
-        assert torch.equal(embedding.shift("conv", network, (), tokens), tokens + torch.tensor([1.0, -2.0]))  # type: ignore[arg-type]
-        for wrong in (torch.rand(2, 5, 3), torch.rand(2, 2), torch.rand(2, 5, 4, 4)):
-            with pytest.raises(ValueError, match="that end with a layer of these channels"):
-                embedding.shift("conv", network, (), wrong)
-    assert torch.equal(network["conv"](x), plain)
 
 
 def test_heads_of_earlier_versions_are_told_what_became_of_them(base_of: Callable[..., Scorer], tmp_path: Path) -> None:
@@ -496,6 +458,22 @@ def test_a_file_chooses_no_code_and_no_address(
         make_reward(f"noise-aware:{tmp_path}")
 
 
+def test_a_file_names_no_base_but_a_reward_that_has_weights_already(
+    base_of: Callable[..., Scorer], tmp_path: Path
+) -> None:
+    student(base_of("clip"), "lora").save_pretrained(tmp_path)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(images, prompts): ...\n")
+    for base, message in (
+        *((base, "no reward's name") for base in (f"{tmp_path}/mine.py:f", "os:getcwd", "noise-aware:x", None, 3)),
+        ("brightness", "needs a base with weights"),
+        ("imagereward:/nowhere", "because a file names"),
+    ):
+        rewrite(tmp_path, base=base)
+        with pytest.raises(ValueError, match=message):
+            NoiseAware.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     header = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps({**header, **changes}))
@@ -569,26 +547,6 @@ def test_damaged_and_foreign_folders_are_refused(base_of: Callable[..., Scorer],
         refused("cannot be read, is .* a noise-aware reward|is not of format 1")
     header.unlink()
     refused("adapter.json cannot be read, is .* a noise-aware reward")
-
-
-def test_a_header_cannot_run_code(base_of: Callable[..., Scorer], tmp_path: Path) -> None:
-    student(base_of("clip"), "lora").save_pretrained(tmp_path)
-    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef score(images, prompts): ...\n")
-    for spec in (f"{tmp_path}/mine.py:score", "os:getcwd", f"noise-aware:{tmp_path}", None, 3):
-        rewrite(tmp_path, base=spec)
-        with pytest.raises(ValueError, match="which is no reward's name; load it with base="):
-            NoiseAware.from_pretrained(tmp_path)
-    assert not (tmp_path / "ran").exists()
-    rewrite(tmp_path, base="brightness")
-    with pytest.raises(ValueError, match="needs a base with weights, got 'brightness'"):
-        NoiseAware.from_pretrained(tmp_path)
-    rewrite(tmp_path, base="imagereward:/nowhere")
-    with pytest.raises(
-        ValueError, match=r"base 'imagereward:/nowhere', whose weights are not loaded because a file names"
-    ):
-        NoiseAware.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot load 'imagereward:/nowhere'|holds none of|/nowhere"):
-        make_reward(f"noise-aware:{tmp_path} on imagereward:/nowhere")
 
 
 @pytest.mark.parametrize("spec", ["noise-aware", "noise-aware:/nowhere", "noise-aware:"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cover import each_once
 from tests.reward_models.test_golden import load
 from tests.reward_models.test_noise_aware import LEVELS, PROMPTS, pictures, shake, student
 from ttsnap.reward_models import make_reward
@@ -56,8 +57,7 @@ def test_levels_are_those_of_fluxs_shifted_schedule() -> None:
         assert [level_of(n, steps) for n in range(steps + 1)] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("prefix", ["", "model."])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "prefix"), each_once(NAMES, ["", "model."]))
 def test_released_files_score_as_their_formula(name: str, prefix: str, tmp_path: Path) -> None:
     """Each estimate by the weights of the nearest level, finished images by the base's own."""
     base, folder = load(name, tmp_path), tmp_path / name
@@ -137,7 +137,7 @@ def test_a_pickle_with_code_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["hpsv2", pytest.param("pickscore", marks=pytest.mark.slow), "imagereward"])
 def test_what_was_distilled_here_is_exported_in_their_layout(name: str, tmp_path: Path) -> None:
     """Their loader is torch.load and load_state_dict into the published network; ours reads the folder, too."""
     base = load(name, tmp_path)

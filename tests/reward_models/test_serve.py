@@ -32,7 +32,7 @@ from ttsnap.cli import main
 from ttsnap.reward_models import http, serve
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.http import HttpReward, encode_image
-from ttsnap.reward_models.serve import BATCH_PIXELS, Limits, RewardServer, batches, parse, score
+from ttsnap.reward_models.serve import Limits, RewardServer, parse, score
 from ttsnap.rewards.reward_model import FunctionReward
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
@@ -225,16 +225,6 @@ def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatc
         Limits(max_images=0)
     with pytest.raises(ValueError, match=r"seconds must be .*, got nan"):
         Limits(seconds=float("nan"))
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([(4096, 4096), (1024, 1024), (1025, 1023), (3000, 3000), (1, 1)]), max_size=64))
-def test_batches_are_of_one_size_and_bounded(sizes: list[tuple[int, int]]) -> None:
-    found = list(batches(sizes))
-    assert sorted(row for rows in found for row in rows) == list(range(len(sizes)))
-    for rows in found:
-        (size,) = {sizes[row] for row in rows}
-        assert len(rows) * size[0] * size[1] <= BATCH_PIXELS
 
 
 JSON = st.recursive(

@@ -65,10 +65,11 @@ def run(kernel: Kernel, denoiser: MixtureDenoiser, n: int) -> torch.Tensor:
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     x = denoiser.path.alpha(t0) * x0 + denoiser.path.sigma(t0) * eps
     cond = torch.zeros(n, dtype=torch.long)
-    for step in range(denoiser.grid.steps):
-        k = torch.full((n,), step)
-        keys = [(9, i, step) for i in range(n)] if kernel.stochastic else []
-        x, _ = kernel.step(x, denoiser.predict(x, k, cond), k, keys, [None] * n)
+    # Noise by the key of each row, which tests below hold to its key, takes most of the time of thousands.
+    with mock.patch("ttsnap.sampling.rng.noise", lambda _, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)):
+        for step in range(denoiser.grid.steps):
+            k = torch.full((n,), step)
+            x, _ = kernel.step(x, denoiser.predict(x, k, cond), k, [], [None] * n)
     return x
 
 
@@ -93,7 +94,7 @@ def check_moments(x: torch.Tensor, denoiser: MixtureDenoiser) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
 def test_ode_reproduces_the_mixture(path: Interpolant) -> None:
     denoiser = mixture(path, 250)
-    check_moments(run(Ode(path, denoiser.times), denoiser, 8_000), denoiser)
+    check_moments(run(Ode(path, denoiser.times), denoiser, 4000), denoiser)
 
 
 DIFFUSIONS = {"3t^2": power(3, 2), "t": power(1, 1), "0": power(0, 1)}
@@ -115,19 +116,19 @@ def crossed(names: Sequence[str], fast: set[tuple[str, str]]) -> list[object]:
 )
 def test_sde_marginals_do_not_depend_on_g(g: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
-    check_moments(run(Sde(path, denoiser.times, DIFFUSIONS[g]), denoiser, 600), denoiser)
+    check_moments(run(Sde(path, denoiser.times, DIFFUSIONS[g]), denoiser, 4000), denoiser)
 
 
 @pytest.mark.parametrize(("name", "path"), crossed(["sigma"], {("sigma", "vp")}))
 def test_named_diffusions_keep_the_marginals(name: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
-    check_moments(run(make_kernel(f"sde:{name}:1", denoiser), denoiser, 600), denoiser)
+    check_moments(run(make_kernel(f"sde:{name}:1", denoiser), denoiser, 4000), denoiser)
 
 
 @pytest.mark.parametrize(("eta", "path"), crossed(["0.4", "1.0"], {("0.4", "linear"), ("1.0", "vp")}))
 def test_ddim_reproduces_the_mixture(eta: str, path: Interpolant) -> None:
     denoiser = mixture(path, 120)
-    check_moments(run(Ddim(path, denoiser.times, float(eta)), denoiser, 600), denoiser)
+    check_moments(run(Ddim(path, denoiser.times, float(eta)), denoiser, 4000), denoiser)
 
 
 def test_ddim_is_diffusers_step() -> None:
@@ -168,13 +169,13 @@ def test_euler_ancestral_is_ddim_with_eta_1() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=["linear", "vp", "cosine"])
 def test_forward_noising_is_exact(path: Interpolant) -> None:
-    t, s = torch.full((40_000,), 0.3, dtype=torch.float64), torch.full((40_000,), 0.8, dtype=torch.float64)
-    x = torch.full((40_000, 1), 2.0, dtype=torch.float64)
-    moved = forward(path, x, t, s, [(5, i) for i in range(40_000)])
+    t, s = torch.full((6400,), 0.3, dtype=torch.float64), torch.full((6400,), 0.8, dtype=torch.float64)
+    x = torch.full((6400, 1), 2.0, dtype=torch.float64)
+    moved = forward(path, x, t, s, [(5, i) for i in range(6400)])
     ratio = path.alpha(s[:1]) / path.alpha(t[:1])
     spread = (path.sigma(s[:1]) ** 2 - (ratio * path.sigma(t[:1])) ** 2).sqrt()
-    assert float(moved.mean()) == pytest.approx(float(2 * ratio), abs=5 * float(spread) / 200)
-    assert float(moved.std()) == pytest.approx(float(spread), rel=0.02)
+    assert float(moved.mean()) == pytest.approx(float(2 * ratio), abs=5 * float(spread) / 80)
+    assert float(moved.std()) == pytest.approx(float(spread), rel=0.04)
     assert torch.equal(forward(path, x[:2], t[:2], t[:2], [(0,), (1,)]), x[:2])
 
 
@@ -255,10 +256,10 @@ def test_wrong_drift_would_be_seen() -> None:
         def step(self, x, prediction, k, keys, state):  # type: ignore[no-untyped-def]
             h = (self.times[k] - self.times[k + 1])[:, None]
             g = self.g(self.times[k])[:, None]
-            return x - prediction.out * h + g * h.sqrt() * noise(keys, x), state
+            return x - prediction.out * h + g * h.sqrt() * torch.randn_like(x), state
 
     with pytest.raises(AssertionError):
-        check_moments(run(Broken(Linear(), denoiser.times), denoiser, 600), denoiser)
+        check_moments(run(Broken(Linear(), denoiser.times), denoiser, 4000), denoiser)
 
 
 def test_noise_belongs_to_the_key() -> None:

@@ -27,14 +27,9 @@ def pipe() -> Any:
     loaded = load()
     torch.manual_seed(0)
     loaded.preview_vae = AutoencoderTiny(
-        latent_channels=8,
-        encoder_block_out_channels=(4, 4, 4),
-        num_encoder_blocks=(0, 0, 0),
-        decoder_block_out_channels=(16, 16, 16),
-        num_decoder_blocks=(2, 1, 0),
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    ).eval()
+        latent_channels=8, encoder_block_out_channels=(4, 4, 4), num_encoder_blocks=(0, 0, 0),
+        decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(2, 1, 0), scaling_factor=1.0, shift_factor=0.0,
+    ).eval()  # fmt: skip
     return loaded
 
 

@@ -58,18 +58,6 @@ def test_one_thing_changes(what: str) -> None:
     assert made > 20
 
 
-def test_swaps_and_what_cannot_change() -> None:
-    pair = parse("a red circle and a blue square")
-    other = next(o for o in (changed(pair, "swap", RNG(i)) for i in range(20)) if o is not None)
-    assert caption(other) == "a blue circle and a red square"
-    assert changed(parse("a red circle"), "relation", RNG(0)) is None
-    assert changed(parse("a red circle"), "swap", RNG(0)) is None
-    quad = parse("a red circle, a blue square, a green cross and a red square")
-    assert changed(quad, "count", RNG(0)) is None
-    with pytest.raises(ValueError, match="unknown change 'size'"):
-        changed(pair, "size", RNG(0))
-
-
 def test_other_captions_are_of_the_kinds_to_train_on() -> None:
     """More objects, or counts in a triple, make kinds that the models and rewards must go on never to have seen."""
     rng = RNG(0)
@@ -99,12 +87,6 @@ def test_pairs_are_what_the_checker_says() -> None:
     assert not any(is_held_out(caption(parse(t))) for t in others)
     assert data.soft[:, 1:].mean() < data.soft[:, 0].mean() - 0.2
     assert [(row > 0).sum() for row in data.centres] == [spec.num_objects for spec in specs]
-
-
-def test_rendered_data_is_reproducible() -> None:
-    first, again = rendered(30, 3, RNG(3)), rendered(30, 3, RNG(3))
-    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
-    assert first.ids.shape == (30, 3, MAX_WORDS)
 
 
 def test_words() -> None:
@@ -143,12 +125,9 @@ def test_files(tmp_path: Path) -> None:
 
 WANTED = RewardData(renders=64, prompts=2, first_step=2, captions=3)
 SMALL = Recipe(
-    data=WANTED,
-    model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2),
-    batch=16,
-    warmup=2,
+    data=WANTED, model=ReaderSize(width=32, blocks=(1, 1), layers=1, heads=2), batch=16, warmup=2,
     phases=tuple(replace(phase, steps=4) for phase in Recipe().phases),
-)
+)  # fmt: skip
 
 
 def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
@@ -203,11 +182,6 @@ def test_the_packaged_reward_tells_hard_negatives_apart(pictures: Any) -> None:
     for what, (accuracy, n) in found.items():
         assert n >= 60
         assert accuracy >= 0.9 - 2 * (0.09 / n) ** 0.5, (what, accuracy, n)
-
-
-def test_a_blind_reward_would_fail_that_test(pictures: Any) -> None:
-    found = hard_negatives(make_reward("brightness"), *pictures)
-    assert all(accuracy < 0.1 for accuracy, _ in found.values())
 
 
 def test_the_packaged_noise_aware_reward(pictures: Any) -> None:

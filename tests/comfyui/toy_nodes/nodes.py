@@ -13,12 +13,10 @@ class ToyCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ToyCheckpoint",
-            display_name="Toy Checkpoint",
-            category="loaders",
+            node_id="ToyCheckpoint", display_name="Toy Checkpoint", category="loaders",
             inputs=[io.Combo.Input("parametrisation", options=["flow", "eps"], default="flow")],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, parametrisation: str) -> io.NodeOutput:
@@ -31,12 +29,10 @@ class ToyRedness(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ToyRedness",
-            display_name="Toy Redness",
-            category="image",
+            node_id="ToyRedness", display_name="Toy Redness", category="image",
             inputs=[io.Image.Input("picture"), io.Float.Input("gain", default=1.0), io.String.Input("text")],
             outputs=[io.String.Output(), io.Float.Output()],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, picture: Any, gain: float, text: str) -> io.NodeOutput:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -125,43 +124,6 @@ def test_of_several_processes_the_first_one_writes(tmp_path: Path) -> None:
         assert {path.name for path in out.iterdir()} == written
     with pytest.raises(ValueError, match=r"batch \(6\) must be a multiple of training\.parts x processes \(1 x 4\)"):
         training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
-
-
-def test_training_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of()
-    data = data_of(config, tmp_path)
-
-    def trained(out: Path) -> dict[str, Tensor]:
-        out.mkdir(exist_ok=True)
-        student = student_of(config)
-        training.train(student, data, config.training, {"model": "tiny"}, out)
-        return {name: p.detach().clone() for name, p in student.parameters.items()}
-
-    whole = trained(tmp_path / "whole")
-    losses = training.losses
-
-    def stopped(student: Any, data: Any, step: int, *args: Any) -> Any:
-        if step == 3:
-            raise KeyboardInterrupt
-        return losses(student, data, step, *args)
-
-    monkeypatch.setattr(training, "losses", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "parts")
-    monkeypatch.undo()
-    torch.rand(5)  # whatever else was drawn in the meantime
-    again = trained(tmp_path / "parts")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert any(bool(p.abs().sum() > 0) for name, p in whole.items() if "lora_B" in name)
-    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "parts")]
-    assert [len(part) for part in lines] == [2, 2]
-    found = training.last_validation(tmp_path / "whole")
-    assert found["step"] == 4
-    assert set(found) == {"step", "loss", "seconds", "calls 1", "calls 2", "state 2"}
-
-    other = config_of(training={"lr": 0.5})
-    with pytest.raises(ValueError, match=r"other settings: training\.lr is 0\.01, not 0\.5"):
-        training.train(student_of(other), data, other.training, {"model": "tiny"}, tmp_path / "whole")
 
 
 def test_training_lowers_the_error_on_what_it_was_trained_on(tmp_path: Path) -> None:

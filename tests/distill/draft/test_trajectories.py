@@ -65,28 +65,6 @@ def test_steps_are_jumped_over_along_the_straight_line(tmp_path: Path) -> None:
     torch.testing.assert_close(jumped, found.x0[0], rtol=2e-3, atol=2e-3)  # the last step went to the very end
 
 
-def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "whole")
-    write, written = trajectories.write_shard, 0
-
-    def killed(*args: Any) -> None:
-        nonlocal written
-        if written == 2:
-            raise KeyboardInterrupt
-        written += 1
-        write(*args)
-
-    monkeypatch.setattr(trajectories, "write_shard", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "parts")
-    assert len(bytes_in(tmp_path / "parts")) == 2
-    monkeypatch.undo()
-    next((tmp_path / "parts").iterdir()).unlink()  # a lost file is made again
-    make(tmp_path / "parts")
-    assert bytes_in(tmp_path / "parts") == bytes_in(tmp_path / "whole")
-    assert len(bytes_in(tmp_path / "whole")) == 3
-
-
 @pytest.mark.parametrize(("name", "every", "ends"), [("sd3", 4, 3), ("pixart_sigma", 2, 1)])  # which has a history
 def test_signals_wait_for_a_checkpoint_from_which_a_shard_is_gone_on_with(
     name: str, every: int, ends: int, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +19,6 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import downgrade, load, upgrade
-from ttsnap.pipelines.modular.blocks import parts_of
-from ttsnap.pipelines.modular.classic import modular
-from ttsnap.pipelines.modular.conditions import alike, collated, joined, pad
 from ttsnap.pipelines.modular.workflows import check_version, workflow_for
 from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
@@ -69,19 +65,6 @@ def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     assert (denoiser.pipe.guider.guidance_scale, denoiser.passes_per_nfe) == (2.5, 2)
     assert pipe.guider.guidance_scale == 7.0
     assert pipe.denoiser(guidance_scale=1.0, **CASES["sd3"].call).passes_per_nfe == 1
-
-
-def test_engines_are_made_without_a_word_on_experimental_guiders(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("diffusers.guiders.guider_utils")
-    logger.addHandler(caplog.handler)
-    try:
-        ClassifierFreeGuidance()
-        assert "experimental" in caplog.text, "if this fails, `guiders.EXPERIMENTAL` can go"
-        caplog.clear()
-        modular(shared("sd3"), "image-to-image").denoiser(**CASES["sd3"].call)
-        assert "experimental" not in caplog.text
-    finally:
-        logger.removeHandler(caplog.handler)
 
 
 def test_images_larger_than_the_table_of_positions_are_refused() -> None:
@@ -188,23 +171,6 @@ def test_rewards_see_the_image_that_is_edited() -> None:
             torch.testing.assert_close(source.mean((1, 2)).cpu(), pixels.mean((0, 1)), atol=1e-5, rtol=0)
 
 
-def test_what_lies_outside_of_the_mask_stays() -> None:
-    """In latents: the VAE's decoder mixes neighbours, so that pixels near the mask may change."""
-    call = CASES["qwen_image inpainting"].call
-    denoiser = twin("qwen_image inpainting").denoiser(**call)
-    denoiser.encode(["a cat"])
-    cond = denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
-    (condition,) = denoiser._conditions.rows(cond)
-    x, last = torch.randn_like(condition["latents"]), torch.tensor([denoiser.grid.steps])
-    kept = denoiser.apply_mask(x, last, cond)
-    outside = condition["mask"] == 0
-    assert outside.any()
-    assert not outside.all()
-    assert torch.equal(kept[outside.expand_as(kept)], condition["image_latents"][outside.expand_as(kept)])
-    assert torch.equal(kept[~outside.expand_as(kept)], x[~outside.expand_as(kept)])
-    assert torch.isfinite(denoiser.predict(x, torch.tensor([0]), cond).x0).all()
-
-
 def test_mixed_noise_is_noise_on_the_same_image() -> None:
     """begin is linear in the noise: x = alpha image + sigma noise, as the scheduler's scale_noise has it."""
     call = CASES["sd3 image2image"].call
@@ -219,46 +185,11 @@ def test_mixed_noise_is_noise_on_the_same_image() -> None:
     torch.testing.assert_close(denoiser.begin(other, cond), sigma * other + (1 - sigma) * image, atol=1e-5, rtol=0)
 
 
-def test_states_of_seeds_are_kept_when_prompts_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = twin("sd3 image2image").denoiser(**CASES["sd3 image2image"].call)
-    cat, dog = Prompt("a cat"), Prompt("a dog")
-    denoiser.encode([cat])
-    made, seeded = [], denoiser._seeded
-    monkeypatch.setattr(denoiser, "_seeded", lambda begun, generator: made.append(1) or seeded(begun, generator))
-    (before,) = denoiser._conditions.rows(denoiser.conditions(torch.zeros(1, dtype=torch.long), [5]))
-    denoiser.encode([dog, cat])
-    assert len(made) == 2, "one for the seed, one for the dog"
-    cond = denoiser.conditions(torch.tensor([1, 0]), [5, 5])
-    assert len(made) == 3
-    assert denoiser._conditions.rows(cond)[0] is before
-    assert [each.prompt for each in denoiser._conditions.encoded(cond)] == [cat, dog]
-    denoiser.forget_prompts()
-    denoiser.encode([cat])
-    denoiser.conditions(torch.zeros(1, dtype=torch.long), [5])
-    assert len(made) == 5, "both anew"
-
-
 @pytest.mark.parametrize("make", [lambda: upgrade(shared("flux2_klein")).denoiser(**FAMILIES["flux2_klein"].call),
                                   lambda: twin("flux kontext").denoiser(**CASES["flux kontext"].call)])  # fmt: skip
 def test_a_negative_prompt_is_refused_where_none_is_read(make: Any) -> None:
     with pytest.raises(ValueError, match="negative"):
         make().encode([Prompt("a cat", negative="snow")])
-
-
-def test_fields_of_rows_are_put_together_by_their_rules() -> None:
-    one, two = torch.ones(1, 2, 3), torch.ones(1, 4, 3)
-    rows = [
-        {"x": one, "ids": one, "texts": [1], "n": 3, "more": {"y": one}, "long": one},
-        {"x": 2 * one, "ids": one, "texts": [2], "n": 3, "more": {"y": one}, "long": two},
-    ]
-    found = collated(rows, {"ids": alike, "texts": joined, "long": pad})
-    assert found["x"].shape == (2, 2, 3)
-    assert found["more"]["y"].shape == (2, 2, 3)
-    assert found["ids"] is one
-    assert found["texts"] == [1, 2]
-    assert found["n"] == 3
-    assert found["long"].shape == (2, 4, 3)
-    assert found["long"][0, 2:].abs().sum() == 0
 
 
 def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
@@ -270,14 +201,6 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     ]
     assert torch.equal(made[0], made[1])
     assert type(downgrade(pipe)) is type(plain)
-
-
-def test_a_workflow_without_one_loop_is_refused() -> None:
-    class Blocks:
-        sub_blocks: ClassVar[dict[str, Any]] = {}
-
-    with pytest.raises(ValueError, match="Blocks has 0 loops of blocks"):
-        parts_of(Blocks())
 
 
 @pytest.mark.parametrize(

@@ -194,12 +194,9 @@ def test_in_bfloat16_images_are_those_of_the_stock_pipeline_to_the_bit(name: str
     case = CASES[name]
     stock = built.__wrapped__(case.pipeline, case.parts).to(torch.bfloat16)
     made = stock(
-        prompt="a cat",
-        generator=seeded(2),
-        output_type="pt",
-        output=workflow_for(case.pipeline, case.call).output,
+        prompt="a cat", generator=seeded(2), output_type="pt", output=workflow_for(case.pipeline, case.call).output,
         **case.call,
-    )
+    )  # fmt: skip
     pipe = upgrade(stock)
     pipe.set_progress_bar_config(disable=True)
     (result,) = pipe(prompt="a cat", search=BestOfN(1), reward=bright, seed=2, **case.call).search

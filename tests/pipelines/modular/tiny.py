@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,9 +222,7 @@ SLOW = {name for name in CASES if "qwen_image edit" in name} | {
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 
-def named() -> list[Any]:
-    """The names of the cases, as parameters of a test."""
-    return [
-        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]) if name in SLOW else name
-        for name in CASES
-    ]
+def named(fast: Collection[str] = CASES) -> list[Any]:
+    """The names of the cases, as parameters of a test, which is slow but for these."""
+    marks = [pytest.mark.slow, pytest.mark.timeout(1800)]
+    return [pytest.param(name, marks=marks) if name in SLOW or name not in fast else name for name in CASES]

@@ -36,16 +36,10 @@ from tests.pipelines import tiny
 def wan_vae() -> AutoencoderKLWan:
     """Two pixels, and two frames after the first, to a latent."""
     vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[True],
-        latents_mean=[0.1, -0.2, 0.0, 0.3],
-        latents_std=[1.5, 2.0, 1.0, 0.5],
-        scale_factor_temporal=2,
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.5, 2.0, 1.0, 0.5], scale_factor_temporal=2,
         scale_factor_spatial=2,
-    )
+    )  # fmt: skip
     return vae.eval()
 
 
@@ -121,29 +115,15 @@ def _wan22_image() -> tiny.Parts:
 def _ltx() -> tiny.Parts:
     layers, scaling = (1, 1, 1, 1, 1), (True, True, False, False)
     vae = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=layers,
-        decoder_layers_per_block=layers,
-        spatio_temporal_scaling=scaling,
-        decoder_spatio_temporal_scaling=scaling,
-        decoder_inject_noise=(False,) * 5,
-        upsample_residual=(False,) * 4,
-        upsample_factor=(1,) * 4,
-        timestep_conditioning=False,
-        patch_size=1,
-        patch_size_t=1,
-    )
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=layers, decoder_layers_per_block=layers, spatio_temporal_scaling=scaling,
+        decoder_spatio_temporal_scaling=scaling, decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=1, patch_size_t=1,
+    )  # fmt: skip
     transformer = LTXVideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        num_layers=1,
-        caption_channels=32,
-    )
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=1, caption_channels=32,
+    )  # fmt: skip
     return {
         "tokenizer": tiny.character_tokenizer(),
         "text_encoder": tiny.t5(),
@@ -170,60 +150,32 @@ def gemma() -> Gemma3ForConditionalGeneration:
 @tiny.parts_once
 def _ltx2() -> tiny.Parts:
     vae = AutoencoderKLLTX2Video(
-        latent_channels=4,
-        block_out_channels=(8,),
-        decoder_block_out_channels=(8,),
-        layers_per_block=(1,),
-        decoder_layers_per_block=(1, 1),
-        spatio_temporal_scaling=(True,),
-        decoder_spatio_temporal_scaling=(True,),
-        decoder_inject_noise=(False, False),
-        downsample_type=("spatiotemporal",),
-        upsample_type=("spatiotemporal",),
-        upsample_residual=(False,),
-        upsample_factor=(1,),
-        patch_size=1,
-        spatial_compression_ratio=2,
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False), downsample_type=("spatiotemporal",), upsample_type=("spatiotemporal",),
+        upsample_residual=(False,), upsample_factor=(1,), patch_size=1, spatial_compression_ratio=2,
         temporal_compression_ratio=2,
-    )
+    )  # fmt: skip
     vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))
     vae.latents_std.copy_(torch.tensor([1.5, 2.0, 1.0, 0.5]))
     audio_vae = AutoencoderKLLTX2Audio(
         base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
     )
     transformer = LTX2VideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        audio_in_channels=4,
-        audio_out_channels=4,
-        audio_num_attention_heads=2,
-        audio_attention_head_dim=4,
-        audio_cross_attention_dim=8,
-        vae_scale_factors=(2, 2, 2),
-        num_layers=1,
-        caption_channels=8,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
+        audio_cross_attention_dim=8, vae_scale_factors=(2, 2, 2), num_layers=1, caption_channels=8,
         rope_double_precision=False,
-    )
+    )  # fmt: skip
     heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "num_learnable_registers": None}
     connectors = LTX2TextConnectors(
-        caption_channels=8,
-        text_proj_in_factor=2,
-        connector_rope_base_seq_len=16,
-        rope_double_precision=False,
+        caption_channels=8, text_proj_in_factor=2, connector_rope_base_seq_len=16, rope_double_precision=False,
         **{f"{of}_connector_{name}": value for of in ("video", "audio") for name, value in heads.items()},
-    )
+    )  # fmt: skip
     vocoder = LTX2Vocoder(
-        in_channels=16,
-        hidden_channels=8,
-        upsample_kernel_sizes=[4],
-        upsample_factors=[2],
-        resnet_kernel_sizes=[3],
-        resnet_dilations=[[1]],
-        output_sampling_rate=16000,
-    )
+        in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4], upsample_factors=[2], resnet_kernel_sizes=[3],
+        resnet_dilations=[[1]], output_sampling_rate=16000,
+    )  # fmt: skip
     guidance: dict[str, Any] = {"stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7}
     return {
         "tokenizer": tiny.character_tokenizer(),
