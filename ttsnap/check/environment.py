@@ -125,7 +125,7 @@ def _extras() -> Iterator[str]:
 
 def _measured(pipe: Any) -> Iterator[str]:
     """Run a short search, and tell what a minute buys."""
-    call, taken = defaults(EMBEDDED), None
+    call = defaults(EMBEDDED)
     steps = int(call.pop("num_inference_steps"))
     pipe.set_progress_bar_config(disable=True)
     for seeds in (1, SEEDS):  # a first call takes more

@@ -34,7 +34,7 @@ def add_config(p: Any) -> None:
     )
 
 
-def add_preset(p: Any, presets: Mapping[str, Values], text: str) -> None:
+def add_preset(p: Any, presets: Mapping[str, Mapping[str, Any]], text: str) -> None:
     """--preset. presets: options of the command by name."""
     p.presets = presets
     p.add_argument("--preset", type=str | None, metavar="NAME", help=Common(f"{text}: {', '.join(presets)}"))

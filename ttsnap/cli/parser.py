@@ -140,11 +140,11 @@ class Parser(argparse.ArgumentParser):
             for path in _values(options, "--config"):
                 given |= read_config(self.settings(), path, options)
         typed = _values(options, "--preset")
-        name = typed[-1] if typed else given.get("preset")
-        if self.presets and name is not None:
-            if name not in self.presets:
-                raise ValueError(unknown("preset", str(name), self.presets))
-            given = settings_in(self.settings(), self.presets[name], f"the preset {name}") | given
+        preset = typed[-1] if typed else given.get("preset")
+        if self.presets and preset is not None:
+            if preset not in self.presets:
+                raise ValueError(unknown("preset", str(preset), self.presets))
+            given = settings_in(self.settings(), self.presets[preset], f"the preset {preset}") | given
         return self._whole(given, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:

@@ -33,10 +33,10 @@ VIDEOS = "serving videos, as .mp4 where clients say nothing,"
 DESCRIPTION = """Serve image generation over HTTP: every request is a search.
 
 The official openai client works unchanged. n is how many images of the search are kept, quality its effort, usage what
-it spent; search, reward, budget, seed, steps and others are our fields (docs/reference/http.md). Requests of all callers
-share the model's batches, and a large one does not keep small ones waiting. Clients choose among the rewards that are
-named here, the first being preset; they name no file and no address. With --devices, the candidates of every request
-are spread over several devices, which have a model each.
+it spent; search, reward, budget, seed, steps and others are our fields (docs/reference/http.md). Requests of all
+callers share the model's batches, and a large one does not keep small ones waiting. Clients choose among the rewards
+that are named here, the first being preset; they name no file and no address. With --devices, the candidates of every
+request are spread over several devices, which have a model each.
 
 Without --keys anybody who reaches the address may ask: leave --host at 127.0.0.1 then. The environment variable
 TTSNAP_API_KEY is another way to set one key. SIGTERM and Ctrl-C let searches under way end first.
