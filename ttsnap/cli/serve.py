@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -165,24 +164,22 @@ def _serve(server: GenerationServer, offer: ServingCatalog, keys: Keys) -> None:
 
 @contextmanager
 def store_of(a: Arguments, limits: ServiceLimits) -> Iterator[JobStore]:
-    """The store of jobs; of a folder that goes with the server where no port is chosen, and where the default folder
-    cannot be written. ValueError where --state cannot be."""
+    """The store of jobs; of a folder that goes with the server where no port is chosen. ValueError where the folder
+    cannot be written."""
     from ttsnap.service.job_store import JobStore
 
     home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
     with ExitStack() as stack:
-        where = Path(a.state).expanduser() if a.state else home / "ttsnap" / f"serve-{a.port}" if a.port else None
+        if a.state or a.port:
+            where = Path(a.state).expanduser() if a.state else home / "ttsnap" / f"serve-{a.port}"
+        else:
+            where = Path(stack.enter_context(TemporaryDirectory(prefix="ttsnap-")))
         try:
-            store = None if where is None else JobStore(where, limits, a.database)
+            store = JobStore(where, limits, a.database)
         except OSError as error:
-            if a.state:
-                raise ValueError(f"--state {a.state} cannot be written, by this user alone: {error}") from None
-            print(
-                f"jobs end with this server, as {where} cannot be written; choose a folder by --state", file=sys.stderr
-            )
-            store = None
-        if store is None:
-            store = JobStore(Path(stack.enter_context(TemporaryDirectory(prefix="ttsnap-"))), limits, a.database)
+            raise ValueError(
+                f"{where} cannot be written, by this user alone: {error}; choose a folder by --state"
+            ) from None
         yield stack.enter_context(closing(store))
 
 

@@ -19,7 +19,7 @@ AHEAD = 2
 """Calls of `post_ahead` that an actor is sent, so that it works while the driver thinks."""
 MOST_DEATHS = 3
 """Deaths in a row, without a turn between them, that end a search."""
-PendingRequest: TypeAlias = Any
+PendingTurn: TypeAlias = Any
 """What a pool tells the answers under way by."""
 
 
@@ -33,13 +33,13 @@ class Pool(Protocol):
     def __len__(self) -> int:
         """How many actors there are."""
 
-    def send(self, actor: int, calls: Sequence[Call[Any]]) -> PendingRequest:
+    def send(self, actor: int, calls: Sequence[Call[Any]]) -> PendingTurn:
         """Have an actor carry out these calls; returns at once."""
 
-    def ready(self, tickets: Sequence[PendingRequest], seconds: float) -> list[PendingRequest]:
+    def ready(self, tickets: Sequence[PendingTurn], seconds: float) -> list[PendingTurn]:
         """Those of these tickets that have an answer; waits so long for one."""
 
-    def answer(self, ticket: PendingRequest) -> Turn:
+    def answer(self, ticket: PendingTurn) -> Turn:
         """What came of the calls. Raises what they raised, and ActorDied where the actor is gone."""
 
     def restart(self, actor: int) -> None:
@@ -53,7 +53,7 @@ class Pool(Protocol):
 class Flight:
     """A call under way to an actor, or its answer on the way back."""
 
-    ticket: PendingRequest
+    ticket: PendingTurn
     call: Call[Any]
     then: Callable[[Any], None] | None
     """Called with the answer."""

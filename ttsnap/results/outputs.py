@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from ttsnap.core.outcome import SHOWN
 from ttsnap.core.results import Event, Result
@@ -17,6 +17,9 @@ from ttsnap.results.folders import slug
 from ttsnap.results.media import Pixels, frames_of, save_png, save_video, still
 from ttsnap.results.record import SearchRecord, plain
 from ttsnap.results.sheet import CELL, contact_sheet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALL, TIMES = 128, 8
 """Where images have fewer pixels a side than SMALL, the best gets a copy TIMES as large."""

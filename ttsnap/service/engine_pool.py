@@ -128,10 +128,8 @@ class PooledEngine:
         """Begin a search. ValueError for what model or budget do not allow, RequestError for a prompt that a reward
         cannot read."""
         request, engine = ticket.request, self.engine
-        spec = replace(
-            self._prepared(request, self.limits.capped(request.budget, engine.grid)),
-            eager=ticket.partials > 0,
-        )
+        fitted = self._prepared(request, self.limits.capped(request.budget, engine.grid))
+        spec = replace(fitted, eager=ticket.partials > 0)
         for name in self.spec.rewards:
             self._check(name, request.prompt)
         now = time.monotonic()

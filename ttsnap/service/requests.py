@@ -45,14 +45,8 @@ EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
 """Fields of which one takes the place of the other in a remix."""
 OFF = {
     *("lora", "extra_params", "layers", "system_prompt", "diffusers_kwargs", "enhance_prompt", "rollout"),
-    *(
-        "enable_upscaling",
-        "upscaling_model_path",
-        "upscaling_scale",
-        "flow_shift",
-        "progressive_mode",
-        "generate_sound",
-    ),
+    *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
+    "generate_sound",
 }
 """Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
 LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}

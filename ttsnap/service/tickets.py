@@ -167,10 +167,7 @@ class RequestParser:
         limits = limits.of_videos if isinstance(wanted, Video) else limits
         search = prepared_of(wanted, self.offer, limits, pictures)
         partials = wanted.partial_images if isinstance(wanted, Generation) else 0
-        notes, drafts = (
-            notes_of(wanted, search, limits),
-            wanted.draft is None and search.request.search == "seed-pruning",
-        )
-        if drafts and self.offer.undrafted is not None and not search.prompt.inputs:
+        notes, left_open = notes_of(wanted, search, limits), wanted.draft is None and not search.prompt.inputs
+        if left_open and self.offer.undrafted is not None and search.request.search == "seed-pruning":
             notes += (self.offer.undrafted,)
         return PendingRequest(search, caller, asyncio.get_running_loop(), PREVIEWS if job else partials, notes, job=job)
