@@ -91,10 +91,8 @@ def run(a: Arguments) -> int:
     load_libraries()
     from ttsnap.check.environment import environment
 
-    def embedded() -> Any:
-        return common.load_model(EMBEDDED, a.device, a.dtype)
-
-    broken = environment(place, _say, embedded if a.model is None else None)
+    search = None if a.model is not None else lambda: common.load_model(EMBEDDED, a.device, a.dtype)
+    broken = environment(place, _say, search)
     print("\n".join(["", "wrong:", *(f"  {line}" for line in broken)] if broken else ["", "nothing is wrong"]))
     return int(bool(broken)) if a.model is None else _climb(a, place)
 
