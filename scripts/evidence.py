@@ -11,6 +11,7 @@ from typing import Any
 
 from ttsnap.check.ladder import Rung
 from ttsnap.files.reading import read_object
+from ttsnap.files.settings import build
 from ttsnap.files.writing import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,7 +40,7 @@ def compare(files: dict[str, Any]) -> str:
     """The table of model x device of evidence files by their names: the verdict, and what tells most."""
     rows = []
     for stem, whole in sorted(files.items()):
-        rungs = {name: Rung.of_json(data) for name, data in whole["rungs"].items()}
+        rungs = {name: build(Rung, data) for name, data in whole["rungs"].items()}
         cost, signal = (rungs.get(name, Rung(name)).figures for name in ("cost", "signal"))
         leads = {title: figure for title, figure in signal.items() if title.startswith("lead of ")}
         lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)

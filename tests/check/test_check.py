@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import runpy
@@ -12,10 +13,10 @@ from zlib import crc32
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tests.pipelines.tiny import SIZE, STABLE_DIFFUSION_BETAS, quiet, sd3, sdxl
+from tests.pipelines.tiny import SIZE, quiet, sd3, sdxl
 from ttsnap.check import environment
 from ttsnap.check.cost import cost
 from ttsnap.check.denoising import denoising
@@ -26,6 +27,7 @@ from ttsnap.check.signal import signal
 from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, verdict
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.settings import build
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import PACKAGED
 from ttsnap.options.sampler import SamplerOptions
@@ -109,56 +111,17 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, m
     assert "another picture" in judged.why[0]
 
 
-class Diffusion(torch.nn.Module):
-    """The embedded model's flow as a network of a diffusion model: told a timestep, it tells the noise or v at the same
-    ratio of signal to noise."""
-
-    def __init__(self, flow: Any, kind: str) -> None:
-        super().__init__()
-        self.flow, self.config, self.kind = flow, flow.config, kind
-        self.dtype, self.device = flow.dtype, flow.device
-        self.kept = DDIMScheduler(**STABLE_DIFFUSION_BETAS).alphas_cumprod
-
-    def forward(self, hidden_states: Tensor, timestep: Tensor, **more: Any) -> tuple[Tensor]:
-        kept = self.kept[timestep.long()].view(-1, 1, 1, 1)
-        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
-        x, level = hidden_states / (alpha + sigma), sigma / (alpha + sigma)
-        velocity = self.flow(x, timestep=1000 * level.flatten(), **more)[0]
-        noise = x + (1 - level) * velocity
-        return (noise if self.kind == "epsilon" else alpha * noise - sigma * (x - level * velocity),)
-
-
-LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # diffusers' defaults
-
-
 @pytest.mark.parametrize(
-    ("kind", "scheduler", "word"),
-    [
-        (None, FlowMatchEulerDiscreteScheduler(), UNDECIDED),
-        (None, FlowMatchEulerDiscreteScheduler(shift=10.0), UNDECIDED),  # other steps along the same path
-        ("epsilon", DDIMScheduler(**STABLE_DIFFUSION_BETAS), UNDECIDED),
-        ("epsilon", DDIMScheduler(**LINEAR), NO_GO),  # it adds more noise than the network is told
-        (
-            "v_prediction",
-            DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
-            NO_GO,
-        ),  # less
-        ("epsilon", DDIMScheduler(**STABLE_DIFFUSION_BETAS, prediction_type="v_prediction"), NO_GO),
-        ("v_prediction", DDIMScheduler(**STABLE_DIFFUSION_BETAS), NO_GO),
-        (None, DDIMScheduler(**STABLE_DIFFUSION_BETAS), NO_GO),
-    ],
-)
-def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(
-    setup: Make, kind: str | None, scheduler: Any, word: str
-) -> None:
-    pipe = quiet(load("embedded", dtype=torch.float32))
-    if kind is not None:
-        pipe.transformer = Diffusion(pipe.transformer, kind)
-    scheduler.register_to_config(clip_sample=False)
-    pipe.scheduler = scheduler
-    found = climbed(setup(pipe=pipe, call={"num_inference_steps": 8}), "denoising")
-    assert found["denoising"].holds is (word == UNDECIDED), found["denoising"].lines()
-    assert verdict(found).word == word  # without its other rungs
+    "case", ["flow, shift 10", "noise", "noise taken for v", "v taken for noise", "noise, diffusers' default betas",
+             "v, cosine betas"],
+)  # fmt: skip
+def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    schedulers: Any = importlib.import_module("wrong_schedulers")
+    kind, scheduler, fits = schedulers.CASES[case]
+    found = schedulers.measured(quiet(load("embedded", dtype=torch.float32)), kind, scheduler, 8)
+    assert found.holds is fits, found.lines()
+    assert verdict({"denoising": found}).word == (UNDECIDED if fits else NO_GO)  # without its other rungs
 
 
 @pytest.mark.parametrize("make", [sd3, sdxl])
@@ -244,7 +207,7 @@ EVIDENCE = sorted(ROOT.glob("docs/evidence/*_*-*-*[0-9].json"))
 def test_an_evidence_file_is_what_its_figures_say(path: Path) -> None:
     """The embedded models get GO; the page and the table are made of the figures alone, and name nobody."""
     whole = json.loads(path.read_text())
-    judged = verdict({name: Rung.of_json(data) for name, data in whole["rungs"].items()})
+    judged = verdict({name: build(Rung, data) for name, data in whole["rungs"].items()})
     assert (judged.word, list(judged.why)) == (whole["verdict"], whole["why"])
     assert judged.word == GO or whole["model"] not in PACKAGED
     assert path.with_suffix(".md").read_text() == page(whole, f"{path.stem}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttsnap.profiling.meter import Meter, integrate, open_energy
+from ttsnap.profiling.meter import Meter, integrate, open_energy, peak_rss
 
 UUID = "7a1b6c1e-0000-4000-8000-00000000000b"
 
@@ -170,3 +171,12 @@ def test_on_a_cpu_memory_is_the_process_peak() -> None:
     assert "process" in out["memory_kind"]
     assert 10 << 20 < out["peak_memory_bytes"] < 1 << 42
     assert json.loads(json.dumps(out)) == out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell it by getrusage alone")
+def test_peak_memory_is_this_processs_own_and_not_what_its_parent_held() -> None:
+    held = bytearray(2**30)
+    held[:: 2**12] = b"x" * len(held[:: 2**12])  # pages count once they are written
+    code = "from ttsnap.profiling.meter import peak_rss; print(peak_rss())"
+    told = int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    assert 2**24 < told < len(held) < (peak_rss() or 0)

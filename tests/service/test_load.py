@@ -39,7 +39,7 @@ class Own(Service):
 
     def _ask(self, client: httpx.Client, number: int) -> Any:
         seen = np.random.default_rng(number if len(self.images) < 2 else None)
-        return seen.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return seen.random((3, 8, 8))
 
 
 def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ttsnap.check.ladder import Rung
 from ttsnap.check.verdict import Verdict
+from ttsnap.files.settings import build, to_json
 from ttsnap.files.writing import markdown, write_json, write_text
 from ttsnap.results.folders import slug
 
@@ -49,7 +50,7 @@ def write(
         write_json(out / f"{stem}.schedule.json", dict(judged.schedule))
     whole: dict[str, Any] = cleaned({
         "format": FORMAT, **about, "verdict": judged.word, "why": list(judged.why),
-        "rungs": {name: rung.to_json() for name, rung in found.items()},
+        "rungs": {name: to_json(rung) for name, rung in found.items()},
     })  # fmt: skip
     if judged.schedule:
         whole["use"] = f"{whole['use']} --algorithm {stem}.schedule.json"
@@ -74,7 +75,7 @@ def page(whole: Mapping[str, Any], sheet: str | None) -> str:
     if whole["use"]:
         lines += ["", "What measured best", "", f"    {whole['use']}"]
     for name, data in whole["rungs"].items():
-        rung = Rung.of_json(data)
+        rung = build(Rung, data)
         rows = [(title, f"{f.value:.3g} {f.unit}".strip(), "" if f.low is None else f"{f.low:.3g} to {f.high:.3g}")
                 for title, f in rung.figures.items()]  # fmt: skip
         lines += ["", f"## {name.capitalize()} ({rung.seconds:.0f} s)", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.reading import read_object
-from ttsnap.files.settings import Json
+from ttsnap.files.settings import build, to_json
 from ttsnap.files.writing import write_json
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec
@@ -103,18 +103,6 @@ class Rung:
         figures = [f"{name}: {figure}" for name, figure in self.figures.items()]
         return [*figures, *self.said, *(f"{name}: not measured: {why}" for name, why in self.missing.items())]
 
-    def to_json(self) -> dict[str, Json]:
-        """Read by `of_json`."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, data: dict[str, Any]) -> Rung:
-        """ValueError for anything but what `to_json` wrote."""
-        try:
-            return cls(**{**data, "figures": {name: Figure(**each) for name, each in data["figures"].items()}})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"this is not what a rung of a check found: {error}") from None
-
 
 @dataclass
 class Setup:
@@ -164,7 +152,7 @@ class Setup:
         nothing that fails keeps the others from running."""
         kept, before = self.out / f"{name}.json", 0.0
         if kept.is_file():
-            found = Rung.of_json(read_object(kept, what="file of a check"))
+            found = build(Rung, read_object(kept, what="file of a check"))
             if found.done:
                 self.found[name] = found
                 return found
@@ -176,6 +164,6 @@ class Setup:
         except (ValueError, RuntimeError, OSError, MemoryError) as error:  # torch's out of memory is a RuntimeError
             found = Rung(name, missing={name: in_short(error)})
         found.seconds = before + time.monotonic() - begin
-        write_json(kept, found.to_json())
+        write_json(kept, to_json(found))
         self.found[name] = found
         return found

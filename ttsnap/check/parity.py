@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,45 +24,45 @@ def parity(setup: Setup) -> Rung:
     """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a stock call."""
     rung, prompt = Rung("parity"), setup.prompts[0]
     whole, winner = _images(setup, None)
-    other = _differs(whole[0], whole[1])
-    rung.note("two seeds", in_255ths(other), "")
-    compared = {STOCK: (whole[winner:], lambda: [_stock(setup, prompt, winner)])}
-    compared["two runs"] = (whole, lambda: _images(setup, None)[0])
+    other = differs(whole[0], whole[1])
+    rung.note("two seeds", _in_255ths(other), "")
+    makers = {STOCK: (whole[winner:], lambda: [_stock(setup, prompt, winner)])}
+    makers["two runs"] = (whole, lambda: _images(setup, None)[0])
     if setup.engine().batch_size > 1:
-        compared[f"a batch of 1 against one of {SEEDS}"] = (whole, lambda: _images(setup, 1)[0])
+        makers[f"a batch of 1 against one of {SEEDS}"] = (whole, lambda: _images(setup, 1)[0])
     worst = 0.0
-    for name, (images, make) in compared.items():
+    for name, (images, make) in makers.items():
         if setup.left <= 0:
             rung.missing[name] = "the time was over; give more --minutes"
             continue
         setup.say(f"comparing {name}")
-        pairs = [_differs(a, b) for a, b in zip(images, make(), strict=False)]
-        most = max(pairs, key=lambda pair: float(pair.mean()))
-        rung.figures[name] = in_255ths(most)
-        share = float(most.mean()) / max(float(other.mean()), 1e-9)
-        worst = max(worst, share)
-        rung.said.append(f"{name}: {words(int(most.max()), share)}")
+        pairs = [differs(a, b) for a, b in zip(images, make(), strict=False)]
+        worst = max(worst, compared(rung, name, pairs, other))
     rung.done = not rung.missing
     rung.holds = False if worst > CLOSE else True if rung.done else None
     return rung
 
 
-def words(most: int, share: float) -> str:
-    """What a largest difference of 255 and a share of what two seeds differ by say of two images."""
-    if not most:
-        return "equal to the last bit of 8"
+def compared(rung: Rung, name: str, pairs: Sequence[Any], other: Any) -> float:
+    """Note the largest of these differences of what should be one image, by what two seeds differ by (`other`); the
+    share of that which it is."""
+    most = max(pairs, key=lambda pair: float(pair.mean()))
+    rung.figures[name], share = _in_255ths(most), float(most.mean()) / max(float(other.mean()), 1e-9)
     kind = "the same to the eye" if share <= SAME else "the same picture" if share <= CLOSE else "another picture"
     rounding = "; kernels round differently in other batches, most in bfloat16" if share <= CLOSE else ""
-    return f"up to {most} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
+    said = f"up to {most.max()} of 255, {share:.1%} of what two seeds differ by: {kind}{rounding}"
+    rung.said.append(f"{name}: {said if most.any() else 'equal to the last bit of 8'}")
+    return share
 
 
-def in_255ths(difference: Any) -> Figure:
+def differs(a: Any, b: Any) -> Any:
+    """How far two images are apart in each value, in 255ths."""
+    return np.abs(to_uint8(a).astype(int) - to_uint8(b))
+
+
+def _in_255ths(difference: Any) -> Figure:
     """The mean over all pixels, and the least and the largest."""
     return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
-
-
-def _differs(a: Pixels, b: Pixels) -> Any:
-    return np.abs(to_uint8(a).astype(int) - to_uint8(b))
 
 
 def _images(setup: Setup, batch_size: int | None) -> tuple[list[Any], int]:

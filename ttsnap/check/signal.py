@@ -109,11 +109,11 @@ def _recorded(
     return _joined(parts) if len(parts) >= LEAST else None
 
 
-def _plan(setup: Setup, images: int) -> dict[str, int]:
+def _plan(setup: Setup, images: int) -> dict[str, Any]:
     """How many prompts and seeds so many images are; what was begun stays as it was planned."""
     kept = setup.out / "plan.json"
     if kept.is_file():
-        return {name: int(str(value)) for name, value in read_object(kept, what="plan of a check").items()}
+        return dict(read_object(kept, what="plan of a check"))
     seeds = IMAGES if images < ENOUGH else min(MOST, max(2 * IMAGES, images // len(setup.prompts)))
     plan = {"prompts": min(len(setup.prompts), images // seeds), "seeds": seeds}
     if plan["prompts"] >= LEAST:

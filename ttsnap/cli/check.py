@@ -26,6 +26,7 @@ from ttsnap.request.request import SearchRequest
 
 if TYPE_CHECKING:
     from ttsnap.check.ladder import Setup
+    from ttsnap.check.verdict import Verdict
 
 DESCRIPTION = """Say what is here and what is wrong; with a model, measure whether searches pay on it.
 
@@ -90,10 +91,8 @@ def run(a: Arguments) -> int:
     load_libraries()
     from ttsnap.check.environment import environment
 
-    def embedded() -> Any:
-        return common.load_model(EMBEDDED, a.device, a.dtype)
-
-    broken = environment(place, _say, embedded if a.model is None else None)
+    search = None if a.model is not None else lambda: common.load_model(EMBEDDED, a.device, a.dtype)
+    broken = environment(place, _say, search)
     print("\n".join(["", "wrong:", *(f"  {line}" for line in broken)] if broken else ["", "nothing is wrong"]))
     return int(bool(broken)) if a.model is None else _climb(a, place)
 
@@ -103,9 +102,8 @@ def _say(line: str) -> None:
 
 
 def _service(a: Arguments) -> int:
-    from ttsnap.check import evidence
     from ttsnap.check.service import Service
-    from ttsnap.check.verdict import NO_GO, of_service
+    from ttsnap.check.verdict import of_service
     from ttsnap.reward_models.registry import refuse_credentials
     from ttsnap.version import versions
 
@@ -116,22 +114,18 @@ def _service(a: Arguments) -> int:
     vars(a)["model"] = service.model()
     found = service.check(_prompts(a))
     _say("\n".join(f"  {line}" for line in found.lines()))
-    about = {"model": a.model, "device": "a service", "date": datetime.date.today().isoformat(), "dtype": "", "use": "",
-             "versions": versions(), "command": shlex.join(["ttsnap", "check", *_typed(a, "out")])}  # fmt: skip
-    judged = of_service(found)
-    page = evidence.write(Path(a.out), about, {"service": found}, judged)
-    _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
-    return int(judged.word == NO_GO)
+    about = {"model": a.model, "device": "a service", "dtype": "", "use": "", "versions": versions(),
+             "command": shlex.join(["ttsnap", "check", *_typed(a, "out")])}  # fmt: skip
+    return _judged(Path(a.out), about, {"service": found}, of_service(found))
 
 
 def _climb(a: Arguments, place: Any) -> int:
-    from ttsnap.check import evidence
     from ttsnap.check.cost import cost
     from ttsnap.check.denoising import denoising
     from ttsnap.check.environment import device_name
     from ttsnap.check.parity import parity
     from ttsnap.check.signal import signal
-    from ttsnap.check.verdict import NO_GO, verdict
+    from ttsnap.check.verdict import verdict
     from ttsnap.results.folders import slug
 
     out = Path(a.out)
@@ -147,8 +141,15 @@ def _climb(a: Arguments, place: Any) -> int:
             _say(f"\n{name}, up to {within:.0f} s")
             _say("\n".join(f"  {line}" for line in setup.climb(name, rung, within).lines()))
         judged = verdict(setup.found)
-        about |= {"use": _use(a, setup, judged.best), "date": datetime.date.today().isoformat()}
-        page = evidence.write(out, about, setup.found, judged, work / "sheet.png")
+        return _judged(out, about | {"use": _use(a, setup, judged.best)}, setup.found, judged, work / "sheet.png")
+
+
+def _judged(out: Path, about: dict[str, Any], found: Any, judged: Verdict, sheet: Path | None = None) -> int:
+    """Write the evidence, and say the verdict. 1 for NO-GO."""
+    from ttsnap.check import evidence
+    from ttsnap.check.verdict import NO_GO
+
+    page = evidence.write(out, {**about, "date": datetime.date.today().isoformat()}, found, judged, sheet)
     _say(f"\n{judged.word}: {'; '.join(judged.why)}\n{page.with_suffix('.json')} and {page} are to be shown")
     if judged.schedule:
         _say(f"{about['use']} --algorithm {page.with_suffix('.schedule.json')}")

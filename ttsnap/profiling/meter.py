@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -103,8 +104,15 @@ class Meter:
         }
 
 
+STATUS = Path("/proc/self/status")
+"""What Linux tells of this process."""
+
+
 def peak_rss() -> int | None:
     """The most bytes of RAM that this process has held since it began; None where nobody tells (Windows)."""
+    with suppress(OSError, StopIteration):  # Linux; getrusage would count what the parent held when it began
+        lines = STATUS.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     try:
         import resource
     except ImportError:
