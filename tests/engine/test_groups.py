@@ -146,6 +146,17 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
     assert not live.noise.groups._ready  # type: ignore[union-attr]
 
 
+def test_a_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    live = made()
+    monkeypatch.setattr(live.denoiser.groups, "begin", full)
+    with pytest.raises(ValueError, match="take smaller groups"):
+        search(["a"], BestOfN(3), live)
+    assert live.batch_size == 4
+
+
 def test_mixed_noise_begins_alone() -> None:
     live = made(noisy=True)
     (result,) = search(["a"], make_algorithm("zero-order"), live, "90nfe")
