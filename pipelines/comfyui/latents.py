@@ -100,9 +100,9 @@ class LatentSearch:
                              "latent of batch size 1")  # fmt: skip
         if self.request.budget.flops is not None:
             raise ValueError("networks of ComfyUI are not counted in FLOPs; cap evaluations, decodes or seconds")
-        if {"path", "times", "guide"} & {*changed(self.request.engine.sampler)}:
-            raise ValueError("steps inside ComfyUI keep to the model's path, and follow no gradient of rewards; leave "
-                             "path, times and guide out")  # fmt: skip
+        if {"path", "times", "guide", "variety"} & {*changed(self.request.engine.sampler)}:
+            raise ValueError("steps inside ComfyUI keep to the model's path, follow no gradient of rewards, and couple "
+                             "no seeds; leave path, times, guide and variety out")  # fmt: skip
         if len(self.sigmas) < 2 or float(self.sigmas[-1]) != 0:
             got = f"{len(self.sigmas)} that end at {float(self.sigmas[-1]):g}" if len(self.sigmas) else "none"
             raise ValueError(f"a search finishes images, so that its sigmas must end at 0, got {got}; give a whole "

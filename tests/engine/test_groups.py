@@ -141,9 +141,20 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
     assert [row["cost"]["nfe"] for row in result.trace] == [result.spent.nfe]
     assert image_cost(live.grid, 1, live.price).nfe == SIZE * AHEAD + STEPS - AHEAD
     assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
-    with pytest.raises(ValueError, match="too small for one image"):
+    with pytest.raises(ValueError, match="one image with the group of 4 seeds"):
         search(["a"], BestOfN(), live, "13nfe")
     assert not live.noise.groups._ready  # type: ignore[union-attr]
+
+
+def test_a_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    live = made()
+    monkeypatch.setattr(live.denoiser.groups, "begin", full)
+    with pytest.raises(ValueError, match="take smaller groups"):
+        search(["a"], BestOfN(3), live)
+    assert live.batch_size == 4
 
 
 def test_mixed_noise_begins_alone() -> None:

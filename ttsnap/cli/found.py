@@ -161,7 +161,7 @@ def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments
             where, scale = parse_lora(a.lora)
             print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
-    elif result.images and run.record.sampler.repel is not None:
+    elif result.images and run.record.sampler.repel and result.particles.parent[result.best.uid] < 0:
         print("  `ttsnap replay` makes the winner again with the seeds that it began with; plain diffusers does not")
     elif result.images and run.record.sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines

@@ -62,9 +62,12 @@ class Groups:
     ) -> Iterable[Begun]:
         """The latents at step 0 of these, which are coupled, and what the kernel keeps for each."""
         noise, generators = zip(*map(drawn, group), strict=True)
-        latents, states = self.start.begin(
-            torch.stack(noise), cond(group), [node.key for node in group], list(generators)
-        )
+        keys = [node.key for node in group]
+        try:
+            latents, states = self.start.begin(torch.stack(noise), cond(group), keys, list(generators))
+        except torch.OutOfMemoryError:
+            raise ValueError(f"the {len(group)} seeds of a group are one call of the network, for which there is too "
+                             "little memory; take smaller groups, as variety repel:4") from None  # fmt: skip
         return zip(latents, states, strict=True)
 
 

@@ -196,9 +196,11 @@ def check_budget(budget: Budget, engine: Engine) -> None:
     one = image_cost(engine.grid, len(engine.reward_names), engine.price)
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
+        groups = engine.price.groups
+        group = "" if groups is None else f" with the group of {groups.size} seeds in which it begins"
         raise FieldError(
             "budget",
-            f"budget {budget} is too small for one image, which takes {short}; "
+            f"budget {budget} is too small for one image{group}, which takes {short}; "
             f"raise the budget or lower the number of steps ({engine.grid.steps})",
         )
 
