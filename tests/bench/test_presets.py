@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ttsnap.algorithms import make_algorithm
 from ttsnap.bench import presets
 from ttsnap.bench.arms import Arm, read_arms
 from ttsnap.bench.presets import PARTS, halves
 from ttsnap.cli import main
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Price, Rates, SeedGroups
 from ttsnap.core.grid import Grid
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.request import LoopSearch
-from ttsnap.loop.search import foreseen, prepared
+from ttsnap.loop.search import foreseen, prepared, search
 from ttsnap.options.sampler import SamplerOptions
 
 from ..said import error_of  # noqa: TID252
@@ -109,3 +110,20 @@ def test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout(
         assert len({row["index"] for row in found}) == 2
     assert main(argv) == 0  # nothing is left to do
     assert Path("b/summary.md").read_text() == summary
+
+
+def test_looks_stay_where_they_are_when_seeds_begin_together() -> None:
+    """Of 35 steps five are taken in groups of 8: 15 seeds take those of 16, and are looked at after as many in all."""
+    trim = make_algorithm("seed-pruning", n=15, keep=halves(15), steps=presets.LOOKS)
+    whole = Grid(tuple(np.linspace(1, 0, 36)))
+    found = {}
+    for began, groups in ((0, None), (5, SeedGroups(8, 5))):
+        engine = DryEngine(Grid(whole.levels[began:]), ("r",), price=Price(groups=groups))
+        result = search([""], trim, engine)[0]
+        found[began] = [float(engine.grid.levels[move["stop"][0]]) for move in result.trace]
+        assert result.spent.nfe == 210 + (5 if groups else 0)
+    assert found[5] == found[0] == pytest.approx([1 - step / 35 for step in (*presets.LOOKS, 35)])
+    late = DryEngine(Grid(whole.levels[10:]), ("r",), price=Price(groups=SeedGroups(8, 10)))
+    assert [move["stop"][0] for move in search([""], trim, late)[0].trace] == [0, 3, 10, 17, 25]
+    with pytest.raises(ValueError, match=r"do not fit a grid of 35 steps"):
+        search([""], make_algorithm("seed-pruning", n=2, keep=[0.5], steps=[35]), late)

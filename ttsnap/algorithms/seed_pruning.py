@@ -62,7 +62,8 @@ class SeedPruning(Settings):
     """Where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are the
     same for any number of steps."""
     steps: tuple[int, ...] | None = None
-    """The checks as grid steps, rising, in place of levels."""
+    """The checks as grid steps, rising, in place of levels. Steps that seeds take together (variety) count; a check
+    among these comes after them."""
     draft_share: Decay = 0.2
     """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
     (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
@@ -91,10 +92,14 @@ class SeedPruning(Settings):
         if task.begin_calls and (self.keep, self.levels, self.steps, self.draft_share) == _LATE_CUT:
             return dataclasses.replace(self, keep=(), levels=(), draft_share=0.5).init(task)
         grid = task.grid
-        at = self.steps if self.steps is not None else [grid.step_at(level) for level in self.levels]
-        if self.steps is not None and any(not 0 <= s < grid.steps for s in at):
-            last = grid.steps - 1
-            raise ValueError(f"checks at steps {list(at)} do not fit a grid of {grid.steps} steps (0..{last})")
+        began = task.groups.nfe if task.groups is not None else 0
+        at = [grid.step_at(level) for level in self.levels]
+        if self.steps is not None:
+            at, steps = [max(0, s - began) if s >= 0 else s for s in self.steps], began + grid.steps
+            if any(not 0 <= s < grid.steps for s in at):
+                raise ValueError(
+                    f"checks at steps {list(self.steps)} do not fit a grid of {steps} steps (0..{steps - 1})"
+                )
         merged: dict[int, float] = {}
         for step, share in zip(at, self.keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share

@@ -6,6 +6,7 @@ half of the particles kept. Its baselines get what it takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ttsnap.files.settings import Json
@@ -27,11 +28,12 @@ def halves(n: int) -> list[float]:
 def dogtrim(n: int) -> tuple[str, ...]:
     """DOG-Trim with n seeds, and its baselines, as `--algorithms` takes them."""
     looks, keep = (str(list(of)).replace(" ", "") for of in (LOOKS, halves(n)))
+    group = math.ceil(n / math.ceil(n / 8))  # theirs are of 8 but for the last; ours are equal and evaluated whole
     one = "keep=[0.0001]"  # the best one
     near = "zero-order n=2 restart=0 mix=0.98869"  # sqrt(1 - .15^2)
     smc = f"smc steps={looks} lam=0.5 ess=1"
     return (
-        f"seed-pruning n={n} keep={keep} steps={looks} name=DOG-Trim",
+        f"seed-pruning n={n} keep={keep} steps={looks} variety=repel:{group} name=DOG-Trim",
         "best-of-n",
         f"{near} name='noise, greedy'",
         f"{near} eps=0.4 name='noise, epsilon-greedy'",
