@@ -203,6 +203,7 @@ def interval(values: FloatArray, draws: int = 4000) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    p.add_argument("--methods", nargs="+", help="of those that there are, beside none; all by default")
     p.add_argument("--choose", type=int, default=10, help="prompts on which settings are chosen")
     p.add_argument("--prompts", type=int, default=40, help="prompts of the figures")
     p.add_argument("--seeds", type=int, default=16, help="of each prompt; no search can start more")
@@ -221,6 +222,8 @@ def main() -> None:
         best: dict[str, Plain] = {}
         print(f"\n## {name}\n")
         for kind, settings in methods(bench.guided, bench.scale).items():
+            if a.methods and kind not in ("none", *a.methods):
+                continue
             tried = [figures(method, "choose") for method in settings]
             best[kind] = settings[int(np.argmax([found["pruning"].mean() for found in tried]))]
             for method, found in zip(settings, tried, strict=True):

@@ -1,4 +1,4 @@
-"""Methods that make seeds differ more, as wrappers of a denoiser (benchmarks/variety.py compares them)."""
+"""Methods that make seeds of a prompt differ more, as wrappers of a denoiser (benchmarks/variety.py compares them)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.options.variety import Repel
 from ttsnap.pipelines.guidance import Texts, taken
 from ttsnap.sampling import rng
 from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.repel import coupled
 
 CADS_STREAM = 2310
 """In keys, so that this noise is no other that a seed draws."""
@@ -97,11 +99,31 @@ class Cads(Plain):
         return ((self.psi * rescaled + (1 - self.psi) * hat) * there).to(y.dtype)
 
 
+@dataclass(frozen=True)
+class Repelled(Plain):
+    """Groups of seeds that push each other apart down to noise level `level`, as `variety="repel"` does."""
+
+    level: float = Repel().level
+    factor: float = Repel().factor
+
+    def predict(self, d: Any, x: Tensor, k: int, cond: Tensor, seeds: Sequence[int]) -> Prediction:
+        if d.grid.levels[k] < self.level - 1e-6:
+            return super().predict(d, x, k, cond, seeds)
+        how = Repel(level=self.level, factor=self.factor)
+        made = []
+        for first in range(0, len(x), how.size):
+            part = slice(first, first + how.size)
+            with coupled(d.net, how._replace(size=len(x[part])), d.image_tokens, (seeds[first], k)):
+                made.append(super().predict(d, x[part], k, cond[part], seeds[part]))
+        return Prediction(torch.cat([one.out for one in made]), torch.cat([one.x0 for one in made]))
+
+
 def methods(guided: bool, scale: float) -> dict[str, list[Plain]]:
     """The settings of each method that one is chosen from."""
     found: dict[str, list[Plain]] = {"none": [Plain()], "cads": [Cads(0.1), Cads(0.25)]}
+    found["repel"] = [Repelled(), Repelled(0.6)]
     if guided:
         found["interval"] = [Interval(0.0, 0.8), Interval(0.2, 0.8), Interval(0.2, 0.8, 1.5 * scale)]
     else:
-        found["cads"] += [Cads(1.0), Cads(0.25, 0.3)]
+        found["cads"] += [Cads(0.25, 0.8, 1.0), Cads(0.5, 0.6, 1.4)]
     return found
