@@ -172,38 +172,25 @@ def test_an_edit_may_be_a_job(editor: Any, client: OpenAI, drawn: list[Image.Ima
             assert httpx.delete(f"{server.url}/v1/images/edits/{names[0]}").json()["object"] == "image.edit.deleted"
 
 
-@pytest.mark.parametrize(
-    ("files", "fields", "param", "words"),
-    [
-        ({"image": None}, {}, "image", "an edit needs a picture"),
-        ({"image": b"no picture"}, {}, "image", "cannot read the picture as an image"),
-        ({"image": png(Image.new("RGB", (65, 8)))}, {}, "image", "sides of at most 64 pixels here, got 65 x 8"),
-        ({"markup": png(Image.new("RGB", (32, 32)))}, {}, "markup", "unknown file 'markup'"),
-        ({"picture": b"x"}, {}, "picture", "unknown file 'picture'; choose one of image, mask"),
-        ({}, {"n": "many"}, "n", "n must be a whole number"),
-        ({}, {"n": "0"}, "n", "at least 1"),
-        ({}, {"strength": "2"}, "strength", "strength must be at most 1"),
-        ({}, {"colour": "red"}, "colour", "unknown parameter 'colour'"),
-        ({}, {"prompt": None}, "prompt", "prompt is missing"),
-        ({}, {"prompt": " "}, "prompt", "1 to 4000 characters"),
-        ({}, {"size": "17x33"}, None, "must be divisible by 4"),
-        ({}, {"size": "128x128"}, "size", "16 to 64 pixels"),
-        ({}, {"layers": "4"}, "layers", "unknown parameter 'layers'"),
-    ],
-)
+@pytest.mark.parametrize(("files", "fields", "param"), [
+    ({"image": None}, {}, "image"), ({"image": b"no picture"}, {}, "image"),
+    ({"image": png(Image.new("RGB", (65, 8)))}, {}, "image"),
+    ({"markup": png(Image.new("RGB", (32, 32)))}, {}, "markup"), ({"picture": b"x"}, {}, "picture"),
+    ({}, {"n": "many"}, "n"), ({}, {"n": "0"}, "n"), ({}, {"strength": "2"}, "strength"),
+    ({}, {"colour": "red"}, "colour"), ({}, {"prompt": None}, "prompt"), ({}, {"prompt": " "}, "prompt"),
+    ({}, {"size": "17x33"}, None), ({}, {"size": "128x128"}, "size"), ({}, {"layers": "4"}, "layers"),
+])  # fmt: skip
 def test_what_is_no_edit_is_refused_by_name(
     editing: GenerationServer,
     files: dict[str, bytes | None],
     fields: dict[str, str | None],
     param: str | None,
-    words: str,
 ) -> None:
     sent = {"image": png(Image.new("RGB", (32, 32))), **files}
     texts = {name: (None, value) for name, value in {"prompt": PROMPT, **fields}.items() if value is not None}
     form: Any = texts | {name: (f"{name}.png", data) for name, data in sent.items() if data is not None}
     reply = httpx.post(f"{editing.url}/v1/images/edits", files=form, timeout=60)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
-    assert words in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["image", "image[]"])
