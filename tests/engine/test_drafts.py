@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.counted import Counted
+from tests.cover import each_once
 from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.evolution import Evolution
@@ -384,8 +385,7 @@ def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
     assert simulated.spent[0] == pytest.approx(loop.spent.nfe)
 
 
-@pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("width", "shared"), each_once([1, 3], [False, True]))
 def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
     recorded: Recording, width: int, shared: bool
 ) -> None:

@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tests.counted import Brightness
+from tests.cover import each_once
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
@@ -180,8 +181,7 @@ def test_flipped_bytes_are_found(recorder: Any, tmp_path: Path) -> None:
         load_recording(tmp_path / "r")
 
 
-@pytest.mark.parametrize("images", [False, True])
-@pytest.mark.parametrize("after", [0, 3, 31, 52, 74])
+@pytest.mark.parametrize(("after", "images"), each_once([0, 3, 31, 52, 74], [False, True]))
 def test_interrupted_and_resumed_is_the_same(recorder: Any, tmp_path: Path, after: int, images: bool) -> None:
     recorder(tmp_path / "whole", images=images)
     with pytest.raises(KeyboardInterrupt):
