@@ -43,6 +43,7 @@ def forged(folder: Path, change: Any = None, **values: Any) -> Path:
 
 
 REFUSED: list[dict[str, Any]] = [
+    {"search__place": 10**9},
     {"call__report": "evil.py:score"}, {"call__reward": "http://host"}, {"call__search": "evil.json"},
     {"call__callback_on_step_end": "x"}, {"call__generator": 1}, {"call__on_event": 1, "call__should_stop": 1},
     {"report": "evil.py:score"}, {"search__reward_file": "x"}, {"call__num_inference_steps": 10**7},
