@@ -40,8 +40,6 @@ from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
-from ttsnap.simulation.simulate import curve
-from ttsnap.simulation.sizing import sized_for
 
 
 class Drafting(Counted):
@@ -373,16 +371,6 @@ def test_live_equals_replay(recorded: Recording, budget: str, calls: int | None)
     assert [r.best.seed for r in live] == [r.best.seed for r in played]
     assert [r.spent.cost for r in live] == [r.spent.cost for r in played]
     assert all(r.spent.cost.draft_calls for r in live)
-
-
-@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "120nfe"])
-def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
-    one = recorded.select(slice(0, 1))
-    task, sized = sized_for(one, SeedPruning(), Budget.parse(budget))
-    (loop,) = search(["a"], sized, ReplayEngine(one), budget, seed=3)
-    simulated = curve(one, SeedPruning(), [budget], repeats=200)
-    assert simulated.most[0] <= task.allowance * (1 + 1e-12)
-    assert simulated.spent[0] == pytest.approx(loop.spent.nfe)
 
 
 @pytest.mark.parametrize(("width", "shared"), each_once([1, 3], [False, True]))

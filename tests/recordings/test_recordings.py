@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from tests.counted import Brightness
 from tests.cover import each_once
-from ttsnap import BestOfN, SeedPruning, search
+from ttsnap import BestOfN, search
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -551,20 +551,6 @@ def test_published_reward_tensors(tmp_path: Path) -> None:
         load_recording(path, scores="clean")
     found = search(r.prompts, BestOfN(3), ReplayEngine(r))
     assert [f.best.reward for f in found] == pytest.approx(base[..., -1].max(1).tolist())
-
-
-def test_replay_of_a_resumed_recording_equals_live(recorder: Any, engine: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        recorder(tmp_path / "r", reward=Dies(52))
-    recorder(tmp_path / "r")
-    recording = load_recording(tmp_path / "r")
-    for algorithm in (BestOfN(4), SeedPruning(5, (0.6, 0.5), steps=(1, 2))):
-        live = search(PROMPTS, algorithm, engine(steps=4), seed=7)
-        again = search(PROMPTS, algorithm, ReplayEngine(recording), seed=7)
-        for a, b in zip(live, again, strict=True):
-            assert a.best.seed == b.best.seed
-            assert a.spent.cost == b.spent.cost
-            assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
 
 
 def test_step_correlations() -> None:

@@ -15,19 +15,17 @@ from openai import OpenAI
 from PIL import Image
 from starlette.datastructures import Headers
 
-from tests.cluster.local import LocalPool
 from tests.service.conftest import EDITS, PROMPT, apart, client_of, one_device, picture, png, serve, until
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.loop.search import search
-from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults
 from ttsnap.request.request import EngineSpec
 from ttsnap.service.bodies import sent
 from ttsnap.service.edits import Edit, edit_of
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
@@ -106,19 +104,6 @@ def test_prompts_with_negative_ones_of_their_own_find_what_each_finds_alone(pipe
         (alone,) = search([PROMPT], BestOfN(2), pipe.engine("brightness", negative_prompt=negative, **call))
         assert [c.reward for c in result.images] == pytest.approx([c.reward for c in alone.images], abs=1e-5)
     assert len({result.best.reward for result in together}) == 3
-
-
-@pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: list[Image.Image]) -> None:
-    model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
-    rewards = {"brightness": "brightness"}
-    served = ManyDevices(one_device(editor), model, rewards, lambda recipe: LocalPool(recipe, 2))
-    with serve(served, EDITS) as server:
-        asked = {"image": ("drawn.png", png(drawn[0])), "prompt": PROMPT, "extra_body": OWN}
-        client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
-        told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]
-    assert told[0]["seed"] == told[1]["seed"]
-    assert told[0]["reward"] == pytest.approx(told[1]["reward"], abs=1e-4)
 
 
 def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
