@@ -39,6 +39,7 @@ from tests import bombs
 from tests.demo.conftest import FIELDS
 from tests.watch import MODULE, planted, watched
 from ttsnap import make_algorithm
+from ttsnap.algorithms.best_of_n import OneOfGroup
 from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.bench.arms import read_arms
 from ttsnap.bench.folder import OpenBench
@@ -132,7 +133,7 @@ PNG = {"ttsnap": "0.1.0", "model": "embedded", "sampler": "S", "kernel": "pipeli
        "prompt": "a red circle", "call": {"num_inference_steps": 4, "guidance_scale": 4.5, "sigmas": [1.0, 0.5]},
        "lora": None, "path": None, "times": "pipeline", "noises": "independent", "branched": False,
        "draft": "someone/draft:2",
-       "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5}}  # fmt: skip
+       "search": {"algorithm": "best-of-n", "options": {}, "budget": "8nfe", "reward": 0.5, "place": 2}}  # fmt: skip
 VIDEO = {**PNG, "fps": 12.5}
 CONFIG = {"prompts": ["a red circle"], "model": "embedded", "reward": ["scenes"], "report": "scenes-strict",
           "algorithm": "best-of-n", "options": {"n": 2}, "call": {"clip_skip": 1}, "budget": "8nfe"}  # fmt: skip
@@ -165,7 +166,9 @@ class Pipe:
 def found(prepared: Prepared, pipe: Pipe) -> Any:
     """Stands for the search."""
     request = prepared.request
-    assert (request.search, request.engine.rewards) == ("best-of-n", (replay._no_reward,))
+    assert isinstance(request.search, OneOfGroup)
+    assert request.search.place < 1024
+    assert request.engine.rewards == (replay._no_reward,)
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())
     assert all(isinstance(value, int | float | str | list | None) for value in [*call.values(), request.seed])
@@ -218,7 +221,9 @@ def parsed(command: str, folder: Path, *words: str) -> Any:
 
 def read_distill(folder: Path) -> None:
     a = parsed("distill", folder, "--out", "x")
-    config = build(DistillConfig, {k: v for k, v in a.nested().items() if k not in ("trust", "out")})
+    config = build(
+        DistillConfig, {k: v for k, v in a.nested().items() if k not in ("trust", "out", "preset", "export")}
+    )
     assert config == load_settings(DistillConfig, folder / "x.yaml")
     assert config.reward in REWARDS
     assert ":" not in config.student.kind

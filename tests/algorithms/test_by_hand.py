@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cover import each_once
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
 from ttsnap.core.results import Event, Result
@@ -49,8 +50,7 @@ def test_without_wishes_it_finds_and_spends_what_the_algorithm_does(name: str, e
 
 @pytest.mark.parametrize(
     ("name", "verb"),
-    [*((name, DROP) for name in OFFERED)]
-    + [(name, verb) for name in ("best-of-n", "seed-pruning", "svdd", "smc", "nested") for verb in (FINISH, BEST)],
+    [*((name, DROP) for name in OFFERED), *each_once(["best-of-n", "seed-pruning", "svdd", "smc"], [FINISH, BEST])],
 )
 def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str, engine: Callable[..., Any]) -> None:
     """After the third move, of whoever moved then: at most three of them."""

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests import bombs
 from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.handlers import Handlers, Running
@@ -215,16 +216,6 @@ def test_a_large_upload_is_refused(server: tuple[str, Path]) -> None:
     assert big.status_code == 413
 
 
-def test_an_error_clears_what_an_earlier_search_left(client: Any) -> None:
-    job = client.submit(*{**FIELDS, "prompt": "a blue dog"}.values(), api_name="/search")
-    with pytest.raises(Exception, match="knows only"):
-        job.result(timeout=30)
-    stage, status, *_ = job.outputs()[-1]
-    assert "That cannot be searched" in stage
-    assert "dog" in stage
-    assert "done" not in status
-
-
 def test_a_visitor_who_leaves_stops_the_search(server: tuple[str, Path], tmp_path: Path) -> None:
     """The iterator is closed, the thread ends, and the next visitor is served."""
     models = Models(load)
@@ -354,28 +345,6 @@ def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Pa
     assert len(wishes) == 3
 
 
-def test_a_comparison_takes_no_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, models = known()
-    handlers = Handlers(ServingCatalog("embedded", ("scenes",), recommended), DemoLimits(), models, tmp_path)
-    request: Any = SimpleNamespace(session_hash="a")
-    taken: list[bool] = []
-
-    def searched(*_: Any, **__: Any) -> Iterator[Any]:
-        taken.append(handlers.running["a"].wishes is not None)
-        yield from ()
-
-    monkeypatch.setattr("ttsnap.demo.handlers.stream", searched)
-    monkeypatch.setattr(handlers, "_read", lambda *_: asked)
-    for run in (handlers.search, handlers.compare):
-        assert not list(run(request, *[None] * 7))
-    assert taken == [True, False]
-
-
-def test_wishes_and_tallies_are_no_part_of_the_api(server: tuple[str, Path]) -> None:
-    dependencies = httpx.get(f"{server[0]}config").json()["dependencies"]
-    assert not {"lead", "best", "tally"} & {d["api_name"] for d in dependencies if d["api_visibility"] == "public"}
-
-
 def picture(side: int = 32) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (side, side), "red").save(out, "PNG")
@@ -405,25 +374,11 @@ def test_a_picture_is_changed_and_shown_before_and_after(tmp_path: Path, monkeyp
     assert capsys.readouterr().out.split()[-2] == str(payload["seed"])
 
 
-def bomb(kind: str) -> bytes:
-    """A picture that is none, or that is far too large, in few bytes."""
-    whole = bytearray(picture(64))
-    if kind == "wide":
-        whole[16:20] = (60_000).to_bytes(4, "big")
-    if kind == "beyond":
-        whole = bytearray(picture(2000))
-    if kind in ("gif", "tiff", "bmp"):
-        out = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(out, kind)
-        return out.getvalue()
-    return {"cut": bytes(whole[:60]), "text": b"<svg/>", "empty": b""}.get(kind, bytes(whole))
-
-
-@pytest.mark.parametrize("kind", ["wide", "beyond", "gif", "tiff", "bmp", "cut", "text", "empty"])
-def test_what_is_no_picture_or_too_large_is_refused_before_it_is_decoded(kind: str) -> None:
+@pytest.mark.parametrize("make", [*list(bombs.PICTURES.values())[7:], bombs.STILLS["png"], bombs.STILLS["gif"]])
+def test_what_is_no_picture_or_too_large_is_refused_before_it_is_decoded(make: Callable[[], bytes]) -> None:
     begin = time.monotonic()
     with pytest.raises(ValueError, match=r"\w{3}") as caught:
-        known(picture=bomb(kind))
+        known(picture=make())
     assert len(str(caught.value)) < 600
     assert time.monotonic() - begin < 5
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.counted import Counted
+from tests.cover import each_once
 from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.evolution import Evolution
@@ -39,8 +40,6 @@ from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Costs
 from ttsnap.sampling.kernels import Ode, Sde
 from ttsnap.sampling.rng import seeded
-from ttsnap.simulation.simulate import curve
-from ttsnap.simulation.sizing import sized_for
 
 
 class Drafting(Counted):
@@ -374,18 +373,7 @@ def test_live_equals_replay(recorded: Recording, budget: str, calls: int | None)
     assert all(r.spent.cost.draft_calls for r in live)
 
 
-@pytest.mark.parametrize("budget", ["24nfe", "50nfe", "120nfe"])
-def test_lockstep_is_the_loop(recorded: Recording, budget: str) -> None:
-    one = recorded.select(slice(0, 1))
-    task, sized = sized_for(one, SeedPruning(), Budget.parse(budget))
-    (loop,) = search(["a"], sized, ReplayEngine(one), budget, seed=3)
-    simulated = curve(one, SeedPruning(), [budget], repeats=200)
-    assert simulated.most[0] <= task.allowance * (1 + 1e-12)
-    assert simulated.spent[0] == pytest.approx(loop.spent.nfe)
-
-
-@pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("width", "shared"), each_once([1, 3], [False, True]))
 def test_a_priced_policy_that_drafts_is_the_same_live_and_replayed(
     recorded: Recording, width: int, shared: bool
 ) -> None:

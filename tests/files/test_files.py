@@ -28,7 +28,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_whole_json_is_read_as_it_is(value: Any) -> None:
     assert files.parse_json(json.dumps(value), "x") == value
     assert files.parse_json(json.dumps(value, ensure_ascii=False).encode(), "x") == value

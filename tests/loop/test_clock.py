@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.counted import Brightness, Counted
+from tests.cover import each_once
 from ttsnap import BestOfN, Budget, make_algorithm, search
 from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.results import Result
@@ -90,10 +91,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("budget", [3.0, 6.0, 12.0])
-@pytest.mark.parametrize(("name", "drafts", "kernel"), CASES)
-def test_the_time_is_used_and_what_was_meant_is_finished(name: str, drafts: bool, kernel: str, budget: float) -> None:
+@pytest.mark.parametrize(("case", "budget"), each_once(CASES, [3.0, 6.0, 12.0]))
+def test_the_time_is_used_and_what_was_meant_is_finished(case: tuple[str, bool, str], budget: float) -> None:
     """Batches take up to twice as long as foretold, or half as long, and on average as long."""
+    name, drafts, kernel = case
     for seed in range(3):
         rng = np.random.default_rng(seed)
         live = made(lambda now: float(np.exp(rng.normal(-0.04, 0.3))), drafts=drafts, kernel=kernel)  # noqa: B023
@@ -104,11 +105,9 @@ def test_the_time_is_used_and_what_was_meant_is_finished(name: str, drafts: bool
         assert result.spent.ended == f"{budget:g} s were up"
 
 
-@pytest.mark.parametrize("speed", [0.6, 1.5, 2.5])
-@pytest.mark.parametrize(("name", "drafts", "kernel"), CASES)
-def test_a_search_is_sized_again_where_it_was_measured_wrongly(
-    name: str, drafts: bool, kernel: str, speed: float
-) -> None:
+@pytest.mark.parametrize(("case", "speed"), each_once(CASES, [0.6, 1.5, 2.5]))
+def test_a_search_is_sized_again_where_it_was_measured_wrongly(case: tuple[str, bool, str], speed: float) -> None:
+    name, drafts, kernel = case
     live = made(lambda now: speed, drafts=drafts, kernel=kernel)
     share, (result,) = timed(name, 12.0, live)
     assert 0.85 <= share <= 1.1

@@ -114,6 +114,15 @@ def test_power_samples_where_the_board_has_no_counter(gpu: dict[str, int]) -> No
     assert nvml.open == 0
 
 
+def test_a_sampler_that_fails_on_the_way_knows_nothing(gpu: dict[str, int]) -> None:
+    nvml = FakeNVML(refuse=("energy",))
+    with Meter("cuda", nvml=nvml, interval=0.01) as meter:
+        nvml.refuse = ("energy", "power")
+        time.sleep(0.1)
+        nvml.refuse = ("energy",)
+    assert meter.summary()["energy_joules"] is None
+
+
 def test_power_is_integrated_by_trapezoids() -> None:
     assert integrate([(0, 100), (1, 300), (3, 300)]) == 200 + 600
     assert integrate([(0, 100)]) == 0

@@ -21,7 +21,8 @@ import torch
 from safetensors.numpy import save_file
 
 from tests.counted import Brightness
-from ttsnap import BestOfN, SeedPruning, search
+from tests.cover import each_once
+from ttsnap import BestOfN, search
 from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
@@ -180,8 +181,7 @@ def test_flipped_bytes_are_found(recorder: Any, tmp_path: Path) -> None:
         load_recording(tmp_path / "r")
 
 
-@pytest.mark.parametrize("images", [False, True])
-@pytest.mark.parametrize("after", [0, 3, 31, 52, 74])
+@pytest.mark.parametrize(("after", "images"), each_once([0, 3, 31, 52, 74], [False, True]))
 def test_interrupted_and_resumed_is_the_same(recorder: Any, tmp_path: Path, after: int, images: bool) -> None:
     recorder(tmp_path / "whole", images=images)
     with pytest.raises(KeyboardInterrupt):
@@ -551,20 +551,6 @@ def test_published_reward_tensors(tmp_path: Path) -> None:
         load_recording(path, scores="clean")
     found = search(r.prompts, BestOfN(3), ReplayEngine(r))
     assert [f.best.reward for f in found] == pytest.approx(base[..., -1].max(1).tolist())
-
-
-def test_replay_of_a_resumed_recording_equals_live(recorder: Any, engine: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        recorder(tmp_path / "r", reward=Dies(52))
-    recorder(tmp_path / "r")
-    recording = load_recording(tmp_path / "r")
-    for algorithm in (BestOfN(4), SeedPruning(5, (0.6, 0.5), steps=(1, 2))):
-        live = search(PROMPTS, algorithm, engine(steps=4), seed=7)
-        again = search(PROMPTS, algorithm, ReplayEngine(recording), seed=7)
-        for a, b in zip(live, again, strict=True):
-            assert a.best.seed == b.best.seed
-            assert a.spent.cost == b.spent.cost
-            assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
 
 
 def test_step_correlations() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cover import each_once
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
@@ -39,8 +40,7 @@ def test_replay_equals_live(engine: Any) -> None:
             assert [m["uids"] for m in a.trace] == [m["uids"] for m in b.trace]
 
 
-@pytest.mark.parametrize("width", [1, 4])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("width", "shared"), each_once([1, 4], [False, True]))
 def test_priced_replay_equals_live(engine: Any, width: int, shared: bool) -> None:
     names = [f"{i}" for i in range(6)]
     recorded = search(names, KeepAll(20), engine(prompts=6), seed=40)

@@ -15,19 +15,17 @@ from openai import OpenAI
 from PIL import Image
 from starlette.datastructures import Headers
 
-from tests.cluster.local import LocalPool
 from tests.service.conftest import EDITS, PROMPT, apart, client_of, one_device, picture, png, serve, until
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.loop.search import search
-from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults
 from ttsnap.request.request import EngineSpec
 from ttsnap.service.bodies import sent
 from ttsnap.service.edits import Edit, edit_of
-from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.monitoring import Metrics
@@ -108,19 +106,6 @@ def test_prompts_with_negative_ones_of_their_own_find_what_each_finds_alone(pipe
     assert len({result.best.reward for result in together}) == 3
 
 
-@pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(editor: Any, client: OpenAI, drawn: list[Image.Image]) -> None:
-    model = ModelOptions(device="cpu", dtype="float32", task="image-to-image")
-    rewards = {"brightness": "brightness"}
-    served = ManyDevices(one_device(editor), model, rewards, lambda recipe: LocalPool(recipe, 2))
-    with serve(served, EDITS) as server:
-        asked = {"image": ("drawn.png", png(drawn[0])), "prompt": PROMPT, "extra_body": OWN}
-        client_of(server).images.generate(prompt=PROMPT, extra_body={**OWN, "strength": None})
-        told = [mine.images.edit(**asked).to_dict()["data"][0] for mine in (client, client_of(server))]
-    assert told[0]["seed"] == told[1]["seed"]
-    assert told[0]["reward"] == pytest.approx(told[1]["reward"], abs=1e-4)
-
-
 def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
     served = one_device(editor)
 
@@ -172,38 +157,25 @@ def test_an_edit_may_be_a_job(editor: Any, client: OpenAI, drawn: list[Image.Ima
             assert httpx.delete(f"{server.url}/v1/images/edits/{names[0]}").json()["object"] == "image.edit.deleted"
 
 
-@pytest.mark.parametrize(
-    ("files", "fields", "param", "words"),
-    [
-        ({"image": None}, {}, "image", "an edit needs a picture"),
-        ({"image": b"no picture"}, {}, "image", "cannot read the picture as an image"),
-        ({"image": png(Image.new("RGB", (65, 8)))}, {}, "image", "sides of at most 64 pixels here, got 65 x 8"),
-        ({"markup": png(Image.new("RGB", (32, 32)))}, {}, "markup", "unknown file 'markup'"),
-        ({"picture": b"x"}, {}, "picture", "unknown file 'picture'; choose one of image, mask"),
-        ({}, {"n": "many"}, "n", "n must be a whole number"),
-        ({}, {"n": "0"}, "n", "at least 1"),
-        ({}, {"strength": "2"}, "strength", "strength must be at most 1"),
-        ({}, {"colour": "red"}, "colour", "unknown parameter 'colour'"),
-        ({}, {"prompt": None}, "prompt", "prompt is missing"),
-        ({}, {"prompt": " "}, "prompt", "1 to 4000 characters"),
-        ({}, {"size": "17x33"}, None, "must be divisible by 4"),
-        ({}, {"size": "128x128"}, "size", "16 to 64 pixels"),
-        ({}, {"layers": "4"}, "layers", "unknown parameter 'layers'"),
-    ],
-)
+@pytest.mark.parametrize(("files", "fields", "param"), [
+    ({"image": None}, {}, "image"), ({"image": b"no picture"}, {}, "image"),
+    ({"image": png(Image.new("RGB", (65, 8)))}, {}, "image"),
+    ({"markup": png(Image.new("RGB", (32, 32)))}, {}, "markup"), ({"picture": b"x"}, {}, "picture"),
+    ({}, {"n": "many"}, "n"), ({}, {"n": "0"}, "n"), ({}, {"strength": "2"}, "strength"),
+    ({}, {"colour": "red"}, "colour"), ({}, {"prompt": None}, "prompt"), ({}, {"prompt": " "}, "prompt"),
+    ({}, {"size": "17x33"}, None), ({}, {"size": "128x128"}, "size"), ({}, {"layers": "4"}, "layers"),
+])  # fmt: skip
 def test_what_is_no_edit_is_refused_by_name(
     editing: GenerationServer,
     files: dict[str, bytes | None],
     fields: dict[str, str | None],
     param: str | None,
-    words: str,
 ) -> None:
     sent = {"image": png(Image.new("RGB", (32, 32))), **files}
     texts = {name: (None, value) for name, value in {"prompt": PROMPT, **fields}.items() if value is not None}
     form: Any = texts | {name: (f"{name}.png", data) for name, data in sent.items() if data is not None}
     reply = httpx.post(f"{editing.url}/v1/images/edits", files=form, timeout=60)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
-    assert words in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["image", "image[]"])

@@ -102,32 +102,25 @@ def test_images_that_fail_a_requirement_are_not_returned(client: OpenAI, server:
     assert all((one == np.asarray(picture(last["b64_json"]))).all() for one in shown[-1:]), "no estimate is shown"
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "said"),
-    [
-        ({"prompt": "three pink elephants"}, "prompt", "elephants"),
-        ({"size": "32x99999"}, "size", "16 to 1024 pixels"),
-        ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
-        ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
-        ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),
-        ({"require": "my_reward.py:score>1"}, "require", "choose one of scenes, brightness"),
-        ({"require": ["scenes>=high"]}, "require", "cannot read requirement"),
-        ({"budget": "many"}, "budget", "cannot read budget 'many'"),
-        ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
-        ({"budget": "9nfe", "quality": "low"}, "budget", "not both"),
-        ({"seed": "1"}, "seed", "whole number"),
-        ({"partial_images": 1}, "partial_images", "stream"),
-        ({"budget": "3nfe"}, "budget", "too small for one image"),
-        ({"budget": "1e9flop"}, "budget", "too small for one image"),
-        ({"kernel": "my.py:kernel"}, "kernel", "my.py:kernel"),
-        ({"kernel": "sde:square:1e308"}, "kernel", "so much noise that latents overflow in 20 steps"),
-        ({"kernel": "ddim:nan"}, "kernel", "unknown kernel 'ddim:nan'"),
-        ({"kernel": "ode", "search": "svdd"}, None, "choose a kernel that draws noise"),
-        ({"size": "17x33"}, None, "17"),
-        ({"size": "64x64"}, None, "draws"),
-        ({"search": {"name": "seed-pruning", "steps": [50]}}, None, "steps [50] do not fit"),
-    ],
-)
+@pytest.mark.parametrize(("body", "param", "said"), [
+    ({"prompt": "three pink elephants"}, "prompt", "elephants"), ({"size": "32x99999"}, "size", "16 to 1024 pixels"),
+    ({"search": "tuned.json"}, "search", "no search 'tuned.json' here"),
+    ({"reward": "my_reward.py:score"}, "reward", "choose one of scenes, brightness"),
+    ({"report": ["http://127.0.0.1:1"]}, "report", "choose one of scenes, brightness"),
+    ({"require": "my_reward.py:score>1"}, "require", "choose one of scenes, brightness"),
+    ({"require": ["scenes>=high"]}, "require", "cannot read requirement"),
+    ({"budget": "many"}, "budget", "cannot read budget 'many'"),
+    ({"budget": "1000images"}, "budget", "at most 4000 evaluations"),
+    ({"budget": "9nfe", "quality": "low"}, "budget", "not both"), ({"seed": "1"}, "seed", "whole number"),
+    ({"partial_images": 1}, "partial_images", "stream"), ({"budget": "3nfe"}, "budget", "too small for one image"),
+    ({"budget": "1e9flop"}, "budget", "too small for one image"),
+    ({"kernel": "my.py:kernel"}, "kernel", "my.py:kernel"),
+    ({"kernel": "sde:square:1e308"}, "kernel", "so much noise that latents overflow in 20 steps"),
+    ({"kernel": "ddim:nan"}, "kernel", "unknown kernel 'ddim:nan'"),
+    ({"kernel": "ode", "search": "svdd"}, None, "choose a kernel that draws noise"), ({"size": "17x33"}, None, "17"),
+    ({"size": "64x64"}, None, "draws"),
+    ({"search": {"name": "seed-pruning", "steps": [50]}}, None, "steps [50] do not fit"),
+])  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(
     server: GenerationServer, client: OpenAI, body: dict[str, Any], param: str | None, said: str
 ) -> None:

@@ -202,40 +202,24 @@ def test_a_video_at_once(server: GenerationServer) -> None:
     assert httpx.post(url, json={"prompt": ""}).json()["error"]["param"] == "prompt"
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "said"),
-    [
-        ({"size": "64x99"}, "size", "16 to 64 pixels"),
-        ({"seconds": "100"}, "seconds", "at most 16.1 s at 16 frames a second"),
-        ({"seconds": "-1"}, "seconds", "above 0"),
-        ({"seconds": "abc"}, "seconds", "a number"),
-        ({"prompt": None}, "prompt", "prompt is missing"),
-        ({"seconds": "4", "num_frames": 5}, "num_frames", "not both"),
-        ({"num_frames": 999}, "num_frames", "at most 257 frames"),
-        ({"fps": 0}, "fps", "above 0"),
-        ({"frames": 33}, "frames", "at most 32"),
-        ({"reward": "clip"}, "reward", "choose one of brightness"),
-        ({"output_format": "gif"}, "output_format", "unknown output_format 'gif'"),
-        ({"quality": "4k"}, "quality", "choose one of low"),
-        ({"flow_shift": 5}, "flow_shift", "flow_shift"),
-        ({"generate_sound": True}, "generate_sound", "unknown parameter"),
-        ({"response_format": "b64_json"}, "response_format", "choose one of file"),
-        ({"image_reference": {"file_id": "file-1"}}, "image_reference", "send a file"),
-        ({"image_reference": {}, "input_reference": {}}, "image_reference", "give one first frame"),
-        ({"input_reference": "a.png"}, "input_reference", "send a file"),
-        ({"input_reference": {"file_id": "file-1"}}, "input_reference", "send a file"),
-        ({"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "input_reference", "send a file"),
-        ({"search": {"name": "svdd", "streams": -1}}, "search", "streams"),
-    ],
-)
-def test_what_cannot_be_honoured_is_refused_by_name(
-    server: GenerationServer, body: dict[str, Any], param: str, said: str
-) -> None:
+@pytest.mark.parametrize(("body", "param"), [
+    ({"size": "64x99"}, "size"), ({"seconds": "100"}, "seconds"), ({"seconds": "-1"}, "seconds"),
+    ({"seconds": "abc"}, "seconds"), ({"prompt": None}, "prompt"), ({"seconds": "4", "num_frames": 5}, "num_frames"),
+    ({"num_frames": 999}, "num_frames"), ({"fps": 0}, "fps"), ({"frames": 33}, "frames"),
+    ({"reward": "clip"}, "reward"), ({"output_format": "gif"}, "output_format"), ({"quality": "4k"}, "quality"),
+    ({"flow_shift": 5}, "flow_shift"), ({"generate_sound": True}, "generate_sound"),
+    ({"response_format": "b64_json"}, "response_format"),
+    ({"image_reference": {"file_id": "file-1"}}, "image_reference"),
+    ({"image_reference": {}, "input_reference": {}}, "image_reference"),
+    ({"input_reference": "a.png"}, "input_reference"), ({"input_reference": {"file_id": "file-1"}}, "input_reference"),
+    ({"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "input_reference"),
+    ({"search": {"name": "svdd", "streams": -1}}, "search"),
+])  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_by_name(server: GenerationServer, body: dict[str, Any], param: str) -> None:
     before, spent = httpx.get(f"{server.url}/v1/videos").json()["data"], metric(server, "ttsnap_nfe_total")
     reply = httpx.post(f"{server.url}/v1/videos", json={"prompt": "a cat", **body}, timeout=30)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, param), error
-    assert said in error["message"]
     assert httpx.get(f"{server.url}/v1/videos").json()["data"] == before
     assert metric(server, "ttsnap_nfe_total") == spent
 

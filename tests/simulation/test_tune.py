@@ -127,6 +127,7 @@ def test_better_is_what_beats_the_default_by_more_than_the_error(step: int, bett
     assert not alone.better
     two = judge(recording, SeedPruning(), BUDGETS[:2], utility.mean, 0)
     assert np.isnan([two.omega, two.error, two.lead]).all()
+    assert two.ahead == (0, 0), "the default, over itself"
 
 
 def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:

@@ -51,9 +51,9 @@ class FoundImage:
     """None where it failed, as of other scores."""
     branched: bool | None = None
     """Whether it has a parent, so that its seed alone does not make it again."""
-    place: Natural | None = None
+    place: Annotated[int, Interval(ge=0, lt=1024)] | None = None
     """Of its seed, from 0, in a group of seeds that began together (variety repel), of which the first is seed - place;
-    None of one that began alone."""
+    None of one that began alone. A replay begins all before it, too, so that a stranger's file may not say any."""
     rank: Natural | None = None
     """From 1, the best."""
     scores: Scores | None = None
