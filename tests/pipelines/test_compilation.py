@@ -70,15 +70,6 @@ def test_pruning_compiles_once_per_bucket_and_changes_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_without_buckets_every_size_is_compiled() -> None:
-    pipe = tiny.sd3()
-    compile_denoiser(pipe, backend="eager", fullgraph=True)
-    for n in SCHEDULE:
-        sd3_call(pipe, latents(pipe, n))
-    assert graphs() == len(set(SCHEDULE)) == 9 > len(buckets(max(SCHEDULE)))  # also more than PyTorch's limit of 8
-
-
-@pytest.mark.slow
 def test_dynamic_graphs_take_any_size() -> None:
     pipe = tiny.sd3()
     x = latents(pipe, max(SCHEDULE))

@@ -375,7 +375,7 @@ def test_a_draft_beside_a_compiled_network_is_not_compiled_and_leaves_the_other_
 # --- what it costs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sdxl", pytest.param("flux", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("real_flops")
 def test_cost_is_counted_on_meta_for_one_pass(
     name: str, lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch

@@ -233,37 +233,3 @@ def test_rows_at_different_steps_are_guided_as_in_stock_runs_of_one(name: str, c
             options = {"generator": generator(candidate.seed), "output_type": "pt", **call}
             again = stock(result.prompt, negative_prompt=[unwanted], **options).images[0]
             assert relative(candidate.image, again) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "last"),
-    [
-        ("z_image", {"cfg_truncation": 0.4}, 2),
-        ("z_image", {"cfg_truncation": 0.4, "cfg_normalization": 0.5}, 2),
-        ("lumina2", {"cfg_trunc_ratio": 0.5}, 1),
-        ("lumina2", {"cfg_trunc_ratio": 0.5, "cfg_normalization": False}, 1),
-    ],
-    ids=str,
-)
-def test_a_batch_across_the_truncation_is_its_rows(name: str, change: dict[str, Any], last: int) -> None:
-    call = arguments(name, {"num_inference_steps": 4})
-    denoiser = upgrade(shared(name)).denoiser(**call, **change)
-    plain = upgrade(shared(name)).denoiser(**{**call, "guidance_scale": 0.0})
-    step, at = [0, 3, last, last + 1, 1, 3], [0, 1, 1, 0, 1, 0]
-    rows: list[int] = []
-    passes = {"z_image": lambda args, kwargs: len(args[0]), "lumina2": lambda args, kwargs: len(kwargs["timestep"])}
-    with torch.no_grad():
-        denoiser.encode(PROMPTS), plain.encode(PROMPTS)
-        x = denoiser.init_latents([generator(i) for i in range(len(step))])
-        hook = denoiser.pipe.transformer.register_forward_pre_hook(
-            lambda _, args, kwargs: rows.append(passes[name](args, kwargs)), with_kwargs=True
-        )
-        together = denoiser.predict(x, torch.tensor(step), torch.tensor(at)).out
-        hook.remove()
-        unguided = [i for i, k in enumerate(step) if k > last]
-        assert sum(rows) == 2 * len(step) - len(unguided)
-        for i in range(len(step)):
-            one = x[i : i + 1], torch.tensor(step[i : i + 1]), torch.tensor(at[i : i + 1])
-            alone, bare = (each.predict(*one).out for each in (denoiser, plain))
-            assert relative(together[i : i + 1], alone) < 1e-5
-            assert torch.equal(alone, bare) == (i in unguided)

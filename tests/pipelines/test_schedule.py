@@ -131,7 +131,7 @@ class Solved(MixtureDenoiser):
     batch=st.integers(1, 7),
     stop_after=st.none() | st.integers(0, 12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_ledger_equals_counter_and_is_kept_whatever_the_solver(
     name: str, seeds: int, check: int, budget: int, batch: int, stop_after: int | None
 ) -> None:

@@ -528,13 +528,9 @@ def test_damaged_and_foreign_folders_are_refused(base_of: Callable[..., Scorer],
     save()
     for changes, message in (
         ({"kind": "lovely"}, "is of the unknown kind 'lovely'; known are lora, dora"),
-        ({"kind": ["lora"]}, "is of the unknown kind"),
         ({"format": 2}, "is not of format 1"),
         ({"rank": "4"}, "has settings that no NoiseAware wrote"),
-        ({"rank": None}, "has settings that no NoiseAware wrote"),
         ({"rank": -1}, "has settings that no NoiseAware wrote: rank must be"),
-        ({"levels": ["a"]}, "has settings that no NoiseAware wrote"),
-        ({"levels": 0.5}, "has settings that no NoiseAware wrote"),
         ({"level_embedding": 1}, "has settings that no NoiseAware wrote"),
         ({"fingerprint": None}, "was trained for another checkpoint"),
         ({"rank": 3}, "is for another model"),
@@ -542,9 +538,6 @@ def test_damaged_and_foreign_folders_are_refused(base_of: Callable[..., Scorer],
         save()
         rewrite(tmp_path, **changes)
         refused(message)
-    for text in ("{", "[]", "\udcff", ""):
-        header.write_bytes(text.encode(errors="surrogateescape"))
-        refused("cannot be read, is .* a noise-aware reward|is not of format 1")
     header.unlink()
     refused("adapter.json cannot be read, is .* a noise-aware reward")
 

@@ -110,7 +110,6 @@ def test_signs_of_one_line(font: str, ink: str, ground: str) -> None:
     ("side", "letters", "font", "ink", "ground"),
     [
         (64, 12, "DejaVuSans", "black", "white"),
-        (256, 16, "DejaVuSans-Bold", "white", "black"),
         (512, 40, "STIXGeneral", "red", "white"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
-from ttsnap.sampling.denoiser import Capability, Denoiser, drafts_of
+from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -20,19 +20,6 @@ def lit(images: Any, prompts: Any) -> Any:
 @pytest.fixture
 def plain() -> MixtureDenoiser:
     return MixtureDenoiser(torch.zeros(1, 3), torch.ones(1), torch.ones(1), steps=4)
-
-
-def test_defaults_are_those_of_a_denoiser_without_the_ability(plain: MixtureDenoiser) -> None:
-    assert plain.can == {Capability.PATH, Capability.DIFFERENTIATE}
-    assert (plain.offloaded, plain.gradient_checkpointing, plain.drafts, plain.frames) == (False, False, None, None)
-    assert plain.costs()[2:] == (0.0, 0.0)
-    assert not plain.differentiable("denoiser")
-    plain.memo()["a"] = 1
-    assert not plain.memo()
-    with pytest.raises(ValueError, match="MixtureDenoiser has no preview VAE"):
-        plain.preview(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="MixtureDenoiser has no drafter"):
-        drafts_of(plain)
 
 
 def test_what_it_cannot_do_is_refused_before_a_search(plain: MixtureDenoiser) -> None:

@@ -94,20 +94,15 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
     ({"format": 2}, "it is of format 2; this version of ttsnap reads format 1"),
     ({"format": None}, "format must be a whole number, got None"),
     ({"first_time": 0.0}, r"first_time must be above 0, got 0"),
-    ({"first_time": "soon"}, "first_time must be a number"),
-    ({"first_time": True}, "first_time must be a number, got True"),
     ({"guidance": -1.0}, r"guidance must be at least 0"),
     ({"weights": "elsewhere/model"}, r"unknown key\(s\) weights"),
     ({"trained_for": {"steps": 0}}, "steps must be at least 1"),
-    ({"trained_for": "flux"}, "trained_for must be keys and values"),
     ({"trained_for": {"model": "m" * 301}}, "a text of over 300 characters"),
-    ({"checked": {"a": 1}}, "checked"),
     ({"checked": [{"model": "m"}]}, r"missing key\(s\) checked\[0\]\.steps"),
     ({"checked": [{**WHOLE["checked"][0], "figures": {"rank": "high"}}]}, r"figures\.rank must be a number"),
     ({"checked": [{**WHOLE["checked"][0], "figures": [0.4]}]}, "figures must be"),
     ({"checked": [{**WHOLE["checked"][0], "figures": {str(k): 0 for k in range(101)}}]}, "at most 100 values"),
     ({"checked": WHOLE["checked"] * 1001}, "more than 1,000 checks"),
-    ({"checked": [5]}, r"checked\[0\] must be keys and values"),
 ])  # fmt: skip
 def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(
     tmp_path: Path, change: dict[str, Any], said: str
@@ -117,20 +112,6 @@ def test_files_of_strangers_are_refused_in_a_sentence_that_names_them(
         read_draft(tmp_path)
     assert str(tmp_path / "draft.json") in str(refusal.value)
     assert str(refusal.value).isprintable()
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "3", '{"format": 1, "format": 1}', "[" * 200, '{"format": NaN}'])
-def test_damaged_files_are_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "draft.json").write_text(text)
-    with pytest.raises(ValueError, match=r"draft\.json"):
-        read_draft(tmp_path)
-
-
-def test_what_a_file_says_cannot_steer_a_terminal(tmp_path: Path) -> None:
-    (tmp_path / "draft.json").write_text(json.dumps({**WHOLE, "\x1b[2J": 1}))
-    with pytest.raises(ValueError, match=r"\\x1b\[2J") as refusal:
-        read_draft(tmp_path)
-    assert "\x1b" not in str(refusal.value)
 
 
 def test_a_draft_is_unchecked_but_for_the_very_model_steps_and_guidance() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,31 @@ def test_of_several_processes_the_first_one_writes(tmp_path: Path) -> None:
         assert {path.name for path in out.iterdir()} == written
     with pytest.raises(ValueError, match=r"batch \(6\) must be a multiple of training\.parts x processes \(1 x 4\)"):
         training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
+
+
+def test_training_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, losses = config_of(), training.losses
+    data = data_of(config, tmp_path)
+
+    def trained(out: Path) -> dict[str, Tensor]:
+        out.mkdir(exist_ok=True)
+        training.train(student := student_of(config), data, config.training, {}, out)
+        return {name: p.detach().clone() for name, p in student.parameters.items()}
+
+    def stopped(student: Any, data: Any, step: int, *args: Any) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return losses(student, data, step, *args)
+
+    whole = trained(tmp_path / "whole")
+    monkeypatch.setattr(training, "losses", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts")
+    monkeypatch.undo()
+    torch.rand(5)  # whatever else was drawn in the meantime
+    again = trained(tmp_path / "parts")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert any(bool(p.abs().sum() > 0) for name, p in whole.items() if "lora_B" in name)
 
 
 def test_training_lowers_the_error_on_what_it_was_trained_on(tmp_path: Path) -> None:

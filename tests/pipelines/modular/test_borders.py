@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 
-from .test_workflows import PROMPTS, bright, stock
+from .test_workflows import bright
 from .tiny import CASES, built, picture
 
 
@@ -201,31 +200,6 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     ]
     assert torch.equal(made[0], made[1])
     assert type(downgrade(pipe)) is type(plain)
-
-
-@pytest.mark.parametrize(
-    ("kind", "family", "case"),
-    [
-        ("StableDiffusionXLImg2ImgPipeline", "sdxl", "sdxl image2image"),
-        ("QwenImageInpaintPipeline", "qwen_image", "qwen_image inpainting"),
-    ],
-)
-def test_searches_with_classic_pipelines_run_over_modular_ones_of_the_same_parts(
-    kind: str, family: str, case: str
-) -> None:
-    cls, parts = getattr(diffusers, kind), shared(family).components
-    classic = cls(**{n: part for n, part in parts.items() if n in inspect.signature(cls.__init__).parameters})
-    pipe = upgrade(classic)
-    assert type(pipe).__name__ == f"Search{kind}"
-    network = "unet" if family == "sdxl" else "transformer"
-    assert getattr(pipe, network) is getattr(classic, network)
-    pipe.set_progress_bar_config(disable=True)
-    call = {n: value for n, value in CASES[case].call.items() if n in inspect.signature(cls.__call__).parameters}
-    scale = {"guidance_scale": 7.5} if family == "sdxl" else {"negative_prompt": "", "true_cfg_scale": 4.0}
-    (result,) = pipe(
-        prompt=PROMPTS[1], search=BestOfN(1), reward=bright, seed=2, batch_size=1, output_type="pt", **scale, **call
-    ).search
-    assert (result.images[0].image - stock(case, 2, PROMPTS[1])).abs().max() <= max(1e-5, CASES[case].single)
 
 
 def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
