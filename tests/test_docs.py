@@ -31,7 +31,7 @@ PAGES = [
 ]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
-OF_OTHERS = {"--mirrored", "--preview-method", "--recipe", "--sample"}
+OF_OTHERS = {"--mirrored", "--part", "--preview-method", "--recipe", "--room", "--sample"}
 """Options of ComfyUI, of our scripts, and the one that a how-to adds."""
 OUTER = [ROOT / "docs" / f"{name}.md" for name in ("index", "changelog", "contributing")]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
