@@ -29,6 +29,7 @@ def noise_of(shape: tuple[int, ...]) -> InitialNoise:
         conditions=lambda prompts, seeds: prompts,
         begin=lambda noise, cond: noise,
         drafts=None,
+        groups=None,
     )
     kernel: Any = SimpleNamespace(init=lambda x, key, generator: None)
     prompts = EncodedPrompts(denoiser, lambda: None)
