@@ -70,10 +70,18 @@ TOGETHER = ("tests/demo", "tests/cluster", "tests/service", "tests/comfyui")
 """Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
 
 
+WHOLE = {TESTS / name for name in SYSTEM if "::" not in name}
+SINGLE = {(TESTS / file, test) for file, _, test in (name.partition("::") for name in SYSTEM) if test}
+
+
+@functools.cache
+def is_whole(path: Path) -> bool:
+    return not WHOLE.isdisjoint((path, *path.parents))
+
+
 def is_system(path: Path, test: str = "") -> bool:
     """Whether all of a file, or this test in it, is of the tier `system`."""
-    named = any(path.is_relative_to(TESTS / name) for name in SYSTEM)
-    return named or (path.is_relative_to(TESTS) and f"{path.relative_to(TESTS).as_posix()}::{test}" in SYSTEM)
+    return is_whole(path) or (path, test) in SINGLE
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -82,8 +90,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if "not system" in marked:
         return whole or None
     if marked.startswith("system") and collection_path.suffix == ".py":
-        partly = {TESTS / name.partition("::")[0] for name in SYSTEM if "::" in name}
-        return not (whole or collection_path in partly) or None
+        return not (whole or any(collection_path == file for file, _ in SINGLE)) or None
     return None
 
 

@@ -238,8 +238,8 @@ def test_bad_input_is_named(build: Any, message: str) -> None:
     {"checks": None}, {"checks": ["glance@0", 3, 4]}, {"checks": ["draft:1@0", "draft:2@0", 4]},
     {"checks": [1, 2, "draft:1@4"]}, {"checks": [-1, 3, 4]}, {"checks": [10**400, 3, 4]}, {"checks": [1, 3, 9]},
     {"levels": [0.0, 1.0, 0.5, 0.2, 0.0]}, {"levels": 3}, {"cov": [[1, 2], [3, 4]]}, {"cov": (-np.eye(3)).tolist()},
-    {"residual": [0.0, 1.0, 1.0]}, {"spread_count": [1.0]}, {"spread_range": [2, 1]}, {"paths": []},
-    {"prices": [[1.0, -1.0]]}, {"prices": [1.0]}, {"extra": 1},
+    {"residual": [0.0, 1.0, 1.0]}, {"spread_count": [1.0]}, {"spread_count": 0.0}, {"spread_range": [2, 1]},
+    {"paths": []}, {"prices": [[1.0, -1.0]]}, {"prices": [1.0]}, {"extra": 1},
 ])  # fmt: skip
 def test_forged_forecasts_are_refused(fitted: Forecast, change: Any) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(change))}|glance|not a forecast"):
