@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 
-from .test_workflows import bright
+from .test_workflows import PROMPTS, bright, stock
 from .tiny import CASES, built, picture
 
 
@@ -200,6 +201,20 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     ]
     assert torch.equal(made[0], made[1])
     assert type(downgrade(pipe)) is type(plain)
+
+
+def test_a_classic_pipeline_is_searched_over_the_blocks_of_its_parts() -> None:
+    """test_classic.py tells of all of them, in the other tier."""
+    case, cls = CASES["qwen_image inpainting"], diffusers.QwenImageInpaintPipeline
+    taken, known = (inspect.signature(each).parameters for each in (cls.__init__, cls.__call__))
+    classic = cls(**{name: part for name, part in shared("qwen_image").components.items() if name in taken})
+    pipe, call = upgrade(classic), {name: value for name, value in case.call.items() if name in known}
+    assert pipe.transformer is classic.transformer
+    pipe.set_progress_bar_config(disable=True)
+    call |= {"negative_prompt": "", "true_cfg_scale": 4.0, "output_type": "pt", "batch_size": 1}
+    (result,) = pipe(prompt=PROMPTS[1], search=BestOfN(1), reward=bright, seed=2, **call).search
+    made = stock("qwen_image inpainting", 2, PROMPTS[1])
+    assert (result.images[0].image - made).abs().max() <= case.single
 
 
 def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
