@@ -16,6 +16,7 @@ from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.paths import INTERPOLANTS
 from ttsnap.sampling.rng import seeded
 
+from ..cover import each_once  # noqa: TID252
 from .tiny import FAMILIES
 
 PATHS = list(INTERPOLANTS)
@@ -29,8 +30,7 @@ def dark(images: Any, prompts: Any) -> Any:
     return -images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["sd3", "sd15", "sdxl"])
+@pytest.mark.parametrize(("path", "name"), each_once(PATHS, ["sd3", "sd15", "sdxl"]))
 def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: str) -> None:
     """At equal signal-to-noise ratio, x differs by a scale only, and the estimate not at all."""
     twin = upgrade(FAMILIES[name].build())

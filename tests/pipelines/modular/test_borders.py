@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import OneDevice
 
-from .test_workflows import bright
+from .test_workflows import PROMPTS, bright, stock
 from .tiny import CASES, built, picture
 
 
@@ -200,6 +201,25 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     ]
     assert torch.equal(made[0], made[1])
     assert type(downgrade(pipe)) is type(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "scale"),
+    [
+        ("sdxl image2image", diffusers.StableDiffusionXLImg2ImgPipeline, {"guidance_scale": 7.5}),
+        ("qwen_image inpainting", diffusers.QwenImageInpaintPipeline, {"negative_prompt": "", "true_cfg_scale": 4.0}),
+    ],
+)
+def test_a_classic_pipeline_is_searched_over_the_blocks_of_its_parts(name: str, cls: Any, scale: Any) -> None:
+    """test_classic.py tells of all of them, in the other tier."""
+    case, (taken, known) = CASES[name], (inspect.signature(each).parameters for each in (cls.__init__, cls.__call__))
+    parts = shared(name.split()[0]).components
+    pipe = upgrade(cls(**{part: value for part, value in parts.items() if part in taken}))
+    pipe.set_progress_bar_config(disable=True)
+    call = {argument: value for argument, value in case.call.items() if argument in known} | scale
+    call |= {"prompt": PROMPTS[1], "search": BestOfN(1), "reward": bright, "seed": 2, "output_type": "pt"}
+    image = pipe(**call, batch_size=1).search[0].best.image
+    assert (image - stock(name, 2, PROMPTS[1])).abs().max() <= max(1e-5, case.single)
 
 
 def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:

@@ -135,6 +135,7 @@ CLIP = {"height": 8, "width": 16, "num_frames": 5, **STEPS, "max_sequence_length
 LTX = {**CLIP, "height": 16, "width": 32}
 KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
 EDITED = {"num_inference_steps": 2, "image": picture()}
+# Of Qwen-Image 400 tokens are read, as those of its template come first.
 CASES: dict[str, Case] = {
     "sdxl": Case("StableDiffusionXLModularPipeline", tiny.sdxl, SIZE),
     "sdxl image2image": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **REDRAWN}),
@@ -147,16 +148,16 @@ CASES: dict[str, Case] = {
         tiny.flux,
         {**SIZE, "image": picture(), "_auto_resize": False, "max_area": 16 * 32, "max_sequence_length": 32},
     ),
-    "qwen_image": Case("QwenImageModularPipeline", tiny.qwen_image, {**SIZE, "max_sequence_length": 16}),
+    "qwen_image": Case("QwenImageModularPipeline", tiny.qwen_image, {**SIZE, "max_sequence_length": 400}),
     "qwen_image image2image": Case(
-        "QwenImageModularPipeline", tiny.qwen_image, {**SIZE, **REDRAWN, "max_sequence_length": 16}
+        "QwenImageModularPipeline", tiny.qwen_image, {**SIZE, **REDRAWN, "max_sequence_length": 400}
     ),
     "sdxl inpainting": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **PAINTED}),
     "qwen_image inpainting": Case(
         # Its last block makes pictures of 8 bits, whatever is asked for.
         "QwenImageModularPipeline",
         tiny.qwen_image,
-        {**SIZE, **PAINTED, "max_sequence_length": 16},
+        {**SIZE, **PAINTED, "max_sequence_length": 400},
         0.6 / 255,
         0.5 / 255,
     ),
@@ -170,7 +171,7 @@ CASES: dict[str, Case] = {
     "flux2_dev edit": Case("Flux2ModularPipeline", flux2_dev, {**KLEIN, "image": picture(size=(64, 80))}),
     "sdxl controlnet": Case("StableDiffusionXLModularPipeline", sdxl_controlled, {**SIZE, "control_image": picture()}),
     "qwen_image controlnet": Case(
-        "QwenImageModularPipeline", qwen_controlled, {**SIZE, "control_image": picture(), "max_sequence_length": 16}
+        "QwenImageModularPipeline", qwen_controlled, {**SIZE, "control_image": picture(), "max_sequence_length": 400}
     ),
     "qwen_image edit": Case("QwenImageEditModularPipeline", qwen_edit, EDITED),
     "qwen_image edit plus": Case("QwenImageEditPlusModularPipeline", qwen_edit, EDITED),
