@@ -31,8 +31,8 @@ PAGES = [
 ]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
-OF_OTHERS = {"--mirrored", "--part", "--preview-method", "--recipe", "--room", "--sample"}
-"""Options of ComfyUI, of our scripts, and the one that a how-to adds."""
+OF_OTHERS = {"--mirrored", "--preview-method", "--recipe"}
+"""Options of ComfyUI, of a script, and the one that a how-to adds."""
 OUTER = [ROOT / "docs" / f"{name}.md" for name in ("index", "changelog", "contributing")]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -148,10 +148,11 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @each_page
 def test_options_in_prose_exist(page: Path) -> None:
     every = "\n".join(map(help_of, COMMANDS))
+    of_scripts = page.parent.name == "journal" or page.name == "CONTRIBUTING.md"
     for span in re.findall(r"`([^`]+)`", split(page)[0]):
         words = span.split()
         told = words[:1] == ["ttsnap"] and len(words) > 1 and words[1] in COMMANDS
-        if not told and (not span.startswith("--") or page.parent.name == "journal" or words[0] in OF_OTHERS):
+        if not told and (not span.startswith("--") or of_scripts or words[0] in OF_OTHERS):
             continue
         for option in re.findall(r"(?<!\S)--[a-z-]+", span):
             assert option in (help_of(words[1]) if told else every), f"{page.name}: no {option} ({span!r})"
