@@ -34,13 +34,13 @@ def denoising(setup: Setup) -> Rung:
     grid, nfe = engine.grid, (setup.more("cost", "seconds") or {}).get("nfe", 1e-9)
     n = int(min(IMAGES, len(setup.prompts), max(0.0, setup.left) / nfe / (grid.nfe + len(LEVELS))))
     rung.done = n >= FEWEST
-    if "schedule" not in vars(denoiser) or grid.steps < STEPS:
-        rung.missing["estimates"], rung.done = f"it takes a scheduler of diffusers, and {STEPS} steps", True
+    denoiser.guidance = replace(denoiser.guidance, guided=False)
+    if denoiser.guidance.passes > 1 or grid.steps < STEPS:
+        rung.missing["estimates"], rung.done = f"it takes a model that goes without guidance, and {STEPS} steps", True
     elif not rung.done:
         rung.missing["estimates"] = f"{FEWEST} images do not fit into the time; give more --minutes"
     if rung.missing:
         return rung
-    denoiser.guidance = replace(denoiser.guidance, guided=False)
     denoiser.encode(setup.prompts[:n])
     parts = torch.arange(n).split(setup.more("cost", "batch_size") or 1)
     images = torch.cat([_images(denoiser, cond) for cond in parts])
