@@ -104,6 +104,7 @@ def main() -> None:
         rung = measured(pipe, kind, scheduler, a.steps)
         found = {True: "fits", False: "does not", None: "unknown"}[rung.holds]
         figures = [f"{figure.value:.3g}" for figure in rung.figures.values()]
+        figures += [""] * (6 - len(figures))  # where one step is nearest to both levels
         rows.append([title, *figures, "fits" if fits else "does not", found])
         print(title, *figures, found, flush=True)
     heads = [f"{what} at {level}" for level in ("0.6", "0.4") for what in ("removed %", "found", "meant")]

@@ -144,6 +144,8 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
     assert judged.word == UNDECIDED
     assert "parity is not known" in judged.why
 
+    assert "do not fit" in made.climb("parity", parity, 0).missing["parity"]
+
     def broken(_: Setup) -> Rung:
         raise RuntimeError("CUDA error: an illegal access")
 

@@ -24,19 +24,21 @@ def parity(setup: Setup) -> Rung:
     """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a stock call."""
     rung, prompt = Rung("parity"), setup.prompts[0]
     whole, winner = _images(setup, None)
+    if len(whole) < SEEDS:
+        rung.missing["parity"] = f"{SEEDS} images do not fit into the time; give more --minutes"
+        return rung
     other = differs(whole[0], whole[1])
     rung.note("two seeds", _in_255ths(other), "")
-    makers = {STOCK: (whole[winner:], lambda: [_stock(setup, prompt, winner)])}
-    makers["two runs"] = (whole, lambda: _images(setup, None)[0])
+    makers = {STOCK: lambda: {winner: _stock(setup, prompt, winner)}, "two runs": lambda: _images(setup, None)[0]}
     if setup.engine().batch_size > 1:
-        makers[f"a batch of 1 against one of {SEEDS}"] = (whole, lambda: _images(setup, 1)[0])
+        makers[f"a batch of 1 against one of {SEEDS}"] = lambda: _images(setup, 1)[0]
     worst = 0.0
-    for name, (images, make) in makers.items():
+    for name, make in makers.items():
         if setup.left <= 0:
             rung.missing[name] = "the time was over; give more --minutes"
             continue
         setup.say(f"comparing {name}")
-        pairs = [differs(a, b) for a, b in zip(images, make(), strict=False)]
+        pairs = [differs(whole[seed], image) for seed, image in make().items()]
         worst = max(worst, compared(rung, name, pairs, other))
     rung.done = not rung.missing
     rung.holds = False if worst > CLOSE else True if rung.done else None
@@ -65,11 +67,12 @@ def _in_255ths(difference: Any) -> Figure:
     return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
 
 
-def _images(setup: Setup, batch_size: int | None) -> tuple[list[Any], int]:
-    """The images by seed, and which one won."""
+def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int]:
+    """The images by seed, those that the time allows, and which one won."""
     engine = setup.engine(batch_size)
-    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS)
-    return [found.image for found in sorted(result.images, key=lambda found: found.seed)], result.best.seed
+    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS,
+                       should_stop=lambda: setup.left <= 0)  # fmt: skip
+    return {found.seed: found.image for found in result.images}, result.best.seed
 
 
 def _stock(setup: Setup, prompt: Any, seed: int) -> Pixels:
