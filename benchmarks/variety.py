@@ -56,6 +56,9 @@ from ttsnap.simulation.simulate import best_of_n_curve, curve
 FIRST = weighted([1.0, 0.0])
 """Searches choose by the soft score; what is right is only reported."""
 
+SEED = 7
+"""Of prompts."""
+
 
 class Model(NamedTuple):
     """A model whose seeds are compared."""
@@ -94,11 +97,12 @@ class Sampled(NamedTuple):
 class Bench:
     """One model, and what is sampled of it."""
 
-    def __init__(self, name: str, folder: Path, dtype: torch.dtype, choose: int, tell: int) -> None:
+    def __init__(self, name: str, folder: Path, dtype: torch.dtype, choose: int, tell: int, seed: int) -> None:
         model = MODELS[name]
         self.name, self.folder, self.signs, self.shared = name, folder, model.name == "signs", model.shared
         n, kinds = choose + tell, (*HARD_KINDS, *UNSEEN_KINDS)
-        every = signs_prompts(n, 7) if self.signs else scenes_prompts(n, 7, kinds)
+        every = signs_prompts(n, seed) if self.signs else scenes_prompts(n, seed, kinds)
+        self.sizes = f"{choose}+{tell}" + ("" if seed == SEED else f"of{seed}")
         self.prompts = {"choose": every[:choose], "tell": every[choose:]}
         self.pipe = load(model.name, dtype=dtype)
         if model.weights is not None:
@@ -153,8 +157,7 @@ class Bench:
 
     def kept(self, method: Plain, part: str, seeds: int) -> Sampled:
         """`sample` of one part of the prompts, from its file or made."""
-        sizes = "+".join(str(len(prompts)) for prompts in self.prompts.values())
-        file = self.folder / f"{self.name}-{part}-{sizes}x{seeds}-{method}.npz"
+        file = self.folder / f"{self.name}-{part}-{self.sizes}x{seeds}-{method}.npz"
         if not file.exists():
             made = self.sample(method, self.prompts[part], seeds)
             np.savez_compressed(file, **made._asdict())
@@ -204,8 +207,13 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     p.add_argument("--methods", nargs="+", help="of those that there are, beside none; all by default")
-    p.add_argument("--choose", type=int, default=10, help="prompts on which settings are chosen")
+    p.add_argument(
+        "--choose", type=int, default=10, help="prompts on which settings are chosen; 0: the first are taken"
+    )
     p.add_argument("--prompts", type=int, default=40, help="prompts of the figures")
+    p.add_argument(
+        "--prompt-seed", type=int, default=SEED, help="another seed, other held-out prompts of the same kinds"
+    )
     p.add_argument("--seeds", type=int, default=16, help="of each prompt; no search can start more")
     p.add_argument("--images", type=int, default=8, help="of the plain model, whose FLOPs a search may take")
     p.add_argument("--repeats", type=int, default=40, help="searches per prompt")
@@ -214,7 +222,7 @@ def main() -> None:
     a = p.parse_args()
     a.folder.mkdir(parents=True, exist_ok=True)
     for name in a.models:
-        bench = Bench(name, a.folder, getattr(torch, a.dtype), a.choose, a.prompts)
+        bench = Bench(name, a.folder, getattr(torch, a.dtype), a.choose, a.prompts, a.prompt_seed)
 
         def figures(method: Plain, part: str, bench: Bench = bench) -> dict[str, FloatArray]:
             return bench.measured(method, bench.kept(method, part, a.seeds), a.images, a.repeats)
@@ -224,9 +232,10 @@ def main() -> None:
         for kind, settings in methods(bench.guided, bench.scale).items():
             if a.methods and kind not in ("none", *a.methods):
                 continue
-            tried = [figures(method, "choose") for method in settings]
-            best[kind] = settings[int(np.argmax([found["pruning"].mean() for found in tried]))]
-            for method, found in zip(settings, tried, strict=True):
+            tried = [figures(method, "choose") for method in settings] if a.choose else []
+            means = [found["pruning"].mean() for found in tried] or [0.0]
+            best[kind] = settings[int(np.argmax(means))]
+            for method, found in zip(settings, tried, strict=False):
                 print(
                     f"{method}: " + ", ".join(f"{key} {values.mean():.3f}" for key, values in found.items()), flush=True
                 )
