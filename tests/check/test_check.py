@@ -144,6 +144,10 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
     assert judged.word == UNDECIDED
     assert "parity is not known" in judged.why
 
+    made.climb("cost", cost, 0)  # done, so that it is kept
+    (tmp_path / "cost.json").unlink()
+    assert "a search" in made.climb("cost", cost, 0).missing
+    assert "give more --minutes" in made.climb("signal", signal, 0).missing["signal"]  # and nothing is recorded
     assert "do not fit" in made.climb("parity", parity, 0).missing["parity"]
 
     def broken(_: Setup) -> Rung:

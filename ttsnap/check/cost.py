@@ -102,6 +102,7 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
     image = engine.grid.nfe * evaluation + rung.figures["a decode alone"].value
     n = min(max(size, 4), int(setup.left / image))
     if n < 1:
+        rung.more["seconds"] = Rates(nfe=evaluation, decodes=image - engine.grid.nfe * evaluation).named()
         rung.missing["a search"] = f"an image takes {image:.3g} s, and the time was over; give more --minutes"
         return
     setup.say(f"timing a search of {n} images")
