@@ -198,9 +198,9 @@ def check_budget(budget: Budget, engine: Engine) -> None:
     if short:
         groups = engine.price.groups
         group, less = "", f"lower the number of steps ({engine.grid.steps})"
-        if groups is not None:
+        if groups is not None and groups.size > 1:
             group = f" with the group of {groups.size} seeds in which it begins"
-            less = f"take smaller groups, as variety repel:{max(1, groups.size // 2)}"
+            less = f"take smaller groups, as variety repel:{groups.size // 2}"
         raise FieldError(
             "budget",
             f"budget {budget} is too small for one image{group}, which takes {short}; raise the budget or {less}",
