@@ -53,7 +53,7 @@ class RecordOptions(Settings):
     @property
     def keep(self) -> tuple[Kept, ...]:
         """What the engine hands to listeners in addition to the decoded estimates, as in EngineOptions."""
-        return ("latents",) * self.latents
+        return ("latents",) if self.latents else ()
 
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
         """The looks that are recorded. draft_calls: of the drafter in a draft, 0 without a drafter."""
