@@ -163,6 +163,10 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
     argv += ["--device", "cpu", "--checkpoint-every", "0", "--out"]
     assert main([*argv, "none", "--student.kind", "lora", "--student.per-level", "false", "--export", "e"]) == 2
     assert "--export writes a network for each noise level" in error_of(capsys)
+    assert main([*argv, "none", "--student.network", "clip", "--export", "e"]) == 2
+    assert "leave one of the two out" in error_of(capsys)
+    assert main([*argv, "none", "--export", __file__]) == 2
+    assert "is a file" in error_of(capsys)
     assert main([*argv, "whole", "--export", "theirs"]) == 0
     assert "theirs has step21.pt, step14.pt, step7.pt" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]

@@ -22,13 +22,14 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Cost, SeedGroups
 from ttsnap.core.looks import estimates
 from ttsnap.core.plans import image_cost
+from ttsnap.core.prompt import Prompt
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.dry import DryEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.record import RecordOptions
 from ttsnap.recordings.folder import load_recording, save_recording
-from ttsnap.recordings.record import record
+from ttsnap.recordings.record import describe, record
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.sampling.kernels import Sde
 from ttsnap.sampling.rng import seeded
@@ -202,6 +203,7 @@ def test_a_block_of_a_recording_holds_whole_groups(tmp_path: Path) -> None:
     whole = record(made(2), ["a"], tmp_path / "s", RecordOptions(seeds=21))
     parts = record(made(2), ["a"], tmp_path / "t", RecordOptions(seeds=21, block=(1, 4)))
     assert np.array_equal(whole.scores, parts.scores)
+    assert describe(made(), [Prompt("a")], RecordOptions(seeds=2 * SIZE), {}).nfe == STEPS  # a seed
 
 
 def test_lockstep_pays_as_the_loop_does_and_keeps_groups_together(recorded: Recording) -> None:

@@ -53,8 +53,11 @@ def test_nothing_moves_at_factor_zero_nor_alone() -> None:
 def test_how_is_read() -> None:
     assert Repel.parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
     assert Repel.parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
-    for text in ("repell", "repel:", "repel:0", "repel:8:1.5", "repel:8:0.9:3:0.7:0.2:1", "repel:-1", "repel:8:nan"):
-        with pytest.raises(ValueError, match="variety is repel"):
+    refused = {"repell": "did you mean repel", "repel:": "size", "repel:0": "1 to 99, got '0'", "repel:8.5": "whole",
+               "repel:8:1.5": "the level.*'1.5'", "repel:8:nan": "the level", "repel:8:.9:-1": "the factor",
+               "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop"}  # fmt: skip
+    for text, words in refused.items():
+        with pytest.raises(ValueError, match=words):
             SamplerOptions(variety=text)
     with pytest.raises(ValueError, match="set finish to noise"):
         SamplerOptions(variety="repel", draft="hot", finish="0.6")

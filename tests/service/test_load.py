@@ -67,6 +67,20 @@ def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callabl
         Service("http://127.0.0.1:9", 0.0).model()
 
 
+@pytest.mark.parametrize("reply", [
+    b"{}", b"[]", b"<html>", b"[" * 9999, b'{"data": [{"b64_json": null}]}', b'{"data": [{"b64_json": "aGVsbG8="}]}',
+])  # fmt: skip
+def test_a_check_of_something_else_than_a_service_says_what_came(reply: bytes) -> None:
+    class Else(Service):
+        def open(self) -> httpx.Client:
+            answers = httpx.MockTransport(lambda _: httpx.Response(200, content=reply))
+            return httpx.Client(base_url=self.url, transport=answers)
+
+    found = Else("http://else", 0.0, lambda _: None).check([Prompt("a red circle")])
+    assert found.missing["a request of 1 client"].startswith("it answered with no image")
+    assert of_service(found).word == UNDECIDED
+
+
 @pytest.mark.slow
 def test_two_hundred_requests_by_fifty_clients() -> None:
     import psutil

@@ -26,8 +26,9 @@ DRAWS = 2000
 
 
 def in_short(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    """What an error says, in a line that a terminal may show."""
+    words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()
+    return " ".join(words)[:400] or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def compared(rung: Rung, name: str, pairs: Sequence[Any], other: Any) -> float:
 
 
 def differs(a: Any, b: Any) -> Any:
-    """How far two images are apart in each value, in 255ths."""
+    """How far two images are apart in each value, in 255ths; 255 where they are not of one size."""
+    if a.shape != b.shape:
+        return np.full(a.shape, 255)
     return np.abs(to_uint8(a).astype(int) - to_uint8(b))
 
 

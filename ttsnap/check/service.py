@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import os
 import re
@@ -16,11 +15,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-from PIL import Image
 
 from ttsnap.check.ladder import Figure, Rung, in_short
 from ttsnap.check.parity import CLOSE, compared, differs
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.reading import parse_json, picture_pixels
 
 CLIENTS = (1, 4, 16)
 REQUESTS, EACH = 8, 4
@@ -103,16 +102,19 @@ class Service:
         own = {"prompt": self.prompts[number % len(self.prompts)].text, "seed": 100 * number, **ASKED}
         try:
             reply = client.post("/v1/images/generations", json=own)
+            if reply.status_code != 200:
+                return f"status {reply.status_code}: {in_short(ValueError(reply.text[:200]))}"
+            made: Any = parse_json(reply.content, "its reply")
+            pixels = picture_pixels(base64.b64decode(made["data"][0]["b64_json"]), "its reply")
         except httpx.HTTPError as error:
             return f"it did not answer: {in_short(error)}"
-        if reply.status_code != 200:
-            return f"status {reply.status_code}: {reply.text[:200]}"
-        with Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"]))) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1) / 255
+        except (LookupError, TypeError, ValueError) as error:
+            return f"it answered with no image: {in_short(error)}"
+        return pixels.transpose(2, 0, 1) / 255
 
     def _places(self, client: httpx.Client) -> Any:
         """Evaluations so far, and the places in batches for them; zeros where it does not tell."""
-        with suppress(httpx.HTTPError):
+        with suppress(httpx.HTTPError, ValueError):
             text = client.get("/metrics").text
             names = ("ttsnap_nfe_total", "ttsnap_batch_places_total")
             return np.array([float((re.findall(rf"^{name} (\S+)$", text, re.M) or [0])[0]) for name in names])

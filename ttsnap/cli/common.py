@@ -17,7 +17,7 @@ from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import WRITTEN, PictureOptions
-from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions
+from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions, Kept
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare, reward_tuple
@@ -87,7 +87,7 @@ def load_rewards(spec: Any, **where: Any) -> Any:
 
 
 def engine_spec(
-    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[str] = ()
+    a: Arguments, prompts: Sequence[Prompt], sampler: SamplerOptions, keep: Sequence[Kept] = ()
 ) -> EngineSpec:
     """The engine that is asked for. keep: as in EngineOptions. ValueError for pictures that do not fit."""
     from ttsnap.reward_models.registry import refuse_credentials

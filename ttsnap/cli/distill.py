@@ -59,6 +59,11 @@ def run(a: Arguments) -> int:
     if a.export and config.student.kind != "per-level" and not config.student.per_level:
         raise ValueError("--export writes a network for each noise level: train with --student.kind per-level, or full "
                          "with --student.per-level true")  # fmt: skip
+    if a.export and config.student.network not in ("", config.reward):
+        raise ValueError(f"--export writes networks of the base, {config.reward}, and --student.network is "
+                         f"{config.student.network}; leave one of the two out")  # fmt: skip
+    if a.export and Path(a.export).is_file():
+        raise ValueError(f"--export writes to a folder, and {a.export} is a file; choose another one")
     with loading("torch and accelerate"):
         import torch
         from accelerate import PartialState

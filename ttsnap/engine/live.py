@@ -69,10 +69,7 @@ class LiveEngine(Engine):
         options = options or EngineOptions()
         self.network = SharedDenoiser(denoiser) if network is None else network
         if network is not None:
-            if denoiser.drafts is not None or guidance is not None or denoiser.groups is not None:
-                raise ValueError("engines share a network where they neither draft nor follow gradients nor couple "
-                                 "seeds; let one that does have its own")  # fmt: skip
-            denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
+            network.welcome(denoiser, guided=guidance is not None)
         self.denoiser, self.rewards, self.grid = denoiser, make_rewards(tuple(rewards)), denoiser.grid
         self.kernel = kernel if kernel is not None else denoiser.kernel
         self.calibration_cost, self.draft_calls = Cost(), 0 if denoiser.drafts is None else denoiser.drafts.calls
@@ -90,8 +87,6 @@ class LiveEngine(Engine):
             preview=options.preview, frames=options.frames, features=options.features,
         )  # fmt: skip
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
-        if set(self.keep) - {"latents"}:
-            raise ValueError(f"keep knows of latents, got {self.keep}")
         self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self.scheduler: Scheduler[Row] = Scheduler(FairTurns() if options.fair else None)
         self.row_builder = RowBuilder(self.noise, self.store)

@@ -240,6 +240,14 @@ class SharedDenoiser:
         their peers, which go with them."""
         self._starts: dict[Grid, int] = {denoiser.grid: 0}
 
+    def welcome(self, denoiser: Denoiser, *, guided: bool) -> None:
+        """Get the denoiser of another engine ready to share it. guided: whether its steps follow gradients. ValueError
+        for one whose engine must have a network of its own."""
+        if denoiser.drafts is not None or guided or denoiser.groups is not None:
+            raise ValueError("engines share a network where they neither draft nor follow gradients nor couple seeds; "
+                             "let one that does have its own")  # fmt: skip
+        denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts
+
     def start_of(self, denoiser: Denoiser) -> int:
         """Where the positions of this call begin among those of the network's denoiser. ValueError for a call that
         differs from that in more than its steps."""

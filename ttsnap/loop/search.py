@@ -197,11 +197,13 @@ def check_budget(budget: Budget, engine: Engine) -> None:
     short = budget.shortfall(one, engine.price, seconds=True)
     if short:
         groups = engine.price.groups
-        group = "" if groups is None else f" with the group of {groups.size} seeds in which it begins"
+        group, less = "", f"lower the number of steps ({engine.grid.steps})"
+        if groups is not None and groups.size > 1:
+            group = f" with the group of {groups.size} seeds in which it begins"
+            less = f"take smaller groups, as variety repel:{groups.size // 2}"
         raise FieldError(
             "budget",
-            f"budget {budget} is too small for one image{group}, which takes {short}; "
-            f"raise the budget or lower the number of steps ({engine.grid.steps})",
+            f"budget {budget} is too small for one image{group}, which takes {short}; raise the budget or {less}",
         )
 
 

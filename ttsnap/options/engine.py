@@ -10,6 +10,8 @@ from ttsnap.files.settings import Count, Settings
 from ttsnap.options.option import Spec, option, values
 
 _FITTING = "as many as fit into the GPU's memory, the batch size without one"
+Kept = Literal["latents"]
+"""What an engine hands to listeners beside the decoded estimates."""
 _CLUSTER = ", as HOST:6379, or auto for the one that this machine belongs to"
 
 
@@ -51,7 +53,7 @@ class BatchOptions(Settings):
 class EngineOptions(BatchOptions):
     """The settings of an engine, except for the denoiser, the rewards and the sampler."""
 
-    keep: Sequence[str] = option(
+    keep: Sequence[Kept] = option(
         (), 'what to hand to listeners beside the decoded estimates: "latents", or nothing', written=None
     )
     padded: bool = option(
@@ -73,7 +75,7 @@ class EngineOptions(BatchOptions):
     )
 
     @classmethod
-    def of(cls, batches: BatchOptions, keep: Sequence[str] = ()) -> EngineOptions:
+    def of(cls, batches: BatchOptions, keep: Sequence[Kept] = ()) -> EngineOptions:
         """The options of an engine with these batches, which hands `keep` to listeners."""
         return cls(**values(batches), keep=keep)
 

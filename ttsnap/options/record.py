@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ttsnap.core.looks import Draft, EstimatorAt
 from ttsnap.files.settings import Count, Json, Settings
+from ttsnap.options.engine import Kept
 from ttsnap.options.option import option
 
 
@@ -50,9 +51,9 @@ class RecordOptions(Settings):
             raise ValueError(f"{list(self.keep)} are kept beside images only; record with images, too (--images)")
 
     @property
-    def keep(self) -> tuple[str, ...]:
+    def keep(self) -> tuple[Kept, ...]:
         """What the engine hands to listeners in addition to the decoded estimates, as in EngineOptions."""
-        return ("latents",) * self.latents
+        return ("latents",) if self.latents else ()
 
     def looks_of(self, draft_calls: int) -> tuple[str, ...]:
         """The looks that are recorded. draft_calls: of the drafter in a draft, 0 without a drafter."""

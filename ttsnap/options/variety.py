@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ttsnap.core.names import did_you_mean
+
 REPEL = "repel"
-_NUMBER = r"(\d{1,3}(?:\.\d{1,6})?|\.\d{1,6})"
-_REPEL = re.compile(rf"repel(?::([1-9]\d?)(?::{_NUMBER}(?::{_NUMBER}(?::{_NUMBER}(?::{_NUMBER})?)?)?)?)?")
+_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
+_RANGES = {"size": (1, 99), "level": (0, 1), "factor": (0, 999), "threshold": (0, 1), "drop": (0, 1)}
+"""The least and the most of each value, in the order of the text."""
 
 
 class Repel(NamedTuple):
@@ -29,12 +32,15 @@ class Repel(NamedTuple):
         """From "repel", "repel:4" and so on: size, level, factor, threshold, drop, each at its default where left out.
 
         ValueError for another text."""
-        match = _REPEL.fullmatch(str(text))
-        values = [] if match is None else [float(each) for each in match.groups() if each is not None]
-        made = cls(*([int(values[0])] if values else []), *values[1:])
-        if match is None or max(made.level, made.threshold, made.drop) > 1:
-            raise ValueError(
-                "variety is repel, with the size of groups, the noise level down to which they are coupled, factor, "
-                f"threshold and drop, as in repel:8:0.9:3:0.7:0.2, got {str(text)[:40]!r}"
-            )
-        return made
+        said = str(text)
+        name, *given = said.split(":")
+        if name != REPEL or len(given) > len(_RANGES):
+            raise ValueError(f"variety is {REPEL}:{':'.join(_RANGES)}, of which the end may be left out, got "
+                             f"{said[:40]!r}{did_you_mean(name, [REPEL]) if name != REPEL else ''}")  # fmt: skip
+        for (field, (least, most)), value in zip(_RANGES.items(), given, strict=False):
+            whole = field != "size" or value.isdecimal()
+            if not (whole and _NUMBER.fullmatch(value) and least <= float(value) <= most):
+                number = "a whole number" if field == "size" else "a number"
+                raise ValueError(f"the {field} of variety repel must be {number} from {least} to {most}, got "
+                                 f"{value[:40]!r} in {said[:40]!r}")  # fmt: skip
+        return cls(*map(int, given[:1]), *map(float, given[1:]))

@@ -127,10 +127,11 @@ def describe(
     )
     if not set(options.keep) <= set(engine.keep):
         raise ValueError(f"the engine does not keep {list(options.keep)}; make it with keep={sorted(options.keep)}")
-    one = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(1, Budget())
+    size = 1 if engine.price.groups is None else engine.price.groups.size
+    group = dry_costs(KeepAll(steps=header.steps, looks=looks), engine)(size, Budget())
     if options.block is None:
-        header = replace(header, block=_block(engine, one, options.seeds))
-    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(one))
+        header = replace(header, block=_block(engine, group, size, options.seeds))
+    return RecordingSetup(header, tuple(prompts), engine.price.evaluations(group) / size)
 
 
 def keep(setup: RecordingSetup, folder: Path, making: Making, *, progress_bar: bool = False) -> Recording:
@@ -231,12 +232,11 @@ def step_correlations(recording: Recording) -> FloatArray:
     return correlations
 
 
-def _block(engine: Engine, one: Cost, seeds: int) -> tuple[int, int]:
+def _block(engine: Engine, group: Cost, size: int, seeds: int) -> tuple[int, int]:
     """Prompts and seeds of a unit: of one prompt all seeds, in equal parts where they are more than about four full
-    batches, or take longer than CHECKPOINT_SECONDS. one: what a seed costs.
+    batches, or take longer than CHECKPOINT_SECONDS. group: what so many seeds cost that begin together.
     """
     engine.calibrate()
-    taken = 0.0 if engine.price.seconds is None else engine.price.seconds.of(one)
+    taken = 0.0 if engine.price.seconds is None else engine.price.seconds.of(group) / size
     most = max(1, min(2 * engine.capacity, int(CHECKPOINT_SECONDS / max(taken, 1e-9))))
-    size = 1 if engine.price.groups is None else engine.price.groups.size
     return 1, size * math.ceil(math.ceil(seeds / math.ceil(seeds / most)) / size)
