@@ -25,10 +25,10 @@ DRAWS = 2000
 """Resamples of a bootstrap."""
 
 
-def in_short(error: BaseException) -> str:
-    """What an error says, in a line that a terminal may show."""
-    words = "".join(letter if letter.isprintable() else " " for letter in str(error)).split()
-    return " ".join(words)[:400] or type(error).__name__
+def in_short(said: BaseException | str) -> str:
+    """What an error or a service says, in a line that a terminal may show."""
+    words = "".join(letter if letter.isprintable() else " " for letter in str(said)).split()
+    return " ".join(words)[:400] or type(said).__name__
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Service:
         """The name of the model that it serves. ValueError where nothing like a service answers."""
         try:
             with self.open() as client:
-                return str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
+                return in_short(str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"]))
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"no service answers at {self.url}: {error}; start one by ttsnap serve MODEL") from None
 
@@ -103,7 +103,7 @@ class Service:
         try:
             reply = client.post("/v1/images/generations", json=own)
             if reply.status_code != 200:
-                return f"status {reply.status_code}: {in_short(ValueError(reply.text[:200]))}"
+                return f"status {reply.status_code}: {in_short(reply.text[:200])}"
             made: Any = parse_json(reply.content, "its reply")
             pixels = picture_pixels(base64.b64decode(made["data"][0]["b64_json"]), "its reply")
         except httpx.HTTPError as error:
