@@ -201,7 +201,7 @@ def export(student: NoiseAware, folder: str | Path, steps: int = STEPS) -> dict[
             f"only students with levels (per-level, or full with per_level) on their own base's network are whole "
             f"networks for noise levels; this one is {student.kind} on {student.scorer.name}"
         )
-    named = {min(range(1, steps), key=lambda n: abs(level_of(n, steps) - level)): level for level in student.levels}
+    named = {min(range(1, steps + 1), key=lambda n: abs(level_of(n, steps) - level)): level for level in student.levels}
     if len(named) < len(student.levels):
         raise ValueError(f"levels {student.levels} are nearer to each other than {steps} steps of FLUX.1 dev")
     scorer, out = student.scorer, Path(folder)

@@ -54,7 +54,7 @@ def test_levels_are_those_of_fluxs_shifted_schedule() -> None:
         mu = calculate_shift(1024, 256, 4096, 0.5, 1.15)
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
         expected = [float(sigma) for sigma in scheduler.sigmas]
-        assert [level_of(n, steps) for n in range(steps + 1)] == pytest.approx(expected, abs=1e-6)
+        assert [level_of(n, steps) for n in range(1, steps + 2)] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "prefix"), each_once(NAMES, ["", "model."]))
@@ -164,7 +164,7 @@ def test_levels_that_are_left_to_the_base_are_exported_as_its_own(tmp_path: Path
 
 
 def nearest(level: float) -> int:
-    return min(range(1, 35), key=lambda n: abs(level_of(n) - level))
+    return min(range(1, 36), key=lambda n: abs(level_of(n) - level))
 
 
 def test_only_whole_networks_are_exported(tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_one_file_and_other_steps(tmp_path: Path) -> None:
     assert list(one.weights) == [0.0, level_of(3, 28)]
     many = ReleasedNoiseAware.from_pretrained(f"{path.parent}@28", base=load("pickscore", tmp_path))
     assert list(many.weights) == [0.0, level_of(7, 28)]
-    assert math.isclose(level_of(35), 0.0)
+    assert math.isclose(level_of(1), 1.0)
