@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ttsnap.options import variety
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines.guidance import Texts, taken
-from ttsnap.sampling import rng
+from ttsnap.pipelines.variety import noise_prompts
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.repel import coupled
-
-CADS_STREAM = 2310
-"""In keys, so that this noise is no other that a seed draws."""
 
 
 @dataclass(frozen=True)
@@ -58,45 +54,17 @@ class Interval(Plain):
 
 @dataclass(frozen=True)
 class Cads(Plain):
-    """The encoded prompt under noise that is annealed: gamma is 1 up to noise level `low`, and 0 from `high` on."""
+    """The encoded prompt under noise that is annealed, as `variety="cads"` has it."""
 
     scale: float
-    low: float = 0.6
-    high: float = 0.9
-    psi: float = 1.0
+    low: float = variety.Cads().low
+    high: float = variety.Cads().high
+
+    def set_up(self, d: Any) -> None:
+        noise_prompts(d, variety.Cads(self.scale, self.low, self.high))
 
     def predict(self, d: Any, x: Tensor, k: int, cond: Tensor, seeds: Sequence[int]) -> Prediction:
-        gamma = float(np.clip((self.high - d.grid.levels[k]) / (self.high - self.low), 0, 1))
-        if gamma == 1 or self.scale == 0:
-            return super().predict(d, x, k, cond, seeds)
-        texts: Texts = d.texts
-        positive = [
-            self.noised(field, gamma, [(CADS_STREAM, seed, k, i) for seed in seeds])
-            for i, field in enumerate(taken(texts.positive, cond))
-        ]
-        negative = None if texts.negative is None else taken(texts.negative, cond)
-        d.texts = Texts(positive, negative)
-        try:
-            return super().predict(d, x, k, torch.arange(len(x)), seeds)
-        finally:
-            d.texts = texts
-
-    def noised(self, y: Tensor, gamma: float, keys: Sequence[rng.Key]) -> Tensor:
-        """y (N, ...) as sqrt(gamma) y + scale sqrt(1 - gamma) std(y) noise, the share psi of it brought back to y's
-        mean and spread. Zeros, which are padding, stay zeros."""
-        wide = y.float()
-        there, axes = wide != 0, tuple(range(1, y.ndim))
-
-        def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-            n = there.sum(axes, keepdim=True)
-            mean = (values * there).sum(axes, keepdim=True) / n
-            return mean, (((values - mean) ** 2 * there).sum(axes, keepdim=True) / n).sqrt()
-
-        mean, std = moments(wide)
-        hat = gamma**0.5 * wide + self.scale * (1 - gamma) ** 0.5 * std * rng.noise(keys, wide)
-        centre, spread = moments(hat)
-        rescaled = (hat - centre) / spread * std + mean
-        return ((self.psi * rescaled + (1 - self.psi) * hat) * there).to(y.dtype)
+        return super().predict(d, x, k, d.conditions(cond, seeds), seeds)
 
 
 @dataclass(frozen=True)

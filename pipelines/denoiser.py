@@ -39,6 +39,8 @@ class PipelineDenoiser(Denoiser):
     """The arguments of the stock call, besides the prompt, that a search takes: names, separated by blanks."""
     network: ClassVar[str] = "transformer"
     """The pipeline's attribute that is the denoising network."""
+    embeddings: ClassVar[int] = 0
+    """How many of the text fields, which are the first, are embeddings that are the same in any batch."""
     blocks: ClassVar[str | None] = "transformer_blocks"
     """The network's attribute that is its list of transformer blocks, if it has one."""
     halves: ClassVar[bool] = False
@@ -105,6 +107,7 @@ class PipelineDenoiser(Denoiser):
     def _abilities(self) -> set[Capability]:
         """What this call can do, before `cannot` is taken away."""
         found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE, Capability.COUPLE}
+        found |= {Capability.NOISE_PROMPTS} if self.embeddings else set()
         if self.schedule.path is not None and self.schedule.times is not None:
             found.add(Capability.PATH)
         if getattr(self.pipe, "preview_vae", None) is not None:
@@ -155,9 +158,7 @@ class PipelineDenoiser(Denoiser):
 
     def read_call(self, call: SimpleNamespace) -> None:
         """Set `layout` and `inputs` from the arguments of a stock call, and `set_up` a schedule and a guidance.
-
-        ValueError for schedulers that search cannot use, and for what the pipeline refuses.
-        """
+        ValueError for schedulers that search cannot use, and for what the pipeline refuses."""
         raise NotImplementedError
 
     def call(self, x: Tensor, t: Tensor, *texts: Any) -> Tensor:
@@ -202,7 +203,8 @@ class PipelineDenoiser(Denoiser):
         x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the device. step (N,),
         positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
         """
-        return self.guidance(self.call, x, t, step, self.texts, at)
+        texts, at = (self.texts, at) if self.prompt_noise is None else self.prompt_noise.texts(self.texts, step, at)
+        return self.guidance(self.call, x, t, step, texts, at)
 
     def forward(self, *inputs: Any, **more: Any) -> Tensor:
         """What the network makes of these inputs."""
@@ -221,10 +223,8 @@ class PipelineDenoiser(Denoiser):
         return cast(Tensor, self.pipe.image_processor.postprocess(fitted, output_type="pt"))
 
     def settled(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents in the dtype in which the scheduler's steps leave them, and the stock call unscales them.
-
-        Finished latents are wider where they share a batch with estimates. Before any prediction: the VAE's dtype.
-        """
+        """Latents in the dtype in which steps leave them, and the stock call unscales them: finished ones are wider
+        where they share a batch with estimates. Before any prediction: the VAE's dtype."""
         return latents.to(vae.dtype if self._stepped is None else self._stepped)
 
     # --- sampling.Denoiser ----------------------------------------------------------------------------------------

@@ -34,10 +34,8 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
         from ttsnap.cluster.devices import alone, clustered
 
         if not alone(where, kind):
-            if spec.sampler.repel is not None:
-                raise ValueError(
-                    "seeds that variety repel keeps apart begin together, on one device; leave devices out"
-                )
+            if spec.sampler.variety is not None:
+                raise ValueError(f"variety {spec.sampler.variety} keeps seeds apart on one device; leave devices out")
             denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
             there = elsewhere(spec, pipe, kind, previews=Capability.PREVIEW in denoiser.can)
             with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:

@@ -23,6 +23,7 @@ class FluxDenoiser(PipelineDenoiser):
     """One call of a FluxPipeline. Latents are packed tokens."""
 
     layout: Packed
+    embeddings = 2
     reads_scale = "guidance_embeds"
     honours = (
         "height width num_inference_steps sigmas guidance_scale true_cfg_scale prompt_2 negative_prompt "

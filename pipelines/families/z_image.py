@@ -26,6 +26,7 @@ class ZImageDenoiser(PipelineDenoiser):
     """
 
     blocks = "layers"
+    embeddings = 1
     noise_dtype = torch.float32
     honours = (
         "height width num_inference_steps sigmas guidance_scale cfg_normalization cfg_truncation negative_prompt "

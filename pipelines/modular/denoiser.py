@@ -43,6 +43,7 @@ class ModularDenoiser(PipelineDenoiser):
         Capability.SHARE: "calls of modular pipelines have conditions of their own; let each have a network of its own",
         Capability.DRAFT: "searches over modular pipelines have no drafts; leave draft out",
         Capability.COUPLE: "searches over modular pipelines couple no seeds; leave variety out",
+        Capability.NOISE_PROMPTS: "searches over modular pipelines noise no prompts; leave variety out",
         Capability.DIFFERENTIATE: "the blocks of modular pipelines run without gradients; leave guide out",
     }
 

@@ -93,7 +93,7 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
     assert "unknown reward 'brigthness'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"]])
+@pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"], ["--variety", "cads:0.5"]])
 def test_half_precision_and_seeds_beyond_2_63(
     variety: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.options.variety import Repel
+from ttsnap.options.variety import Repel, parse
 from ttsnap.sampling import repel
 from ttsnap.sampling.repel import repelled
 from ttsnap.sampling.rng import seeded
@@ -51,8 +51,8 @@ def test_nothing_moves_at_factor_zero_nor_alone() -> None:
 
 
 def test_how_is_read() -> None:
-    assert Repel.parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
-    assert Repel.parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
+    assert parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
+    assert parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
     refused = {"repell": "did you mean repel", "repel:": "size", "repel:0": "1 to 99, got '0'", "repel:8.5": "whole",
                "repel:8:1.5": "the level.*'1.5'", "repel:8:nan": "the level", "repel:8:.9:-1": "the factor",
                "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop"}  # fmt: skip

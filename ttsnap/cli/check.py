@@ -160,8 +160,8 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     """What is checked, loaded, and what is told of it. ValueError for what does not fit."""
     vars(a)["task"] = TEXT
     prompts, draft = _prompts(a), arguments.read(SamplerOptions, a)
-    if draft.repel is not None:
-        raise ValueError(f"a check is of seeds that begin by themselves, got {a.variety}; leave --variety out")
+    if draft.variety is not None:
+        raise ValueError(f"a check is of the model's seeds as they are, got {a.variety}; leave --variety out")
     asked = common.engine_spec(a, prompts, draft.drafted_by(None))
     search = common.prepared(SearchRequest(tuple(prompts), asked, "keep-all", Budget()))
     rewards = chosen = [str(reward) for reward in search.engine.rewards]

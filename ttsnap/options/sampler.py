@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ttsnap.files.settings import Json, Settings, Word
 from ttsnap.options.option import Spec, changed, option, options_of, values
-from ttsnap.options.variety import Repel
+from ttsnap.options.variety import Cads, Repel, parse
 
 AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
@@ -100,7 +100,8 @@ class SamplerOptions(Settings):
         None,
         "how seeds that look alike are kept apart: repel (groups of 8 seeds push each other apart while they are "
         "noise), with the size of groups, the noise level down to which they do, factor, threshold and drop, as in "
-        "repel:8:0.9:3:0.7:0.2",
+        "repel:8:0.9:3:0.7:0.2; or cads (each seed's encoded prompt is noised), with scale and noise levels, as in "
+        "cads:0.1:0.6:0.9",
         written=Word | None,
     )
 
@@ -112,6 +113,11 @@ class SamplerOptions(Settings):
         if self.repel is not None and self.finishes:
             raise ValueError("seeds that variety repel keeps apart begin as noise, not as drafts; set finish to noise")
         if isinstance(self.draft, str) and self.draft == NONE:
+            object.__setattr__(self, "draft", None)
+        if self.cads is not None:
+            if self.finishes or not (self.draft is None or self.left_open):
+                raise ValueError(f"drafts are made of prompts without noise; leave draft and finish out, or variety "
+                                 f"{self.variety}")  # fmt: skip
             object.__setattr__(self, "draft", None)
 
     def drafted_by(self, drafter: Spec) -> SamplerOptions:
@@ -126,7 +132,14 @@ class SamplerOptions(Settings):
     @property
     def repel(self) -> Repel | None:
         """Groups of seeds that begin together. ValueError for another text."""
-        return None if self.variety is None else Repel.parse(self.variety)
+        made = None if self.variety is None else parse(self.variety)
+        return made if isinstance(made, Repel) else None
+
+    @property
+    def cads(self) -> Cads | None:
+        """Noise of each seed's encoded prompt. ValueError for another text."""
+        made = None if self.variety is None else parse(self.variety)
+        return made if isinstance(made, Cads) else None
 
     @property
     def finishes(self) -> bool:
