@@ -12,11 +12,10 @@ SHIFTS, SHIFTED = (0.5, 1.15), (256, 4096)
 
 
 def level_of(step: float, steps: int = STEPS) -> float:
-    """The noise level of the x0 estimate that `step` of `steps` evaluations end with, in (0, 1]: of FLUX.1 dev's shifted
-    schedule at 512 x 512 pixels.
+    """The noise level, in (0, 1], of the x0 estimate that `step` of `steps` evaluations end with.
 
-    The authors name an estimate by the evaluations that it took. Its latent is the one before the last of these, so
-    that step 1 is level 1.
+    It is that of FLUX.1 dev's shifted schedule at 512 x 512 pixels. The authors name an estimate by the evaluations
+    that it took. Its latent is the one before the last of these, so that step 1 is level 1.
     """
     share = (TOKENS - SHIFTED[0]) / (SHIFTED[1] - SHIFTED[0])
     shift = math.exp(SHIFTS[0] + share * (SHIFTS[1] - SHIFTS[0]))
