@@ -49,8 +49,9 @@ def test_what_the_option_says() -> None:
     options = SamplerOptions(variety="cads")
     assert (options.cads, options.repel, options.draft, options.stock) == (Cads(), None, None, False)
     assert SamplerOptions(variety="repel").cads is None
-    refused = {"cads:": "the scale of", "cads:-1": "scale", "cads:0.1:1.5": "the low", "cadsy": "did you mean cads",
-               "cads:1:0.9": "below its high", "cads:1:.6:.6": "0.6 and 0.6", "cads:1:0:1:1": "scale:low:high"}  # fmt: skip
+    refused = {"cads:": "the scale of", "cads:-1": "scale", "cads:0.1:1.5": "the low", "cadsy": "mean cads",
+               "cads:1:0.9": "below its high", "cads:1:.6:.6": "0.6 and 0.6",
+               "cads:1:0:1:1": "scale:low:high"}  # fmt: skip
     for wrong, words in refused.items():
         with pytest.raises(ValueError, match=words):
             SamplerOptions(variety=wrong)
