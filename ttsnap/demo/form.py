@@ -71,6 +71,8 @@ def read(fields: Mapping[str, Any], offer: ServingCatalog, limits: DemoLimits) -
         raise FieldError("algorithm", unknown("algorithm", algorithm, OFFERED))
     if guidance is not None and guidance != "":
         guidance = check("guidance", guidance, Annotated[float, Interval(ge=0, le=limits.guidance)])
+    if data is not None and not isinstance(data, bytes | bytearray | memoryview):
+        raise FieldError("picture", f"picture is the bytes of a file, got {type(data).__name__}")
     picture = None if data is None else limits.picture(bytes(data), "picture")
     size = whole("image size", fields["size"] or 0, 0, limits.side)
     given = SearchFields.of({
