@@ -13,6 +13,7 @@ from ttsnap.cluster import messages as m
 from ttsnap.core.cost import NAMES, Cost
 from ttsnap.core.needs import Gradient
 from ttsnap.core.outcome import Outcome
+from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
 from ttsnap.engine.live import LiveEngine
@@ -43,10 +44,6 @@ class EngineActor(Actor):
         self.engine = make()
         self._counted, self._following = Cost(), 0
         self._meter, self._begun, self._measures = Meter(self.engine.denoiser.device), ExitStack(), False
-
-    def __getattr__(self, name: str) -> Any:
-        """What calls ask of the engine alone: check prompts, submit rows, drop particles, weigh and release jobs."""
-        return getattr(self.engine, name)
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
@@ -80,6 +77,10 @@ class EngineActor(Actor):
         return m.Description(
             e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, sizes
         )
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """ValueError for prompts that the rewards cannot score."""
+        self.engine.check(prompts)
 
     def begin_measuring(self) -> None:
         """Begin to measure memory and energy."""
@@ -116,6 +117,18 @@ class EngineActor(Actor):
         self._following = following
         self.engine.executor.prompts.retract(following)
 
+    def weigh(self, job: int, weight: float) -> None:
+        """Let a job have so many turns where others have one."""
+        self.engine.weigh(job, weight)
+
+    def release(self, job: int) -> None:
+        """Forget a job."""
+        self.engine.release(job)
+
+    def drop(self, job: int, uids: Sequence[int]) -> None:
+        """Forget particles."""
+        self.engine.drop(job, uids)
+
     def tick(self) -> list[Outcome]:
         """Run one batch; the rows that are done."""
         return list(map(on_cpu, self.engine.tick()))
@@ -123,6 +136,10 @@ class EngineActor(Actor):
     def cancel(self, job: int) -> Outcome:
         """Take a job's rows off the queue and say how far each got."""
         return on_cpu(self.engine.cancel(job))
+
+    def submit(self, job: int, plan: Plan) -> None:
+        """Queue the rows of a part of a plan."""
+        self.engine.submit(job, plan)
 
     # --- what a dead actor had --------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class ClusterEngine(Engine):
         return ClusterMeter(self.group)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        self.group.ask(self.actors, Call(Engine.check, tuple(prompts)))
+        self.group.ask(self.actors, Call(EngineActor.check, tuple(prompts)))
 
     def calibrate(self) -> Cost:
         answers = self.group.ask(self.actors, Call(EngineActor.calibrate))
@@ -142,11 +142,11 @@ class ClusterEngine(Engine):
         self._logs.pop(job, None)
         self._prompts.pop(job, None)
         self._weights.pop(job, None)
-        self.group.postpone(self.actors, Call(Engine.release, job))
+        self.group.postpone(self.actors, Call(EngineActor.release, job))
 
     def weigh(self, job: int, weight: float) -> None:
         self._weights[job] = weight
-        self.group.postpone(self.actors, Call(Engine.weigh, job, weight))
+        self.group.postpone(self.actors, Call(EngineActor.weigh, job, weight))
 
     def submit(self, job: int, plan: Plan) -> None:
         log = self._logs.setdefault(job, JobLog())
@@ -155,7 +155,7 @@ class ClusterEngine(Engine):
         for actor in sorted(set(actors)):
             rows = np.flatnonzero(np.equal(actors, actor))
             self.sent[actor] += len(rows)
-            self.group.postpone([actor], Call(Engine.submit, job, plan.take(rows)))
+            self.group.postpone([actor], Call(EngineActor.submit, job, plan.take(rows)))
 
     def _placed(self, log: JobLog, plan: Plan) -> list[int]:
         """The actor of each row: that of its parent, and for fresh seeds those with the fewest rows for their batch."""
@@ -174,7 +174,7 @@ class ClusterEngine(Engine):
         if (log := self._logs.get(job)) is None:
             return
         for actor, mine in log.drop(uids).items():
-            self.group.postpone([actor], Call(Engine.drop, job, tuple(mine)))
+            self.group.postpone([actor], Call(EngineActor.drop, job, tuple(mine)))
 
     def pending(self) -> int:
         return sum(len(log.open) for log in self._logs.values())

@@ -16,9 +16,9 @@ P = ParamSpec("P")
 
 
 class Call(Generic[AnswerT]):
-    """A method of an actor or of its engine, with its arguments: `Call(Engine.drop, job, uids)`.
+    """A method of an actor, with its arguments: `Call(EngineActor.drop, job, uids)`.
 
-    A method of a base class stands for that of the own class.
+    A method of the base class stands for that of the actor's own class.
     """
 
     def __init__(self, method: Callable[Concatenate[Any, P], AnswerT], *args: P.args, **kwargs: P.kwargs) -> None:
