@@ -3,10 +3,12 @@
     python scripts/mutants.py --tier all              # 200 faults: fast tests, and system tests of what is left
     python scripts/mutants.py --tier all --part 1/5   # every fifth of them; parts may run on machines of their own
     python scripts/mutants.py --sample 40 --room cli  # 40 in one room
+    python scripts/mutants.py --tier all --before build/old.jsonl --out build/new.jsonl   # after a change of the tests
 
 Which faults are planted follows from the code alone. Functions are in the order of a hash of their names, and in each
 the fault with the lowest number, a hash of the expression that it changes. Moved code keeps its faults, rewritten code
-gets others. Results are kept in --out, one line a fault, and a run that was stopped goes on there.
+gets others. Results are kept in --out, one line a fault, and a run that was stopped goes on there. After tests changed,
+--before makes each fault meet the file of tests that found it first.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TESTS: dict[str, tuple[str, ...]] = {
@@ -154,9 +157,26 @@ def planted(source: str, place: int) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[str, float]:
-    """What pytest says of these tests in a child of this process, which has imported what does not change."""
+class Finder:
+    """Notes in a file which file of tests failed first, or could not be collected."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.note.exists():
+            self.note.write_text(report.nodeid.partition("::")[0], encoding="utf-8")
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[str, float, str]:
+    """What pytest says of these tests in a child of this process, which has imported what does not change; the seconds
+    that it took, and the file of tests that found the fault ("" where none did).
+    """
     begun = time.monotonic()
+    note = tree.parent / "found"
+    note.unlink(missing_ok=True)
     if (child := os.fork()) == 0:
         os.setsid()
         os.chdir(tree)
@@ -167,16 +187,18 @@ def outcome(tree: Path, tests: list[str], marked: str, seconds: float) -> tuple[
             os.dup2(null, stream)
         import pytest
 
-        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-m", marked, *tests])))
+        options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-m", marked]
+        os._exit(int(pytest.main([*options, *tests], plugins=[Finder(note)])))
     while time.monotonic() < begun + seconds:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return {0: "survived", 5: "survived"}.get(code, "killed"), time.monotonic() - begun
+            by = note.read_text(encoding="utf-8") if note.exists() else ""
+            return {0: "survived", 5: "survived"}.get(code, "killed"), time.monotonic() - begun, by
         time.sleep(0.2)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "killed by time", seconds
+    return "killed by time", seconds, ""
 
 
 def copied(to: Path) -> Path:
@@ -186,12 +208,12 @@ def copied(to: Path) -> Path:
     return to
 
 
-def asked(tree: Path, room: str, name: str) -> list[str]:
-    """The files of tests of a room; those that have the name of the changed file in them come first."""
+def asked(tree: Path, room: str, name: str, first: str = "") -> list[str]:
+    """The files of tests of a room: `first` before those that have the name of the changed file in them."""
     folders = [tree / "tests" / name for name in TESTS[room]]
     files = [file for path in folders for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
     files.sort(key=lambda file: re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is None)
-    return [str(file.relative_to(tree)) for file in files]
+    return sorted((str(file.relative_to(tree)) for file in files), key=lambda file: file != first)
 
 
 def main() -> None:
@@ -202,6 +224,7 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", metavar="K/N", help="of N parts of the faults, the K-th")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl", help="results, kept and read")
+    parser.add_argument("--before", type=Path, help="results of an earlier run: what found a fault is asked first")
     parser.add_argument("--list", action="store_true", help="print the faults and plant none")
     a = parser.parse_args()
     part, parts = map(int, a.part.split("/"))
@@ -219,10 +242,10 @@ def main() -> None:
     import transformers  # noqa: F401
 
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = a.out.read_text().splitlines() if a.out.exists() else []
-    known: dict[tuple[str, str], str] = {
-        (line["number"], line["tier"]): line["outcome"] for line in map(json.loads, lines)
-    }
+    lines, old = (list(map(json.loads, path.read_text().splitlines())) if path and path.exists() else []
+                  for path in (a.out, a.before))  # fmt: skip
+    known: dict[tuple[str, str], str] = {(line["number"], line["tier"]): line["outcome"] for line in lines}
+    finders = {line["number"]: line["by"] for line in old}
     tiers = ("fast", "system") if a.tier == "all" else (a.tier,)
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder) / "tree")
@@ -233,10 +256,11 @@ def main() -> None:
                 path = tree / (fault.file if fault else "ttsnap/__init__.py")
                 source = path.read_text(encoding="utf-8")
                 path.write_text(planted(source, fault.place) if fault else source, encoding="utf-8")
-                said, seconds = outcome(tree, asked(tree, room, path.stem), SELECTED[tier], a.timeout)
+                tests = asked(tree, room, path.stem, finders.get(number, ""))
+                said, seconds, by = outcome(tree, tests, SELECTED[tier], a.timeout)
                 path.write_text(source, encoding="utf-8")
                 known[number, tier] = said
-                line = {"number": number, "tier": tier, "outcome": said, "seconds": round(seconds)}
+                line = {"number": number, "tier": tier, "outcome": said, "seconds": round(seconds), "by": by}
                 with a.out.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(line | (vars(fault) if fault else {})) + "\n")
                 change = f"{fault.file} {fault.function}: {fault.change}" if fault else f"{room}: no fault"
