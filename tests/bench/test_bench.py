@@ -156,40 +156,6 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.Cap
     assert "give a --budget as 400nfe" in error_of(capsys)
 
 
-def test_algorithms_that_do_not_fit_are_refused_before_any_search(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *QUICK, "--algorithms", "best-of-n kernel=sde", "best-of-n", "svdd", "--out", "b"]) == 2
-    assert re.search("svdd: svdd .* deterministic .* choose a kernel that draws noise", error_of(capsys))
-    assert main(["bench", *QUICK, "--steps", "8", "--out", "b"]) == 2
-    assert "budget 4nfe is too small for one image, which takes 8 NFE" in error_of(capsys)
-    assert not Path("b").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--algorithms", "magic"], "unknown algorithm 'magic'"),
-        (["--algorithms", "svdd magic=3"], r"svdd: unknown option\(s\) \['magic'\].*; of the sampler, .* kernel, path"),
-        (["--algorithms", "svdd draft=hot"], r"unknown option\(s\) \['draft'\]"),
-        (["--algorithms", "best-of-n n=two"], "best-of-n: n must be a whole number, got 'two'"),
-        (["--algorithms", "best-of-n n"], "cannot read 'n' in the algorithm 'best-of-n n'; write NAME OPTION=VALUE"),
-        (["--algorithms", "best-of-n", "svdd", "best-of-n"], "best-of-n and best-of-n would go to the same folder"),
-        (["--prompts", "5:9"], "--prompts 5:9 leaves none of the 2 prompts of set.jsonl"),
-        (["--prompts", "5"], "cannot read range '5'"),
-        (["--repeats", "0"], "repeats must be at least 1, got 0"),
-        (["--effort", "low"], "give a budget or an effort, not both"),
-        (["--model", "some/model"], "some/model"),  # which needs a reward, and here has no hub to come from
-        (["--prompts-file", "gone.jsonl"], "no such prompt set: gone.jsonl"),
-    ],
-    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
-)
-def test_bad_input_gets_a_clear_message(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *QUICK, *argv, "--out", "b"]) == 2
-    error = error_of(capsys)
-    assert error.startswith("ttsnap: error: ")
-    assert re.search(said, error, re.DOTALL), error
-    assert not Path("b").exists()
-
-
 @pytest.mark.slow
 def test_two_devices_make_the_same_images(ray_session: None) -> None:
     one = ["bench", *QUICK, "--algorithms", "best-of-n", "--out"]

@@ -16,8 +16,6 @@ from ttsnap.cli import main
 from ttsnap.options.model import ModelOptions
 from ttsnap.results.record import read_record
 
-from ..said import error_of  # noqa: TID252
-
 PROMPT = "two red circles and a blue square"
 QUICK = ["--steps", "6", "--device", "cpu"]
 
@@ -143,48 +141,6 @@ def test_own_reward_and_options(tmp_path: Path) -> None:
     spent = json.loads((tmp_path / "o" / "trace.json").read_text())["results"][0]["spent"]
     assert (spent["seeds"], spent["finished"]) == (4, 2)
     assert main(argv) == 2  # the folder is taken
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["generate"], "no prompt"),
-        (["generate", " "], "prompt 1 of 1 is empty"),
-        (["generate", "a photo of a cat"], "unknown word.*'photo'.*knows only: .*circle"),
-        (["generate", "a red circle", "--budget", "3nfe"], "too small for one image"),
-        (["generate", "a red circle", "--budget", "lots"], "cannot read budget 'lots'"),
-        (["generate", "a red circle", "--algorithm", "magic"], "unknown algorithm 'magic'"),
-        (["generate", "a red circle", "--options.speed", "3"], "unknown option"),
-        (["generate", "a red circle", "--reward", "magic"], "unknown reward 'magic'"),
-        (["generate", "a red circle", "--model", "./nowhere", "--reward", "scenes"], "no diffusers pipeline at"),
-        (["generate", "a red circle", "--device", "toaster"], "unknown device 'toaster'"),
-        (["generate", "a red circle", "--dtype", "int4"], "unknown dtype 'int4'"),
-        (["generate", "a red circle", "--steps", "0"], "at least 1, got 0"),
-        (["generate", "a red circle", "--height", "64"], "draws at most 32 x 32 pixels, got width 32 and height 64"),
-        (["generate", "a red circle", "--call.colour", "red"], "unknown argument.*colour"),
-        (["generate", "a red circle", "--keep", "0"], "keep must be at least 1"),
-        (["generate", "--prompts-file", "missing.txt"], "no such prompt set: missing.txt"),
-        (["replay", "missing.png"], "no such image: missing.png"),
-    ],
-    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
-)
-def test_bad_input_gets_a_clear_message(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(argv) == 2
-    error = error_of(capsys)
-    assert error.startswith("ttsnap: error: ")
-    assert re.search(message, error, re.DOTALL), error
-    assert not list(tmp_path.iterdir())  # nothing is left behind
-
-
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["generate", "--help-all"])
-    assert exit_.value.code == 0
-    out = capsys.readouterr().out
-    for word in ("examples:", "--budget", "400nfe", "best-of-n", "seed-pruning", "file.py:function"):
-        assert word in out
 
 
 def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtype(

@@ -22,8 +22,6 @@ from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, pre
 from ttsnap.results.outputs import write_enlarged
 from ttsnap.results.record import read_record
 
-from ..said import error_of  # noqa: TID252
-
 QUICK = ["--steps", "4", "--device", "cpu", "--budget", "24nfe", "--out", "o"]
 
 
@@ -63,17 +61,6 @@ def test_another_algorithm_searches_with_the_same_budget_and_seeds(
     found = [p.name for p in find_images(Path("o"))]
     assert len(found) == 2
     assert not any("8x" in name for name in found), "a copy is not another image"
-
-
-def test_what_cannot_be_compared_is_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["generate", "a red circle", "--compare", "seed-pruning", *QUICK]) == 2
-    assert "--compare seed-pruning is the algorithm itself; name another" in error_of(capsys)
-    assert main(["generate", "a red circle", "--compare", "best", *QUICK]) == 2
-    assert "unknown algorithm 'best'" in error_of(capsys)
-    assert not list(tmp_path.iterdir())
 
 
 def test_only_small_images_get_a_copy(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_the_page_of_generate_has_what_most_people_need(capsys: pytest.CaptureFi
     for option in ("PROMPT", "--budget", "--algorithm", "--reward", "--model", "--keep", "--seed", "--device", "--out"):
         assert f"\n  {option} " in page
     assert "--decode-batch-size" not in page
+    (line,) = (line for line in page.splitlines() if line.startswith("  --budget"))
+    assert all(unit in line for unit in ("400nfe", "20images", "30s", "pflop"))
 
 
 def test_options_of_generate_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:

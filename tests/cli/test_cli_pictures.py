@@ -114,42 +114,6 @@ def test_edits_are_compared_by_what_they_keep_of_their_pictures(capsys: pytest.C
     assert "prompts.pictures_sha256 is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("names", "more", "words"),
-    [
-        (["red.png", None], [], "some prompts have image and others no picture"),
-        (["red.png"], ["--image", "red.png"], "['image'] for all prompts, and one of its own for each in edits.jsonl"),
-        ([None], [], "the task is image-to-image, and a call with these pictures does text-to-image"),
-        (["../x.png"], [], "image of entry 1 of the prompt set is '../x.png', which leads out of"),
-    ],
-)
-def test_sets_that_do_not_fit_are_refused(
-    names: list[str | None], more: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a_set(names)
-    for command in (["record", "--seeds", "2"], ["bench", "--budget", "2nfe"]):
-        assert main([*command, "--prompts-file", "edits.jsonl", *HOW, *more, "--out", "out"]) == 2
-        assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--image", "red.png"], "--image: say by --task what is done with it"),
-        (["--task", "image-to-image", "--strength", "1.5"], "strength must be at most 1, got 1.5"),
-        (
-            ["--task", "inpainting", "--image", "red.png"],
-            "no modular pipeline does inpainting with the parts of a",
-        ),
-        (["--task", "image-to-image", "--image", "nowhere.png"], "nowhere.png"),
-        (["--task", "image-to-image", "--image", "keep.py"], "cannot read"),
-    ],
-)
-def test_what_does_not_fit_is_refused(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a red circle", "--out", "out", "--budget", "8nfe", *given]) != 0
-    assert words in capsys.readouterr().err
-
-
 def test_several_prompts_end_in_one_table_in_a_folder_named_for_their_set(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["generate", "--prompts-file", "edits.jsonl", *HOW, "--algorithm", "best-of-n", "--budget", "3nfe"]
     assert main([*argv, "--keep", "2", "--compare", "keep-all"]) == 0

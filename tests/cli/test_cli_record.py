@@ -16,8 +16,6 @@ from ttsnap.cli import main
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.recordings.replay import ReplayEngine
 
-from ..said import error_of  # noqa: TID252
-
 MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "verifier")  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
 SIZES = ["--seeds", "6", "--seed", "3", "--steps", "4", "--batch-size", "1", "--device", "cpu"]
@@ -122,26 +120,3 @@ def test_settings_that_differ_are_refused(tmp_path: Path, capsys: pytest.Capture
         error = capsys.readouterr().err
         assert re.search(message, error), error
     assert contents(tmp_path / "r") == before
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], 'no prompt: ttsnap record "a red circle"'),
-        (["a photo of a cat"], "unknown word.*'photo'"),
-        (["a red circle", "--seeds", "0"], "seeds must be at least 1, from 0 on, got 0"),
-        (["a red circle", "--steps", "4", "--score-steps", "[9]"], "do not fit a grid of 4 steps"),
-        (["a red circle", "--reward", "magic"], "unknown reward 'magic'"),
-        (["a red circle", "--kernel", "magic"], "unknown kernel 'magic'"),
-        (["a red circle", "--model", "some/model"], "some/model"),  # needs a reward, and here has no hub to come from
-    ],
-    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
-)
-def test_bad_input_gets_a_clear_message(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["record", *argv, "--device", "cpu", "--out", "r"]) == 2
-    error = error_of(capsys)
-    assert error.startswith("ttsnap: error: ")
-    assert re.search(message, error, re.DOTALL), error
-    assert not list(tmp_path.iterdir())

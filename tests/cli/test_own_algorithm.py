@@ -61,25 +61,6 @@ def test_simulate_takes_it_to_its_workers(capsys: pytest.CaptureFixture[str]) ->
     assert "halving" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("gone.py:Mine", "no such file: gone.py"),
-        ("halving.py:Halvin", "halving.py has no Halvin; did you mean Halving?"),
-        ("json.py:Mine", "another module has the name json; rename json.py"),
-        ("evil.py:Evil", "Evil must have n, needs, lockstep, init and step"),
-    ],
-)
-def test_what_is_wrong_with_it_is_said(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a red circle", "--algorithm", text]) == 2
-    assert said in error_of(capsys)
-
-
-def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a red circle", "--algorithm", OWN, "--options.levle", "1"]) == 2
-    assert "unknown option(s) ['levle']; it has ['n', 'level']; did you mean level?" in error_of(capsys)
-
-
 def test_no_request_file_or_graph_runs_code() -> None:
     Path("a.json").write_text('{"name": "nested", "first": "evil.py:Evil"}')
     Path("b.json").write_text('{"name": "evil.py:Evil"}')

@@ -85,8 +85,8 @@ def own_algorithm(text: str) -> str | Algorithm:
         if not hasattr(module, name):
             raise ImportError(f"{place} has no {name}{did_you_mean(name, vars(module))}")
         made = getattr(module, name)()
-        if not isinstance(made, Algorithm):
-            raise TypeError(f"{name} must have n, needs, lockstep, init and step")
+        if not isinstance(made, Algorithm) or not dataclasses.is_dataclass(made):
+            raise TypeError(f"{name} must be a dataclass with n, needs, lockstep, init and step")
         return made
     except (ImportError, TypeError) as error:
         raise ValueError(f"cannot make algorithm {text!r}: {error}") from error
