@@ -1,41 +1,33 @@
 """Every family against stock diffusers: what each argument of its call does, costs, previews, and what is refused.
 
-tests/pipelines/test_parity.py runs them under many schedulers; what only some do is in test_family_specials.py.
+tests/pipelines/test_parity.py runs them under many schedulers.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import peft
 import pytest
 import torch
-from diffusers import (
-    AutoencoderTiny,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    IPNDMScheduler,
-    KDPM2DiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttsnap import BestOfN, SeedPruning
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ..cover import each_once  # noqa: TID252
-from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, UNGUIDED, jitter, shared
+from .tiny import DYNAMIC_SHIFT, FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, UNGUIDED, autoencoder, jitter, shared
 
 # NumPy's, of what schedulers do with torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
@@ -45,15 +37,21 @@ STEPS, SEED = 3, 5
 PACKED = ("flux", "flux_schnell", "qwen_image", "flux2_klein")
 """Latents are packed, so that no VAE decodes them as they are."""
 UNETS = ("sd15", "sdxl")
+Change = dict[str, Any]
+Build = Callable[[str], Any]
 
 
 def red(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images[:, 0].mean((1, 2))
 
 
-def arguments(name: str, change: dict[str, Any]) -> dict[str, Any]:
+ONE: dict[str, Any] = {"search": BestOfN(1), "reward": red, "seed": SEED, "batch_size": 2}
+"""One candidate, the image of its seed."""
+
+
+def arguments(name: str, change: Change | None = None) -> dict[str, Any]:
     """The family's call with this change; `...` leaves an argument at its stock default."""
-    call = {**FAMILIES[name].call, "num_inference_steps": STEPS, **change}
+    call = {**FAMILIES[name].call, "num_inference_steps": STEPS, **(change or {})}
     return {key: value for key, value in call.items() if value is not ...}
 
 
@@ -61,14 +59,19 @@ def generator(seed: int = SEED) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def relative(ours: Tensor, expected: Tensor) -> float:
+    """The largest error as a share of the largest value; nan where there is one."""
+    assert ours.shape == expected.shape
+    return float((ours.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
 def by_stock(pipe: Any, prompts: list[str] | None, output_type: str, call: dict[str, Any]) -> Tensor:
     """One image a prompt, all from the same seed."""
     n = len(call["prompt_embeds"]) if prompts is None else len(prompts)
     texts = ("negative_prompt", "prompt_2", "negative_prompt_2")
     lists = {k: [v] * n if k in texts and isinstance(v, str) else v for k, v in call.items()}
-    made: Tensor = pipe(
-        prompt=prompts, generator=[generator() for _ in range(n)], output_type=output_type, **lists
-    ).images
+    how: dict[str, Any] = {"generator": [generator() for _ in range(n)], "output_type": output_type}
+    made: Tensor = pipe(prompt=prompts, **how, **lists).images
     return made
 
 
@@ -76,9 +79,8 @@ def by_search(pipe: Any, prompts: list[str] | None, call: dict[str, Any]) -> dic
     """The same, as latents and as images."""
     if prompts is None:
         call = {"reward_prompts": PROMPTS[: len(call["prompt_embeds"])], **call}
-    made = upgrade(pipe)(
-        prompt=prompts, search=BestOfN(1), reward=red, seed=SEED, output_type="latent", batch_size=2, **call
-    )
+    made = upgrade(pipe)(prompt=prompts, **ONE, output_type="latent", **call)
+    assert [result.prompt for result in made.search] == call.get("reward_prompts", prompts)
     return {"latent": made.images, "pt": torch.stack([result.best.image for result in made.search])}
 
 
@@ -92,18 +94,29 @@ def assert_equal(pipe: Any, call: dict[str, Any]) -> Tensor:
 
 @functools.cache
 def unchanged(name: str) -> Tensor:
-    return by_search(shared(name), PROMPTS, arguments(name, {}))["pt"]
+    return by_search(shared(name), PROMPTS, arguments(name))["pt"]
 
 
 # --- what the call can change ---------------------------------------------------------------------------------------
 
 
-def scheduled(make: Callable[..., Any], **options: Any) -> Callable[[str], Any]:
-    """A pipeline under another scheduler."""
+def scheduled(make: Callable[..., Any], edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
+    """A pipeline under another scheduler, with another edit."""
 
     def build(name: str) -> Any:
         betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(name, {})
-        return FAMILIES[name].build(make(**{**betas, **options}))
+        pipe = FAMILIES[name].build(make(**{**betas, **options}))
+        edit(pipe)
+        return pipe
+
+    return build
+
+
+def edited(edit: Callable[[Any], Any]) -> Build:
+    def build(name: str) -> Any:
+        pipe = FAMILIES[name].build()
+        edit(pipe)
+        return pipe
 
     return build
 
@@ -116,57 +129,50 @@ def rebuilt(network: Any, **changes: Any) -> Any:
         return jitter(type(network)(**{**config, **changes}))
 
 
-def with_clip_skip(name: str) -> Any:
-    pipe = FAMILIES[name].build()
+def clip_skip(pipe: Any) -> None:
+    """Stock SD reads its last norm there, where transformers 5 no longer has it."""
     if not hasattr(pipe.text_encoder, "text_model"):
-        # Stock SD reads its last norm there, where transformers 5 no longer has it.
         vars(pipe.text_encoder)["text_model"] = pipe.text_encoder
-    return pipe
 
 
-def with_timestep_scale(name: str) -> Any:
-    pipe = FAMILIES[name].build()
-    pipe.transformer.register_to_config(timestep_scale=0.5)
-    return pipe
-
-
-def with_variance(name: str) -> Any:
-    pipe = FAMILIES[name].build()
-    pipe.transformer = rebuilt(pipe.transformer, out_channels=8)
-    return pipe
-
-
-def with_small_bins(name: str) -> Any:
+def small_bins(pipe: Any) -> None:
     """The true ones are far too large for a test."""
-    pipe = FAMILIES[name].build()
     pipe.image_processor.classify_height_width_bin = lambda height, width, ratios: (64, 32) if ratios else None
-    return pipe
 
 
-Change = dict[str, Any]
-Case = Change | tuple[Change, Callable[[str], Any]]
+def variance(pipe: Any) -> None:
+    pipe.transformer = rebuilt(pipe.transformer, out_channels=8)
+
+
+def distilled(pipe: Any) -> None:
+    pipe.unet = rebuilt(pipe.unet, time_cond_proj_dim=16)
+
+
+DISTILLED = scheduled(LCMScheduler, distilled)
+
+
+def vae_with_mean_and_deviation(pipe: Any) -> None:
+    means = {"latents_mean": [0.1, -0.2, 0.0, 0.3], "latents_std": [1.0, 0.8, 1.2, 0.9]}
+    pipe.vae = autoencoder(4, scaling_factor=0.5, **means)
+
+
+Case = Change | tuple[Change, Build]
 """Arguments, and another pipeline than the family's tiny one."""
-SIGMAS = {"sigmas": [1.0, 0.6, 0.3]}
+SIGMAS, WORDS = {"sigmas": [1.0, 0.6, 0.3]}, {"negative_prompt": ["snow", "a red ball"]}
+TIMES = {"timesteps": [900, 500, 200, 30]}
 DYNAMIC = scheduled(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True)
+BINNED = {"use_resolution_binning": True}
 BOTH: list[Case] = [
-    {"guidance_scale": 1.0},
-    {"guidance_scale": 0.0},
-    {"negative_prompt": "snow"},
-    {"negative_prompt": ["snow", "a red ball"]},
-    {"height": 24, "width": 16},
+    {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"negative_prompt": "snow"}, WORDS, {"height": 24, "width": 16},
     {"height": None, "width": None},
-]
+]  # fmt: skip
 UNET: list[Case] = [
-    *BOTH,
-    {"guidance_rescale": 0.7},
-    ({"clip_skip": 1}, with_clip_skip),
-    ({"clip_skip": 1, "negative_prompt": "snow"}, with_clip_skip),
-    {"guidance_scale": 1.0, "guidance_rescale": 0.7},
-    ({"eta": 0.5}, scheduled(DDIMScheduler)),
-    ({"timesteps": [900, 500, 200, 30]}, scheduled(DPMSolverMultistepScheduler)),
-    ({"sigmas": [12.0, 3.0, 0.5]}, scheduled(EulerDiscreteScheduler)),
+    *BOTH, {"guidance_rescale": 0.7}, {"guidance_scale": 1.0, "guidance_rescale": 0.7},
+    ({"clip_skip": 1}, edited(clip_skip)), ({"clip_skip": 1, "negative_prompt": "snow"}, edited(clip_skip)),
+    ({"eta": 0.5}, scheduled(DDIMScheduler)), (TIMES, scheduled(DPMSolverMultistepScheduler)),
+    ({"sigmas": [12.0, 3.0, 0.5]}, scheduled(diffusers.EulerDiscreteScheduler)),
     ({"timesteps": [999, 499]}, scheduled(LCMScheduler)),
-]
+]  # fmt: skip
 NEGATIVES = {"negative_prompt": ["bad", "dark"], "negative_prompt_2": ["ugly", "worse"]}
 CHANGES: dict[str, list[Case]] = {
     "sd15": UNET,
@@ -176,123 +182,66 @@ CHANGES: dict[str, list[Case]] = {
         {"negative_prompt": "snow", "negative_prompt_2": ["rain", "hail"]},
         {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (32, 40)},
         {"negative_original_size": (64, 48)},  # without negative_target_size stock reads neither
+        ({}, edited(vae_with_mean_and_deviation)),
     ],
     "pixart_sigma": [
-        *BOTH,
-        {"max_sequence_length": 8},
-        {"clean_caption": True},
-        {"guidance_scale": 1.0, "max_sequence_length": 40},
-        ({"timesteps": [900, 500, 200, 30]}, scheduled(DPMSolverMultistepScheduler)),
+        *BOTH, {"max_sequence_length": 8}, {"clean_caption": True}, {"guidance_scale": 1.0, "max_sequence_length": 40},
+        (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ],
     "sd3": [
-        {"guidance_scale": 1.0},
-        {"negative_prompt": ["snow", "a red ball"]},
-        {"clip_skip": 1},
-        {"prompt_2": ["a dog", "a cow"]},
-        SIGMAS,
-        {"height": 16, "width": 48},
-        {"max_sequence_length": 256},
-        ({}, DYNAMIC),
-        (SIGMAS, DYNAMIC),
+        {"guidance_scale": 1.0}, WORDS, {"clip_skip": 1}, {"prompt_2": ["a dog", "a cow"]}, SIGMAS,
+        {"height": 16, "width": 48}, {"max_sequence_length": 256}, ({}, DYNAMIC), (SIGMAS, DYNAMIC),
         ({"height": 16, "width": 48}, DYNAMIC),
         # As the stock pipeline does, these are never asked to scale their input.
-        *[
-            ({}, scheduled(each))
-            for each in (EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, LMSDiscreteScheduler)
-        ],
+        ({}, scheduled(diffusers.EulerDiscreteScheduler)), ({}, scheduled(diffusers.HeunDiscreteScheduler)),
+        ({}, scheduled(diffusers.KDPM2DiscreteScheduler)), ({}, scheduled(diffusers.LMSDiscreteScheduler)),
     ],
     "flux": [
-        {"guidance_scale": 1.5},
-        {"true_cfg_scale": 2.0, "negative_prompt": "bad"},
-        {"true_cfg_scale": 2.0, **NEGATIVES},
-        {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
-        {"true_cfg_scale": 2.0},
-        {"prompt_2": ["a dog", "a house"]},
-        SIGMAS,
-        {"height": 19, "width": 30},
-        {"height": 64, "width": 96},
-        {"max_sequence_length": 5},
+        {"guidance_scale": 1.5}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"},
+        {"true_cfg_scale": 2.0, **NEGATIVES}, {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
+        {"true_cfg_scale": 2.0}, {"prompt_2": ["a dog", "a house"]}, SIGMAS, {"height": 19, "width": 30},
+        {"height": 64, "width": 96}, {"max_sequence_length": 5},
     ],
     "flux_schnell": [{"guidance_scale": 7.0}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"}],
     "qwen_image": [
-        {"true_cfg_scale": 1.0},
-        {"negative_prompt": None},
-        {"negative_prompt": ["bad", "too dark"]},
-        {"guidance_scale": 3.0},
-        SIGMAS,
-        {"height": 19, "width": 30},
-        {"height": 64, "width": 96},
-        {"max_sequence_length": 3},
+        {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0}, SIGMAS,
+        {"height": 19, "width": 30}, {"height": 64, "width": 96}, {"max_sequence_length": 3},
     ],
     "flux2_klein": [
-        {"guidance_scale": 1.0},
-        SIGMAS,
-        {"height": 19, "width": 30},
-        {"height": 24, "width": 36},
-        {"max_sequence_length": 5},
-        {"text_encoder_out_layers": (0,)},
+        {"guidance_scale": 1.0}, SIGMAS, {"height": 19, "width": 30}, {"height": 24, "width": 36},
+        {"max_sequence_length": 5}, {"text_encoder_out_layers": (0,)},
     ],
     "sana": [
-        {"guidance_scale": 1.0},
-        {"negative_prompt": ["snow", "a red ball"]},
-        {"complex_human_instruction": ["Draw well.", "Prompt: "]},
-        {"complex_human_instruction": ...},
-        {"clean_caption": True},
-        {"max_sequence_length": 4},
-        {"height": 64, "width": 32},
-        ({"use_resolution_binning": True, "height": 40, "width": 24}, with_small_bins),
-        ({"use_resolution_binning": True, "height": 64, "width": 32}, with_small_bins),
+        {"guidance_scale": 1.0}, WORDS, {"complex_human_instruction": ["Draw well.", "Prompt: "]},
+        {"complex_human_instruction": ...}, {"clean_caption": True}, {"max_sequence_length": 4},
+        {"height": 64, "width": 32}, ({**BINNED, "height": 40, "width": 24}, edited(small_bins)),
+        ({**BINNED, "height": 64, "width": 32}, edited(small_bins)),
         ({"timesteps": [900, 500, 100]}, scheduled(DPMSolverMultistepScheduler)),
         (SIGMAS, scheduled(FlowMatchEulerDiscreteScheduler)),
-        ({"eta": 0.5}, scheduled(DDIMScheduler, clip_sample=False)),
-        ({}, scheduled(EulerDiscreteScheduler)),
-        ({}, with_timestep_scale),
-        ({}, with_variance),
+        ({"eta": 0.5}, scheduled(DDIMScheduler, clip_sample=False)), ({}, scheduled(diffusers.EulerDiscreteScheduler)),
+        ({}, edited(lambda pipe: pipe.transformer.register_to_config(timestep_scale=0.5))), ({}, edited(variance)),
     ],
     "z_image": [
-        {"guidance_scale": 0.0},
-        {"guidance_scale": 1.0},
-        {"negative_prompt": ["snow", "a red ball"]},
-        {"cfg_normalization": True},
-        {"cfg_normalization": 0.5},
-        {"cfg_truncation": 0.3},
-        {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
-        {"cfg_truncation": None},
-        {"cfg_truncation": -1.0},
+        {"guidance_scale": 0.0}, {"guidance_scale": 1.0}, WORDS, {"cfg_normalization": True},
+        {"cfg_normalization": 0.5}, {"cfg_truncation": 0.3}, {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
+        {"cfg_truncation": None}, {"cfg_truncation": -1.0},
         # In float32 this time is a little above 0.6.
-        (
-            {"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]},
-            scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0),
-        ),
-        SIGMAS,
-        {"height": 24, "width": 16},
-        {"max_sequence_length": 4},
+        ({"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]}, scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0)),
+        SIGMAS, {"height": 24, "width": 16}, {"max_sequence_length": 4},
     ],
     "lumina2": [
-        {"guidance_scale": 1.0},
-        {"negative_prompt": ["snow", "a red ball"]},
-        {"cfg_trunc_ratio": 0.5},
-        {"cfg_trunc_ratio": 0.7, **SIGMAS},
-        {"cfg_trunc_ratio": 0.0},
-        {"cfg_normalization": False},
-        {"cfg_normalization": False, "cfg_trunc_ratio": 0.25},
-        SIGMAS,
-        {"system_prompt": ..., "max_sequence_length": 200},
-        {"height": 48, "width": 32},
+        {"guidance_scale": 1.0}, WORDS, {"cfg_trunc_ratio": 0.5}, {"cfg_trunc_ratio": 0.7, **SIGMAS},
+        {"cfg_trunc_ratio": 0.0}, {"cfg_normalization": False}, {"cfg_normalization": False, "cfg_trunc_ratio": 0.25},
+        SIGMAS, {"system_prompt": ..., "max_sequence_length": 200}, {"height": 48, "width": 32},
         {"max_sequence_length": 8},
     ],
-}
+}  # fmt: skip
 # Stock reads these only in some settings, so that the picture stays the same.
 IDLE: list[Change] = [
-    {"negative_original_size": (64, 48)},
-    {"clean_caption": True},
-    {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
-    {"true_cfg_scale": 2.0},
-    {"guidance_scale": 3.0},
-    {"guidance_scale": 7.0},
+    {"negative_original_size": (64, 48)}, {"clean_caption": True}, {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
+    {"true_cfg_scale": 2.0}, {"guidance_scale": 3.0}, {"guidance_scale": 7.0}, {"cfg_truncation": None},
     {"height": 19, "width": 30},  # which are rounded down
-    {"cfg_truncation": None},
-]
+]  # fmt: skip
 
 
 def each_case() -> list[Any]:
@@ -306,37 +255,71 @@ def each_case() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "change", "build"), each_case())
-def test_an_argument_does_what_it_does_in_the_stock_call(name: str, change: Change, build: Any) -> None:
+def test_an_argument_does_what_it_does_in_the_stock_call(name: str, change: Change, build: Build) -> None:
     found = assert_equal(build(name), arguments(name, change))
     if change and change not in IDLE:
         assert found.shape != unchanged(name).shape or not torch.equal(found, unchanged(name))
 
 
+def readable(pipe: Any, stock: Any) -> dict[str, Any]:
+    """What the stock class offers as properties, where it has a value."""
+    names = {name for name, _ in inspect.getmembers(stock, lambda member: isinstance(member, property))}
+    return {name: getattr(pipe, name) for name in names - {"components", "device", "dtype"} if hasattr(pipe, name)}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_call_returns_what_the_stock_call_returns(name: str) -> None:
+def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     stock = FAMILIES[name].build()
-    twin, call = upgrade(stock), {**arguments(name, {}), "prompt": "a cat"}
-    search: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": red, "seed": 0}
+    (twin, other), kind = (upgrade(stock) for _ in range(2)), type(stock)
+    call, during = {**arguments(name), "prompt": "a cat"}, list[Any]()
+    pruning: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": red, "seed": 0, **call}
+    pruning["on_event"] = lambda _: during.append(readable(twin, kind))
     expected = stock(**call, generator=generator(1), output_type="pt")
+    left = readable(stock, kind)
+    latent = twin(**pruning, output_type="latent")
+    after = readable(twin, kind)
+    assert {name: after[name] or None for name in left} == {name: value or None for name, value in left.items()}
+    assert left.get("num_timesteps", STEPS) >= STEPS
+    assert all(seen.get("guidance_scale") == left.get("guidance_scale") for seen in during)
+    if "guidance_scale" in left:  # a twin has its own
+        assert "guidance_scale" not in readable(other, kind)
     assert torch.equal(twin(**call, generator=generator(1), output_type="pt").images, expected.images)
-    latent = twin(**call, **search, output_type="latent")
     assert isinstance(latent, type(expected))
     again = stock(**call, generator=generator(latent.search[0].best.seed), output_type="latent").images
     torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
     twin.enable_model_cpu_offload(device="cpu")
-    moved = twin(**call, **search, output_type="pt")
+    moved = twin(**pruning, output_type="pt")
     assert torch.equal(moved.images[0], latent.search[0].best.image)
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "flux2_klein"])  # of others tests/gpu tells
-def test_rounding_in_half_precision_is_the_stock_one(name: str) -> None:
-    assert_equal(FAMILIES[name].build().to(torch.bfloat16), arguments(name, {}))
+HALF = [("qwen_image", torch.bfloat16), ("flux2_klein", torch.bfloat16), ("sdxl", torch.float16)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), HALF)  # of others tests/gpu tells
+def test_rounding_in_half_precision_is_the_stock_one(name: str, dtype: torch.dtype) -> None:
+    """SDXL decodes in single precision."""
+    pipe = FAMILIES[name].build().to(dtype)
+    assert assert_equal(pipe, arguments(name)).dtype == torch.float32
+    assert pipe.vae.dtype == dtype
+    assert name != "sdxl" or pipe.vae.config.force_upcast
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "build"),
+    [
+        *[(name, {"guidance_scale": scale}, DISTILLED) for name in UNETS for scale in (1.0, 8.0)],
+        ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
+    ],
+)
+def test_networks_that_were_distilled_for_guidance_take_one_pass(name: str, change: Change, build: Build) -> None:
+    pipe, call = build(name), arguments(name, change)
+    assert upgrade(pipe).denoiser(**call).passes_per_nfe == 1
+    assert_equal(pipe, call)
 
 
 # The option that holds the scale of adapters, and the parts beside the network that have some.
 SCALES = {
-    "sd15": ("cross_attention_kwargs", ("text_encoder",)),
-    "sdxl": ("cross_attention_kwargs", ("text_encoder",)),
+    **dict.fromkeys(UNETS, ("cross_attention_kwargs", ("text_encoder",))),
     "flux": ("joint_attention_kwargs", ("text_encoder", "text_encoder_2")),
     "z_image": ("joint_attention_kwargs", ()),
     "sana": ("attention_kwargs", ("text_encoder",)),
@@ -354,12 +337,10 @@ def test_the_scale_of_adapters(name: str) -> None:
             config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
             peft.inject_adapter_in_model(config, getattr(pipe, module))
     call = arguments(name, {option: {"scale": 0.5}})
-    half, full = assert_equal(pipe, call), by_search(pipe, PROMPTS, arguments(name, {}))["pt"]
+    half, full = assert_equal(pipe, call), by_search(pipe, PROMPTS, arguments(name))["pt"]
     assert not torch.allclose(half, full, atol=1e-4)
     assert call[option] == {"scale": 0.5}
 
-
-# --- embeddings -----------------------------------------------------------------------------------------------------
 
 POOLED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
@@ -394,11 +375,10 @@ def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *[(name, {"negative_prompt": ["snow", "rain"]}) for name in GIVES],
-        ("flux", {}),
-        ("flux", {"true_cfg_scale": 2.0, "negative_prompt": ["bad", "bad"]}),
-        ("qwen_image", {"negative_prompt": ["bad", "bad"]}),
+        *[(name, WORDS) for name in (*GIVES, "qwen_image")],
         ("qwen_image", {"negative_prompt": None}),
+        ("flux", {}),
+        ("flux", {"true_cfg_scale": 2.0, **WORDS}),
         ("flux2_klein", {}),
     ],
     ids=str,
@@ -415,9 +395,6 @@ def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
     if name in UNETS:  # where either may be given alone
         negative = {k: v for k, v in given.items() if k.startswith("negative")}
         assert torch.equal(found["pt"], by_search(pipe, PROMPTS, {**bare, **negative})["pt"])
-
-
-# --- FLOPs and previews ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "guided"), each_once(list(FAMILIES), [True, False]))
@@ -446,83 +423,132 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     assert denoiser.passes_per_nfe == 1 + (guided and name not in ("flux", "flux_schnell"))
 
 
-@pytest.mark.usefixtures("real_flops")
-def test_flops_depend_on_the_length_of_the_text() -> None:
-    pipe = upgrade(FAMILIES["pixart_sigma"].build())
-    short, long = (pipe.denoiser(**arguments("pixart_sigma", {"max_sequence_length": n})).costs().nfe for n in (8, 64))
-    assert short < long
+# --- what is special to some ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PACKED])
-def test_previews_are_decoded_by_the_scale_of_their_own_vae(name: str) -> None:
-    """tests/pipelines/test_support.py sees that packed latents are unpacked for it."""
-    twin = upgrade(FAMILIES[name].build())
-    sizes = {f"{part}_block_out_channels": (4, 4) for part in ("encoder", "decoder")}
-    blocks = {f"num_{part}_blocks": (1, 1) for part in ("encoder", "decoder")}
-    channels = 16 if name == "z_image" else 4
-    twin.preview_vae = AutoencoderTiny(latent_channels=channels, **sizes, **blocks).eval()
-    denoiser = twin.denoiser(**arguments(name, {}))
+def test_zero_snr_with_v_prediction() -> None:
+    """There is nothing but noise at the first step, so that the estimate there must not be divided by what is left."""
+    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipe = scheduled(DDIMScheduler, clip_sample=False, **options)("sd15")
+    call = arguments("sd15", {"guidance_rescale": 0.7})
+    assert_equal(pipe, call)
+    denoiser = upgrade(pipe).denoiser(**call)
+    assert denoiser.schedule.alpha[0] == 0
     with torch.no_grad():
-        denoiser.encode(PROMPTS)
-        x = denoiser.init_latents([generator(), generator(1)])
-        expected = (twin.preview_vae.decode(x).sample / 2 + 0.5).clamp(0, 1)
-        assert torch.equal(denoiser.preview(x), expected)
+        denoiser.encode(["a cat"])
+        zero = torch.zeros(1, dtype=torch.long)
+        prediction = denoiser.predict(denoiser.init_latents([generator()]), zero, zero)
+    torch.testing.assert_close(prediction.x0, -prediction.out)
 
 
-# --- refused --------------------------------------------------------------------------------------------------------
+def test_pixart_bins_sizes() -> None:
+    pipe = FAMILIES["pixart_sigma"].build()
+    pipe.transformer = rebuilt(pipe.transformer, sample_size=32, patch_size=8)
+    one_step = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    call = arguments("pixart_sigma", {"height": 200, "width": 264, **one_step, **BINNED})
+    twin = upgrade(pipe)
+    out = twin("a cat", **ONE, output_type="pt", **call).images
+    assert out.shape[2:] == (200, 264)
+    assert torch.equal(out, by_stock(pipe, ["a cat"], "pt", call))
+    binned = [twin.denoiser(**{**call, "height": h, "width": w}) for h, w in ((200, 264), (256, 256), (None, None))]
+    assert [(d.layout.height, d.layout.width) for d in binned] == [(224, 288), (256, 256), (256, 256)]
+
+
+def test_negative_sizes_belong_to_every_row() -> None:
+    """Stock mixes them up in batches, but not for a single picture."""
+    sizes = {"original_size": (64, 48), "target_size": (32, 40), "negative_original_size": (16, 24)}
+    sizes |= {"negative_crops_coords_top_left": (2, 4), "negative_target_size": (48, 16)}
+    pipe, call = shared("sdxl"), arguments("sdxl", sizes)
+    singles = [by_stock(pipe, [prompt], "latent", call) for prompt in PROMPTS]
+    for prompt, single in zip(PROMPTS, singles, strict=True):
+        assert torch.equal(by_search(pipe, [prompt], call)["latent"], single)
+    assert relative(by_search(pipe, PROMPTS, call)["latent"], torch.cat(singles)) < 1e-5
+    assert relative(by_stock(pipe, PROMPTS, "latent", call), torch.cat(singles)) > 1e-4
+
+
+def test_the_watermark_is_on_the_picture() -> None:
+    pipe, call = FAMILIES["sdxl"].build(), arguments("sdxl")
+    pipe.watermark = SimpleNamespace(apply_watermark=lambda images: (images + 0.25).clamp(-1, 1).cpu())
+    made = upgrade(pipe)(PROMPTS, **ONE, output_type="pt", **call).images
+    assert torch.equal(made, by_stock(pipe, PROMPTS, "pt", call))
+    assert not torch.equal(made, unchanged("sdxl"))
+
+
+# The stock calls take the noise of these from torch's global state.
+NOISY: dict[str, Callable[[], Any]] = {
+    "lcm": lambda: diffusers.FlowMatchLCMScheduler(shift=3.0),
+    "stochastic": lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, **DYNAMIC_SHIFT),
+    "sde": lambda: DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", prediction_type="flow_prediction", use_flow_sigmas=True,
+        use_dynamic_shifting=True,
+    ),
+}  # fmt: skip
+# All schedulers and all families, but not each with each.
+DRAWS = [("flux", "sde"), ("flux_schnell", "lcm"), ("qwen_image", "lcm"), ("flux2_klein", "stochastic")]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), DRAWS)
+def test_noise_while_sampling_comes_from_the_seed(name: str, scheduler: str) -> None:
+    twin, call = upgrade(FAMILIES[name].build(NOISY[scheduler]())), arguments(name)
+    images = []
+    for batch in (2, 16):
+        engine = twin.engine(red, batch_size=batch, **call)
+        assert engine.kernel.stochastic
+        results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(1,)), engine, seed=SEED, keep=2)
+        images.append({(i, c.seed): c.image for i, r in enumerate(results) for c in r.images})
+    assert sorted(images[0]) == sorted(images[1])
+    for row, image in images[0].items():
+        torch.testing.assert_close(image, images[1][row], atol=1e-4, rtol=0)
+    (_, seed), image = next(iter(images[0].items()))
+    # It is noise: another branch of the same schedule without it looks different.
+    (other,) = search(PROMPTS[:1], BestOfN(1), twin.engine(red, kernel="ode", **call), seed=seed)
+    assert not torch.allclose(other.best.image, image, atol=1e-3)
+
 
 EMBEDS = torch.zeros(2, 4, 32)
+IMAGE = torch.zeros(1, 3, 8, 8)
+SNOW, BAD_AND_EMBEDS = {"negative_prompt": "snow"}, {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS}
+GIVEN = {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS}
 UNMATCHED = {"negative_prompt_embeds": EMBEDS[:, 1:], "negative_pooled_prompt_embeds": EMBEDS}
-NO_MU = UniPCMultistepScheduler(use_flow_sigmas=True)
+NO_MU = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True)
+NO_NEGATIVE = ("flux_schnell", "flux2_klein")
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     *[(name, {"num_inference_steps": 0}, "at least 1") for name in FAMILIES],
     *[(name, {"latents": torch.zeros(1)}, "latents=") for name in FAMILIES],
     *[(name, {"callback_on_step_end": print}, "on_event") for name in FAMILIES if name not in ("sd15", "pixart_sigma")],
-    *[
-        (name, {"negative_prompt": ["snow"]}, "1 entries")
-        for name in FAMILIES
-        if name not in ("flux_schnell", "flux2_klein")
-    ],
+    *[(name, {"negative_prompt": ["snow"]}, "1 entries") for name in FAMILIES if name not in NO_NEGATIVE],
     *[(name, {"height": 31}, "divisible") for name in ("sd15", "sd3", "sana", "z_image", "lumina2")],
     ("sd15", {"eta": 0.5}, "no eta"),
     ("sd15", {"timesteps": [900, 100]}, "custom"),
     ("sd15", {"timesteps": [900, 100], "sigmas": [3.0, 1.0]}, "Only one"),
-    *[("sd15", {name: torch.zeros(1, 3, 8, 8)}, name) for name in ("ip_adapter_image", "image", "mask_image")],
-    ("sdxl", {"ip_adapter_image_embeds": torch.zeros(1, 3, 8, 8)}, "ip_adapter_image_embeds"),
-    ("sd3", {"ip_adapter_image": torch.zeros(1, 3, 8, 8)}, "ip_adapter_image"),
-    ("sd15", {"negative_prompt": "snow", "negative_prompt_embeds": torch.zeros(2, 77, 32)}, "both"),
+    *[("sd15", {name: IMAGE}, name) for name in ("ip_adapter_image", "image", "mask_image")],
+    ("sdxl", {"ip_adapter_image_embeds": IMAGE}, "ip_adapter_image_embeds"),
+    ("sd3", {"ip_adapter_image": IMAGE}, "ip_adapter_image"),
+    *[("flux", {name: "picture"}, name) for name in ("ip_adapter_image", "negative_ip_adapter_image")],
+    ("flux2_klein", {"image": "picture"}, "image"),
+    ("sd15", {**SNOW, "negative_prompt_embeds": torch.zeros(2, 77, 32)}, "both"),
+    ("sana", {**SNOW, "negative_prompt_embeds": torch.zeros(2, 16, 8)}, "both"),
+    *[(name, BAD_AND_EMBEDS, "both") for name in ("flux", "qwen_image")],
     ("sdxl", {"denoising_end": 0.8}, "denoising_end"),
     ("sdxl", {"negative_prompt_embeds": torch.zeros(2, 77, 64)}, "negative_pooled_prompt_embeds"),
-    ("pixart_sigma", {"use_resolution_binning": True}, "sample size 256, 128, 64, 32"),
+    ("pixart_sigma", BINNED, "sample size 256, 128, 64, 32"),
     ("pixart_sigma", {"callback": print}, "callback"),
     ("pixart_sigma", {"prompt_embeds": torch.zeros(2, 8, 32)}, "prompt_attention_mask"),
     ("sd3", {"skip_guidance_layers": [1]}, "skip-layer"),
-    ("sd3", {"scheduler": IPNDMScheduler()}, "IPNDMScheduler"),
+    ("sd3", {"scheduler": diffusers.IPNDMScheduler()}, "IPNDMScheduler"),
     ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"),
-    ("flux", {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS, "prompt_2": "a dog"}, "both"),
-    ("flux", {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS}, "both"),
-    ("flux", {"max_sequence_length": 513}, "512"),
-    (
-        "flux",
-        {"true_cfg_scale": 2.0, "prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS, **UNMATCHED},
-        "same shape",
-    ),
-    ("flux", {"ip_adapter_image": "picture"}, "ip_adapter_image"),
-    ("flux", {"negative_ip_adapter_image": "picture"}, "negative_ip_adapter_image"),
-    ("qwen_image", {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS}, "both"),
+    ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
+    ("flux", {**GIVEN, "true_cfg_scale": 2.0, **UNMATCHED}, "same shape"),
+    *[(name, {"max_sequence_length": 513}, "512") for name in ("flux", "lumina2")],
     ("qwen_image", {"max_sequence_length": 1025}, "1024"),
-    ("flux2_klein", {"image": "picture"}, "image"),
-    ("sana", {"use_resolution_binning": True}, "sample_size 8"),
-    ("sana", {"negative_prompt": "snow", "negative_prompt_embeds": torch.zeros(2, 16, 8)}, "both"),
     ("sana", {"sigmas": [1.0, 0.5]}, "custom"),
     ("sana", {"timesteps": [900, 100]}, "timesteps"),
     ("z_image", {"prompt_embeds": [torch.zeros(3, 16)] * 2}, "negative_prompt_embeds"),
     ("z_image", {"scheduler": NO_MU}, "sigmas, mu"),
-    ("lumina2", {"max_sequence_length": 513}, "512"),
     ("lumina2", {"prompt_embeds": torch.zeros(2, 3, 8)}, "prompt_attention_mask"),
     # The stock calls fail with these, too.
     *[(n, {"scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEuler") for n in (*UNETS, "pixart_sigma")],
-    *[(n, {"scheduler": FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom") for n in PACKED],
+    *[(n, {"scheduler": diffusers.FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom") for n in PACKED],
 ]
 
 
@@ -531,13 +557,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 )
 def test_what_cannot_be_honoured_is_refused_before_any_compute(name: str, change: dict[str, Any], said: str) -> None:
     pipe = FAMILIES[name].build(change["scheduler"]) if "scheduler" in change else shared(name)
-    if "use_resolution_binning" in change and name == "sana":
-        pipe = FAMILIES[name].build()
-        pipe.transformer.register_to_config(sample_size=8)
     calls: list[int] = []
-    hook = getattr(pipe, "unet" if name in UNETS else "transformer").register_forward_pre_hook(
-        lambda *_: calls.append(1)
-    )
+    network = getattr(pipe, "unet" if name in UNETS else "transformer")
+    hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = None if "prompt_embeds" in change else PROMPTS
     call = arguments(name, {key: value for key, value in change.items() if key != "scheduler"})
     try:
@@ -546,3 +568,40 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(name: str, change
     finally:
         hook.remove()
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "change", "said"),
+    [
+        ("qwen_image", lambda pipe: setattr(pipe, "preview_vae", diffusers.AutoencoderTiny()), {}, "AutoencoderTiny"),
+        ("qwen_image", lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True), {}, "guidance_scale"),
+        ("sana", lambda pipe: pipe.transformer.register_to_config(sample_size=8), BINNED, "sample_size 8"),
+    ],
+)
+@pytest.mark.usefixtures("real_flops")
+def test_parts_that_do_not_fit_are_refused(name: str, edit: Any, change: Change, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        upgrade(edited(edit)(name)).denoiser(**arguments(name, change)).costs()
+
+
+NONE: dict[str, Any] = {"prompt_embeds": None}
+TWO = [Prompt("x"), Prompt("y", negative="own")]
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts", "said"),
+    [
+        (({"prompt_2": ["b"]}, NONE), TWO, "1 texts for 2"),
+        (({}, {**NONE, "negative": torch.zeros(1, 2, 1)}), TWO, "embeddings of 1 prompts for 2"),
+        (({"negative_prompt": None}, NONE), TWO, "negative ones of their own"),
+        (({}, NONE), [Prompt("x", inputs={"image": object()})], "image of their own"),
+    ],
+)
+def test_what_does_not_fit_the_prompts_is_refused(given: Any, prompts: list[Prompt], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EncoderInputs(*given, {}).arguments(prompts)
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "prompt"])
+def test_negative_prompts_are_those_of_the_call_where_prompts_have_none(name: str) -> None:
+    assert EncoderInputs({name: "n"}, NONE, {}).arguments(TWO)[name] == ["n", "own"]

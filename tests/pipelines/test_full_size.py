@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+PUBLISHED = {
+    "sdxl": ("unet", 2_567_463_684),
+    "sd3": ("transformer", 2_243_171_520),  # of SD3.5 medium; with its table of positions a file of 4.94 GB
+    "flux": ("transformer", 11_901_408_320),
+}
+
 
 def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made on the meta device, which holds no numbers."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     families: Any = importlib.import_module("families")
-    for name, part, published in (
-        ("sdxl", "unet", 2_567_463_684),
-        ("sd3", "transformer", 2_243_171_520),  # of SD3.5 medium; with its table of positions a file of 4.94 GB
-        ("flux", "transformer", 11_901_408_320),
-    ):
+    for name, (part, published) in PUBLISHED.items():
         case = families.build(name, "full", torch.device("meta"), torch.bfloat16)
-        network = getattr(case.pipe, part)
-        assert sum(p.numel() for p in network.parameters()) == published
-        assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+        parameters = list(getattr(case.pipe, part).parameters())
+        assert (sum(p.numel() for p in parameters), {p.dtype for p in parameters}) == (published, {torch.bfloat16})
         assert case.pipe.vae.use_slicing
         assert case.call["height"] == case.call["width"] == 1024

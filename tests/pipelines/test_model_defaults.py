@@ -18,7 +18,6 @@ from PIL.PngImagePlugin import PngInfo
 from tests.shallow import shallow
 from ttsnap import BestOfN, SeedPruning, make_algorithm
 from ttsnap.cli import main
-from ttsnap.core.protocols import Algorithm
 from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.pipelines.drafting.own_draft import OwnDraft, drafting, own_draft
@@ -28,17 +27,16 @@ from ttsnap.results.record import read_record
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import draft_path, weights_path
 
+from .tiny import quiet
+
 PROMPT = "a red circle"
 FULL = {"num_inference_steps": 20, "guidance_scale": 4.0, "max_sequence_length": 1}
-PRUNING: Algorithm = SeedPruning()
 
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     with shallow():
-        made = load()
-    made.set_progress_bar_config(disable=True)
-    return made
+        return quiet(load())
 
 
 @pytest.fixture
@@ -56,9 +54,6 @@ def written(folder: Path, **told: Any) -> Path:
     return folder
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
 def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path) -> None:
     assert defaults_in(folder) == ModelDefaults()
     found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
@@ -68,36 +63,23 @@ def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path) 
     assert recommended("scenes-turbo").draft is None
 
 
-@pytest.mark.parametrize(
-    "reward",
-    [
-        "evil.py:score",
-        "os:system",
-        "http://10.0.0.1:80",
-        "judge:yes",
-        "clip:/etc",
-        "clip then scenes",
-        "",
-        ["clip"],
-        3,
-        {},
+STRANGE: dict[str, list[Any]] = {
+    "reward": [
+        "evil.py:score", "os:system", "http://10.0.0.1:80", "judge:yes", "clip:/etc", "clip then scenes", "", ["clip"],
+        3, {},
     ],
-)
-def test_a_folder_names_no_reward_but_a_known_one(folder: Path, reward: Any) -> None:
-    with pytest.raises(ValueError, match=r"the reward of .*ttsnap\.json must be one of scenes, "):
-        defaults_in(written(folder, reward=reward))
-
-
-@pytest.mark.parametrize(
-    "draft",
-    [
+    "draft": [
         "../elsewhere", "/etc", "~/draft", "link", ".", "", "draft/..", "draft/../../elsewhere", "owner/name", "none",
         "hot", "C:\\x", "draft\\..", "draft:0", "draft:17", "draft:2:2", "http://x/y", "draft\n", ["draft"], 3, {},
     ],
-)  # fmt: skip
-def test_a_folder_names_no_draft_outside_itself(folder: Path, draft: Any) -> None:
-    with pytest.raises(ValueError, match=r"the draft of .*ttsnap\.json must be 'embedded' or the name of a folder"):
-        defaults_in(written(folder, draft=draft))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_folder_names_no_reward_but_a_known_one_and_no_draft_outside_itself(folder: Path, kind: str) -> None:
+    for value in STRANGE[kind]:
+        with pytest.raises(ValueError, match=rf"the {kind} of .*ttsnap\.json must be"):
+            defaults_in(written(folder, **{kind: value}))
 
 
 def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
@@ -108,9 +90,6 @@ def test_what_is_given_wins_and_nothing_contradicts_it() -> None:
     assert replace(defaults, takes=["clip_skip"]).completed({}) == {"clip_skip": 1}
 
 
-# --- Python -------------------------------------------------------------------------------------------------------
-
-
 def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     search: dict[str, Any] = {"search": BestOfN(1), "seed": 3, "output_type": "pt"}
     out, told = pipe(PROMPT, **search), pipe(PROMPT, reward="scenes", **search, **FULL)
@@ -119,8 +98,7 @@ def test_a_search_takes_them_and_a_stock_call_does_not(pipe: Any) -> None:
     assert torch.equal(out.images, told.images)
     assert pipe(PROMPT, num_inference_steps=2, **search).search[0].spent.nfe == 2
     assert pipe.engine("scenes").grid.steps == 20
-    stock = DiffusionPipeline.from_pretrained(weights_path())
-    stock.set_progress_bar_config(disable=True)
+    stock = quiet(DiffusionPipeline.from_pretrained(weights_path()))
     call: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
     twin = upgrade(stock)
     plain, again = (one(PROMPT, generator=torch.Generator().manual_seed(0), **call).images for one in (stock, twin))
@@ -142,14 +120,12 @@ def test_the_first_search_of_a_newcomer_has_drafts_and_says_so(pipe: Any) -> Non
         without = pipe(PROMPT, draft=none, **search)
         assert without.search[0].spent.cost.draft_calls == 0
         assert "draft" not in json.loads(without.images[0].info["ttsnap"])
-    alone = pipe(PROMPT, **{**search, "budget": "1image"}).search[0]  # of the whole call
+    search["budget"] = "1image"
+    alone = pipe(PROMPT, **search).search[0]  # of the whole call
     assert alone.spent.cost.draft_calls > 1
     assert alone.spent.nfe <= 20
-    ranked = pipe(PROMPT, finish="noise", **{**search, "budget": "1image"}).search[0]  # which leaves nothing for drafts
+    ranked = pipe(PROMPT, finish="noise", **search).search[0]  # which leaves nothing for drafts
     assert (ranked.spent.nfe, ranked.spent.cost.draft_calls, ranked.warnings) == (20, 0, ())
-
-
-# --- where the model's own draft is left out ----------------------------------------------------------------------
 
 
 def brightest(images: Any, prompts: Any) -> Any:
@@ -160,72 +136,59 @@ class Judge:
     name, estimates, tokens = "judge", "pixels", 100
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "sampler", "reward", "call", "drafted"),
-    [
-        (PRUNING, {}, "scenes", {}, True),
-        (SeedPruning(draft_share=0.4, draft_calls=2), {}, [brightest], {}, True),
-        (make_algorithm("keep-all", n=2, looks=["draft:1@0"]), {}, "scenes", {}, True),
-        (PRUNING, {}, "scenes-noise-aware", {}, True),
-        (PRUNING, {}, "http://127.0.0.1:9", {"negative_prompt": "", "height": 32, "width": None}, True),
-        (SeedPruning(draft_share=0), {}, "scenes", {}, False),
-        (SeedPruning(n=8), {}, "scenes", {}, False),
-        (SeedPruning(keep=(0.5,)), {}, "scenes", {}, False),
-        (make_algorithm("ttsnap"), {}, "scenes", {}, False),
-        (make_algorithm("best-of-n"), {}, "scenes", {}, False),
-        (make_algorithm("evolution"), {}, "scenes", {}, False),
-        (PRUNING, {"kernel": "ode"}, "scenes", {}, False),
-        (PRUNING, {"kernel": "sde", "path": "vp"}, "scenes", {}, False),
-        (PRUNING, {"guide": "dps:1"}, "scenes", {}, False),
-        (PRUNING, {}, Judge(), {}, False),
-        (PRUNING, {}, "judge:yes", {}, False),
-        (PRUNING, {}, "brightness then judge:yes", {}, False),
-        (PRUNING, {}, "scenes", {"num_inference_steps": 10}, False),
-        (PRUNING, {}, "scenes", {"guidance_scale": 3.0}, False),
-        (PRUNING, {}, "scenes", {"negative_prompt": "blue"}, False),
-        (PRUNING, {}, "scenes", {"height": 16}, False),
-        (PRUNING, {}, "scenes", {"sigmas": [1.0, 0.5]}, False),
-    ],
-)
-def test_it_is_taken_where_it_was_measured_to_help(
-    algorithm: Algorithm, sampler: dict[str, Any], reward: Any, call: dict[str, Any], drafted: bool
-) -> None:
+DRAFTED: list[dict[str, Any]] = [
+    {},
+    {"algorithm": SeedPruning(draft_share=0.4, draft_calls=2), "reward": [brightest]},
+    {"algorithm": make_algorithm("keep-all", n=2, looks=["draft:1@0"])},
+    {"reward": "scenes-noise-aware"},
+    {"reward": "http://127.0.0.1:9", "call": {"negative_prompt": "", "height": 32, "width": None}},
+]
+LEFT_OUT: list[dict[str, Any]] = [
+    *(
+        {"algorithm": algorithm}
+        for algorithm in (SeedPruning(draft_share=0), SeedPruning(n=8), SeedPruning(keep=(0.5,)))
+    ),
+    *({"algorithm": make_algorithm(name)} for name in ("ttsnap", "best-of-n", "evolution")),
+    *({"sampler": told} for told in ({"kernel": "ode"}, {"kernel": "sde", "path": "vp"}, {"guide": "dps:1"})),
+    *({"reward": reward} for reward in (Judge(), "judge:yes", "brightness then judge:yes")),
+    *({"call": {name: 10}} for name in ("num_inference_steps", "guidance_scale", "height")),
+    *({"call": call} for call in ({"negative_prompt": "blue"}, {"sigmas": [1.0, 0.5]})),
+]
+
+
+@pytest.mark.parametrize("drafted", [True, False])
+def test_it_is_taken_where_it_was_measured_to_help(drafted: bool) -> None:
     own = OwnDraft("embedded", read_draft(draft_path()), {**FULL, "height": 32, "width": 32})
-    assert own.suits(algorithm, SamplerOptions(**sampler), reward, {**FULL, **call}) is drafted
+    for case in DRAFTED if drafted else LEFT_OUT:
+        sampler, call = SamplerOptions(**case.get("sampler", {})), {**FULL, **case.get("call", {})}
+        found = own.suits(case.get("algorithm", SeedPruning()), sampler, case.get("reward", "scenes"), call)
+        assert found is drafted, case
 
 
-def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any, tmp_path: Path) -> None:
+def test_it_is_taken_where_the_pipeline_is_as_its_folder_has_it(pipe: Any) -> None:
     own = own_draft(pipe)
     assert own is not None
     assert (own.name, own.call) == ("embedded", {**FULL, "height": 32, "width": 32})
     left_open, named = SamplerOptions(), SamplerOptions(draft="hot")
     assert left_open.draft == AUTO
-    own_way = drafting(pipe, PRUNING, left_open, "scenes", FULL)
+    own_way = drafting(pipe, SeedPruning(), left_open, "scenes", FULL)
     assert (own_way.draft, own_way.finish) == ("embedded", "0.4:3")
     assert drafting(pipe, make_algorithm("svdd"), named, "scenes", {}) == replace(named, finish=NOISE)
     asked = drafting(pipe, make_algorithm("best-of-n"), SamplerOptions(finish="0.6:4"), "scenes", FULL)
     assert (asked.draft, asked.finish) == ("embedded", "0.6:4")
 
-    other = upgrade(pipe)
-    other = type(pipe).from_pipe(
-        pipe, scheduler=FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=3.0)
-    )
-    assert own_draft(other) is None
-    lora = type(pipe).from_pipe(pipe)
+    def other(**parts: Any) -> Any:
+        return type(pipe).from_pipe(pipe, **parts)
+
+    lora, said, hooked = other(), other(), upgrade(DiffusionPipeline.from_pretrained(weights_path()))
     vars(lora)["get_active_adapters"] = lambda: ["style"]
-    assert own_draft(lora) is None
-    network = type(pipe).from_pipe(pipe, transformer=load("scenes-turbo").transformer)
-    assert own_draft(network) is None
-    said = type(pipe).from_pipe(pipe)
     said.own_defaults = ModelDefaults(FULL, "scenes")
-    assert own_draft(said) is None
-    hooked = upgrade(DiffusionPipeline.from_pretrained(weights_path()))
     hooked.enable_sequential_cpu_offload(device="meta")
-    assert own_draft(hooked) is None
-    assert own_draft(load(task="image-to-image")) is None
-
-
-# --- the command line ---------------------------------------------------------------------------------------------
+    shifted = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=3.0)
+    turbo = load("scenes-turbo").transformer
+    redraws = load(task="image-to-image")
+    for each in (other(scheduler=shifted), other(transformer=turbo), lora, said, hooked, redraws):
+        assert own_draft(each) is None
 
 
 @pytest.mark.usefixtures("shallow_model")
@@ -241,58 +204,37 @@ def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_c
     assert payload["call"] == {**FULL, "num_inference_steps": 3}
     assert list(payload["search"]["scores"]) == ["brightness"]
     assert "draft" not in payload
-    written(
-        model, num_inference_steps=5, guidance_scale=1.0, max_sequence_length=7, negative_prompt="blue",
-        draft="embedded",
-    )  # fmt: skip
+    changed = {"num_inference_steps": 5, "guidance_scale": 1.0, "max_sequence_length": 7, "negative_prompt": "blue"}
+    written(model, **changed, draft="embedded")
     capsys.readouterr()
     assert main(["replay", str(png), "--model", str(model)]) == 0
-    assert "largest difference from" in (said := capsys.readouterr().out)
-    assert f"{png.name}: 0 of 255" in said
+    assert f"{png.name}: 0 of 255" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_command_line_says_which_searches_had_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", PROMPT, "--budget", "25nfe", "--compare", "best-of-n"]
+def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", PROMPT, "--budget", "25nfe", "--seed", "5", "--compare", "best-of-n"]
     assert main([*words, "--out", str(tmp_path / "with")]) == 0
     said = capsys.readouterr().out
-    assert "drafts by embedded were finished (--draft none searches without)" in said
+    assert "drafts by embedded were finished" in said
     assert "redraw(prompt='a red circle', image=draft, num_inference_steps=6, strength=0.5" in said
     assert "seed-pruning with drafts  scenes" in said
-    assert "drafts count in the budget; --draft none compares the searches without them" in said
+    assert said.count("--draft none") == 2
     (png,) = (tmp_path / "with").glob("01-*.png")
-    assert read_record(png).sampler.draft == "embedded"
+    sampler = read_record(png).sampler
+    assert (sampler.draft, sampler.finish) == ("embedded", "0.4:3")
+    assert main(["replay", str(png)]) == 0
+    assert "0 of 255" in capsys.readouterr().out
+    image = Image.open(png)
+    for drafter, refusal in (("someone/draft", "drafter 'someone/draft'"), (None, "no drafter")):
+        info = PngInfo()
+        info.add_text("ttsnap", json.dumps({**json.loads(image.info["ttsnap"]), "draft": drafter}))
+        image.save(tmp_path / "theirs.png", pnginfo=info)
+        assert main(["replay", str(tmp_path / "theirs.png")]) != 0
+        assert refusal in capsys.readouterr().err
     config = tmp_path / "config.yaml"
     config.write_text("draft: none\n")
     assert main([*words, "--config", str(config), "--out", str(tmp_path / "without")]) == 0
     assert "drafts" not in capsys.readouterr().out
-
-
-def test_a_finished_draft_is_made_again_from_its_png_and_no_strangers_drafter_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        "generate",
-        PROMPT,
-        "--budget",
-        "8nfe",
-        "--seed",
-        "5",
-        "--dtype",
-        "float32",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(words) == 0
-    (png,) = (tmp_path / "out").glob("01-*.png")
-    assert read_record(png).sampler.finish == "0.4:3"
-    assert main(["replay", str(png)]) == 0
-    assert "0 of 255" in capsys.readouterr().out
-    image = Image.open(png)
-    for drafter, said in (("someone/draft", "asks for the drafter 'someone/draft'"), (None, "names no drafter")):
-        told = {**json.loads(image.info["ttsnap"]), "draft": drafter}
-        info = PngInfo()
-        info.add_text("ttsnap", json.dumps(told))
-        image.save(tmp_path / "theirs.png", pnginfo=info)
-        assert main(["replay", str(tmp_path / "theirs.png")]) != 0
-        assert said in capsys.readouterr().err

@@ -12,7 +12,7 @@ import warnings
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-from tests.pipelines.tiny import FAMILIES, PIXART_BETAS, jitter, pixart_sigma_parts, quiet
+from tests.pipelines.tiny import FAMILIES, PIXART_BETAS, jitter, quiet
 from ttsnap.pipelines import FAMILIES as SUPPORTED, custom_pipeline, upgrade
 from ttsnap import SeedPruning
 
@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 CALL = {**FAMILIES["pixart_sigma"].call, "num_inference_steps": 3}
 
 def build(size):
-    parts = pixart_sigma_parts()
+    parts = FAMILIES["pixart_sigma"].parts()
     if size == 128:  # told the size of the picture
         config = {**parts["transformer"].config, "sample_size": 128}
         with torch.random.fork_rng():
@@ -28,9 +28,6 @@ def build(size):
             parts["transformer"] = jitter(PixArtTransformer2DModel.from_config(config))
         assert parts["transformer"].use_additional_conditions
     return quiet(PixArtAlphaPipeline(**parts, scheduler=DPMSolverMultistepScheduler(**PIXART_BETAS)))
-
-def stock_of(pipe, prompt, seed, **call):
-    return pipe(prompt, generator=torch.Generator().manual_seed(seed), output_type="pt", **call).images[0]
 
 for size in (8, 128):
     pipe = build(size)
@@ -42,9 +39,11 @@ for size in (8, 128):
     pruning = SeedPruning(4, (0.5,), steps=(1,))
     out = twin(prompts, search=pruning, reward="brightness", seed=3, output_type="pt", **CALL)
     for prompt, image, result in zip(prompts, out.images, out.search):
-        torch.testing.assert_close(image, stock_of(pipe, prompt, result.best.seed, **CALL), atol=1e-4, rtol=1e-4)
+        generator = torch.Generator().manual_seed(result.best.seed)
+        again = pipe(prompt, generator=generator, output_type="pt", **CALL).images[0]
+        torch.testing.assert_close(image, again, atol=1e-4, rtol=1e-4)
         assert result.spent.nfe == 4 * 2 + 2 * 1
-    assert not torch.allclose(stock_of(pipe, "a cat", 3, **CALL), stock_of(pipe, "a cat", 4, **CALL), atol=1e-3)
+    assert not torch.allclose(*out.images, atol=1e-3)
 with pytest.raises(ValueError, match="callback"):
     twin("a cat", search="best-of-n", reward="brightness", budget="9nfe", callback=print, **CALL)
 assert custom_pipeline("pixart_alpha").endswith("families/pixart_alpha.py")

@@ -1,19 +1,32 @@
-"""Every workflow of a modular pipeline that search runs, against the stock modular pipeline."""
+"""Every workflow of a modular pipeline that search runs, against the stock one; what is refused, what rewards see."""
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
 
+import diffusers
 import pytest
 import torch
-from PIL.Image import Image
+from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
 from torchvision.transforms.functional import to_tensor
 
-from ttsnap import BestOfN, SeedPruning
-from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, workflow_for
+from tests.pipelines.tiny import FAMILIES, quiet, shared
+from ttsnap import BestOfN, SeedPruning, search
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import Picture
+from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import downgrade, load, upgrade
+from ttsnap.pipelines.modular.classic import modular
+from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, check_version, workflow_for
+from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
+from ttsnap.sampling.rng import seeded
+from ttsnap.service.engines import OneDevice
 
-from .tiny import CASES, SLOW, built, named
+from .tiny import CASES, ONE, SLOW, bright, image_of, named, picture, stock, twin
 
 PROMPTS = ["a cat", "two dogs in snow"]
 PRUNING = SeedPruning(4, (0.5,), steps=(1,))
@@ -24,68 +37,38 @@ FIRST = {
 """A case of each class, and those whose conditions differ by candidate or by frame."""
 
 
-def bright(images: Any, prompts: Any) -> Any:
-    return images.mean((1, 2, 3))
-
-
-def stock(name: str, seed: int, prompt: str) -> Any:
-    """The image (3, H, W), or video (T, 3, H, W), that the stock modular pipeline makes from a seed."""
-    case = CASES[name]
-    generator = torch.Generator().manual_seed(seed)
-    workflow = workflow_for(case.pipeline, case.call)
-    made = built(case.pipeline, case.parts)(
-        prompt=prompt, generator=generator, output_type=workflow.ends_with["output_type"], output=workflow.output,
-        **case.call,
-    )  # fmt: skip
-    return to_tensor(made[0]) if isinstance(made[0], Image) else made[0]
-
-
 def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
     """The results of a search of this workflow, with all images that it finished."""
-    case = CASES[name]
-    pipe = upgrade(built(case.pipeline, case.parts))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        prompt=prompts, search=algorithm, reward=bright, seed=2, output_type="pt", **case.call, **options
-    ).search
+    how = {"search": algorithm, "reward": bright, "seed": 2, "output_type": "pt", **CASES[name].call, **options}
+    return twin(name)(prompt=prompts, **how).search
 
 
 @pytest.mark.parametrize("name", named({*CASES} - FIRST))
 def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
     (result,) = found(name, PROMPTS[1], BestOfN(1), batch_size=1)
-    assert (result.images[0].image - stock(name, 2, PROMPTS[1])).abs().max() <= CASES[name].single
-
-
-def pruned(name: str) -> tuple[Any, int]:
-    """The results of a search whose rows share batches at different steps, and how many rows its networks saw."""
-    case = CASES[name]
-    workflow, pipe = workflow_for(case.pipeline, case.call), built(case.pipeline, case.parts)
-    networks = [
-        getattr(pipe, name) for name in (workflow.network, *["transformer_2"] * (workflow.together == ONE_EXPERT))
-    ]
-    rows = []
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
-        rows.append(len(x))
-
-    hooks = [net.register_forward_pre_hook(count, with_kwargs=True) for net in networks]
-    try:
-        results = found(name, PROMPTS, PRUNING, batch_size=5)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return results, sum(rows)
+    assert (result.images[0].image - image_of(name, 2, PROMPTS[1])).abs().max() <= CASES[name].single
 
 
 @pytest.mark.parametrize("name", named(FIRST))
 def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
     """Rows of two prompts at different steps share batches, and each image is still that of its seed alone. The ledger
     is what the network was called for."""
-    results, rows = pruned(name)
-    assert rows == sum(result.spent.forward_passes for result in results) > 0
+    workflow, rows = workflow_for(CASES[name].pipeline, CASES[name].call), []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        rows.append(len(x))
+
+    networks = [workflow.network, *["transformer_2"] * (workflow.together == ONE_EXPERT)]
+    hooks = [getattr(stock(name), net).register_forward_pre_hook(count, with_kwargs=True) for net in networks]
+    try:
+        results = found(name, PROMPTS, PRUNING, batch_size=5)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert sum(rows) == sum(result.spent.forward_passes for result in results) > 0
     for result in results:
-        difference = (result.best.image - stock(name, result.best.seed, result.prompt)).abs().max()
+        difference = (result.best.image - image_of(name, result.best.seed, result.prompt)).abs().max()
         assert difference < CASES[name].tolerance, (name, result.best.seed, float(difference))
 
 
@@ -93,3 +76,198 @@ def test_every_workflow_that_is_not_refused_has_a_case() -> None:
     tried = {(case.pipeline, workflow_for(case.pipeline, case.call).given) for case in CASES.values()}
     declared = {(cls, w.given) for cls, workflows in WORKFLOWS.items() for w in workflows if w.why_not is None}
     assert declared - tried == {("FluxKontextModularPipeline", frozenset())}  # the blocks of FLUX's
+
+
+def wan22(**settings: Any) -> Any:
+    return diffusers.WanPipeline(**CASES["wan22"].parts().components, **settings)
+
+
+def denoiser(name: str, *, pipe: dict[str, Any] | None = None, without: str = "", **given: Any) -> Any:
+    """Of a case's call with these changes, by a pipeline with these parts."""
+    made = twin(name)
+    for part, value in (pipe or {}).items():
+        setattr(made, part, value)
+    return made.denoiser(**{key: value for key, value in {**CASES[name].call, **given}.items() if key != without})
+
+
+def encode(name: str, *prompts: Prompt, **given: Any) -> None:
+    denoiser(name, **given).encode(prompts)
+
+
+def klein() -> Any:
+    return upgrade(shared("flux2_klein")).denoiser(**FAMILIES["flux2_klein"].call)
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    **{f"this is {version}": lambda version=version: check_version(version) for version in ("0.41.0", "0.43.0", "1.0")},
+    "AnimaModularPipeline yet; .* Stable": lambda: workflow_for("AnimaModularPipeline", {}),
+    "mask_image; .*: no image; image; ": lambda: workflow_for("QwenImageModularPipeline", {"mask_image": picture()}),
+    "AdaptiveProjectedGuidance as guider": lambda: denoiser("sd3", pipe={"guider": AdaptiveProjectedGuidance()}),
+    "from 0.2 to 1.0": lambda: denoiser("sd3", pipe={"guider": ClassifierFreeGuidance(guidance_scale=4.0, start=0.2)}),
+    "at most 192 .* height 384": lambda: denoiser("sd3", height=384, width=8),
+    "one of two experts": lambda: denoiser("wan22", pipe={"guider_2": ClassifierFreeGuidance(guidance_scale=1.0)}),
+    "give num_frames": lambda: denoiser("ltx2", without="num_frames"),
+    "LTX25ModularPipeline: .* diffusion model": lambda: upgrade(diffusers.LTX25ModularPipeline()),
+    "expand_timesteps": lambda: upgrade(wan22(expand_timesteps=True)),
+    "has mask_image": lambda: encode("flux kontext", Prompt("x", inputs={"mask_image": picture()})),
+    "one image .* got 2": lambda: encode("flux kontext", Prompt("x", inputs={"image": [picture(), picture(1)]})),
+    "has a negative": lambda: encode("flux kontext", Prompt("a cat", negative="snow")),
+    "klein reads no negative": lambda: klein().encode([Prompt("a cat", negative="snow")]),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_cannot_be_is_refused(said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        REFUSED[said]()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "strength"),
+        ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
+        ("sd3 image2image", {"draft": "hot"}, "no drafts"),
+        ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
+        ("sd3 image2image", {"state": object()}, "values by name"),
+        ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "3 entries, .* 1 prompts"),
+        ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
+        ("ltx image2video", {"kernel": "sde", "path": "vp"}, "held without noise"),
+    ],
+)
+def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        twin(name)(prompt="a cat", **ONE, **{**CASES[name].call, **given})
+
+
+def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
+    check_version("0.42.7")
+    pipe, call = twin("sd3"), CASES["sd3"].call
+    guided = pipe.denoiser(guidance_scale=2.5, **call)
+    assert (guided.pipe.guider.guidance_scale, guided.passes_per_nfe, pipe.guider.guidance_scale) == (2.5, 2, 7.0)
+    assert pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 1
+
+
+def test_an_absent_negative_prompt_is_empty_where_it_would_be_the_prompt_itself() -> None:
+    """Stable Diffusion 3's stock blocks guide by two passes on one text then, which is no guidance."""
+    pipe, call = twin("sd3"), {name: v for name, v in CASES["sd3"].call.items() if name != "negative_prompt"}
+    given: list[dict[str, Any]] = [{"guidance_scale": 1.0}, {"negative_prompt": ""}, {}, {"negative_prompt": None}]
+    unguided, *images = (pipe(prompt="x", output_type="pt", **ONE, **{**call, **each}).images for each in given)
+    assert not torch.equal(unguided, images[0])
+    assert all(torch.equal(image, images[0]) for image in images)
+
+
+def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> None:
+    prompts = [Prompt("the same words", inputs={"image": picture(seed)}) for seed in range(3)]
+    made = denoiser("flux kontext", image=picture(0))
+    made.encode(prompts)
+    sources = made.sources(torch.arange(3))
+    made.encode([prompts[2], prompts[1]])
+    assert torch.equal(made.sources(torch.arange(2)), sources[[2, 1]])
+
+
+def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
+    name, files = "flux2_klein edit", []
+    for seed in range(2):
+        picture(seed, (64, 80)).save(file := io.BytesIO(), format="PNG")
+        files.append(Picture(file.getvalue()))
+    engine = twin(name).engine("brightness", **{**CASES[name].call, "image": tuple(files)})
+    (result,) = search(["x"], BestOfN(1), engine)
+    wanted = image_of(name, 0, "x", image=[each.opened() for each in files])
+    torch.testing.assert_close(result.best.pixels, wanted.float(), atol=2e-5, rtol=0)
+
+
+def test_noise_of_ones_own_kernels_goes_from_where_the_strength_says() -> None:
+    how: dict[str, Any] = {"search": "svdd", "kernel": "sde", "reward": bright, "budget": "12nfe", "output_type": "pt"}
+    out = twin("flux image2image")(prompt="a cat", seed=1, **how, **CASES["flux image2image"].call)
+    assert torch.isfinite(out.images).all()
+
+
+class Sources:
+    """A reward that remembers what it is shown of the pictures that are changed."""
+
+    name = "sources"
+    needs: ClassVar = {"source"}
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __call__(self, images: Any, prompts: Any, level: Any, source: Any) -> Any:
+        self.seen += zip(images, prompts, source, strict=True)
+        return -(images.mean((1, 2, 3)) - source.mean((1, 2, 3))).abs()
+
+
+@pytest.mark.parametrize(("name", "shape"), [("sd3 image2image", (3, 16, 32)), ("wan image2video", (3, 8, 16))])
+def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(name: str, shape: tuple[int, ...]) -> None:
+    reward, pictures = Sources(), {"one": picture(1), "two": picture(2)}
+    how = {"search": BestOfN(2), "reward": reward, "seed": 0, **CASES[name].call, "image": [*pictures.values()]}
+    moving = {"frames": 3, "batch_size": 1} if "wan" in name else {}
+    results = twin(name)(prompt=[*pictures], **how, **moving).search
+    shown = {prompt: to_tensor(image).mean((1, 2)) for prompt, image in pictures.items()}
+    for image, prompt, source in reward.seen:
+        assert image.shape == shape
+        torch.testing.assert_close(source.mean((1, 2)).cpu(), shown[prompt], atol=1e-5, rtol=0)
+    assert len(reward.seen) == 4 * moving.get("frames", 1)
+    assert [result.spent.cost.reward_calls for result in results] == [2 * moving.get("frames", 1)] * 2
+
+
+def test_mixed_noise_is_noise_on_the_same_image() -> None:
+    """begin is linear in the noise: x = alpha image + sigma noise, as the scheduler's scale_noise has it."""
+    made = denoiser("sd3 image2image")
+    made.encode(["a cat"])
+    cond = made.conditions(torch.zeros(1, dtype=torch.long), [5])
+    (own,) = made._conditions.rows(cond)
+    other = torch.randn_like(own["latents"])
+    sigma = float(made.schedule.sigma[0])
+    assert 0 < sigma < 1
+    image = (own["latents"] - sigma * own["initial noise"]) / (1 - sigma)
+    torch.testing.assert_close(made.begin(other, cond), sigma * other + (1 - sigma) * image, atol=1e-5, rtol=0)
+
+
+def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
+    made = [image_of("flux", 1, "a cat", pipe) for pipe in (twin("flux"), stock("flux"))]
+    assert torch.equal(*made)
+    assert type(downgrade(twin("flux"))) is type(stock("flux"))
+
+
+def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
+    """test_classic.py tells of all classic pipelines, in the other tier."""
+    case = CASES["flux2_dev"]
+    plain = quiet(diffusers.Flux2Pipeline(**case.parts().components))
+    call: dict[str, Any] = {"prompt": "a cat", "output_type": "pt", **case.call}
+    images = [plain(generator=seeded(2), **{**call, "guidance_scale": scale}).images for scale in (3.0, 4.0)]
+    pipe = quiet(upgrade(plain))
+    assert type(pipe).__name__ == "SearchFlux2Pipeline"
+    found = pipe(**ONE, **call)
+    assert (found.images - images[0]).abs().max() <= 1e-5
+    assert (found.images - images[1]).abs().max() > 1e-4
+    assert found.search[0].spent.forward_passes == 4
+
+
+def test_settings_of_a_classic_pipeline_are_those_of_the_modular_one() -> None:
+    assert modular(wan22(boundary_ratio=0.7)).config.boundary_ratio == 0.7
+
+
+def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
+    shared("sd3").save_pretrained(tmp_path)
+    pipe = load(tmp_path, task="image-to-image")
+    assert type(pipe).__name__ == "SearchStableDiffusion3ModularPipeline"
+    assert pipe.name_or_path == str(tmp_path)
+    with pytest.raises(ValueError, match=r"inpainting .* StableDiffusion3Pipeline"):
+        load(tmp_path, task="inpainting")
+
+
+@pytest.mark.usefixtures("real_flops")
+def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
+    pipe = twin("flux2_klein")
+    pipe.preview_vae = AutoencoderTiny(latent_channels=4)
+    with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .*bn"):
+        pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
+
+
+def test_engines_of_a_service_have_a_network_each() -> None:
+    """Their conditions are the call's own, so that no other call's rows can be denoised under them."""
+    made = OneDevice(twin("sd3"), {"bright": make_rewards(bright)[0]})
+    with made.engine(EngineSpec(ModelOptions(), ("bright",), call=CASES["sd3"].call)) as engine:
+        (result,) = search(["a cat"], BestOfN(2), engine, seed=2)
+    assert {candidate.seed for candidate in result.images} <= {2, 3}

@@ -11,24 +11,20 @@ from typing import Any, NamedTuple
 import diffusers
 import numpy as np
 import pytest
-import torch
-from diffusers import ControlNetModel, FlowMatchEulerDiscreteScheduler, QwenImageControlNetModel
+import transformers
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    PixtralImageProcessor,
-    PixtralProcessor,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from torchvision.transforms.functional import to_tensor
 
 from tests.golden import tiny_vlm
 from tests.pipelines import tiny
+from ttsnap import BestOfN
+from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.modular.workflows import workflow_for
+from ttsnap.sampling.rng import seeded
 
 from . import tiny_videos as videos
+from .tiny_videos import components_once
 
 
 class Case(NamedTuple):
@@ -49,52 +45,53 @@ def picture(seed: int = 0, size: tuple[int, int] = (32, 16)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def mask(size: tuple[int, int] = (32, 16)) -> Image.Image:
-    """White, to be painted anew, on the right half of a picture of this width and height."""
-    pixels = np.zeros((size[1], size[0]), dtype=np.uint8)
-    pixels[:, size[0] // 2 :] = 255
+def mask() -> Image.Image:
+    """White, to be painted anew, on the right half of a picture."""
+    pixels = np.zeros((16, 32), dtype=np.uint8)
+    pixels[:, 16:] = 255
     return Image.fromarray(pixels)
 
 
-def sdxl_controlled() -> Any:
-    """SDXL's parts, with a ControlNet."""
+@components_once
+def sdxl_controlled() -> tiny.Parts:
     parts = tiny.sdxl().components
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
-    return Parts({**parts, "controlnet": tiny.jitter(net)})
+    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    return {**parts, "controlnet": tiny.jitter(net)}
 
 
-def qwen_controlled() -> Any:
-    """Qwen-Image's parts, with a ControlNet."""
+@components_once
+def qwen_controlled() -> tiny.Parts:
     parts = tiny.qwen_image().components
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = QwenImageControlNetModel.from_transformer(parts["transformer"], 1, 16, 3)
-    return Parts({**parts, "controlnet": tiny.jitter(net)})
+    net = diffusers.QwenImageControlNetModel.from_transformer(parts["transformer"], 1, 16, 3)
+    return {**parts, "controlnet": tiny.jitter(net)}
 
 
-def qwen_edit() -> Any:
+@components_once
+def qwen_edit() -> tiny.Parts:
     """Qwen-Image's parts for edits, whose text encoder looks at the picture, too. Pictures have a megapixel."""
     parts = tiny.qwen_image().components
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
         tiny_vlm.write_backbone(Path(folder), "qwen2_5_vl")
-        encoder = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder)).eval()
-        processor = AutoProcessor.from_pretrained(folder)
-        config = {**parts["transformer"].config, "joint_attention_dim": tiny_vlm.HIDDEN}
-        net = type(parts["transformer"]).from_config(config)
-        vae = type(parts["vae"]).from_config({**parts["vae"].config, "dim_mult": [1, 1, 1, 1],
-                                              "temperal_downsample": [False, False, True]})  # fmt: skip
+        config = transformers.AutoConfig.from_pretrained(folder)
+        encoder = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+    net = remade(parts["transformer"], joint_attention_dim=tiny_vlm.HIDDEN)
+    vae = remade(parts["vae"], dim_mult=[1, 1, 1, 1], temperal_downsample=[False, False, True])
     own = {"text_encoder": encoder, "processor": processor, "transformer": tiny.jitter(net), "vae": vae.eval()}
-    return Parts({**parts, **own})
+    return {**parts, **own}
 
 
-@tiny.parts_once
-def _flux2_dev() -> tiny.Parts:
-    parts = tiny.flux2_klein_parts()
+def remade(part: Any, **changes: Any) -> Any:
+    """Another of the same settings but for these."""
+    return type(part).from_config({**part.config, **changes})
+
+
+@components_once
+def flux2_dev() -> tiny.Parts:
+    """FLUX.2 klein's parts, with Mistral as the text encoder, and a network that is told the guidance scale."""
+    parts = tiny.FAMILIES["flux2_klein"].parts()
     shared = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Mistral3Config(
+    config = transformers.Mistral3Config(
         text_config={**shared, "vocab_size": 200, "hidden_size": 16, "num_key_value_heads": 1, "head_dim": 8},
         vision_config={**shared, "hidden_size": 16, "image_size": 8, "patch_size": 4},
         image_token_index=199,
@@ -103,25 +100,15 @@ def _flux2_dev() -> tiny.Parts:
     tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
     # What the system message says, which is long, is left out.
     template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}"
-    net = type(parts["transformer"]).from_config({**parts["transformer"].config, "guidance_embeds": True})
+    net = remade(parts["transformer"], guidance_embeds=True)
+    looks = transformers.PixtralImageProcessor()
     return {
         **parts,
-        "text_encoder": Mistral3ForConditionalGeneration(config).eval(),
-        "tokenizer": PixtralProcessor(PixtralImageProcessor(), tokenizer, patch_size=4, chat_template=template),
+        "text_encoder": transformers.Mistral3ForConditionalGeneration(config).eval(),
+        "tokenizer": transformers.PixtralProcessor(looks, tokenizer, patch_size=4, chat_template=template),
         "transformer": tiny.jitter(net),
-        "scheduler": FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **tiny.DYNAMIC_SHIFT}),
+        "scheduler": tiny.flow(shift=3.0, **tiny.DYNAMIC_SHIFT)(),
     }
-
-
-def flux2_dev() -> Any:
-    """FLUX.2 klein's parts, with Mistral as the text encoder, and a network that is told the guidance scale."""
-    return Parts(_flux2_dev())
-
-
-class Parts(NamedTuple):
-    """Stands for a classic pipeline: nothing but its parts."""
-
-    components: dict[str, Any]
 
 
 STEPS = {"num_inference_steps": 4}
@@ -130,67 +117,46 @@ SIZE = {"height": 16, "width": 32, **STEPS}
 REDRAWN = {"image": picture(), "strength": 0.6}
 PAINTED = {"image": picture(), "mask_image": mask(), "strength": 0.8}
 # Without a negative prompt stock blocks guide by the prompt itself, and a search by an empty one.
-GUIDED = {"max_sequence_length": 8, "negative_prompt": ""}
+GUIDED = {**SIZE, "max_sequence_length": 8, "negative_prompt": ""}
+LONG = {**SIZE, **tiny.SHORT}
+QWEN = {**SIZE, "max_sequence_length": 400}  # the template's tokens come first
 CLIP = {"height": 8, "width": 16, "num_frames": 5, **STEPS, "max_sequence_length": 16}
 LTX = {**CLIP, "height": 16, "width": 32}
-KLEIN = {**SIZE, "max_sequence_length": 32, "text_encoder_out_layers": (1,)}
+KLEIN = {**LONG, "text_encoder_out_layers": (1,)}
+KLEIN_EDIT = {**KLEIN, "image": picture(size=(64, 80))}
 EDITED = {"num_inference_steps": 2, "image": picture()}
-# Of Qwen-Image 400 tokens are read, as those of its template come first.
-CASES: dict[str, Case] = {
-    "sdxl": Case("StableDiffusionXLModularPipeline", tiny.sdxl, SIZE),
-    "sdxl image2image": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **REDRAWN}),
-    "sd3": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **GUIDED}),
-    "sd3 image2image": Case("StableDiffusion3ModularPipeline", tiny.sd3, {**SIZE, **REDRAWN, **GUIDED}),
-    "flux": Case("FluxModularPipeline", tiny.flux, {**SIZE, "max_sequence_length": 32}),
-    "flux image2image": Case("FluxModularPipeline", tiny.flux, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
-    "flux kontext": Case(
-        "FluxKontextModularPipeline",
-        tiny.flux,
-        {**SIZE, "image": picture(), "_auto_resize": False, "max_area": 16 * 32, "max_sequence_length": 32},
-    ),
-    "qwen_image": Case("QwenImageModularPipeline", tiny.qwen_image, {**SIZE, "max_sequence_length": 400}),
-    "qwen_image image2image": Case(
-        "QwenImageModularPipeline", tiny.qwen_image, {**SIZE, **REDRAWN, "max_sequence_length": 400}
-    ),
-    "sdxl inpainting": Case("StableDiffusionXLModularPipeline", tiny.sdxl, {**SIZE, **PAINTED}),
-    "qwen_image inpainting": Case(
-        # Its last block makes pictures of 8 bits, whatever is asked for.
-        "QwenImageModularPipeline",
-        tiny.qwen_image,
-        {**SIZE, **PAINTED, "max_sequence_length": 400},
-        0.6 / 255,
-        0.5 / 255,
-    ),
-    "flux2_klein": Case("Flux2KleinModularPipeline", tiny.flux2_klein, KLEIN),
-    "flux2_klein edit": Case("Flux2KleinModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}),
-    "flux2_klein_base": Case("Flux2KleinBaseModularPipeline", tiny.flux2_klein, KLEIN),
-    "flux2_klein_base edit": Case(
-        "Flux2KleinBaseModularPipeline", tiny.flux2_klein, {**KLEIN, "image": picture(size=(64, 80))}
-    ),
-    "flux2_dev": Case("Flux2ModularPipeline", flux2_dev, {**KLEIN, "guidance_scale": 3.0}),
-    "flux2_dev edit": Case("Flux2ModularPipeline", flux2_dev, {**KLEIN, "image": picture(size=(64, 80))}),
-    "sdxl controlnet": Case("StableDiffusionXLModularPipeline", sdxl_controlled, {**SIZE, "control_image": picture()}),
-    "qwen_image controlnet": Case(
-        "QwenImageModularPipeline", qwen_controlled, {**SIZE, "control_image": picture(), "max_sequence_length": 400}
-    ),
-    "qwen_image edit": Case("QwenImageEditModularPipeline", qwen_edit, EDITED),
-    "qwen_image edit plus": Case("QwenImageEditPlusModularPipeline", qwen_edit, EDITED),
-    "z_image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, "max_sequence_length": 32}),
-    "z_image image2image": Case("ZImageModularPipeline", tiny.z_image, {**SIZE, **REDRAWN, "max_sequence_length": 32}),
-    "wan": Case("WanModularPipeline", videos.wan, CLIP),
-    "wan image2video": Case("WanImage2VideoModularPipeline", videos.wan_image, {**CLIP, "image": picture()}),
-    "wan first and last frame": Case(
-        "WanImage2VideoModularPipeline",
-        videos.wan_last,
-        {**CLIP, "image": picture(), "last_image": picture(1)},
-    ),
-    "wan22": Case("Wan22ModularPipeline", videos.wan22, CLIP),
-    "wan22 image2video": Case("Wan22Image2VideoModularPipeline", videos.wan22_image, {**CLIP, "image": picture()}),
-    "ltx": Case("LTXModularPipeline", videos.ltx, LTX),
-    "ltx image2video": Case("LTXModularPipeline", videos.ltx, {**LTX, "image": picture()}),
-    "ltx2": Case("LTX2ModularPipeline", videos.ltx2, CLIP),
-    "ltx2 image2video": Case("LTX2ModularPipeline", videos.ltx2, {**CLIP, "image": picture(), "image_crf": 0}),
+SEEN = {"image": picture()}
+CONTROLLED = {"control_image": picture()}
+KONTEXT = {**LONG, **SEEN, "_auto_resize": False, "max_area": 16 * 32}
+ROWS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
+    ("StableDiffusionXL", tiny.sdxl, {"sdxl": SIZE, "sdxl image2image": {**SIZE, **REDRAWN}}),
+    ("StableDiffusionXL", tiny.sdxl, {"sdxl inpainting": {**SIZE, **PAINTED}}),
+    ("StableDiffusionXL", sdxl_controlled, {"sdxl controlnet": {**SIZE, **CONTROLLED}}),
+    ("StableDiffusion3", tiny.sd3, {"sd3": GUIDED, "sd3 image2image": {**GUIDED, **REDRAWN}}),
+    ("Flux", tiny.flux, {"flux": LONG, "flux image2image": {**LONG, **REDRAWN}}),
+    ("FluxKontext", tiny.flux, {"flux kontext": KONTEXT}),
+    ("QwenImage", tiny.qwen_image, {"qwen_image": QWEN, "qwen_image image2image": {**QWEN, **REDRAWN}}),
+    ("QwenImage", tiny.qwen_image, {"qwen_image inpainting": {**QWEN, **PAINTED}}),
+    ("QwenImage", qwen_controlled, {"qwen_image controlnet": {**QWEN, **CONTROLLED}}),
+    ("QwenImageEdit", qwen_edit, {"qwen_image edit": EDITED}),
+    ("QwenImageEditPlus", qwen_edit, {"qwen_image edit plus": EDITED}),
+    ("Flux2Klein", tiny.flux2_klein, {"flux2_klein": KLEIN, "flux2_klein edit": KLEIN_EDIT}),
+    ("Flux2KleinBase", tiny.flux2_klein, {"flux2_klein_base": KLEIN, "flux2_klein_base edit": KLEIN_EDIT}),
+    ("Flux2", flux2_dev, {"flux2_dev": {**KLEIN, "guidance_scale": 3.0}, "flux2_dev edit": KLEIN_EDIT}),
+    ("ZImage", tiny.z_image, {"z_image": LONG, "z_image image2image": {**LONG, **REDRAWN}}),
+    ("Wan", videos.wan, {"wan": CLIP}),
+    ("WanImage2Video", videos.wan_image, {"wan image2video": {**CLIP, **SEEN}}),
+    ("WanImage2Video", videos.wan_last, {"wan first and last frame": {**CLIP, **SEEN, "last_image": picture(1)}}),
+    ("Wan22", videos.wan22, {"wan22": CLIP}),
+    ("Wan22Image2Video", videos.wan22_image, {"wan22 image2video": {**CLIP, **SEEN}}),
+    ("LTX", videos.ltx, {"ltx": LTX, "ltx image2video": {**LTX, **SEEN}}),
+    ("LTX2", videos.ltx2, {"ltx2": CLIP, "ltx2 image2video": {**CLIP, **SEEN, "image_crf": 0}}),
+]
+CASES = {
+    name: Case(f"{kind}ModularPipeline", parts, call) for kind, parts, calls in ROWS for name, call in calls.items()
 }
+# Its last block makes pictures of 8 bits, whatever is asked for.
+CASES["qwen_image inpainting"] = CASES["qwen_image inpainting"]._replace(tolerance=0.6 / 255, single=0.5 / 255)
 
 
 @functools.cache
@@ -205,6 +171,30 @@ def built(pipeline: str, parts: Callable[[], Any]) -> Any:
     return pipe
 
 
+def stock(name: str) -> Any:
+    return built(CASES[name].pipeline, CASES[name].parts)
+
+
+def twin(name: str) -> Any:
+    return tiny.quiet(upgrade(stock(name)))
+
+
+def image_of(name: str, seed: int, prompt: str, pipe: Any = None, **more: Any) -> Any:
+    """The image (3, H, W), or video (T, 3, H, W), that the stock modular pipeline makes from a seed."""
+    workflow = workflow_for(CASES[name].pipeline, CASES[name].call)
+    how = {"output_type": workflow.ends_with["output_type"], "output": workflow.output, **CASES[name].call, **more}
+    (made,) = (pipe or stock(name))(prompt=prompt, generator=seeded(seed), **how)
+    return to_tensor(made) if isinstance(made, Image.Image) else made
+
+
+def bright(images: Any, prompts: Any) -> Any:
+    return images.mean((1, 2, 3))
+
+
+ONE: dict[str, Any] = {"search": BestOfN(1), "reward": bright, "seed": 2, "batch_size": 1}
+"""A search of one candidate, which is the image of its seed."""
+
+
 def _quiet(block: Any) -> None:
     """Without progress bars of loops."""
     if isinstance(block, diffusers.modular_pipelines.modular_pipeline.LoopSequentialPipelineBlocks):
@@ -214,12 +204,8 @@ def _quiet(block: Any) -> None:
             _quiet(inner)
 
 
-SLOW = {name for name in CASES if "qwen_image edit" in name} | {
-    "wan first and last frame",
-    "wan22 image2video",
-    "ltx2 image2video",
-    "flux2_dev edit",
-}
+SLOW = {"wan first and last frame", "wan22 image2video", "ltx2 image2video", "flux2_dev edit"}
+SLOW |= {name for name in CASES if "qwen_image edit" in name}
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 

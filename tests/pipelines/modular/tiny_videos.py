@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLLTX2Audio,
-    AutoencoderKLLTX2Video,
-    AutoencoderKLLTXVideo,
-    AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
-    LTX2Guidance,
-    LTX2VideoTransformer3DModel,
-    LTXVideoTransformer3DModel,
-    UniPCMultistepScheduler,
-    WanTransformer3DModel,
-)
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Guidance
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from diffusers.video_processor import VideoProcessor
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
 from tests.pipelines import tiny
 
 
-def wan_vae() -> AutoencoderKLWan:
+def components_once(make: Callable[[], tiny.Parts]) -> Callable[[], Any]:
+    """As tiny.parts_once, where they lie on classic pipelines."""
+    once = tiny.parts_once(make)
+    return functools.wraps(make)(lambda: SimpleNamespace(components=once()))
+
+
+def wan_vae() -> diffusers.AutoencoderKLWan:
     """Two pixels, and two frames after the first, to a latent."""
-    vae = AutoencoderKLWan(
+    vae = diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
         latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.5, 2.0, 1.0, 0.5], scale_factor_temporal=2,
         scale_factor_spatial=2,
@@ -46,22 +36,17 @@ def wan_vae() -> AutoencoderKLWan:
 def wan_transformer(**config: Any) -> torch.nn.Module:
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 16}
     of_text: dict[str, Any] = {"text_dim": 32, "freq_dim": 16, "rope_max_seq_len": 32}
-    return tiny.jitter(WanTransformer3DModel(out_channels=4, **{"in_channels": 4, **sizes, **of_text, **config}))
-
-
-def umt5() -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=1000, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4, decoder_start_token_id=0
+    return tiny.jitter(
+        diffusers.WanTransformer3DModel(out_channels=4, **{"in_channels": 4, **sizes, **of_text, **config})
     )
-    return UMT5EncoderModel(config).eval()
 
 
 def wan_parts() -> tiny.Parts:
     return {
         "tokenizer": tiny.character_tokenizer(),
-        "text_encoder": umt5(),
+        "text_encoder": tiny.t5("UMT5", layers=1),
         "vae": wan_vae(),
-        "scheduler": UniPCMultistepScheduler(
+        "scheduler": diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
         ),
     }
@@ -73,54 +58,58 @@ SEES_IMAGES = {"in_channels": 4 + 2 + 4}
 """Latents, the mask of frames that are given, and the latents of these."""
 
 
-@tiny.parts_once
-def _wan() -> tiny.Parts:
+@components_once
+def wan() -> tiny.Parts:
     return {**wan_parts(), "transformer": wan_transformer()}
 
 
-@tiny.parts_once
-def _wan_image() -> tiny.Parts:
-    vision = CLIPVisionConfig(
+@components_once
+def wan_image() -> tiny.Parts:
+    """Wan 2.1 from a first frame."""
+    vision = transformers.CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
     )
     return {
         **wan_parts(),
-        "image_processor": CLIPImageProcessor(
+        "image_processor": transformers.CLIPImageProcessor(
             size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_resize=True, do_center_crop=True
         ),
-        "image_encoder": CLIPVisionModel(vision).eval(),
+        "image_encoder": transformers.CLIPVisionModel(vision).eval(),
         "transformer": wan_transformer(**SEES_IMAGES, image_dim=8, added_kv_proj_dim=24),
     }
 
 
-@tiny.parts_once
-def _wan_last() -> tiny.Parts:
+@components_once
+def wan_last() -> tiny.Parts:
+    """Wan 2.1 from a first and a last frame."""
     # The embedding of positions is for the tokens of two images.
     transformer = wan_transformer(**SEES_IMAGES, image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=2 * 5)
-    return {**_wan_image(), "transformer": transformer}
+    return {**wan_image().components, "transformer": transformer}
 
 
-@tiny.parts_once
-def _wan22() -> tiny.Parts:
+@components_once
+def wan22() -> tiny.Parts:
+    """Two experts, which differ in depth."""
     return {**wan_parts(), **{name: wan_transformer(num_layers=n) for name, n in EXPERTS.items()}}
 
 
-@tiny.parts_once
-def _wan22_image() -> tiny.Parts:
+@components_once
+def wan22_image() -> tiny.Parts:
     experts = {name: wan_transformer(**SEES_IMAGES, num_layers=n) for name, n in EXPERTS.items()}
     return {**wan_parts(), **experts}
 
 
-@tiny.parts_once
-def _ltx() -> tiny.Parts:
+@components_once
+def ltx() -> tiny.Parts:
+    """Four pixels, and four frames after the first, to a latent."""
     layers, scaling = (1, 1, 1, 1, 1), (True, True, False, False)
-    vae = AutoencoderKLLTXVideo(
+    vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=layers, decoder_layers_per_block=layers, spatio_temporal_scaling=scaling,
         decoder_spatio_temporal_scaling=scaling, decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4,
         upsample_factor=(1,) * 4, timestep_conditioning=False, patch_size=1, patch_size_t=1,
     )  # fmt: skip
-    transformer = LTXVideoTransformer3DModel(
+    transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
         num_layers=1, caption_channels=32,
     )  # fmt: skip
@@ -134,22 +123,19 @@ def _ltx() -> tiny.Parts:
     }
 
 
-def gemma() -> Gemma3ForConditionalGeneration:
-    shared: dict[str, Any] = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
+def gemma() -> transformers.Gemma3ForConditionalGeneration:
+    shared: dict[str, Any] = {**dict.fromkeys(("hidden_size", "intermediate_size"), 8), "num_hidden_layers": 1}
+    shared["num_attention_heads"] = 2
     text = {**shared, "vocab_size": 100, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64}
     vision = {**shared, "image_size": 8, "patch_size": 4}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return Gemma3ForConditionalGeneration(config).eval()
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
 
 
-@tiny.parts_once
-def _ltx2() -> tiny.Parts:
-    vae = AutoencoderKLLTX2Video(
+@components_once
+def ltx2() -> tiny.Parts:
+    """Two pixels, and two frames after the first, to a latent; four tokens of sound for five frames."""
+    vae = diffusers.AutoencoderKLLTX2Video(
         latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
         decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
         decoder_inject_noise=(False, False), downsample_type=("spatiotemporal",), upsample_type=("spatiotemporal",),
@@ -158,10 +144,10 @@ def _ltx2() -> tiny.Parts:
     )  # fmt: skip
     vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.0, 0.3]))
     vae.latents_std.copy_(torch.tensor([1.5, 2.0, 1.0, 0.5]))
-    audio_vae = AutoencoderKLLTX2Audio(
+    audio_vae = diffusers.AutoencoderKLLTX2Audio(
         base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
     )
-    transformer = LTX2VideoTransformer3DModel(
+    transformer = diffusers.LTX2VideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
         audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
         audio_cross_attention_dim=8, vae_scale_factors=(2, 2, 2), num_layers=1, caption_channels=8,
@@ -190,36 +176,3 @@ def _ltx2() -> tiny.Parts:
         "guider": LTX2Guidance(guidance_scale=3.0, spatio_temporal_guidance_blocks=[0], **guidance),
         "audio_guider": LTX2Guidance(guidance_scale=7.0, **guidance),
     }
-
-
-def wan() -> Any:
-    return SimpleNamespace(components=_wan())
-
-
-def wan_image() -> Any:
-    """Wan 2.1 from a first frame."""
-    return SimpleNamespace(components=_wan_image())
-
-
-def wan_last() -> Any:
-    """Wan 2.1 from a first and a last frame."""
-    return SimpleNamespace(components=_wan_last())
-
-
-def wan22() -> Any:
-    """Two experts, which differ in depth."""
-    return SimpleNamespace(components=_wan22())
-
-
-def wan22_image() -> Any:
-    return SimpleNamespace(components=_wan22_image())
-
-
-def ltx() -> Any:
-    """Four pixels, and four frames after the first, to a latent."""
-    return SimpleNamespace(components=_ltx())
-
-
-def ltx2() -> Any:
-    """Two pixels, and two frames after the first, to a latent; four tokens of sound for five frames."""
-    return SimpleNamespace(components=_ltx2())
