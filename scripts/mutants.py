@@ -36,7 +36,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "core": ("core", "loop", "algorithms", "recordings/test_replay.py"),
     "loop": ("loop", "core", "algorithms/test_contract.py", "engine", "gpu/test_engine.py"),
     "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
-    "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "pipelines/test_convert.py"),
+    "sampling": ("sampling", "engine", "pipelines/test_schedule.py"),
     "algorithms": ("algorithms", "loop", "simulation"),
     "pipelines": ("pipelines", "gpu", "sampling/test_drafts.py"),
     "reward_models": ("reward_models", "rewards"),

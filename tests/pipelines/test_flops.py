@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -19,17 +18,6 @@ from ttsnap.pipelines.memory.flops import Memo
 from .tiny import FAMILIES, jitter
 
 pytestmark = pytest.mark.usefixtures("real_flops")
-LENGTHS = (8, 40)
-# Stable Diffusion and SDXL always read 77 tokens, and Z-Image pads to multiples of 32, which the prompt just fills.
-TAKES_LENGTH = [name for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}]
-# Their texts are as long as their words; those of the others are padded to max_sequence_length.
-BY_WORDS = ["qwen_image", "z_image", "lumina2"]
-GUIDED: dict[str, dict[str, Any]] = {"qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
-
-
-def fast(*names: str, among: Iterable[str]) -> list[Any]:
-    """The families, as parameters of a test, of which it runs all but these in the slow tier."""
-    return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in among]
 
 
 @pytest.fixture(autouse=True)
@@ -38,74 +26,56 @@ def _of_networks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PipelineDenoiser, "decode", lambda self, latents: latents)
 
 
-def predictions(name: str, *changes: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """FLOPs of a prediction with each of these changes: by one pipeline, and by one for each but the first, which that
-    pipeline counts as any other."""
-    stock = FAMILIES[name].build()
-    pipe, calls = upgrade(stock), [{**FAMILIES[name].call, "num_inference_steps": 2, **change} for change in changes]
-    one = [pipe.denoiser(**call).costs().nfe for call in calls]
-    return one, one[:1] + [upgrade(stock).denoiser(**call).costs().nfe for call in calls[1:]]
-
-
-@pytest.mark.parametrize("name", fast("sd3", "flux", "lumina2", among=TAKES_LENGTH))
-def test_the_longest_text_that_is_read(name: str) -> None:
-    if name == "lumina2":  # its template alone is longer than the shorter one
-        one, alone = predictions(name, {"max_sequence_length": 8}, {"max_sequence_length": 24})
-    else:
-        one, alone = predictions(name, *({"max_sequence_length": n} for n in LENGTHS))
-    assert one == alone
-    assert one[0] < one[1]
-
-
-@pytest.mark.parametrize("name", fast("z_image", among=BY_WORDS))
-def test_the_negative_prompt(name: str) -> None:
-    words = ["snow", "snow, rain, hail, wind, storm, thunder and lightning"]
-    one, alone = predictions(name, *({**GUIDED.get(name, {}), "negative_prompt": text} for text in words))
-    assert one == alone
-    assert one[0] < one[1]
-
-
-def test_what_lumina2_is_told_beside_the_prompt() -> None:
-    one, alone = predictions("lumina2", {"system_prompt": "d"}, {"system_prompt": "draw very well"})
-    assert one == alone
-    assert one[0] < one[1]
-
-
-WIDTHS = {"sd3": 96, "flux": 32, "flux2_klein": 16, "sana": 8, "qwen_image": 16, "z_image": 16, "lumina2": 8}
-
-
-@pytest.mark.parametrize("name", fast("sd3", "qwen_image", among=WIDTHS))
-def test_embeddings_of_any_length(name: str) -> None:
-    width = WIDTHS[name]
-
-    def given(tokens: int) -> dict[str, Any]:
-        embeds: Any = torch.zeros(1, tokens, width)
-        if name == "z_image":
-            embeds = [embeds[0]]
-        found: dict[str, Any] = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
-        if name == "sd3":
-            found |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(1, 64))
-        elif name == "flux":
-            found = {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.zeros(1, 32)}
-        elif name in ("sana", "lumina2"):
-            mask = torch.ones(1, tokens, dtype=torch.long)
-            found |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
-        elif name == "qwen_image":
-            found |= {"negative_prompt": None, "max_sequence_length": 128}  # it cuts embeddings, too
-        return found
-
-    # As many tokens as max_sequence_length, to which SD3 adds those of CLIP.
-    one, alone = predictions(name, {}, given(FAMILIES[name].call["max_sequence_length"]), given(100))
-    assert one == alone
-    assert one[1] < one[2]
-
-
-# --- other networks ------------------------------------------------------------------------------------------------
-
-
-def flops(pipe: Any) -> float:
-    found: float = pipe.denoiser(**FAMILIES["sd3"].call, num_inference_steps=2).costs().nfe
+def embeddings(name: str, tokens: int) -> dict[str, Any]:
+    embeds: Any = torch.zeros(1, tokens, {"sd3": 96, "flux": 32, "sana": 8, "lumina2": 8}.get(name, 16))
+    if name == "z_image":
+        embeds = [embeds[0]]
+    found: dict[str, Any] = {"prompt_embeds": embeds, "negative_prompt_embeds": embeds}
+    if name == "sd3":
+        found |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(1, 64))
+    elif name == "flux":
+        found = {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.zeros(1, 32)}
+    elif name in ("sana", "lumina2"):
+        mask = torch.ones(1, tokens, dtype=torch.long)
+        found |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+    elif name == "qwen_image":
+        found |= {"negative_prompt": None, "max_sequence_length": 128}  # it cuts embeddings, too
     return found
+
+
+def flops(pipe: Any, name: str = "sd3", **change: Any) -> float:
+    found: float = pipe.denoiser(**{**FAMILIES[name].call, "num_inference_steps": 2, **change}).costs().nfe
+    return found
+
+
+WORDS = ("snow", "snow, rain, hail, wind, storm, thunder and lightning")
+# Stable Diffusion and SDXL always read 77 tokens, and Z-Image pads to multiples of 32, which the prompt just fills.
+# Lumina2's template alone is longer than 8.
+LONGEST = {name: 24 if name == "lumina2" else 40 for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}}
+# Their texts are as long as their words; those of the others are padded to max_sequence_length.
+NEGATIVE = {"lumina2": {}, "qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
+# As many tokens as max_sequence_length, to which SD3 adds those of CLIP.
+GIVEN = {name: FAMILIES[name].call["max_sequence_length"] for name in (*LONGEST, "z_image") if name != "pixart_sigma"}
+CHANGES: dict[tuple[str, str], list[dict[str, Any]]] = {
+    **{(name, "longest"): [{"max_sequence_length": n} for n in (8, most)] for name, most in LONGEST.items()},
+    **{(name, "negative"): [{"negative_prompt": text, **more} for text in WORDS] for name, more in NEGATIVE.items()},
+    ("lumina2", "system"): [{"system_prompt": text} for text in WORDS],
+    **{(name, "embeddings"): [{}, embeddings(name, n), embeddings(name, 100)] for name, n in GIVEN.items()},
+}
+"""By family and what they change: changes of a call, of which the last makes its texts longer."""
+FAST = (("flux", "longest"), ("lumina2", "longest"), ("z_image", "negative"), ("lumina2", "system"),
+        ("sd3", "embeddings"), ("qwen_image", "embeddings"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "what"), [
+    pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in CHANGES
+])  # fmt: skip
+def test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others(name: str, what: str) -> None:
+    stock, changes = FAMILIES[name].build(), CHANGES[name, what]
+    pipe = upgrade(stock)
+    one = [flops(pipe, name, **change) for change in changes]
+    assert one[1:] == [flops(upgrade(stock), name, **change) for change in changes[1:]]
+    assert one[-2] < one[-1]
 
 
 def transformer(layers: int) -> Any:

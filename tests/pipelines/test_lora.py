@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ttsnap.pipelines.lora import HEAD_BYTES, load_lora
 
-from .tiny import shared
+from .tiny import save_lora, shared
 
 MODULES = ["to_q", "to_k"]
 FOREVER = "([a-z_.0-9]+)+!"
@@ -29,12 +28,10 @@ def pipe() -> Any:
 
 
 @pytest.fixture
-def tensors(pipe: Any) -> dict[str, torch.Tensor]:
-    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=MODULES), "made")
-    found = get_peft_model_state_dict(pipe.transformer, adapter_name="made")
-    pipe.transformer.delete_adapters("made")
-    pipe.unload_lora_weights()
-    return {f"transformer.{name}": tensor.clone() for name, tensor in found.items()}
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = save_lora(shared("sd3"), tmp_path_factory.mktemp("made"), rank=2)
+    made = load_file(folder / "pytorch_lora_weights.safetensors")
+    return {name: tensor for name, tensor in made.items() if any(f".{module}." in name for module in MODULES)}
 
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str, Any]) -> str:
@@ -45,54 +42,34 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {
-            "rank_pattern": {"^transformer_blocks.0.attn.to_q": 1},
-            "alpha_pattern": {"transformer_blocks.0.attn.to_q": 8},
-        },
-        {"target_modules": r".*\.attn\.(to_q|to_k)$"},
-        {"target_modules": "all-linear"},
-    ],
-)
-def test_what_trainers_write_is_loaded(
-    pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path, changes: Mapping[str, Any]
-) -> None:
-    if "rank_pattern" in changes:
-        tensors = {k: v[:1] if "lora_A" in k and "0.attn.to_q" in k else v for k, v in tensors.items()}
-        tensors = {k: v[:, :1] if "lora_B" in k and "0.attn.to_q" in k else v for k, v in tensors.items()}
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
+FIRST = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"rank_pattern": {f"^{FIRST}": 1}, "alpha_pattern": {FIRST: 8}},
+    {"target_modules": r".*\.attn\.(to_q|to_k)$"}, {"target_modules": "all-linear"},
+])  # fmt: skip
+def test_what_trainers_write_is_loaded(pipe: Any, tensors: Any, tmp_path: Path, changes: Any) -> None:
+    for name in tensors if "rank_pattern" in changes else ():
+        if "0.attn.to_q" in name:
+            tensors[name] = (tensors[name][:1] if "lora_A" in name else tensors[name][:, :1]).contiguous()
     load_lora(pipe, written(tmp_path, tensors, changes))
     config = pipe.transformer.peft_config["lora"]
     assert (config.r, config.lora_alpha) == (2, 4)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"target_modules": FOREVER},
-        {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)!"},
-        {"target_modules": ".*.*.*.*.*!"},
-        {"exclude_modules": FOREVER},
-        {"layers_pattern": FOREVER, "layers_to_transform": [0]},
-        {"rank_pattern": {FOREVER: 2}},
-        {"alpha_pattern": {FOREVER: 2}},
-        {"rank_pattern": {"to_q": 10**8}},
-        {"r": 10**9},
-        {"r": -1},
-        {"r": "2"},
-        {"lora_alpha": float("nan")},
-        {"lora_alpha": 1e300},
-        {"alpha_pattern": {"to_q": float("inf")}},
-    ],
-)
+@pytest.mark.parametrize("changes", [
+    {"target_modules": FOREVER}, {"target_modules": ".*.*.*.*.*!"}, {"exclude_modules": FOREVER},
+    {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)!"},
+    {"layers_pattern": FOREVER, "layers_to_transform": [0]}, {"rank_pattern": {FOREVER: 2}},
+    {"alpha_pattern": {FOREVER: 2}}, {"rank_pattern": {"to_q": 10**8}}, {"r": 10**9}, {"r": -1}, {"r": "2"},
+    {"lora_alpha": float("nan")}, {"lora_alpha": 1e300}, {"alpha_pattern": {"to_q": float("inf")}},
+])  # fmt: skip
 def test_a_configuration_that_would_take_for_ever_is_refused(
-    pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path, changes: Mapping[str, Any]
+    pipe: Any, tensors: Any, tmp_path: Path, changes: Any
 ) -> None:
     name = next(iter(changes))
-    with pytest.raises(ValueError, match=f"its metadata says transformer.{name} = .*, which is not taken") as caught:
+    with pytest.raises(ValueError, match=f"says transformer.{name} = ") as caught:
         load_lora(pipe, written(tmp_path, tensors, changes))
     assert "\n" not in str(caught.value)
     assert "lora" not in getattr(pipe.transformer, "peft_config", {})
@@ -101,5 +78,5 @@ def test_a_configuration_that_would_take_for_ever_is_refused(
 def test_a_head_of_megabytes_is_not_parsed(pipe: Any, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": "[]," * (HEAD_BYTES // 3)})
     for where in (tmp_path, tmp_path / "x.safetensors"):
-        with pytest.raises(ValueError, match=r"x.safetensors has [\d,]+ bytes before its tensors; at most 8,388,608"):
+        with pytest.raises(ValueError, match=r"x.safetensors has [\d,]+ bytes .* 8,388,608"):
             load_lora(pipe, str(where))

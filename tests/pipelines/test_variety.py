@@ -1,4 +1,5 @@
-"""Groups of seeds in every family: coupled by formula, and the model itself where nothing is coupled."""
+"""Groups of seeds that are coupled, and seeds that read their prompts under noise, in every family: by formula, and the
+model itself where nothing is changed."""
 
 from __future__ import annotations
 
@@ -8,20 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
-)
 from torch import Tensor, nn
 
-from tests.sampling.test_repel import by_formula
+from tests.sampling.test_variety import by_formula
 from ttsnap import BestOfN
 from ttsnap.algorithms.best_of_n import OneOfGroup
+from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines import upgrade
@@ -34,9 +31,11 @@ from ttsnap.sampling.rng import generator, seeded
 
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, shared
 
-PROMPT = "a red circle"
+PROMPTS = ["a red circle", "two blue squares"]
 SEEDS = (5, 6, 7)
 STEPS = 4
+PADDING = ("lumina2", "qwen_image")
+CADS = "cads:1:0.1:0.5"
 
 # By family: where attention ends, in the order of the network's modules.
 UNET = [f"{place}.transformer_blocks.{i}.attn1.to_out.0" for place in
@@ -61,146 +60,186 @@ def dark(images: Any, prompts: Any) -> Any:
 def family(name: str) -> tuple[Any, dict[str, Any]]:
     pipe = upgrade(copy.copy(shared(name)))
     if name in ("sd15", "sdxl"):  # PNDM begins at the start alone; each is at less noise than flows are
-        pipe.scheduler = DDIMScheduler(**STABLE_DIFFUSION_BETAS)
+        pipe.scheduler = diffusers.DDIMScheduler(**STABLE_DIFFUSION_BETAS)
     return pipe, {**FAMILIES[name].call, "num_inference_steps": STEPS}
+
+
+def sampling(pipe: Any, variety: str | None, call: dict[str, Any]) -> Any:
+    denoiser = pipe.sampling_denoiser(SamplerOptions(variety=variety), **call)
+    denoiser.encode(PROMPTS)
+    return denoiser
 
 
 def begun(denoiser: Any, seeds: Sequence[int] = SEEDS) -> Tensor:
     """Latents of the group of these seeds where they begin."""
-    denoiser.encode([PROMPT])
     generators = [seeded(seed) for seed in seeds]
     noise, cond = denoiser.init_latents(generators), torch.zeros(len(seeds), dtype=torch.long)
     x, _ = denoiser.groups.begin(noise, cond, [(seed, 0) for seed in seeds], generators)
     return x
 
 
-def stepped(pipe: Any, call: dict[str, Any], steps: int, seeds: Sequence[int] = SEEDS) -> Tensor:
-    """Latents of the seeds after so many steps of the call."""
-    denoiser = pipe.sampling_denoiser(SamplerOptions(), **call)
-    denoiser.encode([PROMPT])
+@torch.no_grad()
+def stepped(denoiser: Any, steps: int, seeds: Sequence[int] = SEEDS, now: Any = None) -> Tensor:
+    """Latents of the seeds after so many steps of a plain call, whose positions come into `now`."""
     generators = [seeded(seed) for seed in seeds]
     x, zero = denoiser.init_latents(generators), torch.zeros(len(seeds), dtype=torch.long)
     states = [denoiser.kernel.init(x[i], (seed, 0), generators[i]) for i, seed in enumerate(seeds)]
-    with torch.no_grad():
-        for k in range(steps):
-            keys = [(seed, 0, k) for seed in seeds]
-            x, states = denoiser.kernel.step(x, denoiser.predict(x, zero + k, zero), zero + k, keys, states)
+    for k in range(steps):
+        if now is not None:
+            now.append(k)
+        keys = [(seed, 0, k) for seed in seeds]
+        x, states = denoiser.kernel.step(x, denoiser.predict(x, zero + k, zero), zero + k, keys, states)
     return x
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
 def test_attention_is_coupled_by_formula(name: str) -> None:
     """The call's own steps with a network whose attention is changed by hand, one pass of the network at a time."""
-    pipe, call = family(name)
-    how = Repel(3, 0.75, 3.0, 0.2, 0.3)
-    denoiser = pipe.sampling_denoiser(SamplerOptions(variety="repel:3:0.75:3:0.2:0.3"), **call)
-    count, image = denoiser.groups.nfe, denoiser.image_tokens
-    made, position = begun(denoiser), 0
+    (pipe, call), how = family(name), Repel(3, 0.75, 3.0, 0.2, 0.3)
+    denoiser = sampling(pipe, "repel:3:0.75:3:0.2:0.3", call)
+    count, image, net, now = denoiser.groups.nfe, denoiser.image_tokens, copy.deepcopy(denoiser.net), list[int]()
     assert 0 < count < STEPS
 
     def change(h: Tensor, layer: int) -> Tensor:
         out, chosen = h.double().clone(), h[:, image].double()
-        kept = torch.rand(3, chosen.shape[1], generator=generator((SEEDS[0], position, layer))) >= 0.3
+        kept = torch.rand(3, chosen.shape[1], generator=generator((SEEDS[0], now[-1], layer))) >= 0.3
         out[:, image] = torch.cat([by_formula(group, kept, how) for group in chosen.split(3)])
         return out.to(h.dtype)
 
     def wrapped(module: nn.Module, layer: int, end: str) -> Callable[..., Any]:
-        plain, width = module.forward, getattr(denoiser.net, "inner_dim", 0)
+        plain, width = module.forward, getattr(net, "inner_dim", 0)
         if not end.endswith("to_out.0") and not end.endswith("to_out"):
             return lambda *args, **more: change(plain(*args, **more), layer)
         if end.endswith("to_out"):
             return lambda h: plain(torch.cat([change(h[..., :width], layer), h[..., width:]], -1))
         return lambda h, *more: plain(change(h, layer), *more)
 
-    net = copy.deepcopy(denoiser.net)
     for layer, end in enumerate(ENDS[name]):
         module = net.get_submodule(end)
-        module.forward = wrapped(module, layer, end)  # type: ignore[method-assign]
-    plain = family(name)[0]
-    setattr(plain, denoiser.network, net)
-    reference = plain.sampling_denoiser(SamplerOptions(), **call)
-    reference.encode([PROMPT])
-    x, zero = reference.init_latents([seeded(seed) for seed in SEEDS]), torch.zeros(3, dtype=torch.long)
-    with torch.no_grad():
-        for position in range(count):
-            at = zero + position
-            x, _ = reference.kernel.step(x, reference.predict(x, at, zero), at, [()] * 3, [None] * 3)
-    torch.testing.assert_close(made, x, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(made, stepped(pipe, call, count), atol=1e-3)
+        module.forward = wrapped(module, layer, end)
+    changed, made = family(name)[0], begun(denoiser)
+    setattr(changed, denoiser.network, net)
+    torch.testing.assert_close(made, stepped(sampling(changed, None, call), count, now=now), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(made, stepped(sampling(pipe, None, call), count), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_nothing_coupled_is_the_model_to_the_bit(name: str) -> None:
     pipe, call = family(name)
-    plain = pipe.sampling_denoiser(SamplerOptions(variety="repel:3:0.75:0"), **call)
-    count = plain.groups.nfe
-    expected = stepped(pipe, call, count)
-    assert torch.equal(begun(plain), expected)
-    coupled = pipe.sampling_denoiser(SamplerOptions(variety="repel:3:0.75"), **call)
-    assert torch.equal(begun(coupled, SEEDS[:1]), stepped(pipe, call, count, SEEDS[:1]))
+    plain, none, coupled = (sampling(pipe, how, call) for how in (None, "repel:3:0.75:0", "repel:3:0.75"))
+    count = none.groups.nfe
+    expected = stepped(plain, count)
+    assert torch.equal(begun(none), expected)
+    assert torch.equal(begun(coupled, SEEDS[:1]), stepped(plain, count, SEEDS[:1]))
     assert not torch.allclose(begun(coupled), expected, atol=1e-3)
-    assert plain.grid.steps == STEPS - count
+    assert none.grid.steps == STEPS - count
 
 
-@pytest.mark.parametrize(
-    "scheduler", [DPMSolverMultistepScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler]
-)
-def test_schedulers_keep_their_history_over_the_coupled_steps(scheduler: Any) -> None:
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "HeunDiscrete", "EulerAncestralDiscrete"])
+def test_schedulers_keep_their_history_over_the_coupled_steps(name: str) -> None:
     """With factor 0 a search over groups finds the images of a search without, each from its own seed."""
     pipe, call = family("sd15")
-    pipe.scheduler = scheduler(**STABLE_DIFFUSION_BETAS)
+    pipe.scheduler = getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION_BETAS)
     how = {"search": BestOfN(4), "reward": dark, "seed": 3, "num_images_per_prompt": 4, "output_type": "latent", **call}
-    plain = pipe(PROMPT, **how).images
-    torch.testing.assert_close(pipe(PROMPT, variety="repel:3:0.75:0", **how).images, plain, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(pipe(PROMPT, variety="repel:3:0.75:3:0.2", **how).images, plain, atol=1e-2)
+    plain = pipe(PROMPTS[0], **how).images
+    torch.testing.assert_close(pipe(PROMPTS[0], variety="repel:3:0.75:0", **how).images, plain, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(pipe(PROMPTS[0], variety="repel:3:0.75:3:0.2", **how).images, plain, atol=1e-2)
 
 
 def test_compiled_networks_are_coupled() -> None:
     pipe, call = family("sd3")
-    sampler = SamplerOptions(variety="repel:3:0.75:3:0.2")
-    expected = begun(pipe.sampling_denoiser(sampler, **call))
-    net = copy.deepcopy(pipe.transformer)
-    net.compile(backend="eager")
-    pipe.transformer = net
-    plain = begun(pipe.sampling_denoiser(SamplerOptions(variety="repel:3:0.75:0"), **call))
-    torch.testing.assert_close(begun(pipe.sampling_denoiser(sampler, **call)), expected)
-    assert not torch.allclose(plain, expected, atol=1e-3)
-    assert not any(module._forward_pre_hooks for module in net.modules())
+    expected = begun(sampling(pipe, "repel:3:0.75:3:0.2", call))
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    pipe.transformer.compile(backend="eager")
+    begun(sampling(pipe, "repel:3:0.75:0", call))
+    torch.testing.assert_close(begun(sampling(pipe, "repel:3:0.75:3:0.2", call)), expected)
+    assert not any(module._forward_pre_hooks for module in pipe.transformer.modules())
 
 
-def test_winners_begin_with_the_group_that_the_image_names() -> None:
+@pytest.mark.parametrize(("variety", "places", "words"), [
+    ("repel:3:0.75:3:0.2", [0, 1, 2, 0], "ttsnap group: from seed"), (CADS, [None] * 4, f'ttsnap variety: "{CADS}"'),
+])  # fmt: skip
+def test_an_image_says_how_and_is_made_again(variety: str, places: list[int | None], words: str) -> None:
     pipe, call = family("sd3")
-    how = {"reward": dark, "variety": "repel:3:0.75:3:0.2", **call}
-    out = pipe(PROMPT, search=BestOfN(5), seed=11, num_images_per_prompt=5, **how)
-    records = [parse_record(png_of(image), Path("x.png")) for image in out.images]
-    assert {(r.image.seed, r.image.place) for r in records} == {(11, 0), (12, 1), (13, 2), (14, 0), (15, 1)}
-    for image, record in zip(out.images, records, strict=True):
-        (again,) = pipe(PROMPT, search=OneOfGroup(record.image.place), seed=record.image.first_seed, **how).images
-        assert np.abs(np.asarray(again, int) - np.asarray(image, int)).max() <= 1
-    assert record.sampler.variety == how["variety"]
-    assert "ttsnap group: from seed" in out.images[0].info["parameters"]
+    how = {"reward": dark, "variety": variety, **call}
+    out = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, batch_size=7, **how)
+    plain = pipe(PROMPTS, search=BestOfN(4), seed=11, num_images_per_prompt=4, reward=dark, **call)
+    assert not {image.tobytes() for image in out.images} & {image.tobytes() for image in plain.images}
+    found = []
+    for image in out.images:
+        image.save(file := io.BytesIO(), "PNG", pnginfo=png_info(image))
+        record = parse_record(file.getvalue(), Path("x.png"))
+        assert (record.sampler.variety, record.sampler.stock) == (variety, False)
+        assert words in image.info["parameters"]
+        given, place = record.image, record.image.place
+        again = {"search": BestOfN(1) if place is None else OneOfGroup(place), "seed": given.first_seed, **how}
+        difference = np.asarray(pipe(given.prompt, **again).images[0], int) - np.asarray(image, int)
+        assert np.abs(difference).max() <= 1
+        found.append((given.seed, place))
+    assert sorted(found[:4]) == sorted(found[4:]) == [(11 + i, place) for i, place in enumerate(places)]
 
 
-def png_of(image: Any) -> bytes:
-    write_png = io.BytesIO()
-    image.save(write_png, "PNG", pnginfo=png_info(image))
-    return write_png.getvalue()
+@torch.no_grad()
+def predicted(denoiser: Any, rows: list[tuple[int, int, int]]) -> Tensor:
+    """The model's outputs for rows of (prompt, seed, position)."""
+    x = denoiser.init_latents([seeded(seed) for _, seed, _ in rows])
+    cond = denoiser.conditions(torch.tensor([prompt for prompt, _, _ in rows]), [seed for _, seed, _ in rows])
+    out: Tensor = denoiser.predict(x, torch.tensor([k for _, _, k in rows]), cond).out
+    return out
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {*PADDING}))
+def test_each_seed_reads_its_prompt_under_noise_of_its_own(name: str) -> None:
+    (pipe, call), rows = family(name), [(0, 5, 0), (1, 5, 1), (0, 6, 0), (1, 6, 3)]
+    model, cads, none = (sampling(pipe, how, call) for how in (None, CADS, "cads:0:0.1:0.5"))
+    plain, noised = predicted(model, rows), predicted(cads, rows)
+    assert torch.equal(predicted(none, rows), plain)
+    for row, together in zip(rows[:3], noised, strict=False):
+        alone = predicted(sampling(pipe, CADS, call), [row])
+        torch.testing.assert_close(together, alone[0], rtol=1e-4, atol=1e-5)
+        assert not torch.equal(alone, predicted(model, [row])), row
+    free = predicted(sampling(pipe, "cads:1:0.95:1", call), rows)  # at the last position the prompt is as it is
+    torch.testing.assert_close(free[3], plain[3], rtol=1e-4, atol=1e-5)
+
+
+def test_noise_of_prompts_depends_on_seed_and_step_to_the_bit() -> None:
+    denoiser = sampling(family("sd3")[0], CADS, family("sd3")[1])
+
+    def read(prompts: list[int], seeds: list[int], steps: list[int]) -> Tensor:
+        cond = denoiser.conditions(torch.tensor(prompts), seeds)
+        texts, at = denoiser.prompt_noise.texts(denoiser.texts, torch.tensor(steps), cond)
+        made: Tensor = texts.positive[0][at]
+        return made
+
+    many = read([0, 0, 0, 1], [2**64 - 1, 4, 4, 4], [0, 0, 1, 0])
+    assert torch.equal(many[:1], read([0], [2**64 - 1], [0]))
+    assert torch.equal(many[3:], read([1], [4], [0]))
+    assert not torch.equal(many[0], many[1])
+    assert not torch.equal(many[1], many[2])
 
 
 def test_what_cannot_be_is_refused() -> None:
     pipe, call = family("sd3")
-
-    def refused(match: str, **more: Any) -> None:
-        with pytest.raises(ValueError, match=match):
-            pipe(PROMPT, search=BestOfN(2), reward=dark, **{**call, "variety": "repel", **more})
-
-    refused("1 of 1 here", num_inference_steps=1)
-    refused("0 of 3 here.*repel:8:0.75", sigmas=[0.5, 0.3, 0.2])
-    refused("kernel of its name", kernel=make_kernel("ode", pipe.denoiser(**call)))
-    refused("on one device", devices=2)
-    refused("leave variety out", guide="dps:1", kernel="sde")
-    with pytest.raises(ValueError, match="couple no seeds"):
-        ModularDenoiser.must(ModularDenoiser.__new__(ModularDenoiser), Capability.COUPLE)
+    cases: dict[str, dict[str, Any]] = {
+        "1 of 1 here": {"num_inference_steps": 1},
+        "0 of 3 here.*repel:8:0.75": {"sigmas": [0.5, 0.3, 0.2]},
+        "Ode is an object": {"kernel": make_kernel("ode", pipe.denoiser(**call))},
+        "repel.*one device": {"devices": 2},
+        "leave variety out": {"guide": "dps:1", "kernel": "sde"},
+        "cads.*one device": {"devices": 2, "variety": "cads"},
+    }
+    for words, more in cases.items():
+        with pytest.raises(ValueError, match=words):
+            pipe(PROMPTS[0], search=BestOfN(2), reward=dark, **{**call, "variety": "repel", **more})
+    with pytest.raises(ValueError, match="keep seeds apart"):
+        pipe.engine(dark, network=SharedDenoiser(pipe.denoiser(**call)), variety="cads", **call)
+    for name in PADDING:
+        padding, call = family(name)
+        with pytest.raises(ValueError, match="pads prompts"):
+            sampling(padding, "cads", call)
+    for capability, words in ((Capability.COUPLE, "couple no seeds"), (Capability.NOISE_PROMPTS, "noise no prompts")):
+        with pytest.raises(ValueError, match=words):
+            ModularDenoiser.must(ModularDenoiser.__new__(ModularDenoiser), capability)
 
 
 @pytest.mark.usefixtures("real_flops")
@@ -209,8 +248,10 @@ def test_what_coupling_takes_is_counted() -> None:
     pipe, call = upgrade(FAMILIES["sd3"].build()), FAMILIES["sd3"].call
     engine = pipe.engine(dark, variety="repel:3:0.75", **call)
     net, price, attentions, halves = engine.denoiser.net, engine.price, 2, 2
-    engine.denoiser.encode([PROMPT])
+    engine.denoiser.encode(PROMPTS)
     tokens = engine.denoiser.init_latents([seeded(0)]).shape[-2:].numel() // net.config.patch_size**2
     width = net.get_submodule(ENDS["sd3"][0]).in_features
     assert price.flops.coupled == 2 * attentions * halves * tokens * 3 * tokens * width
-    assert price.flops.nfe == pipe.engine(dark, **call).price.flops.nfe
+    plain = pipe.engine(dark, **call).price
+    assert price.flops.nfe == plain.flops.nfe
+    assert pipe.engine(dark, variety="cads", **call).price == plain

@@ -32,14 +32,9 @@ def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
     stock: Any = VideoProcessor(vae_scale_factor=8).postprocess_video(as_decoded, output_type=output_type)
     ours: Any = output.converted(VIDEOS, output_type, torch.float32, CPU)
     if output_type == "pil":
-        assert [[np.asarray(f).tolist() for f in video] for video in ours] == [
-            [np.asarray(f).tolist() for f in video] for video in stock
-        ]
-    else:
-        assert type(ours) is type(stock)
-        assert ours.dtype == stock.dtype
-        assert ours.shape == stock.shape
-        assert bool((ours == stock).all())
+        ours, stock = (np.array([[np.asarray(frame) for frame in video] for video in made]) for made in (ours, stock))
+    assert (type(ours), ours.dtype, ours.shape) == (type(stock), stock.dtype, stock.shape)
+    assert bool((ours == stock).all())
     assert output.converted([], output_type, torch.float32, CPU) == []
 
 
@@ -48,9 +43,8 @@ def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
     frames: Any = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
     made = output.make_output(WanPipelineOutput, frames, results)
     assert isinstance(made, WanPipelineOutput)
-    assert made.frames is frames
-    assert made.search is results
-    assert repr(made).startswith("SearchWanPipelineOutput(2 videos, search=[Result('a': 1 image")
+    assert (made.frames, made.search) == (frames, results)
+    assert "2 videos, search=[Result('a': 1 image" in repr(made)
     assert pickle.loads(pickle.dumps(made)).search[0].prompt == "a"
     output.label_images(frames, results, SearchRecord("m", "s", {}, SamplerOptions(), "best-of-n", {}, "9nfe"))
     save_video(tmp_path / "best.webp", made.frames[1])
@@ -64,8 +58,7 @@ def test_metrics_see_videos_and_sources_as_rewards_do() -> None:
     results = search(["a", "b"], BestOfN(2), LiveEngine(denoiser, metrics), keep=2)
     given = output.sources_of(denoiser, ["a", "b"], metrics)
     assert output.sources_of(denoiser, ["a", "b"], metrics[:2]) == [None, None]
-    for result, source in zip(results, given, strict=True):
-        again = output.reported(result, metrics, 4, source)
-        assert not again.warnings
-        for found in again.images:
-            assert found.metrics == pytest.approx(found.scores)
+    again = [output.reported(result, metrics, 4, source) for result, source in zip(results, given, strict=True)]
+    assert not [warning for result in again for warning in result.warnings]
+    for found in (image for result in again for image in result.images):
+        assert found.metrics == pytest.approx(found.scores)

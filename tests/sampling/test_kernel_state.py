@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.counted import Brightness
+from tests.scripted import Played
 from ttsnap import search
 from ttsnap.core.moves import advance, fresh, perturb
-from ttsnap.core.needs import Gradient, Need, Needs
+from ttsnap.core.needs import Gradient, Need
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
-from ttsnap.sampling.kernels import Ode, Prediction
+from ttsnap.sampling.kernels import Ode
 from ttsnap.sampling.mixture import MixtureDenoiser
 
 
@@ -29,38 +28,12 @@ class Remembering:
     stochastic: ClassVar[bool] = True
     keeps_history: ClassVar[bool] = True
 
-    def init(
-        self, noise: Tensor, key: rng.Key, generator: torch.Generator, guess: Tensor | None = None
-    ) -> tuple[Any, ...]:
+    def init(self, noise: Any, key: Any, generator: Any, guess: Any = None) -> tuple[Any, ...]:
         return (key,)
 
-    def step(
-        self, x: Tensor, prediction: Prediction, k: Tensor, keys: Sequence[rng.Source], state: Sequence[tuple[Any, ...]]
-    ) -> tuple[Tensor, list[tuple[Any, ...]]]:
+    def step(self, x: Any, prediction: Any, k: Any, keys: Any, state: Any) -> tuple[Any, list[tuple[Any, ...]]]:
         moved, _ = self.ode.step(x, prediction, k, keys, state)
-        moved = moved + 0.1 * rng.noise(keys, x)
-        return moved, [(*before, key) for before, key in zip(state, keys, strict=True)]
-
-
-@dataclass(frozen=True)
-class Branching:
-    """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to the end."""
-
-    n: int = 2
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.MIX})
-    lockstep: ClassVar[bool] = False
-
-    def init(self, task: Any) -> int:
-        return 0
-
-    def step(self, state: int, particles: Any, rng: Any) -> Any:
-        moves = (
-            lambda: fresh(2, 2, score=False),
-            lambda: advance(particles, [0, 0], 3, score=False),
-            lambda: perturb([1], 0.5, 2),
-            lambda: advance(particles, [0, 1, 2, 3], 4),
-        )
-        return (moves[state](), state + 1) if state < len(moves) else (None, state)
+        return moved + 0.1 * rng.noise(keys, x), [(*before, key) for before, key in zip(state, keys, strict=True)]
 
 
 def remembering(batch: int) -> LiveEngine:
@@ -71,6 +44,7 @@ def remembering(batch: int) -> LiveEngine:
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_each_particle_carries_its_own_history(batch: int) -> None:
+    """Two seeds to step 2; the first goes on with a child beside it, the second stays; then all to the end."""
     live = remembering(batch)
     states: dict[int, tuple[Any, ...]] = {}
     release = live.release
@@ -80,18 +54,27 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
         release(job)
 
     live.release = ending  # type: ignore[method-assign]
-    search(["a"], Branching(), live, seed=5, keep=4)
-    trunk = (5, 0)
-    assert states[0] == (trunk, (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3))
-    assert states[1] == ((6, 0), (6, 0, 0), (6, 0, 1), (6, 0, 2), (6, 0, 3))
-    # The child shares the trunk's first two steps, and draws its own noise from there on.
-    assert states[2] == (trunk, (5, 0, 0), (5, 0, 1), (5, 3, 2), (5, 3, 3))
-    # Mixed initial noise begins a history of its own.
-    assert states[3] == ((6, 4), (6, 4, 0), (6, 4, 1), (6, 4, 2), (6, 4, 3))
+    moves = (
+        lambda particles: fresh(2, 2, score=False),
+        lambda particles: advance(particles, [0, 0], 3, score=False),
+        lambda particles: perturb([1], 0.5, 2),
+        lambda particles: advance(particles, [0, 1, 2, 3], 4),
+    )
+    search(["a"], Played(moves, frozenset({Need.BRANCH, Need.MIX})), live, seed=5, keep=4)
+    assert states == {
+        0: ((5, 0), (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3)),
+        1: ((6, 0), (6, 0, 0), (6, 0, 1), (6, 0, 2), (6, 0, 3)),
+        # The child shares the trunk's first two steps, and draws its own noise from there on.
+        2: ((5, 0), (5, 0, 0), (5, 0, 1), (5, 3, 2), (5, 3, 3)),
+        # Mixed initial noise begins a history of its own.
+        3: ((6, 4), (6, 4, 0), (6, 4, 1), (6, 4, 2), (6, 4, 3)),
+    }
 
 
-def test_what_needs_a_sampler_without_history_is_refused() -> None:
+def test_what_a_kernel_or_a_denoiser_cannot_do_is_refused() -> None:
     live = remembering(batch=2)
     assert live.offers == {Need.BRANCH, Need.MIX, Need.ASCEND}
-    with pytest.raises(ValueError, match="deterministic sampler without a history, and Remembering is none"):
+    with pytest.raises(ValueError, match="Remembering is none"):
         live.differentiate(Gradient())
+    with pytest.raises(ValueError, match=r"set pipe\.preview_vae"):
+        LiveEngine(live.denoiser, [Brightness()], EngineOptions(preview=True))
