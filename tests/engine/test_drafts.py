@@ -153,6 +153,7 @@ def paid(results: list[Result], live: LiveEngine) -> Cost:
     elif isinstance(one, Drafting):
         assert (cost.nfe, cost.draft_calls) == (one.calls, one.drafted)
     assert cost.decodes == one.decodes  # type: ignore[attr-defined]
+    assert live.ran == cost
     return cost
 
 
