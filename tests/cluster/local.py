@@ -1,31 +1,31 @@
-"""Actors without processes: what a ClusterEngine does with them is the same, and takes no time to start."""
+"""Actors without processes: what a ClusterEngine does with them is the same, and takes no time to start. And engines
+that load in no time, for those with processes."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
-import pytest
 import torch
 
-from ttsnap import search
 from ttsnap.cluster.actor import EngineActor
 from ttsnap.cluster.actor_group import ActorDied
-from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.cluster.messages import Call, Turn
 from ttsnap.cluster.pictures import located, put_aside
-from ttsnap.core.cost import Cost
 from ttsnap.core.outcome import PictureLost
-from ttsnap.core.protocols import Algorithm
-from ttsnap.core.results import Result
-from ttsnap.loop.budget import Budget
-
-from ..algorithms.test_contract import moves  # noqa: TID252
+from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines.engine_factory import EngineBuilder
+from ttsnap.sampling.kernels import KERNELS
+from ttsnap.sampling.mixture import MixtureDenoiser
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,6 @@ class Shelf:
     images: ClassVar[dict[int, bytes]] = {}
     fetched: ClassVar[list[int]] = []
     """Bytes, each time."""
-
-    @classmethod
-    def clear(cls) -> None:
-        """An empty store of which nothing was fetched yet."""
-        cls.images.clear()
-        cls.fetched.clear()
 
     @classmethod
     def put(cls, image: torch.Tensor) -> Shelf:
@@ -59,15 +53,17 @@ class Shelf:
 class LocalPool:
     """Runs what an actor is sent when somebody waits for it; of several that are ready, a random one is told first.
 
-    kills: how often an actor dies, by chance (`often` of its calls), before or after it has carried out what it was
-    sent, once ticks or units have begun; never three times in a row. All that travels is pickled: actors share nothing;
-    `heard` counts the bytes of their answers, and Shelf those of images.
+    actor: makes one of `make`. kills: how often one dies, by chance (`often` of its calls), before or after it has
+    carried out what it was sent, once ticks or units have begun; never three times in a row. All that travels is
+    pickled: actors share nothing; `heard` counts the bytes of their answers, and Shelf those of images.
     """
 
-    def __init__(self, make: Any, actors: int, *, seed: int = 0, kills: int = 0, often: float = 0.1) -> None:
+    def __init__(
+        self, make: Any, actors: int, *, seed: int = 0, kills: int = 0, often: float = 0.1, actor: Any = EngineActor
+    ) -> None:
         self.rng, self.kills, self.often = random.Random(seed), kills, often
-        self.makers = [partial(EngineActor, make)] * actors
-        self.actors: list[Any] = [make() for make in self.makers]
+        self.make = partial(actor, make)
+        self.actors: list[Any] = [self.make() for _ in range(actors)]
         self.queues: list[list[tuple[int, bytes]]] = [[] for _ in range(actors)]
         self.answers: dict[int, Any] = {}
         self.dead: set[int] = set()
@@ -76,7 +72,8 @@ class LocalPool:
         self.row = [0] * actors
         """Deaths of each in a row."""
         self.count, self.deaths, self.ticks, self.heard = 0, 0, 0, 0
-        Shelf.clear()
+        Shelf.images.clear()
+        Shelf.fetched.clear()
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -93,26 +90,19 @@ class LocalPool:
             return
         calls = pickle.loads(data)
         self.ticks += any(call.name in ("tick", "make") for call in calls)
-        if self.hopeless and actor == 0:
-            self._kill(actor, ticket)
-            return
         doomed = self.kills and self.ticks > 2 and self.row[actor] < 2 and self.rng.random() < self.often
-        if doomed and self.rng.random() < 0.5:
+        if (self.hopeless and actor == 0) or (doomed and self.rng.random() < 0.5):
             self._kill(actor, ticket)
             return
         try:
-            self.answers[ticket] = self._carried_out(actor, calls)
+            turn, images = put_aside(self.actors[actor].turn(calls))
+            self.answers[ticket] = pickle.dumps(located(turn, map(Shelf.put, images)))
         except Exception as error:
             self.answers[ticket] = error
         if doomed:
             self._kill(actor, ticket)
         else:
             self.row[actor] = 0
-
-    def _carried_out(self, actor: int, calls: Sequence[Call[Any]]) -> bytes:
-        """The answer to these, whose images are on the shelf."""
-        turn, images = put_aside(self.actors[actor].turn(calls))
-        return pickle.dumps(located(turn, map(Shelf.put, images)))
 
     def _kill(self, actor: int, ticket: int) -> None:
         self.kills -= 1
@@ -141,45 +131,69 @@ class LocalPool:
     def restart(self, actor: int) -> None:
         self.dead.discard(actor)
         self.queues[actor].clear()
-        self.actors[actor] = self.makers[actor]()
+        self.actors[actor] = self.make()
 
     def close(self) -> None:
         pass
 
 
-def same(one: list[Result], other: list[Result]) -> None:
-    """The same moves, the same books, the same images."""
-    for a, b in zip(one, other, strict=True):
-        assert moves(a) == moves(b)
-        assert a.spent.cost == b.spent.cost
-        assert [(c.uid, c.seed) for c in a.images] == [(c.uid, c.seed) for c in b.images]
-        for x, y in zip(a.images, b.images, strict=True):
-            assert x.reward == pytest.approx(y.reward, abs=1e-6)
-            torch.testing.assert_close(x.image, y.image, atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(a.particles.scores, b.particles.scores, atol=1e-6)
+class Deadly:
+    """Mean pixel values. Where `folder` holds a file `deadly` it takes it away and kills the process, at its tenth
+    call; where it holds `interrupt`, that call is interrupted as by Ctrl-C."""
+
+    name = "deadly"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, 0
+
+    def __call__(self, images: torch.Tensor, prompts: Any, level: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 10 and self._told("deadly"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls == 10 and self._told("interrupt"):
+            raise KeyboardInterrupt
+        return images.double().mean((1, 2, 3))
+
+    def _told(self, what: str) -> bool:
+        """Whether the file is there, which is then gone: one process alone is told."""
+        try:
+            (self.folder / what).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
-def spent(results: list[Result]) -> Cost:
-    return Cost().plus(*(result.spent.cost for result in results))
+class Brightest:
+    """Mean of rounded pixels, in which the last digits decide nothing."""
+
+    name = "brightest"
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        return ((images * 2**12).round() / 2**12).double().mean((1, 2, 3))
+
+    def check(self, prompts: Any) -> None:
+        if "" in prompts:
+            raise ValueError("an empty prompt cannot be scored")
 
 
-def search_again(alone: list[Result], algorithm: Algorithm, cluster: ClusterEngine, budget: Budget) -> list[Result]:
-    """A search on a cluster for the best two images of each prompt, which must find what was found `alone` and pay for
-    all that ran and was not lost."""
-    found = search([result.prompt for result in alone], algorithm, cluster, budget, keep=2)
-    same(alone, found)
-    assert cluster.group.ran - cluster.lost == spent(found)
-    return found
+def mixture(steps: int) -> MixtureDenoiser:
+    means = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return MixtureDenoiser(means, torch.full((4,), 0.3), torch.ones(4), steps=steps)
 
 
-def stopped(prompts: list[str], algorithm: Algorithm, cluster: ClusterEngine, after: int) -> list[Result]:
-    """A search that is stopped once the cluster has worked more than `after` times."""
-    ticks: list[int] = []
-    return search(
-        prompts,
-        algorithm,
-        cluster,
-        Budget(nfe=80),
-        on_event=lambda event: ticks.append(1) if event.kind == "tick" else None,
-        should_stop=lambda: len(ticks) > after,
-    )
+def tiny() -> LiveEngine:
+    """An engine that takes milliseconds, with a kernel that draws noise."""
+    denoiser = mixture(8)
+    return LiveEngine(denoiser, [Brightest()], EngineOptions(3), kernel=KERNELS["sde"](denoiser))
+
+
+@dataclass(frozen=True)
+class ToyBuilder(EngineBuilder):
+    """A Gaussian mixture in place of a pipeline; the reward is the folder of a Deadly one."""
+
+    def opened(self) -> Any:
+        return SimpleNamespace(scheduler=None, device=torch.device("cpu"), dtype=torch.float32, call_arguments=tuple)
+
+    def engine_of(self, pipe: Any) -> LiveEngine:
+        torch.set_num_threads(1)
+        return LiveEngine(mixture(4), [Deadly(self.spec.rewards[0])], EngineOptions(2))

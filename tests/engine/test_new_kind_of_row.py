@@ -11,13 +11,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.counted import Brightness, Counted
 from ttsnap.core import Need, fresh
 from ttsnap.core.moves import mirror
 from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.search import search
 from ttsnap.recordings.replay import Recording, ReplayEngine
-from ttsnap.sampling.mixture import MixtureDenoiser
 
 STEPS = 6
 
@@ -32,48 +31,33 @@ class Mirrored:
         return 0
 
     def step(self, state, particles, draws):
-        if state == 0:
-            return fresh(self.n, STEPS), 1
-        if state == 3:
-            return None, 3
+        if state in (0, 3):
+            return fresh(self.n, STEPS) if state == 0 else None, state + 1
         # First all seeds are mirrored, then what came of that: the mirrored picture of a mirrored one is the first.
         move = mirror(particles.moved[particles.moved >= 0], STEPS)
         return dataclasses.replace(move, rows=move.rows._replace(start=move.rows.start + self.start)), state + 1
 
-class Bright:
-    name = "bright"
-    def __call__(self, images, prompts, level):
-        return images.double().mean((1, 2, 3))
-
-class Counted(MixtureDenoiser):
-    rows = 0
-    def predict(self, x, step, cond):
-        self.rows += len(x)
-        return super().predict(x, step, cond)
-
 # A mixture that is symmetric about 0: opposite noise ends in opposite latents, whose pictures add up to 1.
 mean = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
 denoiser = Counted(torch.cat([mean, -mean]), torch.full((2,), 0.3), torch.ones(2), steps=STEPS)
-result = search(["a"], Mirrored(), LiveEngine(denoiser, [Bright()]))[0]
+engine = LiveEngine(denoiser, [Brightness("bright")])
+result = search(["a"], Mirrored(), engine)[0]
 scores = result.particles.scores[:, -1, 0]
 np.testing.assert_allclose(scores[4:8], 1 - scores[:4], atol=1e-6)
 np.testing.assert_allclose(scores[8:], scores[:4], atol=1e-6)
 assert np.ptp(scores[:4]) > 0.01
 assert result.particles.parent.tolist() == [-1] * 4 + list(range(8))
-assert result.particles.seed.tolist() == [0, 1, 2, 3] * 3
-assert denoiser.rows == result.spent.nfe == 3 * 4 * STEPS
-assert (result.spent.seeds, result.spent.finished) == (4, 12)
-assert search(["a"], Mirrored(), DryEngine(denoiser.grid, ("bright",)))[0].spent.nfe == result.spent.nfe
-short = search(["a"], Mirrored(), LiveEngine(denoiser, [Bright()]), "40nfe")[0]
-assert short.spent.nfe == 6 * STEPS
+assert denoiser.calls == result.spent.nfe == 3 * 4 * STEPS
+assert search(["a"], Mirrored(), engine, "40nfe")[0].spent.nfe == 6 * STEPS
 
-with pytest.raises(ValueError, match=r"mirrored initial noise starts at step 0, got .* start \\[2, 2, 2, 2\\]"):
-    search(["a"], Mirrored(start=2), LiveEngine(denoiser, [Bright()]))
-with pytest.raises(ValueError, match="does not declare Need.MIX"):
-    search(["a"], Mirrored(needs=frozenset()), LiveEngine(denoiser, [Bright()]))
 recording = Recording(("a",), np.zeros((1, 8, STEPS + 1, 1)), denoiser.grid, ("bright",))
-with pytest.raises(ValueError, match="a recording holds no noise"):
-    search(["a"], Mirrored(), ReplayEngine(recording))
+for algorithm, where, why in (
+    (Mirrored(start=2), engine, "mirrored initial noise starts at step 0, got .* start"),
+    (Mirrored(needs=frozenset()), engine, "does not declare Need.MIX"),
+    (Mirrored(), ReplayEngine(recording), "a recording holds no noise"),
+):
+    with pytest.raises(ValueError, match=why):
+        search(["a"], algorithm, where)
 """
 
 

@@ -1,16 +1,22 @@
-"""The scheduler on plain objects: what it chooses, for whom, and that nobody waits for ever. No torch, no model."""
+"""Batches: whom the scheduler serves, so that nobody waits long for a crowd, and how many rows a call takes."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
+from ttsnap.engine.fair import FairShare, FairTurns
 from ttsnap.engine.scheduler import Scheduler, next_batch
 
 
@@ -18,7 +24,7 @@ from ttsnap.engine.scheduler import Scheduler, next_batch
 class Point:
     """Where a row is; rows that share it wait for the same evaluation."""
 
-    evaluated: int = 0
+    evaluated: bool = False
     gradient: bool = False
 
 
@@ -28,23 +34,23 @@ class Plain:
 
     job: int
     length: int
-    scored: bool
+    scored: bool = True
     guided: bool = False
+    drafted: int = 0
     point: Point = field(default_factory=Point)
     made: int = 0
-    drafted: int = 0
 
     @property
     def lane(self) -> int:
-        return self.drafted if self.made < self.length else 0
+        return 0 if self.done else self.drafted
 
     @property
     def needs_gradient(self) -> bool:
-        return self.guided and self.made < self.length and not self.point.gradient
+        return self.guided and not self.done and not self.point.gradient
 
     @property
     def waiting(self) -> Point | None:
-        return self.point if self.made < self.length and (not self.point.evaluated or self.needs_gradient) else None
+        return self.point if not self.done and (not self.point.evaluated or self.needs_gradient) else None
 
     @property
     def done(self) -> bool:
@@ -52,7 +58,7 @@ class Plain:
 
     def advance(self) -> None:
         """Leave a point that has been evaluated."""
-        if self.made < self.length and self.point.evaluated and not self.needs_gradient:
+        if not self.done and self.waiting is None:
             self.made, self.point = self.made + 1, Point()
 
 
@@ -63,67 +69,66 @@ class Arrival:
     at: int
     job: int
     lengths: tuple[int, ...]
-    scored: bool
-    guided: bool
-    shared: int
+    scored: bool = True
+    guided: bool = False
+    shared: int = 0
+    lanes: tuple[int, ...] = (0,)
+
+    def rows(self) -> list[Plain]:
+        points = [Point()] * self.shared + [Point() for _ in self.lengths]
+        lanes = itertools.cycle(self.lanes)
+        parts = zip(self.lengths, lanes, points, strict=False)
+        return [Plain(self.job, n, self.scored, self.guided, lane, point) for n, lane, point in parts]
 
 
+JOBS = 4
+LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=7).map(tuple)
 ARRIVALS = st.lists(
-    st.builds(
-        Arrival,
-        at=st.integers(0, 12),
-        job=st.integers(0, 3),
-        lengths=st.lists(st.integers(0, 5), min_size=1, max_size=7).map(tuple),
-        scored=st.booleans(),
-        guided=st.booleans(),
-        shared=st.integers(0, 4),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-def rows_of(arrival: Arrival) -> list[Plain]:
-    point = Point()
-    return [
-        Plain(arrival.job, n, arrival.scored, arrival.guided, point if i < arrival.shared else Point())
-        for i, n in enumerate(arrival.lengths)
-    ]
+    st.builds(Arrival, st.integers(0, 12), st.integers(0, JOBS - 1), LENGTHS, st.booleans(), st.booleans(),
+              st.integers(0, 4)), min_size=1, max_size=8,
+)  # fmt: skip
+DRAFTING = st.lists(
+    st.builds(Arrival, st.integers(0, 12), st.integers(0, JOBS - 1), LENGTHS,
+              lanes=st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)), min_size=1, max_size=8,
+)  # fmt: skip
+SIZES = st.integers(1, 7)
+played = settings(max_examples=60, deadline=None)
 
 
 @dataclass
 class Tick:
-    """What one tick of a played engine did. size: of its batch; waited: nodes that rows waited for before it;
-    decoded: sizes of the batches that were scored; going: rows left."""
+    """got: evaluations of each job; wanting: jobs that still waited; places: what a full batch holds; decoded: sizes of
+    the batches that were scored; going: rows left."""
 
-    size: int
-    waited: int
+    got: Counter[int]
+    wanting: frozenset[int]
+    places: int
     decoded: list[int]
     going: int
     ended: list[Plain]
 
 
 def play(
-    arrivals: list[Arrival], batch: int, decode: int, *, hold: bool = False, memory: int = 10**6
-) -> Iterator[Tick]:
+    arrivals: list[Arrival], batch: int, decode: int = 1, *, hold: bool = False, memory: int = 10**6,
+    turns: FairTurns | None = None,
+) -> Iterator[Tick]:  # fmt: skip
     """An engine of counters instead of tensors, around the scheduler. memory: the most rows that an evaluation takes
     before it fails and leaves the rest as it is, as the executor does."""
-    scheduler: Scheduler[Plain] = Scheduler()
+    scheduler: Scheduler[Plain] = Scheduler(turns)
     tick = 0
     while tick <= max(arrival.at for arrival in arrivals) or len(scheduler):
         assert tick < 1000, "it never ends"
-        for arrival in arrivals:
-            if arrival.at == tick:
-                scheduler.add(rows_of(arrival))
-        waited = len({id(row.waiting) for row in scheduler.going if row.waiting is not None})
-        chosen = next_batch(scheduler.going, batch)
-        both = [*chosen.gradients, *chosen.evaluations]
-        assert len({id(point) for point in both}) == len(both), "a node is computed once, whoever waits for it"
+        scheduler.add([row for arrival in arrivals if arrival.at == tick for row in arrival.rows()])
+        waiting = {id(row.waiting): row for row in scheduler.going if row.waiting is not None}
+        places = min(batch, len(waiting))
+        chosen = next_batch(scheduler.first(batch), batch)
+        served = [waiting.pop(id(point)) for point in (*chosen.gradients, *chosen.evaluations)]  # each once
+        assert {row.lane for row in served} <= {chosen.lane}
         for point in chosen.gradients:
-            point.evaluated, point.gradient = point.evaluated or 1, True
+            point.evaluated = point.gradient = True
         for point in chosen.evaluations[:memory]:
             assert not point.evaluated, "an evaluation is made once"
-            point.evaluated = 1
+            point.evaluated = True
         for row in scheduler.going:
             row.advance()
         ended, decoded = scheduler.collect(), []
@@ -131,86 +136,66 @@ def play(
         while due:
             scheduler.finish(due[:decode])
             ended, decoded, due = ended + due[:decode], [*decoded, len(due[:decode])], due[decode:]
-        yield Tick(len(both), waited, decoded, len(scheduler.going), ended)
+        got, wanting = Counter(row.job for row in served), frozenset(row.job for row in waiting.values())
+        yield Tick(got, wanting, places, decoded, len(scheduler.going), ended)
         tick += 1
 
 
-played = settings(max_examples=60, deadline=None)
-sizes = st.integers(1, 6)
+def all_end(arrivals: list[Arrival], ticks: list[Tick]) -> None:
+    ended = [row for tick in ticks for row in tick.ended]
+    assert len({id(row) for row in ended}) == len(ended) == sum(len(arrival.lengths) for arrival in arrivals)
+    assert all(row.done for row in ended)
 
 
 @played
-@given(arrivals=ARRIVALS, batch=sizes, decode=sizes)
-def test_batches_are_full_while_there_is_work_and_never_too_large(
-    arrivals: list[Arrival], batch: int, decode: int
+@given(arrivals=ARRIVALS, batch=SIZES, decode=SIZES, hold=st.booleans(), memory=st.integers(1, 6))
+def test_batches_are_full_and_all_ends_after_no_more_ticks_than_the_work_takes(
+    arrivals: list[Arrival], batch: int, decode: int, hold: bool, memory: int
 ) -> None:
-    for tick in play(arrivals, batch, decode):
-        assert tick.size == min(batch, tick.waited)
-
-
-@played
-@given(arrivals=ARRIVALS, batch=sizes, decode=sizes, hold=st.booleans())
-def test_images_are_decoded_in_full_batches_while_rows_go_on(
-    arrivals: list[Arrival], batch: int, decode: int, hold: bool
-) -> None:
-    for tick in play(arrivals, batch, decode, hold=hold):
+    """Also where memory runs out and part of a batch stays undone."""
+    ticks = list(play(arrivals, batch, decode, hold=hold, memory=memory))
+    for tick in ticks:
+        assert tick.got.total() == tick.places
         if tick.going:
             assert all(n == decode for n in tick.decoded)
             assert not (hold and tick.decoded)
         else:  # the rest, of which all but the last batch are full
             assert all(n == decode for n in tick.decoded[:-1])
-
-
-@played
-@given(arrivals=ARRIVALS, batch=sizes, decode=sizes, memory=st.integers(1, 6))
-def test_everything_ends_once_and_after_no_more_ticks_than_the_work_takes(
-    arrivals: list[Arrival], batch: int, decode: int, memory: int
-) -> None:
-    """Also where memory runs out and part of a batch stays undone."""
-    ticks = list(play(arrivals, batch, decode, memory=memory))
-    ended = [row for tick in ticks for row in tick.ended]
-    assert len({id(row) for row in ended}) == len(ended) == sum(len(arrival.lengths) for arrival in arrivals)
-    assert all(row.made == row.length for row in ended)
+    all_end(arrivals, ticks)
     # A tick makes a full batch of evaluations, or at least one of every row that goes on, whose longest takes 5.
     work = sum(sum(arrival.lengths) for arrival in arrivals)
     assert len(ticks) <= 13 + 5 + 1 + math.ceil(work / min(batch, memory))
 
 
-@played
-@given(arrivals=ARRIVALS, batch=sizes, late=st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+@given(arrivals=ARRIVALS, batch=SIZES, late=st.integers(1, 12))
 def test_no_row_starves_while_others_come(arrivals: list[Arrival], batch: int, late: int) -> None:
     """The first rows are served first: those that come after them, however many, do not delay them by one tick."""
 
     def ends(more: list[Arrival]) -> list[int]:
         """The tick at which each row of the first arrivals is done, in the order in which they end."""
-        known = sum(len(arrival.lengths) for arrival in arrivals)
-        found: list[int] = []
-        for at, tick in enumerate(play([*arrivals, *more], batch, 1)):
-            found += [at for row in tick.ended if row.job < 9]
-        assert len(found) == known
-        return found
+        ticks = enumerate(play([*arrivals, *more], batch))
+        return [at for at, tick in ticks for row in tick.ended if row.job < JOBS]
 
     last = max(arrival.at for arrival in arrivals)
-    crowd = [Arrival(last + at, 9, (3,) * 4, True, False, 0) for at in range(late)]
-    assert ends(crowd) == ends([])
+    assert ends([Arrival(last + at, JOBS, (3,) * 4) for at in range(late)]) == ends([])
 
 
 @played
-@given(lanes=st.lists(st.integers(0, 2), min_size=1, max_size=20), size=sizes)
+@given(lanes=st.lists(st.integers(0, 2), min_size=1, max_size=20), size=SIZES)
 def test_a_batch_is_of_one_lane_and_drafts_go_before_evaluations(lanes: list[int], size: int) -> None:
-    rows = [Plain(0, 1, True, drafted=lane) for lane in lanes]
+    rows = [Plain(0, 1, drafted=lane) for lane in lanes]
     chosen = next_batch(rows, size)
-    wanted = [row for row in rows if row.lane == chosen.lane][:size]
-    assert chosen.evaluations == [row.point for row in wanted]
+    assert chosen.evaluations == [row.point for row in rows if row.lane == chosen.lane][:size]
     assert chosen.lane == next((lane for lane in lanes if lane), 0)
 
 
 def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_with_it() -> None:
     point, other = Point(), Point()
-    rows = [Plain(0, 1, True, point=point), Plain(0, 1, True, guided=True, point=point), Plain(1, 1, True, point=other)]
+    rows = [Plain(0, 1, point=point), Plain(0, 1, guided=True, point=point), Plain(1, 1, point=other)]
     chosen = next_batch(rows, 5)
     assert (chosen.gradients, chosen.evaluations) == ([point], [other])
-    point.evaluated = 1  # evaluated before, without a graph: the gradient is still to be taken
+    point.evaluated = True  # before, without a graph: the gradient is still to be taken
     assert next_batch(rows, 5).gradients == [point]
     point.gradient = True
     assert next_batch(rows, 5).gradients == []
@@ -218,16 +203,171 @@ def test_who_shares_a_node_with_a_row_that_needs_a_gradient_gets_its_evaluation_
 
 def test_cancelled_rows_leave_and_others_stay() -> None:
     scheduler: Scheduler[Plain] = Scheduler()
-    done, waiting = Plain(0, 0, True), Plain(0, 2, True)
-    others = [Plain(1, 0, True), Plain(1, 2, False)]
+    done, waiting = Plain(0, 0), Plain(0, 2)
+    others = [Plain(1, 0), Plain(1, 2, scored=False)]
     scheduler.add([waiting, done, *others])
     scheduler.collect()
     assert scheduler.remove_job(0) == [done, waiting]
-    assert (scheduler.arrived, scheduler.going) == ([others[0]], [others[1]])
-    assert len(scheduler) == 2
-    assert scheduler.remove_job(7) == []
+    assert (scheduler.arrived, scheduler.going, len(scheduler)) == ([others[0]], [others[1]], 2)
 
 
-def test_it_needs_no_torch() -> None:
-    code = "import sys, ttsnap.engine.scheduler; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+# --- fair turns -----------------------------------------------------------------------------------------------------
+
+
+@played
+@given(arrivals=ARRIVALS, size=SIZES, weights=st.lists(st.sampled_from([0.5, 1, 2, 3]), min_size=JOBS, max_size=JOBS))
+def test_what_two_waiting_jobs_get_differs_by_at_most_a_turn_of_each_and_no_place_is_left_empty(
+    arrivals: list[Arrival], size: int, weights: list[float]
+) -> None:
+    """The stated bound, over every stretch of ticks in which both wait for more than they get."""
+    turns = FairTurns()
+    turns.share.weights = dict(enumerate(weights))
+    ticks = list(play(arrivals, size, turns=turns))
+    assert all(tick.got.total() == tick.places for tick in ticks)
+    for a, b in itertools.combinations(range(JOBS), 2):
+        bound = 1 / weights[a] + 1 / weights[b] + 1e-9
+        # The difference is a walk; within one stretch, its highest and lowest points lie no further apart than that.
+        walk = [0.0]
+        for tick in ticks:
+            if not {a, b} <= tick.wanting:
+                walk = [0.0]
+                continue
+            walk.append(walk[-1] + tick.got[a] / weights[a] - tick.got[b] / weights[b])
+            assert max(walk) - min(walk) <= bound
+
+
+@played
+@given(arrivals=DRAFTING, size=SIZES)
+def test_with_turns_and_drafts_everything_ends(arrivals: list[Arrival], size: int) -> None:
+    all_end(arrivals, list(play(arrivals, size, turns=FairTurns())))
+
+
+@settings(max_examples=30, deadline=None)
+@given(others=st.integers(1, 6), at=st.integers(0, 5), size=SIZES, length=st.integers(1, 3))
+def test_a_small_job_does_not_wait_for_large_ones_however_large(others: int, at: int, size: int, length: int) -> None:
+    """Between two evaluations of one row, each of the others gets two turns at most, however many rows it has."""
+    gap = math.ceil((2 * others + 1) / size)
+    crowds = [Arrival(0, job, (1,) * (10 + 2 * gap * length * size)) for job in range(others)]
+    ticks = itertools.islice(play([*crowds, Arrival(at, 99, (length,))], size, turns=FairTurns()), at + gap * length)
+    assert sum(tick.got[99] for tick in ticks) == length
+
+
+def test_rows_of_another_lane_come_in_turn() -> None:
+    crowd, other = Arrival(0, 0, (9,) * 4, lanes=(1,)), Arrival(0, 1, (9,))
+    ticks = itertools.islice(play([crowd, other], 2, turns=FairTurns()), 4)
+    assert [set(tick.got) for tick in ticks] == [{0}, {1}, {1}, {0}]
+
+
+def served(share: FairShare[str], turns: int) -> str:
+    found = []
+    for _ in range(turns):
+        found.append(share.first())
+        share.serve(found[-1])
+    return "".join(found)
+
+
+def test_who_comes_late_has_no_claim_and_who_comes_back_at_once_is_not_new() -> None:
+    share: FairShare[str] = FairShare()
+    share.wait("o")
+    served(share, 100)
+    share.wait("on")
+    assert served(share, 4) == "nono"
+    share.serve("o", 10.0)
+    share.leave("o")
+    share.wait("no")
+    assert served(share, 9) == "n" * 9
+
+
+def test_a_crowd_is_not_held_to_what_its_first_one_got_alone() -> None:
+    share: FairShare[str] = FairShare()
+    share.wait("co")
+    share.serve("c", 12.0)
+    share.weigh("c", 6.0)
+    found = served(share, 9)
+    assert found.startswith("oo"), "twelve turns of one are two of each of the six"
+    assert found.count("o") == 3
+    share.wait([])
+    share.weigh("c", 0.5)
+    share.wait("co")
+    assert share.first() == "o", "also of those that are away for a moment"
+
+
+def test_what_it_remembers_of_those_who_are_gone_does_not_grow() -> None:
+    turns = FairTurns()
+    for job in range(1000):
+        row = Plain(job, 1)
+        assert turns.choose([row, Plain(-1, 1)], 2)[0] is row
+    assert len(turns.share._served) + len(turns.share._waiting) < 10
+
+
+def test_all_rows_of_a_node_come_with_it_and_it_counts_once() -> None:
+    node = Point()
+    rows = [Plain(0, 1, point=node), Plain(0, 1, point=node, guided=True), Plain(0, 1), Plain(1, 1)]
+    assert FairTurns().choose(rows, 2) == [rows[0], rows[1], rows[3]]
+
+
+def test_a_job_that_has_nothing_going_is_not_kept_waiting_for_its_scores() -> None:
+    small, large = Plain(0, 0), [Plain(1, n) for n in range(9)]
+    scheduler = Scheduler[Plain](FairTurns())
+    scheduler.add([small, *large])
+    scheduler.collect()
+    assert scheduler.due(8) == scheduler.due(8, hold=True) == [small, large[0]]
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+Given = tuple[int | None, int | None]
+
+
+def sizes(denoise: int | None = 8, decode: int | None = 4) -> tuple[BatchSizes, Counter[Any]]:
+    """The sizes, and what they count: what they asked to be found, too."""
+    counts: Counter[Any] = Counter()
+
+    def find(*asked: int | None) -> tuple[int, int]:
+        counts[asked] += 1
+        return asked[0] or 6, asked[1] or 3
+
+    return BatchSizes(denoise, decode, find, counts), counts
+
+
+def fits(most: int, batch: Sequence[int]) -> list[int]:
+    """A call that takes at most so many rows."""
+    if len(batch) > most:
+        raise torch.OutOfMemoryError(f"{len(batch)} rows")
+    return list(batch)
+
+
+@pytest.mark.parametrize(("asked", "found"), [((None, None), (6, 3)), ((2, None), (2, 3)), ((None, 9), (6, 9))])
+def test_what_was_not_given_is_found_once(asked: Given, found: tuple[int, int]) -> None:
+    own, counts = sizes(*asked)
+    assert not counts
+    assert (own.batch_size, own.decode_batch_size, own.batch_size) == (*found, found[0])
+    assert counts == {asked: 1}
+
+
+def test_calls_are_halved_from_what_was_tried_and_for_good() -> None:
+    own, counts = sizes()
+    assert own.run(range(20), list) == (list(range(8)), 8)
+    assert own.run(range(20), partial(fits, 3)) == ([0, 1], 2)  # 8, 4, 2
+    assert (own.batch_size, own.decode_batch_size, counts) == (2, 4, {"out_of_memory": 2})
+    own, counts = sizes()
+    assert own.run([7, 8, 9], partial(fits, 1)) == ([7], 1)  # 3, 1: less than the size were there
+    assert (own.batch_size, counts) == (1, {"out_of_memory": 1})
+    assert own.run(range(9), partial(fits, 1), decoding=True) == ([0], 1)  # 4, 2, 1
+    assert (own.batch_size, own.decode_batch_size) == (1, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        own.run(range(8), partial(fits, 0))
+    for none in ((0, None), (None, -1)):
+        with pytest.raises(ValueError, match="least 1"):
+            sizes(*none)
+
+
+@given(st.integers(1, 500), st.data())
+def test_a_bucket_is_a_power_of_two_or_the_batch_itself(batch_size: int, data: st.DataObject) -> None:
+    n, sizes = data.draw(st.integers(1, batch_size)), buckets(batch_size)
+    assert n <= bucket_of(n, sizes) < 2 * n
+    assert set(sizes) == {batch_size, *(2**i for i in range(10) if 2**i < batch_size)}
+    for none in (0, batch_size + 1):
+        with pytest.raises(ValueError, match=f"holds {none} rows"):
+            bucket_of(none, sizes)

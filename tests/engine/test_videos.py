@@ -10,7 +10,7 @@ import torch
 
 from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
-from ttsnap.core.cost import Price, Rates
+from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Here, chosen
 from ttsnap.engine.batch_sizes import fit_batches
 from ttsnap.engine.live import LiveEngine
@@ -25,6 +25,7 @@ from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import KERNELS
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
+from ..counted import Counted  # noqa: TID252
 from ..profiling.test_memory import FakeGauge  # noqa: TID252
 
 PROMPTS = ["a", "b", "c"]
@@ -36,53 +37,38 @@ def engine(denoiser: Any, *rewards: Any, **options: Any) -> LiveEngine:
 
 
 def test_frames_are_chosen_evenly() -> None:
-    assert chosen(81, 4) == [10, 30, 50, 70]
-    assert chosen(5, 1) == [2]
-    assert chosen(4, 4) == [0, 1, 2, 3]
-    assert chosen(9, 3) == [1, 4, 7]
-    assert chosen(2, 4) == [0, 0, 1, 1]
+    assert (chosen(81, 4), chosen(9, 3), chosen(5, 1)) == ([10, 30, 50, 70], [1, 4, 7], [2])
+    assert (chosen(4, 4), chosen(2, 4)) == ([0, 1, 2, 3], [0, 0, 1, 1])
+    assert Here(torch.zeros(9, 3, 480, 832), 0.0).small().shape == (4, 3, 240, 416)
+    assert Here(torch.rand(2, 3, 4, 4), 0.0).small().shape == (2, 3, 4, 4)
     assert all(len(set(chosen(total, n))) == n for n in range(1, 9) for total in range(n, 30))
 
 
-def test_a_reward_of_images_scores_a_video_by_the_mean_of_a_few_frames() -> None:
-    reward = Mean()
-    results = search(PROMPTS, BestOfN(4), engine(Clips(9), reward, frames=3), keep=4)
-    assert reward.shapes == {(3, 4, 6)}
-    for result in results:
-        for found in result.images:
-            assert found.pixels.shape == (9, 3, 4, 6)
-            by_hand = torch.stack([found.pixels[t].double().mean() for t in (1, 4, 7)]).mean()
-            assert found.reward == pytest.approx(float(by_hand), abs=1e-12)
-            assert abs(found.reward - float(found.pixels.double().mean())) > 1e-4  # not the mean of all frames
-        assert result.spent.cost.reward_calls == 3 * 4
-    assert reward.images == 3 * 3 * 4
-
-
-def test_a_reward_of_videos_gets_all_frames_in_one_call_a_video() -> None:
-    frames, videos, denoiser = Mean(), Motion(), Clips(5)
-    live = engine(denoiser, frames, videos, frames=2)
+def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_a_video() -> None:
+    frames, videos, denoiser = Mean(), Motion(), Clips(9)
+    live = engine(denoiser, frames, videos, frames=3)
     results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(2,)), live, keep=2)
-    assert (frames.shapes, videos.shapes) == ({(3, 4, 6)}, {(5, 3, 4, 6)})
+    assert (frames.shapes, videos.shapes) == ({(3, 4, 6)}, {(9, 3, 4, 6)})
     looks = sum(result.spent.cost.decodes for result in results)
-    assert (frames.images, videos.images, denoiser.decodes) == (2 * looks, looks, looks)
-    assert sum(result.spent.cost.reward_calls for result in results) == 3 * looks == live.stats["reward_calls"]
-    best = results[0].best
-    assert best.scores["motion"] == pytest.approx(float(best.pixels.double().diff(dim=0).abs().mean()), abs=1e-12)
+    assert (frames.images, videos.images, denoiser.decodes) == (3 * looks, looks, looks)
+    assert sum(result.spent.cost.reward_calls for result in results) == 4 * looks == live.stats["reward_calls"]
+    for found in (image for result in results for image in result.images):
+        pixels = found.pixels.double()
+        by_hand = {"mean": float(pixels[[1, 4, 7]].mean()), "motion": float(pixels.diff(dim=0).abs().mean())}
+        assert found.scores == pytest.approx(by_hand, abs=1e-12)
+        assert abs(by_hand["mean"] - float(pixels.mean())) > 1e-4  # not the mean of all frames
 
 
-def test_no_more_frames_are_counted_than_there_are() -> None:
+def test_frames_are_counted_and_capped_one_by_one() -> None:
     reward = Mean()
     live = engine(Clips(2), reward, frames=7)
     (result,) = search(["a"], BestOfN(2), live)
     assert (live.price.more_calls, reward.images, result.spent.cost.reward_calls) == (1, 4, 4)
-
-
-def test_a_budget_in_reward_calls_holds_for_frames() -> None:
-    reward = Mean()
-    search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=11))
+    live, reward.images = engine(Clips(), reward, frames=4), 0
+    search(["a"], BestOfN(), live, Budget(reward_calls=11))
     assert reward.images == 8  # a third video would take 12
-    with pytest.raises(ValueError, match="takes 4 reward"):
-        search(["a"], BestOfN(), engine(Clips(), reward, frames=4), Budget(reward_calls=3))
+    with pytest.raises(ValueError, match="4 reward"):
+        search(["a"], BestOfN(), live, Budget(reward_calls=3))
 
 
 def test_flops_and_tokens_are_those_of_all_calls() -> None:
@@ -104,28 +90,25 @@ def test_previews_may_have_fewer_frames() -> None:
     denoiser.can |= {Capability.PREVIEW}
     live = engine(denoiser, reward, frames=4, preview=True, batch_size=8)
     results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(4,)), live, Budget(nfe=60))
-    cost = sum((result.spent.cost for result in results[1:]), results[0].spent.cost)
+    cost = Cost().plus(*(result.spent.cost for result in results))
     assert (cost.previews, cost.decodes) == (denoiser.previewed, denoiser.decodes)
     assert denoiser.previewed > 0
     assert cost.reward_calls == reward.images == 4 * (cost.previews + cost.decodes)
 
 
 def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
-    reward = Near()
-    denoiser = Clips(4, sources=SOURCES)
-    results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), engine(denoiser, reward, frames=2), keep=2)
+    live = engine(Clips(4, sources=SOURCES), Near(), frames=2)
+    results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), live, keep=2)
     for source, result in zip(SOURCES, results, strict=True):
         for found in result.images:
-            means = torch.stack([found.pixels[t].double().mean() for t in (1, 3)])
+            means = found.pixels[[1, 3]].double().mean((1, 2, 3))
             assert found.reward == pytest.approx(-float((means - source.double().mean()).abs().mean()), abs=1e-12)
 
 
 def test_what_is_tried_before_a_search_is_shown_the_same() -> None:
-    rewards = Near(), Motion(), Mean()
-    denoiser = Clips(4, sources=SOURCES)
+    rewards, denoiser = (Near(), Motion(), Mean()), Clips(4, sources=SOURCES)
     live = engine(denoiser, *rewards, frames=3)
     (result,) = search(["a"], BestOfN(), live, Budget(seconds=0.2))
-    assert result.images
     assert result.spent.calibration.reward_calls == 2 * live.scorer.calls == 2 * (3 + 1 + 3)
     denoiser.encode(["a"])
     before = sum(reward.images for reward in rewards)
@@ -143,27 +126,28 @@ def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
     for one, other in zip(search(PROMPTS, algorithm, live, keep=2), played, strict=True):
         assert one.spent.cost == other.spent.cost
         assert [(c.seed, c.scores) for c in one.images] == [(c.seed, c.scores) for c in other.images]
-    assert (
-        "more_calls"
-        not in Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()["price"]
-    )  # type: ignore[operator]
+    older = Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()
+    assert "more_calls" not in older["price"]  # type: ignore[operator]
     with pytest.raises(ValueError, match="0, got -1"):
         Price(Rates(), more_calls=-1)
 
 
-def asks(needs: Any) -> Any:
-    def mine(images: Any, prompts: Any, **more: Any) -> Any:
-        return images.flatten(1).mean(1)
+def asks(reward: Any, needs: Any) -> Any:
+    reward.needs = needs
+    return reward
 
-    mine.needs = needs  # type: ignore[attr-defined]
-    return mine
+
+class Latent(Mean):
+    estimates, score_estimates = "latents", Mean.__call__
 
 
 @pytest.mark.parametrize(
     ("denoiser", "reward", "message"),
     [
-        (Clips(), asks("source"), "reward 'mine' compares a result with the image that was edited, and here no image"),
-        (Clips(sources=SOURCES), asks({"sound", "source"}), r"'mine' needs \['sound'\]; .*need is source and video"),
+        (Clips(), asks(Mean(), "source"), "reward 'mean' compares"),
+        (Clips(sources=SOURCES), asks(Mean(), {"sound", "source"}), r"'mean' needs \['sound'\]; .*source and video"),
+        (Counted(torch.zeros(1, 3), torch.ones(1), torch.ones(1), steps=4), Motion(), "reward 'motion' scores"),
+        (Clips(), Latent(), "'mean' reads latents"),
     ],
 )  # fmt: skip
 def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: Any, message: str) -> None:
@@ -172,33 +156,18 @@ def test_rewards_that_need_what_there_is_not_are_refused(denoiser: Any, reward: 
     assert not denoiser.decodes
 
 
-def test_where_images_are_made_no_video_is_scored(counted: Any) -> None:
-    with pytest.raises(ValueError, match="reward 'motion' scores"):
-        engine(counted(), Motion())
+def test_a_reward_of_latents_scores_videos_whole() -> None:
+    reward = asks(Latent(), {"video"})
+    (result,) = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(Clips(), reward))
+    assert (result.spent.cost.reward_calls, result.spent.cost.decodes) == (reward.images, 2) == (6, 2)
+
+
+def test_what_is_asked_of_no_such_model_is_refused(counted: Any) -> None:
+    denoiser = Clips()
+    with pytest.raises(ValueError, match="through videos"):
+        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=RewardGuidance())
     with pytest.raises(ValueError, match="edits no images"):
         counted().sources(torch.zeros(1, dtype=torch.long))
-
-
-def test_a_reward_of_latents_must_score_videos_whole() -> None:
-    class Latent(Mean):
-        estimates = "latents"
-
-        def score_estimates(self, x: Any, prompts: Any, level: Any) -> Any:
-            return self(x, prompts, level)
-
-    with pytest.raises(ValueError, match="'mean' reads latents"):
-        engine(Clips(), Latent())
-    reward = Latent()
-    reward.needs = {"video"}  # type: ignore[attr-defined]
-    (result,) = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(Clips(), reward))
-    assert result.spent.cost.reward_calls == reward.images == 6
-    assert result.spent.cost.decodes == 2
-
-
-def test_gradients_are_refused_plainly() -> None:
-    denoiser = Clips()
-    with pytest.raises(ValueError, match="taken through videos"):
-        LiveEngine(denoiser, [make_reward(Mean())], kernel=KERNELS["sde"](denoiser), guidance=RewardGuidance())
 
 
 def test_a_function_takes_its_source_by_name() -> None:
@@ -211,8 +180,7 @@ def test_a_function_takes_its_source_by_name() -> None:
     images, source, level = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 5, 5), torch.tensor([1.0, 2.0])
     wanted = images.flatten(1).mean(1) - source.flatten(1).mean(1)
     for function, more in ((mine, 0), (noisy, level)):
-        function.needs = ("source",)  # type: ignore[attr-defined]
-        reward: Any = make_reward(function)
+        reward: Any = make_reward(asks(function, ("source",)))
         assert reward.needs == {"source"}
         torch.testing.assert_close(reward(images, ["a", "b"], level, source=source), wanted + more)
 
@@ -231,26 +199,19 @@ def test_of_two_rewards_in_turn_each_gets_what_it_needs() -> None:
 @pytest.mark.parametrize("bound", ["MOST_SPARE", "MOST_HELD"])
 def test_of_large_videos_only_the_best_are_held(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search with room for three videos finds what one with room for all does."""
-    held: list[int] = []
+    held, take = list[int](), Job.take
 
-    def listen(event: Any) -> None:
-        if event.kind == "score":
-            held.append(sum(picture is not None for picture in jobs[0].images.values()))
+    def taken(self: Job, *args: Any) -> Any:
+        found = take(self, *args)
+        held.append(sum(picture is not None for picture in self.images.values()))
+        return found
 
-    jobs: list[Any] = []
-    real = Job.take
-    monkeypatch.setattr(Job, "take", lambda self, *args: (jobs.append(self), real(self, *args))[1])
+    monkeypatch.setattr(Job, "take", taken)
     wanted = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
+    assert max(held) > 3
+    held.clear()
     monkeypatch.setattr(f"ttsnap.loop.job.{bound}", 3 * 4 * 4 * 3 * 4 * 6)  # bytes of three videos
-    jobs.clear()
-    found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2, on_event=listen)[0]
+    found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
     assert max(held) <= 3
-    for one, other in zip(wanted.images, found.images, strict=True):
-        assert one.seed == other.seed
-        assert torch.equal(one.pixels, other.pixels)
-
-
-def test_thumbnails_are_of_a_few_frames() -> None:
-    small = Here(torch.zeros(9, 3, 480, 832), 0.0).small()
-    assert small.shape == (4, 3, 240, 416)
-    assert Here(torch.rand(2, 3, 4, 4), 0.0).small().shape == (2, 3, 4, 4)
+    assert [c.seed for c in found.images] == [c.seed for c in wanted.images]
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(wanted.images, found.images, strict=True))

@@ -1,37 +1,44 @@
-"""The border to strangers' files: what is read, and the one sentence for everything that is not."""
+"""The border to strangers' files, and pictures: what is read, and the one sentence for everything that is not."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
-from collections.abc import Callable
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from ttsnap.bench import pictures
+from ttsnap.bench.pictures import pictured
+from ttsnap.bench.prompts import read_prompt_set
+from ttsnap.core.prompt import Prompt
 from ttsnap.files import reading as files
 from ttsnap.files.hub import require_repository
+from ttsnap.files.pictured import Blank, Picture, blanks, digest_of, digests, opened
 from ttsnap.files.pictures import texts_in
 from ttsnap.files.plain_yaml import parse_yaml
 
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
-keys = st.text(st.characters(codec="utf-8"), max_size=80)  # YAML has keys of 1024 characters at most, escapes counted
-values = st.recursive(
-    plain | st.text(st.characters(codec="utf-8")),
-    lambda v: st.lists(v) | st.dictionaries(keys, v),
-)
+texts = st.text(max_size=80)  # YAML has keys of 1024 characters at most, escapes counted
+values = st.recursive(plain | texts, lambda v: st.lists(v) | st.dictionaries(texts, v), max_leaves=20)
 
 
 @given(values)
-@settings(max_examples=25, deadline=None)
-def test_whole_json_is_read_as_it_is(value: Any) -> None:
+@settings(max_examples=20, deadline=None)
+def test_whole_json_and_yaml_are_read_as_they_are(value: Any) -> None:
     assert files.parse_json(json.dumps(value), "x") == value
     assert files.parse_json(json.dumps(value, ensure_ascii=False).encode(), "x") == value
+    assert parse_yaml(json.dumps(value).replace("\x7f", "\\u007f"), "x") == value
 
 
 def test_nan_passes_where_it_may() -> None:
@@ -42,56 +49,32 @@ def test_nan_passes_where_it_may() -> None:
 
 
 def test_yaml_is_plain_values() -> None:
-    text = (
-        "{a: 1, b: [x, 2.5], c: 2001-01-01, d: 1e-4, e: 0x10, f: yes, g: ~, h: '5', i: 1E+5, j: a*b, k: 12:30, l: 012}"
-    )
-    assert parse_yaml(text, "x") == {
-        "a": 1, "b": ["x", 2.5], "c": "2001-01-01", "d": 1e-4, "e": 16, "f": True, "g": None, "h": "5", "i": 1e5,
-        "j": "a*b", "k": "12:30", "l": 12,
-    }  # fmt: skip
+    text = "{a: [1, x, 2.5], b: [2001-01-01, 1e-4, 0x10, yes, ~, '5', 1E+5, a*b, 12:30, 012]}"
+    held = {"a": [1, "x", 2.5], "b": ["2001-01-01", 1e-4, 16, True, None, "5", 1e5, "a*b", "12:30", 12]}
+    assert parse_yaml(text, "x") == held
     assert parse_yaml("", "x") is None
     digits = ":".join(["1"] * 2**12)  # as one number, in base 60, a megabyte of them took ten minutes
     assert parse_yaml(digits, "x") == digits
 
 
-@given(values)
-@settings(max_examples=30, deadline=None)
-def test_whole_yaml_is_read_as_it_is(value: Any) -> None:
-    assert parse_yaml(json.dumps(value).replace("\x7f", "\\u007f"), "x") == value
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda p: None, "no such file"),
-        (lambda p: p.mkdir(), "no such file"),
-        (lambda p: p.symlink_to("/dev/zero"), "no such file"),
-        (lambda p: p.write_bytes(bytes(101)), "at most 100 bytes"),
-    ],
-)
-def test_only_regular_files_of_bounded_size_are_read(make: Callable[[Path], Any], why: str, tmp_path: Path) -> None:
-    make(tmp_path / "x")
-    with pytest.raises(ValueError, match=why):
-        files.read_bytes(tmp_path / "x", 100)
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "long").write_bytes(bytes(101))
+    for name, why in (("gone", "no such"), ("folder", "no such"), ("device", "no such"), ("long", "at most 100 bytes")):
+        with pytest.raises(ValueError, match=why):
+            files.read_bytes(tmp_path / name, 100)
 
 
 def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def nothing(*_: object, **__: object) -> None:
-        raise errors.LocalEntryNotFoundError("none")
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    nothing = Mock(side_effect=LocalEntryNotFoundError("none"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", Mock(side_effect=ConnectionError("no route")))
     with pytest.raises(ValueError, match=r"https?://\S+ cannot"):
         require_repository("a/b")
     for name in ("name", "./a", "a/b/c", "/a/b", str(tmp_path)):
         require_repository(name)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: "folder")
+    nothing.side_effect = None
     require_repository("a/b")
 
 
@@ -101,11 +84,103 @@ def test_pictures_and_their_text() -> None:
     file = io.BytesIO()
     Image.new("RGBA", (3, 2), (9, 8, 7, 255)).save(file, format="PNG", pnginfo=info)
     assert texts_in(file.getvalue(), "x")["ttsnap"] == "{}"
-    pixels = files.picture_pixels(file.getvalue(), "x")
-    assert pixels.shape == (2, 3, 3)
-    assert pixels[0, 0].tolist() == [9, 8, 7]
+    assert files.picture_pixels(file.getvalue(), "x").tolist() == [[[9, 8, 7]] * 3] * 2
 
 
 def test_text_from_files_cannot_steer_a_terminal() -> None:
     assert files.printable("a\x1b[2Jb\u202e") == "a\\x1b[2Jb\\u202e"
     assert files.reason(KeyError()) == "KeyError"
+
+
+# --- pictures of prompts ---------------------------------------------------------------------------------------------
+
+
+def in_file(picture: Image.Image, kind: str, **how: bool) -> Picture:
+    file = io.BytesIO()
+    picture.save(file, format=kind, **how)
+    return Picture(file.getvalue())
+
+
+RED = Image.new("RGB", (4, 2), "red")
+
+
+def test_a_digest_is_of_what_is_shown_in_whatever_file() -> None:
+    png, webp = in_file(RED, "PNG"), in_file(RED, "WEBP", lossless=True)
+    assert png.data != webp.data
+    assert png.digest == webp.digest == digest_of(RED)
+    assert digest_of(RED.resize((2, 4))) != digest_of(RED) != digest_of(Image.new("RGB", (4, 2), "blue"))
+
+
+def test_arguments_are_opened_and_noted_by_name() -> None:
+    call = {"image": in_file(RED, "PNG"), "references": [in_file(RED, "PNG"), RED], "steps": 3, "sizes": (1, 2)}
+    assert digests(call) == {"image": digest_of(RED), "references": [digest_of(RED)] * 2}
+    told = opened(call)
+    assert (told["steps"], told["sizes"]) == (3, (1, 2))
+    assert [type(each) for each in (told["image"], *told["references"])] == [Image.Image] * 3  # type: ignore[misc]
+
+
+def test_a_prompt_takes_its_pictures_along() -> None:
+    prompt = Prompt("make it blue", inputs={"image": in_file(RED, "PNG")})
+    for same in (pickle.loads(pickle.dumps(prompt)), copy.deepcopy(prompt)):
+        assert (same, hash(same)) == (prompt, hash(prompt))
+        assert digests(same.inputs) == {"image": digest_of(RED)}
+    assert Prompt.of(prompt) is prompt
+    assert [each.read for each in (prompt, replace(prompt, reward_text="blue"))] == ["make it blue", "blue"]
+
+
+def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
+    for file in (in_file(each, "PNG") for each in (RED, Image.new("RGB", (4, 2), "blue"))):
+        found = blanks({"image": [file], "mask_image": Picture(file.data, mask=True), "strength": 1})
+        assert found == {"image": (Blank((4, 2)),), "mask_image": Blank((4, 2), mask=True), "strength": 1}
+    told = opened(found)
+    assert [each.size for each in told["image"]] == [(4, 2)]  # type: ignore[attr-defined]
+    assert np.asarray(told["mask_image"]).min() == 255
+    assert digests(found) == {}
+
+
+def a_set(folder: Path, **entry: object) -> Prompt:
+    RED.save(folder / "red.png")
+    (folder / "set.jsonl").write_text(json.dumps({"instruction": "make it blue", **entry}))
+    return pictured(read_prompt_set(folder / "set.jsonl").prompts, folder)[0]
+
+
+@pytest.mark.parametrize("name", ["image", "input_image"])
+def test_a_set_names_pictures_beside_it(name: str, tmp_path: Path) -> None:
+    found = a_set(tmp_path, **{name: "red.png", "mask_image": "red.png"})
+    assert (found.text, list(digests(found.inputs))) == ("make it blue", ["image", "mask_image"])
+    assert digests(a_set(tmp_path, image=["red.png", "red.png"]).inputs)["image"] == [digest_of(RED)] * 2
+    assert a_set(tmp_path) == Prompt("make it blue")
+
+
+def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("red.png", "too.png"):
+        RED.save(tmp_path / name)
+    entries = [{"prompt": f"{i}", "image": ["red.png"] * 4} for i in range(100)]
+    (tmp_path / "set.json").write_text(json.dumps([*entries, {"prompt": "x", "image": "too.png"}]))
+    monkeypatch.setattr(pictures, "MOST_BYTES", size := (tmp_path / "red.png").stat().st_size)
+    *several, _ = read = read_prompt_set(tmp_path / "set.json").prompts
+    found = pictured(several, tmp_path)
+    assert len({id(picture) for prompt in found for picture in prompt.inputs["image"]}) == 1  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=f"entry 101 .*more than {size} bytes"):
+        pictured(read, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *((name, "leads out of") for name in ("../red.png", "/etc/passwd", "link.png", "sub/../red.png")),
+        ("gone.png", "no such picture"),
+        ("set.jsonl", "cannot read .* as an image"),
+        (3, "got '3'"),
+        ("", "got ''"),
+        ([], "names 0"),
+    ],
+)
+def test_names_that_are_none_are_refused(name: object, said: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    RED.save(tmp_path / "outside.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(ValueError, match=said):
+        a_set(tmp_path / "in", image=name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ttsnap.recordings.record import record
 
 from ..pipelines.tiny import FAMILIES  # noqa: TID252
 
+ONLY_GPU = pytest.mark.parametrize("device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True)
 MIB = 2**20
 ROW = 64 * MIB
 """What one row of a hungry denoiser's batch takes beside what it needs."""
@@ -32,7 +32,7 @@ def hungry(device: torch.device, **options: Any) -> LiveEngine:
     """An engine whose denoiser takes ROW bytes of the device for every row while it runs."""
     pipe = upgrade(FAMILIES["sd3"].build().to(device))
     engine: LiveEngine = pipe.engine(bright, **options, **FAMILIES["sd3"].call, num_inference_steps=2)
-    predict: Callable[..., Any] = engine.denoiser.predict
+    predict: Any = engine.denoiser.predict
 
     def held(x: Tensor, *rest: Any) -> Any:
         held = torch.empty(len(x) * ROW, dtype=torch.uint8, device=x.device)
@@ -51,34 +51,25 @@ def card(device: torch.device) -> torch.device:
     return device
 
 
-@pytest.fixture
-def free_gib(card: torch.device) -> Iterator[float]:
+@ONLY_GPU
+def test_planned_batches_fit_into_what_is_free(card: torch.device) -> None:
     """All of the card's memory but two GiB is taken while the test runs."""
     torch.accelerator.empty_cache()
-    gauge = gauge_of(card)
-    assert gauge is not None
+    gauge: Any = gauge_of(card)
     taken = torch.empty(max(0, gauge.free() - 2048 * MIB), dtype=torch.uint8, device=card)
-    yield gauge.free() / 1024 / MIB
-    del taken
-    torch.accelerator.empty_cache()
+    try:
+        most, engine = gauge.free() / ROW, hungry(card)
+        (result,) = search(["a cat"], BestOfN(64), engine)
+    finally:
+        del taken
+        torch.accelerator.empty_cache()
+    assert 0.5 * most <= engine.batch_size <= most < 64
+    assert (engine.stats["out_of_memory"], result.spent.calibration.nfe, result.spent.finished) == (0, 4, 64)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
-def test_planned_batches_fit_into_what_is_free(card: torch.device, free_gib: float) -> None:
-    engine = hungry(card)
-    (result,) = search(["a cat"], BestOfN(64), engine)
-    assert 0.5 * free_gib * 1024 * MIB / ROW <= engine.batch_size <= free_gib * 1024 * MIB / ROW < 64
-    assert engine.stats["out_of_memory"] == 0
-    assert result.spent.calibration.nfe == 4
-    assert result.spent.finished == 64
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
+@ONLY_GPU
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.device) -> None:
-    calm = hungry(card, batch_size=2)
-    (expected,) = search(["a cat"], BestOfN(16), calm, keep=16)
+    (expected,) = search(["a cat"], BestOfN(16), hungry(card, batch_size=2), keep=16)
     engine = hungry(card, batch_size=16)
     torch.accelerator.empty_cache()
     total = torch.cuda.get_device_properties(card).total_memory
@@ -94,26 +85,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.dev
     assert rewards[0] == pytest.approx(rewards[1], abs=5e-3)
 
 
-class Dies:
-    """Brightness, until it has seen so many images; then the process is interrupted."""
-
-    name = "bright"
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, images: Tensor, prompts: Any, level: Any) -> Tensor:
-        self.left -= len(images)
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return bright(images, prompts)
-
-
 def test_a_recording_that_was_cut_off_ends_with_the_same_bytes(tmp_path: Path, device: torch.device) -> None:
     pipe, call = upgrade(FAMILIES["sd3"].build().to(device)), {**FAMILIES["sd3"].call, "num_inference_steps": 3}
 
     def run(folder: Path, after: int) -> None:
-        engine = pipe.engine(Dies(after), batch_size=4, **call)
+        """By brightness, until it has seen so many images; then the process is interrupted."""
+        left = [after]
+
+        def dies(images: Tensor, prompts: Any) -> Tensor:
+            left[0] -= len(images)
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return bright(images, prompts)
+
+        engine = pipe.engine(dies, batch_size=4, **call)
         record(engine, ["a cat", "two dogs"], folder, RecordOptions(3, block=(1, 2), images=True))
 
     run(tmp_path / "whole", 10**6)

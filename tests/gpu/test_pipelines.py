@@ -14,39 +14,36 @@ from torch import Tensor
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC
-from ttsnap.engine.gradients import Differentiator
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.arguments import first_seed
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
-from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.rng import seeded
 
 from ..pipelines.tiny import FAMILIES, save_lora  # noqa: TID252
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+CLOSE = {"fp32": 1e-3, "bf16": 0.1}
 """How far images of other batch sizes may be apart in the mean, as a share of their mean: kernels differ by batch."""
-ON_CPU = {("sd3", "bf16"), ("flux", "bf16")}
+ON_CPU = [("flux", "bf16", "cpu"), ("sd3", "bf16", "cpu")]
 """What the fast suite adds to tests/pipelines/test_parity.py, which compares all families in fp32."""
 SEED = 3
 
 
-def cases() -> list[Any]:
-    on_gpu = [(name, precision) for name in FAMILIES for precision in PRECISIONS]
-    accelerated = [pytest.param(*case, "accelerator", marks=pytest.mark.gpu, id="-".join(case)) for case in on_gpu]
-    return [*accelerated, *(pytest.param(*case, "cpu", id="-".join((*case, "cpu"))) for case in sorted(ON_CPU))]
+ACCELERATED = [
+    pytest.param(name, precision, "accelerator", marks=pytest.mark.gpu) for name in FAMILIES for precision in PRECISIONS
+]
+ONLY_GPU = pytest.mark.parametrize("device", [pytest.param("accelerator", marks=pytest.mark.gpu)], indirect=True)
+
+
+def made(name: str, device: torch.device, precision: str = "fp32", **how: Any) -> tuple[Any, dict[str, Any]]:
+    """A search pipeline on the device, and the arguments of its call."""
+    return upgrade(FAMILIES[name].build().to(device, PRECISIONS[precision])), {**FAMILIES[name].call, **how}
 
 
 def redder_left(images: Tensor, prompts: Any) -> Tensor:
     half = images.shape[-1] // 2
     return images[:, 0, :, :half].float().mean((1, 2)) - images[:, 0, :, half:].float().mean((1, 2))
-
-
-def wavy(images: Tensor, prompts: Any) -> Tensor:
-    """Smooth, and different at every pixel."""
-    weights = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype, device=images.device)
-    return torch.sin(3 * images * weights.view(images[0].shape)).flatten(1).mean(1)
 
 
 def apart(ours: Tensor, expected: Tensor) -> float:
@@ -56,24 +53,23 @@ def apart(ours: Tensor, expected: Tensor) -> float:
     return float((ours - expected).abs().mean() / expected.abs().mean())
 
 
-@pytest.mark.parametrize(("name", "precision", "device"), cases(), indirect=["device"])
+@pytest.mark.parametrize(("name", "precision", "device"), [*ACCELERATED, *ON_CPU], indirect=["device"])
 def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: str, device: torch.device) -> None:
-    dtype = PRECISIONS[precision]
-    stock = FAMILIES[name].build().to(device, dtype)
-    twin, call = upgrade(stock), {**FAMILIES[name].call, "num_inference_steps": 4}
-    shared = {"prompt": "a cat", "num_images_per_prompt": 3, "output_type": "pt", **call}
+    close, stock = CLOSE[precision], FAMILIES[name].build().to(device, PRECISIONS[precision])
+    call = {**FAMILIES[name].call, "num_inference_steps": 4}
+    twin, shared = upgrade(stock), {"prompt": "a cat", "num_images_per_prompt": 3, "output_type": "pt", **call}
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(3)]
     expected = stock(generator=generators, **shared).images
     found = twin(search=BestOfN(3), reward=redder_left, seed=SEED, batch_size=3, **shared).search[0]
     images = {candidate.seed: candidate.image for candidate in found.images}
     ours = torch.stack([images[SEED + i] for i in range(3)])
-    assert apart(ours, expected) <= (CLOSE[dtype] / 10 if device.type != "cpu" else 1e-6)
+    assert apart(ours, expected) <= (close / 10 if device.type != "cpu" else 1e-6)
     # Pruned, rows share batches of other sizes. The winner is the image of its seed all the same.
     pruning = SeedPruning(6, (0.5,), steps=(1,))
     best = twin(search=pruning, reward=redder_left, seed=SEED, batch_size=4, **{**shared, "num_images_per_prompt": 1})
     winner = best.search[0].best
     again = stock(generator=torch.Generator().manual_seed(winner.seed), **{**shared, "num_images_per_prompt": 1})
-    assert apart(winner.image, again.images[0]) < CLOSE[dtype]
+    assert apart(winner.image, again.images[0]) < close
 
 
 @pytest.mark.parametrize(("name", "precision"), [("sdxl", "fp32"), ("flux", "bf16")])
@@ -93,44 +89,20 @@ def test_a_draft_by_a_lora_leaves_the_models_own_evaluations_alone(
         use_drafter(base, str(folder))
         guess = base.drafts.guess(x, step, at, 2)
         assert torch.equal(base.predict(x, step, at).out, before)
-    assert guess.shape == x.shape
-    assert guess.device.type == device.type
-    assert guess.isfinite().all()
+    assert (guess.shape, guess.device.type, bool(guess.isfinite().all())) == (x.shape, device.type, True)
     assert apart(guess, hot) > 1e-3
     assert base.costs().draft == base.costs().nfe / base.passes_per_nfe  # merged: a call is one pass
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-@pytest.mark.parametrize("through", ["denoiser", "x0"])
-def test_gradients_are_those_of_finite_differences(name: str, through: str, device: torch.device) -> None:
-    pipe = upgrade(FAMILIES[name].build().to(device))
-    denoiser = pipe.denoiser(**FAMILIES[name].call, num_inference_steps=4)
-    with torch.no_grad():
-        denoiser.encode(["a cat"])
-        x = denoiser.init_latents([seeded(0), seeded(1)])
-    k, cond = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long)
-    differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through)
-    found = differentiate(x, k, cond, ["a cat"] * 2)
-    assert found.gradient.device.type == device.type
-    uphill = found.gradient / found.gradient.norm()
-    ends = []
-    with torch.no_grad():
-        for h in (0.02, -0.02):
-            if through == "denoiser":
-                x0 = denoiser.predict(x + h * uphill, k, cond).x0
-            else:
-                x0 = denoiser.predict(x, k, cond).x0 + h * differentiate.slope(k, x) * uphill
-            ends.append(float(wavy(denoiser.decode(x0), None).double().sum()))
-    assert float(found.gradient.norm()) == pytest.approx((ends[0] - ends[1]) / 0.04, rel=0.05)
-
-
-def test_log_ratios_of_guided_and_plain_steps_are_those_of_the_cpu(device: torch.device) -> None:
+@pytest.mark.parametrize(("name", "through"), [("sd3", "x0"), ("flux", "denoiser")])
+def test_gradients_and_log_ratios_are_those_of_the_cpu(name: str, through: str, device: torch.device) -> None:
     """At most noise levels steps are plain here, so that sums of the device meet zeros of the CPU."""
-    stock, call = FAMILIES["sd3"].build(), {**FAMILIES["sd3"].call, "num_inference_steps": 6}
+    stock, call = FAMILIES[name].build(), {**FAMILIES[name].call, "num_inference_steps": 6}
     ratios = []
     for place, rows in ((device, 3), (torch.device("cpu"), 4)):
         pipe = upgrade(copy.deepcopy(stock).to(place))
-        engine = pipe.engine(redder_left, kernel="sde", guide="tilted:0.3:x0:0.9-0.5", batch_size=rows, **call)
+        guide = f"tilted:0.3:{through}:0.9-0.5"
+        engine = pipe.engine(redder_left, kernel="sde", guide=guide, batch_size=rows, **call)
         (result,) = search(["a cat"], SMC(n=4, ess=0.0), engine, keep=4)
         assert result.spent.cost.gradients > 0
         ratios.append(torch.tensor(result.particles.log_ratio))
@@ -139,20 +111,12 @@ def test_log_ratios_of_guided_and_plain_steps_are_those_of_the_cpu(device: torch
     torch.testing.assert_close(ratios[0], ratios[1], atol=0.05, rtol=0.02)
 
 
+@ONLY_GPU  # of a CPU tests/pipelines/test_attention.py tells
 @pytest.mark.parametrize(
-    ("backend", "device"),
-    [
-        ("_native_math", "cpu"),
-        *(
-            pytest.param(name, "accelerator", marks=pytest.mark.gpu)
-            for name in ("_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers")
-        ),
-    ],
-    indirect=["device"],
+    "backend", ["_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "flash", "xformers"]
 )
 def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, device: torch.device) -> None:
-    pipe = upgrade(FAMILIES["flux"].build().to(device, torch.bfloat16))
-    call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt", **FAMILIES["flux"].call}
+    pipe, call = made("flux", device, "bf16", prompt="a cat", num_inference_steps=2, output_type="pt")
     options = {"search": BestOfN(2), "reward": redder_left, "batch_size": 2, "seed": SEED}
     before = pipe(**call, **options).images
     try:
@@ -160,17 +124,15 @@ def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, de
             warnings.simplefilter("always")
             used = use_attention(pipe, backend)
         assert used == backend or any("stays with PyTorch's SDPA" in str(w.message) for w in said)
-        assert apart(pipe(**call, **options).images, before) < CLOSE[torch.bfloat16]
+        assert apart(pipe(**call, **options).images, before) < CLOSE["bf16"]
     finally:
         use_attention(pipe)  # diffusers keeps the backend for the whole process
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("device", ["accelerator"], indirect=True)
+@ONLY_GPU
 def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
     """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a CPU."""
-    pipe = upgrade(FAMILIES["flux"].build().to(device))
-    call = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "pt", **FAMILIES["flux"].call}
+    pipe, call = made("flux", device, prompt="a cat", num_inference_steps=3, output_type="pt")
     options = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": redder_left, "batch_size": 4, "seed": SEED}
     torch._dynamo.reset()
     try:
@@ -182,23 +144,19 @@ def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
 
 
 def test_a_preview_vae_decodes_estimates_where_the_pipeline_is(device: torch.device) -> None:
-    pipe = upgrade(FAMILIES["sd3"].build())
-    pipe.preview_vae = AutoencoderTiny(
-        latent_channels=pipe.vae.config.latent_channels, encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
-    ).eval()  # fmt: skip
-    pipe.preview_vae.to(device, torch.bfloat16)
-    pipe = pipe.to(device, torch.bfloat16)
-    seen: list[str] = []
+    pipe, call = made("sd3", device, "bf16", num_inference_steps=4)
+    widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8))
+    depths = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1))
+    small = AutoencoderTiny(latent_channels=pipe.vae.config.latent_channels, **widths, **depths)
+    pipe.preview_vae = small.eval().to(device, torch.bfloat16)
+    seen = set[str]()
 
     def reward(images: Tensor, prompts: Any) -> Tensor:
-        seen.append(images.device.type)
+        seen.add(images.device.type)
         return redder_left(images, prompts)
 
-    call = {**FAMILIES["sd3"].call, "num_inference_steps": 4}
     out = pipe("a cat", search=SeedPruning(4, (0.5,), steps=(1,)), reward=reward, batch_size=4, **call)
-    assert (out.search[0].spent.cost.previews, out.search[0].spent.cost.decodes) == (4, 2)
-    assert set(seen) == {device.type}
+    assert (out.search[0].spent.cost.previews, out.search[0].spent.cost.decodes, seen) == (4, 2, {device.type})
 
 
 def test_a_generator_on_the_device_gives_its_own_seed_once(device: torch.device) -> None:

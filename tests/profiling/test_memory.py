@@ -1,11 +1,15 @@
-"""Batch sizes from measured memory, halving when it runs out, padding for compiled networks."""
+"""Batch sizes from measured memory, halving when it runs out, and what videos take, worked out without a GPU."""
 
 from __future__ import annotations
 
+import importlib
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.counted import Brightness
 from ttsnap import BestOfN, SeedPruning, search
@@ -53,13 +57,10 @@ def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
     assert gauge.most <= 500 + 0.85 * 9_500 < gauge.most + 200
     assert fit_rows(run, gauge, 7)[0] == 7
     assert fit_rows(run, gauge, 1) == (1, 1)
-
-
-def test_three_rows_that_do_not_fit_are_no_error_but_one_is() -> None:
-    gauge = FakeGauge(1_000)
-    assert fit_rows(lambda n: gauge.hold(400 * n), gauge, 64) == (2, 4)
+    small = FakeGauge(1_000)
+    assert fit_rows(lambda n: small.hold(400 * n), small, 64) == (2, 4)
     with pytest.raises(torch.OutOfMemoryError):
-        fit_rows(lambda n: gauge.hold(4000 * n), FakeGauge(1_000), 64)
+        fit_rows(lambda n: small.hold(4000 * n), small, 64)
 
 
 def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
@@ -122,18 +123,18 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
 
 def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model offload: decodes wait until the denoiser has nothing left to do: here, for both prompts."""
-    phases: dict[bool, list[str]] = {}
-    for offloaded in (False, True):
-        live = engine(batch_size=8, decode_batch_size=3)
+
+    def phases(offloaded: bool) -> list[str]:
+        live, order = engine(batch_size=8, decode_batch_size=3), list[str]()
         live.denoiser.offloaded = offloaded
-        order: list[str] = []
         predict, decode = live.denoiser.predict, live.denoiser.decode
-        monkeypatch.setattr(live.denoiser, "predict", lambda *a, f=predict, o=order: (o.append("net"), f(*a))[1])
-        monkeypatch.setattr(live.denoiser, "decode", lambda *a, f=decode, o=order: (o.append("vae"), f(*a))[1])
+        monkeypatch.setattr(live.denoiser, "predict", lambda *x: (order.append("net"), predict(*x))[1])
+        monkeypatch.setattr(live.denoiser, "decode", lambda *x: (order.append("vae"), decode(*x))[1])
         outcome(live)
-        phases[offloaded] = [b for a, b in zip(["", *order], order, strict=False) if a != b]
-    assert phases[True] == ["net", "vae"] * 2
-    assert len(phases[False]) > 4
+        return [name for name, _ in itertools.groupby(order)]
+
+    assert phases(offloaded=True) == ["net", "vae"] * 2
+    assert len(phases(offloaded=False)) > 4
 
 
 def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +147,40 @@ def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monke
         return images
 
     monkeypatch.setattr(live.denoiser, "decode", broken)
-    live.rewards[0].given.nan = 0.0
     (result,) = search(["a"], BestOfN(6), live, keep=6)
-    good = [c for c in result.images if c.reward == c.reward]
-    assert len(good) == 4
+    assert sum(c.reward == c.reward for c in result.images) == 4
     assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)
+
+
+# --- benchmarks/videos_on_paper.py -----------------------------------------------------------------------------------
+
+
+ROOT = Path(__file__).parents[2]
+KIB = 1024
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("videos_on_paper")
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_the_peak_is_what_lives_at_a_time(paper: Any, device: str) -> None:
+    """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first are gone."""
+    with torch.device(device):
+        x, inplace = torch.zeros(1, 4, 16, 16), nn.ReLU(inplace=True)
+        wide, narrow = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
+        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * KIB
+        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * KIB
+        assert paper.peak(lambda: x.view(4, 256).T[1:]) == 0
+        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * KIB
+        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * KIB
+
+
+def test_a_table_says_what_fits(paper: Any) -> None:
+    assert paper._wan_latent(paper.Size(9, 16, 32)) == (16, 3, 2, 4)
+    assert paper._ltx_latent(paper.Size(9, 64, 96)) == (128, 2, 2, 3)
+    big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
+    assert (big.fit(big.row, 24), big.fit(big.decode, 24), big.fit(big.row, 8)) == (10, 3, 0)  # 0.85 x 24 - 10 GiB
+    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ttsnap.profiling.flops import count_onnx
 from ttsnap.reward_models.ocr import _LINE, _PICTURE, OCR
@@ -25,16 +26,12 @@ def field(tag: int, value: int | bytes | str) -> bytes:
     return number(tag * 8 + 2) + number(len(held)) + held
 
 
-def node(kind: str, taken: list[str], made: str) -> bytes:
-    return field(1, b"".join(field(1, name) for name in taken) + field(2, made) + field(4, kind))
-
-
 def weights(name: str, *shape: int) -> bytes:
     dims = b"".join(field(1, size) for size in shape)
     return field(5, dims + field(2, 1) + field(8, name) + field(9, np.ones(shape, np.float32).tobytes()))
 
 
-def value(tag: int, name: str, *shape: int) -> bytes:
+def tensor(tag: int, name: str, *shape: int) -> bytes:
     dims = field(2, b"".join(field(1, field(1, size)) for size in shape))
     return field(tag, field(1, name) + field(2, field(1, field(1, 1) + dims)))
 
@@ -53,7 +50,8 @@ GRAPHS = {
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_operators_are_counted_by_the_shapes_that_they_see(kind: str, tmp_path: Path) -> None:
     held, flops, shape = GRAPHS[kind]
-    graph = node(kind, ["x", "w"], "y") + field(2, "g") + held + value(11, "x", *SHAPE) + value(12, "y", *shape)
+    node = field(1, field(1, "x") + field(1, "w") + field(2, "y") + field(4, kind))
+    graph = node + field(2, "g") + held + tensor(11, "x", *SHAPE) + tensor(12, "y", *shape)
     (tmp_path / "a.onnx").write_bytes(field(1, 8) + field(7, graph) + field(8, field(2, 13)))
     assert count_onnx(tmp_path / "a.onnx", SHAPE) == flops
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
@@ -61,24 +59,11 @@ def test_operators_are_counted_by_the_shapes_that_they_see(kind: str, tmp_path: 
 
 def test_the_reader_sees_images_in_the_shapes_that_are_counted() -> None:
     pytest.importorskip("rapidocr")
-    import torch
-
-    reward, seen = OCR(), list[tuple[int, ...]]()
-    reward.read(torch.full((1, 3, 64, 64), 0.4))  # its networks are loaded late
+    reward, seen, image = OCR(), set[tuple[int, ...]](), torch.full((1, 3, 64, 64), 0.4)
+    reward.read(image)  # its networks are loaded late
     for part in (reward._reader.text_det, reward._reader.text_rec):
-        part.session = Watched(part.session, seen)
-    reward.read(torch.full((1, 3, 64, 64), 0.4))
-    assert set(seen) == {(1, 3, _PICTURE, _PICTURE), (1, 3, *_LINE)}
+        part.session = lambda batch, session=part.session: (seen.add(batch.shape), session(batch))[1]
+    reward.read(image)
+    assert seen == {(1, 3, _PICTURE, _PICTURE), (1, 3, *_LINE)}
     assert 1.5e9 < OCR("line").flops < 3e9
     assert 1.1e10 < reward.flops - OCR("line").flops < 1.2e10
-
-
-class Watched:
-    """A session that notes the shapes of its inputs."""
-
-    def __init__(self, session: object, seen: list[tuple[int, ...]]) -> None:
-        self.session, self.seen = session, seen
-
-    def __call__(self, batch: np.ndarray) -> object:
-        self.seen.append(batch.shape)
-        return self.session(batch)  # type: ignore[operator]
