@@ -232,10 +232,13 @@ def engine(counted: Callable[..., Counted]) -> Callable[..., LiveEngine]:
     from ttsnap.engine.live import LiveEngine
     from ttsnap.options.engine import EngineOptions
     from ttsnap.options.option import taken
+    from ttsnap.sampling.kernels import make_kernel
 
-    def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, **kwargs: Any) -> LiveEngine:
-        given = {"batch_size": batch_size, **kwargs}
+    def make(steps: int = 8, rewards: Any = None, batch_size: int = 4, prompts: int = 3, *,
+             kernel: Any = None, **kwargs: Any) -> LiveEngine:  # fmt: skip
+        given, denoiser = {"batch_size": batch_size, **kwargs}, counted(steps, prompts)
         options = taken(EngineOptions, given)
-        return LiveEngine(counted(steps, prompts), rewards or [Brightness()], options, **given)
+        sampler = make_kernel(kernel or "pipeline", denoiser)
+        return LiveEngine(denoiser, rewards or [Brightness()], options, kernel=sampler, **given)
 
     return make

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ttsnap import BestOfN, SeedPruning, make_algorithm, search
+from ttsnap import BestOfN, Grid, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.depth_first import DepthFirst
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
@@ -21,17 +21,11 @@ from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.algorithms.zero_order import ZeroOrder
-from ttsnap.core.grid import Grid, Task
-from ttsnap.loop.dry import DryEngine
+from ttsnap.core import Task
 
-from ..scripted import Scripted  # noqa: TID252
+from ..scripted import Scripted, noisy  # noqa: TID252
 
 GRID = Grid(tuple(np.linspace(1, 0, 21)))
-
-
-def by_table(scores: Any) -> Scripted:
-    """Scores by table: scores[uid, step]; the uids of fresh seeds count from 0, as their seeds do."""
-    return Scripted(lambda uid, step: float(scores[uid, step]), grid=GRID)
 
 
 def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
@@ -46,27 +40,24 @@ def by_hand(scores: Any, n: int, keep: Any, steps: Any) -> tuple[int, int]:
     return max(alive, key=lambda i: scores[i, 20]), paid
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_pruning_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(30, 21)).cumsum(1)
     keep, steps = tuple(rng.uniform(0.2, 0.9, 3)), tuple(sorted(rng.choice(20, 3, replace=False).tolist()))
-    (result,) = search([""], SeedPruning(30, keep, steps=steps), by_table(scores))
+    table = Scripted(lambda uid, step: float(scores[uid, step]), grid=GRID)
+    (result,) = search([""], SeedPruning(30, keep, steps=steps), table)
     winner, paid = by_hand(scores, 30, keep, steps)
     assert (result.best.seed, result.spent.nfe) == (winner, paid)
 
 
-def test_levels_and_steps_agree() -> None:
-    a = SeedPruning(4, (0.5, 0.5), levels=(0.7, 0.45)).init(Task(GRID))
-    b = SeedPruning(4, (0.5, 0.5), steps=(6, 11)).init(Task(GRID))
-    assert a == b
-    assert [check[:2] for check in a.checks] == [(6, 0.5), (11, 0.5), (20, 1.0)]
-
-
-def test_checks_that_meet_on_a_coarse_grid_are_merged() -> None:
-    coarse = Grid((1.0, 0.5, 0.0))
-    state = SeedPruning(4, (0.5, 0.5), levels=(0.8, 0.6)).init(Task(coarse))
-    assert [check[:2] for check in state.checks] == [(1, 0.25), (2, 1.0)]
+@pytest.mark.parametrize(("where", "grid", "checks"), [
+    ({"levels": (0.7, 0.45)}, GRID, [(6, 0.5), (11, 0.5), (20, 1.0)]),
+    ({"steps": (6, 11)}, GRID, [(6, 0.5), (11, 0.5), (20, 1.0)]),
+    ({"levels": (0.8, 0.6)}, Grid((1.0, 0.5, 0.0)), [(1, 0.25), (2, 1.0)]),  # that meet on a coarse grid
+])  # fmt: skip
+def test_checks_are_by_level_or_step(where: Any, grid: Grid, checks: Any) -> None:
+    assert [check[:2] for check in SeedPruning(4, (0.5, 0.5), **where).init(Task(grid)).checks] == checks
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -76,23 +67,16 @@ def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, step
     levels = [12 * t / (1 + 11 * t) for t in np.linspace(1, 0, steps + 1)]
     engine = Scripted(lambda uid, step: float(uid), grid=Grid(tuple(levels)))
     (result,) = search([""], make_algorithm(name), engine, "12nfe")
-    assert result.images
     assert result.spent.nfe <= 12
     if name == "seed-pruning":
-        assert result.spent.nfe == 12
         assert len(result.particles.scores[:, -1, 0]) == 12 // steps
-    with pytest.raises(ValueError, match=f"grid of {steps} steps"):
-        search([""], SeedPruning(4, (0.5,), steps=(steps,)), engine, "12nfe")
 
 
-def test_as_many_survive_as_are_to_be_kept() -> None:
-    scores = np.random.default_rng(0).normal(size=(64, 21))
-    (result,) = search([""], SeedPruning(), by_table(scores), "400nfe", keep=6)
-    assert len(result.images) == 6
-    assert result.spent.nfe <= 400
-    (result,) = search([""], SeedPruning(), by_table(scores), "45nfe", keep=6)
-    assert 1 <= len(result.images) < 6
-    assert "of the 6 images asked for" in result.warnings[-1]
+@pytest.mark.parametrize(("nfe", "images"), [(400, 6), (45, 2)])
+def test_as_many_survive_as_are_to_be_kept(nfe: int, images: int) -> None:
+    (result,) = search([""], SeedPruning(), Scripted(noisy(0), grid=GRID), f"{nfe}nfe", keep=6)
+    assert len(result.images) == images
+    assert images == 6 or "6 images" in result.warnings[-1]
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
@@ -110,7 +94,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (VerifierThreshold, {"quantiles": (0.5, 2.0)}, r"quantiles\[1\]"), (TopNoises, {"keep": 0}, "keep .* got 0"),
     (EpsilonGreedy, {"n": 0}, "n"), (EpsilonGreedy, {"width": 0}, "width"), (EpsilonGreedy, {"streams": 0}, "streams"),
     (EpsilonGreedy, {"eps": 1.1}, "eps"), (EpsilonGreedy, {"lam": 0.0}, "lam"),
-    (SearchOverPaths, {"n": 0}, "at least 1"), (SearchOverPaths, {"start": 1.0}, "start"),
+    (SearchOverPaths, {"n": 0}, "at least 1"), (SearchOverPaths, {"legs": (5, 5)}, "legs"),
+    (SearchOverPaths, {"start": 1.0}, "start"),
     (ZeroOrder, {"n": 0}, "at least 1"), (ZeroOrder, {"mix": 1.0}, "mix"), (ZeroOrder, {"keep": 0.0}, "keep"),
     (BestFirst, {"block": 0}, "block"), (BestFirst, {"bonus": -1}, "bonus"), (DepthFirst, {"levels": ()}, "fall"),
     (DepthFirst, {"levels": (0.5,), "thresholds": (1.0,)}, "threshold"), (DepthFirst, {"back": 0.0}, "back"),
@@ -130,30 +115,36 @@ def test_bad_settings_are_shown(kind: Any, options: dict[str, Any], said: str) -
         kind(**options)
 
 
+OF_35 = tuple(np.linspace(1, 0, 36))
+
+
 @pytest.mark.parametrize(("algorithm", "levels", "said"), [
     (VerifierThreshold(thresholds=(1.0,)), (1, 0.5, 0.2, 0), "1 thresholds for 2"),
     (DepthFirst((0.52, 0.51)), tuple(np.linspace(1, 0, 11)), "one step"),
-    (SearchOverPaths(1), (1.0, 0.5, 0.0), "3 steps"),
+    (SearchOverPaths(1), (1.0, 0.5, 0.0), "3 steps"), (SeedPruning(4, (0.5,), steps=(2,)), (1, 0.5, 0), "2 steps"),
+    *[(SMC(4, steps=steps), OF_35, "below 34") for steps in ((6, 6), (8, 7), (34,), (40,))],
 ])  # fmt: skip
 def test_what_does_not_fit_a_grid_is_shown(algorithm: Any, levels: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         algorithm.init(Task(Grid(levels), 1, 100.0))
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (("best", {}), "unknown algorithm 'best'"), (("missing.json", {}), "missing.json"),
-    (("best-of-n", {"keep": [1]}), r"\['keep'\]; it has \['n'\]"),
+@pytest.mark.parametrize(("given", "options", "said"), [
+    ("best", {}, "unknown algorithm 'best'"), ("missing.json", {}, "missing.json"),
+    ("best-of-n", {"keep": [1]}, r"\['keep'\]; it has \['n'\]"), ("price-of-compute", {"n": 3}, "ttsnap calibrate"),
+    *[(spec, {"n": 3}, "type Algorithm") for spec in (None, 3, True, ["smc"])],
 ])  # fmt: skip
-def test_names_and_options_that_are_none_are_shown(given: Any, said: str) -> None:
-    name, options = given
+def test_what_is_no_algorithm_or_option_of_it_is_shown(given: Any, options: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        make_algorithm(name, **options)
+        make_algorithm(given, **options)
 
 
-def test_algorithm_from_json(tmp_path: Path) -> None:
+def test_options_of_a_file_and_numbers_of_numpy_are_taken_as_declared(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"name": "seed-pruning", "keep": [0.5], "levels": [0.4]}))
-    assert make_algorithm(str(path), n=3) == SeedPruning(3, (0.5,), (0.4,))
+    made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=[0.4])
+    assert make_algorithm(str(path), n=3) == made == SeedPruning(3, (0.5,), (0.4,))
+    assert type(made.n) is int
     path.write_text("[1]")
     with pytest.raises(ValueError, match="object"):
         make_algorithm(str(path))
@@ -178,27 +169,3 @@ def test_files_hold_known_names_and_values_of_their_types(spec: Any, tmp_path: P
         make_algorithm(str(path))
     words = set(re.findall(r"[a-z][\w.:-]*", str(spec))) - {"name"}
     assert any(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize("spec", [None, 3, True, ["smc"]])
-def test_what_is_no_algorithm_is_said(spec: Any) -> None:
-    with pytest.raises(ValueError, match="type Algorithm"):
-        make_algorithm(spec, n=3)
-
-
-def test_numbers_of_numpy_and_lists_are_taken_as_declared() -> None:
-    made = make_algorithm("seed-pruning", n=np.int64(3), keep=[np.float32(0.5)], levels=[0.4])
-    assert made == SeedPruning(3, (0.5,), (0.4,))
-    assert type(made.n) is int
-
-
-def test_more_seeds_than_a_search_can_hold_are_refused() -> None:
-    with pytest.raises(ValueError, match="1,000,000,000,000 seeds at once"):
-        search(["a"], BestOfN(10**12), DryEngine(Grid((1.0, 0.0)), ("r",)), "4nfe")
-
-
-def test_price_of_compute_without_a_forecast_says_which_command_makes_one() -> None:
-    with pytest.raises(ValueError, match=r"forecast .*ttsnap calibrate"):
-        make_algorithm("price-of-compute")
-    with pytest.raises(ValueError, match=r"needs a forecast"):
-        make_algorithm("price-of-compute", n=3)

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 from tests.cover import each_once
-from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap import Event, Result, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
-from ttsnap.core.results import Event, Result
-from ttsnap.engine.live import LiveEngine
 from ttsnap.request.allowlist import OFFERED
-from ttsnap.sampling.kernels import Sde
 
 
 def hand(when: Callable[[Event], Sequence[UserCommand]]) -> tuple[list[UserCommand], Callable[[Event], None]]:
@@ -24,24 +21,13 @@ def hand(when: Callable[[Event], Sequence[UserCommand]]) -> tuple[list[UserComma
 
 
 def run(engine: Callable[..., Any], algorithm: Any, budget: str | None = "150nfe", **more: Any) -> Result:
-    live = engine(prompts=1)
-    live = LiveEngine(live.denoiser, live.rewards, kernel=Sde(live.denoiser.path, live.denoiser.times))
-    (result,) = search(["a"], algorithm, live, budget, **more)
-    return result
-
-
-def exact(result: Result) -> None:
-    """The ledger is what the moves say, within the budget, and there is an image."""
-    spent = sum(move["cost"]["nfe"] - move.get("refund", {}).get("nfe", 0) for move in result.trace)
-    assert result.spent.cost.nfe == spent <= 150
-    assert result.images
+    return search(["a"], algorithm, engine(prompts=1, kernel="sde"), budget, **more)[0]
 
 
 @pytest.mark.parametrize("name", OFFERED)
 def test_without_wishes_it_finds_and_spends_what_the_algorithm_does(name: str, engine: Callable[..., Any]) -> None:
-    alone, by_hand = (
-        run(engine, algorithm, keep=2) for algorithm in (make_algorithm(name), ByHand(make_algorithm(name)))
-    )
+    algorithm = make_algorithm(name)
+    alone, by_hand = run(engine, algorithm, keep=2), run(engine, ByHand(algorithm), keep=2)
     assert [c.seed for c in by_hand.images] == [c.seed for c in alone.images]
     np.testing.assert_allclose([c.reward for c in by_hand.images], [c.reward for c in alone.images], rtol=1e-5)
     assert by_hand.spent.cost == alone.spent.cost
@@ -58,16 +44,15 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str
     def when(event: Event) -> list[UserCommand]:
         if event.move is None or event.move["move"] != 2:
             return []
-        return (
-            [UserCommand(BEST, number=2)]
-            if verb == BEST
-            else [UserCommand(verb, uid) for uid in event.move["uids"][:3]]
-        )
+        wishes = [UserCommand(verb, uid) for uid in event.move["uids"][:3]]
+        return [UserCommand(BEST, number=2)] if verb == BEST else wishes
 
     said, listen = hand(when)
     algorithm = make_algorithm(name)
     result = run(engine, ByHand(algorithm, wishes=lambda: said, rows=3), on_event=listen)
-    exact(result)
+    spent = sum(move["cost"]["nfe"] - move.get("refund", {}).get("nfe", 0) for move in result.trace)
+    assert result.spent.cost.nfe == spent <= 150
+    assert result.images
     taken = result.state.taken
     uids = {wish.uid for _, wish in taken}
     if verb == DROP:
@@ -80,9 +65,8 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str
         assert len(result.trace) <= turn + 1
         assert all(stop == len(result.levels) - 1 for move in result.trace[turn:] for stop in move["stop"])
     again = run(engine, ByHand(algorithm, result.state.n, script=taken, rows=3))
-    assert [{**move, "scores": list(move["scores"])} for move in again.trace] == [
-        {**move, "scores": list(move["scores"])} for move in result.trace
-    ]
+    first, second = ([{**move, "scores": list(move["scores"])} for move in r.trace] for r in (result, again))
+    assert first == second
 
 
 def test_wishes_take_effect_at_once(engine: Callable[..., Any]) -> None:

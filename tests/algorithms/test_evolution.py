@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.engine.test_drafts import made
-from ttsnap import BestOfN, SeedPruning, make_algorithm, search
+from ttsnap import SeedPruning, search
 from ttsnap.algorithms.evolution import Evolution
-from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.mixture import MixtureDenoiser
-
-
-def drafts_of(result: Result) -> Any:
-    """(N,) the scores of all drafts of a search."""
-    return result.particles.scores[:, 0, 0]
 
 
 @pytest.mark.parametrize("draft_share", [0.2, 0.0])
@@ -46,16 +39,6 @@ def test_one_generation_is_seed_pruning() -> None:
     assert [r.trace for r in one] == [r.trace for r in plain]
 
 
-def test_breeding_climbs_where_near_noise_gives_near_images() -> None:
-    """On the mixture with a drafter that knows the end: the last generation is better than as many fresh seeds, and the
-    answer better than the best of as many seeds as were bred."""
-    result = search(["a"], Evolution(20, 5, mix=0.8, keep=(1.0,)), made())[0]
-    fresh, last = drafts_of(result)[:20], drafts_of(result)[-20:]
-    assert last.mean() > fresh.mean() + fresh.std()
-    assert result.best.reward > search(["a"], BestOfN(100), made())[0].best.reward
-    assert result.best.reward == pytest.approx(drafts_of(result).max(), abs=1e-12)  # the drafter makes no error here
-
-
 def test_children_have_the_known_distribution() -> None:
     """Of a single Gaussian around 0 the end is linear in the noise, so that a child's is normal around mix times its
     parent's, with sqrt(1 - mix^2) of the spread of fresh seeds."""
@@ -70,10 +53,3 @@ def test_children_have_the_known_distribution() -> None:
     spread = math.sqrt(1 - mix * mix) * fresh.std()
     assert children.mean() == pytest.approx(mix * fresh.max(), abs=4 * spread / math.sqrt(n))
     assert children.std() == pytest.approx(spread, rel=0.15)
-
-
-def test_without_levels_generations_are_finished_images() -> None:
-    algorithm = make_algorithm({"name": "evolution", "keep": [], "levels": []}, n=4, draft_share=0)
-    (result,) = search(["a"], algorithm, made())
-    assert result.particles.finished.all()
-    assert result.spent.nfe == 4 * 4 * 8

@@ -41,6 +41,11 @@ def fitted() -> Forecast:
     return fit(gaussian(1200, 400), LEVELS, CHECKS)
 
 
+@pytest.fixture(scope="module")
+def table(fitted: Forecast) -> Any:
+    return reservation(fitted, (2.0, 1.0, 2.0))
+
+
 def known() -> Forecast:
     """The same model with its parameters exact."""
     beta, gamma, residual = np.zeros((3, 3)), np.zeros((3, 3)), np.empty(3)
@@ -67,18 +72,14 @@ def test_fit_recovers_the_model(fitted: Forecast) -> None:
     low, high = fitted.spread_range
     assert low < SPREAD[0] < high
     at = np.array([-0.5, 0.0, 1.0])
-    np.testing.assert_allclose(
-        fitted.prior_variance(at), np.exp(SPREAD[0] + SPREAD[1] * at + SPREAD[2] * at**2), rtol=0.03
-    )
+    expected = np.exp(SPREAD[0] + SPREAD[1] * at + SPREAD[2] * at**2)
+    np.testing.assert_allclose(fitted.prior_variance(at), expected, rtol=0.03)
     assert np.exp(low) <= fitted.prior_variance(np.array([-50.0]))[0] <= np.exp(high)
     # Forecasts are standardised: their last column is the finished reward within its prompt.
     assert len(fitted.paths) <= 2000
     assert fitted.paths[:, -1].std() == pytest.approx(1, abs=0.07)
     assert np.var(fitted.paths[:, 0]) == pytest.approx(0.5**2 / 1.5, abs=0.02)
-
-
-def test_few_prompts_share_one_spread() -> None:
-    few = fit(gaussian(20, 40), LEVELS, CHECKS)
+    few = fit(gaussian(20, 40), LEVELS, CHECKS)  # which share one spread
     assert few.spread[1:].tolist() == [0.0, 0.0]
     assert 2 <= few.spread_count <= 50
 
@@ -108,17 +109,6 @@ def test_update_is_exact_conditioning(order: list[tuple[int, int]]) -> None:
         assert square == pytest.approx((scores[-1] - weights @ scores[:-1]) ** 2 / variance * s2, abs=1e-9)
 
 
-def test_update_works_along_leading_axes() -> None:
-    f, rng = known(), np.random.default_rng(1)
-    x, j = rng.normal(size=(4, 3)), np.array([0, 1, 2, 1])
-    x = np.where(np.arange(3) <= j[:, None], x, 0.0)
-    s2 = rng.uniform(0.5, 2, 4)
-    stacked = update(f, x, j, np.tile(MEAN, (4, 1)), np.tile(COV, (4, 1, 1)), s2)
-    for b in range(4):
-        for whole, one in zip(stacked, update(f, x[b], j[b], MEAN, COV, s2[b]), strict=True):
-            np.testing.assert_allclose(whole[b], one, rtol=0, atol=1e-12)
-
-
 def normal_paths(share: float) -> np.ndarray:
     """Forecasts at two checks, (n, 2): the first explains `share` of the variance, the second is the reward itself.
 
@@ -145,33 +135,24 @@ def test_reservation_one_check_ahead(share: float) -> None:
     table = reservation(f, (2.0, 3.0))
     assert table.shape == (len(PRICES), 3, len(STATES))
     np.testing.assert_array_equal(table[:, 2], np.tile(STATES, (len(PRICES), 1)))
+    assert np.ptp(table[:, 0], axis=1).max() == 0  # a fresh seed has no state
     # Away from the ends of the table; its grid of 0.1 adds a little to the spread.
-    for i in range(0, len(PRICES), 4):
+    for i in range(4, len(PRICES), 4):
         for q in range(30, 61, 5):
             exact = closed_form(STATES[q], np.sqrt(1 - share), 3 * PRICES[i])
             if abs(exact) < 3.5:
                 assert table[i, 1, q] == pytest.approx(exact, abs=0.02), (PRICES[i], STATES[q])
+        if share == 0:  # a check that tells nothing only costs
+            assert table[i, 0, 0] == pytest.approx(closed_form(0.0, 1.0, 5 * PRICES[i]), abs=0.02)
 
 
-def test_a_check_that_tells_nothing_only_costs() -> None:
-    """A fresh seed is then as good as a candidate whose last check costs both."""
-    f = dataclasses.replace(known(), checks=estimates(1, 4), paths=normal_paths(0.0), prices=np.empty((0, 2)))
-    table = reservation(f, (2.0, 3.0))
-    assert np.ptp(table[:, 0], axis=1).max() == 0  # it has no state
-    for i in range(4, len(PRICES), 4):
-        exact = closed_form(0.0, 1.0, 5 * PRICES[i])
-        assert table[i, 0, 0] == pytest.approx(exact, abs=0.02)
-
-
-def test_reservation_falls_with_price_and_rises_with_state(fitted: Forecast) -> None:
-    table = reservation(fitted, (2.0, 1.0, 2.0))
+def test_reservation_falls_with_price_and_rises_with_state(table: Any) -> None:
     assert (np.diff(table, axis=0) <= 1e-9).all()
     assert (np.diff(table[:, 1:], axis=2) >= -1e-9).all()
     assert (np.diff(table[:-1, 0, 0]) < 0).all()
 
 
-def test_look_up_interpolates(fitted: Forecast) -> None:
-    table = reservation(fitted, (2.0, 1.0, 2.0))
+def test_look_up_interpolates(table: Any) -> None:
     i, q = np.meshgrid(np.arange(len(PRICES) - 1), np.arange(len(STATES) - 1), indexing="ij")
     for j in range(4):
         np.testing.assert_allclose(look_up(table, PRICES[i], np.array(j), STATES[q]), table[i, j, q], atol=1e-9)
@@ -183,17 +164,16 @@ def test_look_up_interpolates(fitted: Forecast) -> None:
     assert (low, high) == pytest.approx((table[0, 1, 45], table[-1, 1, 45]), abs=0.01)
 
 
-def test_break_even_inverts_look_up(fitted: Forecast) -> None:
-    table, rng = reservation(fitted, (2.0, 1.0, 2.0)), np.random.default_rng(0)
+def test_break_even_inverts_look_up(table: Any) -> None:
+    rng = np.random.default_rng(0)
     j, state = rng.integers(0, 3, 500), rng.uniform(-6, 6, 500)
     price = np.exp(rng.uniform(np.log(PRICES[0]), np.log(PRICES[-2]), 500))
     found = break_even(table, j, state, look_up(table, price, j, state))
     flat = look_up(table, price * 1.05, j, state) > look_up(table, price, j, state) - 1e-6  # any price gives that value
     np.testing.assert_allclose(found[~flat], price[~flat], rtol=1e-6)
     assert flat.mean() < 0.05
-    assert break_even(table, np.array(1), np.array(0.0), np.array([-np.inf, -50, 50, np.inf])).tolist() == [
-        np.inf, np.inf, 0.0, 0.0,
-    ]  # fmt: skip
+    beyond = break_even(table, np.array(1), np.array(0.0), np.array([-np.inf, -50, 50, np.inf]))
+    assert beyond.tolist() == [np.inf, np.inf, 0.0, 0.0]
 
 
 def test_json_round_trip(fitted: Forecast) -> None:
@@ -211,24 +191,20 @@ def test_json_round_trip(fitted: Forecast) -> None:
     assert Forecast.from_json(fitted.to_json()).prices.shape[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda x: fit(x, LEVELS, estimates(1, 2)), r"end at the last grid step 4, got \[1, 2\]"),
-        (lambda x: fit(x, LEVELS, ()), r"end at the last grid step 4, got \[\]"),
-        (lambda x: fit(x, LEVELS, estimates(2, 1, 4)), "checks must rise"),
-        (lambda x: fit(x, LEVELS, estimates(-1, 4)), "checks must rise"),
-        (lambda x: fit(x[:2], LEVELS, CHECKS), "at least 3 prompts of 5 seeds to calibrate, got 2 of 40"),
-        (lambda x: fit(x[:, :4], LEVELS, CHECKS), "got 20 of 4"),
-        (lambda x: fit(x, LEVELS, estimates(1, 3, 4)), r"scores at the checks \[1, 3, 4\] hold nan"),
-        (lambda x: fit(x * 0 + 1.0, LEVELS, CHECKS), "nothing to search for"),
-        (lambda x: fit(x, LEVELS, CHECKS).price_for(100), "without prices for shared budgets"),
-        (lambda x: Forecast.from_json({"levels": [1, 0]}), "not a forecast written by `ttsnap calibrate`"),
-        (lambda x: Forecast.from_json({"magic": 1}), "not a forecast written by `ttsnap calibrate`"),
-    ],
-)
-def test_bad_input_is_named(build: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("build", "said"), [
+    (lambda x: fit(x, LEVELS, estimates(1, 2)), r"4, got \[1, 2\]"),
+    (lambda x: fit(x, LEVELS, ()), r"4, got \[\]"),
+    (lambda x: fit(x, LEVELS, estimates(2, 1, 4)), "must rise"),
+    (lambda x: fit(x, LEVELS, estimates(-1, 4)), "must rise"),
+    (lambda x: fit(x[:2], LEVELS, CHECKS), "got 2 of 40"),
+    (lambda x: fit(x[:, :4], LEVELS, CHECKS), "got 20 of 4"),
+    (lambda x: fit(x, LEVELS, estimates(1, 3, 4)), r"\[1, 3, 4\] hold nan"),
+    (lambda x: fit(x * 0 + 1.0, LEVELS, CHECKS), "nothing to search for"),
+    (lambda x: fit(x, LEVELS, CHECKS).price_for(100), "without prices"),
+    (lambda x: Forecast.from_json({"magic": 1}), "not a forecast"),
+])  # fmt: skip
+def test_bad_input_is_named(build: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         build(gaussian(20, 40))
 
 

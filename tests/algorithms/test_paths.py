@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ttsnap import make_algorithm, search
+from ttsnap import Grid, search
 from ttsnap.algorithms.depth_first import DepthFirst
 from ttsnap.algorithms.search_over_paths import SearchOverPaths
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.zero_order import ZeroOrder
-from ttsnap.core.grid import Grid, Task
-from ttsnap.core.moves import fresh
-from ttsnap.core.needs import Need
-from ttsnap.core.particles import Particles
 
 from ..scripted import Scripted, noisy, ranked  # noqa: TID252
 
 K = 10
 GRID = Grid(tuple(np.linspace(1, 0, K + 1)))
-seeds = pytest.mark.parametrize("seed", range(25))
+seeds = pytest.mark.parametrize("seed", range(16))
 
 
 def known(seed: int, failing: float = 0.0) -> Scripted:
@@ -75,36 +71,15 @@ def test_search_over_paths_is_the_papers_loop(seed: int) -> None:
 
 
 def test_search_over_paths_in_steps() -> None:
-    """Of 10 steps in legs of 5, 2 of which go back: a leg's last evaluation is that of the estimate."""
-    engine = known(3)
-    result = run(SearchOverPaths(3, 1, legs=(5, 2)), engine)
-    rounds, pool, paid = paths_by_hand(engine, 1, 3, 4, 1, 3)
-    assert [move["parents"] for move in result.trace[1:]] == rounds
-    assert (finished(result), result.spent.nfe) == (pool, paid)
-    # DOG-Trim's: 10 evaluations, then five legs of 10 by each of 4, but for the one that was not asked for at first.
+    """As DOG-Trim: 10 evaluations, then five legs of 10 by each of 4, but for one not asked for at first."""
     of_35 = Scripted(noisy(0), grid=Grid(tuple(np.linspace(1, 0, 36))))
     assert run(SearchOverPaths(4, 1, legs=(10, 5)), of_35).spent.nfe == 9 + 5 * 4 * 10
-    with pytest.raises(ValueError, match="go further than they go back"):
-        SearchOverPaths(legs=(5, 5))
-
-
-def test_search_over_paths_fills_its_budget_and_survives_a_cut() -> None:
-    full = run(SearchOverPaths(), known(0), "400nfe")
-    assert 300 < full.spent.nfe <= 400
-    assert not full.warnings
-    # Each of the two streams has rows before the cut.
-    cut = run(SearchOverPaths(5), known(1), "40nfe")
-    rows = cut.trace[1]
-    assert len(rows["uids"]) < 10
-    assert len(set(rows["parents"][:2])) == 2
 
 
 def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
-    assert len(run(SearchOverPaths(1), known(0), keep=5).images) == 5
-    # The sampler draws no noise: candidates differ by what noised them.
-    result = search(["a"], SearchOverPaths(5), engine())[0]
-    assert len({c.reward for c in search(["a"], SearchOverPaths(5), engine(), keep=5)[0].images}) == 5
-    assert result.particles.finished.sum() == 10
+    """The sampler draws no noise: candidates differ by what noised them."""
+    (result,) = search(["a"], SearchOverPaths(1), engine(), keep=5)
+    assert len({c.reward for c in result.images}) == 5
 
 
 # --- zero-order ------------------------------------------------------------------------------------------------
@@ -149,31 +124,6 @@ def test_zero_order_tries_fresh_noises_too() -> None:
         share = engine.plans[1].rows.share
         assert set(share.tolist()) <= {0.0, 0.9}
         assert low <= (share == 0).sum() <= high
-
-
-def test_zero_order_spends_its_budget() -> None:
-    for nfe in range(K, 160, 3):
-        for algorithm in (ZeroOrder(), ZeroOrder(check=0.5)):
-            result = run(algorithm, known(nfe, 0.3), f"{nfe}nfe")
-            assert result.images
-            assert nfe - 2 * K < result.spent.nfe <= nfe
-    with pytest.raises(ValueError, match="rounds, or"):
-        run(ZeroOrder(), known(0))
-    assert run(ZeroOrder(rounds=0), known(0)).spent.nfe == K
-    assert run(ZeroOrder(rounds=2, restart=0.0), known(0)).spent.nfe == 9 * K
-
-
-def test_zero_order_climbs(engine: Any) -> None:
-    """On the mixture the pivot only gets better, and near noise gives near images."""
-    result = search(["a"], ZeroOrder(rounds=8, restart=0.0), engine(), seed=3)[0]
-    rewards = result.particles.scores[:, -1, 0]
-    pivots = [move["parents"][0] for move in result.trace[1:]]
-    climbed = rewards[[*pivots, result.best.uid]]
-    assert (np.diff(climbed) >= 0).all()
-    assert climbed[-1] > climbed[0]
-    far = search(["a"], ZeroOrder(n=32, mix=0.0, rounds=1), engine(), seed=3)[0].particles.scores[1:, -1, 0]
-    near = search(["a"], ZeroOrder(n=32, rounds=1), engine(), seed=3)[0].particles.scores[1:, -1, 0]
-    assert np.abs(near - rewards[0]).mean() < 0.7 * np.abs(far - rewards[0]).mean()
 
 
 # --- best-first ------------------------------------------------------------------------------------------------
@@ -252,35 +202,6 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     assert result.images
 
 
-def test_best_first_leaves_nothing_that_can_be_finished() -> None:
-    for budget in range(K, 200, 7):
-        result = run(BestFirst(), known(budget), f"{budget}nfe")
-        p = result.particles
-        assert result.images
-        last = K - int(p.step[~p.finished & (p.step < K - 1)].max(initial=0))
-        assert budget - result.spent.nfe < last
-    with pytest.raises(ValueError, match="by its budget"):
-        run(BestFirst(), known(0))
-
-
-def test_best_first_prefers_what_scores_well_and_spreads() -> None:
-    def plain() -> Scripted:
-        return Scripted(lambda uid, step: -float(uid), grid=GRID)
-
-    greedy = run(BestFirst(4, 1, 2, temperature=0.0, bonus=0.0, reseed=False), plain(), "80nfe")
-    tried = greedy.particles.parent[greedy.particles.parent >= 0]
-    assert tried[0] == 0
-    wide = run(BestFirst(4, 1, 2, temperature=0.0, bonus=3.0, reseed=False), plain(), "80nfe")
-    assert len(set(wide.particles.parent.tolist())) > len(set(greedy.particles.parent.tolist()))
-
-
-def test_best_first_ends_where_another_cap_bites() -> None:
-    for decodes in range(1, 30):
-        result = run(BestFirst(), known(decodes), f"300nfe,{decodes}decodes")
-        assert result.images
-        assert result.spent.cost.decodes <= decodes
-
-
 # --- depth-first -----------------------------------------------------------------------------------------------
 
 
@@ -322,54 +243,3 @@ def test_depth_first_is_the_papers_loop(seed: int) -> None:
     uid, paid = descent_by_hand(engine, checks, least, back, tries)
     assert finished(result)[-1] == uid or uid in finished(result)
     assert result.spent.nfe == paid
-
-
-def test_depth_first_spends_its_budget_or_stops_when_content() -> None:
-    for nfe in range(K, 160, 3):
-        result = run(DepthFirst(), known(nfe, 0.2), f"{nfe}nfe")
-        assert result.images
-        assert nfe - 2 * K < result.spent.nfe <= nfe
-        assert not any(move["closing"] for move in result.trace)
-    assert run(DepthFirst((0.5,), thresholds=(-99.0, -99.0)), known(0), "300nfe").spent.nfe == K
-    with pytest.raises(ValueError, match="tries, or"):
-        run(DepthFirst(), known(0))
-    assert run(DepthFirst(tries=3), known(0)).images
-
-
-# --- all -------------------------------------------------------------------------------------------------------
-
-
-class Handed:
-    """Seeds at step 0, then what adopts them: as nested search does."""
-
-    n, needs, lockstep = 1, frozenset({Need.BRANCH, Need.RENOISE, Need.MIX}), False
-
-    def __init__(self, inner: Any, order: list[int]) -> None:
-        self.inner, self.order = inner, order
-
-    def init(self, task: Task) -> Any:
-        return task, None
-
-    def step(self, state: Any, particles: Particles, rng: np.random.Generator) -> Any:
-        task, inner = state
-        if not len(particles):
-            return fresh(6, 0), state
-        if inner is None:
-            inner = self.inner.adopt(self.inner.init(task), np.array(self.order), particles)
-        move, inner = self.inner.step(inner, particles, rng)
-        return move, (task, inner)
-
-
-@pytest.mark.parametrize("name", ["search-over-paths", "zero-order", "best-first"])
-def test_given_particles_are_gone_on_from(name: str) -> None:
-    algorithm = make_algorithm(name, n=3)
-    for order in ([4, 2, 0, 5], [1]):
-        result = run(Handed(algorithm, order), known(2, 0.1), "200nfe")
-        roots = [u for u in range(len(result.particles)) if result.particles.step[u] and result.particles.parent[u] < 0]
-        used = [u for u in result.trace[1]["uids"] if u < 6]
-        assert used == order[: len(used)]
-        assert used
-        assert not set(roots) & (set(range(6)) - set(order))
-        assert len(used) == {"search-over-paths": min(2, len(order)), "zero-order": 1}.get(name, min(3, len(order)))
-        assert result.images
-        assert result.spent.nfe <= 200

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ttsnap.core.cost import KINDS, PHASES, Cost, CostKind, Price, Rates
-from ttsnap.core.results import Spent
-from ttsnap.loop.budget import Budget
+from ttsnap import Budget, Cost
+from ttsnap.core import Price, Rates, Spent
+from ttsnap.core.cost import KINDS, PHASES, CostKind
 from ttsnap.loop.ledger import Ledger
 
 from ..copied import copy_package, recipe, run_trial  # noqa: TID252
@@ -23,23 +23,23 @@ def only(kind: CostKind, amount: int) -> Cost:
 
 
 @each
-def test_it_is_summed(kind: CostKind) -> None:
-    assert only(kind, 3) + only(kind, 4) == only(kind, 7)
-    assert only(kind, 3).plus(only(kind, 4), only(kind, 5)) == only(kind, 12)
+def test_it_is_summed_and_priced(kind: CostKind) -> None:
+    assert only(kind, 3).plus(only(kind, 4), only(kind, 5)) == only(kind, 12) == only(kind, 3) + only(kind, 9)
     assert only(kind, 3) - only(kind, 4) == only(kind, -1)
     assert (OTHERS + only(kind, 10)).named() == OTHERS.named() | {kind.name: OTHERS.named()[kind.name] + 10}
-
-
-@each
-def test_it_is_priced(kind: CostKind) -> None:
     rates = Rates(**{kind.name: 2.5}, call=1e9)
-    assert rates.of(only(kind, 4)) == 10.0
     assert rates.of(OTHERS) == 2.5 * OTHERS.named()[kind.name]
     assert rates.by_phase(only(kind, 4)) == {phase: 10.0 if phase == kind.phase else 0.0 for phase in PHASES}
+    price = Price(rates)
+    summary = Spent(only(kind, 4), price, "").to_json()
+    assert summary["flops"] == summary[f"flops_{kind.phase}"] == 10.0
+    assert summary.get(kind.name) == (4 if kind.summed else None)
+    assert only(kind, 3).counts()[kind.name] == 3
+    assert (kind.name in Cost().counts()) is not kind.rare
 
 
 @each
-def test_it_is_capped(kind: CostKind) -> None:
+def test_it_is_capped_and_its_cap_read_and_written(kind: CostKind) -> None:
     budget, price = Budget(**{kind.name: 10}), Price()
     free = {other.name: 99 for other in KINDS if other != kind}
     assert budget.shortfall(Cost(**free, **{kind.name: 10}), price) is None
@@ -51,29 +51,13 @@ def test_it_is_capped(kind: CostKind) -> None:
         ledger.charge(only(kind, 7))
     ledger.refund(only(kind, 6))
     assert ledger.spent == Cost()
-
-
-@each
-def test_its_cap_is_read_and_written(kind: CostKind) -> None:
-    budget = Budget(**{kind.name: 12})
-    assert str(budget) == f"12{kind.unit}"
-    for text in (f"12{kind.unit}", f"12 {kind.unit.upper()}", f"12{kind.unit.removesuffix('s')}"):
+    assert str(budget) == f"10{kind.unit}"
+    for text in (f"10{kind.unit}", f"10 {kind.unit.upper()}", f"10{kind.unit.removesuffix('s')}"):
         assert Budget.parse(text) == budget
-    assert Budget.parse(f"12{kind.unit},2pflop") == Budget(**{kind.name: 12}, flops=2e15)
+    assert Budget.parse(f"10{kind.unit},2pflop") == Budget(**{kind.name: 10}, flops=2e15)
     for bad in (f"1.5{kind.unit}", f"1{kind.unit},2{kind.unit}", f"0{kind.unit}"):
         with pytest.raises(ValueError, match="budget"):
             Budget.parse(bad)
-
-
-@each
-def test_results_and_traces_tell_it(kind: CostKind) -> None:
-    ledger = Ledger(Budget(), Price(Rates(**{kind.name: 2.0})))
-    ledger.charge(only(kind, 3))
-    summary = Spent(ledger.spent, ledger.price, str(ledger)).to_json()
-    assert summary["flops"] == summary[f"flops_{kind.phase}"] == 6.0
-    assert summary.get(kind.name) == (3 if kind.summed else None)
-    assert only(kind, 3).counts()[kind.name] == 3
-    assert (kind.name in Cost().counts()) is not kind.rare
 
 
 def test_files_have_the_keys_that_they_always_had() -> None:

