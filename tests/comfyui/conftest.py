@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.comfyui.real import import_comfy, tiny_sd3
-from tests.comfyui.server import ComfyServer, serving
+from tests.comfyui.server import ComfyServer, checkout, serving
 
 
 @pytest.fixture(scope="session")
 def comfy() -> None:
-    import_comfy()
+    """`comfy` can be imported from here on, for the CPU. It reads the process's arguments once, as it is imported."""
+    sys.path.append(str(checkout()))  # last, since it has a package `tests`, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["main.py", "--cpu"])
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+    assert comfy.cli_args.args.cpu
 
 
 @pytest.fixture(scope="session")
 def server(comfy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """ComfyUI with this repository's nodes, the embedded model (Toy Checkpoint), and a checkpoint tiny_sd3.safetensors.
-
-    One for all tests: its cache knows what ran before.
-    """
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("comfyui")
-    models = folder / "models/diffusion_models"
-    models.mkdir(parents=True)
-    save_file(tiny_sd3(), models / "tiny_sd3.safetensors")
-    with serving(folder) as running:
+    """ComfyUI with this repository's nodes, and the embedded model. Its cache knows what ran before."""
+    with serving(tmp_path_factory.mktemp("comfyui")) as running:
         yield running

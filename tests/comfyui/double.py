@@ -6,14 +6,16 @@ The model's images are Gaussian, so that its x0 estimates are exact.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ class Inpaint:
     noise: Tensor
 
     def __init__(self, model: Any, sigmas: Tensor) -> None:
-        self.inner_model, self.sigmas = model, sigmas
+        self.inner_model = model
 
     def __call__(self, x: Tensor, sigma: Tensor, denoise_mask: Tensor | None, **more: Any) -> Tensor:
         if denoise_mask is None:
@@ -89,16 +91,9 @@ class Stock(Sampler):
     loop: Loop
 
     def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
+        latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
+    ) -> Tensor:  # fmt: skip
         model = Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
         sampling = model_wrap.inner_model.model_sampling
@@ -109,86 +104,81 @@ class Stock(Sampler):
         return made
 
 
-def euler(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
-    """The velocity step from x0 = model(x, sigma)."""
-    call = _caller(model, args, x)
-    for i in range(len(sigmas) - 1):
-        x0 = call(x, sigmas[i])
-        step(i, x0)
-        x = x + (x - x0) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-    return x
+Call = Callable[[Tensor, Tensor], Tensor]
+Args = dict[str, Any]
 
 
-def heun(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def _caller(model: Any, args: Args) -> Call:
+    return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)  # type: ignore[no-any-return]
+
+
+def _looped(advance: Callable[[Call, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Loop:
+    """A loop of steps: advance(call, x, x0, sigma, the next sigma)."""
+
+    def loop(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
+        call = _caller(model, args)
+        for i, (now, then) in enumerate(itertools.pairwise(sigmas)):
+            x0 = call(x, now)
+            step(i, x0)
+            x = advance(call, x, x0, now, then)
+        return x
+
+    return loop
+
+
+@_looped
+def euler(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    return x + (x - x0) / now * (then - now)
+
+
+@_looped
+def heun(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
     """Two calls a step but the last."""
-    call = _caller(model, args, x)
-    for i in range(len(sigmas) - 1):
-        x0 = call(x, sigmas[i])
-        step(i, x0)
-        d, h = (x - x0) / sigmas[i], sigmas[i + 1] - sigmas[i]
-        if sigmas[i + 1] == 0:
-            x = x + d * h
-        else:
-            there = x + d * h
-            x = x + (d + (there - call(there, sigmas[i + 1])) / sigmas[i + 1]) / 2 * h
-    return x
+    d = (x - x0) / now
+    there = x + d * (then - now)
+    return there if then == 0 else x + (d + (there - call(there, then)) / then) / 2 * (then - now)
 
 
-def ancestral(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def ancestral(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
     """Fresh noise at each step, of the candidate's seed; keeps the last estimate (a history)."""
-    call, noise, last = _caller(model, args, x), torch.Generator().manual_seed(args["seed"] + 1), torch.zeros_like(x)
-    for i in range(len(sigmas) - 1):
-        x0 = call(x, sigmas[i])
-        step(i, x0)
-        drawn, s = torch.randn(x.shape, generator=noise), sigmas[i + 1]
-        x = x0 + 0.1 * s * (x0 - last) + s * drawn
-        last = x0
-    return x
+    noise, last = torch.Generator().manual_seed(args["seed"] + 1), torch.zeros_like(x)
+
+    def advance(call: Call, x: Tensor, x0: Tensor, now: Tensor, then: Tensor) -> Tensor:
+        nonlocal last
+        before, last = last, x0
+        return x0 + 0.1 * then * (x0 - before) + then * torch.randn(x.shape, generator=noise)
+
+    return _looped(advance)(model, x, sigmas, args, step)
 
 
-def unguided(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def unguided(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
     """Steps along the negative pass, which a hook of its own reads (as the cfg_pp samplers)."""
     negative = torch.zeros_like(x)
 
-    def read(values: dict[str, Any]) -> Tensor:
+    def read(values: dict[str, Any]) -> Any:
         nonlocal negative
         negative = values["uncond_denoised"]
-        made: Tensor = values["denoised"]
-        return made
+        return values["denoised"]
 
-    options = {**args["model_options"], HOOKS: [*args["model_options"].get(HOOKS, []), read]}
-    call = _caller(model, {**args, "model_options": {**options, "disable_cfg1_optimization": True}}, x)
-    for i in range(len(sigmas) - 1):
-        x0 = call(x, sigmas[i])
-        step(i, x0)
-        x = x0 + (x - negative) / sigmas[i] * sigmas[i + 1]
-    return x
+    options = _with_hook(dict(args["model_options"]), read, disable_cfg1_optimization=True)
+    advance = _looped(lambda call, x, x0, now, then: x0 + (x - negative) / now * then)
+    return advance(model, x, sigmas, {**args, "model_options": options}, step)
 
 
-def churning(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def churning(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
     """Noise from torch's global generator."""
     return euler(model, x + 0.1 * torch.randn_like(x), sigmas, args, step)
 
 
-def adaptive(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any], step: Any) -> Tensor:
+def adaptive(model: Any, x: Tensor, sigmas: Tensor, args: Args, step: Any) -> Tensor:
     """A step whose size the image decides."""
-    sigma = float(sigmas[0]) * (0.5 + 0.1 * float(torch.tanh(_caller(model, args, x)(x, sigmas[0]).mean())))
-    return _caller(model, args, x)(x, torch.tensor(sigma))
+    call = _caller(model, args)
+    return call(x, sigmas[0] * (0.5 + 0.1 * torch.tanh(call(x, sigmas[0]).mean())))
 
 
 LOOPS = {"euler": euler, "heun": heun, "ancestral": ancestral, "unguided": unguided}
 EVALUATIONS = {"euler": 1, "heun": 2, "ancestral": 1, "unguided": 1}
 """Of a step but the last, which takes one."""
-
-
-def _caller(model: Any, args: dict[str, Any], x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    more = {"denoise_mask": args["denoise_mask"], "model_options": args["model_options"], "seed": args["seed"]}
-
-    def call(at: Tensor, sigma: Tensor) -> Tensor:
-        made: Tensor = model(at, sigma * x.new_ones([len(x)]), **more)
-        return made
-
-    return call
 
 
 @dataclass
@@ -201,6 +191,7 @@ class Model:
     rows: list[int] = field(default_factory=list)
     """Of each call of the network."""
     on_call: Callable[[], None] = lambda: None
+    latent_format: ClassVar[None] = None
 
     def x0(self, x: Tensor, sigma: Tensor, centre: float) -> Tensor:
         """E[x0 | x]."""
@@ -226,6 +217,10 @@ class Patcher:
     model: Model
     size: int = 0
     load_device = torch.device("cpu")
+    model_options: ClassVar[dict[str, Any]] = {}
+
+    def clone(self) -> Patcher:
+        return self
 
     def model_size(self) -> int:
         return self.size
@@ -237,33 +232,26 @@ class Patcher:
 class Guider:
     """A CFGGuider."""
 
-    def __init__(self, model: Model, cfg: float = 2.0, options: dict[str, Any] | None = None) -> None:
-        self.model_patcher, self.cfg, self.options = Patcher(model), cfg, options or {}
-        self.running = False
+    def __init__(self, model: Model, cfg: float = 2.0) -> None:
+        self.model_patcher, self.cfg = Patcher(model), cfg
+
+    def set_conds(self, positive: Any, negative: Any) -> None:
+        pass
+
+    def set_cfg(self, cfg: float) -> None:
+        self.cfg = cfg
 
     def sample(
-        self,
-        noise: Tensor,
-        latent_image: Tensor,
-        sampler: Any,
-        sigmas: Tensor,
-        denoise_mask: Tensor | None = None,
-        callback: Any = None,
-        disable_pbar: bool = False,
-        seed: int | None = None,
-    ) -> Tensor:
+        self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Tensor | None = None,
+        callback: Any = None, disable_pbar: bool = False, seed: int | None = None,
+    ) -> Tensor:  # fmt: skip
         self.inner_model, self.loaded_models, self.conds = self.model_patcher.model, [], {"positive": 1, "negative": 0}
-        self.running = True
-        try:
-            if torch.count_nonzero(latent_image):
-                latent_image = self.inner_model.process_latent_in(latent_image)
-            args, mask = {"model_options": self.options, "seed": seed}, denoise_mask
-            if mask is not None:
-                mask = mask.expand(noise.shape)
-            made = sampler.sample(self, sigmas, args, callback, noise, latent_image, mask, disable_pbar)
-            return self.inner_model.process_latent_out(made.float())
-        finally:
-            self.running = False
+        if torch.count_nonzero(latent_image):
+            latent_image = self.inner_model.process_latent_in(latent_image)
+        args: Args = {"model_options": {}, "seed": seed}
+        mask = None if denoise_mask is None else denoise_mask.expand(noise.shape)
+        made = sampler.sample(self, sigmas, args, callback, noise, latent_image, mask, disable_pbar)
+        return self.inner_model.process_latent_out(made.float())
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
         model = self.inner_model
@@ -277,14 +265,10 @@ class Guider:
         return x0
 
 
-@dataclass
 class Vae:
     """A VAE whose images are the first latent channel, tripled."""
 
-    decoded: list[int] = field(default_factory=list)
-
     def decode(self, latents: Tensor) -> Tensor:
-        self.decoded.append(len(latents))
         return (latents[:, :1].movedim(1, -1) / 2 + 0.5).clamp(0, 1).expand(*latents.shape[:1], *latents.shape[2:], 3)
 
 
@@ -297,6 +281,8 @@ class Management(ModuleType):
         super().__init__("comfy.model_management")
         self.loads: list[float] = []
         self.interrupted, self.free = False, 10**9
+        self.updates: list[tuple[Any, ...]] = []
+        """Of progress bars."""
 
     def load_models_gpu(self, models: list[Any], memory_required: float = 0) -> None:
         self.loads.append(memory_required)
@@ -309,8 +295,16 @@ class Management(ModuleType):
     def get_free_memory(self, device: torch.device) -> int:
         return self.free
 
-    def intermediate_device(self) -> torch.device:
+    def interrupt_current_processing(self, value: bool = True) -> None:
+        self.interrupted = value
+
+    def processing_interrupted(self) -> bool:
+        return self.interrupted
+
+    def get_torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+    intermediate_device = get_torch_device
 
 
 def _with_hook(options: dict[str, Any], hook: Any, disable_cfg1_optimization: bool = False) -> dict[str, Any]:
@@ -321,27 +315,27 @@ def _with_hook(options: dict[str, Any], hook: Any, disable_cfg1_optimization: bo
     return options
 
 
+def installed(patch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any] | ModuleType]) -> None:
+    """These can be imported. modules: by name, themselves or their members; packages first."""
+    for name, given in modules.items():
+        module = given if isinstance(given, ModuleType) else ModuleType(name)
+        vars(module).update({} if isinstance(given, ModuleType) else given)
+        patch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+
 @contextmanager
 def comfyui() -> Iterator[Management]:
     """`import comfy...` gives the double."""
     management = Management()
-    parts: dict[str, dict[str, Any]] = {
-        "comfy.samplers": {"Sampler": Sampler, "KSamplerX0Inpaint": Inpaint},
-        "comfy.model_sampling": {"CONST": Const},
-        "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
-    }
-    modules: dict[str, ModuleType] = {"comfy": ModuleType("comfy"), "comfy.model_management": management}
-    for name, members in parts.items():
-        modules[name] = ModuleType(name)
-        vars(modules[name]).update(members)
-    for name, module in modules.items():
-        if "." in name:
-            setattr(modules["comfy"], name.split(".")[1], module)
-    before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "comfy"}
-    sys.modules.update(modules)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.split(".")[0] == "comfy"]:
+            patch.delitem(sys.modules, name)
+        installed(patch, {
+            "comfy": {}, "comfy.model_management": management, "comfy.model_sampling": {"CONST": Const},
+            "comfy.samplers": {"Sampler": Sampler, "KSamplerX0Inpaint": Inpaint},
+            "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
+        })  # fmt: skip
         yield management
-    finally:
-        for name in modules:
-            del sys.modules[name]
-        sys.modules.update(before)

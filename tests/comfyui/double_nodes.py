@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Model, Patcher, Stock, Vae, comfyui
+from tests.comfyui.double import LOOPS, SHAPE, Const, Guider, Management, Model, Patcher, Stock, Vae, comfyui, installed
 
 TYPES = ("Model", "Conditioning", "Latent", "Vae", "Image", "Int", "Float", "String", "Combo")
 
@@ -37,14 +38,8 @@ def kind(io_type: str) -> Any:
     return SimpleNamespace(Input=declared, Output=declared, io_type=io_type)
 
 
-class Schema(SimpleNamespace):
-    def __init__(self, node_id: str, name: str, category: str, inputs: Any, outputs: Any, **more: Any) -> None:
-        super().__init__(node_id=node_id, inputs=inputs, outputs=outputs, **more)
-
-
-class NodeOutput:
-    def __init__(self, *result: Any) -> None:
-        self.result = result
+def schema(node_id: str, name: str, category: str, inputs: Any, outputs: Any, **more: Any) -> Any:
+    return SimpleNamespace(node_id=node_id, inputs=inputs, outputs=outputs)
 
 
 class KSampler:
@@ -67,31 +62,6 @@ class KSampler:
         }}  # fmt: skip
 
 
-class NodePatcher(Patcher):
-    """A ModelPatcher, as nodes get it."""
-
-    model_options: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self) -> None:
-        super().__init__(Model(Const()))
-        vars(self.model)["latent_format"] = None
-
-    def clone(self) -> NodePatcher:
-        return self
-
-
-class CFGGuider(Guider):
-    def __init__(self, model: NodePatcher) -> None:
-        super().__init__(model.model)
-        self.model_patcher = model
-
-    def set_conds(self, positive: Any, negative: Any) -> None:
-        pass
-
-    def set_cfg(self, cfg: float) -> None:
-        self.cfg = cfg
-
-
 class Scorer:
     """A node of somebody else that takes an image and a model, and opens what is named in the model's place."""
 
@@ -110,40 +80,34 @@ class Scorer:
 def objects() -> dict[str, Any]:
     """What links of ComfyUI's own types carry, by type."""
     conditioning = [[torch.zeros(1, 1, 4), {}]]
-    return {"MODEL": NodePatcher(), "CONDITIONING": conditioning, "VAE": Vae(),
+    return {"MODEL": Patcher(Model(Const())), "CONDITIONING": conditioning, "VAE": Vae(),
             "LATENT": {"samples": torch.zeros(SHAPE)}, "IMAGE": torch.rand(2, 8, 8, 3), "*": object()}  # fmt: skip
 
 
 @contextmanager
-def nodes_of_comfyui() -> Iterator[None]:
+def nodes_of_comfyui() -> Iterator[Management]:
     """`ttsnap.comfyui.nodes` can be imported, with ComfyUI's node KSampler, and one of somebody else, "Scorer"."""
-    members: dict[str, dict[str, Any]] = {
-        "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, *_: latent},
-        "comfy.utils": {"ProgressBar": lambda total: SimpleNamespace(update_absolute=lambda *_: None)},
-        "latent_preview": {"get_previewer": lambda *_: None},
-        "nodes": {"KSampler": KSampler, "NODE_CLASS_MAPPINGS": {"Scorer": Scorer}, "NODE_DISPLAY_NAME_MAPPINGS": {}},
-        "comfy_api": {},
-        "comfy_api.latest": {"ComfyExtension": object, "io": SimpleNamespace(
-            ComfyNode=object, Schema=Schema, NodeOutput=NodeOutput, Custom=kind, AnyType=kind("*"),
-            **{name: kind(name.upper()) for name in TYPES})},
-    }  # fmt: skip
-    before = {name: sys.modules.pop(name, None) for name in ("ttsnap.comfyui.nodes", *members)}
-    with comfyui() as management:
-        comfy = sys.modules["comfy"]
-        for name, inside in members.items():
-            sys.modules[name] = ModuleType(name)
-            vars(sys.modules[name]).update(inside)
-            if name.startswith("comfy."):
-                setattr(comfy, name.split(".")[1], sys.modules[name])
-        vars(management).update(get_torch_device=lambda: torch.device("cpu"), processing_interrupted=lambda: False)
-        vars(sys.modules["comfy.samplers"]).update(
-            KSampler=KSampler, CFGGuider=CFGGuider, sampler_object=lambda name: Stock(LOOPS[name])
-        )
-        try:
-            importlib.import_module("ttsnap.comfyui.nodes")
-            yield
-        finally:
-            for name, module in before.items():
-                sys.modules.pop(name, None)
-                if module is not None:
-                    sys.modules[name] = module
+    types = {name: kind(name.upper()) for name in TYPES}
+    io = SimpleNamespace(ComfyNode=object, Schema=schema, NodeOutput=lambda *made: SimpleNamespace(result=made),
+                         Custom=kind, AnyType=kind("*"), **types)  # fmt: skip
+    ours = "ttsnap.comfyui.nodes"
+    with comfyui() as management, pytest.MonkeyPatch.context() as patch:
+        sampling = {"CFGGuider": lambda of: Guider(of.model), "sampler_object": lambda name: Stock(LOOPS[name])}
+        vars(sys.modules["comfy.samplers"]).update(sampling, KSampler=KSampler)
+
+        def update(*told: Any) -> None:
+            management.updates.append(told)
+            management.throw_exception_if_processing_interrupted()
+
+        installed(patch, {
+            "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, *_: latent},
+            "comfy.utils": {"ProgressBar": lambda total: SimpleNamespace(update_absolute=update)},
+            "latent_preview": {"get_previewer": lambda *_: None}, "comfy_api": {},
+            "nodes": {"KSampler": KSampler, "NODE_CLASS_MAPPINGS": {"Scorer": Scorer},
+                      "NODE_DISPLAY_NAME_MAPPINGS": {}},
+            "comfy_api.latest": {"ComfyExtension": object, "io": io},
+        })  # fmt: skip
+        patch.setitem(sys.modules, ours, ModuleType(ours))
+        del sys.modules[ours]  # it is read anew, and again afterwards
+        importlib.import_module(ours)
+        yield management

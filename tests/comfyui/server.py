@@ -1,15 +1,16 @@
-"""A headless ComfyUI in a folder of its own, spoken to over HTTP as its page does."""
+"""A headless ComfyUI in a folder of its own, spoken to over HTTP as its page does, from the checkout at COMFYUI_PATH.
+
+It is on no package index, and under the GPL: tests import it, and nothing of it is in this repository.
+"""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +22,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.comfyui.real import checkout
-
 ROOT = Path(__file__).parents[2]
 PACKS = {"ttsnap": ROOT / "comfyui", "toy_nodes": Path(__file__).parent / "toy_nodes"}
 WAIT = 240.0
 """Seconds that a start or a graph may take on a busy machine."""
-
-CLIENT = "tests"
-PREVIEW = (1).to_bytes(4, "big")
-"""How messages with a preview begin: what they are, the picture's format in four bytes, the picture."""
-
+LATENT = (1, 8, 8, 8)
+"""The shape of one latent of the embedded model."""
 Output = tuple[str, int]
 """One output of a node: the node's id, and which."""
 
@@ -55,23 +51,6 @@ class Graph:
         return found[0] if outputs == 1 else found
 
 
-@dataclass
-class Heard:
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    previews: list[Image.Image] = field(default_factory=list)
-
-    def take(self, message: str | bytes) -> None:
-        if isinstance(message, str):
-            self.messages.append(json.loads(message))
-        elif message[:4] == PREVIEW:
-            self.previews.append(Image.open(io.BytesIO(message[8:])))
-
-    def progress(self, node: Output) -> list[tuple[float, float]]:
-        """Of a node: (done, of how many), as often as it said so."""
-        said = [message["data"] for message in self.messages if message["type"] == "progress"]
-        return [(data["value"], data["max"]) for data in said if data["node"] == node[0]]
-
-
 @dataclass(frozen=True)
 class ComfyServer:
     address: str
@@ -80,11 +59,9 @@ class ComfyServer:
     client: httpx.Client
     log: Path
 
-    def run(self, graph: Graph, workflow: Any = None) -> dict[str, Any]:
-        """The outputs of a graph, by node. `workflow` is its page's form, which goes into pictures."""
-        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
-        body = {"prompt": graph.nodes, "extra_data": extra, "client_id": CLIENT}
-        reply = self.client.post("/prompt", json=body)
+    def run(self, graph: Graph) -> dict[str, Any]:
+        """The outputs of a graph, by node."""
+        reply = self.client.post("/prompt", json={"prompt": graph.nodes})
         if reply.status_code != 200:
             raise ValueError(reply.text)
         key, end = reply.json()["prompt_id"], time.monotonic() + WAIT
@@ -97,40 +74,32 @@ class ComfyServer:
             time.sleep(0.05)
         raise TimeoutError(f"no result after {WAIT:g} s; the log ends in {self.log.read_text()[-2000:]}")
 
-    @contextmanager
-    def listening(self) -> Iterator[Heard]:
-        """What the page would hear of graphs that run meanwhile."""
-        sync = pytest.importorskip("websockets.sync.client")
-        heard = Heard()
-        with sync.connect(f"ws{self.address.removeprefix('http')}/ws?clientId={CLIENT}", max_size=None) as socket:
-            thread = threading.Thread(target=lambda: [heard.take(message) for message in socket])
-            thread.start()
-            yield heard
-            time.sleep(0.5)  # what has been sent arrives
-            socket.close()
-            thread.join()
-
-    def files(self, outputs: dict[str, Any], node: Output) -> list[bytes]:
-        """The files that a node saved."""
-        named = [file for files in outputs[node[0]].values() for file in files if "filename" in file]
-        return [self.client.get("/view", params=file).read() for file in named]
-
     def images(self, outputs: dict[str, Any], node: Output) -> list[Image.Image]:
-        return [Image.open(io.BytesIO(content)) for content in self.files(outputs, node)]
+        """What a node saved."""
+        named = [file for files in outputs[node[0]].values() for file in files if "filename" in file]
+        return [Image.open(io.BytesIO(self.client.get("/view", params=file).read())) for file in named]
+
+
+def checkout() -> Path:
+    """ComfyUI's folder. Where there is none, the test is skipped."""
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("COMFYUI_PATH names no checkout of ComfyUI")
+    path = Path(os.environ["COMFYUI_PATH"]).resolve()
+    assert (path / "comfy/samplers.py").exists(), f"COMFYUI_PATH is {path}, which is no checkout of ComfyUI"
+    return path
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[ComfyServer]:
     """ComfyUI on a port of its own, with this repository's nodes, and no others but ComfyUI's. Previews are shown."""
     path, log = checkout(), folder / "log.txt"
-    packs = {name: pack for name, pack in PACKS.items() if pack.exists()}
-    for name, pack in packs.items():
+    for name, pack in PACKS.items():
         shutil.copytree(pack, folder / "custom_nodes" / name, ignore=shutil.ignore_patterns("__pycache__"))
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, "--disable-api-nodes"]
+    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *PACKS, "--disable-api-nodes"]
     command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with log.open("w") as told, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -154,3 +123,45 @@ def _wait_for(client: httpx.Client, process: subprocess.Popen[bytes], log: Path)
         else:
             return
     raise RuntimeError(f"ComfyUI did not start:\n{log.read_text()[-4000:]}")
+
+
+@dataclass(frozen=True)
+class ComfyPage:
+    page: Any
+    errors: list[str]
+    """What its scripts threw."""
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """A workflow as the page saves it. All of it is in view."""
+        self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+        self.page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(1000)  # the view glides there
+
+    def prompt(self) -> dict[str, Any]:
+        """What the page would send to the server."""
+        sent: dict[str, Any] = self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+        return sent
+
+    def troubles(self) -> list[str]:
+        """Errors, alerts, and nodes that the page does not know or has marked."""
+        marked = "node => node.has_errors || !(node.constructor.nodeData || node.isVirtualNode)"  # notes are virtual
+        nodes: list[str] = self.page.evaluate(f"window.app.graph.nodes.filter({marked}).map(node => node.type)")
+        return self.errors + nodes + self.page.locator(".p-toast-message, .p-dialog").all_inner_texts()
+
+
+@contextmanager
+def opened(server: ComfyServer, browser: Any, width: int = 1440, height: int = 900) -> Iterator[ComfyPage]:
+    """The page, without the greeting and the map that a first visit has."""
+    # The stock page throws an error while it sets up a mode of navigation, but not for "custom".
+    settings = {"TutorialCompleted": True, "Minimap.Visible": False, "Canvas.NavigationMode": "custom"}
+    for name, value in settings.items():
+        server.client.post(f"/api/settings/Comfy.{name}", json=value).raise_for_status()
+    errors: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.on("pageerror", lambda error: errors.append(str(error.stack)))
+    page.goto(server.address)
+    page.wait_for_function("window.app?.vueAppReady && window.app.graph")
+    yield ComfyPage(page, errors)
+    context.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,9 +52,15 @@ def wanted(batch: int | None = SEEDS, sampler: SamplerOptions | None = None, **m
     return prepare(SearchRequest((Prompt("a red circle"),), spec, **given), ModelDefaults())
 
 
-def searching(model: Model, how: Prepared, name: str = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
-    loop = LOOPS[name] if isinstance(name, str) else name
-    return LatentSearch(how, Guider(model, cfg), Stock(loop), sigmas(model), **{"latent": EMPTY, "vae": Vae(), **more})
+def searching(model: Model, how: Prepared, name: Any = "euler", cfg: float = 2.0, **more: Any) -> LatentSearch:
+    given = {"sigmas": sigmas(model), "latent": EMPTY, "vae": Vae(), **more}
+    return LatentSearch(how, Guider(model, cfg), Stock(LOOPS.get(name, name)), **given)
+
+
+def half_masked() -> tuple[Tensor, Tensor]:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    return torch.full(SHAPE, 0.3), mask
 
 
 def alone(
@@ -94,70 +99,63 @@ def test_rows_at_one_noise_level_share_a_call_and_others_do_not(model: Model) ->
 
 
 def test_a_masked_latent_is_painted_anew_as_the_sampler_does_alone(model: Model) -> None:
-    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
-    mask[..., 2:] = 1
+    latent, mask = half_masked()
     for name in LOOPS:
         found = searching(model, wanted(), name, latent=latent, mask=mask).run()
         assert torch.allclose(alone(model, found.result.best.seed, name, 2.0, latent, mask), found.latents, atol=1e-5)
-
-
-def test_ttsnaps_kernels_end_where_the_model_does(model: Model) -> None:
-    """The only image of a model without spread."""
-    model.spread = 1e-4
-    for kernel in ("ode", "sde", "ddim:0.5"):
-        more = {} if kernel == "ode" else {"search": "smc", "budget": Budget(nfe=40)}
-        how = wanted(sampler=SamplerOptions(kernel), **more)
-        found = searching(model, how, cfg=1.0).run()
-        assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
-
-
-def test_ttsnaps_ode_is_euler(model: Model) -> None:
-    found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
-    assert torch.allclose(alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4)
-
-
-def test_masks_hold_under_ttsnaps_kernels(model: Model) -> None:
-    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
-    mask[..., 2:] = 1
     how = wanted(sampler=SamplerOptions("sde"), search="smc", budget=Budget(nfe=40))
     found = searching(model, how, latent=latent, mask=mask).run()
     assert torch.allclose(found.latents[..., :2], latent[..., :2], atol=1e-6)
     assert not torch.allclose(found.latents[..., 2:], latent[..., 2:], atol=1e-2)
 
 
+def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model: Model) -> None:
+    found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
+    assert torch.allclose(alone(model, found.result.best.seed, "euler", 2.0), found.latents, atol=1e-4)
+    model.spread = 1e-4  # it has one image only
+    for kernel in ("ode", "sde", "ddim:0.5"):
+        model.rows.clear()
+        more = {} if kernel == "ode" else {"search": "smc", "budget": Budget(nfe=40)}
+        found = searching(model, wanted(sampler=SamplerOptions(kernel), **more), cfg=1.0).run()
+        assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
+        assert sum(model.rows) == found.result.spent.nfe <= 40
+
+
 def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
     model.spread = 1e-4
-    drafts = Model(model.model_sampling, spread=1e-4)
+    drafts, events = Model(model.model_sampling, spread=1e-4), list[Any]()
     how = wanted(search={"name": "seed-pruning", "n": 20})
-    events: list[Any] = []
     search = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0), 2, 0.9))
-    found = search.run(lambda event, _: events.append(event))
-    calls = found.result.spent.cost.draft_calls
+    calls = search.run(lambda event, _: events.append(event)).result.spent.cost.draft_calls
     assert sum(drafts.rows) == calls >= 40
     drafted = [event for event in events if event.kind == "score" and event.look.startswith("draft")]
     assert len(drafted) == calls / 2
     assert all(torch.allclose(event.image, torch.tensor(0.625), atol=1e-2) for event in drafted)
 
 
-def test_a_model_drafts_for_itself(model: Model) -> None:
-    drafter = GuiderDrafter(Guider(model, 1.0), 1, 0.87)
-    found = searching(model, wanted(search={"name": "seed-pruning", "n": 20}), cfg=1.0, drafter=drafter).run()
-    spent = found.result.spent
+def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
+    model: Model, management: double.Management
+) -> None:
+    assert searching(model, wanted()).run().result.spent.cost.decodes == SEEDS + 2
+    assert len(management.loads) == 2  # before the first call, and after the check's decode
+    management.loads.clear()
+    model.rows.clear()
+    how = wanted(search={"name": "seed-pruning", "n": 20})  # with the model as its own drafter
+    spent = searching(model, how, cfg=1.0, drafter=GuiderDrafter(Guider(model, 1.0), 1, 0.87)).run().result.spent
     assert sum(model.rows) == spent.cost.nfe + spent.cost.draft_calls
     assert spent.cost.draft_calls > 0
+    assert len(management.loads) >= 4
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", [*LOOPS, "ode"])
 def test_a_finished_draft_is_what_the_sampler_makes_of_its_latent(model: Model, name: str, masked: bool) -> None:
     """The draft is a step of the drafter from noise to the end, and its finish image-to-image with the same noise."""
-    latent, mask = torch.full(SHAPE, 0.3), torch.zeros(1, 1, 4, 4)
-    mask[..., 2:] = 1
+    latent, mask = half_masked()
     how = {"latent": latent, "mask": mask} if masked else {}
     drafts, rest, loop = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:], "euler" if name == "ode" else name
-    drafter = GuiderDrafter(Guider(drafts, 1.0))
     pruned = wanted(sampler=SamplerOptions("ode" if name == "ode" else "pipeline"), budget=Budget(images=4))
-    found = searching(model, pruned, loop, drafter=drafter, rest=rest, **how).run()
+    found = searching(model, pruned, loop, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest, **how).run()
     spent, seed = found.result.spent, found.result.best.seed
     assert (sum(model.rows), sum(drafts.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls)
     assert spent.cost.draft_calls == SEEDS
@@ -172,9 +170,9 @@ def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
     drafts, rest = Model(model.model_sampling, 0.9, 0.5), sigmas(model)[5:]
     how = wanted(search={"name": "zero-order"}, budget=Budget(nfe=30), keep=4)
     found = searching(model, how, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest).run()
-    spent = found.result.spent
-    assert (sum(model.rows), sum(drafts.rows)) == (2 * spent.cost.nfe, spent.cost.draft_calls)
-    assert spent.cost.draft_calls == spent.cost.nfe / 3
+    cost = found.result.spent.cost
+    assert (sum(model.rows), sum(drafts.rows)) == (2 * cost.nfe, cost.draft_calls)
+    assert cost.draft_calls == cost.nfe / 3
     assert (found.result.particles.parent >= 0).any()
     assert len({tuple(latent.flatten().tolist()) for latent in found.latents}) == 4
 
@@ -186,47 +184,10 @@ def test_where_drafts_are_finished(model: Model) -> None:
         assert (steps, rest[0]) == (12, sigmas(model, 12)[(levels[:-1] - level).abs().argmin()])
         steps, rest = finishing(Finish(level, 3), partial(sigmas, model), 12, model)
         assert torch.equal(rest, sigmas(model, steps)[-4:])
-
-
-def test_drafts_that_would_be_finished_from_pure_noise_change_nothing(model: Model) -> None:
     drafter = GuiderDrafter(Guider(Model(model.model_sampling), 1.0))
     plain, begun = (searching(model, wanted(), drafter=drafter, rest=rest).run() for rest in (None, sigmas(model)))
-    assert torch.equal(plain.latents, begun.latents)
+    assert torch.equal(plain.latents, begun.latents)  # from pure noise: a draft changes nothing
     assert plain.result.spent.cost == begun.result.spent.cost
-
-
-def test_networks_are_loaded_again_after_each_decode_and_for_each_other(
-    model: Model, management: double.Management
-) -> None:
-    found = searching(model, wanted()).run()
-    assert found.result.spent.cost.decodes == SEEDS + 2
-    assert len(management.loads) == 2  # before the first call, and after the check's decode
-    management.loads.clear()
-    searching(model, wanted(search={"name": "seed-pruning", "n": 20}), drafter=GuiderDrafter(Guider(model, 1.0))).run()
-    assert len(management.loads) >= 4
-
-
-def test_cancelling_ends_all_threads_and_leaves_the_guider(model: Model, management: double.Management) -> None:
-    threads = threading.active_count()
-    search = searching(model, wanted(), "ancestral")
-
-    def cancel() -> None:
-        management.interrupted = len(model.rows) == 4
-
-    model.on_call = cancel
-    with pytest.raises(double.InterruptProcessingException):
-        search.run()
-    assert len(model.rows) == 5
-    assert threading.active_count() == threads
-    assert not search.guider.running
-
-
-def test_a_search_that_is_stopped_gives_its_best(model: Model) -> None:
-    found = searching(model, wanted(search="best-of-n", budget=Budget(nfe=400))).run(
-        should_stop=lambda: len(model.rows) >= 10
-    )
-    assert len(found.latents) == 1
-    assert found.result.spent.nfe < 400
 
 
 def test_a_dropped_candidates_thread_ends_at_once(model: Model) -> None:
@@ -235,8 +196,7 @@ def test_a_dropped_candidates_thread_ends_at_once(model: Model) -> None:
     threads = threading.active_count()
     searching(model, wanted(), "heun").run()
     gc.collect()
-    assert max(seen) == threads + SEEDS
-    assert seen[-1] == threads + 2
+    assert (max(seen), seen[-1]) == (threads + SEEDS, threads + 2)
 
 
 def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
@@ -246,33 +206,26 @@ def test_a_fault_in_a_sampler_is_the_searchs(model: Model) -> None:
         return LOOPS["euler"](model, x, sigmas, args, step)
 
     with pytest.raises(RuntimeError, match="no such step"):
-        searching(model, wanted(), broken).run()  # type: ignore[arg-type]
+        searching(model, wanted(), broken).run()
 
 
 @pytest.mark.parametrize(
-    ("loop", "why"),
-    [(double.churning, "s_churn"), (double.adaptive, "chooses its steps by the image")],
-    ids=["churning", "adaptive"],
+    ("how", "more", "why"),
+    [
+        ({}, {"name": double.churning}, "s_churn"),
+        ({}, {"name": double.adaptive}, "dpm_adaptive"),
+        ({}, {"latent": torch.zeros(2, *SHAPE[1:])}, "batch of 2"),
+        ({}, {"sigmas": torch.tensor([1.0, 0.5])}, "0.5"),
+        ({"budget": Budget(flops=1e9)}, {}, "FLOPs"),
+        ({"sampler": SamplerOptions("sde", guide="dps:1")}, {}, "gradient"),
+        ({"sampler": SamplerOptions("ode", path="vp")}, {}, "path"),
+        ({"search": "smc", "budget": Budget(nfe=40)}, {}, "sampler"),
+    ],
 )
-def test_samplers_without_common_steps_or_seeds_are_refused(model: Model, loop: Any, why: str) -> None:
+def test_what_cannot_be_searched_is_refused_before_the_model_runs(how: Any, more: Any, why: str) -> None:
+    model = Model(Exploding())
     with pytest.raises(ValueError, match=why):
-        searching(model, wanted(), loop).run()
-    assert model.rows == []
-
-
-def test_what_cannot_be_searched_is_refused_before_the_model_runs(model: Model) -> None:
-    with pytest.raises(ValueError, match="batch of 2"):
-        searching(model, wanted(), latent=torch.zeros(2, *SHAPE[1:]))
-    with pytest.raises(ValueError, match="FLOPs"):
-        searching(model, wanted(budget=Budget(flops=1e9)))
-    with pytest.raises(ValueError, match="gradient"):
-        searching(model, wanted(sampler=SamplerOptions("sde", guide="dps:1")))
-    with pytest.raises(ValueError, match="path"):
-        searching(model, wanted(sampler=SamplerOptions("ode", path="vp")))
-    with pytest.raises(ValueError, match="end at 0"):
-        replace(searching(model, wanted()), sigmas=torch.tensor([1.0, 0.5])).run()
-    with pytest.raises(ValueError, match="sampler"):
-        searching(model, wanted(search="smc", budget=Budget(nfe=40))).run()
+        searching(model, wanted(**how), **more).run()
     assert model.rows == []
 
 
@@ -286,8 +239,8 @@ def test_the_batch_is_as_large_as_free_memory_allows(management: double.Manageme
 
 
 def test_videos_are_scored_by_their_frames() -> None:
-    model, latent = Model(Const()), torch.zeros(1, 2, 3, 4, 4)
-    found = searching(model, wanted(), latent=latent).run()
+    latent = torch.zeros(1, 2, 3, 4, 4)
+    found = searching(Model(Const()), wanted(), latent=latent).run()
     assert found.result.best.pixels.shape == (3, 3, 4, 4)
     assert found.result.spent.cost.reward_calls == 3 * found.result.spent.cost.decodes
     assert found.latents.shape == latent.shape

@@ -15,7 +15,6 @@ from ttsnap.results.record import read_record
 from .conftest import PROMPT
 
 pytestmark = pytest.mark.browser
-WAIT = 60_000
 Opener = Callable[..., Any]
 
 
@@ -28,25 +27,15 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
     """Opens the page; when the test ends, the console must be clean and nothing fetched from elsewhere."""
-    troubles: list[str] = []
-    contexts = []
-
-    def check(request: Any) -> None:
-        if not request.url.startswith((server[0], "data:", "blob:")):
-            troubles.append(f"fetched {request.url}")
-
-    def listen(message: Any) -> None:
-        if message.type == "error":
-            troubles.append(message.text)
+    troubles, contexts, own = list[str](), list[Any](), (server[0], "data:", "blob:")
 
     def visit(width: int = 1440, height: int = 900, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("console", listen)
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: message.type != "error" or troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", check)
+        page.on("request", lambda request: request.url.startswith(own) or troubles.append(request.url))
         page.goto(server[0])
         page.wait_for_selector("#search")
         return page
@@ -58,23 +47,21 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
 
 
 def choose(page: Any, budget: str, steps: int = 10) -> None:
-    field = "#budget input, #budget textarea"
-    page.fill(field, budget)
-    page.press(field, "Enter")
-    page.fill("#steps input[type=number]", str(steps))
-    page.press("#steps input[type=number]", "Tab")
+    for field, value in (("#budget input, #budget textarea", budget), ("#steps input[type=number]", str(steps))):
+        page.fill(field, value)
+        page.press(field, "Tab")
 
 
-def boards(page: Any, until: str) -> list[str]:
-    """The boards that the page shows, one after the other, until a selector is visible."""
-    seen: list[str] = []
-    while not page.is_visible(until):
-        grid = page.query_selector("#stage .tt-board")
-        html = grid.inner_html() if grid else ""
-        if html and (not seen or html != seen[-1]):
-            seen.append(html)
-        page.wait_for_timeout(50)
-    return seen
+def wait_for(page: Any, where: str, word: str) -> None:
+    page.locator(where, has_text=word).wait_for()
+
+
+def wait_for_winners(page: Any) -> None:
+    page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
+
+
+def wait_for_image(page: Any) -> None:
+    page.wait_for_selector("#download", state="visible")
 
 
 def no_sideways_scroll(page: Any) -> None:
@@ -83,11 +70,15 @@ def no_sideways_scroll(page: Any) -> None:
 
 
 def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> None:
-    page = visit()
+    page, boards = visit(), set[str]()
     choose(page, "800nfe")  # long enough for several frames
     page.fill("#prompt textarea", PROMPT)
     page.click("#search")
-    assert len(boards(page, "#download")) >= 2
+    while not page.is_visible("#download"):
+        grid = page.query_selector("#stage .tt-board")
+        boards |= {grid.inner_html()} if grid else set()
+        page.wait_for_timeout(50)
+    assert len(boards) >= 2
     assert page.locator("#stage .tt-winner").count() == 1
     assert page.locator("#stage .tt-pruned").count() > 0
     assert page.inner_text("#stage .tt-prompt") == PROMPT
@@ -98,52 +89,77 @@ def test_search_streams_and_gives_an_image(visit: Opener, tmp_path: Path) -> Non
     assert payload["prompt"] == PROMPT
     assert f"seed {payload['seed']}" in page.inner_text("#stage .tt-best")
     page.click("#after button")
-    page.locator("#after", has_text="load()").wait_for()
+    wait_for(page, "#after", "load()")
     no_sideways_scroll(page)
-
-
-def test_bad_words_are_explained(visit: Opener) -> None:
-    page = visit()
-    page.fill("#prompt textarea", "a <b>dog</b>")
-    page.click("#search")
-    told = page.wait_for_selector("#stage .tt-error")
-    assert "The embedded model knows only" in told.inner_text()
-    assert "<b>dog</b>" in told.inner_text()
-    page.click("#surprise")
-    page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
-
-
-def test_the_header_names_the_model_that_is_chosen(visit: Opener) -> None:
-    page = visit()
-    assert page.inner_text(".tt-model") == "embedded"
-    page.locator(".tt-chips button", has_text="says").first.click()
-    page.wait_for_function("document.querySelector('.tt-model').innerText === 'signs'")
 
 
 def test_an_error_clears_the_page_and_stop_is_active_only_while_something_runs(visit: Opener) -> None:
     page = visit()
     assert page.is_disabled("#stop")
     choose(page, "5images")
-    page.wait_for_function("document.querySelector('#budget-hint').innerText.indexOf('50 evaluations') >= 0")
+    wait_for(page, "#budget-hint", "50 evaluations")
     page.click("#search")
     page.wait_for_selector("#stop:not([disabled])")
-    page.wait_for_selector("#download", state="visible")
+    wait_for_image(page)
     page.wait_for_selector("#stop[disabled]")
     assert "/ 50" in page.inner_text("#stage .tt-meters")
-    page.fill("#prompt textarea", "a dog")
+    page.fill("#prompt textarea", "a <b>dog</b>")
     page.click("#search")
-    page.wait_for_selector("#stage .tt-error")
+    told = page.wait_for_selector("#stage .tt-error")
+    assert "<b>dog</b>" in told.inner_text()
     page.wait_for_selector("#download", state="hidden")
     assert page.locator("#stage .tt-board").count() == 0
     assert "done" not in page.inner_text("#status")
     assert page.is_disabled("#stop")
+    page.click("#surprise")
+    page.wait_for_function("document.querySelector('#prompt textarea').value.indexOf('dog') < 0")
 
 
-def test_pictures_are_large_and_open_larger(visit: Opener) -> None:
+def test_the_form(visit: Opener) -> None:
     page = visit(1366, 768)
+    assert page.inner_text(".tt-model") == "embedded"
+    page.locator(".tt-chips button", has_text="says").first.click()
+    wait_for(page, ".tt-model", "signs")
+    assert page.locator("#draft").is_visible()
+    assert page.locator(".form:has(#negative) #draft").count() == 0  # it has a frame of its own
+    page.click("#algorithm input")
+    group = page.wait_for_selector("#algorithm li[data-index='0']")
+    assert "Choose among seeds" in page.evaluate("e => getComputedStyle(e, '::before').content", group)
+    assert page.locator("#algorithm ul").bounding_box()["y"] >= page.locator(".tt-header").bounding_box()["height"]
+    page.click("#algorithm li[aria-label^='SVDD']")
+    wait_for(page, ".tt-hint", "Adds noise at every step")
+
+
+def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
+    page = visit(390, 844)
+    choose(page, "200nfe")
+    page.evaluate("scrollTo(0, 0)")
+    page.click("#search")
+    page.wait_for_function("document.querySelector('#stage').getBoundingClientRect().top < 200")
+    wait_for_image(page)
+    page.wait_for_selector("#stage .tt-winner")
+    assert -1 <= page.locator("#stage .tt-best").bounding_box()["y"] < 400
+    box = page.locator("#stage .tt-winner").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    no_sideways_scroll(page)
+
+
+def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(visit: Opener) -> None:
+    page = visit(1366, 768, "dark")
+    choose(page, "1600nfe", 20)
+    page.click("#search")
+    page.wait_for_selector("#stage .tt-grid")
+    page.click("#stop")
+    wait_for_image(page)
+    wait_for(page, "#status", "stopped")
+    assert page.locator("#stage .tt-best img").count() == 1
+    choose(page, "100nfe")
     page.click("#compare")
-    page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
-    page.wait_for_selector("#download", state="visible")
+    wait_for_winners(page)
+    assert page.locator("#stage .tt-best img").count() == 2
+    assert page.locator("#stage .tt-plot .tt-end").count() == 2
+    wait_for(page, "#status", "done")
     small = page.evaluate("[...document.querySelectorAll('#stage .tt-cell img')].map(image => image.clientWidth)")
     assert min(small) >= 70
     large = page.evaluate("[...document.querySelectorAll('#stage .tt-best img')].map(image => image.clientWidth)")
@@ -160,60 +176,12 @@ def test_pictures_are_large_and_open_larger(visit: Opener) -> None:
     assert "seed" in page.inner_text(".tt-zoom p")
     page.keyboard.press("Escape")
     page.wait_for_selector(".tt-zoom", state="hidden")
-
-
-def test_the_box_of_drafts_has_a_frame_of_its_own(visit: Opener) -> None:
-    page = visit()
-    assert page.locator("#draft").is_visible()
-    assert page.locator(".form:has(#negative) #draft").count() == 0
-
-
-def test_the_list_of_algorithms_is_grouped_and_leaves_the_header_free(visit: Opener) -> None:
-    page = visit(1366, 768)
-    page.click("#algorithm input")
-    group = page.wait_for_selector("#algorithm li[data-index='0']")
-    assert "Choose among seeds" in page.evaluate("e => getComputedStyle(e, '::before').content", group)
-    assert page.locator("#algorithm ul").bounding_box()["y"] >= page.locator(".tt-header").bounding_box()["height"]
-    page.click("#algorithm li[aria-label^='SVDD']")
-    page.locator(".tt-hint", has_text="Adds noise at every step").wait_for()
-
-
-def test_on_a_phone_the_winner_comes_first(visit: Opener) -> None:
-    page = visit(390, 844)
-    choose(page, "200nfe")
-    page.evaluate("scrollTo(0, 0)")
-    page.click("#search")
-    page.wait_for_function("document.querySelector('#stage').getBoundingClientRect().top < 200")
-    page.wait_for_selector("#download", state="visible")
-    page.wait_for_selector("#stage .tt-winner")
-    assert -1 <= page.locator("#stage .tt-best").bounding_box()["y"] < 400
-    box = page.locator("#stage .tt-winner").bounding_box()
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= 390
-    no_sideways_scroll(page)
-
-
-def test_stopping_and_comparing(visit: Opener) -> None:
-    page = visit(scheme="dark")
-    choose(page, "1600nfe", 20)
-    page.click("#search")
-    page.wait_for_selector("#stage .tt-grid")
-    page.click("#stop")
-    page.wait_for_selector("#download", state="visible")
-    page.wait_for_function("document.querySelector('#status').innerText.indexOf('stopped') >= 0")
-    assert page.locator("#stage .tt-best img").count() == 1
-    choose(page, "100nfe")
-    page.click("#compare")
-    page.wait_for_function("document.querySelectorAll('#stage .tt-winner').length == 2")
-    assert page.locator("#stage .tt-best img").count() == 2
-    assert page.locator("#stage .tt-plot .tt-end").count() == 2
-    page.wait_for_function("document.querySelector('#status').innerText.indexOf('done') >= 0")
     choose(page, "20nfe")
     page.click("#others")
     page.wait_for_selector("#tally .tt-pair2")
     assert page.locator("#stage .tt-winner").count() == 2  # the comparison stays
     page.click("#stop")
-    page.wait_for_function("document.querySelector('#status').innerText.indexOf('other seeds') >= 0")
+    wait_for(page, "#status", "other seeds")
     page.wait_for_selector("#stop[disabled]")
     page.click("#compare")
     page.wait_for_selector("#tally .tt-pair2", state="detached")
@@ -227,7 +195,7 @@ def test_closing_the_page_stops_its_search(visit: Opener) -> None:
     other = visit()
     choose(other, "20nfe")
     other.click("#search")
-    other.wait_for_function("document.querySelector('#status').innerText.indexOf('queue') >= 0")
+    wait_for(other, "#status", "queue")
     page.context.close()
     other.wait_for_selector("#download", state="visible", timeout=40_000)
 
@@ -240,15 +208,15 @@ def test_a_candidate_is_finished_by_hand_and_the_search_ended_with_it(visit: Ope
     page.wait_for_selector("#stage [data-verb]")
     hand = page.locator("#stage .tt-hand").nth(1)
     name = hand.evaluate("hand => hand.parentElement.title.match(/seed (\\d+)/)[1]")
-    hand.locator("[data-verb=finish]").click()
-    assert page.locator("#stage .tt-hand[data-asked=finish]").count() == 1  # at once
+    click = "hand => { hand.querySelector('[data-verb=finish]').click(); return hand.dataset.asked; }"
+    assert hand.evaluate(click) == "finish"  # at once
     page.wait_for_function(
         """name => [...document.querySelectorAll('#stage .tt-cell')].some(
             cell => cell.title.startsWith(`seed ${name}, step 3`))""",
         arg=name,
     )
     page.click("#best")
-    page.wait_for_selector("#download", state="visible")
+    wait_for_image(page)
     assert "2 wishes by hand" in page.inner_text("#stage .tt-note")
 
 
@@ -266,5 +234,5 @@ def test_a_picture_is_changed_with_a_wipe_between_before_and_after(visit: Opener
     clip = "e => getComputedStyle(e).clipPath"
     assert "20%" in page.locator("#stage .tt-wipe .tt-after").evaluate(clip)
     assert "reward scenes + place" in page.inner_text("#stage .tt-status")
-    page.wait_for_selector("#download", state="visible")
+    wait_for_image(page)
     no_sideways_scroll(page)

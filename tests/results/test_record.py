@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import re
+import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,14 +30,14 @@ PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def forged(folder: Path, change: Any = None, **values: Any) -> Path:
-    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in its place."""
+def forged(folder: Path, **values: Any) -> Path:
+    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report."""
     found: Any = copy.deepcopy(PLAIN)
     for name, value in values.items():
         inner, _, key = name.rpartition("__")
         (found[inner] if inner else found)[key] = value
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap", change if isinstance(change, str) else json.dumps(found))
+    info.add_itxt("ttsnap", json.dumps(found))
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (32, 32)).save(folder / "theirs.png", pnginfo=info)
     return folder / "theirs.png"
@@ -75,23 +76,19 @@ def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_plain_argument_of_every_family_is_known(family: str) -> None:
-    import pkgutil
-
     takes = pkgutil.resolve_name(FAMILIES[family]).denoiser_class.honours.split()
     tensors = {n for n in takes if "embeds" in n or n.endswith("attention_mask")}
     assert set(takes) - tensors <= set(CALL)
 
 
 class Pipe:
-    """Stands for a loaded pipeline: takes the call's arguments that the embedded model's family takes."""
+    """Stands for a loaded pipeline."""
 
     def __init__(self) -> None:
         self.requests: list[SearchRequest] = []
 
     def call_arguments(self) -> set[str]:
-        from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline
-
-        return set(SearchStableDiffusion3Pipeline.denoiser_class.honours.split())
+        return {"num_inference_steps", "guidance_scale", "negative_prompt"}
 
 
 def found(request: SearchRequest, pipe: Pipe) -> Any:
@@ -114,19 +111,24 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
     return models
 
 
-def test_nothing_is_loaded_because_a_picture_names_it(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `ttsnap replay` says where it refuses."""
+
+    def said(*argv: object) -> str:
+        assert main(["replay", *map(str, argv)]) == 2
+        return capsys.readouterr().err
+
+    return said
+
+
+def test_nothing_is_loaded_because_a_picture_names_it(loaded: list[Any], tmp_path: Path, said: Any) -> None:
     path = str(forged(tmp_path, model="someone/their model", lora="someone/lora:2"))
-    both = "asks for the model 'someone/their model' and LoRA 'someone/lora:2'"
-    assert main(["replay", path]) == 2
-    error = capsys.readouterr().err
-    assert both in error
+    error = said(path)
+    assert "asks for the model 'someone/their model' and LoRA 'someone/lora:2'" in error
     assert "add --model 'someone/their model' --lora someone/lora:2, name others, or add --trust" in error
-    assert main(["replay", path, "--model", "someone/mine"]) == 2
-    assert "asks for the LoRA 'someone/lora:2'" in capsys.readouterr().err
-    assert main(["replay", path, "--lora", "mine"]) == 2
-    assert "asks for the model 'someone/their model';" in capsys.readouterr().err
+    assert "asks for the LoRA 'someone/lora:2'" in said(path, "--model", "someone/mine")
+    assert "asks for the model 'someone/their model';" in said(path, "--lora", "mine")
     assert not loaded
     assert main(["replay", path, "--model", "someone/mine", "--lora", "too"]) == 0
     assert main(["replay", path, "--trust", "--overwrite"]) == 0
@@ -134,107 +136,66 @@ def test_nothing_is_loaded_because_a_picture_names_it(
         ("someone/mine", ("too",)), ("someone/their model", ("someone/lora:2",))]  # fmt: skip
 
 
-def test_several_loras_are_given_one_by_one(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_loras_are_given_one_by_one(loaded: list[Any], tmp_path: Path, said: Any) -> None:
     path = str(forged(tmp_path, lora=["ink:0.6", "fog"]))
-    assert main(["replay", path]) == 2
-    assert "add --lora ink:0.6 --lora fog, name others, or add --trust" in capsys.readouterr().err
-    assert main(["replay", path, "--lora", "ink:0.6"]) == 2
-    assert "made under 2 LoRAs together, ink:0.6, fog; give --lora for each" in capsys.readouterr().err
+    assert "add --lora ink:0.6 --lora fog, name others, or add --trust" in said(path)
+    assert "2 LoRAs together, ink:0.6, fog;" in said(path, "--lora", "ink:0.6")
     assert main(["replay", path, "--lora", "f/fog", "--lora=f/ink:0.6"]) == 0
     assert main(["replay", path, "--trust", "--overwrite"]) == 0
     assert [loras for _, loras, _ in loaded] == [("f/fog", "f/ink:0.6"), ("ink:0.6", "fog")]
     assert 'ttsnap LoRA: "ink:0.6, fog"' in Image.open(tmp_path / "replays" / "theirs.png").info["parameters"]
 
 
-def test_a_replay_needs_no_drafter_which_only_helped_to_choose_the_seed(loaded: list[Any], tmp_path: Path) -> None:
+def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_seed(
+    loaded: list[Any], tmp_path: Path
+) -> None:
     path = str(forged(tmp_path, draft="someone/draft:2", noises="independent", estimate_guidance=2.0, search__nfe=95.5))
     assert main(["replay", path]) == 0
-    ((_, _, pipe),) = loaded
-    assert pipe.requests[0].engine.sampler.draft is None
-    assert read_record(tmp_path / "replays" / "theirs.png").sampler.draft == "someone/draft:2"
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "advice"),
-    [("svdd", "run `ttsnap generate` with the settings in its trace.json"),
-     ("spectral-evolution", "ttsnap 0.1.0 was the last version with evolution in the low frequencies")],
-)  # fmt: skip
-def test_an_image_from_a_branch_is_made_again_by_its_search_unless_that_was_removed(
-    algorithm: str, advice: str, loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(forged(tmp_path, branched=True, search__algorithm=algorithm))
-    assert main(["replay", path]) == 2
-    assert re.search(f"the seed alone does not make it again; {advice}", capsys.readouterr().err)
-    assert not loaded
-
-
-def test_a_branch_of_a_search_that_shared_its_budget_is_not_said_to_be_found_by_that_budget(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(forged(tmp_path, branched=True, search__algorithm="svdd", search__shared=True))
-    assert main(["replay", path]) == 2
-    assert "shared a budget with others, and only all of them together find it again" in capsys.readouterr().err
-    path = str(forged(tmp_path, search__shared=True))
-    assert main(["replay", path]) == 0, "its seed makes it"
-
-
-def test_a_replay_is_found_by_no_pattern_that_found_the_image(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [forged(tmp_path / name, lora=lora) for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))]
-    argv = [str(path) for path in paths]
-    assert main(["replay", *argv, "--trust"]) == 0
-    assert [loras for _, loras, _ in loaded] == [("x:1",), ("y:1",)], (
-        "a model is loaded once for files that follow each other"
-    )
-    assert capsys.readouterr().out.count("wrote") == 3
-    assert sorted(tmp_path.glob("*/*.png")) == paths
-    assert sorted(tmp_path.glob("*/replays/*.png")) == [path.parent / "replays" / path.name for path in paths]
-    assert main(["replay", *argv, "--trust", "--out", str(tmp_path / "all")]) == 2
-    assert "several of the files are named theirs.png" in capsys.readouterr().err
-    assert main(["replay", argv[0], "--trust", "--out", str(tmp_path / "one.png")]) == 0
-    assert main(["replay", argv[0], "--trust", "--out", str(tmp_path)]) == 0
-    assert main(["replay", argv[0], "--trust"]) == 2
-    assert "exists" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "theirs.png"}
-
-
-def test_of_several_files_all_are_looked_at_before_a_model_is_loaded(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = forged(tmp_path)
-    (tmp_path / "other.png").write_bytes(path.read_bytes()[:-20])
-    assert main(["replay", str(path), str(tmp_path / "other.png")]) == 2
-    assert "other.png" in capsys.readouterr().err
-    assert not loaded
-    assert not (tmp_path / "replays").exists()
-
-
-def test_arguments_of_another_family_are_refused(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["replay", str(forged(tmp_path, call__true_cfg_scale=2.0))]) == 2
-    assert "unknown argument(s) ['true_cfg_scale'] for this pipeline" in capsys.readouterr().err
-    assert not loaded[0][2].requests
-
-
-def test_only_plain_arguments_reach_the_pipeline(loaded: list[Any], tmp_path: Path) -> None:
-    assert main(["replay", str(forged(tmp_path))]) == 0
     (request,) = loaded[0][2].requests
     assert request.engine.call == PLAIN["call"]
     assert (request.prompts, request.seed) == ((Prompt("a red circle"),), 7)
     assert request.engine.sampler == SamplerOptions(draft=None)
+    assert read_record(tmp_path / "replays" / "theirs.png").sampler.draft == "someone/draft:2"
 
 
-def test_a_picture_that_says_it_is_huge_is_not_decoded(
-    loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        ({"search__algorithm": "svdd"}, "run `ttsnap generate` with the settings in its trace.json"),
+        ({"search__algorithm": "spectral-evolution"}, "0.1.0 was the last version with evolution"),
+        ({"search__algorithm": "svdd", "search__shared": True}, "only all of them together find it again"),
+    ],
+)
+def test_an_image_from_a_branch_is_made_again_by_its_search(
+    values: Any, advice: str, loaded: list[Any], tmp_path: Path, said: Any
 ) -> None:
-    path = forged(tmp_path)
+    assert advice in said(forged(tmp_path, branched=True, **values))
+    assert not loaded
+    assert main(["replay", str(forged(tmp_path, search__shared=True))]) == 0, "its seed makes it"
+
+
+def test_a_replay_is_found_by_no_pattern_that_found_the_image(loaded: list[Any], tmp_path: Path, said: Any) -> None:
+    paths = [forged(tmp_path / name, lora=lora) for name, lora in (("a", "x:1"), ("b", "x:1"), ("c", "y:1"))]
+    assert main(["replay", *map(str, paths), "--trust"]) == 0
+    assert [loras for _, loras, _ in loaded] == [("x:1",), ("y:1",)], "once for files that follow each other"
+    assert sorted(tmp_path.glob("*/*.png")) == paths
+    assert sorted(tmp_path.glob("*/replays/*.png")) == [path.parent / "replays" / path.name for path in paths]
+    assert "several of the files are named theirs.png" in said(*paths, "--trust", "--out", tmp_path / "all")
+    for out in (tmp_path / "one.png", tmp_path):
+        assert main(["replay", str(paths[0]), "--trust", "--out", str(out)]) == 0
+    assert "exists" in said(paths[0], "--trust")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "theirs.png"}
+
+
+def test_all_files_are_looked_at_before_a_model_is_loaded(loaded: list[Any], tmp_path: Path, said: Any) -> None:
+    path, other = forged(tmp_path), tmp_path / "other.png"
+    other.write_bytes(path.read_bytes()[:-20])
+    assert "other.png" in said(path, other)
     info = PngImagePlugin.PngInfo()
     info.add_itxt("ttsnap", json.dumps(PLAIN))
-    Image.new("1", (4097, 4097)).save(path, pnginfo=info)
-    assert main(["replay", str(path)]) == 2
-    assert "4097 x 4097 are more than 16,777,216 pixels" in capsys.readouterr().err
+    Image.new("1", (4097, 4097)).save(other, pnginfo=info)  # it says that it is huge, and is not decoded
+    assert "4097 x 4097 are more than 16,777,216 pixels" in said(path, other)
     assert not loaded
+    assert not (tmp_path / "replays").exists()
+    assert "['true_cfg_scale']" in said(forged(tmp_path, call__true_cfg_scale=2.0)), "of another family"
+    assert not loaded[0][2].requests

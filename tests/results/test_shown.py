@@ -23,33 +23,28 @@ from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.output import with_thumbnails
+from ttsnap.pipelines.record import record_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
-from ttsnap.results.media import png_info
-from ttsnap.results.outputs import Recorder, save_made
+from ttsnap.results.media import png_info, still, to_uint8
+from ttsnap.results.outputs import Recorder, save_made, thumbnail
 from ttsnap.results.record import FoundImage, SearchRecord, read_record
 
 
 @pytest.fixture(scope="module")
 def found() -> Any:
     """Two prompts with two images each, of the embedded model."""
-    from ttsnap.pipelines import defaults, load
-
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     call = {**defaults(), "num_inference_steps": 4, "negative_prompt": ["a blue cross", "a red cross"]}
-    return pipe(
-        ["a red circle", "a green square"],
-        search="seed-pruning",
-        reward="scenes",
-        budget="16nfe",
-        num_images_per_prompt=2,
-        seed=5,
-        **call,
-    )
+    how = {"search": "seed-pruning", "reward": "scenes", "budget": "16nfe", "num_images_per_prompt": 2, "seed": 5}
+    return pipe(["a red circle", "a green square"], **how, **call)
 
 
 def pictures(page: str) -> list[Image.Image]:
@@ -57,7 +52,7 @@ def pictures(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
 
 
-def test_a_result_is_a_line(engine: Callable[..., Any]) -> None:
+def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: Any) -> None:
     prompt = "a very long prompt " * 20
     results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=2)
     for result in results:
@@ -68,11 +63,7 @@ def test_a_result_is_a_line(engine: Callable[..., Any]) -> None:
         assert f"{result.spent.nfe} NFE, 6 seeds" in line
         assert "tensor" not in repr(result.images)
     assert repr(results[0]).startswith("Result('a': ")
-
-
-def test_an_output_is_a_line_of_its_own_class(found: Any) -> None:
     line = repr(found)
-    assert line == str(found)
     assert line.startswith("SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': ")
     assert "\n" not in line
     assert "tensor" not in line
@@ -93,16 +84,12 @@ def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., A
 
 
 def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ttsnap.cli import main
-
     for index, picture in enumerate(found.images):
         result, rank = found.search[index // 2], index % 2
         payload = json.loads(picture.info["ttsnap"])
-        assert payload["prompt"] == result.prompt
-        assert payload["seed"] == result.images[rank].seed
-        assert payload["model"] == "embedded"
+        assert (payload["prompt"], payload["seed"]) == (result.prompt, result.images[rank].seed)
+        assert (payload["model"], payload["search"]["algorithm"]) == ("embedded", "seed-pruning")
         assert payload["call"]["negative_prompt"] == ["a blue cross", "a red cross"][index // 2]
-        assert payload["search"]["algorithm"] == "seed-pruning"
         assert picture.info["parameters"].startswith(f"{result.prompt}\nNegative prompt: a ")
         assert f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
     path = tmp_path / "saved.png"
@@ -125,8 +112,6 @@ NESTED = [
 
 @pytest.mark.parametrize("asked", NESTED)
 def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(asked: Any, tmp_path: Path) -> None:
-    from ttsnap.pipelines import load
-
     record = told(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
     save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0)))
     found = read_record(tmp_path / "x.png")
@@ -134,16 +119,12 @@ def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options
 
 
 def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], budget: Budget) -> SearchRecord:
-    from ttsnap.pipelines.record import record_of
-
     spec = EngineSpec(ModelOptions(), ("brightness",), sampler, call=call)
     asked = SearchRequest((Prompt("a"),), spec, search, budget)
     return record_of(pipe, prepare(asked, ModelDefaults()), ["brightness"])
 
 
 def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ttsnap.pipelines import load
-
     pipe, sampler = load(), SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
     found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
@@ -168,9 +149,6 @@ def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
-    from ttsnap.results.media import still, to_uint8
-    from ttsnap.results.outputs import thumbnail
-
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(6 * x) ** 2])
     whole = Image.fromarray(to_uint8(image)).resize((72, 96), Image.Resampling.LANCZOS)
@@ -179,8 +157,6 @@ def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
 
 
 def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:
-    from ttsnap.pipelines.output import with_thumbnails
-
     results = search(["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), keep=2)
     seen = {job: {(0, 2): object()} for job in range(3)}
     flags = [False, False, False, True, False, False]

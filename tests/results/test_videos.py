@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,14 @@ from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.record import record
 from ttsnap.results import Sound, outputs, save_video
-from ttsnap.results.media import durations, frames_of, still, to_uint8
+from ttsnap.results.media import durations, still, to_uint8
 from ttsnap.results.rank import find_images, find_prompts, rank, read_source, write_ranking
 from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.reward_models.registry import make_reward
 
 from ..clips import Clips, Mean, Motion, Near  # noqa: TID252
 
-FORMATS = ["webp", "png", pytest.param("mp4", marks=pytest.mark.skipif(
-    importlib.util.find_spec("av") is None, reason="PyAV is not installed"))]  # fmt: skip
+FORMATS = ["webp", "png", *(["mp4"] if bombs.AV else [])]
 READ = ("PNG", "WEBP")
 RECORD = SearchRecord("toy", "Ode", {"num_inference_steps": 6}, SamplerOptions(), "seed-pruning", {}, "60nfe")
 
@@ -54,9 +52,9 @@ def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) 
     for paths, result in zip(written, results, strict=True):
         for path, found in zip(paths, result.images, strict=True):
             assert path.suffix == f".{ending}"
-            payload, data = read_record(path).to_json(), path.read_bytes()
-            assert (payload["prompt"], payload["seed"], payload["fps"]) == (result.prompt, found.seed, 8.0)
-            assert payload["search"]["scores"] == pytest.approx(found.scores)
+            told, data = read_record(path).image, path.read_bytes()
+            assert (told.prompt, told.seed, told.fps) == (result.prompt, found.seed, 8.0)
+            assert told.scores == pytest.approx(found.scores)
             text = texts_in(data, path, READ)["parameters"]
             assert text.splitlines()[0] == result.prompt
             assert f"Seed: {found.seed}, Size: 48x32" in text
@@ -71,8 +69,7 @@ def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) 
 
 @pytest.mark.parametrize("ending", ["webp", "png"])
 def test_frames_stay_as_long_as_they_should(tmp_path: Path, ending: str) -> None:
-    frames = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(5)]
-    save_video(path := tmp_path / f"a.{ending}", frames, fps=24)
+    save_video(path := tmp_path / f"a.{ending}", pictures(5), fps=24)
     with Image.open(path) as picture:
         shown = []
         for i in range(picture.n_frames):  # type: ignore[attr-defined]
@@ -80,83 +77,73 @@ def test_frames_stay_as_long_as_they_should(tmp_path: Path, ending: str) -> None
             picture.load()
             shown.append(picture.info["duration"])
     assert shown == pytest.approx(durations(5, 24))
-    assert sum(durations(240, 24)) == 10_000
-    assert set(durations(240, 24)) == {41, 42}
+    assert (sum(durations(240, 24)), set(durations(240, 24))) == (10_000, {41, 42})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
-def test_an_mp4_is_one_that_players_read(tmp_path: Path) -> None:
-    import av
+def pictures(number: int = 3) -> list[Image.Image]:
+    return [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(number)]
 
+
+def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
+    """The colours come back, and a tone of 500 Hz on the left alone: at its frequency, as loud."""
+    av = pytest.importorskip("av")
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128)]
-    save_video(path := tmp_path / "a.mp4", [Image.new("RGB", (33, 18), colour) for colour in colours], fps=23.976)
+    wave = 0.5 * np.sin(2 * np.pi * 500 * np.arange(8000) / 16000).astype(np.float32)
+    sound, frames = (
+        Sound(np.stack([wave, np.zeros_like(wave)]), 16000),
+        [Image.new("RGB", (33, 18), c) for c in colours],
+    )
+    save_video(path := tmp_path / "a.mp4", frames, fps=23.976, sound=sound)
     with av.open(str(path)) as container:
-        (stream,) = container.streams.video
+        (stream,), (heard,) = container.streams.video, container.streams.audio
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height, stream.frames) == (32, 18, 4)
         assert float(stream.average_rate) == pytest.approx(23.976, abs=1e-3)
         assert stream.codec_context.colorspace == 1
+        assert (heard.rate, heard.layout.name) == (16000, "stereo")
         shown = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in container.decode(video=0)]
-    assert np.abs(np.array(shown) - colours).max() < 4  # the colours come back, so that the matrix is the one it says
-
-
-def test_an_mp4_holds_the_sound_of_a_video(tmp_path: Path) -> None:
-    """A tone of 500 Hz on the left alone comes back: at its frequency, as loud, for as long as the frames."""
-    av = pytest.importorskip("av")
-    wave = 0.5 * np.sin(2 * np.pi * 500 * np.arange(8000) / 16000).astype(np.float32)
-    sound = Sound(np.stack([wave, np.zeros_like(wave)]), 16000)
-    save_video(path := tmp_path / "a.mp4", [Image.new("RGB", (16, 16))] * 8, fps=16, sound=sound)
-    with av.open(str(path)) as container:
-        (stream,) = container.streams.audio
-        assert (stream.rate, stream.layout.name, len(container.streams.video)) == (16000, "stereo", 1)
-        heard = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
-    assert heard.shape[0] == 2
-    assert 8000 <= heard.shape[1] <= 8000 + 2 * 1024  # whole frames of AAC, and one that only begins
-    tone = np.abs(np.fft.rfft(heard[0, 2048 : 2048 + 4096]))
+        container.seek(0)
+        waves = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert np.abs(np.array(shown) - colours).max() < 4  # so that the matrix is the one that it says
+    assert waves.shape[0] == 2
+    assert 8000 <= waves.shape[1] <= 8000 + 2 * 1024  # whole frames of AAC, and one that only begins
+    tone = np.abs(np.fft.rfft(waves[0, 2048 : 2048 + 4096]))
     assert np.argmax(tone) == 500 * 4096 // 16000
     assert 2 * tone.max() / 4096 == pytest.approx(0.5, abs=0.03)
-    assert np.abs(heard[1]).max() < 0.02
+    assert np.abs(waves[1]).max() < 0.02
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [Image.new("RGB", (8, 8))]
-    for path, more, message in (
-        ("a.gif", {}, r"videos are written as \.webp, \.png or \.mp4, got 'a\.gif'"),
-        ("a.webp", {"fps": 0.0}, "0 < fps <= 240, got 1 frames and fps 0"),
-        ("a.webp", {"sound": Sound(np.zeros((2, 9), np.float32), 8000)}, r"only an \.mp4 holds sound.*'a\.webp'"),
-        (
-            "a.mp4",
-            {"sound": Sound(np.zeros((3, 9), np.float32), 8000)},
-            r"one channel or two.*got 'a\.mp4' and \(3, 9\)",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            save_video(tmp_path / path, frames, **more)
-    with pytest.raises(ValueError, match="got 0 frames"):
-        save_video(tmp_path / "a.webp", [])
-    with pytest.raises(ValueError, match="fps"):
-        VideoOptions(fps=0.0)
-    real = builtins.__import__
+@pytest.mark.parametrize(
+    ("name", "number", "more", "message"),
+    [
+        ("a.gif", 1, {}, r"'a\.gif'"),
+        ("a.webp", 1, {"fps": 0.0}, "1 frames and fps 0"),
+        ("a.webp", 0, {}, "0 frames"),
+        ("a.webp", 1, {"sound": Sound(np.zeros((2, 9), np.float32), 8000)}, r"sound.*'a\.webp'"),
+        ("a.mp4", 1, {"sound": Sound(np.zeros((3, 9), np.float32), 8000)}, r"channel.*\(3, 9\)"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(name: str, number: int, more: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_video(tmp_path / name, pictures(number), **more)
+    assert not list(tmp_path.iterdir())
 
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "av":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"a\.mp4 takes PyAV:"):
-        save_video(tmp_path / "a.mp4", frames)
-    with pytest.raises(ValueError, match="mp4 takes PyAV"):
+def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"a\.mp4 takes PyAV"):
+        save_video(tmp_path / "a.mp4", pictures())
+    with pytest.raises(ValueError, match="PyAV"):
         texts_in(b"\0\0\0\x20ftypisom", "x.mp4")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_says_it_is_huge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_video(path := tmp_path / "a.png", [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)])
-    for name, most, message in (("FRAMES", 2, "3 frames of 8 x 8"), ("ALL_PIXELS", 100, "3 frames of 8 x 8 pixels")):
+    save_video(path := tmp_path / "a.png", pictures())
+    for name, most in (("FRAMES", 2), ("ALL_PIXELS", 100)):
         with monkeypatch.context() as patched:
             patched.setattr(f"ttsnap.files.pictures.{name}", most)
-            with pytest.raises(ValueError, match=f"cannot read x as an image: {message}"):
+            with pytest.raises(ValueError, match="3 frames of 8 x 8"):
                 video_pixels(path.read_bytes(), "x", READ)
 
 
@@ -207,7 +194,7 @@ def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: P
 
 
 def test_no_video_is_the_source_of_an_edit(tmp_path: Path) -> None:
-    save_video(path := tmp_path / "a.webp", [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)])
+    save_video(path := tmp_path / "a.webp", pictures())
     with pytest.raises(ValueError, match=r"--source .*a\.webp"):
         read_source(path, [make_reward(Near())])
 
@@ -220,14 +207,6 @@ def test_recordings_keep_scores_of_videos_and_no_pictures(tmp_path: Path) -> Non
     assert made.price.calls(2) == 3
     with pytest.raises(ValueError, match="recordings keep pictures"):
         record(live, ["a"], tmp_path / "pictures", RecordOptions(seeds=3, images=True))
-
-
-def test_frames_carry_what_made_them(tmp_path: Path, finished: Any) -> None:
-    best = finished[0][0].best
-    frames = frames_of(best.pixels)
-    RECORD.of(finished[0][0]).label(frames[0])
-    save_video(tmp_path / "best.webp", frames, fps=12)
-    assert read_record(tmp_path / "best.webp").image.seed == best.seed
 
 
 @pytest.mark.parametrize("make", [bombs.animated_webp, *([bombs.mp4] if bombs.AV else [])])

@@ -7,7 +7,7 @@ classes, which do everything else.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -15,35 +15,20 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sd
 import comfy.supported_models
-import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from ttsnap.scenes import render, sample_spec, weights_path
+from ttsnap.scenes import weights_path
 
 CPU = torch.device("cpu")
 Conditioning = list[list[Any]]
-Parametrisation = Literal["flow", "eps"]
 
 
 @functools.cache
 def pipeline() -> StableDiffusion3Pipeline:
     """The stock pipeline of the embedded model, loaded once."""
     return StableDiffusion3Pipeline.from_pretrained(weights_path(), torch_dtype=torch.float32)
-
-
-@functools.cache
-@torch.inference_mode()
-def _colours() -> tuple[list[list[float]], list[float]]:
-    """How previews show a latent: the least squares from 8 channels, in samplers, to red, green and blue in [-1, 1]."""
-    rng, vae = np.random.default_rng(0), pipeline().vae
-    images = torch.from_numpy(render([sample_spec(rng) for _ in range(32)], rng)).float() * 2 - 1
-    latents = (vae.encode(images).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-    rows = torch.nn.functional.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)
-    colours = torch.nn.functional.avg_pool2d(images, 4).movedim(1, -1).flatten(0, 2)
-    *factors, bias = torch.linalg.lstsq(rows, colours).solution.tolist()
-    return factors, bias
 
 
 class EmbeddedLatents(comfy.latent_formats.LatentFormat):
@@ -54,7 +39,7 @@ class EmbeddedLatents(comfy.latent_formats.LatentFormat):
     def __init__(self) -> None:
         vae = pipeline().vae.config
         self.scale_factor, self.shift_factor = vae.scaling_factor, vae.shift_factor
-        self.latent_rgb_factors, self.latent_rgb_factors_bias = _colours()
+        self.latent_rgb_factors = torch.eye(8, 3).tolist()  # previews are of the first channels
 
     def process_in(self, latent: Tensor) -> Tensor:
         return (latent - self.shift_factor) * self.scale_factor
@@ -96,7 +81,7 @@ class NoiseNetwork(FlowNetwork):
         return between + (1 - t) * super().forward(between, t.flatten() * 1000, context, y)
 
 
-def embedded_model(parametrisation: Parametrisation = "flow") -> Any:
+def embedded_model(parametrisation: str = "flow") -> Any:
     """A MODEL. The flow has shift 1, as the model's own scheduler does."""
     config = comfy.supported_models.SD3({"disable_unet_model_creation": True, "in_channels": 8})
     config.sampling_settings = {"shift": 1.0} if parametrisation == "flow" else {}
