@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -46,28 +46,36 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path, *, run: bool = False) -> Iterator[str]:
+@functools.cache
+def imported(path: Path, *, run: bool = False) -> tuple[str, ...]:
     """Dotted names of all that a file imports; of `from a import b` that is a.b, module or not.
 
     run: only what is imported when it runs, not what only type checkers read (`if TYPE_CHECKING:`).
     """
-    tests = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    typing = {part for test in tests for statement in test.body for part in ast.walk(statement)}
-    for node in ast.walk(tree_of(path)):
-        if run and node in typing:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    nodes = list(ast.walk(tree_of(path)))
+    ifs = [node for node in nodes if isinstance(node, ast.If)] if run else []
+    typing = {
+        part
+        for node in ifs
+        if ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+    found: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import) and node not in typing:
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and node not in typing:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
-def named(path: Path) -> Iterator[str]:
+@functools.cache
+def named(path: Path) -> tuple[str, ...]:
     """Modules of ours that a file names in texts, from which they may be imported."""
-    for node in ast.walk(tree_of(path)):
-        match = NAME.fullmatch(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
-        if match and "." in (module := module_of(match[1])):
-            yield module
+    texts = [node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)]
+    matches = [NAME.fullmatch(text) for text in texts if isinstance(text, str)]
+    return tuple(module for match in matches if match and "." in (module := module_of(match[1])))
 
 
 def arrows(without: Collection[str] = ()) -> dict[str, set[str]]:

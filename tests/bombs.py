@@ -6,6 +6,7 @@ import importlib.util
 import io
 import pickle
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -42,17 +43,11 @@ def saved(kind: str, side: int = 32, frames: int = 1, **options: Any) -> bytearr
     return bytearray(file.getvalue())
 
 
-def huge_jpeg() -> bytes:
-    data = saved("JPEG")
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", HUGE, HUGE)
-    return bytes(data)
-
-
-def huge_webp() -> bytes:
-    data = saved("WEBP")
-    at = data.index(b"\x9d\x01\x2a") + 3
-    data[at : at + 4] = struct.pack("<HH", HUGE, HUGE)
+def huge(kind: str, mark: bytes, after: int, layout: str) -> bytes:
+    """A small picture whose header, so many bytes from this mark on, says that it is a huge one."""
+    data = saved(kind)
+    at = data.index(mark) + after
+    data[at : at + 4] = struct.pack(layout, HUGE, HUGE)
     return bytes(data)
 
 
@@ -100,8 +95,8 @@ AV = importlib.util.find_spec("av") is not None
 STILLS: Mapping[str, Callable[[], bytes]] = {
     "png": cache(partial(png, HUGE, HUGE)),
     "animated png": cache(partial(animated_png, 1000, HUGE, mode=0)),
-    "jpeg": huge_jpeg,
-    "webp": huge_webp,
+    "jpeg": partial(huge, "JPEG", b"\xff\xc0", 5, ">HH"),
+    "webp": partial(huge, "WEBP", b"\x9d\x01\x2a", 3, "<HH"),
     "animated webp": large_canvas,
     "gif": lambda: bytes(saved("GIF", frames=10)),
 }
@@ -164,3 +159,24 @@ def npy_header(numbers: int) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (numbers,)})
     return file.getvalue()
+
+
+def tar(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Of one entry, which may be a link to a file elsewhere."""
+    entry, file = tarfile.TarInfo(name), io.BytesIO()
+    entry.type, entry.linkname, entry.size = kind, "/etc/passwd", len(content)
+    with tarfile.open(fileobj=file, mode="w") as packing:
+        packing.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def bad_tars() -> tuple[bytes, ...]:
+    """What is no tar of recorded images, of which the last has an entry of negative size."""
+    name, large = "00000-7-002.png", io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, format="PNG")
+    whole = tar(name, png())
+    return (
+        *(tar(name, kind=kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)),
+        *(tar(name, b"no picture"), tar(name, large.getvalue()), tar("../../x.png", png())),
+        *(tar(f"{'9' * 5000}-1-002.png", png()), whole[:124] + b"-0000001000\0" + whole[136:]),
+    )

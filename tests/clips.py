@@ -17,20 +17,17 @@ class Clips(MixtureDenoiser):
     `decodes` counts videos. sources: (prompts, 3, h, w) where prompts edit images.
     """
 
-    def __init__(
-        self, frames: int = 5, *, steps: int = 6, size: tuple[int, int] = (4, 6), sources: Tensor | None = None
-    ) -> None:
+    def __init__(self, frames: int = 5, *, steps: int = 6, size: Any = (4, 6), sources: Tensor | None = None) -> None:
         means = torch.randn(4, 3 * frames, generator=torch.Generator().manual_seed(1))
         offsets = torch.randn(3, 3 * frames, generator=torch.Generator().manual_seed(2))
         weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
         super().__init__(2 * means, torch.full((4,), 0.5), weights, steps=steps, by_prompt=offsets)
-        self._frames, self.size, self.given, self.decodes, self.previewed = frames, size, sources, 0, 0
-        self.frames = frames
+        self.frames, self.size, self.given, self.decodes, self.previewed = frames, size, sources, 0, 0
         if sources is not None:
             self.can |= {Capability.EDIT}
 
     def init_latents(self, generators: Any) -> Tensor:
-        return super().init_latents(generators).reshape(len(generators), 3, self._frames, 1, 1)
+        return super().init_latents(generators).reshape(len(generators), 3, self.frames, 1, 1)
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Any:
         prediction = super().predict(x.flatten(1), step, cond)
@@ -40,8 +37,8 @@ class Clips(MixtureDenoiser):
         self.decodes += len(x0)
         colours = torch.sigmoid(x0).float().movedim(2, 1)  # (N, T, 3, 1, 1)
         videos = colours.expand(-1, -1, -1, *self.size).clone()
-        for t in range(self._frames):
-            videos[:, t, :, : 1 + t * (self.size[0] - 1) // self._frames, :1] = 1
+        for t in range(self.frames):
+            videos[:, t, :, : 1 + t * (self.size[0] - 1) // self.frames, :1] = 1
         return videos
 
     def preview(self, x0: Tensor) -> Tensor:

@@ -34,13 +34,11 @@ SYSTEM = (
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
     *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
-    "request/test_new_door.py",
-    *("rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
+    *("request/test_new_door.py", "rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
-    *("test_wheel.py", "bench/test_bench.py"),
-    *("cli/test_cli_record.py", "cli/test_cli_simulate.py"),
+    *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
-    *("distill/test_train.py", "distill/draft/test_on_paper.py", "simulation/test_processes.py"),
+    *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     # The packaged models, and what trains them.
     *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
     *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
@@ -53,17 +51,15 @@ SYSTEM = (
     "test_strangers.py::test_anything_anywhere_in_a_file_is_one_sentence_or_read",
     "test_strangers.py::test_damaged_files_are_one_sentence_or_read",
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
-    *("comfyui/test_real_examples.py", "comfyui/test_real_nodes.py", "comfyui/test_real_search.py"),
+    *(f"comfyui/test_real_{name}.py" for name in ("examples", "nodes", "search")),
     # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
-    *("pipelines/modular/test_classic.py",),
+    "pipelines/modular/test_classic.py",
 )
 """Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
 """What takes longest begins first, so that no process is left alone with it at the end."""
 TOGETHER = ("tests/demo", "tests/cluster", "tests/service", "tests/comfyui")
 """Folders whose modules share a server or Ray, which would otherwise be begun in each process."""
-
-
 WHOLE = {TESTS / name for name in SYSTEM if "::" not in name}
 SINGLE = {(TESTS / file, test) for file, _, test in (name.partition("::") for name in SYSTEM) if test}
 
@@ -162,14 +158,8 @@ def ray_session() -> Iterator[None]:
     repository's tests, too, where a test sends them some."""
     ray = pytest.importorskip("ray")
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
     yield
     ray.shutdown()
 

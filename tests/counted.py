@@ -40,10 +40,9 @@ class Brightness:
     """
 
     def __init__(
-        self, name: str = "brightness", nan: float = 0.0, broken: float = 0.0, spared: bool = False, times: int = 1
-    ) -> None:
-        self.name, self.nan, self.broken, self.spared, self.images = name, nan, broken, spared, 0
-        self.times = times
+        self, name: str = "brightness", nan: float = 0, broken: float = 0, spared: bool = False, times: int = 1
+    ):
+        self.name, self.nan, self.broken, self.spared, self.times, self.images = name, nan, broken, spared, times, 0
         self.hopeless: bool | None = None
         """Whether it failed on all of the first images (an exception, or eight nan); None before that is told."""
 

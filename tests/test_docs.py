@@ -24,12 +24,9 @@ from ttsnap.sampling.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
 MADE = (ROOT / "docs" / "notebooks", ROOT / "docs" / "reference" / "commands")  # by the build of the site
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted(p for p in ROOT.glob("docs/**/*.md") if not set(MADE) & set(p.parents)),
-]
-FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+         *sorted(p for p in ROOT.glob("docs/**/*.md") if not set(MADE) & set(p.parents))]  # fmt: skip
+FENCE = re.compile(r"^ *(?P<fence>`{3,}|:{3,})(?P<info>.*)$")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^()\s>]+)>?\)")
 OF_OTHERS = {"--mirrored", "--preview-method", "--recipe"}
 """Options of ComfyUI, of a script, and the one that a how-to adds."""
@@ -43,9 +40,9 @@ def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
     prose: list[str] = []
     blocks: list[tuple[str, str]] = []
     inside: list[str] | None = None
-    fence = info = ""
     indented: list[str] = []
-    for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
+    fence = info = ""
+    for line in [*page.read_text(encoding="utf-8").splitlines(), "", "."]:  # which ends an indented block
         match = FENCE.match(line)
         if inside is not None:
             if match and match["fence"].startswith(fence) and not match["info"].strip():
@@ -53,22 +50,20 @@ def split(page: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
                 inside = None
             else:
                 inside.append(line)
-        elif match and match["fence"][0] == "`":
-            if indented:
-                blocks.append(("", "\n".join(indented)))
-                indented = []
-            inside, fence, info = [], match["fence"], match["info"].strip()
-        elif line.startswith("    ") and (indented or not prose or not prose[-1].strip()):
+            continue
+        opens = match is not None and match["fence"][0] == "`"
+        if not opens and line.startswith("    ") and (indented or not prose or not prose[-1].strip()):
             indented.append(line[4:])
+            continue
+        if indented and line.strip():
+            blocks.append(("", "\n".join(indented)))
+            indented = []
+        if opens:
+            inside, fence, info = [], match["fence"], match["info"].strip()
         else:
-            if indented and line.strip():
-                blocks.append(("", "\n".join(indented)))
-                indented = []
             prose.append(line)
     assert inside is None, f"{page}: a fence is not closed"
-    if indented:
-        blocks.append(("", "\n".join(indented)))
-    return "\n".join(prose), tuple(blocks)
+    return "\n".join(prose[:-1]), tuple(blocks)
 
 
 @cache
@@ -79,9 +74,7 @@ def anchors(page: Path) -> frozenset[str]:
     return frozenset(re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in plain)
 
 
-@cache
-def help_of(command: str) -> str:
-    return COMMANDS[command].parser().format_help()
+help_of = cache(lambda command: COMMANDS[command].parser().format_help())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -129,20 +122,18 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for words in commands(page):
         program, *given = words
+        wrong: object = ""
         if program == "make":
-            assert re.search(rf"^{given[0]}:", makefile, re.M), f"{page.name}: no target {given[0]}"
+            wrong = not re.search(rf"^{given[0]}:", makefile, re.M)
         elif program == "ttsnap":
-            if "--config" in given and not (ROOT / given[given.index("--config") + 1]).is_file():
-                at = given.index("--config")
+            if "--config" in given and not (ROOT / given[(at := given.index("--config")) + 1]).is_file():
                 del given[at : at + 2]  # a file that the reader makes
-            refused = refusal(given, capsys)
-            assert not refused, f"{page.name}: {shlex.join(words)}\n{refused}"
+            wrong = refusal(given, capsys)
         elif program == "python" and given[0] == "-m":
-            module = given[2] if given[1] == "pydoc" else given[1]
-            assert importlib.util.find_spec(module), f"{page.name}: no module {module}"
+            wrong = not importlib.util.find_spec(given[2] if given[1] == "pydoc" else given[1])
         elif program == "python" and "/" in given[0]:
-            script = ROOT / given[0]
-            assert script.is_file() or (script / "__main__.py").is_file(), f"{page.name}: no script {given[0]}"
+            wrong = not any((ROOT / given[0] / name).is_file() for name in ("", "__main__.py"))
+        assert not wrong, f"{page.name}: {shlex.join(words)}\n{wrong}"
 
 
 @each_page
@@ -207,8 +198,8 @@ def fields() -> set[str]:
     return ours | {*body.ALIASES, *body.UNUSED, *body.OFF, files.REFERENCE, "width", "height"}
 
 
-def asked() -> Any:
-    return pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked
+def asked() -> set[str]:
+    return set(pytest.importorskip("ttsnap.reward_models.serve", reason="needs fastapi").Asked.model_fields)
 
 
 @cache
@@ -229,7 +220,7 @@ CONTRACT: dict[str, tuple[Callable[[], set[str]], str, tuple[str, ...]]] = {
     "variables": (variables, "reference/environment.md", ()),
     "addresses": (addresses, "reference/http.md", ("Addresses",)),
     "fields": (fields, "reference/http.md", IN_HTTP),
-    "fields of a reward server": (lambda: set(asked().model_fields), "reference/http.md", ("A reward server",)),
+    "fields of a reward server": (asked, "reference/http.md", ("A reward server",)),
 }
 """What there is of each kind, and the page and sections that have a line for each. Options of commands and algorithms
 get theirs by the build (tests/test_docs_site.py)."""

@@ -42,9 +42,7 @@ def needs(command: str) -> str | None:
 
 def read(page: str) -> tuple[list[str], dict[str, str]]:
     """A page's commands, in order, and its files by name."""
-    files: dict[str, str] = {}
-    commands: list[str] = []
-    program: list[str] = []
+    files, commands, program = dict[str, str](), list[str](), list[str]()
     for language, text in split(ROOT / page)[1]:
         if match := FILE.match(text):
             files[match[1]] = f"{files.get(match[1], '')}{text}\n\n"

@@ -24,16 +24,13 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_version_is_the_changelogs_newest_or_the_one_that_comes(release: Any) -> None:
-    titles = list(release.sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8")))
-    assert titles[0] == "Unreleased"
-    versions = []
-    for title in titles[1:]:
-        version, day = title.split(" - ")
-        datetime.date.fromisoformat(day)
-        versions.append(tuple(map(int, version.split("."))))
-    assert versions == sorted(versions, reverse=True)
-    newest = ".".join(map(str, versions[0]))
-    assert __version__ in (newest, release.following(newest))
+    unreleased, *titles = release.sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    assert unreleased == "Unreleased"
+    versions, days = zip(*(title.split(" - ") for title in titles), strict=True)
+    assert all(map(datetime.date.fromisoformat, days))
+    numbers = [tuple(map(int, version.split("."))) for version in versions]
+    assert numbers == sorted(numbers, reverse=True)
+    assert __version__ in (versions[0], release.following(versions[0]))
 
 
 def test_a_release_dates_what_was_unreleased(release: Any) -> None:
@@ -43,10 +40,9 @@ def test_a_release_dates_what_was_unreleased(release: Any) -> None:
         "Unreleased": "", "0.2.0 - 2026-02-03": "### Added\n- New.", "0.1.0 - 2026-01-02": "- Old."
     }  # fmt: skip
     assert release.notes(after, "0.2.0") == "### Added\n- New."
-    with pytest.raises(ValueError, match="nothing stands under Unreleased"):
-        release.dated(after, "0.3.0", datetime.date(2026, 2, 4))
-    with pytest.raises(ValueError, match=r"a section for 0\.1\.0 already"):
-        release.dated(before, "0.1.0", datetime.date(2026, 2, 4))
+    for text, version, said in ((after, "0.3.0", "nothing"), (before, "0.1.0", r"a section for 0\.1\.0 already")):
+        with pytest.raises(ValueError, match=said):
+            release.dated(text, version, datetime.date(2026, 2, 4))
     with pytest.raises(ValueError, match=r"no section for 0\.2"):
         release.notes(after, "0.2")
 

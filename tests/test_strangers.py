@@ -8,6 +8,7 @@ are cut, changed and no files, and what is no data in their format. It answers i
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import importlib.util
 import io
@@ -18,8 +19,9 @@ import signal
 import sys
 import tempfile
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -62,6 +64,7 @@ from ttsnap.options.model import TEXT
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, read_images
 from ttsnap.recordings.header import HEADER_CRC, Header, checksum
+from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 from ttsnap.request.offer import ServingCatalog
@@ -153,17 +156,7 @@ RECORDING = Recording(("a", "b"), SCORES, Grid((1.0, 0.5, 0.0)), ("r",), info={"
 HEADER = {**Header.of(RECORDING).to_json(), "images": True}
 
 
-class Pipe:
-    """Stands for a loaded pipeline, of the embedded model's family."""
-
-    frames: tuple[int, ...] = ()
-    """Of what it makes: none for an image."""
-
-    def call_arguments(self) -> set[str]:
-        return {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
-
-
-def found(prepared: Prepared, pipe: Pipe) -> Any:
+def found(prepared: Prepared, pipe: Any) -> Any:
     """Stands for the search."""
     request = prepared.request
     assert isinstance(request.search, OneOfGroup)
@@ -192,13 +185,12 @@ def write_video(ending: str) -> Callable[[Path, Any], None]:
 
 
 def read_png(folder: Path, name: str = "x.png") -> None:
-    def load(model: str, *_: Any, loras: tuple[str, ...], task: str) -> Pipe:
+    def load(model: str, *_: Any, loras: tuple[str, ...], task: str) -> Any:
         assert (model, loras) == ("embedded", ())
         if task != TEXT:
             raise ValueError("as of load(), which knows the tasks of a model")
-        pipe = Pipe()
-        pipe.frames = () if name.endswith("png") else (2,)
-        return pipe
+        arguments = {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
+        return SimpleNamespace(frames=() if name.endswith("png") else (2,), call_arguments=lambda: arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)
@@ -220,10 +212,8 @@ def parsed(command: str, folder: Path, *words: str) -> Any:
 
 
 def read_distill(folder: Path) -> None:
-    a = parsed("distill", folder, "--out", "x")
-    config = build(
-        DistillConfig, {k: v for k, v in a.nested().items() if k not in ("trust", "out", "preset", "export")}
-    )
+    given = parsed("distill", folder, "--out", "x").nested()
+    config = build(DistillConfig, {k: given[k] for k in given.keys() - {"trust", "out", "preset", "export"}})
     assert config == load_settings(DistillConfig, folder / "x.yaml")
     assert config.reward in REWARDS
     assert ":" not in config.student.kind
@@ -231,10 +221,7 @@ def read_distill(folder: Path) -> None:
 
 def write_scores(folder: Path, doc: Any) -> None:
     """A finished recording whose header is forged, with the checksum of the forged header."""
-    doc = doc if isinstance(doc, dict) else {}
-    import zlib
-
-    doc = {**doc, "crc32": zlib.crc32(SCORES.tobytes())}
+    doc = {**(doc if isinstance(doc, dict) else {}), "crc32": zlib.crc32(SCORES.tobytes())}
     doc[HEADER_CRC] = checksum(doc)
     (folder / "scores.safetensors").write_bytes(save({"scores": SCORES}, {"recording": json.dumps(doc)}))
     (folder / "recording.json").write_text(json.dumps(doc))
@@ -245,6 +232,10 @@ def write_unit(folder: Path, doc: Any) -> None:
     (folder / "recording.json").write_text(json.dumps(header.to_json()))
     about = {**doc, "header": header.digest()} if isinstance(doc, dict) else {}
     (folder / "unit-00000.safetensors").write_bytes(packed(SCORES, "unit", about))
+
+
+def kept_numbers(numbers: Any, key: str = "targets") -> bytes:
+    return packed(numbers, key, {})
 
 
 def read_unit(folder: Path) -> None:
@@ -310,10 +301,8 @@ OFFER = ServingCatalog("embedded", ("scenes", "brightness"), lambda model: Model
 
 
 def read_keys(folder: Path) -> None:
-    from ttsnap.service.keys import Keys
-
     try:
-        Keys.read(folder / "keys")
+        importlib.import_module("ttsnap.service.keys").Keys.read(folder / "keys")
     except ValueError as error:
         assert "secret-key" not in str(error)  # noqa: PT017
         raise
@@ -327,21 +316,20 @@ def read_body(folder: Path) -> None:
     from ttsnap.service.bodies import sent
     from ttsnap.service.limits import RequestError, ServiceLimits
 
-    body = read_bytes(folder / "x.json", 2**20)
+    body, form = read_bytes(folder / "x.json", 2**20), "application/x-www-form-urlencoded"
+    with suppress(RequestError):
+        sent(bytearray(body), Headers({"content-type": form}), ServiceLimits())
     try:
-        for kind in ("application/x-www-form-urlencoded", "application/json"):
-            with suppress(RequestError) if kind != "application/json" else nullcontext():
-                sent(bytearray(body), Headers({"content-type": kind}), ServiceLimits())
+        sent(bytearray(body), Headers({"content-type": "application/json"}), ServiceLimits())
     except (HTTPException, RequestError) as refused:
         raise ValueError(str(refused)) from None
 
 
 def read_picture(folder: Path) -> None:
-    said = []
-    for read in (picture_pixels, texts_in, is_video, video_pixels):
+    data, said = read_bytes(folder / "x.png", 2**20), []
+    for read, limit in ((picture_pixels, 10**6), (texts_in, None), (is_video, None), (video_pixels, 10**6)):
         try:
-            read(read_bytes(folder / "x.png", 2**20), "x", formats=("PNG", "WEBP"), **({"most": 10**6} if read in (
-                picture_pixels, video_pixels) else {}))  # fmt: skip
+            read(data, "x", formats=("PNG", "WEBP"), **({"most": limit} if limit else {}))
         except ValueError as error:
             said.append(str(error))
     if said:
@@ -354,11 +342,12 @@ def npy() -> bytes:
     return file.getvalue()
 
 
-def write_shard(folder: Path, doc: Any) -> None:
-    with (folder / "unit-00000.tar").open("wb") as file:
-        writer = ShardWriter(file)
-        writer.add(0, 7, 2, np.zeros((3, 4, 5)), {"latent": np.zeros((2, 2, 2))})
-        writer.close()
+def shard() -> bytes:
+    file = io.BytesIO()
+    writer = ShardWriter(file)
+    writer.add(0, 7, 2, np.zeros((3, 4, 5)), {"latent": np.zeros((2, 2, 2))})
+    writer.close()
+    return file.getvalue()
 
 
 def read_tar(folder: Path) -> None:
@@ -432,27 +421,26 @@ READERS: dict[str, Reader] = {
                       lambda folder: read_tensors(folder / "x.safetensors")),
     "latents": Reader(None, as_bytes("x.npy", npy),
                       lambda folder: data.decode(read_bytes(folder / "x.npy", 10**6), "latents")),
-    "shard": Reader(None, write_shard, read_tar),
+    "shard": Reader(None, as_bytes("unit-00000.tar", shard), read_tar),
+    "targets": Reader(None, as_bytes("x", lambda: kept_numbers(np.arange(4.0))),
+                      lambda folder: KeptNumbers(folder / "x", "targets", {}, 4)),
     "LoRA": Reader(None, as_bytes("x.safetensors", lora), read_lora),
     "model": Reader({"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"],
                      "image_encoder": [None, None], "call": {"num_inference_steps": 4}}, write_model, read_model),
 }  # fmt: skip
 
 
+@functools.cache
+def base_of(spec: str) -> Any:
+    assert spec in REWARDS, spec
+    return make_reward(spec) if spec.startswith("scenes") else None
+
+
 @pytest.fixture(autouse=True)
-def _base(monkeypatch: pytest.MonkeyPatch) -> None:
+def _inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The noise-aware reward's base is loaded once, where it may be loaded."""
-
-    def made(spec: str, **_: Any) -> Any:
-        assert spec in REWARDS, spec
-        if spec not in BASES:
-            BASES[spec] = make_reward(spec) if spec.startswith("scenes") else None
-        return BASES[spec]
-
-    monkeypatch.setattr(adapter_files, "make_reward", made)
-
-
-BASES: dict[str, Any] = {}
+    monkeypatch.setattr(adapter_files, "make_reward", lambda spec, **_: base_of(spec))
+    monkeypatch.chdir(tmp_path)
 
 
 # --- forging ------------------------------------------------------------------------------------------------------
@@ -461,8 +449,7 @@ BASES: dict[str, Any] = {}
 def places(doc: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path to everything in a document; of long lists, the first entries."""
     yield path
-    inner = doc.items() if isinstance(doc, dict) else enumerate(doc[:2]) if isinstance(doc, list) else ()
-    for key, value in inner:
+    for key, value in doc.items() if isinstance(doc, dict) else enumerate(doc[:2]) if isinstance(doc, list) else ():
         yield from places(value, (*path, key))
 
 
@@ -480,13 +467,13 @@ def changed(doc: Any, path: tuple[Any, ...], value: Any, add: str | None = None)
     return made[""]
 
 
+def late(*_: object) -> None:
+    raise TimeoutError("it takes too long")
+
+
 @contextmanager
 def soon() -> Iterator[None]:
     """A test that waits for longer fails, by the alarm's exception."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError("it takes too long")
-
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(40)
     try:
@@ -541,7 +528,6 @@ def test_nothing_that_a_file_names_is_run_fetched_or_opened(name: str, tmp_path:
     for path in places(doc):
         for value in names:
             read_quietly(name, tmp_path, changed(doc, path, value))
-    for path in places(doc):
         for key in ("report", "callback_on_step_end", "class_path", "config", "lora"):
             read_quietly(name, tmp_path, changed(doc, path, names[0], add=key))
 
@@ -566,8 +552,6 @@ def test_anything_anywhere_in_a_file_is_one_sentence_or_read(name: str, tmp_path
 
 KINDS = ("cut", "changed", "other", "folder", "holes", "pipe", "endless")
 """Of damage. A configuration may be a pipe, as the user names it, and a checkpoint's files as large as they like."""
-
-
 BY_USERS = {"config": ("pipe", "endless"), "distill config": ("pipe", "endless"), "checkpoint": ("holes",)}
 
 
@@ -612,16 +596,18 @@ FORBIDDEN = {
     **dict.fromkeys(("tensors", "LoRA"), bombs.bad_tensors(Path("ran"))),
     "picture": tuple(make() for make in bombs.PICTURES.values()),
     "keys": (b"alice", b"alice short", KEYS + b"carol a-long-secret-key-1 2", b"# nobody", b"", b"\xff"),
+    "shard": bombs.bad_tars(),
+    "targets": (
+        *map(kept_numbers, (np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan))),
+        kept_numbers(np.zeros(4), "unit"),
+    ),
     "latents": (b"", b"PK", b"\x93NUMPY\x01\x00\xff\xff{", bombs.npy_header(10**13)),
 }
 """By reader, what it refuses in the place of a document."""
 
 
 @pytest.mark.parametrize("name", FORBIDDEN, indirect=True)
-def test_what_is_no_data_is_refused_in_little_memory(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_is_no_data_is_refused_in_little_memory(name: str, tmp_path: Path) -> None:
     for content in FORBIDDEN[name]:
         bad = Raw(content.encode() if isinstance(content, str) else content)
         if name == "any JSON" and bad == b"3":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 
 import pytest
 
@@ -21,7 +21,5 @@ def test_what_is_named_is_there(name: str) -> None:
 def test_the_fast_tier_imports_no_browser_server_or_ray() -> None:
     for path in TESTS.rglob("test_*.py"):
         if not is_system(path):
-            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-            modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-            modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-            assert not {module.split(".")[0] for module in modules} & HEAVY, path
+            modules = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.M)
+            assert not set(modules) & HEAVY, path

@@ -15,9 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipelines", "reward_models", "distill")
-"""Rooms with folders of their own."""
-PACKAGES = {"ttsnap": "ttsnap", **{name: f"ttsnap/{name}" for name in ROOMS}}
-"""Folders that are packaged, and where they stand in the wheel."""
+"""Rooms with folders of their own, which stand within ttsnap in the wheel."""
 MISSPELT = """
 from ttsnap.distill.config import DistillConfig
 from ttsnap.pipelines import downgrade, load, upgrade
@@ -44,10 +42,11 @@ reward: int = make_reward  # wrong
 
 def in_the_tree() -> set[str]:
     """What the wheel should hold, by its name there."""
+    folders = {"ttsnap": "ttsnap", **{room: f"ttsnap/{room}" for room in ROOMS}}
+    found = [(ROOT / here, there, path) for here, there in folders.items() for path in (ROOT / here).rglob("*")]
     return {
-        f"{there}/{path.relative_to(ROOT / here).as_posix()}"
-        for here, there in PACKAGES.items()
-        for path in (ROOT / here).rglob("*")
+        f"{there}/{path.relative_to(here).as_posix()}"
+        for here, there, path in found
         if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in path.parts
     }
 
@@ -116,9 +115,8 @@ def test_an_editable_install_finds_every_room_once(links: bool, tmp_path: Path) 
     python = installed(build("editable", source, tmp_path), tmp_path / "alone")
     code = "import sys; from ttsnap import pipelines, reward_models, distill; print(*sorted(sys.modules))"
     ran = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert {name for name in ran.stdout.split() if name.endswith(ROOMS)} == {f"ttsnap.{room}" for room in ROOMS}, (
-        ran.stderr
-    )
+    found = {name for name in ran.stdout.split() if name.endswith(ROOMS)}
+    assert found == {f"ttsnap.{room}" for room in ROOMS}, ran.stderr
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])

@@ -1,4 +1,4 @@
-"""Processes that end by SIGKILL, as when the power fails: at one of the moments when they touch a file of a folder."""
+"""Work that ends early: by SIGKILL, as when the power fails, when it touches a file; or by an error of a function."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -51,3 +54,27 @@ def killed(work: Callable[[], object], folder: Path, moment: int) -> bool:
         code = 0
     finally:
         os._exit(code)
+
+
+@contextmanager
+def calls(
+    of: Any, name: str, fails: int = 0, error: type[BaseException] = KeyboardInterrupt,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Iterator[list[Any]]:  # fmt: skip
+    """The arguments of each call of this function. Call number `fails`, from 1, raises an error instead; right after
+    the first one something else happens."""
+    function, seen = getattr(of, name), list[Any]()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args)
+        first = len(seen) == 1
+        if len(seen) == fails:
+            raise error("No space left on device")
+        found = function(*args, **kwargs)
+        if first:
+            meanwhile()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of, name, counted)
+        yield seen

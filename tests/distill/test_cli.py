@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ttsnap.cli import main
+from ttsnap.distill.evaluate import measure
 from ttsnap.distill.training import Loop, Weights
 from ttsnap.recordings.folder import load_recording
 from ttsnap.reward_models.noise_aware.schedule import level_of
@@ -22,16 +22,12 @@ from ttsnap.reward_models.registry import make_reward
 
 from ..golden import tiny  # noqa: TID252
 from ..said import error_of  # noqa: TID252
+from .kills import calls
 from .world import WORLD, settings, write_recording
 
 PROMPTS = ["two red circles", "a green cross above a yellow triangle", "a blue square", "three yellow crosses"]
 RECIPE = f"""
-record:
-  prompts_file: prompts.txt
-  seeds: 4
-  steps: 4
-  score_steps: [0, 2]
-  device: cpu
+record: {{prompts_file: prompts.txt, seeds: 4, steps: 4, score_steps: [0, 2], device: cpu}}
 reward: scenes
 student:
   kind: {WORLD}:TinyStudent
@@ -51,36 +47,24 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def ttsnap(line: str, *more: str) -> int:
+    return main([*line.split(), *more])
+
+
 def losses(out: str) -> list[float]:
     lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
 
 
-def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = KeyboardInterrupt) -> None:
-    average, calls = Weights.follow, 0
-
-    def interrupted(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise error("No space left on device")
-        average(*args)
-
-    monkeypatch.setattr(Weights, "follow", interrupted)
-
-
-def test_recorded_interrupted_resumed_exported_and_evaluated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorded_interrupted_resumed_exported_and_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
     Path("prompts.txt").write_text("\n".join(PROMPTS))
     Path("recipe.yaml").write_text(RECIPE)
-    interrupt_at(8, monkeypatch)
-    assert main(["distill", "--config", "recipe.yaml", "--trust", "--out", "out"]) == 130
-    assert re.search(r"interrupted; 7 optimiser steps are safe in out; run the same command", capsys.readouterr().err)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert main(["distill", "--config", "recipe.yaml", "--trust", "--out", "out"]) == 0
+    command = "distill --config recipe.yaml --trust --out out"
+    with calls(Weights, "follow", fails=8):
+        assert ttsnap(command) == 130
+    assert "interrupted; 7 optimiser steps are safe in out; run the same command" in capsys.readouterr().err
+    assert ttsnap(command) == 0
     out = capsys.readouterr().out
     assert "| noise | step | reward" in out.replace("  ", " ")
     assert "2 held-out prompts x 4 seeds" in out
@@ -90,28 +74,24 @@ def test_recorded_interrupted_resumed_exported_and_evaluated(
         "scores-0.safetensors", "scores-1.safetensors", "spearman.png", "targets.safetensors", "verified.json",
     ]  # fmt: skip
     # The configuration that was written repeats the run, and does not record again.
-    again = ["distill", "--config", "out/config.yaml", "--record.out", "out/recording", "--out", "again"]
-    assert main(again) == 2
+    again = "distill --config out/config.yaml --record.out out/recording --out again"
+    assert ttsnap(again) == 2
     assert f"out/config.yaml names student.kind '{WORLD}:TinyStudent'" in error_of(capsys)
-    assert main([*again, "--trust"]) == 0
+    assert ttsnap(again, "--trust") == 0
     assert Path("again/evaluation.json").read_bytes() == Path("out/evaluation.json").read_bytes()
     assert losses("again") == losses("out")
-    assert main(["distill", "--config", "recipe.yaml", "--trust", "--lr", "1", "--out", "out"]) == 2
+    assert ttsnap(command, "--lr", "1") == 2
     assert "out holds a run with other settings: lr is 0.001, not 1.0" in capsys.readouterr().err
 
-    argv = ["evaluate", "--reward", "brightness", "--base", "scenes", "--recordings", "out/recording"]
-    argv += ["--prompts", "out/config.yaml", "--json", "e.json", "--plot", "e.png", "--device", "cpu"]
-    assert main(argv) == 0
-    found = json.loads(Path("e.json").read_text())
+    evaluate = "evaluate --reward brightness --base scenes --recordings out/recording --device cpu --prompts"
+    assert ttsnap(evaluate, "out/config.yaml", "--json", "e.json", "--plot", "e.png") == 0
+    found, trained = (json.loads(Path(name).read_text()) for name in ("e.json", "out/evaluation.json"))
     assert (found["names"], found["held_out"], found["prompts"]) == (["scenes", "brightness"], True, 2)
-    trained = json.loads(Path("out/evaluation.json").read_text())
     assert [row["scenes"] for row in found["levels"]] == [row["scenes"] for row in trained["levels"]]
     assert Path("e.png").read_bytes()[:4] == b"\x89PNG"
     # The base's scores of the estimates are those that were recorded.
-    assert main([*argv[:7], "--prompts", ":", "--json", "all.json", "--device", "cpu"]) == 0
+    assert ttsnap(evaluate, ":", "--json", "all.json") == 0
     recording = load_recording("out/recording")
-    from ttsnap.distill.evaluate import measure
-
     for row in json.loads(Path("all.json").read_text())["levels"]:
         expected = measure(recording.scores[:, :, row["step"], 0], recording.final[..., 0])
         assert row["scenes"]["rmse"] == pytest.approx(expected["rmse"], abs=0.01)  # of 8-bit images
@@ -126,10 +106,9 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
     for kind in ("lora", "per-level"):
         config["student"] = {"kind": kind, "rank": 2}
         Path("recipe.json").write_text(json.dumps(config))
-        argv = ["distill", "--config", "recipe.json", "--out", kind]
-        assert main(argv) == 2  # weights that a file names
+        assert ttsnap("distill --config recipe.json --out", kind) == 2  # weights that a file names
         assert "names reward 'clip:clip'" in capsys.readouterr().err
-        assert main([*argv, "--trust"]) == 0
+        assert ttsnap("distill --config recipe.json --trust --out", kind) == 0
         about = json.loads(Path(kind, "reward", "adapter.json").read_text())
         assert about["kind"] == kind
         assert about["base"] == "clip:clip"
@@ -137,56 +116,44 @@ def test_noise_aware_clip_from_training_to_evaluation(tmp_path: Path, capsys: py
         # Three steps teach nothing: the base scores everything, and that is what the table is of.
         assert "clip-na uses what was trained at no noise level, and scores as clip does" in capsys.readouterr().out
         assert about["base_below"] == about["info"]["evaluation"]["base_below"] == 1.0
-        argv = ["evaluate", "--recordings", "r", "--json", f"{kind}.json", "--prompts", f"{kind}/config.yaml"]
-        argv += ["--device", "cpu", "--reward"]
-        assert main([*argv, f"noise-aware:{kind}/reward"]) == 2
+        evaluate = f"evaluate --recordings r --json {kind}.json --prompts {kind}/config.yaml --device cpu --reward"
+        assert ttsnap(evaluate, f"noise-aware:{kind}/reward") == 2
         assert f"write 'noise-aware:{kind}/reward on clip:clip'" in capsys.readouterr().err
-        assert main([*argv, f"noise-aware:{kind}/reward on clip:clip"]) == 0
+        assert ttsnap(evaluate, f"noise-aware:{kind}/reward on clip:clip") == 0
         again, trained = (json.loads(Path(p).read_text()) for p in (f"{kind}.json", f"{kind}/evaluation.json"))
         assert again["names"] == trained["names"]
         for a, b in zip(again["levels"], trained["levels"], strict=True):
             for name in again["names"]:
-                pairs = [(a[name][key], value) for key, value in b[name].items()]
-                assert all(x == y if y is None else x == pytest.approx(y, rel=1e-3, abs=1e-5) for x, y in pairs)
+                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5)
 
 
 def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = json.loads(tiny.VALUES.read_text())["pickscore"]["shapes"]
     (tmp_path / "clip").mkdir()
     tiny.write_clip(tmp_path / "clip", shapes)
     levels = (1.0, *(level_of(n) for n in (7, 14, 21)), 0.0)
     write_recording(Path("r"), prompts=4, seeds=4, steps=(1, 2, 3, 4), levels=levels)
-    argv = ["distill", "--preset", "dogtrim-pickscore", "--recordings", "r", "--reward", "pickscore:clip"]
-    argv += ["--steps-per-level", "[1, 2, 3]", "--groups", "4", "--lr", "[1e-2, 5e-3, 2e-3]", "--validation", "0"]
-    argv += ["--device", "cpu", "--checkpoint-every", "0", "--out"]
-    assert main([*argv, "none", "--student.kind", "lora", "--student.per-level", "false", "--export", "e"]) == 2
-    assert "--export writes a network for each noise level" in error_of(capsys)
-    assert main([*argv, "none", "--student.network", "clip", "--export", "e"]) == 2
-    assert "leave one of the two out" in error_of(capsys)
-    assert main([*argv, "none", "--export", __file__]) == 2
-    assert "is a file" in error_of(capsys)
-    assert main([*argv, "whole", "--export", "theirs"]) == 0
+    command = "distill --preset dogtrim-pickscore --recordings r --reward pickscore:clip --groups 4 --validation 0 "
+    command += "--device cpu --checkpoint-every 0 --steps-per-level [1,2,3] --lr [1e-2,5e-3,2e-3] --out "
+    for wrong, said in (
+        ("none --student.kind lora --student.per-level false --export e", "a network for each noise level"),
+        ("none --student.network clip --export e", "one of the two"),
+        (f"none --export {__file__}", "is a file"),
+    ):
+        assert ttsnap(command + wrong) == 2
+        assert said in error_of(capsys)
+    assert ttsnap(command + "whole --export theirs") == 0
     assert "theirs has step21.pt, step14.pt, step7.pt" in capsys.readouterr().out
     lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
     assert [line["level"] for line in lines] == pytest.approx([levels[3]] + 2 * [levels[2]] + 3 * [levels[1]], abs=1e-3)
     fall = [1e-2, 5e-3, 5e-3 * 0.75, *(2e-3 * (1 - 0.5 * i / 3) for i in range(3))]
     assert [line["lr"] for line in lines] == pytest.approx(fall)
 
-    step, calls = Loop.step, 0
-
-    def interrupted(*args: Any) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(Loop, "step", interrupted)
-    assert main([*argv, "part"]) == 130
-    monkeypatch.setattr(Loop, "step", step)
-    assert main([*argv, "part", "--export", "again"]) == 0
+    with calls(Loop, "step", fails=5):
+        assert ttsnap(command + "part") == 130
+    assert ttsnap(command + "part --export again") == 0
     for n in (7, 14, 21):
         mine, other = (torch.load(f"{folder}/step{n}.pt", weights_only=True) for folder in ("theirs", "again"))
         assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
@@ -198,10 +165,8 @@ def test_the_dogtrim_preset_trains_each_level_and_exports_what_it_trained(
     torch.testing.assert_close(exported(images, prompts, at), scores, rtol=1e-6, atol=1e-6)
     assert ((scores - base).abs() > 1e-3).tolist() == [True, True, True, False]
     # A level begins from the one before, and goes on from there alone.
-    copies = [torch.load(f"theirs/step{n}.pt", weights_only=True) for n in (21, 14, 7)]
-    moved = [
-        max(float((copies[i][name] - copies[j][name]).abs().max()) for name in copies[0]) for i, j in ((0, 1), (0, 2))
-    ]
+    first, *later = (torch.load(f"theirs/step{n}.pt", weights_only=True) for n in (21, 14, 7))
+    moved = [max(float((first[name] - other[name]).abs().max()) for name in first) for other in later]
     assert 0 < moved[0] < moved[1]
 
 
@@ -211,11 +176,11 @@ def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.Captur
 
     texts = ["a red circle", "two green crosses", "a blue square", "three red circles"]
     write_recording(Path("r"), seeds=4, texts=texts)
-    argv = ["distill", "--recordings", "r", "--reward", "brightness", "--steps-per-level", "8", "--group-size", "4"]
-    argv += ["--groups", "3", "--lr", "3e-3", "--warmup", "2", "--validation", "0.25", "--device", "cpu"]
-    assert main([*argv, "--out", "none"]) == 2
-    assert "train the network of such a one (student.network" in capsys.readouterr().err
-    assert main([*argv, "--student.network", "scenes-learned", "--student.rank", "4", "--out", "out"]) == 0
+    command = "distill --recordings r --reward brightness --steps-per-level 8 --group-size 4 --groups 3 --lr 3e-3"
+    command += " --warmup 2 --validation 0.25 --device cpu --out out"
+    assert ttsnap(command) == 2
+    assert "student.network" in capsys.readouterr().err
+    assert ttsnap(command, "--student.network", "scenes-learned", "--student.rank", "4") == 0
     told = capsys.readouterr().out
     assert "brightness-na uses what was trained" in told
     assert "--reward noise-aware:out/reward" in told
@@ -234,83 +199,63 @@ def test_a_black_box_is_learned_by_another_rewards_network(capsys: pytest.Captur
     assert found.best.reward == float(make_reward("brightness")(found.best.image[None], [""])[0])
 
 
-def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
     Path("c.json").write_text(json.dumps(settings(write_recording(Path("r"), prompts=4, seeds=4), checkpoint_every=0)))
-    interrupt_at(30, monkeypatch, OSError)
-    assert main(["distill", "--config", "c.json", "--trust", "--out", "out"]) == 2
-    error = capsys.readouterr().err
-    assert "cannot write to out: No space left on device; what was there is safe. Free some space" in error
+    with calls(Weights, "follow", fails=30, error=OSError):
+        assert ttsnap("distill --config c.json --trust --out out") == 2
+    assert "cannot write to out: No space left on device; what was there is safe" in capsys.readouterr().err
     assert sorted(p.name for p in Path("out/checkpoints").iterdir()) == ["00000028", "00000029"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["distill", "--out", "o"], "reward is missing"),
-        (["distill", "--reward", "brightness", "--out", "o"], "no data"),
-        (["distill", "--reward", "brightness", "--recordings", "nowhere", "--out", "o"], "no such recording: nowhere"),
-        (
-            ["distill", "--reward", "brightness", "--recordings", "r", "--order", "up", "--out", "o"],
-            "unknown --order 'up'",
-        ),
-        (["distill", "--reward", "brightness", "--recordings", "r", "--out", "o"], "cannot be made noise-aware"),
-        (
-            ["distill", "--reward", "brightness", "--record.prompts_file", "empty.txt", "--out", "o"],
-            "empty.txt holds no prompt",
-        ),
-        (["distill", "--reward", "brightness", "--record.seed", "two", "--out", "o"], "record section does not fit"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r"], "has no base of its own; name .* --base"),
-        (["evaluate", "--reward", "magic", "--recordings", "r"], "unknown reward 'magic'"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "9:"], "names none of the 4 prompts"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "a:b"], "must be a range"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r", "--prompts", "n.yaml"], "no such configuration"),
-        (["evaluate", "--reward", "brightness", "--recordings", "r", "--json", "no/e.json"], "there is no folder no"),
-    ],
-    ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else "",
+OF_BRIGHTNESS = "distill --out o --reward brightness"
+EVALUATE = "evaluate --recordings r --reward"
+
+
+BAD = (
+    ("distill --out o", "reward is missing"),
+    (OF_BRIGHTNESS, "no data"),
+    (f"{OF_BRIGHTNESS} --recordings nowhere", "no such recording: nowhere"),
+    (f"{OF_BRIGHTNESS} --recordings r --order up", "unknown --order 'up'"),
+    (f"{OF_BRIGHTNESS} --recordings r", "cannot be made noise-aware"),
+    (f"{OF_BRIGHTNESS} --record.prompts_file empty.txt", "empty.txt holds no prompt"),
+    (f"{OF_BRIGHTNESS} --record.seed two", "record section does not fit"),
+    (f"{EVALUATE} brightness", "has no base of its own; name .* --base"),
+    (f"{EVALUATE} magic", "unknown reward 'magic'"),
+    (f"{EVALUATE} brightness --prompts 9:", "none of the 4 prompts"),
+    (f"{EVALUATE} brightness --prompts a:b", "must be a range"),
+    (f"{EVALUATE} brightness --prompts n.yaml", "no such configuration"),
+    (f"{EVALUATE} brightness --json no/e.json", "there is no folder no"),
 )
-def test_bad_input_gets_a_clear_message(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    write_recording(tmp_path / "r", prompts=4, seeds=8)
+
+
+def test_bad_input_gets_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
+    write_recording(Path("r"), prompts=4, seeds=8)
     Path("empty.txt").write_text("# nothing\n")
-    assert main(argv) == 2
-    error = error_of(capsys)
-    assert error.startswith("ttsnap: error: ")
-    assert re.search(message, error, re.DOTALL), error
+    for argv, message in BAD:
+        assert ttsnap(argv) == 2
+        error = error_of(capsys)
+        assert error.startswith("ttsnap: error: ")
+        assert re.search(message, error, re.DOTALL), error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_two_processes_train_as_one(precision: str) -> None:
     """Half of the groups each: the same losses but for rounding."""
-    recording = write_recording(Path("r"), prompts=8, seeds=4)
+    recording, loss = write_recording(Path("r"), prompts=8, seeds=4), {"name": "mse-uncertain"}
     student = {"kind": f"{WORLD}:TinyStudent", "options": {"drop": 0.0}}
-    changes = {"student": student, "loss": {"name": "mse-uncertain"}, "steps_per_level": 10, "precision": precision}
-    Path("c.json").write_text(json.dumps(settings(recording, **changes)))
-    launchers = {
-        1: ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"],
-        2: ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],  # which needs no GPU
-    }
-    for count, launcher in launchers.items():
-        options = ["--device", "auto", "--out", f"out{count}"]
-        command = [
-            sys.executable,
-            "-m",
-            *launcher,
-            "-m",
-            "ttsnap",
-            "distill",
-            "--config",
-            "c.json",
-            "--trust",
-            *options,
-        ]
-        without_gpus = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=without_gpus)
+    changes = settings(recording, student=student, loss=loss, steps_per_level=10, precision=precision)
+    Path("c.json").write_text(json.dumps(changes))
+    for count, launcher in (
+        ("1 process", "torch.distributed.run --standalone --nproc-per-node 1"),
+        ("2 processes", "accelerate.commands.launch --multi_gpu --num_processes 2"),  # which needs no GPU
+    ):
+        command = f"{launcher} -m ttsnap distill --config c.json --trust --device auto --out out{count[0]}"
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        options = {"capture_output": True, "text": True, "timeout": 250, "env": environment}
+        done = subprocess.run([sys.executable, "-m", *command.split()], **options)
         assert done.returncode == 0, done.stderr
-        assert [line for line in done.stdout.splitlines() if "process" in line] == [
-            f"{count} process{'es' if count > 1 else ''} on cpu"
-        ]
+        assert [line for line in done.stdout.splitlines() if "process" in line] == [f"{count} on cpu"]
         assert done.stdout.count("| noise |") == 1
     assert len(losses("out1")) == 40
     np.testing.assert_allclose(losses("out2"), losses("out1"), rtol=1e-3 if precision == "no" else 0.05, atol=0.005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -18,22 +19,14 @@ from ttsnap.distill.processes import Member
 from .world import settings, write_recording
 
 
-class Alone:
-    """The only process, as accelerate knows it."""
-
-    device = torch.device("cpu", 0)
-    is_main_process, process_index, num_processes = True, 0, 1
-
-
 def test_a_launcher_that_started_one_of_several_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu --num_processes 2` leaves these two, and no number of the process."""
+    alone = SimpleNamespace(device=torch.device("cpu", 0), is_main_process=True, process_index=0, num_processes=1)
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(accelerate, "PartialState", lambda **_: Alone)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: alone)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(
-        ValueError, match=r"started only this one.*add --multi_gpu.*--num_processes 2 -m ttsnap distill"
-    ):
+    with pytest.raises(ValueError, match=r"started only this one.*--multi_gpu --num_processes 2 -m ttsnap distill"):
         processes.start("distill", cpu=False)
     monkeypatch.setenv("RANK", "0")
     assert not processes.start("distill", cpu=False).shown

@@ -1,125 +1,114 @@
-"""The whole pipeline on a synthetic recording with a known answer."""
+"""Distillation on a synthetic recording with a known answer: gone on with after any interruption to the same bits, and
+refusals that say what to do."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import shutil
+import signal
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
 
-from ttsnap.distill import report, run
-from ttsnap.distill.config import DistillConfig
+from ttsnap.distill import checkpoints, run
+from ttsnap.distill.config import TRACKERS, DistillConfig
+from ttsnap.distill.curriculum import held_out, stages
+from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
-from ttsnap.distill.run import base_below, distill, exported
-from ttsnap.distill.training import Loop
-from ttsnap.files.plain_yaml import load_settings
+from ttsnap.distill.run import distill
+from ttsnap.distill.train import Batches, Curriculum
+from ttsnap.distill.training import Loop, Weights
+from ttsnap.files.plain_yaml import load_settings, save_settings
 from ttsnap.files.settings import build
+from ttsnap.files.unbroken import Unbroken
+from ttsnap.files.writing import sha256
 
-from .kills import ended, killed
-from .world import TinyStudent, settings, write_recording
+from ..bombs import Runs  # noqa: TID252
+from .kills import calls, ended, killed
+from .world import WORLD, TinyStudent, settings, write_recording
 
-NAN = float("nan")
+LAST = Path("checkpoints/00000160")
+UNCERTAIN = {"loss": {"name": "mse-uncertain"}}
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recording(tmp_path_factory.mktemp("world") / "r")
+    return write_recording(tmp_path_factory.mktemp("world") / "r", latents=True)
 
 
-def test_ranks_of_noisy_estimates_rise_well_above_the_base(recording: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    config = build(DistillConfig, settings(recording))
-    found = distill(config, out)
-    noisiest = found.rows[-1]
-    assert (noisiest["level"], found.names, found.held_out) == (1.0, ("brightness", "tiny"), True)
-    print(json.dumps(found.to_json(), indent=1))
-    for row in found.rows[1:]:
-        assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.15, row
-        assert row["tiny"]["spearman"] > 0.85
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 161))
-    assert [lines[i]["level"] for i in (0, 40, 80, 120, 159)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert Evaluation.read(out / "evaluation.json").to_json() == found.to_json()
-    assert load_settings(DistillConfig, out / "config.yaml") == config
-    assert (out / "spearman.png").read_bytes()[:4] == b"\x89PNG"
-    # What was exported is what was evaluated, not the last weights.
-    student = TinyStudent.load(out / "reward")
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["00000160"]
-    from safetensors.torch import load_file
-
-    state = load_file(out / "checkpoints" / "00000160" / "model.safetensors")
-    for name, p in student.trainable().items():
-        assert torch.equal(p, state[f"average.{name.replace('.', '/')}"])
-        assert not torch.equal(p, state[f"parameter.{name.replace('.', '/')}"])
+def make(recording: Path, **changes: Any) -> DistillConfig:
+    return build(DistillConfig, settings(recording, **changes))
 
 
-@pytest.mark.parametrize(
-    ("base", "student", "level"),
-    [
-        ([0.9, 0.8, 0.2], [0.8, 0.8, 0.5], 0.4),
-        ([0.9, 0.8, 0.2], [0.95, 0.7, 0.1], 0.0),
-        ([0.9] * 3, [0.1] * 3, 1.0),  # at noisier levels than were measured, too
-        ([0.2, -0.8, NAN], [NAN, NAN, 0.1], 0.4),  # a collapsed student ranks nothing
-        ([0.2, NAN, NAN], [NAN, NAN, NAN], 1.0),
-    ],
-)
-def test_the_base_keeps_the_levels_that_it_ranks_as_well(base: list[float], student: list[float], level: float) -> None:
-    assert base_below(ranked(base, student)) == level
+def student(kind: str, **more: Any) -> dict[str, Any]:
+    return {"student": {"kind": f"{WORLD}:{kind}", **more}}
 
 
-def ranked(base: list[float], student: list[float], held_out: bool = True) -> Evaluation:
-    """An evaluation with these rank correlations at the noise levels .2, .4 and .8."""
-    rows = [
-        {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}, "sigma": 0.1}
-        for k, v, b, s in zip((8, 6, 2), (0.2, 0.4, 0.8), base, student, strict=True)
-    ]
-    return Evaluation(("base", "na"), 4, 4, held_out, rows=tuple(rows))
-
-
-def test_what_is_exported_is_told_from_what_was_trained() -> None:
-    raw = ranked([0.9, 0.8, 0.2], [0.7, 0.6, 0.5])
-    found = exported(raw, base_below(raw))
-    assert [row["na"]["spearman"] for row in found.rows] == [0.9, 0.8, 0.5]
-    assert [row.get("unused") for row in found.rows] == [
-        {"spearman": 0.7, "sigma": 0.1}, {"spearman": 0.6, "sigma": 0.1}, None
-    ]  # fmt: skip
-    assert found.rows[2] == raw.rows[2]
-    assert "above noise 0.400" in (said := report.usage(found))
-    assert "(Spearman at 0.400: 0.800, against 0.600 " in said
-    nowhere = ranked([0.9, 0.8, 0.2], [0.7, 0.6, NAN])
-    assert "at no noise level" in (said := report.usage(exported(nowhere, base_below(nowhere))))
-    assert "(Spearman at 0.800: 0.200, against - " in said
-    assert report.usage(exported(raw, 0.0)) == "na uses what was trained at every noise level"
-    blind = exported(ranked([0.9] * 3, [0.1] * 3, held_out=False), 0.0)
-    assert "at every noise level, as no prompt was held out" in report.usage(blind)
-    assert report.usage(raw) == ""
+@pytest.fixture(scope="module")
+def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    distill(make(recording, **UNCERTAIN, checkpoint_every=0), out)
+    return out
 
 
 @pytest.fixture(scope="module")
 def quick(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, dict[str, Any]]:
     """A run of eight steps, and what it leaves undisturbed."""
-    changes = {"steps_per_level": 2, "checkpoint_every": 0, "warmup": 1, "group_size": 2}
-    config = build(DistillConfig, settings(recording, **changes))
-    out = tmp_path_factory.mktemp("quick") / "out"
-    distill(config, out)
+    config = make(recording, steps_per_level=2, checkpoint_every=0, warmup=1, group_size=2)
+    distill(config, out := tmp_path_factory.mktemp("quick") / "out")
     return config, left_by(out)
 
 
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 def left_by(out: Path) -> dict[str, Any]:
-    """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last two, as one that is
-    older may be left where there was no time to remove it."""
-    old = sorted((out / "checkpoints").iterdir())[:-2]
-    paths = [p for p in out.rglob("*") if p.is_file() and p.name != "spearman.png" and p.parent not in old]
-    files = {str(p.relative_to(out)): p.read_bytes() for p in paths}
-    lines = [json.loads(line) for line in files.pop("metrics.jsonl").splitlines()]
-    return {**files, "metrics": [{**line, "seconds": 0} for line in lines]}
+    """Every file of a run: its bytes, of the metrics all but the seconds. Of checkpoints the last, as others may be
+    left where there was no time to remove them."""
+    unlike = (*sorted((out / "checkpoints").iterdir())[:-1], out / "spearman.png", out / "config.yaml")
+    paths = [p for p in out.rglob("*") if p.is_file() and not {p, p.parent} & {*unlike, out / "metrics.jsonl"}]
+    return {**{str(p.relative_to(out)): p.read_bytes() for p in paths}, "metrics": metrics(out)}
 
 
-@pytest.mark.parametrize("seed", range(3))
+def test_ranks_of_noisy_estimates_rise_well_above_the_base(
+    recording: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(recording, **UNCERTAIN, workers=1)
+    monkeypatch.setattr(run, "train", None)
+    found = distill(config, undisturbed)  # which is finished
+    assert (found.rows[-1]["level"], found.names, found.held_out) == (1.0, ("brightness", "tiny"), True)
+    for row in found.rows[1:]:
+        assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.15, row
+        assert row["tiny"]["spearman"] > 0.85
+    for row in found.rows:
+        assert 0.2 * row["tiny"]["rmse"] < row["sigma"] < 8 * row["tiny"]["rmse"], row
+    lines = metrics(undisturbed)
+    assert [line["step"] for line in lines] == list(range(1, 161))
+    assert [lines[i]["level"] for i in (0, 40, 80, 120, 159)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert Evaluation.read(undisturbed / "evaluation.json").to_json() == found.to_json()
+    assert load_settings(DistillConfig, undisturbed / "config.yaml") == config
+    assert (undisturbed / "spearman.png").read_bytes()[:4] == b"\x89PNG"
+    # What was exported is what was evaluated, not the last weights.
+    state = load_file(undisturbed / LAST / "model.safetensors")
+    for name, p in TinyStudent.load(undisturbed / "reward").trainable().items():
+        assert torch.equal(p, state[f"average.{name.replace('.', '/')}"])
+        assert not torch.equal(p, state[f"parameter.{name.replace('.', '/')}"])
+    assert state["average.uncertainty/log_variance"].any()
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_path: Path, seed: int) -> None:
     config, expected = quick
     assert ended(lambda: distill(config, tmp_path / "out"), tmp_path, seed) >= 2
@@ -138,47 +127,226 @@ def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(quick: Any, tmp_p
     assert moment > 40
 
 
-def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = build(DistillConfig, settings(recording, steps_per_level=5, checkpoint_every=0))
-    distill(config, tmp_path / "alone")
-    save, calls = Loop.save, []
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(quick: Any, tmp_path: Path) -> None:
+    (config, expected), out = quick, tmp_path / "out"
 
-    def meanwhile(self: Loop, folder: Path) -> None:
-        save(self, folder)
-        calls.append(folder)
-        if len(calls) == 2:  # while the first one's checkpoint lies there half made
-            with pytest.raises(ValueError, match=rf"another process is writing to .*out \(process {os.getpid()} on "):
-                distill(config, tmp_path / "out")
+    def another() -> None:
+        with pytest.raises(ValueError, match=rf"another process is writing to .*out \(process {os.getpid()} on "):
+            distill(config, out)
 
-    monkeypatch.setattr(Loop, "save", meanwhile)
-    distill(config, tmp_path / "out")
-    monkeypatch.undo()
-    assert len(calls) == 20
-    names = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*") if p.is_file()]
-    assert sorted(names) == sorted(
-        p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file()
-    )
-    for name in names:
-        if name.suffix in (".safetensors", ".bin") or name.name == "evaluation.json":
-            assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    with calls(Loop, "save", meanwhile=another):  # the first one's checkpoint lies there half made
+        distill(config, out)
+    assert left_by(out) == expected
 
 
-def test_two_starts_at_once_do_not_mix_their_settings(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path: Path) -> None:
     """The other one runs when this one has just found the folder free."""
-    mine, others = (build(DistillConfig, settings(recording, steps_per_level=n)) for n in (2, 1))
-    check, begun = run.check_out, []
-
-    def slow(config: DistillConfig, out: Path) -> None:
-        check(config, out)
-        if not begun:
-            begun.append(True)
-            distill(others, out)
-
-    monkeypatch.setattr(run, "check_out", slow)
-    with pytest.raises(ValueError, match=r"holds a run with other settings: steps_per_level is 1, not 2"):
+    mine, others = (make(recording, steps_per_level=n) for n in (2, 1))
+    with (
+        calls(run, "check_out", meanwhile=lambda: distill(others, tmp_path / "out")),
+        pytest.raises(ValueError, match="other settings: steps_per_level is 1, not 2"),
+    ):
         distill(mine, tmp_path / "out")
     assert load_settings(DistillConfig, tmp_path / "out" / "config.yaml") == others
+
+
+def test_signals_wait_until_all_is_saved(
+    recording: Path, undisturbed: Path, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In targets, training and evaluation: each is gone on with where it was."""
+    asked, polls, ends, ask = Counter[str](), 0, Counter[str](), Unbroken.__call__
+
+    def signalled(self: Unbroken) -> bool:
+        nonlocal polls
+        polls += 1
+        asked[where := sys._getframe(1).f_code.co_name] += 1
+        if polls % 9 == 0:
+            ends[where] += 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self)
+
+    monkeypatch.setattr(Unbroken, "__call__", signalled)
+    config = make(recording, **UNCERTAIN, batch_size=4)
+    for _ in range(100):
+        with contextlib.suppress(KeyboardInterrupt):
+            distill(config, tmp_path / "out")
+            break
+        lines = len(metrics(tmp_path / "out")) if (tmp_path / "out" / "metrics.jsonl").exists() else 0
+        assert checkpoints.steps_done(tmp_path / "out" / "checkpoints") == lines
+    assert left_by(tmp_path / "out") == left_by(undisturbed)
+    assert asked["run"] == 160, "no step is made twice"
+    assert ends["run"] > 10
+    assert ends["score_entries"] > 3
+
+
+def test_checkpoints_are_written_by_the_clock(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 7)
+    monkeypatch.setattr("ttsnap.distill.training.time.monotonic", lambda: next(clock))
+    with calls(checkpoints, "save") as saved:
+        distill(make(recording, steps_per_level=5, checkpoint_every=30), tmp_path / "out")
+    assert [step for _, step, *_ in saved] == [5, 10, 15, 20], "30 s are five steps of 7 s"
+
+
+def test_readers_in_other_processes_change_nothing(recording: Path, quick: Any, tmp_path: Path) -> None:
+    distill(make(recording, steps_per_level=2, warmup=1, group_size=2, workers=1, cache=0), tmp_path / "out")
+    assert left_by(tmp_path / "out") == quick[1]
+
+
+def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
+    for changes, message in (
+        ({**UNCERTAIN, "seed": 1}, "seed is 0, not 1"),
+        ({}, r'loss\.name is "mse-uncertain", not "mse"'),
+        ({**UNCERTAIN, "lr": 0.02}, r"lr is 0\.01, not 0\.02"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill(make(recording, **changes), undisturbed)
+    assert {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()} == before
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"\(mine\.txt\)"):
+        distill(make(recording), tmp_path)
+    # A run that failed before it began may be mended.
+    with pytest.raises(ValueError, match="magic"):
+        distill(make(recording, reward="magic"), tmp_path / "mended")
+    assert distill(make(recording, steps_per_level=1), tmp_path / "mended").names == ("brightness", "tiny")
+    # A checkpoint carried over from another run.
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed / "checkpoints", out / "checkpoints")
+    save_settings(make(recording), out / "config.yaml")
+    with pytest.raises(ValueError, match=r"00000160 is of a run with other settings: config\.loss\.name is"):
+        distill(make(recording), out)
+
+
+def test_damaged_checkpoints_fall_back(quick: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (config, expected), out = quick, tmp_path / "out"
+    with calls(Weights, "follow", fails=7), pytest.raises(KeyboardInterrupt):
+        distill(config, out)
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["00000005", "00000006"]
+    path = out / "checkpoints" / "00000006" / "optimizer.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    distill(config, out)
+    assert "00000006 is damaged (its files are not those that were written)" in caplog.text
+    assert left_by(out) == expected
+
+
+def test_all_checkpoints_damaged_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (10, 20, 30):
+        checkpoints.save(tmp_path, step, lambda folder: (folder / "a").write_text("some"), {"k": 1})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["00000020", "00000030"]
+    assert checkpoints.latest(tmp_path, {"k": 1}) == (30, tmp_path / "00000030")
+    (tmp_path / "00000030" / "state.json").unlink()
+    (tmp_path / "00000020" / "a").write_text("same")
+    assert checkpoints.latest(tmp_path, {"k": 1}) is None
+    assert caplog.text.count("is damaged") == 2
+    assert checkpoints.latest(tmp_path / "nowhere", {}) is None
+    (tmp_path / "00000030" / "state.json").write_text('{"step": 30, "sha256": "0", "about": {}}')
+    with pytest.raises(ValueError, match=r"00000030 is of ttsnap 0\.1"):
+        checkpoints.latest(tmp_path, {})
+
+
+def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
+    distill(config := make(recording, steps_per_level=1), out := tmp_path / "out")
+    (out / "evaluation.json").unlink()
+    about = json.loads((path := out / "checkpoints" / "00000004" / "state.json").read_text())
+    torch.save(Runs(tmp_path / "ran"), path.with_name("optimizer.bin"))
+    path.write_text(json.dumps({**about, "files": {"optimizer.bin": sha256(path.with_name("optimizer.bin"))}}))
+    with pytest.raises(ValueError, match=r"cannot resume from .*00000004"):
+        distill(config, out)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path) -> None:
+    config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for prompt 'prompt 2', seed 8, step 4"):
+            distill(config, out)
+    kept = (out / "targets.safetensors").stat().st_size
+    assert kept > 4 * 8 * 4
+    with pytest.raises(ValueError, match="do not vary"):
+        distill(make(recording, reward=f"{WORLD}:Constant"), tmp_path / "constant")
+    other = write_recording(tmp_path / "other", prompts=12, seeds=8, offset=40)
+    with pytest.raises(ValueError, match=r"targets\.safetensors holds targets of other data: data is"):
+        distill(make(other, reward=f"{WORLD}:Broken", batch_size=4), out)
+    assert (out / "targets.safetensors").stat().st_size == kept
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"group_size": 9}, "group_size is 9, but a prompt has 8 seeds"),
+    ({"steps": [1, 7]}, r"step 7 was not recorded; these were: \[0, 1, 2, 3\]"),
+    ({"student": {"kind": "nowhere.py:Student"}}, "no such file: nowhere.py"),
+    (student("Nothing"), "cannot load student .*Nothing"),
+    (student("TinyStudent", options={"depth": 3}), "takes no depth; it takes base, "),
+    (student("Diverging") | {"loss": {"centred": False}}, "the loss is inf at step 1: lower lr"),
+    ({"reward": "magic"}, "unknown reward 'magic'"),
+    ({"validation": 0.99}, "leaves none"),
+], ids=str)  # fmt: skip
+def test_bad_input_is_refused(recording: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill(make(recording, **changes), tmp_path / "out")
+
+
+def test_trackers_get_the_settings_and_the_figures_of_every_step(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tracked(Accelerator):
+        """With a tracker."""
+
+        logged: ClassVar[list[Any]] = []
+
+        def __init__(self, log_with: list[str], project_dir: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.logged += [log_with, Path(project_dir)]
+            self.trackers = [self]
+
+        def init_trackers(self, name: str, config: dict[str, Any]) -> None:
+            self.logged.append(config)
+
+        def log(self, figures: dict[str, Any], step: int) -> None:
+            self.logged.append((step, sorted(figures)))
+
+        def finish(self) -> None:
+            self.logged.append("finished")
+
+    config, out = make(recording, trackers=["trackio"], steps_per_level=1), tmp_path / "out"
+    monkeypatch.setitem(TRACKERS, "trackio", ("no_such_module",))
+    with pytest.raises(ValueError, match="trackio is not installed: pip install no_such_module"):
+        distill(config, out)
+    monkeypatch.setitem(TRACKERS, "trackio", ("json",))
+    monkeypatch.setattr("accelerate.Accelerator", Tracked)
+    distill(config, out)
+    names, folder, told, *steps, last = Tracked.logged
+    assert (names, folder, last) == (["trackio"], out, "finished")
+    assert (told["loss.name"], told["lr"], told["recordings"]) == ("mse", 0.01, str((str(recording),)))
+    assert steps == [(step, ["level", "loss", "lr", "seconds"]) for step in (1, 2, 3, 4)]
+
+
+def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
+    frames = Frames([recording])
+    whole, parts = make(recording), make(recording, accumulation=2)
+    targets = [np.random.default_rng(p).normal(size=n) for p, n in enumerate(frames.seeds)]
+    kept, _ = held_out(frames.prompts, whole.validation, whole.seed)
+    plan = Curriculum(stages(frames.steps, whole.order, whole.steps_per_level), tuple(kept), targets, 1.0)
+    for step in (0, 70, 159):
+        everything = Batches(frames, plan, whole).groups(step)
+        assert len(everything) == 4
+        shares = [Batches(frames, plan, parts, rank, 2).groups(2 * step + part) for rank in (0, 1) for part in (0, 1)]
+        assert [len(share) for share in shares] == [1, 1, 1, 1]
+        assert sorted((g for share in shares for g in share), key=str) == sorted(everything, key=str)
+    x, prompts, level, target = Batches(frames, plan, whole)[70]
+    group = Batches(frames, plan, whole).groups(70)[1]
+    assert (x.shape, target.shape) == ((16, 3, 6, 6), (4, 4))
+    assert prompts[4:8] == [frames.prompts[group.prompt]] * 4
+    assert level[4:8].tolist() == [frames.levels[group.step]] * 4
+    np.testing.assert_allclose(target[1], plan.targets[group.prompt][list(group.seeds)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [
+    {"order": "uniform", "schedule": "cosine"},
+    {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
+    {"loss": {"name": "pairwise", "temperature": 0.5}, "accumulation": 2},
+    {"loss": {"centred": False, "plain": 0.0}, **student("TinyStudent", space="latents")},
+], ids=str)  # fmt: skip
+def test_every_order_and_loss_learns(recording: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = distill(make(recording, **changes), tmp_path / "out")
+    for row in found.rows[1:]:
+        assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.1, row

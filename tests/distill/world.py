@@ -8,6 +8,7 @@ estimate ranks badly, and a network that reads red ranks well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ def write_recording(
     named = tuple(texts or (f"prompt {p + offset}" for p in range(prompts)))
     prompts = len(named)
     scores = np.full((prompts, seeds, len(levels), 1), np.nan)
-    for p in range(prompts):
-        for s in range(seeds):
-            for k in steps:
-                scores[p, s, k] = estimate(p + offset, s, k, levels).mean()
+    for p, s, k in product(range(prompts), range(seeds), steps):
+        scores[p, s, k] = estimate(p + offset, s, k, levels).mean()
     scored = tuple(k in steps for k in range(len(levels)))
     recording = Recording(named, scores, Grid(tuple(levels)), ("brightness",), first_seed, scored)
     header = Header(**{**Header.of(recording).__dict__, "images": images, "block": (4, seeds)})
@@ -68,12 +67,9 @@ def write_recording(
 
             def save(file: Any, unit: Unit = unit) -> None:
                 shard = ShardWriter(file)
-                for p in unit.prompts:
-                    for s in unit.seeds:
-                        for k in steps:
-                            image = estimate(p + offset, s, k, levels)
-                            kept = {"latent": 2 * image[:2] - 1} if latents else None
-                            shard.add(p, first_seed + s, k, image, kept)
+                for p, s, k in product(unit.prompts, unit.seeds, steps):
+                    image = estimate(p + offset, s, k, levels)
+                    shard.add(p, first_seed + s, k, image, {"latent": 2 * image[:2] - 1} if latents else None)
                 shard.close()
 
             path = shard_path(folder, unit)
@@ -93,15 +89,8 @@ class TinyStudent:
         self.name, self.base, self.space = "tiny", base, space
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.network: Any = nn.ModuleDict(
-                {
-                    "first": nn.Conv2d(channels, width, 3),
-                    "second": nn.Linear(width + 1, width),
-                    "drop": nn.Dropout(drop),
-                    "last": nn.Linear(width, 1),
-                }
-            )
-        self.stages: list[float] = []
+            parts = {"first": nn.Conv2d(channels, width, 3), "second": nn.Linear(width + 1, width)}
+            self.network: Any = nn.ModuleDict({**parts, "drop": nn.Dropout(drop), "last": nn.Linear(width, 1)})
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())
@@ -114,8 +103,7 @@ class TinyStudent:
         hidden = self.network["drop"](torch.relu(self.network["second"](hidden)))
         return self.network["last"](hidden)[:, 0].float()  # type: ignore[no-any-return]
 
-    def begin_stage(self, level: float) -> None:
-        self.stages.append(level)
+    def begin_stage(self, level: float) -> None: ...
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], level: Any) -> Tensor:
@@ -156,48 +144,13 @@ class Diverging(TinyStudent):
         return super().predict(x, prompts, level) * 1e30
 
 
-class PerLevel(TinyStudent):
-    """A tiny network per level; a level's network starts from the one trained last."""
-
-    def __init__(self, base: Any, levels: Sequence[float], channels: int = 3, seed: int = 0) -> None:
-        super().__init__(base, channels, seed)
-        self.levels, self.last = sorted(levels), None
-        self.members = [TinyStudent(base, channels, seed) for _ in levels]
-        self.network = nn.ModuleList([member.network for member in self.members])
-
-    def predict(self, x: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
-        parts = torch.zeros(len(x))
-        for i, member in enumerate(self.members):
-            rows = [j for j, v in enumerate(level.tolist()) if abs(v - self.levels[i]) < 1e-6]
-            if rows:
-                parts[rows] = member.predict(x[rows], [prompts[j] for j in rows], level[rows])
-        return parts
-
-    def begin_stage(self, level: float) -> None:
-        super().begin_stage(level)
-        at = self.levels.index(level)
-        if self.last is not None:
-            self.members[at].network.load_state_dict(self.members[self.last].network.state_dict())
-        self.last = at
-
-
 WORLD = str(Path(__file__).resolve())
 
 
 def settings(recording: Path | str, **changes: Any) -> dict[str, Any]:
     """A configuration of this world, as a dictionary."""
-    return {
-        "recordings": [str(recording)],
-        "reward": f"{WORLD}:Brightness",
-        "student": {"kind": f"{WORLD}:TinyStudent"},
-        "steps_per_level": 40,
-        "groups": 4,
-        "group_size": 4,
-        "lr": 0.01,
-        "warmup": 5,
-        "ema": 0.9,
-        "validation": 0.3,
-        "checkpoint_every": 60,
-        "device": "cpu",
-        **changes,
-    }
+    student = {"kind": f"{WORLD}:TinyStudent"}
+    training = {"steps_per_level": 40, "groups": 4, "group_size": 4, "lr": 0.01, "warmup": 5, "ema": 0.9}
+    more = {"validation": 0.3, "checkpoint_every": 60, "device": "cpu"}
+    return {"recordings": [str(recording)], "reward": f"{WORLD}:Brightness", "student": student,
+            **training, **more, **changes}  # fmt: skip

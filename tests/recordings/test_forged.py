@@ -1,12 +1,13 @@
-"""Folders from strangers that are gone on with: links, files of holes, and what is no file."""
+"""Folders from strangers that are gone on with: links, and units of other recordings."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ttsnap.files.writing import LOCK, locked, part_of, write_whole
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
 from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
+from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 
 RECORDING = Recording(("a", "b"), np.random.default_rng(0).random((2, 2, 3, 1)), Grid((1.0, 0.5, 0.0)), ("r",))
 HEADER = Header.of(RECORDING)
@@ -39,6 +41,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A benchmark that was begun."""
+    path = tmp_path / "b"
+    (path / "arm" / "00000" / "samples").mkdir(parents=True)
+    (path / "bench.json").write_text("{}")
+    return path
+
+
 def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None:
     (folder / LOCK).symlink_to(precious)
     with pytest.raises(ValueError, match="another file"):
@@ -55,58 +66,50 @@ def test_nothing_is_written_through_a_link(folder: Path, precious: Path) -> None
     assert np.array_equal(load_recording(folder).scores, RECORDING.scores)
 
 
-def test_no_benchmark_is_written_through_a_link(tmp_path: Path, precious: Path) -> None:
-    samples = tmp_path / "b" / "arm" / "00000" / "samples"
-    samples.mkdir(parents=True)
-    (tmp_path / "b" / "bench.json").write_text("{}")
-    found = samples.parent / "found-00000.json"
+def test_no_benchmark_is_written_through_a_link(bench: Path, precious: Path) -> None:
+    found = bench / "arm" / "00000" / "found-00000.json"
     for path in (found, part_of(found)):
         path.symlink_to(precious)
-    with pytest.raises(ValueError, match=r"found-00000\.json"):
-        OpenBench(tmp_path / "b", {})
+    with pytest.raises(ValueError, match=found.name):
+        OpenBench(bench, {})
     found.unlink()
-    with OpenBench(tmp_path / "b", {}) as there:
+    with OpenBench(bench, {}) as there:
         found.symlink_to(precious)
         there.add([Found("arm", 0, 0, 3, 4, None, {}, {}, {})])
     assert precious.read_text() == "mine"
     assert json.loads(found.read_text())["seed"] == 4
+    (bench / "journal.bin").write_text("")
+    with pytest.raises(ValueError, match=r"remove journal\.bin"):
+        OpenBench(bench, {})
 
 
-def test_no_folder_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+def test_no_folder_is_written_through_a_link(folder: Path, bench: Path, tmp_path: Path) -> None:
     (elsewhere := tmp_path / "elsewhere").mkdir()
     (folder / "images").symlink_to(elsewhere)
     with pytest.raises(ValueError, match="another folder"):
         OpenRecording(folder, HEADER)
-    (bench := tmp_path / "b" / "arm").mkdir(parents=True)
-    (tmp_path / "b" / "bench.json").write_text("{}")
-    (bench / "00000").symlink_to(elsewhere)
-    with pytest.raises(ValueError, match="00000 is"):
-        OpenBench(tmp_path / "b", {})
+    (bench / "arm" / "00001").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="00001 is"):
+        OpenBench(bench, {})
     assert not list(elsewhere.iterdir())
-
-
-def test_a_benchmark_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    for name in ("bench.json", "journal.bin"):
-        (tmp_path / "b" / name).write_text("{}")
-    with pytest.raises(ValueError, match=r"remove journal\.bin"):
-        OpenBench(tmp_path / "b", {})
 
 
 def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Path) -> None:
     about = {"header": HEADER.digest(), "shard": None}
     for scores, changes, said in (
-        (RECORDING.columns, {"header": "0" * 64}, "other settings"),
+        (RECORDING.columns, {"header": replace(HEADER, block=(1, 2)).digest()}, "other settings"),
+        (RECORDING.columns, {"header": replace(HEADER, info={"model": "another"}).digest()}, "other settings"),
         (RECORDING.columns, {"header": 3}, "other settings"),
-        (RECORDING.columns[:1], {}, "should hold scores of shape"),
-        (RECORDING.columns.astype(np.float32), {}, "should hold scores, float64"),
+        (RECORDING.columns[:1], {}, "of shape"),
+        (RECORDING.columns.astype(np.float32), {}, "float64"),
         (RECORDING.columns, {"shard": {"name": "../x.tar", "size": 0, "sha256": ""}}, "names '../x.tar'"),
     ):
-        (folder / "unit-00000.safetensors").write_bytes(packed(scores, "unit", {**about, **changes}))
-        with pytest.raises(ValueError, match=said):
-            progress(folder)
-        with pytest.raises(ValueError, match=said):
-            OpenRecording(folder, HEADER)
+        unit = folder / "unit-00000.safetensors"
+        unit.write_bytes(forged := packed(scores, "unit", {**about, **changes}))
+        for reader in (progress, lambda folder: OpenRecording(folder, HEADER)):
+            with pytest.raises(ValueError, match=said):
+                reader(folder)
+        assert unit.read_bytes() == forged
 
 
 @pytest.mark.parametrize("last", ["ours", "theirs"])
@@ -138,17 +141,25 @@ def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, last: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kind", ["benchmark", "recording"])
-def test_one_process_at_a_time_is_in_a_folder(kind: str, tmp_path: Path) -> None:
-    begin = {
-        "benchmark": lambda: OpenBench(tmp_path / "b", {}),
-        "recording": lambda: OpenRecording(tmp_path / "b", HEADER),
-    }
-    with (
-        begin[kind](),
-        pytest.raises(ValueError, match=rf"another process is writing to .*b \(process {os.getpid()} on "),
-    ):
-        begin[kind]()
-    with locked(tmp_path / "b"), pytest.raises(ValueError, match="another process"):
-        begin[kind]()
-    begin[kind]().__exit__()
+@pytest.mark.parametrize("begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)])
+def test_one_process_or_thread_at_a_time_is_in_a_folder(begin: Any, tmp_path: Path) -> None:
+    held = rf"another process is writing to .*b \(process {os.getpid()} on "
+    with begin(tmp_path / "b"), pytest.raises(ValueError, match=held):
+        begin(tmp_path / "b")
+    with locked(tmp_path / "b"), pytest.raises(ValueError, match=held):
+        begin(tmp_path / "b")
+    begin(tmp_path / "b").__exit__()
+    assert not (tmp_path / "b" / LOCK).exists()
+
+
+@pytest.mark.parametrize("kept", ["latent", "features"])  # the latter by earlier versions
+def test_a_shard_that_was_written_is_read(kept: str, tmp_path: Path) -> None:
+    path = tmp_path / "unit-00000.tar"
+    image = np.random.default_rng(0).random((3, 4, 5))
+    with path.open("wb") as file:
+        writer = ShardWriter(file)
+        writer.add(0, 7, 2, image, {kept: np.zeros((2, 2, 2))})
+        writer.close()
+    (found,) = read_shard(path, Shard.of(path))
+    assert found[:3] == (0, 7, 2)
+    assert np.array_equal(found.pixels, (image.transpose(1, 2, 0) * 255).round().astype(np.uint8))

@@ -23,7 +23,7 @@ from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.sizing import sized_for
 
-relaxed = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Spy(ReplayEngine):
@@ -72,8 +72,7 @@ def recordings(draw: Any, failures: bool) -> Recording:
     if failures:
         scores[rng.random(scores.shape) < draw(st.sampled_from([0.1, 0.5, 1.0]))] = np.nan
     price = draw(st.sampled_from([Price(Rates(10.0, 0.0, 3.0)), Price(Rates(2.0, 1.5, 1.5))]))
-    names = tuple(f"{i}" for i in range(prompts))
-    first = draw(st.sampled_from([0, 7]))
+    first, names = draw(st.sampled_from([0, 7])), tuple(map(str, range(prompts)))
     return Recording(names, scores, Grid(levels(steps)), ("a", "b")[:rewards], first, price=price)
 
 
@@ -88,15 +87,9 @@ def algorithms(draw: Any, recording: Recording) -> Any:
         checks = draw(st.lists(st.integers(0, steps - 1), min_size=1, max_size=3, unique=True).map(sorted))
         keep = draw(st.lists(st.floats(0.05, 1), min_size=len(checks), max_size=len(checks)))
         return SeedPruning(n, tuple(keep), steps=tuple(checks))
-    return PriceOfCompute(
-        forecast(steps),
-        n,
-        draw(st.integers(1, 4)),
-        price=draw(st.floats(1e-5, 10)),
-        floor=draw(st.sampled_from([0.0, 0.05])),
-        cap=draw(st.floats(1, 4)),
-        kappa=draw(st.floats(0.005, 1)),
-    )
+    floats = {"price": st.floats(1e-5, 10), "floor": st.sampled_from([0.0, 0.05]), "cap": st.floats(1, 4)}
+    drawn = {name: draw(values) for name, values in {**floats, "kappa": st.floats(0.005, 1)}.items()}
+    return PriceOfCompute(forecast(steps), n, draw(st.integers(1, 4)), **drawn)
 
 
 @st.composite
@@ -148,9 +141,9 @@ def test_the_loop_on_any_recording(data: Any) -> None:
 def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
     recording = data.draw(recordings(failures=False))
     algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
-    priced = isinstance(algorithm, PriceOfCompute)
-    shared = priced and data.draw(st.booleans())
-    if priced:
+    shared = False
+    if priced := isinstance(algorithm, PriceOfCompute):
+        shared = data.draw(st.booleans())
         algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})  # lockstep advances one at a time
     # With two caps, only the tighter one is in the task; where they cut differently, there is nothing to compare.
     assume(not priced or budget.nfe is None or budget.flops is None)
@@ -161,7 +154,7 @@ def test_lockstep_is_the_loop_on_any_recording(data: Any) -> None:
 def test_lockstep_finishes_what_only_has_to_be_decoded(seed: int, prompts: int, seeds: int, nfe: int) -> None:
     """A pot is empty before a prompt has an image, and all that is left to do for one costs no evaluation."""
     rng = np.random.default_rng(seed)
-    scores, names = rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2), tuple(str(i) for i in range(prompts))
+    scores, names = rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2), tuple(map(str, range(prompts)))
     recording = Recording(names, scores, Grid(levels(3)), ("a",), price=Price(Rates(10.0, 0.0, 3.0)))
     algorithm = PriceOfCompute(forecast(3), seeds, price=1e-5, cap=2.0, kappa=1.0)
     agree(recording, algorithm, Budget(nfe=nfe), shared=True)
@@ -177,9 +170,8 @@ def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) ->
         found: Any = recording.scores[searches[:, None], candidates, steps]
         return found
 
-    out = lockstep(
-        algorithm, lookup, prompts, task, rewards=len(recording.reward_names), pot=prompts if shared else None
-    )
+    rewards, pot = len(recording.reward_names), prompts if shared else None
+    out = lockstep(algorithm, lookup, prompts, task, rewards=rewards, pot=pot)
     assert out.paid.nfe.tolist() == [r.spent.nfe for r in loop]
     assert out.paid.scored.tolist() == [r.spent.cost.decodes for r in loop]
     assert (out.winner + recording.first_seed).tolist() == [r.best.seed for r in loop]

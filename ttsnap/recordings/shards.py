@@ -105,7 +105,7 @@ def read_shard(path: Path, shard: Shard) -> Iterator[RecordedImage]:
     for entry, data in _entries(path):
         match = NAME.fullmatch(entry)
         if match is None:
-            raise ValueError(f"{path} holds {entry!r}, which is no name of a recorded image")
+            raise ValueError(f"{path} holds {entry[:60]!r}, which is no name of a recorded image")
         if match[4] == "png":
             prompt, seed, step = (int(part) for part in match.groups()[:3])
             yield RecordedImage(prompt, seed, step, files.picture_pixels(data, f"{entry} in {path}"))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
-from ttsnap.files.settings import build
+from ttsnap.files.settings import Json, build
 from ttsnap.pipelines import upgrade
 from ttsnap.rewards.reward_model import RewardModel
 
@@ -29,24 +32,26 @@ def pipe_of(name: str = "sd3") -> Any:
     return upgrade(stock_of(name))
 
 
+def denoiser_of(config: DraftConfig) -> Any:
+    return pipe_of(config.model).denoiser(**dict(config.call or {}))
+
+
+def settings_of(config: DraftConfig) -> Mapping[str, Json]:
+    call = dict(config.call or {})
+    return trajectories.settings_of(config.trajectories, config.model, call, PROMPTS, torch.float32)
+
+
 def config_of(name: str = "sd3", **sections: dict[str, Any]) -> DraftConfig:
     """Six trajectories of three steps' states and four optimiser steps, unless a section says otherwise."""
-    trajectories = {"count": 6, "shard": 2, "batch": 2, "states": 3, "seed": 7, **sections.get("trajectories", {})}
-    training: dict[str, Any] = {"rank": 2, "steps": 4, "batch": 4, "validation": 2, "validate_every": 2}
-    training |= {
-        "precision": "no",
-        "checkpoint_every": 0,
-        "second": 0.25,
-        "from_noise": 0.5,
-        "lr": 0.01,
-        **sections.get("training", {}),
+    rows = {"second": 0.25, "from_noise": 0.5, "validation": 2, "validate_every": 2}
+    made = {
+        "trajectories": {"count": 6, "shard": 2, "batch": 2, "states": 3, "seed": 7},
+        "training": {"rank": 2, "steps": 4, "batch": 4, "precision": "no", "checkpoint_every": 0, "lr": 0.01, **rows},
+        "evaluation": {"prompts": 2, "seeds": 3, "steps": (0, 1), "reward": "x"},
     }
-    evaluation = {"prompts": 2, "seeds": 3, "steps": (0, 1), "reward": "x", **sections.get("evaluation", {})}
     call = {**FAMILIES[name].call, "num_inference_steps": STEPS}
-    return build(
-        DraftConfig,
-        {"model": name, "call": call, "trajectories": trajectories, "training": training, "evaluation": evaluation},
-    )
+    given = {section: {**values, **sections.get(section, {})} for section, values in made.items()}
+    return build(DraftConfig, {"model": name, "call": call, **given})
 
 
 class Brightness(RewardModel):

@@ -21,26 +21,15 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_hours_follow_from_the_figures(paper: Any) -> None:
-    one = paper.Paper(
-        "A model", 20, 2, 8_000_000_000, 5, 30_000_000, 1e12, 2e12, {"thin": 5e11}, 5e12, 6e12, 3 * 10**9, 10**9, 1000
-    )
+    flops = 1e12, 2e12, {"thin": 5e11}, 5e12, 6e12
+    one = paper.Paper("A model", 20, 2, 8_000_000_000, 5, 30_000_000, *flops, 3 * 10**9, 10**9, 1000)
     assert one.trajectory == 40e12
     assert one.stored(states=5) == 12_000
     config = TrainingConfig(batch=48, second=0.25, steps=3600, checkpointing=True)
     assert one.step(config) == 48 * 6e12 + 12 * 2e12
     told = re.sub(" +", " ", paper.table([one], 100.0, 9000, config))
-    assert "| 9,000 trajectories at 100 TFLOP/s | 1.0 h |" in told
-    assert "| 3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h |" in told
-    assert "| its file, bfloat16 | 60 MB |" in told
-    assert "| the same, thin | 0.50 passes |" in told
-    assert "| its training state | 0.6 GB |" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
-def test_the_published_networks_take_a_row_forward_and_back(
-    paper: Any, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = paper.worked_out(name, "full", 32)
-    assert "no gradient reaches" not in capsys.readouterr().out
-    assert found.base == pytest.approx({"sdxl": 6.8e12, "sd3": 11.2e12, "flux": 74.4e12}[name], rel=0.01)
+    for row in (
+        "9,000 trajectories at 100 TFLOP/s | 1.0 h", "3,600 x 48 rows at 100 TFLOP/s, checkpointing | 3.1 h",
+        "its file, bfloat16 | 60 MB", "the same, thin | 0.50 passes", "its training state | 0.6 GB",
+    ):  # fmt: skip
+        assert f"| {row} |" in told

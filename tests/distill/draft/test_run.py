@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from ttsnap.simulation.looks import RankedLook
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
 from ..kills import ended, killed  # noqa: TID252
-from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, pipe_of, stock_of
+from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, denoiser_of, pipe_of, stock_of
 
 pytestmark = pytest.mark.usefixtures("any_flops")
 HELD_OUT = ("a green tree", "a blue house")
@@ -35,11 +35,9 @@ def run(config: DraftConfig, out: Path, name: str, prompts: Listed = PROMPTS) ->
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
 def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) -> None:
     looks = run(config_of(name, training={"lr": 1.0, "warmup": 0, "ema": 0.0}), tmp_path / "out", name)
-    assert {str(look.seen) for look in looks} == {*("draft:1@0", "draft:2@0", "draft:1@2", "estimate@0", "estimate@1")}
+    assert {str(look.seen) for look in looks} == {"draft:1@0", "draft:2@0", "draft:1@2", "estimate@0", "estimate@1"}
     folder = tmp_path / "out" / "draft"
-    assert {path.name for path in folder.iterdir()} == {
-        *("pytorch_lora_weights.safetensors", "draft.json", "README.md")
-    }
+    assert {path.name for path in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "draft.json", "README.md"}
 
     stock = stock_of(name)
     call = {**FAMILIES[name].call, "num_inference_steps": 2, "output_type": "latent"}
@@ -61,71 +59,67 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) ->
     assert (checked.model, checked.steps, checked.guidance_scale) == (name, STEPS, scale)
     assert checked.figures["seeds"] == 3
     assert settings.trained_for == TrainedFor(name, STEPS, scale)
-    base = pipe_of(name).denoiser(**dict(config_of(name).call or {}))
+    base = denoiser_of(config_of(name))
     use_drafter(base, str(folder))
     base.encode(["a dog"])
     x, zero = base.init_latents([torch.Generator().manual_seed(0)]), torch.zeros(1, dtype=torch.long)
     assert torch.isfinite(base.drafts.guess(x, zero, zero, 2)).all()
 
 
-def test_a_finished_run_is_not_made_again_and_others_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = run(config_of(), tmp_path / "one", "sd3")
-    run(config_of(), tmp_path / "two", "sd3")
-    one, two = bytes_in(tmp_path / "one"), bytes_in(tmp_path / "two")
-    named = ("metrics.jsonl", "evaluation/recording.json", "evaluation/scores.safetensors")  # seconds; where they lie
-    assert {k: v for k, v in one.items() if k not in named} == {k: v for k, v in two.items() if k not in named}
+class Undisturbed(NamedTuple):
+    """A run, and what it left when it was made."""
 
+    out: Path
+    left: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ttsnap.pipelines.memory.flops.count", lambda *_, rows=1, **__: (1e6 * rows, 1e5))  # any_flops
+        run(config_of(), out, "sd3")
+    return Undisturbed(out, left_by(out))
+
+
+def test_a_finished_run_is_not_made_again(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(*args: Any) -> Any:
         raise AssertionError("it was there already")
 
     for done in ("trajectories._shard", "run.train"):
         monkeypatch.setattr(f"ttsnap.distill.draft.{done}", made)
-    monkeypatch.chdir(tmp_path)
-    note_check("one/draft", Checked("sd3", 9, 5.0))
-    again = run(config_of(), Path("one"), "sd3")
-    assert [check.steps for check in read_draft("one/draft").checked] == [9, STEPS]  # what was noted since stays
-    assert [(look.seen, look.nfe, look.mean) for look in again] == [(look.seen, look.nfe, look.mean) for look in looks]
-    card = (tmp_path / "one" / "draft" / "README.md").read_text()
+    monkeypatch.chdir(undisturbed.out.parent)
+    note_check("out/draft", Checked("sd3", 9, 5.0))
+    looks = run(config_of(), Path("out"), "sd3")
+    assert [check.steps for check in read_draft("out/draft").checked] == [9, STEPS]  # what was noted since stays
+    assert len(looks) == 5
+    card = Path("out/draft/README.md").read_text()
     assert "| draft, 2 calls" in card
     assert "4 steps of 4 rows, rank 2" in card
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run(config_of(), out, "sd3")
-    return left_by(out)
 
 
 def left_by(out: Path) -> dict[str, bytes]:
     """What a run leaves for its user, the seconds in it aside, and its last checkpoint."""
     last = max((out / "checkpoints").iterdir())
-    return {
-        name: data
-        for name, data in bytes_in(out).items()
-        if name.startswith(("draft/", "trajectories/", f"checkpoints/{last.name}", "config"))
-    }
+    kept = ("draft/", "trajectories/", f"checkpoints/{last.name}", "config")
+    return {name: data for name, data in bytes_in(out).items() if name.startswith(kept)}
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
-    undisturbed: dict[str, bytes], tmp_path: Path, seed: int
-) -> None:
+def test_killed_again_and_again_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
     assert ended(lambda: run(config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
-    assert left_by(tmp_path / "out") == undisturbed
+    assert left_by(tmp_path / "out") == undisturbed.left
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_any_moment_a_run_ends_as_an_undisturbed_one(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     for moment in itertools.count(1, 7):
         out = tmp_path / str(moment)
         if not killed(lambda out=out: run(config_of(), out, "sd3"), out, moment):  # type: ignore[misc]
             break
         run(config_of(), out, "sd3")
-        assert left_by(out) == undisturbed
+        assert left_by(out) == undisturbed.left
     assert moment > 40
 
 
@@ -140,34 +134,31 @@ def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_said_before_trajectories_are_made(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"training\.start nowhere is no draft's folder: there is no pytorch_lora"):
-        run(config_of(training={"start": "nowhere"}), tmp_path, "sd3")
-    with pytest.raises(ValueError, match="validation is 6, but there are only 6 trajectories"):
-        run(config_of(training={"validation": 6}, trajectories={"count": 5}), tmp_path, "sd3")  # in files of two
+    for sections, said in (
+        ({"training": {"start": "nowhere"}}, r"training\.start nowhere is no draft's folder"),
+        ({"training": {"validation": 6}, "trajectories": {"count": 5}}, "6, but there are only 6"),  # in files of two
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(config_of(**sections), tmp_path, "sd3")
     assert not (tmp_path / "trajectories").exists()
 
 
-def test_other_settings_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
-    run(config_of(), tmp_path, "sd3")
-    before = bytes_in(tmp_path)
+def test_other_settings_are_refused_before_anything_is_changed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    before = bytes_in(undisturbed.out)
     for sections, said in (
         ({"training": {"lr": 0.5}}, r"training\.lr is 0\.01, not 0\.5"),
         ({"trajectories": {"states": 2}}, r"trajectories\.states is 3, not 2"),
         ({"trajectories": {"count": 8}}, r"trajectories\.count is 6, not 8"),
     ):
-        with pytest.raises(ValueError, match=f"holds a run with other settings: {said}"):
-            run(config_of(**sections), tmp_path, "sd3")
+        with pytest.raises(ValueError, match=said):
+            run(config_of(**sections), undisturbed.out, "sd3")
     # Other prompts, of which some may be those that the draft is measured on.
-    with pytest.raises(ValueError, match=r"made with other settings \(model, dtype, call, prompts"):
-        run(config_of(), tmp_path, "sd3", Listed(["another prompt"]))
-    assert bytes_in(tmp_path) == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files"):
-        run(config_of(), tmp_path / "other", "sd3")
-
-
-def test_one_run_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path / "out"), pytest.raises(ValueError, match=r"another process is writing to .*out"):
-        run(config_of(), tmp_path / "out", "sd3")
-    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(ValueError, match=r"other settings \(model, dtype, call, prompts"):
+        run(config_of(), undisturbed.out, "sd3", Listed(["another prompt"]))
+    assert bytes_in(undisturbed.out) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="other files"):
+        run(config_of(), tmp_path, "sd3")
+    with locked(tmp_path / "held"), pytest.raises(ValueError, match=r"another process is writing to .*held"):
+        run(config_of(), tmp_path / "held", "sd3")
+    assert not list((tmp_path / "held").iterdir())
