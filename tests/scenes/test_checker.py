@@ -29,19 +29,19 @@ def _picture(objects: list[tuple[float, float, int, int]]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNSEEN_KINDS])
 def test_truth_is_right_also_one_by_one(kind: str) -> None:
-    rng = np.random.default_rng(1)
-    specs = [sample_spec(rng, kind) for _ in range(20)]
+    rng, n = np.random.default_rng(1), 8 if kind == "arrangement" else 20  # which takes long to draw
+    specs = [sample_spec(rng, kind) for _ in range(n)]
     images = render(specs, rng)
-    assert (images.shape, images.dtype) == ((20, 3, 32, 32), np.float32)
+    assert (images.shape, images.dtype) == ((n, 3, 32, 32), np.float32)
     assert 0 <= images.min() <= images.max() <= 1
     soft, strict = check(images, specs)
     assert (soft.dtype, strict.dtype) == (np.float32, bool)
     assert strict.mean() >= 0.95
     assert soft.mean() > 0.9
     assert 0 <= soft.min() <= soft.max() <= 1
-    mixed = images[rng.permutation(20)]
+    mixed = images[rng.permutation(n)]
     soft, strict = check(mixed, specs)
-    alone = [check(mixed[i : i + 1], specs[i : i + 1]) for i in range(20)]
+    alone = [check(mixed[i : i + 1], specs[i : i + 1]) for i in range(n)]
     np.testing.assert_array_equal(soft, [a[0] for a, _ in alone])
     np.testing.assert_array_equal(strict, [b[0] for _, b in alone])
 
@@ -87,12 +87,12 @@ a red circle right of three blue squares | three blue squares right of a red cir
 @pytest.mark.parametrize("line", WRONG.splitlines())
 def test_wrong_is_wrong(line: str) -> None:
     shown, *asked = map(parse, line.split(" | "))
-    images = render([shown] * 2, np.random.default_rng(0))
-    right, _ = check(images, [shown] * 2)
+    images = render([shown], np.random.default_rng(0))
+    right, _ = check(images, [shown])
     for spec in asked:
-        soft, strict = check(images, [spec] * 2)
-        assert not strict.any()
-        assert (soft < right).all()
+        soft, strict = check(images, [spec])
+        assert soft[0] < right[0]
+        assert not strict[0]
 
 
 def test_relation_is_read_from_the_picture() -> None:
