@@ -51,7 +51,7 @@ def test_scores_keep_their_last_digits_and_their_gaps() -> None:
     def scored(answer: Any) -> Any:
         return score_images(lambda *_: answer, IMAGES, ["a", "b"], torch.zeros(2), "mine")
 
-    found, _ = scored(torch.tensor([1 + 1e-12, float("nan")], dtype=torch.float64))
+    found, _ = scored(torch.tensor([1 + 1e-12, float("inf")], dtype=torch.float64))
     assert found[0] == 1 + 1e-12
     assert np.isnan(found[1])
     assert scored([[1.0], [2.0]])[1] == "mine: ValueError: returned shape (2, 1) for 2 images; it must be (2,)"
