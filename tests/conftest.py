@@ -40,9 +40,8 @@ SYSTEM = (
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     # The packaged models, and what trains them.
-    *("pipelines/test_embedded.py", "scenes/test_model.py", "scenes/test_preview.py", "scenes/test_reward.py"),
-    *("scenes/test_train_base.py", "scenes/test_train_preference.py", "scenes/test_train_turbo.py"),
-    *("scenes/test_draft.py", "signs/test_model.py", "signs/test_train.py"),
+    *("pipelines/test_embedded.py", "scenes/test_packaged.py", "scenes/test_training.py"),
+    *("scenes/test_train_preference.py", "signs/test_model.py", "signs/test_train.py"),
     "signs/test_noise_aware.py::test_the_packaged_one_knows_the_words_of_finished_latents",
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.

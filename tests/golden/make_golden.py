@@ -67,11 +67,8 @@ def clip(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
     network = CLIPModel(CLIPModel.config_class.from_pretrained(folder))
     shapes = tiny.fill(network)
     processor = CLIPProcessor.from_pretrained(folder)
-    pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture, _ in pairs]
-    scores = [
-        clip_score(image, prompt, lambda: (network, processor)).item()
-        for image, (_, prompt) in zip(pixels, pairs, strict=True)
-    ]
+    whole = [(torch.from_numpy(np.array(picture)).permute(2, 0, 1), prompt) for picture, prompt in pairs]
+    scores = [clip_score(image, prompt, lambda: (network, processor)).item() for image, prompt in whole]
     return {"source": f"torchmetrics {version('torchmetrics')}", "shapes": shapes, "scores": scores}
 
 
@@ -156,15 +153,11 @@ def imagereward(folder: Path, side: int, pairs: Pairs) -> dict[str, Any]:
 
     tiny.write_bert_tokenizer(folder)
     (folder / "med_config.json").write_text(json.dumps(tiny.MED_CONFIG))
-    load, stack = BertTokenizer.from_pretrained, module.MLP
+    load, stack, width = BertTokenizer.from_pretrained, module.MLP, tiny.BLIP_WIDTH
     BertTokenizer.from_pretrained = lambda name: load(folder)
-    pretrain.create_vit = lambda *_: (
-        vit.VisionTransformer(
-            side, tiny.patch(side), embed_dim=tiny.BLIP_WIDTH, depth=2, num_heads=tiny.BLIP_WIDTH // 64
-        ),
-        tiny.BLIP_WIDTH,
-    )
-    module.MLP = lambda width: stack(tiny.BLIP_WIDTH)
+    tower = vit.VisionTransformer(side, tiny.patch(side), embed_dim=width, depth=2, num_heads=width // 64)
+    pretrain.create_vit = lambda *_: (tower, width)
+    module.MLP = lambda _: stack(width)
     network = module.ImageReward(med_config=folder / "med_config.json")
     network.preprocess = module._transform(side)
     shapes = tiny.fill(network)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -51,31 +50,40 @@ def write_random(folder: Path, kind: str) -> None:
     tiny_vlm.write_backbone(folder, kind)  # The configuration as it was published, not as this version writes it.
 
 
-@torch.no_grad()
-def hpsv3(folder: Path) -> dict[str, Any]:
-    """HPSv3RewardInferencer, whose `reward` takes images first; mu and sigma."""
+def prepared(folder: Path, kind: str, module: Any, published: Path, file: str) -> tuple[str, list[Any]]:
+    """For HPSv3 and EditReward: the path of settings for a CPU, and a list that gets the network, once it is made.
+
+    module: has `create_model_and_processor`, which fills the network from now on. file: of its weights.
+    """
     import yaml
-    from hpsv3 import inference
     from safetensors.torch import save_file
 
-    write_random(folder / "backbone", "qwen2_vl")
-    published = Path(inference.__file__).parent / "config" / "HPSv3_7B.yaml"
-    settings = yaml.safe_load(published.read_text())
+    write_random(folder / "backbone", kind)
     changed = {"model_name_or_path": str(folder / "backbone"), "torch_dtype": "float32", "bf16": False}
     changed |= {"deepspeed": None, "output_dir": str(folder), "disable_flash_attn2": True}
     changed |= {"gradient_checkpointing_kwargs": None, "use_cpu": True}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**settings, **changed}))
-    build, networks = inference.create_model_and_processor, []
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**yaml.safe_load(published.read_text()), **changed}))
+    build, networks = module.create_model_and_processor, []
 
     def filled(**options: Any) -> Any:
         network, *rest = build(**options)
         tiny.fill(network)
-        save_file(network.state_dict(), folder / "HPSv3.safetensors")
+        save_file(network.state_dict(), folder / file)
         networks.append(network)
         return network, *rest
 
-    inference.create_model_and_processor = filled
-    reward = inference.HPSv3RewardInferencer(str(folder / "tiny.yaml"), str(folder / "HPSv3.safetensors"), device="cpu")
+    module.create_model_and_processor = filled
+    return str(folder / "tiny.yaml"), networks
+
+
+@torch.no_grad()
+def hpsv3(folder: Path) -> dict[str, Any]:
+    """HPSv3RewardInferencer, whose `reward` takes images first; mu and sigma."""
+    from hpsv3 import inference
+
+    published = Path(inference.__file__).parent / "config" / "HPSv3_7B.yaml"
+    settings, networks = prepared(folder, "qwen2_vl", inference, published, "HPSv3.safetensors")
+    reward = inference.HPSv3RewardInferencer(settings, str(folder / "HPSv3.safetensors"), device="cpu")
     scores = []
     for array in tiny.images(tiny_vlm.SIZES):
         pictures = [Image.fromarray(array)] * len(tiny_vlm.PROMPTS)
@@ -128,32 +136,14 @@ def video_align(folder: Path) -> dict[str, Any]:
 def edit_reward(folder: Path) -> dict[str, Any]:
     """EditRewardInferencer with its two heads; the means of mu and of sigma."""
     import EditReward
-    import yaml
     from EditReward import inference_edit
-    from safetensors.torch import save_file
 
-    write_random(folder / "backbone", "qwen2_5_vl")
     published = Path(EditReward.__file__).parent / "config" / "EditReward-Qwen2.5-7B-VL.yaml"
-    settings = yaml.safe_load(published.read_text())
-    changed = {"model_name_or_path": str(folder / "backbone"), "torch_dtype": "float32", "bf16": False}
-    changed |= {"deepspeed": None, "output_dir": str(folder), "disable_flash_attn2": True}
-    changed |= {"gradient_checkpointing_kwargs": None, "use_cpu": True}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**settings, **changed}))
-    build, networks = inference_edit.create_model_and_processor, []
-
-    def filled(**options: Any) -> Any:
-        network, *rest = build(**options)
-        tiny.fill(network)
-        save_file(network.state_dict(), folder / "model.safetensors")
-        networks.append(network)
-        return network, *rest
-
-    inference_edit.create_model_and_processor = filled
-    reward = inference_edit.EditRewardInferencer(str(folder / "tiny.yaml"), str(folder), device="cpu")
-    scores = []
+    settings, networks = prepared(folder, "qwen2_5_vl", inference_edit, published, "model.safetensors")
+    reward = inference_edit.EditRewardInferencer(settings, str(folder), device="cpu")
+    scores, n = [], len(tiny_vlm.PROMPTS)
     source = Image.fromarray(tiny.images([tiny_vlm.SOURCE])[0])
     for array in tiny.images(tiny_vlm.SIZES):
-        n = len(tiny_vlm.PROMPTS)
         scores += reward.reward(list(tiny_vlm.PROMPTS), [source] * n, [Image.fromarray(array)] * n).tolist()
     return made("TIGER-AI-Lab/EditReward, main", networks[0], scores)
 
@@ -195,19 +185,10 @@ class Placed:
     """In place of a class: its from_pretrained returns this network, wherever it is asked to be."""
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self.network = network
-
-    def from_pretrained(self, *_: Any, **__: Any) -> torch.nn.Module:
-        """The network."""
-        return self.network
+        self.from_pretrained = lambda *_, **__: network
 
 
-MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "hpsv3": hpsv3,
-    "video_align": video_align,
-    "edit_reward": edit_reward,
-    "edit_score": edit_score,
-}
+MAKERS = {make.__name__: make for make in (hpsv3, video_align, edit_reward, edit_score)}
 
 
 def main() -> None:

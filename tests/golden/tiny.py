@@ -27,55 +27,27 @@ LARGE_SIZES = ((330, 201), (187, 310), (1216, 832), (832, 1216))
 LARGE_SIDE = 224
 PROMPTS = ("a red circle", "two blue squares above a green cross", "A photo of a cat!", "z")
 
-CLIP_CONFIG: dict[str, Any] = {
-    "model_type": "clip",
-    "architectures": ["CLIPModel"],
-    "projection_dim": 16,
-    "logit_scale_init_value": 2.6592,
-    "text_config": {
-        "model_type": "clip_text_model",
-        "vocab_size": 514,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "projection_dim": 16,
-        "bos_token_id": 512,
-        "eos_token_id": 513,
-        "pad_token_id": 513,
-    },
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-        "projection_dim": 16,
-    },
-}
+_LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TOKENS = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+_TEXT = {"model_type": "clip_text_model", "projection_dim": 16, "max_position_embeddings": 77, **_TOKENS, **_LAYERS}
+_VISION = {"model_type": "clip_vision_model", "projection_dim": 16, "image_size": 32, "patch_size": 8, **_LAYERS}
+CLIP_CONFIG: dict[str, Any] = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 16}
+CLIP_CONFIG |= {"logit_scale_init_value": 2.6592, "text_config": _TEXT, "vision_config": _VISION}
 OPEN_CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 BLIP_WIDTH, BLIP_LAYERS = 128, 2
-MED_CONFIG: dict[str, Any] = {
-    "hidden_size": BLIP_WIDTH,
-    "num_hidden_layers": BLIP_LAYERS,
+MED_CONFIG: dict[str, Any] = {"hidden_size": BLIP_WIDTH, "num_hidden_layers": BLIP_LAYERS, "encoder_width": BLIP_WIDTH}
+MED_CONFIG |= {
     "num_attention_heads": BLIP_WIDTH // 64,
     "intermediate_size": 256,
     "vocab_size": 64,
-    "max_position_embeddings": 40,
-    "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-    "add_cross_attention": True,
-    "encoder_width": BLIP_WIDTH,
 }
+MED_CONFIG |= {"max_position_embeddings": 40, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0}
+MED_CONFIG |= {"add_cross_attention": True}
 
 
 def noise(name: str, n: int) -> NDArray[np.float64]:
@@ -141,23 +113,26 @@ def open_clip_config(side: int = SIDE) -> dict[str, Any]:
     return {**OPEN_CLIP_CONFIG, "vision_cfg": vision}
 
 
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+def letters() -> list[str]:
+    """The 256 letters that stand for bytes in byte-level tokenizers."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
+
+
 def write_clip_tokenizer(folder: Path, side: int = SIDE) -> None:
     """A byte-level CLIP tokenizer of 514 tokens, as vocab.json and merges.txt, with its image processor's settings."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
-    tokens = letters + [f"{letter}</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    special = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": tokens[-1]}
+    tokens = [*letters(), *(f"{letter}</w>" for letter in letters()), "<|startoftext|>", "<|endoftext|>"]
+    special = {"bos_token": tokens[-2], **dict.fromkeys(("eos_token", "unk_token", "pad_token"), tokens[-1])}
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    normal = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     files = {
         "vocab.json": {token: i for i, token in enumerate(tokens)},
         "special_tokens_map.json": special,
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special},
-        "preprocessor_config.json": {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": side},
-            "crop_size": {"height": side, "width": side},
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        },
+        "preprocessor_config.json": {"image_processor_type": "CLIPImageProcessor", **sizes, **normal},
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

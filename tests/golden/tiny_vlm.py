@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny import images
+from tiny import CLIP_MEAN, CLIP_STD, images, letters
 
 VALUES = Path(__file__).with_name("golden_vlm.json")
 PROMPTS = ("a red circle", "Zwei blaue Quadrate, über einem grünen Kreuz!", "A photo of a cat {x}")
@@ -79,12 +79,6 @@ def videos() -> list[NDArray[np.uint8]]:
     ]
 
 
-def letters() -> list[str]:
-    """The 256 letters that stand for bytes in byte-level tokenizers."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(b) for b in kept] + [chr(256 + n) for n in range(256 - len(kept))]
-
-
 def merges() -> list[tuple[str, str]]:
     """Pairs that make each of WORDS, with the space before it, one token."""
     pairs: dict[tuple[str, str], None] = {}
@@ -112,78 +106,39 @@ def config(kind: str = "qwen2_vl") -> dict[str, Any]:
         vision |= {"hidden_size": 32, "out_hidden_size": HIDDEN, "intermediate_size": 48, "window_size": 112}
         vision |= {"fullatt_block_indexes": [1], "in_chans": 3, "spatial_patch_size": 14, "tokens_per_second": 2}
     name = "Qwen2VLForConditionalGeneration" if kind == "qwen2_vl" else "Qwen2_5_VLForConditionalGeneration"
-    return {
-        "architectures": [name],
-        "model_type": kind,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
+    places = {f"vision_{where}_token_id": f"<|vision_{where}|>" for where in ("start", "end")}
+    places |= {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>", "vision_token_id": "<|vision_pad|>"}
+    places |= {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    text: dict[str, Any] = {
         "hidden_act": "silu",
         "hidden_size": HIDDEN,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 32768,
-        "max_window_layers": 2,
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "sliding_window": 32768,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-        "vocab_size": len(ids) + 8,
-        "vision_config": {"model_type": kind, **vision},
     }
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32768}
+    text |= {"max_window_layers": 2, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+    text |= {"sliding_window": 32768, "use_sliding_window": False, "tie_word_embeddings": False, "use_cache": True}
+    text |= {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}, "vocab_size": len(ids) + 8}
+    vision["model_type"] = kind
+    marks = {name: ids[token] for name, token in places.items()}
+    return {"architectures": [name], "model_type": kind, **marks, **text, "vision_config": vision}
 
 
 def write_backbone(folder: Path, kind: str = "qwen2_vl") -> None:
     """All that a published folder holds beside the weights."""
     ids = {token: i for i, token in enumerate(tokens())}
-    added = {
-        str(ids[token]): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for token in SPECIAL
-    }
+    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    tokenizer: dict[str, Any] = dict.fromkeys(
+        ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces"), False
+    )
+    tokenizer |= {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    tokenizer |= {"additional_special_tokens": list(SPECIAL[1:]), "errors": "replace", "model_max_length": 32768}
+    tokenizer |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT}
+    tokenizer["added_tokens_decoder"] = {str(ids[t]): {"content": t, "special": True, **plain} for t in SPECIAL}
     first = "Qwen2VL" if kind == "qwen2_vl" else "Qwen2_5_VL"
-    tokenizer = {
-        "add_prefix_space": False,
-        "added_tokens_decoder": added,
-        "additional_special_tokens": list(SPECIAL[1:]),
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": None,
-        "errors": "replace",
-        "model_max_length": 32768,
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT,
-    }
-    pictures = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": f"{first}Processor",
-        "min_pixels": 3136,
-        "max_pixels": 12845056,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }
+    pictures: dict[str, Any] = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": f"{first}Processor"}
+    pictures |= {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2}
+    pictures |= {"merge_size": 2, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "config.json": config(kind),

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,12 +16,10 @@ Act = Callable[["Handler", Body], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Does what the stub has planned for this request, else what it does by default."""
-
-    stub: Stub
+    server: Stub
 
     def do_POST(self) -> None:
-        stub, body = self.stub, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        stub, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with stub.lock:
             stub.bodies.append(body)
             stub.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -50,11 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-class Stub:
+class Stub(ThreadingHTTPServer):
     """What it was asked, and what it does next: `planned` acts first, then `default` for every request."""
 
-    def __init__(self, url: str) -> None:
-        self.url, self.lock = url, threading.Lock()
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url, self.lock = f"http://127.0.0.1:{self.server_port}/v1", threading.Lock()
         self.reset()
 
     def reset(self) -> None:
@@ -65,16 +63,11 @@ class Stub:
         self.paths: list[str] = []
         self.under_way = self.most_at_once = 0
 
-
-@contextmanager
-def stub_server() -> Iterator[Stub]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Handler.stub = Stub(f"http://127.0.0.1:{server.server_port}/v1")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        yield Handler.stub
-        server.shutdown()
-        thread.join()
+    def serving(self) -> Iterator[Stub]:
+        with self:
+            threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            yield self
+            self.shutdown()
 
 
 def reply(choice: Any, usage: Any = (100, 1)) -> Body:
@@ -113,7 +106,7 @@ def slow(seconds: float, then: Act) -> Act:
 
 
 def truncated(handler: Handler, body: Body) -> None:
-    """Half of what was announced, and the end of the connection."""
+    """Half of what was announced."""
     handler.send(b'{"choices": [{"logprobs"', Content_Length="5000")
     handler.close_connection = True
 

@@ -1,4 +1,4 @@
-"""Closed forms, and one reward for estimates with another for finished images."""
+"""Closed forms; one reward for estimates and another for finished images; tournaments of judges of known answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from scipy.stats import kendalltau
 
 from ttsnap.reward_models.closed_form import Brightness, Colourfulness, Compressibility, Incompressibility, Place
+from ttsnap.reward_models.preprocess import to_pictures
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
+from ttsnap.reward_models.tournament import TournamentReward, bradley_terry, tournament
 from ttsnap.rewards.reward_model import FunctionReward
 
 
@@ -22,11 +24,11 @@ def flat(*colour: float) -> torch.Tensor:
 
 def test_jpeg_size_is_that_of_the_file() -> None:
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))
-    array = (images[1] * 255).round().byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="JPEG", quality=95)
-    assert Incompressibility()(images, ["", ""])[1].item() == pytest.approx(len(buffer.getvalue()) / 1000)
-    assert torch.equal(Compressibility()(images, ["", ""]), -Incompressibility()(images, ["", ""]))
+    file = io.BytesIO()
+    to_pictures(images)[1].save(file, format="JPEG", quality=95)
+    size, small = (reward(images, ["", ""]) for reward in (Incompressibility(), Compressibility()))
+    assert size[1].item() == pytest.approx(len(file.getvalue()) / 1000)
+    assert torch.equal(small, -size)
 
 
 def test_brightness_and_colourfulness() -> None:
@@ -73,10 +75,83 @@ def test_estimates_and_finished_images_have_their_own_reward() -> None:
 
 
 def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
-    reward = make_reward("brightness then scenes")
     with pytest.raises(ValueError, match="zebra"):
-        reward.check(["a zebra"])  # type: ignore[attr-defined]
+        make_reward("brightness then scenes").check(["a zebra"])
     cheap, costly = Brightness(), Brightness()
     costly.flops = 3e9  # type: ignore[attr-defined]
     priced = [(one.flops, one.base_flops) for one in (Staged(cheap, costly), Staged(costly, cheap))]
     assert priced == [(0, 3e9), (3e9, 0)]
+
+
+# --- tournaments ----------------------------------------------------------------------------------------------------
+
+
+def test_strengths_are_those_of_bradley_and_terry() -> None:
+    two = bradley_terry(np.array([[0.0, 30.0], [10.0, 0.0]]), prior=1e3)
+    assert two[0] - two[1] == pytest.approx(np.log(3), abs=1e-4)
+    assert bradley_terry(np.zeros((3, 3))).tolist() == [0, 0, 0]
+    assert np.isfinite(bradley_terry(np.array([[0.0, 9.0], [0.0, 0.0]]))).all()
+    true = np.array([-1.0, -0.2, 0.1, 1.1])
+    p = 1 / (1 + np.exp(true[None] - true[:, None]))
+    assert bradley_terry(1e5 * p * (1 - np.eye(4)), prior=100.0) == pytest.approx(true, abs=1e-3)
+
+
+def test_a_sure_judge_orders_everything_and_the_budget_holds() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def judge(i: int, j: int) -> float:
+        asked.append((i, j))
+        return float(i > j)
+
+    n = 12
+    strengths = tournament(n, judge, 5 * n)
+    assert len(asked) == 5 * n
+    assert {i for pair in asked[:n] for i in pair} == set(range(n))
+    assert kendalltau(strengths, range(n))[0] > 0.9
+    assert np.argmax(strengths) == n - 1
+    asked.clear()
+    tournament(n, judge, 3)
+    assert len(asked) == 3
+
+
+def test_a_noisy_judge_orders_most() -> None:
+    rng, taus = np.random.default_rng(0), []
+    for seed in range(5):
+        true = rng.normal(0, 2, 10)
+        odds = 1 / (1 + np.exp(true[None] - true[:, None]))
+        strengths = tournament(10, lambda i, j, odds=odds: float(rng.random() < odds[i, j]), 80, seed=seed)
+        taus.append(kendalltau(strengths, true)[0])
+    assert np.mean(taus) > 0.6
+
+
+def test_a_judge_that_favours_the_first_image_is_balanced() -> None:
+    strengths = tournament(6, lambda i, j: 1.0, 60)
+    assert np.abs(strengths).max() < 0.5  # unbalanced, it would order them by place
+    assert tournament(5, lambda i, j: 0.5, 30) == pytest.approx(np.zeros(5), abs=1e-6)
+
+
+def test_as_a_reward_by_prompt() -> None:
+    def brighter(a: Any, b: Any, prompt: str) -> float:
+        assert prompt in ("x", "y")
+        return float(a.mean() > b.mean()) if a.mean() != b.mean() else 0.5
+
+    images = torch.tensor([0.1, 0.9, 0.5, 0.3]).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    reward = TournamentReward(brighter)
+    scores = reward(images, ["x", "x", "x", "y"])
+    assert reward.name == "tournament-brighter"
+    assert scores.dtype == np.float32
+    assert np.argsort(scores[:3]).tolist() == [0, 2, 1]
+    assert scores[3] == 0
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: tournament(0, lambda i, j: 1.0, 1), "at least 1 item"),
+    (lambda: tournament(2, lambda i, j: 2.0, 1), "got 2.0"),
+    (lambda: tournament(2, lambda i, j: float("nan"), 1), "got nan"),
+    (lambda: bradley_terry(np.zeros((2, 3))), r"got shape \(2, 3\)"),
+    (lambda: bradley_terry(np.zeros((2, 2)), prior=0), "prior"),
+    (lambda: TournamentReward(lambda a, b, p: 1.0, rounds=0), "rounds"),
+])  # fmt: skip
+def test_bad_input(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,14 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from ttsnap.reward_models.judge import Judge, JudgeOptions
 
-from .test_vqa import parts  # noqa: F401 (a fixture)
+from .published import write_vlm
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("fastapi")
@@ -24,11 +24,9 @@ START = "import sys; from transformers.cli.transformers import main; sys.argv = 
 
 
 @pytest.fixture(scope="module")
-def served(parts: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:  # noqa: F811
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address and model of the server."""
-    folder = tmp_path_factory.mktemp("vlm")
-    for part in parts:
-        part.save_pretrained(folder)
+    folder = write_vlm(tmp_path_factory.mktemp("vlm"), "edit_score")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", START, "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
@@ -44,13 +42,10 @@ def served(parts: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(1200):
-        if process.poll() is not None:
-            break
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            time.sleep(0.1)
+        assert process.poll() is None, log.read_text()[-3000:]
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port)).close()
+        time.sleep(0.1)
     raise AssertionError(log.read_text()[-3000:])
 
 

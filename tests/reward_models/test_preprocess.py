@@ -34,44 +34,39 @@ def test_resize_is_pils_to_the_bit(size: tuple[int, int], mode: Any, filter: Any
         assert np.array_equal(ours.round().numpy(), np.asarray(stock))
 
 
+def resized(to: Any, *more: Any) -> Any:
+    """torchvision's resize by a bicubic filter, and a crop of 32."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    bicubic = transforms.InterpolationMode.BICUBIC
+    return transforms.Compose([transforms.Resize(to, interpolation=bicubic), transforms.CenterCrop(32), *more])
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_is_torchvisions(size: tuple[int, int]) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     tensor, image = picture(*size)
-    stock = transforms.Compose(
-        [
-            transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(32),
-            transforms.ToTensor(),
-            transforms.Normalize(preprocess.CLIP_MEAN, preprocess.CLIP_STD),
-        ]
-    )
-    torch.testing.assert_close(Preprocess(32)(tensor)[0], stock(image), rtol=0, atol=1e-5)
+    normal = transforms.Normalize(preprocess.CLIP_MEAN, preprocess.CLIP_STD)
+    stock = resized(32, transforms.ToTensor(), normal)(image)
+    torch.testing.assert_close(Preprocess(32)(tensor)[0], stock, rtol=0, atol=1e-5)
+    batch = torch.cat([tensor, tensor.flip(-1)])
+    assert torch.equal(Preprocess(32)(batch)[1:], Preprocess(32)(batch[1:]))
 
 
 @pytest.mark.parametrize("size", [*SIZES, (32, 50), (32, 32)])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_alpha_weighs_colours_in_resizing_as_in_pil(size: tuple[int, int], fit: Any) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
     tensor, image = picture(*size, channels=4)
-    stock = transforms.Compose(
-        [
-            transforms.Resize(32 if fit == "crop" else (32, 32), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(32),
-        ]
-    )
+    stock = resized(32 if fit == "crop" else (32, 32))(image).convert("RGB")
     ours = (Preprocess(32, fit=fit).without_alpha(tensor)[0] * 255).round().permute(1, 2, 0).numpy()
-    assert np.array_equal(ours, np.asarray(stock(image).convert("RGB")))
+    assert np.array_equal(ours, np.asarray(stock))
     assert torch.equal(Preprocess(32, fit=fit, rules="transformers").without_alpha(tensor), tensor[:, :3])
 
 
 def test_pad_keeps_everything_on_black() -> None:
     ones = torch.ones(1, 3, 20, 40)
-    out = Preprocess(32, **RAW, fit="pad")(ones)[0, 0]
+    out = Preprocess(32, **RAW, fit="pad")(ones)[0, 0].round()
     assert out.shape == (32, 32)
-    assert out[8:24].round().eq(255).all()
-    assert out[:8].eq(0).all()
-    assert out[24:].eq(0).all()
+    assert (out[8:24].eq(255).all(), out[:8].any(), out[24:].any()) == (True, False, False)
     assert Preprocess(32, fit="pad")(torch.rand(2, 3, 32, 9)).shape == (2, 3, 32, 32)
     assert Preprocess(32, fit="pad")(torch.rand(1, 3, 500, 3)).shape == (1, 3, 32, 32)
 
@@ -82,8 +77,3 @@ def test_values_are_those_of_a_saved_file() -> None:
     assert ((out + 1) * 127.5)[0, 0].flatten().round().tolist() == [0, 26, 128, 255]
     half = Preprocess(2, HALF, HALF)(noisy.to(torch.float16))
     assert half.dtype == torch.float32
-
-
-def test_rows_of_a_batch_do_not_mix() -> None:
-    batch = torch.cat([picture(40, 30)[0], picture(40, 30)[0].flip(-1)])
-    assert torch.equal(Preprocess(32)(batch)[1:], Preprocess(32)(batch[1:]))

@@ -28,21 +28,22 @@ def _picture(objects: list[tuple[float, float, int, int]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNSEEN_KINDS])
-def test_truth_is_right(kind: str) -> None:
-    rng = np.random.default_rng(1)
-    specs = [sample_spec(rng, kind) for _ in range(40)]
+def test_truth_is_right_also_one_by_one(kind: str) -> None:
+    rng, n = np.random.default_rng(1), 8 if kind == "arrangement" else 20  # which takes long to draw
+    specs = [sample_spec(rng, kind) for _ in range(n)]
     images = render(specs, rng)
-    assert images.shape == (40, 3, 32, 32)
-    assert images.dtype == np.float32
-    assert images.min() >= 0
-    assert images.max() <= 1
+    assert (images.shape, images.dtype) == ((n, 3, 32, 32), np.float32)
+    assert 0 <= images.min() <= images.max() <= 1
     soft, strict = check(images, specs)
-    assert soft.dtype == np.float32
-    assert strict.dtype == bool
-    assert strict.mean() >= 0.97
+    assert (soft.dtype, strict.dtype) == (np.float32, bool)
+    assert strict.mean() >= 0.95
     assert soft.mean() > 0.9
-    assert soft.min() >= 0
-    assert soft.max() <= 1
+    assert 0 <= soft.min() <= soft.max() <= 1
+    mixed = images[rng.permutation(n)]
+    soft, strict = check(mixed, specs)
+    alone = [check(mixed[i : i + 1], specs[i : i + 1]) for i in range(n)]
+    np.testing.assert_array_equal(soft, [a[0] for a, _ in alone])
+    np.testing.assert_array_equal(strict, [b[0] for _, b in alone])
 
 
 def test_known_kinds_are_drawn_as_ever() -> None:
@@ -60,58 +61,38 @@ def test_detect_reads_every_object() -> None:
     assert read == set(spec.objects)
 
 
-@pytest.mark.parametrize(
-    ("shown", "asked"),
-    [
-        ("a red circle", "a blue circle"),
-        ("a red circle", "a red square"),
-        ("a red circle", "two red circles"),
-        ("three red circles", "two red circles"),
-        ("a red circle and a blue square", "a blue circle and a red square"),
-        ("a red circle and a blue square", "a red circle"),
-        ("a red circle above a blue square", "a red circle below a blue square"),
-        ("a red circle left of a blue square", "a red circle above a blue square"),
-        ("a red circle on a black background", "a red circle on a white background"),
-        ("two red circles and a blue square", "a red circle and two blue squares"),
-        # Near-identical objects: attributes swapped between two of them.
-        (
-            "two red circles, a red cross, a blue circle and a blue cross",
-            "a red circle, a red cross, two blue circles and a blue cross",
-        ),
-        (
-            "two red circles, a red cross, a blue circle and a blue cross",
-            "two red circles, a red cross, a green circle and a green cross",
-        ),
-        (
-            "two red circles, a blue square and two green crosses",
-            "two red circles, a green square and two blue crosses",
-        ),
-        # One object missing, one too many.
-        ("two red circles and two blue squares", "three red circles and two blue squares"),
-        (
-            "two red circles, a red cross and a blue circle",
-            "two red circles, a red cross, a blue circle and a blue cross",
-        ),
-        ("three red circles and two blue squares", "two red circles and two blue squares"),
-        ("four red circles and two blue squares", "four red circles and a blue square"),
-        # The right number in all, but not of each.
-        ("three red circles and two blue squares", "two red circles and three blue squares"),
-        ("four red circles and a blue square", "three red circles and two blue squares"),
-        # Relations with counts.
-        ("two red circles above a blue square", "two red circles below a blue square"),
-        ("two red circles above a blue square", "two red circles left of a blue square"),
-        ("two red circles above two blue squares", "two blue squares above two red circles"),
-        ("two red circles above a blue square", "three red circles above a blue square"),
-        ("two red circles above a blue square", "a red circle above two blue squares"),
-        ("a red circle right of three blue squares", "three blue squares right of a red circle"),
-    ],
-)
-def test_wrong_is_wrong(shown: str, asked: str) -> None:
-    images = _draw(shown, n=2)
-    right, _ = check(images, [parse(shown)] * 2)
-    soft, strict = check(images, [parse(asked)] * 2)
-    assert not strict.any()
-    assert (soft < right).all()
+WRONG = """\
+a red circle | a blue circle | a red square | two red circles
+three red circles | two red circles
+a red circle and a blue square | a blue circle and a red square | a red circle
+a red circle above a blue square | a red circle below a blue square
+a red circle left of a blue square | a red circle above a blue square
+a red circle on a black background | a red circle on a white background
+two red circles and a blue square | a red circle and two blue squares
+two red circles, a red cross, a blue circle and a blue cross | a red circle, a red cross, two blue circles and a blue cross | two red circles, a red cross, a green circle and a green cross
+two red circles, a blue square and two green crosses | two red circles, a green square and two blue crosses
+two red circles and two blue squares | three red circles and two blue squares
+two red circles, a red cross and a blue circle | two red circles, a red cross, a blue circle and a blue cross
+three red circles and two blue squares | two red circles and two blue squares | two red circles and three blue squares
+four red circles and two blue squares | four red circles and a blue square
+four red circles and a blue square | three red circles and two blue squares
+two red circles above a blue square | two red circles below a blue square | two red circles left of a blue square
+two red circles above a blue square | three red circles above a blue square | a red circle above two blue squares
+two red circles above two blue squares | two blue squares above two red circles
+a red circle right of three blue squares | three blue squares right of a red circle
+"""  # noqa: E501
+"""What is shown, and what is asked for: other attributes, also swapped; one too many or missing; other relations."""
+
+
+@pytest.mark.parametrize("line", WRONG.splitlines())
+def test_wrong_is_wrong(line: str) -> None:
+    shown, *asked = map(parse, line.split(" | "))
+    images = render([shown], np.random.default_rng(0))
+    right, _ = check(images, [shown])
+    for spec in asked:
+        soft, strict = check(images, [spec])
+        assert soft[0] < right[0]
+        assert not strict[0]
 
 
 def test_relation_is_read_from_the_picture() -> None:
@@ -146,9 +127,9 @@ def test_a_missing_group_leaves_half_of_the_relations_credit() -> None:
 
 def test_soft_is_graded() -> None:
     rng = np.random.default_rng(2)
-    specs = [sample_spec(rng) for _ in range(80)]
+    specs = [sample_spec(rng) for _ in range(40)]
     images = render(specs, rng)
-    means = [check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean() for b in (0, 0.6, 1.0, 1.5, 2.5)]
+    means = [check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean() for b in (0, 0.6, 1.5, 2.5)]
     assert means == sorted(means, reverse=True)
     assert means[1] > 0.85
     assert means[-1] < 0.6
@@ -157,35 +138,20 @@ def test_soft_is_graded() -> None:
     assert strict.mean() > 0.9
 
 
-def test_one_by_one_equals_a_batch() -> None:
-    rng = np.random.default_rng(3)
-    specs = [sample_spec(rng) for _ in range(20)]
-    images = render(specs, rng)[rng.permutation(20)]
-    soft, strict = check(images, specs)
-    alone = [check(images[i : i + 1], specs[i : i + 1]) for i in range(20)]
-    np.testing.assert_array_equal(soft, [a[0] for a, _ in alone])
-    np.testing.assert_array_equal(strict, [b[0] for _, b in alone])
-
-
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
 def test_empty_pictures_score_nothing(fill: float) -> None:
     soft, strict = check(np.full((1, 3, 32, 32), fill), [parse("a red circle")])
-    assert soft[0] == 0
-    assert not strict[0]
-    soft, strict = check(np.zeros((0, 3, 32, 32)), [])
-    assert len(soft) == len(strict) == 0
+    assert (soft[0], strict[0]) == (0, False)
+    assert [len(part) for part in check(np.zeros((0, 3, 32, 32)), [])] == [0, 0]
 
 
 def test_bad_input() -> None:
-    spec = parse("a red circle")
-    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\)"):
-        check(np.zeros((1, 3, 64, 64)), [spec])
-    with pytest.raises(ValueError, match="2 images but 1 specs"):
-        check(np.zeros((2, 3, 32, 32)), [spec])
     bad = _draw("a red circle")
     bad[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        check(bad, [spec])
+    shapes = [np.zeros((1, 3, 64, 64)), np.zeros((2, 3, 32, 32)), bad]
+    for images, message in zip(shapes, (r"\(1, 3, 64, 64\)", "2 images but 1 specs", "NaN"), strict=True):
+        with pytest.raises(ValueError, match=message):
+            check(images, [parse("a red circle")])
 
 
 def test_labels_agree_with_the_picture() -> None:

@@ -10,36 +10,27 @@ from ttsnap.signs.grammar import COLORS, DARK, LENGTHS, LETTERS, UNSEEN_PAIRS, W
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        'a red sign that says "HELLO"',
-        ' A red  sign that says "hello". ',
-        "an RED sign that says ‘Hello’",
-        "a red sign that says 'HELLO'",
-    ],
+    "text", [' A red  sign that says "hello". ', "an RED sign that says ‘Hello’", "a red sign that says 'HELLO'"]
 )
 def test_forms_of_a_prompt_are_one(text: str) -> None:
     assert caption(parse(text)) == 'a red sign that says "HELLO"'
 
 
 def test_a_prompt_may_name_the_letters_colour() -> None:
-    assert parse('a yellow sign that says "EXIT" in Black') == Sign("EXIT", "yellow", "black")
-    assert caption(Sign("EXIT", "yellow", "black")) == 'a yellow sign that says "EXIT" in black'
+    text, sign = 'a yellow sign that says "EXIT" in black', Sign("EXIT", "yellow", "black")
+    assert (parse(text.replace("black", "Black")), caption(sign)) == (sign, text)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a red circle", r"cannot read 'a red circle'.*of the form a red sign that says"),
-        ('a red sign that says "HELLO" and more', "cannot read"),
-        ('a rde sign that says "HELLO"', r"unknown colour 'rde'; did you mean red\? Known: red"),
-        ('a red sign that says "NO"', "'NO' has 2 letters; a sign has 3 to 8"),
-        ('a red sign that says "SEVENTEEN"', "9 letters"),
-        ('a red sign that says "ROUTE 66"', "has ' ', '6'; the model writes A to Z only"),
-        ('a red sign that says "ÉTÉ"', "has 'É'"),
-        ('a red sign that says "HELLO" in blue', "blue letters do not stand out on red; choose yellow or white"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ("a red circle", r"cannot read 'a red circle'.*of the form a red sign that says"),
+    ('a red sign that says "HELLO" and more', "cannot read"),
+    ('a rde sign that says "HELLO"', r"unknown colour 'rde'; did you mean red\? Known: red"),
+    ('a red sign that says "NO"', "'NO' has 2 letters; a sign has 3 to 8"),
+    ('a red sign that says "SEVENTEEN"', "9 letters"),
+    ('a red sign that says "ROUTE 66"', "has ' ', '6'; the model writes A to Z only"),
+    ('a red sign that says "ÉTÉ"', "has 'É'"),
+    ('a red sign that says "HELLO" in blue', "blue letters do not stand out on red; choose yellow or white"),
+])  # fmt: skip
 def test_what_the_model_cannot_write_is_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from train_worlds.signs import Recipe, build_tokenizer
 
+from tests.guesses import guesses
 from ttsnap.cli import main
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.files.plain_yaml import load_settings
@@ -17,7 +18,6 @@ from ttsnap.files.settings import to_json
 from ttsnap.pipelines import defaults, load, recommended
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.sampling.drafts import TrainedFor, read_draft
-from ttsnap.sampling.rng import seeded
 from ttsnap.signs import draft_path, sample_prompts, weights_path
 
 PROMPT = 'a red sign that says "HARBOR" in white'
@@ -52,39 +52,29 @@ def test_its_draft_is_its_own_and_small() -> None:
     denoiser = load("signs").denoiser(**defaults("signs"))
     use_drafter(denoiser, "embedded:2")
     assert (denoiser.drafts.calls, denoiser.drafts.doubt("signs")) == (2, None)
-    denoiser.encode([PROMPT])
-    x, cond = denoiser.init_latents([seeded(i) for i in range(4)]), torch.zeros(4, dtype=torch.long)
-    with torch.no_grad():
-        guess, estimate = denoiser.drafts.guess(x, cond, cond, 1), denoiser.predict(x, cond, cond).x0
-        for step in range(denoiser.grid.steps):
-            k = torch.full((4,), step)
-            x = denoiser.kernel.step(x, denoiser.predict(x, k, cond), k, [(0, 0, 0)] * 4, [None] * 4)[0]
-    assert (guess - x).pow(2).mean() < 0.6 * (estimate - x).pow(2).mean()
+    first, _, estimate, end = guesses(denoiser, PROMPT, 4)
+    assert (first - end).pow(2).mean() < 0.6 * (estimate - end).pow(2).mean()
 
 
-def test_prompts_of_another_world_are_refused() -> None:
-    pipe = load("signs")
+def test_prompts_have_any_form_and_those_of_another_world_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
         with pytest.raises(ValueError, match="cannot read 'a red circle'"):
-            pipe("a red circle", **extra)
-
-
-def test_the_command_line_takes_any_form_of_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["generate", "a Red sign that says 'harbor'", "--model", "signs", "--reward", "brightness"]
-    assert main([*command, "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]) == 0
+            load("signs")("a red circle", **extra)
+    more = ["--model", "signs", "--reward", "brightness", "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]
+    assert main(["generate", "a Red sign that says 'harbor'", *more]) == 0
     assert 'a red sign that says "HARBOR"' in capsys.readouterr().out
     assert list(tmp_path.rglob("*.png"))
-    assert main(["generate", "a red circle", "--model", "signs", "--reward", "brightness", "--budget", "2images"]) != 0
-    assert "cannot read 'a red circle'" in capsys.readouterr().err
 
 
 def test_words_are_neither_hopeless_nor_solved() -> None:
     ocr = pytest.importorskip("ttsnap.reward_models.ocr")
     pytest.importorskip("rapidocr")
-    prompts = sample_prompts(24, 8)
+    prompts = sample_prompts(16, 8)
     pipe = load("signs")
     pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(24)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
     images = pipe(prompts, generator=generators, output_type="pt", **defaults("signs")).images
     scores = ocr.OCR("line")(images.float(), prompts)
     assert 0.25 < (scores == 1).float().mean() < 0.9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class Counting(Brightness):
 
     shown, flops = 0, 5e9
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], level: Any = None) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Any, level: Any = None) -> Tensor:
         self.shown += len(images)
         return super().__call__(images, prompts)
 
@@ -107,12 +106,13 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-4:]) < sum(losses[:4])
     folder = tmp_path / "out" / "reward"
-    loaded = SignsNoiseAware.from_pretrained(folder, base=Brightness())
-    again = SignsNoiseAware.from_pretrained(folder, base=Brightness())
+    made = [SignsNoiseAware.from_pretrained(folder, base=Brightness()) for _ in range(2)]
     level = torch.full((4,), 0.5)
-    scores = loaded.score_estimates(latents(), PROMPTS * 2, level)
-    assert torch.equal(scores, again.score_estimates(latents(), PROMPTS * 2, level))
-    assert not torch.equal(scores, SignsNoiseAware(Brightness()).score_estimates(latents(), PROMPTS * 2, level))
+    scores, again, new = (
+        reward.score_estimates(latents(), PROMPTS * 2, level) for reward in (*made, SignsNoiseAware(Brightness()))
+    )
+    assert torch.equal(scores, again)
+    assert not torch.equal(scores, new)
     with pytest.raises(ValueError, match="unknown kind 'sign-reader'"):
         make_reward(f"noise-aware:{folder}")
     (folder / "adapter.safetensors").write_bytes(b"no weights")

@@ -19,7 +19,7 @@ from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.reward_models.registry import REWARDS, refuse_credentials
+from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
 _KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
 _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
@@ -50,7 +50,7 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
     for value in strange.values():
         refuse_credentials(value)
     if strange and "--trust" not in words:
-        named = ", ".join(f"{name} {value!r}" for name, value in strange.items())
+        named = ", ".join(f"{name} {without_queries(repr(value))}" for name, value in strange.items())
         raise ValueError(
             f"{where} names {named[:300]}: code is not run, nor weights, addresses and files elsewhere used, "
             "because a configuration says so. Add --trust where you trust the file"

@@ -1,0 +1,264 @@
+"""The packaged models of the embedded world: stock folders, what they draw, their draft and preview, their rewards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors import safe_open
+from train_worlds import base, turbo
+from train_worlds.commands import main
+from train_worlds.evaluate import generate, prompts_of_kind
+from train_worlds.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
+from train_worlds.near_captions import CHANGES, hard_negatives
+from train_worlds.recipes import Call
+from train_worlds.zero_tokens import ZeroTokenAttention
+
+from tests.guesses import guesses
+from ttsnap import Budget, search
+from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.distill.draft.config import DraftConfig
+from ttsnap.engine.live import LiveEngine
+from ttsnap.files.plain_yaml import load_settings
+from ttsnap.files.settings import to_json
+from ttsnap.options.engine import EngineOptions
+from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.record import model_name
+from ttsnap.reward_models.registry import make_reward
+from ttsnap.sampling.drafts import TrainedFor, read_draft
+from ttsnap.scenes import (
+    HARD_KINDS,
+    KINDS,
+    WORDS,
+    check,
+    draft_path,
+    parse,
+    render,
+    sample_prompts,
+    turbo_path,
+    weights_path,
+)
+from ttsnap.scenes.grammar import caption
+
+
+def stock(path: Path, **parts: Any) -> Any:
+    pipe = DiffusionPipeline.from_pretrained(path, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return stock(weights_path())
+
+
+def test_folder_is_stock_and_small(pipe: Any) -> None:
+    assert type(pipe) is StableDiffusion3Pipeline
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    files = [p for p in weights_path().rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 16_000_000
+    assert {p.suffix for p in files} == {".json", ".safetensors"}
+    assert not any("_name_or_path" in p.read_text() for p in files if p.suffix == ".json")
+
+
+def test_stock_calls_draw_single_objects(pipe: Any) -> None:
+    prompts = prompts_of_kind("single", 12, seed=5)
+    soft, strict = check(generate(pipe, prompts, Call(**defaults()), seed=11), [parse(p) for p in prompts])
+    assert strict.mean() >= 0.9
+    assert soft.mean() > 0.9
+    assert pipe("a red circle", generator=torch.Generator().manual_seed(0)).images[0].size == (32, 32)
+
+
+def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe: Any) -> None:
+    bare = stock(weights_path(), text_encoder_3=None, tokenizer_3=None)
+    for n in (1, 40):
+        whole, without = (generate(p, ["a red cross"], Call(3, 3.0, n)) for p in (pipe, bare))
+        np.testing.assert_array_equal(whole, without)
+    np.testing.assert_array_equal(whole, generate(pipe, ["one red cross"], Call(3, 3.0, 40)))
+
+
+def test_every_word_is_one_token(pipe: Any) -> None:
+    for tokenizer in (build_tokenizer(), pipe.tokenizer, pipe.tokenizer_2):
+        for word in (*WORDS, ","):
+            assert len(tokenizer(word).input_ids) == 3
+        assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+        ids = tokenize(tokenizer, ["A red  circle, a blue square", ""])
+        assert ids.shape == (2, MAX_TOKENS)
+        assert (ids == tokenizer.eos_token_id).sum(1).tolist() == [MAX_TOKENS - 8, MAX_TOKENS - 1]
+
+
+@pytest.mark.parametrize("repeats", [1, 256])
+def test_one_biased_zero_token_equals_many(repeats: int) -> None:
+    torch.manual_seed(0)
+    net: SD3Transformer2DModel = build_transformer(
+        latent_size=4, latent_channels=3, layers=3, heads=2, head_dim=8, text_dim=12
+    ).double()
+    x, text = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 12).double()
+    rest = {"pooled_projections": torch.randn(2, 12).double(), "timestep": torch.tensor([300.0, 900.0])}
+    with torch.no_grad():
+        many = net(x, torch.cat([text, torch.zeros(2, repeats, 12).double()], 1), **rest).sample
+        attention = ZeroTokenAttention(net, 2)
+        attention.bias = attention.bias.double()
+        attention.set_repeats(torch.full((2,), float(repeats)).double())
+        one = net(x, torch.cat([text, torch.zeros(2, 1, 12).double()], 1), **rest).sample
+    # diffusers computes the time embedding in float32 at most, hence not 1e-12
+    torch.testing.assert_close(one, many, rtol=0, atol=1e-7)
+
+
+def test_hard_prompts_are_neither_hopeless_nor_solved(pipe: Any) -> None:
+    prompts = sample_prompts(24, seed=8)
+    images = generate(pipe, prompts, Call(10, defaults()["guidance_scale"]), seed=3)
+    soft, strict = check(images, [parse(p) for p in prompts])
+    assert 0.25 < strict.mean() < 0.9
+    assert soft.mean() > 0.7
+
+
+def test_evaluate_prints_a_row_per_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", "--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png")])
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^\| *{kind} *\|", printed, re.MULTILINE) for kind in (*KINDS, "hard"))
+    assert (tmp_path / "grid.png").stat().st_size > 0
+
+
+def test_they_recommend_the_calls_of_their_recipes_and_turbo_draws_in_a_few() -> None:
+    call = turbo.Recipe().defaults
+    assert (defaults(), defaults("scenes-turbo")) == (to_json(base.Recipe().defaults), to_json(call))
+    assert (call.guidance_scale, 4 <= call.num_inference_steps <= 10) == (1, True)
+    images = generate(stock(turbo_path()), ["a red circle"] * 4, call)
+    assert check(images, [parse("a red circle")] * 4)[1].sum() >= 3
+    fast = load("scenes-turbo")
+    assert model_name(fast) == "scenes-turbo"
+    sigma = fast.denoiser(**defaults("scenes-turbo")).schedule.sigma
+    assert sigma[sigma > 0].min() == pytest.approx(1 / call.num_inference_steps)
+    with pytest.raises(ValueError, match="elephant"):
+        fast.check_prompt("an elephant")
+
+
+# --- the draft ------------------------------------------------------------------------------------------------------
+
+
+def test_the_draft_is_small_and_says_what_it_is_for() -> None:
+    assert sum(path.stat().st_size for path in draft_path().iterdir()) < 3_000_000
+    settings = read_draft(draft_path())
+    assert settings.first_time == 0.87
+    assert settings.trained_for == TrainedFor("embedded", 20, 4.0)
+    (checked,) = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) == ("embedded", 20, 4.0)]
+    assert checked.pays
+    assert checked.figures["prompts"] >= 24
+    assert "What it is not for" in (draft_path() / "README.md").read_text()
+    with safe_open(draft_path() / "pytorch_lora_weights.safetensors", "pt") as file:
+        names = list(file.keys())
+        assert {file.get_tensor(name).dtype for name in names} == {torch.bfloat16}
+        assert json.loads(file.metadata()["lora_adapter_metadata"])["transformer.r"] == 32
+    assert all(name.startswith("transformer.transformer_blocks.") for name in names)
+    config = load_settings(DraftConfig, draft_path().parent / "draft_recipe.yaml")
+    assert (config.trajectories.states, config.training.rank) == (5, 32)
+
+
+def test_plain_diffusers_loads_the_draft() -> None:
+    drafted = stock(weights_path())
+    images = []
+    for load_it in (None, lambda: drafted.load_lora_weights(draft_path()), drafted.unload_lora_weights):
+        if load_it:
+            load_it()
+        images.append(torch.from_numpy(generate(drafted, ["a red circle"], Call(1, defaults()["guidance_scale"]))))
+    assert float((images[1] - images[0]).abs().mean()) > 0.02
+    assert torch.equal(images[2], images[0])
+
+
+def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are() -> None:
+    denoiser, (prompt,) = load().denoiser(**defaults()), sample_prompts(1, 3)
+    use_drafter(denoiser, "embedded:2")
+    assert (denoiser.drafts.calls, denoiser.drafts.doubt("embedded")) == (2, None)
+    ends = guesses(denoiser, prompt, 6)
+    first, second, blurred = (float((found - ends[-1]).pow(2).mean()) for found in ends[:-1])
+    assert second < first < 0.6 * blurred
+
+
+# --- its preview VAE, of random weights -----------------------------------------------------------------------------
+
+
+def counting(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every decode by this VAE from now on."""
+    rows: list[int] = []
+    decode = vae.decode
+
+    def counted(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(z))
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", counted)
+    return rows
+
+
+def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, reward = load(), make_reward("scenes-learned")
+    torch.manual_seed(0)
+    pipe.preview_vae = AutoencoderTiny(  # of the size that was measured (docs/journal/preview_vae.md)
+        latent_channels=8, encoder_block_out_channels=(4, 4, 4), num_encoder_blocks=(0, 0, 0),
+        decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(2, 1, 0), scaling_factor=1.0, shift_factor=0.0,
+    ).eval()  # fmt: skip
+    denoiser = pipe.denoiser(**{**defaults(), "num_inference_steps": 6})
+    engine = LiveEngine(denoiser, [reward], EngineOptions(4, preview=True))
+    flops = engine.price.flops  # counted before the counters are on
+    assert engine.price.estimates == "preview"
+    assert flops.previews < flops.decodes / 10
+    real, seen = counting(pipe.vae, monkeypatch), counting(pipe.preview_vae, monkeypatch)
+    events: list[Any] = []
+    budget = Budget(flops=4 * (6 * flops.nfe + flops.decodes + flops.reward_calls))
+    results = search(
+        sample_prompts(2, 4), SeedPruning(n=5, keep=(0.6, 0.6), steps=(1, 3)), engine, budget, on_event=events.append
+    )
+    spent = [result.spent for result in results]
+    assert [s.cost.previews for s in spent] == [5 + 3, 5 + 3]
+    assert [s.cost.decodes for s in spent] == [2, 2]
+    assert sum(s.cost.previews for s in spent) == sum(seen) == engine.stats["previews"]
+    assert sum(s.cost.decodes for s in spent) == sum(real) == engine.stats["decodes"]
+    scored = [event.step for event in events if event.kind == "score" for _ in event.uids]
+    assert sum(step < 6 for step in scored) == sum(seen)
+    assert sum(step == 6 for step in scored) == sum(real)
+    for s in spent:
+        assert s.flops_by["denoise"] == flops.nfe * s.nfe
+        assert s.flops_by["decode"] == flops.decodes * s.cost.decodes + flops.previews * s.cost.previews
+        assert s.flops_by["reward"] == flops.reward_calls * s.cost.reward_calls
+        parts = s.flops_by["denoise"] + s.flops_by["decode"] + s.flops_by["reward"]
+        assert s.flops == pytest.approx(parts, rel=1e-12)
+        assert s.flops <= (budget.flops or 0)
+    monkeypatch.undo()
+    for result in results:  # the finished image is the real VAE's, and chosen by its score
+        again = float(reward(result.best.image[None], [result.prompt], None)[0])
+        assert again == pytest.approx(result.best.reward, abs=1e-4)
+
+
+# --- its rewards ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Any:
+    specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, 60, 1)]
+    return render(specs, np.random.default_rng(4)), specs
+
+
+def test_the_packaged_reward_tells_hard_negatives_apart(pictures: Any) -> None:
+    found = hard_negatives(make_reward("scenes-learned"), *pictures)
+    assert set(found) == set(CHANGES)
+    for what, (accuracy, n) in found.items():
+        assert n >= 60
+        assert accuracy >= 0.9 - 2 * (0.09 / n) ** 0.5, (what, accuracy, n)
+
+
+def test_the_packaged_noise_aware_reward(pictures: Any) -> None:
+    aware, base = make_reward("scenes-noise-aware"), make_reward("scenes-learned")
+    images, texts = torch.from_numpy(pictures[0][:8]), [caption(s) for s in pictures[1][:8]]
+    torch.testing.assert_close(aware(images, texts, torch.zeros(8)), base(images, texts, None), atol=0, rtol=0)
+    noisy = aware(images, texts, torch.full((8,), 0.9))
+    assert torch.isfinite(noisy).all()
+    assert (noisy - base(images, texts, None)).abs().max() > 0.01
