@@ -1,0 +1,327 @@
+"""What clients may ask of searches; and what they and the log are told of what fails, which fails alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.cluster.local import LocalPool
+from tests.service.asking import PROMPT, SMALL, Caller, best, refusal, shown, until
+from tests.service.conftest import command, one_device, serve
+from ttsnap.algorithms import make_algorithm
+from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.core.looks import estimates
+from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import defaults, recommended
+from ttsnap.request.allowlist import OFFERED, search_of, searches_of
+from ttsnap.request.offer import ServingCatalog
+from ttsnap.request.request import EngineSpec
+from ttsnap.reward_models.registry import make_rewards
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.monitoring import Discreet, JsonLines
+from ttsnap.service.opening import with_drafts
+from ttsnap.service.requests import Generation, prepared_of
+
+STEPS = 6
+
+
+class Moody:
+    """A reward that fails while it is told to."""
+
+    name, broken = "moody", False
+
+    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
+        if self.broken:
+            raise OSError("/srv/secret is gone")
+        return images.mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files as `ttsnap tune` and `ttsnap calibrate` write them."""
+    folder = tmp_path_factory.mktemp("searches")
+    levels = pipe.denoiser(**{**defaults(), "num_inference_steps": STEPS}).grid.levels
+    rng = np.random.default_rng(0)
+    final = rng.standard_normal((20, 40, 1))
+    forecast = fit(final + rng.standard_normal((20, 40, STEPS + 1)), levels, estimates(2, 4, STEPS))
+    specs = {
+        "tuned": {"name": "seed-pruning", "keep": [0.5], "levels": [0.7], "denoising_steps": STEPS},
+        "priced": {"name": "price-of-compute", "forecast": forecast.to_json(), "n": 20},
+    }
+    for name, spec in specs.items():
+        (folder / f"{name}.json").write_text(json.dumps(spec))
+    return {name: folder / f"{name}.json" for name in specs}
+
+
+@pytest.fixture(scope="module")
+def caller(pipe: Any, files: dict[str, Path]) -> Iterator[Caller]:
+    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+    searches = searches_of([f"{name}={path}" for name, path in files.items()])
+    offer = ServingCatalog("embedded", tuple(rewards), recommended, searches, draft="embedded")
+    with serve(OneDevice(pipe, rewards), offer) as server:
+        yield Caller(server.url)
+
+
+def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe: Any, offer: ServingCatalog) -> None:
+    go, whole = threading.Event(), threading.Event()
+
+    class Late(OneDevice):
+        @contextmanager
+        def engine(self, spec: EngineSpec) -> Iterator[Any]:
+            assert go.wait(20)
+            if not whole.is_set():
+                raise NameError("name 'ftfy' is not defined")
+            with super().engine(spec) as engine:
+                yield engine
+
+    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as server:
+        caller = Caller(server.url)
+
+        def ready() -> tuple[int, str]:
+            reply = caller.get("/ready")
+            return reply.status_code, reply.json()["status"]
+
+        assert ready() == (503, "loading")
+        assert caller.get("/health").status_code == 200
+        go.set()
+        until(lambda: ready()[1] != "loading")
+        status, said = ready()
+        assert (status, "(NameError)" in said) == (503, True)
+        whole.set()
+        assert caller.made()
+        assert ready() == (200, "ready")
+
+
+@pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
+def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: Any, search: Any) -> None:
+    steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself
+    reply = caller.made(search=search, steps=steps.get("num_inference_steps"), budget="18nfe")
+    spec = str(files[search]) if isinstance(search, str) else search
+    out = pipe(PROMPT, search=spec, reward="scenes", **steps, seed=3, budget="18nfe").search[0]
+    assert (best(reply)[0], reply["usage"]["nfe"]) == (out.best.seed, out.spent.nfe)
+    told = json.loads(shown(reply).info["ttsnap"])
+    assert str(files["tuned"].parent) not in json.dumps(told)
+    kinds = {"tuned": "seed-pruning", "priced": "price-of-compute"}
+    assert told["search"]["algorithm"] == kinds.get(str(search), "best-of-n")
+    assert refusal(caller.send(search={"name": "priced"}))[:2] == (400, "search"), "a file has no options"
+    drafted = caller.made(search="seed-pruning", steps=STEPS, draft=True, budget="12nfe")
+    assert drafted["usage"]["draft_calls"] > 0
+    assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
+
+
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
+    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+    offer, limits = ServingCatalog("embedded", tuple(rewards), recommended), ServiceLimits()
+
+    def draft(offer: ServingCatalog, **own: Any) -> Any:
+        return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
+
+    auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
+    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
+    left_out: list[dict[str, Any]] = [
+        {"draft": False}, {"steps": 10}, {"guidance_scale": 2.0}, {"negative_prompt": "blue"}, {"search": "best-of-n"},
+        {"search": "svdd"}, {"kernel": "ode"}, {"size": "16x16"}, {"search": {"name": "seed-pruning", "n": 8}},
+    ]  # fmt: skip
+    assert [draft(auto, **own) for own in left_out] == [None] * len(left_out)
+    assert draft(auto, draft=True, steps=10) == "embedded"
+    assert draft(none) is None
+    with pytest.raises(RequestError, match="no drafter"):
+        draft(none, draft=True)
+    other = with_drafts(offer, "hot:2", pipe, rewards)
+    assert (draft(other), draft(other, draft=True)) == (None, "hot:2")
+    rewards["scenes"].tokens = 100
+    assert draft(with_drafts(offer, "auto", pipe, rewards)) is None
+
+
+def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "climb.json").write_text('{"name": "noise-ascent"}')
+    wrong = {
+        str(files["tuned"]): "NAME=FILE.json",
+        f"svdd={files['tuned']}": "'svdd' already",
+        f"mine={tmp_path / 'none.json'}": "none.json",
+        f"climb={tmp_path / 'climb.json'}": "gradients",
+    }
+    for given, said in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            searches_of([given])
+
+
+def fails(*_: object) -> None:
+    raise IndexError("out of range, in /srv/secret")
+
+
+@pytest.mark.parametrize(("broken", "with_others", "own", "told", "word"), [
+    ((Moody, "broken", True), True, {"reward": "moody"}, (503, "reward", "reward_failed"), "moody"),
+    ((type(make_algorithm("evolution")), "step", fails), True, {"search": {"name": "evolution", "n": 2}},
+     (500, "search", None), "IndexError"),
+    (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
+])  # fmt: skip
+def test_what_fails_fails_alone(
+    caller: Caller, broken: Any, with_others: bool, own: dict[str, Any], told: tuple[Any, ...], word: str
+) -> None:
+    """An algorithm's mistake, a reward's, and one in what is told: searches on the same engine go on."""
+    failed = caller.metric('requests_total{outcome="failed"}')
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        good = pool.submit(caller.made, budget="48nfe") if with_others else None
+        until(lambda: good is None or caller.metric("active") == 1)
+        patch.setattr(*broken)
+        reply = caller.send(**{**SMALL, **own})
+        assert (refusal(reply), word in reply.text, "secret" in reply.text) == (told, True, False)
+        assert reply.headers.get("retry-after") == ("30" if reply.status_code == 503 else None)
+        assert good is None or len(good.result()["data"]) == 1
+    assert len(caller.made(**own)["data"]) == 1
+    assert caller.metric('requests_total{outcome="failed"}') == failed + 1
+
+
+def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
+    for name in OFFERED:
+        plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
+        assert make_algorithm(plain) == make_algorithm(same)
+
+
+# --- secrets: where rewards fail, all are told offered names and our own sentences only ----------------------------
+
+
+ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"
+SECRETS = ("user", "secret", "127.0.0.1", "hidden", "refused to serve", "vault")
+
+
+class Vault(RewardModel):
+    """A reward whose own name is its address, which it tells, with its prompt, when it fails: on all images, or but for
+    its first batch; and on some prompts."""
+
+    name, tokenizer, max_tokens = ADDRESS, None, None
+
+    def __init__(self, good: int = 0) -> None:
+        self.good = good
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
+        self.good -= 1
+        if self.good >= 0:
+            return images.mean((1, 2, 3))
+        raise OSError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
+
+    def check(self, prompts: Sequence[str]) -> None:
+        if "circle" in prompts[0]:
+            raise ValueError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
+
+
+@pytest.fixture
+def guarded(pipe: Any) -> Iterator[Caller]:
+    rewards: dict[str, Any] = {"vault-a": Vault(1), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
+    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as server:
+        yield Caller(server.url)
+
+
+def asked(caller: Caller, **own: object) -> httpx.Response:
+    """A reply, which with the metadata of its PNGs says nothing secret."""
+    reply = caller.send(**{**SMALL, **own})
+    text = reply.text + str(reply.headers)
+    for data in re.findall(r'"b64_json": ?"([^"]+)"', reply.text):
+        text += base64.b64decode(data).decode("latin-1")
+    assert not [secret for secret in SECRETS if secret in re.sub(r"vault-[ab]", "", text)]
+    return reply
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller, stream: bool) -> None:
+    reply = asked(guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream)
+    assert reply.status_code == 200
+    told = json.loads(reply.text.rpartition("data: ")[2] if stream else reply.text)
+    warnings = " / ".join(told["warnings"])
+    assert "no score for particle" in warnings
+    assert "reported reward vault-b did not score" in warnings
+    image = told if stream else told["data"][0]
+    assert (list(image["scores"]), list(image["metrics"])) == (["vault-a"], ["vault-b", "scenes"])
+
+
+def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded: Caller) -> None:
+    failed = (503, "reward", "reward_failed")
+    assert refusal(asked(guarded, reward=["scenes", "vault-b"])) == failed
+    refused = asked(guarded, reward="vault-b", prompt="a red circle")
+    assert (refusal(refused)[:2], "reward vault-b" in refused.text) == ((400, "prompt"), True)
+    assert refusal(asked(guarded, reward=["vault-b", "vault-a"])) == failed  # which call themselves alike
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {"vault-a": "scenes", "vault-b": "scenes"}
+    here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
+    engines = ManyDevices(here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1))
+    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as server:
+        caller = Caller(server.url)
+        for names in (["vault-a"], ["vault-b", "vault-a"]):
+            assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
+
+        def gone(*_: object, **__: object) -> None:
+            raise ValueError(f"no reward server: cannot connect to {ADDRESS}")
+
+        monkeypatch.setattr("ttsnap.service.engines._reward", gone)
+        assert refusal(asked(caller, reward="vault-b")) == (503, "reward", "reward_failed")
+        monkeypatch.setattr("ttsnap.service.engines._loras", gone)
+        reply = asked(caller, reward="vault-b")
+        assert (refusal(reply)[0], "RuntimeError" in reply.text) == (500, True)
+
+
+def test_the_log_holds_no_credentials_in_either_format() -> None:
+    try:
+        raise OSError(f"cannot reach {ADDRESS}, Authorization: Bearer sk-hidden")
+    except OSError as error:
+        record = logging.makeLogRecord({"msg": "at %s", "args": (ADDRESS,), "exc_info": (OSError, error, None)})
+    for form in (Discreet(), JsonLines()):
+        text = form.format(record)
+        assert "at http://127.0.0.1:9/score?..." in text
+        assert not [secret for secret in ("user", "secret", "hidden") if secret in text]
+    record = logging.makeLogRecord({"msg": "at %s\nand on", "args": (ADDRESS,), "levelname": "ERROR", "created": 0.25})
+    assert json.loads(JsonLines().format(record)) == {
+        "time": "1970-01-01T00:00:00.250+00:00",
+        "level": "error",
+        "logger": record.name,
+        "message": "at http://127.0.0.1:9/score?...\nand on",
+    }
+
+
+@pytest.mark.slow
+def test_the_log_of_the_command_holds_no_credentials(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"def vault(images, prompts):\n    raise OSError('no {ADDRESS}')\n")
+    given = "embedded", "--drain", "1", "--rewards", "scenes", f"offered={tmp_path / 'mine.py'}:vault"
+    with command(*given, stderr=subprocess.PIPE) as (process, url):
+        reply = Caller(url).send(**SMALL, reward=["scenes", "offered"])
+        assert (reply.status_code, "mine" in reply.text) == (503, False)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    assert "OSError: no http://127.0.0.1:9/score?..." in log
+    assert not [secret for secret in ("user:", "secret", "hidden") if secret in log]
+
+
+@pytest.mark.parametrize(("reward", "prompt", "said"), [
+    ("vault-a", "two green crosses", "refused to serve"), ("vault-b", "two green crosses", "refused to serve"),
+    ("vault-b", "a red circle", "cannot read a prompt"), ("scenes", "a shy zebra", ""),
+])  # fmt: skip
+def test_no_line_of_the_log_holds_a_prompt(
+    guarded: Caller, caplog: pytest.LogCaptureFixture, reward: str, prompt: str, said: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked(guarded, prompt=prompt, reward=reward, report="vault-b", budget="96nfe", negative_prompt="a blurry yak")
+    records = [record for record in caplog.records if not record.name.startswith("http")]
+    for form in (Discreet(), JsonLines()):
+        lines = "\n".join(map(form.format, records))
+        assert not [text for text in (prompt, "blurry yak") if text in lines]
+        assert lines
+        assert said in lines
