@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import subprocess
@@ -11,64 +9,39 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
 from PIL import Image
 
+from tests.pipelines.modular.tiny import CASES, built
+from tests.service.asking import ALICE, BOB, Caller, png
 from tests.shallow import shallow
-from ttsnap.pipelines import load, recommended
+from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.service.engines import ManyDevices, OneDevice
+from ttsnap.service.job_store import JobStore
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.opening import offer_of
 from ttsnap.service.server import GenerationServer
 
+Keeping: TypeAlias = Callable[..., AbstractContextManager[Caller]]
 REWARDS = ("scenes", "brightness")
-PROMPT = "two green crosses"
-LARGE = {"prompt": PROMPT, "budget": "2000nfe", "search": "best-of-n", "steps": 4}
+CALL = {"num_inference_steps": 4, "height": 16, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+"""Of tiny models of videos."""
 
 
-# --- what tests read and wait for -----------------------------------------------------------------------------------
-
-
-def picture(data: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
-
-
-def apart(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, of 255."""
-    return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
-
-
-def metric(server: GenerationServer, name: str) -> float:
-    """One line of /metrics; 0 where nothing was counted yet."""
-    text = httpx.get(f"{server.url}/metrics").text
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
-    return float(found[1]) if found else 0.0
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
-
-
-# --- models, engines and servers ------------------------------------------------------------------------------------
+def client_of(server: GenerationServer, key: str = "none") -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def few_steps(model: str) -> ModelDefaults:
@@ -99,6 +72,16 @@ def serve(
     return GenerationServer(engines, offer, limits, keys, ("127.0.0.1", port), **more)
 
 
+@contextmanager
+def with_jobs(
+    engines: OneDevice, limits: ServiceLimits | None = None, *, offer: ServingCatalog, folder: Path, **more: Any
+) -> Iterator[Caller]:
+    """Asks a server over the jobs in a folder, by what these engines score."""
+    limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
+    with closing(JobStore(folder, limits)) as store, serve(engines, offer, limits, store=store, **more) as server:
+        yield Caller(server.url, server=server)
+
+
 class Slow(OneDevice):
     """Every batch takes a little longer. left: how many there are until one hangs, which ends when it may `go`."""
 
@@ -124,28 +107,40 @@ class Slow(OneDevice):
             yield engine
 
 
-@pytest.fixture(scope="session")
-def pipe() -> Any:
+@pytest.fixture
+def slow(pipe: Any) -> Slow:
+    return Slow(pipe)
+
+
+@pytest.fixture
+def keeping(offer: ServingCatalog, tmp_path: Path) -> Keeping:
+    """Asks a server of images over the jobs of this test, by what some engines score, within limits, with keys."""
+    return partial(with_jobs, offer=offer, folder=tmp_path)
+
+
+def opened(**more: Any) -> Any:
     with shallow():
-        pipe = load()
+        pipe = load(**more)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def pipe() -> Any:
+    return opened()
 
 
 @pytest.fixture(scope="session")
 def editor() -> Any:
     """The embedded model, as one that redraws pictures."""
-    with shallow():
-        pipe = load(task="image-to-image")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return opened(task="image-to-image")
 
 
 @pytest.fixture(scope="session")
-def drawn() -> list[Image.Image]:
+def drawn() -> list[bytes]:
     """Pictures of two sizes."""
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (32, width, 3), dtype=np.uint8)) for width in (32, 24) * 4]
+    return [png(Image.fromarray(rng.integers(0, 256, (32, width, 3), dtype=np.uint8))) for width in (32, 24) * 4]
 
 
 @pytest.fixture(scope="session")
@@ -167,10 +162,54 @@ def server(serving: Callable[..., GenerationServer]) -> GenerationServer:
 
 
 @pytest.fixture(scope="session")
+def caller(server: GenerationServer) -> Caller:
+    return Caller(server.url)
+
+
+@pytest.fixture(scope="session")
+def client(server: GenerationServer) -> OpenAI:
+    return client_of(server)
+
+
+@pytest.fixture(scope="session")
 def editing(editor: Any) -> Iterator[GenerationServer]:
     """A server of images and edits."""
     with serve(one_device(editor), EDITS, ServiceLimits(drain=0.1, side=64)) as server:
         yield server
+
+
+@pytest.fixture
+def two_keys(tmp_path: Path) -> Keys:
+    (tmp_path / "keys").write_text(f"alice {ALICE}\nbob {BOB}\n")
+    return Keys.read(tmp_path / "keys")
+
+
+def twin(name: str) -> Any:
+    """A tiny model of videos."""
+    pipe = upgrade(built(CASES[name].pipeline, CASES[name].parts))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.own_defaults = ModelDefaults(CALL)
+    return pipe
+
+
+@contextmanager
+def filming(engines: OneDevice, folder: Path) -> Iterator[Caller]:
+    """Asks a server of videos."""
+    offer = replace(offer_of("tiny", engines, "tiny", {}, "none"), defaults=lambda _: ModelDefaults(CALL))
+    limits = ServiceLimits(drain=0.1, side=16, video_side=64)
+    with with_jobs(engines, limits, offer=offer, folder=folder) as caller:
+        yield caller
+
+
+@pytest.fixture(scope="session")
+def wan() -> Any:
+    return twin("wan")
+
+
+@pytest.fixture(scope="session")
+def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+    with filming(one_device(wan), tmp_path_factory.mktemp("videos")) as caller:
+        yield caller
 
 
 @contextmanager
@@ -186,12 +225,3 @@ def command(*given: str, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[sub
             yield process, found[1]
         finally:
             process.kill()
-
-
-def client_of(server: GenerationServer, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
-
-
-@pytest.fixture(scope="session")
-def client(server: GenerationServer) -> OpenAI:
-    return client_of(server)

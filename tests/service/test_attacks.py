@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import ctypes
 import logging
 import socket
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image, ImageFile
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 
 from tests.bombs import HUGE, STILLS
-from tests.service.conftest import EDITS, PROMPT, one_device, png, serve, until
+from tests.pipelines.modular.tiny import picture
+from tests.service.asking import ALICE, EDITED, IMAGES, PROMPT, VIDEOS, Caller, png, refusal, until
+from tests.service.conftest import EDITS, one_device, serve
 from ttsnap.files.pictured import Picture
+from ttsnap.service.bodies import Sent, sent
 from ttsnap.service.keys import Keys
-from ttsnap.service.limits import ServiceLimits
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.server import GenerationServer
+
+WHITE = png(Image.new("RGB", (32, 32)))
 
 
 @pytest.mark.parametrize("kind", STILLS)
@@ -27,65 +38,24 @@ from ttsnap.service.server import GenerationServer
 def test_a_picture_that_is_a_bomb_is_refused_undecoded(
     editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
 ) -> None:
-    bomb = STILLS[kind]()
+    bomb, decoded, load = STILLS[kind](), [0], ImageFile.ImageFile.load
     assert len(bomb) < 300_000
     assert kind == "gif" or Picture(bomb).size == (HUGE, HUGE)
-    decoded: list[Any] = []
-    load = ImageFile.ImageFile.load
 
     def watched(picture: ImageFile.ImageFile) -> Any:
-        decoded.append(picture.size)
+        decoded.extend(picture.size)
         return load(picture)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
-    files = {"image": ("a", png(Image.new("RGB", (32, 32))))} | {param: ("a", bomb)}
-    reply = httpx.post(f"{editing.url}/v1/images/edits", data={"prompt": PROMPT}, files=files)
-    assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == param
-    assert max((side for size in decoded for side in size), default=0) <= 32
-
-
-def test_pictures_are_decoded_beside_the_event_loop(editing: GenerationServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def slow(picture: Picture, where: object = "") -> Image.Image:
-        begun.set()
-        assert go.wait(20)
-        raise ValueError("it is damaged")
-
-    monkeypatch.setattr(Picture, "opened", slow)
-    url, files = f"{editing.url}/v1/images/edits", {"image": ("a", png(Image.new("RGB", (32, 32))))}
-    with ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(httpx.post, url, data={"prompt": PROMPT}, files=files, timeout=30)
-        assert begun.wait(20)
-        assert httpx.get(f"{editing.url}/health", timeout=5).status_code == 200
-        go.set()
-        assert reply.result().json()["error"]["message"] == "it is damaged"
-
-
-@pytest.mark.parametrize(
-    ("own", "param"), [({"kernel": "my.py:x"}, "kernel"), ({"size": "17x33"}, None), ({"budget": "3nfe"}, "budget")]
-)
-def test_what_is_refused_is_refused_at_once(
-    editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], param: str | None
-) -> None:
-    """Counting the seeds of a search takes up to 17 s, in which no other search goes on."""
-
-    def slow(*_: object) -> None:
-        raise AssertionError("seeds were counted for nothing")
-
-    monkeypatch.setattr("ttsnap.loop.search.fit", slow)
-    body = {"prompt": PROMPT, "search": "epsilon-greedy", "budget": "4000nfe", "steps": 20, **own}
-    reply = httpx.post(f"{editing.url}/v1/images/generations", json=body, timeout=60)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    files = {"image": ("a", WHITE)} | {param: ("a", bomb)}
+    reply = Caller(editing.url).ask("POST", EDITED, data={"prompt": PROMPT}, files=files)
+    assert refusal(reply)[:2] == (400, param)
+    assert max(decoded) <= 32
 
 
 # --- connections --------------------------------------------------------------------------------------------------
 
-KEY = "k" * 20
-HEAD = (
-    f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: multipart/form-data; "
-)
+HEAD = f"POST {EDITED} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nContent-Type: multipart/form-data; "
 SLOW = {
     "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
     "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
@@ -98,7 +68,7 @@ def strict(editor: Any) -> Iterator[GenerationServer]:
     limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ttsnap.service.server.IDLE", 1)
-        server = serve(one_device(editor), EDITS, limits, Keys.of(KEY))
+        server = serve(one_device(editor), EDITS, limits, Keys.of(ALICE))
     with server:
         yield server
 
@@ -114,12 +84,11 @@ def gone(server: GenerationServer) -> bool:
 @pytest.mark.parametrize("kind", SLOW)
 def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: GenerationServer, kind: str) -> None:
     until(lambda: gone(strict))
-    clients = [connected(strict) for _ in range(6)]
-    begin = time.monotonic()
+    clients, begin, caller = [connected(strict) for _ in range(6)], time.monotonic(), Caller(strict.url)
     for client in clients:
         client.sendall(SLOW[kind])
     until(lambda: len(strict._server.server_state.connections) == 6)
-    assert httpx.get(f"{strict.url}/health").status_code == 503, "all places are taken"
+    assert caller.get("/health").status_code == 503, "all places are taken"
     while not gone(strict):
         assert time.monotonic() - begin < 8
         for client in clients[::2]:
@@ -128,7 +97,7 @@ def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: GenerationSer
             except OSError:
                 client.close()
         time.sleep(0.1)
-    assert httpx.get(f"{strict.url}/health").status_code == 200
+    assert caller.get("/health").status_code == 200
     for client in clients:
         client.close()
 
@@ -143,45 +112,157 @@ def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
     assert replies == [b"408", b"503"]
 
 
-@pytest.mark.parametrize(
-    ("parts", "more", "said"),
-    [
-        ([("f{}", "x")] * 10_000, "", "Too many fields"),
-        ([('f{}"; filename="a', "x")] * 10_000, "", "Too many files"),
-        ([("prompt", "x" * (2**16 + 1))], "", "maximum size"),
-        ([("a", "x" * 2**12)] * 17, "", "maximum size"),
-        ([("prompt", "9" * 80_000)], "; charset=punycode", "must be UTF-8"),
-        ([("prompt", "x")], "; charset*=utf-8''punycode", "must be UTF-8"),
-        ([("prompt", "x")], "; charset=utf-8", "needs a picture"),
-        ([("prompt", "x")], '; charset="UTF-8"', "needs a picture"),
-        ([("x" * 2**19, "x")], "", "cannot be read"),
-    ],
-)
-def test_forms_are_bounded(editing: GenerationServer, parts: list[tuple[str, str]], more: str, said: str) -> None:
-    lines = [
-        f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
-        for number, (name, value) in enumerate(parts)
-    ]
-    headers = {"Content-Type": f"multipart/form-data; boundary=x{more}"}
-    begin = time.monotonic()
-    body = "".join([*lines, "--x--\r\n"])
-    reply = httpx.post(f"{editing.url}/v1/images/edits", content=body, headers=headers, timeout=30)
-    assert time.monotonic() - begin < 10
-    assert reply.status_code == (413 if said == "maximum size" else 400)
-    assert said in reply.json()["error"]["message"]
-
-
 def test_keys_in_addresses_open_nothing_and_are_not_logged(
     strict: GenerationServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     until(lambda: gone(strict))
     caplog.set_level(logging.DEBUG)
     for name in ("api_key", "key", "authorization", "token"):
-        for path in ("/v1/models", "/v1/images/edits", "/v1/images/generations", "/docs", "/nothing", "/metrics"):
-            ask = f"POST {path}?{name}={KEY} HTTP/1.1" if "images" in path else f"GET {path}?{name}={KEY} HTTP/1.1"
-            with connected(strict) as client:
-                client.sendall(f"{ask}\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
-                reply = b"".join(iter(lambda: client.recv(65536), b""))
-            assert reply[9:12] == {"/nothing": b"404", "/metrics": b"200"}.get(path, b"401")
-            assert KEY.encode() not in reply
-    assert KEY not in caplog.text
+        for path in ("/v1/models", EDITED, "/v1/images/generations", "/docs", "/nothing", "/metrics"):
+            reply = Caller(strict.url).ask("POST" if "images" in path else "GET", f"{path}?{name}={ALICE}")
+            assert reply.status_code == {"/nothing": 404, "/metrics": 200}.get(path, 401)
+            assert ALICE not in reply.text + str(reply.headers)
+    assert ALICE not in "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+
+
+# --- bodies: read within bounds, and outside the event loop --------------------------------------------------------
+
+
+SIZE = 4 * 2**20
+URLENCODED, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"
+
+
+def read(body: bytes, kind: str = "application/json") -> Sent:
+    return sent(bytearray(body), Headers({"content-type": kind}), ServiceLimits())
+
+
+def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
+    """The status and the message of a refusal, which takes few seconds, and at most so many times the bytes of a body;
+    200 without one."""
+    tracemalloc.start()
+    begin = time.monotonic()
+    try:
+        read(body, kind)
+        told = 200, ""
+    except RequestError as refused:
+        told = refused.status, str(refused)
+    except HTTPException as refused:
+        told = refused.status_code, refused.detail
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < times * len(body) + 2**20
+    assert time.monotonic() - begin < 10
+    return told
+
+
+def filled(start: bytes, item: bytes) -> bytes:
+    return start + item * (SIZE // len(item))
+
+
+@pytest.mark.parametrize("name", [b"user", b"input_reference"])
+@pytest.mark.parametrize(
+    "item", [b"[],", b"1,", b'{"a":1},', b'"",', b"[", b" ", b"a", b'\\u00e9"', b'"\xf0\x9f\x98\x80",', b'{"a":']
+)
+def test_megabytes_of_json_are_refused_unparsed(name: bytes, item: bytes) -> None:
+    """Python needs 35 times their bytes, and seconds, also under names that are ignored."""
+    for quote in (b"", b'"', b"["):
+        body = filled(b'{"prompt":"a cat","%b":%b' % (name, quote), item)
+        status, said = bounded(body, "application/json", 1.75)
+        assert (status, str(len(body)) in said) == (413, True)
+
+
+def multipart(*parts: tuple[str, str]) -> bytes:
+    lines = [
+        f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
+        for number, (name, value) in enumerate(parts)
+    ]
+    return "".join([*lines, "--x--\r\n"]).encode()
+
+
+@pytest.mark.parametrize(("body", "kind", "status", "said"), [
+    (filled(b"prompt=a+cat&user=", b"%41"), URLENCODED, 413, "maximum size"),
+    (filled(b"prompt=a+cat&user=%F0%9F%98%80", b"a"), URLENCODED, 400, "no ASCII"),
+    (filled(b"prompt=a+cat", b"&a=1"), URLENCODED, 400, "Too many fields"),
+    (filled(b"prompt=a+cat&image_reference=", b"%41"), URLENCODED, 200, ""),
+    (filled(b"prompt=a+cat&image_reference=%7B%22image_url%22:", b"%5B%5D,"), URLENCODED, 413, "beside"),
+    (b"prompt=%ff", URLENCODED, 400, "UTF-8"),
+    (multipart(*[("f{}", "x")] * 10_000), MULTIPART, 400, "Too many fields"),
+    (multipart(*[('f{}"; filename="a', "x")] * 10_000), MULTIPART, 400, "Too many files"),
+    (multipart(("prompt", "x" * (2**16 + 1))), MULTIPART, 413, "maximum size"),
+    (multipart(*[("a", "x" * 2**12)] * 17), MULTIPART, 413, "maximum size"),
+    (multipart(("prompt", "9" * 80_000)), f"{MULTIPART}; charset=punycode", 400, "UTF-8"),
+    (multipart(("prompt", "x")), f"{MULTIPART}; charset*=utf-8''punycode", 400, "UTF-8"),
+    (multipart(("prompt", "x")), f"{MULTIPART}; charset=utf-8", 200, ""),
+    (multipart(("prompt", "x")), f'{MULTIPART}; charset="UTF-8"', 200, ""),
+    (multipart(("x" * 2**19, "x")), MULTIPART, 400, "cannot be read"),
+], ids=lambda value: None if isinstance(value, bytes) else str(value))  # fmt: skip
+def test_forms_are_bounded(body: bytes, kind: str, status: int, said: str) -> None:
+    told = bounded(body, kind, 8)
+    assert told[0] == status
+    assert said in told[1]
+
+
+def test_a_body_is_read_by_what_it_is() -> None:
+    assert read(b"prompt=a+cat&search%5Bname%5D=svdd&x=%C3%A9%2B%26%3D", URLENCODED).fields == {
+        "prompt": "a cat", "search": {"name": "svdd"}, "x": "é+&=",
+    }  # fmt: skip
+    for kind in ("application/json", "text/plain", URLENCODED):
+        assert read(b' {"prompt": "a cat", "n": 2}', kind) == Sent({"prompt": "a cat", "n": 2})
+    for name in ("input_reference", "image_reference"):
+        text = base64.b64encode(bytes(3 * 2**20))
+        body = b'{"prompt": "a cat", "%b": {"image_url": "data:image\\/png;base64,%b"}}' % (name.encode(), text)
+        assert read(body).fields[name] == {"image_url": f"data:image/png;base64,{text.decode()}"}
+    uri = "data:image/png;base64," + base64.b64encode(png(picture()) + bytes(2**17)).decode()
+    with pytest.raises(HTTPException, match="65536 beside"):
+        read(b'{"prompt": "%b"}' % uri.encode())
+
+
+PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", WHITE)}}
+
+
+@pytest.mark.parametrize(("door", "path", "work", "body"), [
+    *(("editing", path, "service.bodies.sent", {kind: {"prompt": PROMPT}})
+      for path in (IMAGES, EDITED) for kind in ("json", "data", "files")),
+    *(("videos", path, "service.bodies.sent", {"json": {}}) for path in (VIDEOS, f"{VIDEOS}/sync", "remix")),
+    ("editing", EDITED, "files.pictured.Picture.opened", PICTURED),
+])  # fmt: skip
+def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, path: str, work: str, body: Any
+) -> None:
+    begun, go, caller = threading.Event(), threading.Event(), Caller(request.getfixturevalue(door).url)
+    if path == "remix":
+        path = f"{caller.begun(VIDEOS)}/remix"
+
+    def slow(*_: object) -> object:
+        begun.set()
+        assert go.wait(20)
+        raise RequestError(400, "slow")
+
+    monkeypatch.setattr(f"ttsnap.{work}", slow)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(caller.ask, "POST", path, **body)
+        assert begun.wait(20)
+        assert caller.ask("GET", "/health", timeout=5).status_code == 200
+        go.set()
+        assert reply.result().json()["error"]["message"] == "slow"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_refused_forms_give_their_memory_back(editing: GenerationServer) -> None:
+    """The C library would keep hundreds of megabytes of them."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("another C library")
+
+    def resident() -> float:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * 4096 / 2**20
+
+    before, taken, caller = resident(), list[float](), Caller(editing.url)
+    form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": ("a", bytes(12 * 2**20))}}
+    with ThreadPoolExecutor(12) as pool:
+        replies = [pool.submit(caller.ask, "POST", EDITED, **form) for _ in range(24)]
+        while not all(reply.done() for reply in replies):
+            taken.append(resident() - before)
+            time.sleep(0.05)
+        assert {reply.result().status_code for reply in replies} == {400}
+    until(lambda: resident() - before < max(taken) / 2, 20)

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 import base64
 import copy
+import io
 import json
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-import openai
 import pytest
 import torch
-from openai import OpenAI
 from PIL import Image
 
 from tests.cluster.local import LocalPool
 from tests.pipelines.tiny import FAMILIES, save_lora
-from tests.service.conftest import (
-    EDITS,
-    PROMPT,
-    REWARDS,
-    apart,
-    client_of,
-    few_steps,
-    metric,
-    one_device,
-    png,
-    serve,
-    until,
-)
-from tests.service.conftest import picture as opened
-from tests.service.test_jobs import begun, ended, serving
-from tests.service.test_videos import CALL, twin
+from tests.service.asking import EDITED, PROMPT, SMALL, Caller, apart, best, refusal, shown, until
+from tests.service.conftest import EDITS, REWARDS, Keeping, few_steps, one_device, serve
 from tests.shallow import shallow
 from ttsnap.cli import main
-from ttsnap.engine.live import LiveEngine
-from ttsnap.loop.search import search
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines.lora import load_lora, under_lora
 from ttsnap.request.offer import ServingCatalog
@@ -52,11 +33,9 @@ from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.loras import BUSY, LoadedLoras, LoraFolder
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Generation, Video, prepared_of, validated
-from ttsnap.service.server import GenerationServer
+from ttsnap.service.requests import Generation, prepared_of
 
-OWN: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4, "reward": "brightness"}
-MIB = 2**20
+HALF = {"name": "sketch", "scale": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -85,80 +64,81 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def offer(offer: ServingCatalog, folder: Path) -> ServingCatalog:
+    return replace(offer, loras=LoraFolder(folder))
+
+
+@pytest.fixture(scope="module")
 def served(pipe: Any) -> OneDevice:
     return one_device(pipe, *REWARDS)
 
 
-@pytest.fixture(scope="module")
-def server(served: OneDevice, offer: ServingCatalog, folder: Path) -> Iterator[GenerationServer]:
-    with serve(served, replace(offer, loras=LoraFolder(folder), draft="embedded")) as server:
-        yield server
+@pytest.fixture
+def fresh(pipe: Any, served: OneDevice) -> OneDevice:
+    """Has loaded none."""
+    return OneDevice(pipe, served.rewards)
+
+
+class Asks(Caller):
+    def under(self, *lora: object, **own: object) -> dict[str, Any]:
+        """The reply to a request under a LoRA, or without."""
+        return self.made(reward="brightness", **({"lora": lora[0]} if lora else {}), **own)
+
+    def refused(self, lora: object) -> tuple[object, ...]:
+        return refusal(self.send(**{**SMALL, "lora": lora}))
 
 
 @pytest.fixture(scope="module")
-def client(server: GenerationServer) -> Iterator[OpenAI]:
-    with closing(client_of(server)) as client:
-        yield client
-
-
-def picture(reply: Any) -> Image.Image:
-    return opened(reply["data"][0]["b64_json"])
-
-
-def ask(client: OpenAI, lora: object = None, **own: object) -> dict[str, Any]:
-    reply: dict[str, Any] = client.images.generate(
-        prompt=PROMPT, extra_body={**OWN, **({} if lora is None else {"lora": lora}), **own}
-    ).to_dict()
-    return reply
+def caller(served: OneDevice, offer: ServingCatalog) -> Iterator[Asks]:
+    with serve(served, replace(offer, draft="embedded")) as server:
+        yield Asks(server.url)
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sketch", 0.5), ("ink.v2", 1.0)])
 def test_an_image_is_what_the_pipeline_gives_under_the_lora(
-    client: OpenAI, pipe: Any, folder: Path, name: str, scale: float
+    caller: Asks, pipe: Any, folder: Path, name: str, scale: float
 ) -> None:
     own = copy.deepcopy(pipe)
-    path = folder / "ink.v2" if name == "ink.v2" else folder / "sketch.safetensors"
-    load_lora(own, f"{path}:{scale}")
-    call = {("num_inference_steps" if name == "steps" else name): value for name, value in OWN.items()}
-    out = own(PROMPT, draft=None, **call)
+    load_lora(own, f"{folder / name}{'' if name == 'ink.v2' else '.safetensors'}:{scale}")
+    call = {("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()}
+    out = own(PROMPT, draft=None, reward="brightness", **call)
     for lora in ({"name": name, "scale": scale}, {"lora_name": name, "local_path": "../x", "lora_scale": scale}):
-        reply = ask(client, lora)
-        assert apart(picture(reply), out.images[0]) <= 1, "rounding may differ with the batch"
-        assert reply["data"][0]["seed"] == out.search[0].best.seed
+        reply = caller.under(lora)
+        assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
+        assert best(reply)[0] == out.search[0].best.seed
         assert reply["warnings"] == ["not used here: lora.local_path"] * ("local_path" in lora)
-    told = picture(reply).info["ttsnap"]
+    told = shown(reply).info["ttsnap"]
     assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
     assert str(folder) not in told
-    assert apart(picture(ask(client)), out.images[0]) > 8
+    assert apart(shown(caller.under()), out.images[0]) > 8
 
 
-def test_an_image_under_several_is_made_again_from_its_png(client: OpenAI, folder: Path, tmp_path: Path) -> None:
-    reply = ask(client, [{"name": "sketch", "scale": 0.5}, "ink.v2"])
+def test_an_image_under_several_is_made_again_from_its_png(caller: Asks, folder: Path, tmp_path: Path) -> None:
+    reply = caller.under([HALF, "ink.v2"])
     (tmp_path / "a.png").write_bytes(base64.b64decode(reply["data"][0]["b64_json"]))
     loras = [f"--lora={folder / 'ink.v2'}", f"--lora={folder / 'sketch.safetensors'}:0.5"]
     with shallow():
         assert main(["replay", str(tmp_path / "a.png"), *loras]) == 0
-    assert apart(Image.open(tmp_path / "replays" / "a.png"), picture(reply)) <= 1
+    assert apart(Image.open(tmp_path / "replays" / "a.png"), shown(reply)) <= 1
 
 
-def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
-    client: OpenAI, server: GenerationServer, pipe: Any
-) -> None:
-    events = [f'ttsnap_loras_total{{event="{event}"}}' for event in ("loaded", "evicted")]
-    before = [metric(server, event) for event in events]
-    weights = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Asks, pipe: Any) -> None:
+    def counts() -> list[float]:
+        return [caller.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
+
+    before, weights = counts(), {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
     flags = [parameter.requires_grad for parameter in pipe.transformer.parameters()]
     wanted: list[Any] = [
-        None, "sketch", {"name": "sketch", "scale": -0.5}, "ink.v2", ["ink.v2", {"name": "sketch", "scale": 0.25}],
+        0, "sketch", {"name": "sketch", "scale": -0.5}, "ink.v2", ["ink.v2", {"name": "sketch", "scale": 0.25}],
         {"name": "sketch", "scale": 0},
     ]  # fmt: skip
-    alone = [ask(client, lora) for lora in wanted]
+    alone = [caller.under(lora) for lora in wanted]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda lora: ask(client, lora), wanted * 2))
+        together = list(pool.map(caller.under, wanted * 2))
     for one, other in zip(alone * 2, together, strict=True):
-        assert apart(picture(one), picture(other)) <= 1
-        assert one["data"][0]["seed"] == other["data"][0]["seed"]
-    different = [picture(reply).tobytes() for reply in alone]
+        assert apart(shown(one), shown(other)) <= 1
+        assert best(one)[0] == best(other)[0]
+    different = [shown(reply).tobytes() for reply in alone]
     assert len(set(different)) == len(wanted) - 1
     assert different[0] == different[-1], "a scale of 0 is none"
     now = pipe.transformer.state_dict()
@@ -166,10 +146,10 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
     assert all(torch.equal(now[name], tensor) for name, tensor in weights.items())
     assert flags == [parameter.requires_grad for parameter in pipe.transformer.parameters()]
     assert not any(pipe.get_list_adapters().values())
-    loaded, evicted = (metric(server, event) - one for event, one in zip(events, before, strict=True))
+    loaded, evicted = (now - one for now, one in zip(counts(), before, strict=True))
     assert loaded <= 3, "at most once each, and sketch besides ink"
     assert evicted == 0
-    assert metric(server, "ttsnap_lora_bytes") > 0
+    assert caller.metric("lora_bytes") > 0
 
 
 @pytest.mark.parametrize("lora", [
@@ -178,59 +158,48 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(
     ["sketch"] * 5, [["sketch"]], 7, "stranger", ["sketch", "stranger"],
 ])  # fmt: skip
 def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
-    client: OpenAI, server: GenerationServer, folder: Path, lora: object
+    caller: Asks, folder: Path, lora: object
 ) -> None:
-    before = metric(server, "ttsnap_nfe_total")
+    before = caller.metric("nfe_total")
     for _ in range(2):
-        with pytest.raises(openai.BadRequestError) as error:
-            ask(client, lora)
-        assert error.value.param == "lora"
-        assert str(folder) not in str(error.value)
-    assert metric(server, "ttsnap_nfe_total") == before
-
-
-def test_a_service_without_loras_says_so(offer: ServingCatalog) -> None:
-    with pytest.raises(RequestError, match="no LoRAs"):
-        prepared_of(Generation(PROMPT, lora="sketch"), offer, ServiceLimits())
-
-
-def test_pipes_and_links_that_lead_nowhere_are_no_loras(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    for name in ("pipe", "folder/pipe"):
-        os.mkfifo(tmp_path / f"{name}.safetensors")
-    for name, target in (("loop", "loop"), ("gone", "nothing")):
-        (tmp_path / f"{name}.safetensors").symlink_to(tmp_path / f"{target}.safetensors")
-    assert LoraFolder(tmp_path)() == {}
+        reply = caller.send(lora=lora)
+        assert refusal(reply)[:2] == (400, "lora")
+        assert str(folder) not in reply.text
+    assert caller.metric("nfe_total") == before
 
 
 def test_the_folder_is_looked_up_at_every_request(
-    client: OpenAI, server: GenerationServer, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    caller: Asks, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def names() -> list[str]:
-        first, *_ = client.models.list()
-        assert first.to_dict() == client.models.retrieve("embedded").to_dict()
-        listed: list[str] = first.to_dict()["loras"]  # type: ignore[assignment]
+        (first,) = caller.get("/v1/models").json()["data"]
+        assert first == caller.get("/v1/models/embedded").json()
+        listed: list[str] = first["loras"]
         return listed
 
     assert names() == ["ink.v2", "sketch", "stranger"]
     put(made, folder, "new", "ink.v2")
     assert names() == ["ink.v2", "new", "sketch", "stranger"]
-    ink, sketch = picture(ask(client, "new")), picture(ask(client, "sketch"))
+    ink, sketch = shown(caller.under("new")), shown(caller.under("sketch"))
     assert apart(ink, sketch) > 8
     put(made, folder, "new", "sketch")
-    assert apart(picture(ask(client, "new")), sketch) <= 1
+    assert apart(shown(caller.under("new")), sketch) <= 1
     whole = (folder / "sketch.safetensors").read_bytes()
     with caplog.at_level(logging.WARNING, "ttsnap"):
         (folder / "new.safetensors").write_bytes(whole[:-100])  # as while it is copied
         assert names() == names() == ["ink.v2", "sketch", "stranger"]
-    assert caplog.text.count("new is not offered as a LoRA") == 1
-    with pytest.raises(openai.BadRequestError, match="unknown LoRA 'new'"):
-        ask(client, "new")
+    assert caplog.text.count("new is not offered") == 1
+    assert caller.refused("new") == (400, "lora", "invalid_value")
     (folder / "new.safetensors").write_bytes(whole)
-    assert apart(picture(ask(client, "new")), sketch) <= 1
-    (folder / "checkpoint.bin").write_bytes(whole)
-    (folder / ".hidden.safetensors").write_bytes(whole)
+    assert apart(shown(caller.under("new")), sketch) <= 1
     (folder / "new.safetensors").unlink()
+    (folder / "inside").mkdir()
+    for name in ("checkpoint.bin", ".hidden.safetensors"):
+        (folder / name).write_bytes(whole)
+    for name in ("pipe", "inside/pipe"):
+        os.mkfifo(folder / f"{name}.safetensors")
+    for name, target in (("loop", "loop"), ("gone", "nothing")):
+        (folder / f"{name}.safetensors").symlink_to(folder / f"{target}.safetensors")
     assert names() == ["ink.v2", "sketch", "stranger"]
 
 
@@ -262,39 +231,30 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_other_requests_go_on_while_one_waits_for_its_lora(
-    client: OpenAI, pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, slow: threading.Event
+    caller: Asks, fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
 ) -> None:
-    fresh, limits = OneDevice(pipe, served.rewards), ServiceLimits(drain=0.1, active=1)
-    with (
-        serve(fresh, replace(offer, loras=LoraFolder(folder)), limits) as server,
-        closing(client_of(server)) as mine,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        waiting = [pool.submit(ask, mine, lora) for lora in ("sketch", "ink.v2", ["sketch", "ink.v2"])]
+    wanted: tuple[Any, ...] = ("sketch", "ink.v2", ["sketch", "ink.v2"])
+    with serve(fresh, offer, ServiceLimits(drain=0.1, active=1)) as server, ThreadPoolExecutor(4) as pool:
+        mine = Asks(server.url)
+        waiting = [pool.submit(mine.under, lora) for lora in wanted]
         until(lambda: fresh.loras.loading and len(server.worker._waiting) == 3)
-        assert ask(mine)["data"] == ask(client)["data"], "the only place is free while they wait"
-        assert metric(server, "ttsnap_queue") == 3
-        left = {"prompt": PROMPT, "lora": "stranger"}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/images/generations", json=left, timeout=0.5)
+        assert mine.under()["data"] == caller.under()["data"], "the only place is free while they wait"
+        assert mine.metric("queue") == 3
+        mine.left(lora="stranger")
         until(lambda: len(server.worker._waiting) == 3)
         assert not any(one.done() for one in waiting)
         slow.set()
-        told = [one.result()["data"] for one in waiting]
-        assert told == [ask(client, lora)["data"] for lora in ("sketch", "ink.v2", ["sketch", "ink.v2"])]
+        assert [one.result()["data"] for one in waiting] == [caller.under(lora)["data"] for lora in wanted]
 
 
 def test_what_waits_for_its_lora_is_refused_where_the_service_ends(
-    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, slow: threading.Event
+    fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
 ) -> None:
-    fresh, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
-    server = serve(fresh, offered)
-    with server, closing(client_of(server)) as mine, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, mine, "sketch")
+    with serve(fresh, offer) as server, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Asks(server.url).refused, "sketch")
         until(lambda: fresh.loras.loading)
         server.worker.drain()
-        with pytest.raises(openai.InternalServerError, match="being stopped"):
-            waiting.result()
+        assert waiting.result() == (503, None, "stopping")
 
 
 def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
@@ -318,83 +278,69 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
         assert loaded.taken() == {"loaded": 2}
 
 
-def test_idle_engines_make_room_for_other_loras(
-    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path
-) -> None:
-    tight, offered = OneDevice(pipe, served.rewards), replace(offer, loras=LoraFolder(folder))
-    tight.loras.most = max(lora.size for lora in offered.loras().values()) * pipe.transformer.dtype.itemsize
-    with serve(tight, offered) as server, closing(client_of(server)) as client:
-        alone = [picture(ask(client, lora, budget="8nfe")) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
+def test_idle_engines_make_room_for_other_loras(fresh: OneDevice, offer: ServingCatalog) -> None:
+    fresh.loras.most = max(lora.size for lora in offer.loras().values()) * fresh.pipe.transformer.dtype.itemsize
+    with serve(fresh, offer) as server:
+        tight = Asks(server.url)
+        alone = [shown(tight.under(lora)) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
         assert [apart(each, alone[0]) <= 1 for each in alone] == [True, True, False, True]
-        counts = [metric(server, f'ttsnap_loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
+        counts = [tight.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
         assert counts == [3, 2]
-
-        def one(lora: str) -> Image.Image | None:
-            try:
-                return picture(ask(client, lora, budget="8nfe"))
-            except openai.InternalServerError as error:
-                if (error.status_code, error.code) != (503, BUSY):
-                    raise
-                return None
-
         with ThreadPoolExecutor(6) as pool:
-            together = list(pool.map(one, ["sketch", "ink.v2"] * 3))
-        assert all(each is None or apart(each, alone[2 * (i % 2)]) <= 1 for i, each in enumerate(together))
-        assert any(together)
+            bodies = [{**SMALL, "reward": "brightness", "lora": lora} for lora in ["sketch", "ink.v2"] * 3]
+            together = list(pool.map(lambda body: tight.send(**body), bodies))
+        found = [i for i, reply in enumerate(together) if reply.status_code == 200]
+        assert found
+        assert all(apart(shown(together[i].json()), alone[2 * (i % 2)]) <= 1 for i in found)
+        assert {refusal(reply) for i, reply in enumerate(together) if i not in found} <= {(503, "lora", BUSY)}
 
 
 def test_jobs_wait_for_room_and_make_what_requests_make(
-    pipe: Any, served: OneDevice, offer: ServingCatalog, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caller: Asks, fresh: OneDevice, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = OneDevice(pipe, served.rewards)
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.05)
-    offered = replace(offer, loras=LoraFolder(folder))
-    with serving(served, offered, tmp_path / "jobs") as server, closing(client_of(server)) as client:
-        at_once = ask(client, "sketch")
-        most, served.loras.most = served.loras.most, 0
-        with pytest.raises(openai.BadRequestError, match="at most 0 MiB"):
-            ask(client, "ink.v2")
-        real, refused = served.loras._make_room, list[int]()
+    with keeping(fresh) as mine:
+        most, fresh.loras.most = fresh.loras.most, 0
+        reply = mine.send(lora="ink.v2")
+        assert (refusal(reply)[:2], "at most 0 MiB" in reply.text) == ((400, "lora"), True)
+        real, refused = fresh.loras._make_room, list[int]()
 
         def full(needed: int) -> None:
             refused.append(needed)
-            served.loras._make_room = real if len(refused) == 3 else full  # type: ignore[method-assign]
+            fresh.loras._make_room = real if len(refused) == 3 else full  # type: ignore[method-assign]
             raise RequestError(503, "full", "lora", BUSY, retry_after=5)
 
-        served.loras.most = most
-        served.loras._make_room = full  # type: ignore[method-assign]
-        told = ended(client, begun(client, **OWN, lora="ink.v2"))
-        assert len(refused) == 3, "twice, with idle engines and without, and again a second later"
-        assert told["status"] == "completed"
-        assert told["data"] == ask(client, "ink.v2")["data"]
-        told = ended(client, begun(client, **OWN, lora={"name": "sketch", "scale": 1}))
-        assert told["data"] == at_once["data"]
-        told = ended(client, begun(client, **OWN, lora="stranger"))
+        fresh.loras.most, fresh.loras._make_room = most, full  # type: ignore[method-assign]
+        for lora in ("ink.v2", {"name": "sketch", "scale": 1}):
+            told = mine.ended(mine.begun(lora=lora, reward="brightness"))
+            assert told["status"] == "completed"
+            assert told["data"] == caller.under(lora)["data"]
+            assert len(refused) == 3, "twice, with idle engines and without, and again a second later"
+        told = mine.ended(mine.begun(lora="stranger"))
         assert (told["status"], told["error"]["param"]) == ("failed", "lora")
-        assert "does not fit this model" in told["error"]["message"]
+        assert "does not fit" in told["error"]["message"]
 
 
-def test_edits_and_forms_take_them(editor: Any, drawn: list[Image.Image], folder: Path) -> None:
-    own, data = copy.deepcopy(editor), png(drawn[0])
-    call = {**few_steps("embedded").call, "strength": 0.75, "image": drawn[0]}
+def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path) -> None:
+    own, fields = copy.deepcopy(editor), {"prompt": PROMPT, **SMALL, "budget": "9nfe", "strength": "0.75"}
     offered, limits = replace(EDITS, loras=LoraFolder(folder)), ServiceLimits(drain=0.1, side=64)
-    with serve(one_device(own), offered, limits) as server, closing(client_of(server)) as client:
-        fields = {**OWN, "budget": "9nfe", "strength": 0.75}
-        words = [{"name": "sketch", "scale": 0.5}, '{"name": "sketch", "int_id": 7, "scale": 0.5}', "none"]
-        given = ("drawn.png", data)
+    with serve(one_device(own), offered, limits) as server:
         edited = [
-            picture(client.images.edit(image=given, prompt=PROMPT, extra_body={**fields, "lora": lora}).to_dict())
-            for lora in words
+            Caller(server.url).ask("POST", EDITED, data={**fields, **lora}, files={"image": ("a.png", drawn[0])}).json()
+            for lora in (
+                {"lora[name]": "sketch", "lora[scale]": "0.5"},
+                {"lora": '{"name": "sketch", "int_id": 7, "scale": 0.5}'},
+                {"lora": "none"},
+            )
         ]
-        bad = httpx.post(f"{server.url}/v1/images/edits", data={"prompt": PROMPT, "lora": "{"}, files={"image": data})
-        assert bad.json()["error"]["param"] == "lora"
     load_lora(own, f"{folder / 'sketch.safetensors'}:0.5")
+    call = {**few_steps("embedded").call, "strength": 0.75, "image": Image.open(io.BytesIO(drawn[0]))}
     out = own(prompt=PROMPT, search="best-of-n", reward="brightness", budget="9nfe", seed=3, **call)
-    assert [apart(each, out.images[0]) <= 1 for each in edited] == [True, True, False]
+    assert [apart(shown(each), out.images[0]) <= 1 for each in edited] == [True, True, False]
 
 
 def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
-    client: OpenAI, served: OneDevice, folder: Path
+    caller: Asks, served: OneDevice, folder: Path
 ) -> None:
     offered = offer_of("embedded", served, None, {}, "auto", loras=str(folder))
 
@@ -403,53 +349,21 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
 
     assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2
     assert [draft(lora="sketch"), draft(lora="sketch", draft=True)] == [None, "embedded"]
-    own = {"search": "seed-pruning", "draft": True, "budget": "12nfe"}
-    drafted = [ask(client, lora, **own) for lora in (None, "sketch")]
-    assert [reply["usage"]["draft_calls"] > 0 for reply in drafted] == [True, True]
-    assert [any("drafts were not checked" in each for each in reply["warnings"]) for reply in drafted] == [True, True]
-
-
-def test_videos_take_them(tmp_path: Path) -> None:
-    plain = twin("wan")
-    for seed, name in enumerate(("grain", "slow")):
-        save_lora(plain, tmp_path / name, seed=seed)
-    served = one_device(plain)
-    offered = offer_of("tiny", served, "tiny", {}, "none", loras=str(tmp_path))
-    fields = {"prompt": PROMPT, "budget": "4nfe", "search": "best-of-n", "seed": 3, "size": "32x16", "num_frames": 5}
-
-    def found(lora: object) -> torch.Tensor:
-        wanted = validated(Video, {**fields, "steps": 4, "lora": lora})
-        request = prepared_of(wanted, offered, ServiceLimits())
-        spec = replace(request.engine, call={**CALL, **request.engine.call})
-        with served.engine(spec) as engine:
-            (result,) = search([request.prompt], request.algorithm, engine, request.budget, seed=request.seed)
-        return result.images[0].pixels
-
-    grain = {"name": "grain", "scale": 3.0}
-    under, bare, *others = [found(lora) for lora in (grain, 0, "slow", [grain, "slow"])]
-    assert len({each.numpy().tobytes() for each in (under, bare, *others)}) == 4
-    load_lora(plain, f"{tmp_path / 'grain'}:3")
-    try:
-        assert torch.equal(under, found(0))
-    finally:
-        plain.unload_lora_weights()  # its networks are shared by other tests
-    assert torch.equal(bare, found(0))
+    for lora in (0, "sketch"):
+        reply = caller.under(lora, search="seed-pruning", draft=True, budget="12nfe")
+        assert reply["usage"]["draft_calls"] > 0
+        assert any("drafts were not checked" in each for each in reply["warnings"])
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(
-    client: OpenAI, served: OneDevice, offer: ServingCatalog, folder: Path
-) -> None:
-    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
-        return LocalPool(make, 2)
-
+def test_several_devices_give_what_one_gives(caller: Asks, served: OneDevice, offer: ServingCatalog) -> None:
     cpu = ModelOptions(device="cpu", dtype="float32")
-    many = ManyDevices(served, cpu, {name: name for name in REWARDS}, pool)
-    with serve(many, replace(offer, loras=LoraFolder(folder))) as spread, closing(client_of(spread)) as mine:
-        for lora in (None, "sketch", {"name": "sketch", "scale": 0.5}):
-            assert apart(picture(ask(mine, lora)), picture(ask(client, lora))) <= 1
-        with pytest.raises(openai.BadRequestError, match="not fit"):
-            ask(mine, "stranger")
+    many = ManyDevices(served, cpu, {name: name for name in REWARDS}, lambda make: LocalPool(make, 2))
+    with serve(many, offer) as server:
+        spread = Asks(server.url)
+        for lora in (0, "sketch", HALF):
+            assert apart(shown(spread.under(lora)), shown(caller.under(lora))) <= 1
+        assert spread.refused("stranger")[:2] == (400, "lora")
 
 
 def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:

@@ -1,24 +1,50 @@
-"""What operators are given, held to the service as it is: the dashboard, the systemd unit, the container file."""
+"""What operators say, are given and watch: keys, a dashboard, a unit, a container, replicas of Ray, traces, a check."""
 
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
+import yaml
+from openai import OpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
-from ttsnap.cli import serve
+from tests.service.asking import ALICE, BOB, IMAGES, PROMPT, SMALL, Caller, best, refusal, until
+from ttsnap.check import service
+from ttsnap.check.service import Service
+from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service
+from ttsnap.cli import serve as cli
+from ttsnap.core.prompt import Prompt
+from ttsnap.service import opening
+from ttsnap.service.job_store import JobStore
+from ttsnap.service.keys import ANYBODY, Keys
+from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch, Metrics
 from ttsnap.service.opening import KERNELS
+from ttsnap.service.server import GenerationServer
+from ttsnap.service.tracing import Traces, provider_of_environment
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -48,9 +74,8 @@ def test_the_dashboard_asks_for_metrics_that_there_are(monkeypatch: pytest.Monke
 
 def block(language: str) -> str:
     """The only one of this language in the how-to of its operators."""
-    (found,) = re.findall(
-        rf"^```{language}\n(.*?)^```$", (DOCS / "howto" / "operate_service.md").read_text(), re.M | re.S
-    )
+    text = (DOCS / "howto" / "operate_service.md").read_text()
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
     return str(found)
 
 
@@ -63,7 +88,7 @@ def test_the_systemd_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     assert unit.sections() == ["Unit", "Service", "Install"]
     program, command, *given = shlex.split(unit["Service"]["ExecStart"])
     assert (Path(program).name, command) == ("ttsnap", "serve")
-    serve.parser().parse_args(given)
+    cli.parser().parse_args(given)
     assert float(unit["Service"]["TimeoutStopSec"]) > 30 + 10, "a drain and its grace"
     if (analyze := shutil.which("systemd-analyze")) is None:
         return
@@ -80,7 +105,7 @@ def test_the_container_starts_what_there_is() -> None:
     assert words[0][0] == "FROM"
     start = json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"])
     assert start[:2] == ["ttsnap", "serve"]
-    serve.parser().parse_args(start[2:])
+    cli.parser().parse_args(start[2:])
     (state,) = [start[i + 1] for i, word in enumerate(start) if word == "--state"]
     assert state == said["VOLUME"]
     extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -96,10 +121,9 @@ def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(
         monkeypatch.setattr("ttsnap.pipelines.modular.workflows.find_spec", lambda _: None)
     else:
         monkeypatch.setitem(sys.modules, "av", None)
-    state = str(tmp_path / "state")
-    given = serve.parser().parse_args([str(tmp_path), "--rewards", "brightness", "--state", state])
+    given = [str(tmp_path), "--rewards", "brightness", "--state", str(tmp_path / "state")]
     with pytest.raises(ValueError, match=rf"{package}.*pip install 'av>="):
-        serve.run(given)
+        cli.run(cli.parser().parse_args(given))
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "256"), ("64", "64")])
@@ -110,6 +134,352 @@ def test_the_service_bounds_what_onednn_keeps_unless_the_operator_does(
     monkeypatch.setenv(name, given or "")
     if given is None:
         monkeypatch.delenv(name)
-    with pytest.raises(ValueError, match="algorithm file"):  # before any model is loaded
-        serve.run(serve.parser().parse_args(["embedded", "--searches", f"mine={tmp_path / 'none.json'}"]))
+    with pytest.raises(ValueError, match="none"):  # before any model is loaded
+        cli.run(cli.parser().parse_args(["embedded", "--searches", f"mine={tmp_path / 'none.json'}"]))
     assert os.environ[name] == expected
+
+
+# --- API keys: read from a file, compared without telling, never shown ---------------------------------------------
+
+
+def test_callers_are_known_by_their_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# ours\nalice {ALICE}\n\nbob {BOB}  # theirs\n")
+    keys = Keys.read(tmp_path / "keys")
+    assert (keys.caller(f"Bearer {ALICE}"), keys.caller(f"bearer {BOB}")) == ("alice", "bob")
+    for header in (None, "", "Bearer", f"Basic {ALICE}", f"Bearer {ALICE}x", ALICE, "Bearer \udcff\u00e9"):
+        with pytest.raises(RequestError) as error:
+            keys.caller(header)
+        assert error.value.status == 401
+    assert ALICE not in repr(keys)
+    assert Keys.of(ALICE).caller(f"Bearer {ALICE}") == "default"
+    assert Keys().caller(None) == ANYBODY
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"alice {ALICE}\n")
+    keys = Keys.read(path)
+    assert keys.names == {"alice"}
+    path.write_text(f"alice {ALICE}\nbob {BOB}\n")
+    assert (keys.caller(f"Bearer {ALICE}"), keys.caller(f"Bearer {BOB}")) == ("alice", "bob")
+    for broken in ("bob", ""):
+        path.write_text(broken)
+        assert keys.names == {"alice", "bob"}, "they stay as they were"
+    path.unlink()
+    os.mkfifo(path)
+    assert keys.names == {"alice", "bob"}, "a pipe is not waited for"
+    assert caplog.text.count("API keys stay as they were") == 3
+    path.unlink()
+    for _ in range(2):
+        assert keys.names == set(), "without a file nobody is let in"
+        with pytest.raises(RequestError):
+            keys.caller(f"Bearer {ALICE}")
+    assert caplog.text.count("nobody is let in") == 1
+    path.write_text(f"bob {BOB}\n")
+    assert keys.names == {"bob"}
+    assert not [key for key in (ALICE, BOB) if key in caplog.text]
+    fixed = replace(keys, file=None)
+    path.write_text(f"alice {ALICE}\n")
+    assert fixed.names == {"bob"}
+
+
+def test_limits_are_positive() -> None:
+    with pytest.raises(ValueError, match="1, got 0"):
+        ServiceLimits(queue=0)
+
+
+# --- replicas of Ray Serve -----------------------------------------------------------------------------------------
+
+
+def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    from ttsnap.service.deployment import app
+
+    wrong: list[dict[str, object]] = [
+        {"device": "cuda:1"}, {"min_replicas": 0}, {"reward": "clip"}, {"limits": {"nfe": 0}},
+        {"model": "some/model", "device": "cpu"}, {"keys": str(tmp_path / "keys"), "device": "cpu"},
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(ValueError, match=next(iter(given))):
+            app(given)
+
+
+def test_serve_and_we_take_the_file_of_the_how_to() -> None:
+    pytest.importorskip("ray.serve")
+    from ray.serve.schema import ServeDeploySchema
+
+    from ttsnap.service.deployment import ReplicaSettings
+
+    file = ServeDeploySchema.model_validate(yaml.safe_load(block("yaml")))
+    (application,) = file.applications
+    assert application.import_path == "ttsnap.service.deployment:app"
+    settings = ReplicaSettings.of(application.args)
+    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
+
+
+@pytest.mark.slow
+def test_two_replicas_serve_openai_s_client(ray_session: None, caller: Caller, tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    from ray import serve
+
+    from ttsnap.service.deployment import app
+
+    (tmp_path / "keys").write_text(f"alice {ALICE}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        settings = {"device": "cpu", "min_replicas": "2", "max_replicas": "2", "keys": str(tmp_path / "keys")}
+        serve.run(app(settings), name="images", route_prefix="/")
+        alice = Caller(f"http://127.0.0.1:{port}", ALICE)
+        openai = OpenAI(base_url=f"{alice.url}/v1", api_key=ALICE, max_retries=0, timeout=60)
+        assert [model.id for model in openai.models.list()] == ["embedded"]
+        alone = best(caller.made())[0]
+        with ThreadPoolExecutor(4) as pool:
+            replies = list(pool.map(lambda _: alice.made(), range(8)))
+        assert {best(reply)[0] for reply in replies} == {alone}
+        own = {**SMALL, "search": "seed-pruning"}
+        stream = openai.images.generate(prompt=PROMPT, stream=True, partial_images=1, extra_body=own)
+        assert [event.type.rpartition(".")[2] for event in stream] == ["partial_image", "completed"]
+        assert refusal(alice.send(search="tuned.json"))[:2] == (400, "search")
+        assert alice.by(BOB).get("/v1/models").status_code == 401
+        assert alice.get("/health").json() == {"status": "ok"}
+        states = serve.status().applications["images"].deployments["Replica"].replica_states
+        assert states == {"RUNNING": 2}
+        served = {alice.get("/metrics").text for _ in range(20)}
+        assert sum('ttsnap_requests_total{outcome="done"}' in text for text in served) >= 2, "both have served"
+    finally:
+        serve.shutdown()
+
+
+# --- traces: spans of requests and jobs, in the caller's trace, without prompts ------------------------------------
+
+
+REQUEST = f"POST {IMAGES}"
+CALLER = "0af7651916cd43dd8448eb211c80319c"
+
+
+class Spans(InMemorySpanExporter):
+    """What was written, since a test began."""
+
+    def of(self, *names: str) -> list[Any]:
+        return [span for span in self.get_finished_spans() if span.name in names]
+
+    def only(self, *names: str) -> list[Any]:
+        """The one span of each name, once they are there."""
+        until(lambda: all(self.of(name) for name in names))
+        assert len(self.of(*names)) == len(names)
+        return [self.of(name)[0] for name in names]
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Spans:
+    return Spans()
+
+
+@pytest.fixture(scope="module")
+def traced(
+    serving: Callable[..., GenerationServer], exporter: Spans, tmp_path_factory: pytest.TempPathFactory
+) -> GenerationServer:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    store = JobStore(tmp_path_factory.mktemp("jobs"), ServiceLimits())
+    return serving(traces=Traces(provider), store=store)
+
+
+@pytest.fixture
+def caller(traced: GenerationServer) -> Caller:
+    return Caller(traced.url)
+
+
+@pytest.fixture
+def spans(exporter: Spans) -> Spans:
+    exporter.clear()
+    return exporter
+
+
+def parent_of(span: Any) -> int | None:
+    return None if span.parent is None else span.parent.span_id
+
+
+def number(span: Any) -> int:
+    found: int = span.context.span_id
+    return found
+
+
+def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller: Caller, spans: Spans) -> None:
+    headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01"}
+    caller.ask("POST", IMAGES, headers, json={"prompt": PROMPT, **SMALL})
+    for path in ("/metrics", "/health"):
+        caller.get(path)
+    request, queue, search = spans.only(REQUEST, "queue", "search")
+    assert f"{request.context.trace_id:032x}" == CALLER
+    assert parent_of(queue) == parent_of(search) == number(request)
+    about = request.attributes
+    assert (about["http.response.status_code"], about["ttsnap.search"]) == (200, "best-of-n")
+    assert (about["ttsnap.rewards"], about["ttsnap.key"]) == (("scenes",), "anybody")
+    batches = spans.of("batch")
+    assert search.attributes["ttsnap.nfe"] == 16 == sum(span.attributes["ttsnap.nfe"] for span in batches)
+    assert search.attributes["ttsnap.batches"] == len(batches) == 4
+    assert {parent_of(span) for span in batches} == {number(search)}
+    assert {parent_of(span) for span in spans.of("denoise")} == set(map(number, batches))
+    assert {parent_of(span) for span in spans.of("reward")} == {number(batches[-1])}
+    for span in batches:
+        inside = [part for part in spans.get_finished_spans() if parent_of(part) == number(span)]
+        assert all(span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside)
+    assert queue.end_time <= search.start_time
+    names = {span.name for span in spans.get_finished_spans()}
+    assert names == {REQUEST, "queue", "search", "batch", "denoise", "decode", "reward"}
+    told = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert not any(word in told for word in ("crosses", "green"))
+
+
+def test_a_batch_of_several_searches_is_written_once_with_links(caller: Caller, spans: Spans) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        for seed in range(3):
+            pool.submit(caller.made, seed=seed, budget="120nfe")
+    until(lambda: len(spans.of(REQUEST)) == len(spans.of("search")) == 3)
+    searches, shared = set(map(number, spans.of("search"))), [span for span in spans.of("batch") if span.links]
+    assert shared
+    for span in shared:
+        linked = {link.context.span_id for link in span.links} | {parent_of(span)}
+        assert len(linked) == span.attributes["ttsnap.searches"] > 1
+        assert linked <= searches
+    assert sum(span.attributes["ttsnap.nfe"] for span in spans.of("batch")) == 360
+
+
+def test_what_is_refused_or_left_ends_its_spans(traced: GenerationServer, caller: Caller, spans: Spans) -> None:
+    assert caller.send(**{**SMALL, "budget": "1nfe"}).status_code == 400
+    request, queue = spans.only(REQUEST, "queue")
+    assert request.attributes["http.response.status_code"] == 400
+    assert queue.attributes["ttsnap.outcome"] == "refused"
+    assert not spans.of("search")
+    caller.left()
+    (search,) = spans.only("search")
+    assert search.attributes["ttsnap.outcome"] == "cancelled"
+    assert not traced.worker._observers[1]._spans  # type: ignore[attr-defined]
+
+
+def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
+    caller.begun()
+    job, queue, search, request = spans.only("job", "queue", "search", REQUEST)
+    assert job.parent is None
+    assert parent_of(queue) == parent_of(search) == number(job)
+    assert request.context.trace_id != job.context.trace_id
+
+
+def test_neither_unknown_paths_nor_words_of_errors_are_written(
+    caller: Caller, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.app.get_swagger_ui_html", lambda **_: int("a secret"))
+    caller.get("/v1/secret-path?key=hidden")
+    assert "failed: ValueError" in caller.get("/docs?key=hidden").json()["error"]["message"]
+    _, failed = spans.only("GET", "GET /docs")
+    assert (failed.status.status_code, failed.status.description) == (StatusCode.ERROR, None)
+    told = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert not [word for word in ("secret", "hidden", "127.0.0.1", "httpx") if word in told]
+
+
+def test_the_environment_says_whether_and_where_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in opening.TRACED:
+        monkeypatch.delenv(name, raising=False)
+    assert opening.traces_of_environment() is None
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with pytest.raises(ValueError, match="zipkin"):
+        opening.traces_of_environment()
+    for exporter, off, there in (("none", "", False), ("console", "", True), ("console", "true", False)):
+        monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
+        monkeypatch.setenv("OTEL_SDK_DISABLED", off)
+        assert (opening.traces_of_environment() is not None) is there
+    monkeypatch.delenv("OTEL_SDK_DISABLED")
+    for given, name in (("images", "images"), ("", "ttsnap")):
+        monkeypatch.setenv("OTEL_SERVICE_NAME", given)
+        assert provider_of_environment().resource.attributes["service.name"] == name
+
+
+def test_spans_go_to_the_collector_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, str]] = []
+
+    def export(exporter: Any, batch: Any) -> SpanExportResult:
+        sent.extend((exporter._endpoint, span.name) for span in batch)
+        return SpanExportResult.SUCCESS
+
+    monkeypatch.setattr("ttsnap.service.tracing.OTLPSpanExporter.export", export)
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    traces = opening.traces_of_environment()
+    assert traces is not None
+    traces.tracer.start_span("queue").end()
+    traces.provider.force_flush()
+    assert sent == [("http://127.0.0.1:9/v1/traces", "queue")]
+
+
+# --- a check of a service, and what becomes of its requests when it is killed --------------------------------------
+
+
+def benchmark(name: str = "service_load") -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Own(Service):
+    """A service that draws noise where several ask."""
+
+    def _ask(self, client: httpx.Client, number: int) -> Any:
+        seen = np.random.default_rng(number if len(self.images) < 2 else None)
+        return seen.random((3, 8, 8))
+
+
+def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(
+    server: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ASKED", {**service.ASKED, "steps": 2})
+    checked = Service(server.url, 0.0, lambda _: None)
+    assert checked.model() == "embedded"
+    found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
+    figures = {name: figure.value for name, figure in found.figures.items()}
+    assert found.figures["one alone against the same among 16"].high == 0
+    assert figures["batches filled of 1 client"] == pytest.approx(12.5)  # two images in a batch of 16
+    assert figures["batches filled of 16 clients"] == pytest.approx(100, abs=40)
+    assert figures["latency of 4 clients"] > 0
+    assert of_service(found).word == GO
+    wrong = Own(server.url, 0.0, lambda _: None)
+    assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
+
+
+def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callable[..., GenerationServer]) -> None:
+    server = serving(ServiceLimits(per_key=1, drain=0.1))
+    found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
+    assert "429" in found.missing["a request of 16 clients"]
+    assert of_service(found).word == UNDECIDED
+    with pytest.raises(ValueError, match="no service answers"):
+        Service("http://127.0.0.1:9", 0.0).model()
+
+
+@pytest.mark.parametrize("reply", [
+    b"{}", b"[]", b"<html>", b"[" * 9999, b'{"data": [{"b64_json": null}]}', b'{"data": [{"b64_json": "aGVsbG8="}]}',
+])  # fmt: skip
+def test_a_check_of_something_else_than_a_service_says_what_came(reply: bytes) -> None:
+    class Else(Service):
+        def open(self) -> httpx.Client:
+            answers = httpx.MockTransport(lambda _: httpx.Response(200, content=reply))
+            return httpx.Client(base_url=self.url, transport=answers)
+
+    found = Else("http://else", 0.0, lambda _: None).check([Prompt("a red circle")])
+    assert found.missing["a request of 1 client"].startswith("it answered with no image")
+    assert of_service(found).word == UNDECIDED
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_mixed_up_by_a_kill() -> None:
+    benchmark()  # the other one imports it
+    run, about = benchmark("service_soak").soak(minutes=0.5, clients=3, kills=1, different=4)
+    assert not run.wrong
+    assert about["kills"] == 1
+    assert about["still there"] == {"active": 0.0, "queue": 0.0}
+    assert run.outcomes["interrupted job done"] == 1
+    assert run.outcomes["request done"] > 0

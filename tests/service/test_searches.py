@@ -1,68 +1,55 @@
-"""What clients may ask of searches: options of their own, the operator's files and drafter; and what fails alone."""
+"""What clients may ask of searches; and what they and the log are told of what fails, which fails alone."""
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
+import re
+import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 
-from tests.service.conftest import PROMPT, client_of, metric, one_device, picture, serve, until
+from tests.cluster.local import LocalPool
+from tests.service.asking import PROMPT, SMALL, Caller, best, refusal, shown, until
+from tests.service.conftest import command, one_device, serve
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
-from ttsnap.core.prompt import Prompt
-from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import defaults, recommended
 from ttsnap.request.allowlist import OFFERED, search_of, searches_of
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.request.request import EngineSpec, SearchRequest
+from ttsnap.request.request import EngineSpec
 from ttsnap.reward_models.registry import make_rewards
-from ttsnap.service.engine_pool import Isolated
-from ttsnap.service.engines import OneDevice
+from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
+from ttsnap.service.monitoring import Discreet, JsonLines
 from ttsnap.service.opening import with_drafts
 from ttsnap.service.requests import Generation, prepared_of
-from ttsnap.service.server import GenerationServer
 
 STEPS = 6
-OWN: dict[str, object] = {"seed": 3, "budget": "18nfe", "steps": STEPS}
 
 
 class Moody:
     """A reward that fails while it is told to."""
 
-    name = "moody"
-    broken = True
+    name, broken = "moody", False
 
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
         if self.broken:
             raise OSError("/srv/secret is gone")
         return images.mean((1, 2, 3))
-
-
-class Slow(OneDevice):
-    """Makes no engine before `go` is set."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.go = threading.Event()
-
-    @contextmanager
-    def engine(self, spec: EngineSpec) -> Iterator[Any]:
-        assert self.go.wait(20)
-        with super().engine(spec) as made:
-            yield made
 
 
 @pytest.fixture(scope="module")
@@ -83,63 +70,59 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def service(pipe: Any, files: dict[str, Path]) -> Iterator[GenerationServer]:
+def caller(pipe: Any, files: dict[str, Path]) -> Iterator[Caller]:
     rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
     offer = ServingCatalog("embedded", tuple(rewards), recommended, searches, draft="embedded")
-    with serve(OneDevice(pipe, rewards), offer) as running:
-        yield running
+    with serve(OneDevice(pipe, rewards), offer) as server:
+        yield Caller(server.url)
 
 
-def asked(service: GenerationServer, **own: object) -> dict[str, Any]:
-    reply: dict[str, Any] = client_of(service).images.generate(prompt=PROMPT, extra_body={**OWN, **own}).to_dict()
-    return reply
+def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe: Any, offer: ServingCatalog) -> None:
+    go, whole = threading.Event(), threading.Event()
 
-
-def test_it_is_ready_once_the_model_is_loaded(pipe: Any, offer: ServingCatalog) -> None:
-    engines = Slow(pipe, one_device(pipe, *offer.rewards).rewards)
-    with serve(engines, offer) as service:
-        assert httpx.get(f"{service.url}/ready").json() == {"status": "loading"}
-        assert httpx.get(f"{service.url}/ready").status_code == 503
-        assert httpx.get(f"{service.url}/health").status_code == 200
-        engines.go.set()
-        until(lambda: httpx.get(f"{service.url}/ready").status_code == 200)
-        assert metric(service, "ttsnap_nfe_total") == 0, "no request was needed for it"
-
-
-def test_a_model_that_cannot_be_made_ready_says_so(pipe: Any, offer: ServingCatalog) -> None:
-    class Broken(OneDevice):
+    class Late(OneDevice):
         @contextmanager
         def engine(self, spec: EngineSpec) -> Iterator[Any]:
-            if not whole:
+            assert go.wait(20)
+            if not whole.is_set():
                 raise NameError("name 'ftfy' is not defined")
             with super().engine(spec) as engine:
                 yield engine
 
-    whole: list[bool] = []
-    engines = Broken(pipe, one_device(pipe, *offer.rewards).rewards)
-    with serve(engines, offer) as service:
-        until(lambda: httpx.get(f"{service.url}/ready").json()["status"] != "loading")
-        reply = httpx.get(f"{service.url}/ready")
-        assert reply.status_code == 503
-        assert "could not be made ready (NameError); the log says why" in reply.json()["status"]
-        whole.append(True)
-        asked(service)
-        assert httpx.get(f"{service.url}/ready").status_code == 200
+    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as server:
+        caller = Caller(server.url)
+
+        def ready() -> tuple[int, str]:
+            reply = caller.get("/ready")
+            return reply.status_code, reply.json()["status"]
+
+        assert ready() == (503, "loading")
+        assert caller.get("/health").status_code == 200
+        go.set()
+        until(lambda: ready()[1] != "loading")
+        status, said = ready()
+        assert (status, "(NameError)" in said) == (503, True)
+        whole.set()
+        assert caller.made()
+        assert ready() == (200, "ready")
 
 
 @pytest.mark.parametrize("search", ["tuned", "priced", {"name": "best-of-n", "n": 2}])
-def test_searches_of_files_and_with_options(service: GenerationServer, pipe: Any, files: Any, search: Any) -> None:
+def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: Any, search: Any) -> None:
     steps = {} if search == "tuned" else {"num_inference_steps": STEPS}  # which it says itself
-    reply = asked(service, search=search, steps=steps.get("num_inference_steps"))
+    reply = caller.made(search=search, steps=steps.get("num_inference_steps"), budget="18nfe")
     spec = str(files[search]) if isinstance(search, str) else search
-    out = pipe(PROMPT, search=spec, reward="scenes", **steps, seed=3, budget="18nfe")
-    assert reply["data"][0]["seed"] == out.search[0].best.seed
-    assert reply["usage"]["nfe"] == out.search[0].spent.nfe
-    told = json.loads(picture(reply["data"][0]["b64_json"]).info["ttsnap"])
+    out = pipe(PROMPT, search=spec, reward="scenes", **steps, seed=3, budget="18nfe").search[0]
+    assert (best(reply)[0], reply["usage"]["nfe"]) == (out.best.seed, out.spent.nfe)
+    told = json.loads(shown(reply).info["ttsnap"])
     assert str(files["tuned"].parent) not in json.dumps(told)
     kinds = {"tuned": "seed-pruning", "priced": "price-of-compute"}
     assert told["search"]["algorithm"] == kinds.get(str(search), "best-of-n")
+    assert refusal(caller.send(search={"name": "priced"}))[:2] == (400, "search"), "a file has no options"
+    drafted = caller.made(search="seed-pruning", steps=STEPS, draft=True, budget="12nfe")
+    assert drafted["usage"]["draft_calls"] > 0
+    assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
 
 
 def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
@@ -147,8 +130,7 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
     offer, limits = ServingCatalog("embedded", tuple(rewards), recommended), ServiceLimits()
 
     def draft(offer: ServingCatalog, **own: Any) -> Any:
-        wanted = Generation(PROMPT, **own)
-        return prepared_of(wanted, offer, limits).engine.sampler.draft
+        return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
     assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
@@ -167,98 +149,179 @@ def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pip
     assert draft(with_drafts(offer, "auto", pipe, rewards)) is None
 
 
-def test_drafts_are_looked_at_where_they_are_asked_for(service: GenerationServer, client: Any) -> None:
-    with_drafts = asked(service, draft=True, budget="12nfe")
-    assert with_drafts["usage"]["draft_calls"] > 0
-    told = json.loads(picture(with_drafts["data"][0]["b64_json"]).info["ttsnap"])
-    assert told.get("draft") is None
-    with pytest.raises(openai.BadRequestError, match="no drafter"):
-        client.images.generate(prompt=PROMPT, extra_body={"draft": True})
-
-
-@pytest.mark.parametrize(
-    ("search", "said"),
-    [
-        ({"name": "priced"}, "no search 'priced' here; choose one of tuned, priced, best-of-n"),
-        ({"n": 3}, "no search 'None'"),
-        ({"name": "noise-ascent"}, "no search 'noise-ascent'"),
-        ({"name": "nested", "first": "/etc/tuned.json"}, "no file, got '/etc/tuned.json'"),
-        ({"name": "nested", "first": {"name": "refined"}}, "offered here and no file, got 'refined'"),
-        ({"name": "best-of-n", "n": 10**9}, "may multiply to 4000 here, got 1000000000"),
-        ({"name": "svdd", "n": 100, "streams": 100}, "may multiply to 4000 here, got 10000"),
-        ({"name": "best-of-n", "m": 3}, r"unknown option\(s\) \['m'\]"),
-        ({"name": "best-of-n", "n": "x"}, "best-of-n: n must be a whole number"),
-        ({"name": "seed-pruning", "keep": [2.0]}, "keep"),
-    ],
-)
-def test_what_is_not_offered_is_refused(service: GenerationServer, search: Any, said: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=said) as error:
-        asked(service, search=search)
-    assert error.value.type == "invalid_request_error"
-
-
 def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "climb.json").write_text('{"name": "noise-ascent"}')
     wrong = {
         str(files["tuned"]): "NAME=FILE.json",
-        f"svdd={files['tuned']}": "there is a search 'svdd' already",
-        f"mine={tmp_path / 'none.json'}": "cannot read algorithm file",
-        f"climb={tmp_path / 'climb.json'}": "follows gradients",
+        f"svdd={files['tuned']}": "'svdd' already",
+        f"mine={tmp_path / 'none.json'}": "none.json",
+        f"climb={tmp_path / 'climb.json'}": "gradients",
     }
     for given, said in wrong.items():
         with pytest.raises(ValueError, match=said):
             searches_of([given])
 
 
-def test_a_reward_that_fails_ends_its_own_requests_only(service: GenerationServer) -> None:
-    Moody.broken = True
-    with ThreadPoolExecutor(3) as pool:
-        good = [pool.submit(asked, service, search="best-of-n") for _ in range(2)]
-        with pytest.raises(openai.InternalServerError, match="moody") as error:
-            asked(service, reward="moody", search="best-of-n")
-        assert all(len(one.result()["data"]) == 1 for one in good)
-    assert (error.value.code, error.value.param) == ("reward_failed", "reward")
-    assert "secret" not in str(error.value.body)
-    Moody.broken = False
-    assert asked(service, reward="moody", search="best-of-n")["data"][0]["reward"] > 0
+def fails(*_: object) -> None:
+    raise IndexError("out of range, in /srv/secret")
 
 
-def test_a_search_that_fails_ends_alone(service: GenerationServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An algorithm's mistake is its own request's: those on the same engine go on."""
-    kind = type(make_algorithm("evolution"))
-
-    def step(*_: object) -> None:
-        raise IndexError("out of range")
-
-    with ThreadPoolExecutor(1) as pool:
-        good = pool.submit(asked, service, search="best-of-n", budget="48nfe")
-        until(lambda: metric(service, "ttsnap_active") == 1)
-        spec = {"name": "evolution", "n": 2, "generations": 2}
-        monkeypatch.setattr(kind, "step", step)
-        with pytest.raises(openai.InternalServerError, match="failed: IndexError"):
-            asked(service, search=spec)
-        assert len(good.result()["data"]) == 1
-
-
-def test_what_cannot_be_told_ends_its_own_request_only(
-    service: GenerationServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("broken", "with_others", "own", "told", "word"), [
+    ((Moody, "broken", True), True, {"reward": "moody"}, (503, "reward", "reward_failed"), "moody"),
+    ((type(make_algorithm("evolution")), "step", fails), True, {"search": {"name": "evolution", "n": 2}},
+     (500, "search", None), "IndexError"),
+    (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
+])  # fmt: skip
+def test_what_fails_fails_alone(
+    caller: Caller, broken: Any, with_others: bool, own: dict[str, Any], told: tuple[Any, ...], word: str
 ) -> None:
-    failed = metric(service, 'ttsnap_requests_total{outcome="failed"}')
-    with monkeypatch.context() as patch:
-        patch.setattr("ttsnap.pipelines.run.record_of", lambda *_: 1 / 0)
-        with pytest.raises(openai.InternalServerError, match="ZeroDivisionError"):
-            asked(service, search="best-of-n", budget="6nfe")
-    assert asked(service, search="best-of-n", budget="6nfe")["data"]
-    assert metric(service, 'ttsnap_requests_total{outcome="failed"}') == failed + 1
+    """An algorithm's mistake, a reward's, and one in what is told: searches on the same engine go on."""
+    failed = caller.metric('requests_total{outcome="failed"}')
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        good = pool.submit(caller.made, budget="48nfe") if with_others else None
+        until(lambda: good is None or caller.metric("active") == 1)
+        patch.setattr(*broken)
+        reply = caller.send(**{**SMALL, **own})
+        assert (refusal(reply), word in reply.text, "secret" in reply.text) == (told, True, False)
+        assert reply.headers.get("retry-after") == ("30" if reply.status_code == 503 else None)
+        assert good is None or len(good.result()["data"]) == 1
+    assert len(caller.made(**own)["data"]) == 1
+    assert caller.metric('requests_total{outcome="failed"}') == failed + 1
 
 
 def test_every_name_that_is_offered_can_be_asked_for_with_its_defaults() -> None:
     for name in OFFERED:
         plain, same = search_of(name, {}, 4000), search_of({"name": name}, {}, 4000)
         assert make_algorithm(plain) == make_algorithm(same)
-    one, other = (
-        SearchRequest((Prompt("x"),), EngineSpec(ModelOptions(), ()), search_of(wanted, {}, 9), Budget())
-        for wanted in ({"name": "best-of-n", "n": 2}, {"n": 2, "name": "best-of-n"})
-    )
-    assert one.label == other.label
-    assert Isolated(replace(make_algorithm("best-of-n"), n=2), None).n == 2  # type: ignore[arg-type, type-var]
+
+
+# --- secrets: where rewards fail, all are told offered names and our own sentences only ----------------------------
+
+
+ADDRESS = "http://user:secret@127.0.0.1:9/score?key=hidden"
+SECRETS = ("user", "secret", "127.0.0.1", "hidden", "refused to serve", "vault")
+
+
+class Vault(RewardModel):
+    """A reward whose own name is its address, which it tells, with its prompt, when it fails: on all images, or but for
+    its first batch; and on some prompts."""
+
+    name, tokenizer, max_tokens = ADDRESS, None, None
+
+    def __init__(self, good: int = 0) -> None:
+        self.good = good
+
+    def __call__(self, images: Any, prompts: Sequence[str], level: Any = None) -> Any:
+        self.good -= 1
+        if self.good >= 0:
+            return images.mean((1, 2, 3))
+        raise OSError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
+
+    def check(self, prompts: Sequence[str]) -> None:
+        if "circle" in prompts[0]:
+            raise ValueError(f"the vault at {ADDRESS} refused to serve {prompts[0]!r}")
+
+
+@pytest.fixture
+def guarded(pipe: Any) -> Iterator[Caller]:
+    rewards: dict[str, Any] = {"vault-a": Vault(1), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
+    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as server:
+        yield Caller(server.url)
+
+
+def asked(caller: Caller, **own: object) -> httpx.Response:
+    """A reply, which with the metadata of its PNGs says nothing secret."""
+    reply = caller.send(**{**SMALL, **own})
+    text = reply.text + str(reply.headers)
+    for data in re.findall(r'"b64_json": ?"([^"]+)"', reply.text):
+        text += base64.b64decode(data).decode("latin-1")
+    assert not [secret for secret in SECRETS if secret in re.sub(r"vault-[ab]", "", text)]
+    return reply
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller, stream: bool) -> None:
+    reply = asked(guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream)
+    assert reply.status_code == 200
+    told = json.loads(reply.text.rpartition("data: ")[2] if stream else reply.text)
+    warnings = " / ".join(told["warnings"])
+    assert "no score for particle" in warnings
+    assert "reported reward vault-b did not score" in warnings
+    image = told if stream else told["data"][0]
+    assert (list(image["scores"]), list(image["metrics"])) == (["vault-a"], ["vault-b", "scenes"])
+
+
+def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded: Caller) -> None:
+    failed = (503, "reward", "reward_failed")
+    assert refusal(asked(guarded, reward=["scenes", "vault-b"])) == failed
+    refused = asked(guarded, reward="vault-b", prompt="a red circle")
+    assert (refusal(refused)[:2], "reward vault-b" in refused.text) == ((400, "prompt"), True)
+    assert refusal(asked(guarded, reward=["vault-b", "vault-a"])) == failed  # which call themselves alike
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {"vault-a": "scenes", "vault-b": "scenes"}
+    here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
+    engines = ManyDevices(here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1))
+    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as server:
+        caller = Caller(server.url)
+        for names in (["vault-a"], ["vault-b", "vault-a"]):
+            assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
+
+        def gone(*_: object, **__: object) -> None:
+            raise ValueError(f"no reward server: cannot connect to {ADDRESS}")
+
+        monkeypatch.setattr("ttsnap.service.engines._reward", gone)
+        assert refusal(asked(caller, reward="vault-b")) == (503, "reward", "reward_failed")
+        monkeypatch.setattr("ttsnap.service.engines._loras", gone)
+        reply = asked(caller, reward="vault-b")
+        assert (refusal(reply)[0], "RuntimeError" in reply.text) == (500, True)
+
+
+def test_the_log_holds_no_credentials_in_either_format() -> None:
+    try:
+        raise OSError(f"cannot reach {ADDRESS}, Authorization: Bearer sk-hidden")
+    except OSError as error:
+        record = logging.makeLogRecord({"msg": "at %s", "args": (ADDRESS,), "exc_info": (OSError, error, None)})
+    for form in (Discreet(), JsonLines()):
+        text = form.format(record)
+        assert "at http://127.0.0.1:9/score?..." in text
+        assert not [secret for secret in ("user", "secret", "hidden") if secret in text]
+    record = logging.makeLogRecord({"msg": "at %s\nand on", "args": (ADDRESS,), "levelname": "ERROR", "created": 0.25})
+    assert json.loads(JsonLines().format(record)) == {
+        "time": "1970-01-01T00:00:00.250+00:00",
+        "level": "error",
+        "logger": record.name,
+        "message": "at http://127.0.0.1:9/score?...\nand on",
+    }
+
+
+@pytest.mark.slow
+def test_the_log_of_the_command_holds_no_credentials(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"def vault(images, prompts):\n    raise OSError('no {ADDRESS}')\n")
+    given = "embedded", "--drain", "1", "--rewards", "scenes", f"offered={tmp_path / 'mine.py'}:vault"
+    with command(*given, stderr=subprocess.PIPE) as (process, url):
+        reply = Caller(url).send(**SMALL, reward=["scenes", "offered"])
+        assert (reply.status_code, "mine" in reply.text) == (503, False)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    assert "OSError: no http://127.0.0.1:9/score?..." in log
+    assert not [secret for secret in ("user:", "secret", "hidden") if secret in log]
+
+
+@pytest.mark.parametrize(("reward", "prompt", "said"), [
+    ("vault-a", "two green crosses", "refused to serve"), ("vault-b", "two green crosses", "refused to serve"),
+    ("vault-b", "a red circle", "cannot read a prompt"), ("scenes", "a shy zebra", ""),
+])  # fmt: skip
+def test_no_line_of_the_log_holds_a_prompt(
+    guarded: Caller, caplog: pytest.LogCaptureFixture, reward: str, prompt: str, said: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked(guarded, prompt=prompt, reward=reward, report="vault-b", budget="96nfe", negative_prompt="a blurry yak")
+    records = [record for record in caplog.records if not record.name.startswith("http")]
+    for form in (Discreet(), JsonLines()):
+        lines = "\n".join(map(form.format, records))
+        assert not [text for text in (prompt, "blurry yak") if text in lines]
+        assert lines
+        assert said in lines

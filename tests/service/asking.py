@@ -1,0 +1,132 @@
+"""Those who ask a service, and what tests read of its answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsnap.service.server import GenerationServer
+
+PROMPT = "two green crosses"
+IMAGES, EDITED, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
+SMALL: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4}
+LARGE: dict[str, Any] = {**SMALL, "budget": "2000nfe"}
+ALICE, BOB = "a" * 20, "b" * 20
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def picture(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
+def apart(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pictures, of 255."""
+    return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Asks a server by plain HTTP."""
+
+    url: str
+    key: str = ""
+    server: GenerationServer | None = None
+    """That which was begun for it alone."""
+
+    def by(self, key: str) -> Caller:
+        """Another one, who has this key."""
+        return replace(self, key=key)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any) -> httpx.Response:
+        return HTTP.request(method, self.url + path, headers={**self.headers, **(headers or {})}, **more)
+
+    def get(self, path: str, **query: Any) -> httpx.Response:
+        return self.ask("GET", path, params=query or None)
+
+    def send(self, path: str = IMAGES, /, **body: object) -> httpx.Response:
+        return self.ask("POST", path, json={"prompt": PROMPT, **body})
+
+    def made(self, path: str = IMAGES, /, **body: object) -> dict[str, Any]:
+        """The reply to a small request, which is answered with images or a job."""
+        reply = self.send(path, **{**SMALL, **body})
+        assert reply.status_code == 200, reply.text
+        told: dict[str, Any] = reply.json()
+        return told
+
+    def begun(self, path: str = IMAGES, /, **body: object) -> str:
+        """The address of a new job."""
+        return f"{path}/{self.made(path, **({'background': True} if path == IMAGES else {}), **body)['id']}"
+
+    def job(self, address: str) -> dict[str, Any]:
+        told: dict[str, Any] = self.get(address).json()
+        return told
+
+    def ended(self, address: str, seconds: float = 60.0) -> dict[str, Any]:
+        """A job, once it has ended."""
+        until(lambda: self.job(address)["status"] in ("completed", "failed"), seconds)
+        return self.job(address)
+
+    def left(self, **body: object) -> None:
+        """A request whose client goes away before its answer."""
+        with pytest.raises(httpx.ReadTimeout):
+            self.ask("POST", IMAGES, json={"prompt": PROMPT, **LARGE, **body}, timeout=0.4)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A large search is under way, until its client goes away."""
+        body = {"prompt": PROMPT, **LARGE, "stream": True, "partial_images": 1}
+        with HTTP.stream("POST", self.url + IMAGES, json=body, headers=self.headers) as reply:
+            lines = reply.iter_lines()  # kept, as it closes the connection when it goes
+            next(lines)
+            yield
+
+    def metric(self, name: str) -> float:
+        """One line of /metrics, of `ttsnap_`; 0 where nothing was counted yet."""
+        found = re.search(rf"^ttsnap_{re.escape(name)} (\S+)$", self.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+
+def refusal(reply: httpx.Response) -> tuple[int, str | None, str | None]:
+    """Status, parameter and code of an error, which has OpenAI's shape."""
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return reply.status_code, error["param"], error["code"]
+
+
+def best(told: dict[str, Any]) -> tuple[int, float]:
+    """The seed and the reward of the best image of a reply."""
+    image = told["data"][0]
+    return image["seed"], round(image["reward"], 4)
+
+
+def shown(told: dict[str, Any]) -> Image.Image:
+    """The best image of a reply."""
+    return picture(told["data"][0]["b64_json"])
