@@ -97,28 +97,19 @@ def unchanged(name: str) -> Tensor:
     return by_search(shared(name), PROMPTS, arguments(name))["pt"]
 
 
-# --- what the call can change ---------------------------------------------------------------------------------------
-
-
-def scheduled(make: Callable[..., Any], edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
-    """A pipeline under another scheduler, with another edit."""
+def scheduled(make: Callable[..., Any] | None, edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
+    """A pipeline under another scheduler, or another edit."""
 
     def build(name: str) -> Any:
         betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(name, {})
-        pipe = FAMILIES[name].build(make(**{**betas, **options}))
+        pipe = FAMILIES[name].build(None if make is None else make(**{**betas, **options}))
         edit(pipe)
         return pipe
 
     return build
 
 
-def edited(edit: Callable[[Any], Any]) -> Build:
-    def build(name: str) -> Any:
-        pipe = FAMILIES[name].build()
-        edit(pipe)
-        return pipe
-
-    return build
+edited = functools.partial(scheduled, None)
 
 
 def rebuilt(network: Any, **changes: Any) -> Any:
@@ -421,9 +412,6 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     assert predict == middle - before > 0
     assert decode == counter.get_total_flops() - middle > 0
     assert denoiser.passes_per_nfe == 1 + (guided and name not in ("flux", "flux_schnell"))
-
-
-# --- what is special to some ----------------------------------------------------------------------------------------
 
 
 def test_zero_snr_with_v_prediction() -> None:
