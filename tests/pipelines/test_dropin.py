@@ -131,6 +131,7 @@ def test_from_pipe_takes_other_parts(stock: Any) -> None:
     assert stock.scheduler.config.shift == 3.0
     assert twin.transformer is stock.transformer
     assert (twin._all_hooks, twin._progress_bar_config) == (stock._all_hooks, stock._progress_bar_config)
+    assert twin._progress_bar_config is not stock._progress_bar_config
     stock.scheduler = scheduler
     assert torch.equal(plain(twin), plain(stock))
     assert type(make(twin)) is type(twin)
@@ -252,26 +253,30 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("transformer/diffusion_pytorch_model.safetensors", truncated),
-        ("transformer/diffusion_pytorch_model.safetensors", lambda path: path.write_bytes(b"\xff" * 64)),
-        ("vae/diffusion_pytorch_model.safetensors", lambda path: path.rename(path.with_suffix(".bin"))),  # a pickle
-        ("transformer/config.json", truncated),
-        ("transformer/config.json", lambda path: path.write_text('{"num_layers": "x"}')),
-        ("scheduler/scheduler_config.json", lambda path: path.write_text("[" * 10**5)),
-        ("vae/config.json", Path.unlink),
-        ("model_index.json", truncated),
-        ("model_index.json", lambda path: path.write_text("[1]")),
-        ("model_index.json", lambda path: path.write_text('{"_class_name": 3}')),
-    ],
-)
-def test_damaged_models_are_one_sentence(name: str, damage: Callable[[Path], Any], saved: Path) -> None:
-    damage(saved / name)
-    with pytest.raises(ValueError, match="saved") as caught:
-        load(saved)
-    assert "\n" not in str(caught.value)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
+    (f"transformer/{WEIGHTS}", truncated),
+    (f"transformer/{WEIGHTS}", lambda path: path.write_bytes(b"\xff" * 64)),
+    (f"vae/{WEIGHTS}", lambda path: path.rename(path.with_suffix(".bin"))),  # a pickle
+    ("transformer/config.json", truncated),
+    ("transformer/config.json", lambda path: path.write_text('{"num_layers": "x"}')),
+    ("scheduler/scheduler_config.json", lambda path: path.write_text("[" * 10**5)),
+    ("vae/config.json", Path.unlink),
+    ("model_index.json", truncated),
+    ("model_index.json", lambda path: path.write_text("[1]")),
+    ("model_index.json", lambda path: path.write_text('{"_class_name": 3}')),
+]
+
+
+def test_damaged_models_are_one_sentence(saved: Path) -> None:
+    for name, damage in DAMAGES:
+        whole = (saved / name).read_bytes()
+        damage(saved / name)
+        with pytest.raises(ValueError, match="saved") as caught:
+            load(saved)
+        assert "\n" not in str(caught.value), name
+        (saved / name).write_bytes(whole)
+    load(saved)
 
 
 def test_a_model_names_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,11 +401,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_what_cannot_be_honoured_is_refused_before_any_compute(change: dict[str, Any], said: str, stock: Any) -> None:
-    calls = count_calls(stock.transformer)
-    with pytest.raises(ValueError, match=said):
-        found(upgrade(stock), **{"search": "best-of-n", "budget": "20nfe", **change})
+def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> None:
+    calls, twin = count_calls(stock.transformer), upgrade(stock)
+    for change, said in REFUSED:
+        with pytest.raises(ValueError, match=said):
+            found(twin, **{"search": "best-of-n", "budget": "20nfe", **change})
     assert not calls
 
 
@@ -541,9 +546,9 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
 def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
     """Each finds what it finds alone, to the digit."""
     twin = upgrade(stock)
-    alone = [found(twin, seed=seed) for seed in (1, 2, 3)]
-    with ThreadPoolExecutor(3) as threads:
-        together = list(threads.map(lambda seed: found(twin, seed=seed), (1, 2, 3)))
+    alone = [found(twin, seed=seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda seed: found(twin, seed=seed), (1, 2)))
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.images, other.images)
         np.testing.assert_array_equal(one.search[0].particles.scores, other.search[0].particles.scores)

@@ -263,11 +263,11 @@ def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     stock = FAMILIES[name].build()
     (twin, other), kind = (upgrade(stock) for _ in range(2)), type(stock)
     call, during = {**arguments(name), "prompt": "a cat"}, list[Any]()
-    pruning: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": red, "seed": 0, **call}
-    pruning["on_event"] = lambda _: during.append(readable(twin, kind))
+    best: dict[str, Any] = {"search": BestOfN(2), "reward": red, "seed": 0, **call}
+    best["on_event"] = lambda _: during.append(readable(twin, kind))
     expected = stock(**call, generator=generator(1), output_type="pt")
     left = readable(stock, kind)
-    latent = twin(**pruning, output_type="latent")
+    latent = twin(**best, output_type="latent")
     after = readable(twin, kind)
     assert {name: after[name] or None for name in left} == {name: value or None for name, value in left.items()}
     assert left.get("num_timesteps", STEPS) >= STEPS
@@ -279,7 +279,7 @@ def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     again = stock(**call, generator=generator(latent.search[0].best.seed), output_type="latent").images
     torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
     twin.enable_model_cpu_offload(device="cpu")
-    moved = twin(**pruning, output_type="pt")
+    moved = twin(**best, output_type="pt")
     assert torch.equal(moved.images[0], latent.search[0].best.image)
 
 
