@@ -97,28 +97,19 @@ def unchanged(name: str) -> Tensor:
     return by_search(shared(name), PROMPTS, arguments(name))["pt"]
 
 
-# --- what the call can change ---------------------------------------------------------------------------------------
-
-
-def scheduled(make: Callable[..., Any], edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
-    """A pipeline under another scheduler, with another edit."""
+def scheduled(make: Callable[..., Any] | None, edit: Callable[[Any], Any] = lambda pipe: None, **options: Any) -> Build:
+    """A pipeline under another scheduler, or another edit."""
 
     def build(name: str) -> Any:
         betas = {"pixart_sigma": PIXART_BETAS, **dict.fromkeys(UNETS, STABLE_DIFFUSION_BETAS)}.get(name, {})
-        pipe = FAMILIES[name].build(make(**{**betas, **options}))
+        pipe = FAMILIES[name].build(None if make is None else make(**{**betas, **options}))
         edit(pipe)
         return pipe
 
     return build
 
 
-def edited(edit: Callable[[Any], Any]) -> Build:
-    def build(name: str) -> Any:
-        pipe = FAMILIES[name].build()
-        edit(pipe)
-        return pipe
-
-    return build
+edited = functools.partial(scheduled, None)
 
 
 def rebuilt(network: Any, **changes: Any) -> Any:
@@ -272,11 +263,11 @@ def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     stock = FAMILIES[name].build()
     (twin, other), kind = (upgrade(stock) for _ in range(2)), type(stock)
     call, during = {**arguments(name), "prompt": "a cat"}, list[Any]()
-    pruning: dict[str, Any] = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": red, "seed": 0, **call}
-    pruning["on_event"] = lambda _: during.append(readable(twin, kind))
+    best: dict[str, Any] = {"search": BestOfN(2), "reward": red, "seed": 0, **call}
+    best["on_event"] = lambda _: during.append(readable(twin, kind))
     expected = stock(**call, generator=generator(1), output_type="pt")
     left = readable(stock, kind)
-    latent = twin(**pruning, output_type="latent")
+    latent = twin(**best, output_type="latent")
     after = readable(twin, kind)
     assert {name: after[name] or None for name in left} == {name: value or None for name, value in left.items()}
     assert left.get("num_timesteps", STEPS) >= STEPS
@@ -288,7 +279,7 @@ def test_a_call_returns_and_leaves_what_the_stock_call_does(name: str) -> None:
     again = stock(**call, generator=generator(latent.search[0].best.seed), output_type="latent").images
     torch.testing.assert_close(latent.images, again, atol=1e-4, rtol=1e-4)
     twin.enable_model_cpu_offload(device="cpu")
-    moved = twin(**pruning, output_type="pt")
+    moved = twin(**best, output_type="pt")
     assert torch.equal(moved.images[0], latent.search[0].best.image)
 
 
@@ -421,9 +412,6 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     assert predict == middle - before > 0
     assert decode == counter.get_total_flops() - middle > 0
     assert denoiser.passes_per_nfe == 1 + (guided and name not in ("flux", "flux_schnell"))
-
-
-# --- what is special to some ----------------------------------------------------------------------------------------
 
 
 def test_zero_snr_with_v_prediction() -> None:

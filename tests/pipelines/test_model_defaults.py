@@ -236,5 +236,5 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
         assert refusal in capsys.readouterr().err
     config = tmp_path / "config.yaml"
     config.write_text("draft: none\n")
-    assert main([*words, "--config", str(config), "--out", str(tmp_path / "without")]) == 0
+    assert main([*words[:-2], "--config", str(config), "--out", str(tmp_path / "without")]) == 0
     assert "drafts" not in capsys.readouterr().out

@@ -32,7 +32,7 @@ PIXART_BETAS: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_sc
 DYNAMIC_SHIFT: dict[str, Any] = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 # No picture is square, so that exchanged sides show.
 SIZE = {"height": 16, "width": 24}
-SHORT = {"max_sequence_length": 32}
+SHORT, SANA = {"max_sequence_length": 32}, {"height": 32, "width": 64, "max_sequence_length": 16}
 
 
 def parts_once(make: Callable[[], Parts]) -> Callable[[], Parts]:
@@ -289,9 +289,6 @@ def pixart_sigma() -> Parts:
         norm_elementwise_affine=False, norm_eps=1e-6,
     )  # fmt: skip
     return with_one_encoder(transformer, autoencoder(4), t5())
-
-
-SANA = {"height": 32, "width": 64, "max_sequence_length": 16}
 
 
 @family(

@@ -171,9 +171,9 @@ def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
     for seed in range(2):
         picture(seed, (64, 80)).save(file := io.BytesIO(), format="PNG")
         files.append(Picture(file.getvalue()))
-    engine = twin(name).engine("brightness", **{**CASES[name].call, "image": tuple(files)})
+    engine = twin(name).engine("brightness", **{**CASES[name].call, "num_inference_steps": 1, "image": tuple(files)})
     (result,) = search(["x"], BestOfN(1), engine)
-    wanted = image_of(name, 0, "x", image=[each.opened() for each in files])
+    wanted = image_of(name, 0, "x", num_inference_steps=1, image=[each.opened() for each in files])
     torch.testing.assert_close(result.best.pixels, wanted.float(), atol=2e-5, rtol=0)
 
 

@@ -128,7 +128,7 @@ EDITED = {"num_inference_steps": 2, "image": picture()}
 SEEN = {"image": picture()}
 CONTROLLED = {"control_image": picture()}
 KONTEXT = {**LONG, **SEEN, "_auto_resize": False, "max_area": 16 * 32}
-ROWS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
+CALLS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
     ("StableDiffusionXL", tiny.sdxl, {"sdxl": SIZE, "sdxl image2image": {**SIZE, **REDRAWN}}),
     ("StableDiffusionXL", tiny.sdxl, {"sdxl inpainting": {**SIZE, **PAINTED}}),
     ("StableDiffusionXL", sdxl_controlled, {"sdxl controlnet": {**SIZE, **CONTROLLED}}),
@@ -153,7 +153,7 @@ ROWS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
     ("LTX2", videos.ltx2, {"ltx2": CLIP, "ltx2 image2video": {**CLIP, **SEEN, "image_crf": 0}}),
 ]
 CASES = {
-    name: Case(f"{kind}ModularPipeline", parts, call) for kind, parts, calls in ROWS for name, call in calls.items()
+    name: Case(f"{kind}ModularPipeline", parts, call) for kind, parts, calls in CALLS for name, call in calls.items()
 }
 # Its last block makes pictures of 8 bits, whatever is asked for.
 CASES["qwen_image inpainting"] = CASES["qwen_image inpainting"]._replace(tolerance=0.6 / 255, single=0.5 / 255)
