@@ -53,7 +53,8 @@ WORDS = ("snow", "snow, rain, hail, wind, storm, thunder and lightning")
 # Lumina2's template alone is longer than 8.
 LONGEST = {name: 24 if name == "lumina2" else 40 for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}}
 # Their texts are as long as their words; those of the others are padded to max_sequence_length.
-NEGATIVE = {"lumina2": {}, "qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
+MOST: dict[str, Any] = {"max_sequence_length": 64}
+NEGATIVE: dict[str, dict[str, Any]] = {"lumina2": {}, "qwen_image": MOST, "z_image": MOST}
 # As many tokens as max_sequence_length, to which SD3 adds those of CLIP.
 GIVEN = {name: FAMILIES[name].call["max_sequence_length"] for name in (*LONGEST, "z_image") if name != "pixart_sigma"}
 CHANGES: dict[tuple[str, str], list[dict[str, Any]]] = {
