@@ -162,8 +162,7 @@ def tilted(name: str) -> list[float]:
     return [float(log_z.exp()), *(log_z.exp() * mean).tolist()]
 
 
-FAST = {(0, "linear"), (1, "quadratic"), (5, "quadratic")}
-"""Each kind of guidance, through the denoiser and not."""
+FAST = {(0, "linear"), (1, "quadratic"), (5, "quadratic")}  # each kind of guidance, through the denoiser and not
 
 
 @pytest.mark.parametrize(("spec", "reward"), [
@@ -320,20 +319,19 @@ def test_a_first_gradient_that_fails_ends_the_search_and_a_later_one_costs_a_gra
     """With zeros in place of all gradients the search would be called guided."""
 
     class Fails(Counted):
+        good = 1
+
         def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
             if self.pulled >= self.good:
                 raise KeyError("down")
             return super().differentiable(images, prompts, level)
 
-        def __init__(self, good: int) -> None:
-            super().__init__()
-            self.good = good
-
-    denoiser = mixture()
+    denoiser, late = mixture(), Fails()
     with pytest.raises(RewardError, match=r"r: KeyError: 'down' \(.*test_guidance.py:"):
-        search(["a"], make_algorithm("best-of-n", n=4), engine_of(denoiser, Fails(1), guide="dps"))
+        search(["a"], make_algorithm("best-of-n", n=4), engine_of(denoiser, Fails(), guide="dps"))
     assert denoiser.predicted <= 1
-    engine = engine_of(denoiser, Fails(4), guide="dps:0.5", batch=1)
+    late.good = 4
+    engine = engine_of(denoiser, late, guide="dps:0.5", batch=1)
     (result,) = search(["a"], make_algorithm("best-of-n", n=4), engine)
     assert result.images
     assert "no gradient of r: 'down'" in caplog.text
