@@ -35,7 +35,7 @@ def test_pruning_compiles_once_per_batch_size_and_changes_nothing() -> None:
     pipe, call = tiny.sd3(), {**tiny.FAMILIES["sd3"].call, "num_inference_steps": 2, "output_type": "pt"}
 
     def found() -> Any:
-        how = {"search": SeedPruning(6, (0.5,), steps=(1,)), "reward": "brightness", "batch_size": 4, "seed": 0}
+        how: Any = {"search": SeedPruning(6, (0.5,), steps=(1,)), "reward": "brightness", "batch_size": 4, "seed": 0}
         return upgrade(pipe)("a cat", **how, **call).images
 
     expected, state = found(), list(network(pipe).state_dict())

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.shallow import shallow
 from ttsnap import BestOfN
 from ttsnap.cli import main
 from ttsnap.pipelines import load
@@ -25,19 +24,13 @@ SEARCH: dict[str, Any] = {"search": BestOfN(10), "reward": "scenes", "seed": 0, 
 OFFER = ServingCatalog("embedded", ("scenes",), lambda model: ModelDefaults())
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    with shallow():
-        made = load(dtype=torch.float32)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
 def red(images: torch.Tensor) -> torch.Tensor:
     return images[:, :1].flatten(1)
 
 
-def test_the_call(pipe: Any) -> None:
+@pytest.mark.usefixtures("shallow_model")
+def test_the_call() -> None:
+    pipe: Any = load(dtype=torch.float32)
     plain = pipe(PROMPT, num_images_per_prompt=4, **SEARCH)
     found = pipe(PROMPT, num_images_per_prompt=4, diverse=True, diversity=8.0, likeness=red, **SEARCH)
     seeds = [[candidate.seed for candidate in out.search[0].images] for out in (plain, found)]

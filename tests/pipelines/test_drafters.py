@@ -33,13 +33,12 @@ from ttsnap.sampling.rng import seeded
 from .tiny import FAMILIES, STABLE_DIFFUSION_BETAS, UNGUIDED, jitter, quiet, save_lora, shared
 
 PROMPTS = ["a red circle", "two dogs"]
-STEPS = 5
 HALF = DraftSettings(first_time=0.5)
 
 
 def denoiser(pipe: Any, name: str, **call: Any) -> Any:
     """A denoiser of a small call, for two prompts."""
-    made = upgrade(pipe).denoiser(**{**FAMILIES[name].call, "num_inference_steps": STEPS, **call})
+    made = upgrade(pipe).denoiser(**{**FAMILIES[name].call, "num_inference_steps": 5, **call})
     made.encode(PROMPTS)
     return made
 
@@ -378,9 +377,8 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
     from that latent: `strength` says from which step, and the generator of the seed draws the same noise."""
     stock, call = copy.copy(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 12}
     drafter = Drafter(jitter(copy.deepcopy(getattr(stock, network))), DraftSettings())
-    pipe, how = upgrade(stock), {"draft": drafter, "finish": "0.6:3"}
-    found = latents_of(pipe, call, **how)
-    denoiser = pipe.sampling_denoiser(SamplerOptions(**how), **call)
+    found = latents_of(upgrade(stock), call, draft=drafter, finish="0.6:3")
+    denoiser = upgrade(stock).sampling_denoiser(SamplerOptions(draft=drafter, finish="0.6:3"), **call)
     assert (len(denoiser.drafts.start.whole.timesteps) < 12, denoiser.grid.steps) == (True, 3)
 
     def one_of(kind: Any, **net: Any) -> Any:
@@ -388,7 +386,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, netw
         return quiet(kind(**{key: parts[key] for key in inspect.signature(kind).parameters if key in parts}))
 
     lines = stock_lines(denoiser, PROMPTS[0], call, 3)
-    names = {"torch": torch, "drafter": one_of(type(stock), **{network: drafter.net}), "redraw": one_of(redraws)}
+    names: Any = {"torch": torch, "drafter": one_of(type(stock), **{network: drafter.net}), "redraw": one_of(redraws)}
     exec("\n".join([lines[0], f"image = {lines[1][:-1]}, output_type='latent').images"]), names)
     torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=1e-5)  # latents of SDXL are as large as 10
     assert float(found.std()) > 0.1

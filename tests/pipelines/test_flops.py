@@ -53,9 +53,11 @@ WORDS = ("snow", "snow, rain, hail, wind, storm, thunder and lightning")
 # Lumina2's template alone is longer than 8.
 LONGEST = {name: 24 if name == "lumina2" else 40 for name in FAMILIES if name not in {"sd15", "sdxl", "z_image"}}
 # Their texts are as long as their words; those of the others are padded to max_sequence_length.
-NEGATIVE = {"lumina2": {}, "qwen_image": {"max_sequence_length": 64}, "z_image": {"max_sequence_length": 64}}
+MOST: dict[str, Any] = {"max_sequence_length": 64}
+NEGATIVE: dict[str, dict[str, Any]] = {"lumina2": {}, "qwen_image": MOST, "z_image": MOST}
+EMBEDDED = ("sd3", "flux", "flux2_klein", "sana", "qwen_image", "z_image", "lumina2")
 # As many tokens as max_sequence_length, to which SD3 adds those of CLIP.
-GIVEN = {name: FAMILIES[name].call["max_sequence_length"] for name in (*LONGEST, "z_image") if name != "pixart_sigma"}
+GIVEN = {name: FAMILIES[name].call["max_sequence_length"] for name in EMBEDDED}
 CHANGES: dict[tuple[str, str], list[dict[str, Any]]] = {
     **{(name, "longest"): [{"max_sequence_length": n} for n in (8, most)] for name, most in LONGEST.items()},
     **{(name, "negative"): [{"negative_prompt": text, **more} for text in WORDS] for name, more in NEGATIVE.items()},

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.gradient_steppers import GuidedStepper
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.guidance import Texts
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.denoiser import Capability
@@ -32,15 +32,6 @@ def wavy(images: Tensor, prompts: Any) -> Tensor:
     return torch.sin(3 * images.double() * weights).flatten(1).mean(1)
 
 
-def doubled(value: Any) -> Any:
-    """Encoded texts in float64."""
-    if isinstance(value, Texts):
-        return Texts(*map(doubled, value))
-    if isinstance(value, list):
-        return [doubled(v) for v in value]
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
 @pytest.mark.parametrize(("name", "through"), each_once(list(FAMILIES), ["denoiser", "x0"]))
 def test_gradients_of_every_family(name: str, through: str) -> None:
     pipe = upgrade(FAMILIES[name].build())
@@ -50,7 +41,8 @@ def test_gradients_of_every_family(name: str, through: str) -> None:
     with torch.no_grad():
         denoiser.encode(["a cat"])
         x = denoiser.init_latents([seeded(0), seeded(1)]).double()
-    vars(denoiser).update({key: doubled(value) for key, value in vars(denoiser).items()})
+    doubled = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, dict(vars(denoiser)))
+    vars(denoiser).update(doubled)  # encoded texts, too
     getattr(pipe, denoiser.network).double(), pipe.vae.double()
     k, cond = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.long)
     differentiate = Differentiator(denoiser, [FunctionReward(wavy)], through)

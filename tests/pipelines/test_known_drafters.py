@@ -1,8 +1,6 @@
 """Published few-step weights as drafters by name, on tiny weights in the layout in which each file was published.
 
-The layouts are from what others say of the files. Rank 64 on these layers makes the sizes that the hub shows: 197
-million numbers for SDXL (787 MB in float32, 394 MB in float16), 347 million for FLUX.1 (1.39 GB, 694 MB), 425 million
-for Qwen-Image (1.7 GB).
+Layouts are from what others say of the files; rank 64 on these layers makes the sizes that the hub shows.
 """
 
 from __future__ import annotations

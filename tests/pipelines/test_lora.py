@@ -17,7 +17,7 @@ from ttsnap.pipelines.lora import HEAD_BYTES, load_lora
 from .tiny import save_lora, shared
 
 MODULES = ["to_q", "to_k"]
-FOREVER = "([a-z_.0-9]+)+!"
+FOREVER, FIRST = "([a-z_.0-9]+)+!", "transformer_blocks.0.attn.to_q"
 
 
 @pytest.fixture
@@ -42,9 +42,6 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str
     return str(folder)
 
 
-FIRST = "transformer_blocks.0.attn.to_q"
-
-
 @pytest.mark.parametrize("changes", [
     {}, {"rank_pattern": {f"^{FIRST}": 1}, "alpha_pattern": {FIRST: 8}},
     {"target_modules": r".*\.attn\.(to_q|to_k)$"}, {"target_modules": "all-linear"},
@@ -59,8 +56,8 @@ def test_what_trainers_write_is_loaded(pipe: Any, tensors: Any, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("changes", [
-    {"target_modules": FOREVER}, {"target_modules": ".*.*.*.*.*!"}, {"exclude_modules": FOREVER},
-    {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)!"},
+    {"target_modules": FOREVER}, {"target_modules": ".*.*.*.*.*"}, {"exclude_modules": FOREVER},
+    {"target_modules": "(t|t)(r|r)(a|a)(n|n)(s|s)(f|f)(o|o)(r|r)(m|m)(e|e)(r|r)"},
     {"layers_pattern": FOREVER, "layers_to_transform": [0]}, {"rank_pattern": {FOREVER: 2}},
     {"alpha_pattern": {FOREVER: 2}}, {"rank_pattern": {"to_q": 10**8}}, {"r": 10**9}, {"r": -1}, {"r": "2"},
     {"lora_alpha": float("nan")}, {"lora_alpha": 1e300}, {"alpha_pattern": {"to_q": float("inf")}},

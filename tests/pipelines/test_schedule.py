@@ -158,10 +158,6 @@ def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
     assert not convert(schedule, "cosine").narrows  # the kernels of ttsnap keep the dtype of the noise
 
 
-def dark(images: Any, prompts: Any) -> Any:
-    return -images.mean((1, 2, 3))
-
-
 @pytest.mark.parametrize(("path", "name"), each_once(list(INTERPOLANTS), ["sd3", "sd15", "sdxl"]))
 @torch.no_grad()
 def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: str) -> None:
@@ -183,7 +179,7 @@ def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: st
 
 
 def images(twin: Any, call: dict[str, Any], **how: Any) -> torch.Tensor:
-    (result,) = search(["a cat"], BestOfN(4), twin.engine(dark, batch_size=4, **call, **how), keep=4)
+    (result,) = search(["a cat"], BestOfN(4), twin.engine("brightness", batch_size=4, **call, **how), keep=4)
     by_seed = {c.seed: c.image for c in result.images}
     return torch.stack([by_seed[s] for s in range(4)])
 
@@ -228,4 +224,4 @@ def test_rbf_times_stay_near_the_noise() -> None:
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        upgrade(shared("sd3")).engine(dark, **FAMILIES["sd3"].call, num_inference_steps=4, **how)
+        upgrade(shared("sd3")).engine("brightness", **FAMILIES["sd3"].call, num_inference_steps=4, **how)

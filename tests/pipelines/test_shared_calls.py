@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,20 +19,14 @@ APART = ("sd15", "sdxl", "sd3", "pixart_sigma", "sana")
 
 
 def small(name: str, **more: Any) -> Any:
-    return upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=2, **more)
+    denoiser: Any = upgrade(shared(name)).denoiser(**FAMILIES[name].call, num_inference_steps=2, **more)
+    denoiser.pipe.encode_prompt = Mock(wraps=denoiser.pipe.encode_prompt)
+    return denoiser
 
 
-def counted(denoiser: Any) -> list[int]:
-    """How many prompts each call of encode_prompt is given."""
-    counts: list[int] = []
-    encode = denoiser.pipe.encode_prompt
-
-    def counting(**given: Any) -> Any:
-        counts.append(len(given["prompt"]))
-        return encode(**given)
-
-    denoiser.pipe.encode_prompt = counting
-    return counts
+def counts(denoiser: Any) -> list[int]:
+    """How many prompts each call of encode_prompt was given."""
+    return [len(call.kwargs["prompt"]) for call in denoiser.pipe.encode_prompt.call_args_list]
 
 
 def predicted(denoiser: Any, prompts: int) -> torch.Tensor:
@@ -45,24 +40,22 @@ def predicted(denoiser: Any, prompts: int) -> torch.Tensor:
 def test_only_new_prompts_are_encoded_and_all_are_as_if_all_were(name: str) -> None:
     one, other = (small(name) for _ in range(2))
     assert one.encodes_apart
-    counts = counted(one)
     one.encode(PROMPTS)
     for denoiser in (one, other):
         denoiser.encode(["a dog on a mat", "two long trains of thought", "a cat", "a cat"])
-    assert counts == [2, 1]
+    assert counts(one) == [2, 1]
     torch.testing.assert_close(predicted(one, 4), predicted(other, 4), atol=2e-5, rtol=2e-5)
     for prompt in ("a cat", "a cat", "a dog on a mat"):
         one.encode([prompt])
-    assert counts == [2, 1, 1], "what no job has any more is forgotten"
+    assert counts(one) == [2, 1, 1], "what no job has any more is forgotten"
 
 
 @torch.no_grad()
 def test_texts_of_their_own_and_those_padded_to_the_longest_are_encoded_each_time() -> None:
     denoiser = small("sd3", prompt_2=["x", "y"])
-    counts = counted(denoiser)
     for _ in range(2):
         denoiser.encode(["a cat", "a cat"])
-    assert counts == [2, 2]
+    assert counts(denoiser) == [2, 2]
     assert not any(small(name).encodes_apart for name in set(FAMILIES) - set(APART))
 
 

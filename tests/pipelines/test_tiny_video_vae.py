@@ -75,13 +75,14 @@ def test_groups_of_channels_are_frames_in_their_order() -> None:
 
 
 def test_blocks_see_the_frame_before() -> None:
-    """A block that adds the frame before it: y_t = x_t + x_(t-1), nothing before the first, over latent frames, too."""
-    vae = plain(times=(1, 1, 2))
-    block = vae.decoder[15].conv  # frames are latent frames here still
+    """A block that adds the frame before it, nothing before the first, over latent frames, too, of 1 and 1/2 each."""
+    vae = plain(times=(1, 2, 1))
+    vae.decoder[13].conv.weight[1] = 0.5
+    block = vae.decoder[15].conv
     block[0].weight[0, 1, 1, 1] = 1.0  # its second half is the frame before
     block[2].weight[0, 0, 1, 1] = block[4].weight[0, 0, 1, 1] = 1.0
     x = soft(0.1, 0.2, 0.3)
-    expected = [x[0], x[1] + x[0], x[1] + x[0], x[2] + x[1], x[2] + x[1]]
+    expected = [1.5 * x[0], x[1] + x[0] / 2, 1.5 * x[1], x[2] + x[1] / 2, 1.5 * x[2]]
     torch.testing.assert_close(shown(vae, 0.1, 0.2, 0.3), torch.stack(expected))
 
 

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchE
 from torch import distributions
 
 from ttsnap.pipelines.latents.scheduler_kernel import FlowEuler
-from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward, rows
+from ttsnap.sampling.interpolants import VP, Cosine, Discrete, Interpolant, Linear, forward
 from ttsnap.sampling.kernels import Ddim, Ode, Prediction, Renoise, Sde, make_kernel
 from ttsnap.sampling.mixture import MixtureDenoiser
 from ttsnap.sampling.paths import DIFFUSIONS, INTERPOLANTS, power
@@ -19,11 +19,6 @@ from ttsnap.sampling.rng import noise, seeded
 
 PATHS: dict[str, Interpolant] = {"linear": Linear(), "vp": VP(), "cosine": Cosine()}
 VP_BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
-def x0_from_eps(path: Interpolant, x: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The x0 estimate (N, ...) of a noise estimate `eps` at x (N, ...) and times t (N,): (x - sigma eps) / alpha."""
-    return (x - rows(path.sigma(t), x) * eps) / rows(path.alpha(t), x)
 
 
 def drawing(drawn: torch.Tensor) -> Any:
@@ -65,7 +60,7 @@ def test_ddim_is_diffusers_step() -> None:
     x, eps, drawn = torch.randn(3, 6, 4, generator=seeded(0), dtype=torch.float64)
     for k in range(4):
         at = torch.full((6,), k)
-        x0 = x0_from_eps(path, x, eps, times[at])
+        x0 = (x - path.sigma(times[k]) * eps) / path.alpha(times[k])
         for eta in (0.0, 0.7, 1.0):
             expected = stock.step(eps, stock.timesteps[k], x, eta=eta, variance_noise=drawn).prev_sample
             with drawing(drawn):
@@ -82,12 +77,12 @@ def test_euler_ancestral_is_ddim_with_eta_1() -> None:
     times = torch.cat([path.inverse_ratio(1 / sigmas[:-1]), torch.zeros(1, dtype=torch.float64)])
     y, eps = torch.randn(2, 6, 4, generator=seeded(0), dtype=torch.float64)
     for k in range(4):
-        at, alpha = torch.full((6,), k), path.alpha(times)
+        at, alpha, sigma = torch.full((6,), k), path.alpha(times), path.sigma(times)
         stock.is_scale_input_called, stock._step_index = True, k
         expected = stock.step(eps, stock.timesteps[k], y, generator=seeded(1)).prev_sample.double()
         x = alpha[k] * y
         with drawing(torch.randn(y.shape, generator=seeded(1), dtype=y.dtype)):
-            ours, _ = Ddim(path, times).step(x, Prediction(eps, x0_from_eps(path, x, eps, times[at])), at, [], [])
+            ours, _ = Ddim(path, times).step(x, Prediction(eps, y - sigma[k] / alpha[k] * eps), at, [], [])
         torch.testing.assert_close(ours / alpha[k + 1], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_gamma_falls_from_one_to_nothing() -> None:
     assert [gamma(level, Cads(low=0.6, high=0.9)) for level in levels] == pytest.approx([1, 1, 2 / 3, 0, 0], abs=1e-12)
 
 
-def test_a_prompt_is_noised_by_formula_and_keeps_mean_and_spread() -> None:
+def test_a_prompt_is_noised_by_formula() -> None:
     y = torch.randn(5, 4, generator=seeded(0), dtype=torch.float64) * 3 + 2
     n = torch.randn(5, 4, generator=generator((STREAM, 7, 1)), dtype=torch.float64)
     hat = math.sqrt(0.3) * y + 0.5 * math.sqrt(0.7) * y.std(correction=0) * n
