@@ -554,7 +554,10 @@ def test_a_group_that_does_not_fit_is_refused() -> None:
     assert live.batch_size == 4
 
 
-def test_mixed_noise_begins_alone() -> None:
+def test_mixed_noise_begins_alone_or_from_its_own_draft() -> None:
+    (drafted,) = search(["a"], make_algorithm("zero-order"), finishing(), "90nfe")
+    assert (drafted.particles.parent >= 0).any()
+    assert len(np.unique(drafted.particles.scores[:, -1, 0])) == len(drafted.particles)
     live = grouped(noisy=True)
     (result,) = search(["a"], make_algorithm("zero-order"), live, "90nfe")
     mixed = int((result.particles.parent >= 0).sum())
