@@ -152,35 +152,18 @@ def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monke
     assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)
 
 
-# --- benchmarks/videos_on_paper.py -----------------------------------------------------------------------------------
-
-
-ROOT = Path(__file__).parents[2]
-KIB = 1024
-
-
-@pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("videos_on_paper")
-
-
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_peak_is_what_lives_at_a_time(paper: Any, device: str) -> None:
+def test_the_peak_on_paper_is_what_lives_at_a_time(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first are gone."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    paper, kib = importlib.import_module("videos_on_paper"), 1024
     with torch.device(device):
         x, inplace = torch.zeros(1, 4, 16, 16), nn.ReLU(inplace=True)
         wide, narrow = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
-        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * KIB
-        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * KIB
+        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * kib
+        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * kib
         assert paper.peak(lambda: x.view(4, 256).T[1:]) == 0
-        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * KIB
-        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * KIB
-
-
-def test_a_table_says_what_fits(paper: Any) -> None:
-    assert paper._wan_latent(paper.Size(9, 16, 32)) == (16, 3, 2, 4)
-    assert paper._ltx_latent(paper.Size(9, 64, 96)) == (128, 2, 2, 3)
+        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * kib
+        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * kib
     big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
-    assert (big.fit(big.row, 24), big.fit(big.decode, 24), big.fit(big.row, 8)) == (10, 3, 0)  # 0.85 x 24 - 10 GiB
-    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))
+    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))  # rows and decodes in 0.85 x 24 - 10 GiB
