@@ -330,20 +330,17 @@ def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     assert few.spent.cost.draft_calls <= 10
 
 
-def test_a_drafter_that_is_not_used_is_told_of() -> None:
+def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafted() -> None:
     (result,) = search(["a"], BestOfN(2), made())
     assert "the draft was not used" in result.warnings[0]
     (used,) = search(["a"], SeedPruning(9), made())
     assert (used.warnings, used.spent.seeds) == ((), 9)  # all that were drafted
-
-
-def test_without_a_drafter_nothing_is_drafted() -> None:
     live = made()
     live.denoiser.drafts, live.draft_calls = None, 0
-    (result,) = search(["a"], SeedPruning(), live, "200nfe")
-    (shut,) = search(["a"], SeedPruning(draft_share=0), made(), "200nfe")
-    assert result.spent.cost == shut.spent.cost
-    assert "draft_calls" not in result.spent.cost.counts()
+    (without,), (shut,) = (search(["a"], SeedPruning(draft_share=share), on, "200nfe") for share, on in (
+        (0.35, live), (0, made())))  # fmt: skip
+    assert without.spent.cost == shut.spent.cost
+    assert "draft_calls" not in without.spent.cost.counts()
 
 
 def test_what_cannot_be_drafted_is_refused() -> None:

@@ -6,6 +6,7 @@ import importlib
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,25 +70,19 @@ def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = outcome(engine(batch_size=8))
-    live = engine(batch_size=8)
-    predict, decode = live.denoiser.predict, live.denoiser.decode
+    expected, live = outcome(engine(batch_size=8)), engine(batch_size=8)
 
-    def cramped(call: Any, most: int) -> Any:
-        def wrapped(x: Any, *rest: Any) -> Any:
-            if len(x) > most:
-                raise torch.OutOfMemoryError("out of memory")
-            return call(x, *rest)
+    def cramp(name: str, most: int) -> None:
+        call = getattr(live.denoiser, name)
+        full = Mock(side_effect=torch.OutOfMemoryError)
+        monkeypatch.setattr(live.denoiser, name, lambda x, *rest: (call if len(x) <= most else full)(x, *rest))
 
-        return wrapped
-
-    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 3))
-    monkeypatch.setattr(live.denoiser, "decode", cramped(decode, 1))
+    cramp("predict", 3)
+    cramp("decode", 1)
     assert outcome(live) == expected
-    assert (live.batch_size, live.decode_batch_size) == (2, 1)
-    assert live.stats["out_of_memory"] == 5
+    assert (live.batch_size, live.decode_batch_size, live.stats["out_of_memory"]) == (2, 1, 5)
     assert live.denoiser.calls == live.nfe == expected[1]
-    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 0))
+    cramp("predict", 0)
     with pytest.raises(torch.OutOfMemoryError):
         outcome(live)
 
@@ -140,13 +135,8 @@ def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytes
 def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     live = engine(batch_size=4)
     decode = live.denoiser.decode
-
-    def broken(x0: Any) -> Any:
-        images = decode(x0)
-        images[0, 0] = float("nan")
-        return images
-
-    monkeypatch.setattr(live.denoiser, "decode", broken)
+    broken = torch.tensor([float("nan"), 0, 0, 0]).view(4, 1, 1, 1)  # the first of a batch
+    monkeypatch.setattr(live.denoiser, "decode", lambda x0: decode(x0) + broken[: len(x0)])
     (result,) = search(["a"], BestOfN(6), live, keep=6)
     assert sum(c.reward == c.reward for c in result.images) == 4
     assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)
