@@ -32,8 +32,8 @@ SYSTEM = (
     # A browser, servers, Ray.
     *("demo", "service", "cluster", "reward_models/test_serve.py", "reward_models/test_judge_server.py"),
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
-    *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_look.py"),
-    *("engine/test_new_kind_of_row.py", "options/test_new_option.py", "pipelines/test_new_family.py"),
+    *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_parts.py"),
+    *("options/test_new_option.py", "pipelines/test_new_family.py"),
     *("request/test_new_door.py", "rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
     *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),

@@ -8,8 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -74,29 +72,6 @@ def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_f
     for number, gpu, needed in ((3, False, "3 CPUs"), (1, True, "1 GPUs")):
         with pytest.raises(ValueError, match=needed):
             Hosts(number, gpu=gpu)
-
-
-@pytest.mark.slow
-def test_a_driver_that_dies_leaves_no_actor_running() -> None:
-    code = """
-        import os, signal, ray
-        from tests.cluster.test_ray import pids, tiny
-        from ttsnap.cluster.engine import ClusterEngine
-        from ttsnap.cluster.ray_pool import Hosts, RayPool
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-        pool = RayPool.of_engines(tiny, Hosts(1, gpu=False))
-        ClusterEngine(pool)
-        print(*pids(pool), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    actors = [int(pid) for pid in ran.stdout.split()]
-    assert actors, ran.stderr
-    for _ in range(60):
-        if not any(os.path.exists(f"/proc/{pid}") for pid in actors):
-            return
-        time.sleep(1)
-    pytest.fail(f"{actors} run on")
 
 
 # --- what the documentation shows ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -329,20 +330,17 @@ def test_a_cap_in_flops_counts_drafts_by_their_flops() -> None:
     assert few.spent.cost.draft_calls <= 10
 
 
-def test_a_drafter_that_is_not_used_is_told_of() -> None:
+def test_a_drafter_that_is_not_used_is_told_of_and_without_one_nothing_is_drafted() -> None:
     (result,) = search(["a"], BestOfN(2), made())
     assert "the draft was not used" in result.warnings[0]
     (used,) = search(["a"], SeedPruning(9), made())
     assert (used.warnings, used.spent.seeds) == ((), 9)  # all that were drafted
-
-
-def test_without_a_drafter_nothing_is_drafted() -> None:
     live = made()
     live.denoiser.drafts, live.draft_calls = None, 0
-    (result,) = search(["a"], SeedPruning(), live, "200nfe")
-    (shut,) = search(["a"], SeedPruning(draft_share=0), made(), "200nfe")
-    assert result.spent.cost == shut.spent.cost
-    assert "draft_calls" not in result.spent.cost.counts()
+    (without,), (shut,) = (search(["a"], SeedPruning(draft_share=share), on, "200nfe") for share, on in (
+        (0.35, live), (0, made())))  # fmt: skip
+    assert without.spent.cost == shut.spent.cost
+    assert "draft_calls" not in without.spent.cost.counts()
 
 
 def test_what_cannot_be_drafted_is_refused() -> None:
@@ -486,15 +484,20 @@ def test_a_perfect_draft_ends_as_its_seed_does() -> None:
     assert off[1] < 0.05
 
 
-def test_an_image_is_priced_with_its_draft() -> None:
-    live = finishing(6)
-    one = image_cost(live.grid, 1, live.price)
-    assert (one.nfe, one.draft_calls) == (2, 1)
-    (result,) = search(["a"], BestOfN(), live, "10nfe")
-    assert (result.spent.cost.nfe, result.spent.cost.draft_calls, result.spent.nfe) == (8, 4, 10)
+@pytest.mark.parametrize(
+    ("live", "one", "least", "why"),
+    [
+        (finishing(6), Cost(2, 1, 1, draft_calls=1), 3, "too small"),
+        (grouped(), Cost(14, 1, 1, coupled=8), 14, "group of 4"),
+    ],
+)
+def test_an_image_is_priced_with_all_that_begins_with_it(live: LiveEngine, one: Cost, least: int, why: str) -> None:
+    assert image_cost(live.grid, 1, live.price) == one
     assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
-    with pytest.raises(ValueError, match="too small"):
-        search(["a"], BestOfN(), live, "2nfe")
+    (result,) = search(["a"], BestOfN(), live, f"{least}nfe")
+    assert paid([result], live).nfe == one.nfe
+    with pytest.raises(ValueError, match=why):
+        search(["a"], BestOfN(), live, f"{least - 1}nfe")
 
 
 def test_finishes_are_read_and_written() -> None:
@@ -536,25 +539,21 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
     assert live.denoiser.sizes == [SIZE, SIZE]  # type: ignore[attr-defined]
     assert result.spent.nfe == 2 * SIZE * AHEAD + 6 * (STEPS - AHEAD)
     assert [row["cost"]["nfe"] for row in result.trace] == [result.spent.nfe]
-    assert image_cost(live.grid, 1, live.price).nfe == SIZE * AHEAD + STEPS - AHEAD
-    assert Budget.parse("2images").on(live.grid).nfe == 2 * STEPS
-    with pytest.raises(ValueError, match="group of 4"):
-        search(["a"], BestOfN(), live, "13nfe")
     assert not live.noise.groups._ready  # type: ignore[union-attr]
 
 
 def test_a_group_that_does_not_fit_is_refused() -> None:
-    def full(*_: Any) -> Any:
-        raise torch.OutOfMemoryError
-
     live = grouped()
-    live.denoiser.groups.begin = full  # type: ignore[union-attr]
+    live.denoiser.groups.begin = Mock(side_effect=torch.OutOfMemoryError)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="smaller groups"):
         search(["a"], BestOfN(3), live)
     assert live.batch_size == 4
 
 
-def test_mixed_noise_begins_alone() -> None:
+def test_mixed_noise_begins_alone_or_from_its_own_draft() -> None:
+    (drafted,) = search(["a"], make_algorithm("zero-order"), finishing(), "90nfe")
+    assert (drafted.particles.parent >= 0).any()
+    assert len(np.unique(drafted.particles.scores[:, -1, 0])) == len(drafted.particles)
     live = grouped(noisy=True)
     (result,) = search(["a"], make_algorithm("zero-order"), live, "90nfe")
     mixed = int((result.particles.parent >= 0).sum())

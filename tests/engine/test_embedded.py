@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tests.shallow import shallow
 from ttsnap import Budget, SeedPruning, make_algorithm, search
-from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.cost import Cost, Rates
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
@@ -37,7 +36,7 @@ from ttsnap.loop.search import fit, prepared
 from ttsnap.options.record import RecordOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import defaults, load
-from ttsnap.recordings.folder import load_recording, read_images
+from ttsnap.recordings.folder import read_images
 from ttsnap.recordings.record import record
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.staged import Staged
@@ -101,27 +100,22 @@ def test_beside_a_reward_of_pixels_estimates_are_decoded(pipe: Any) -> None:
     assert (cost.decodes * 2, engine.price.estimates) == (cost.reward_calls, "decode")
 
 
-def test_latents_are_the_estimates_that_are_decoded(pipe: Any) -> None:
-    scored: list[Any] = []
-    engine = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL)
-    search(PROMPTS[:1], KeepAll(2, (3, 6)), engine, seed=3, on_event=scored.append)
-    early = [event for event in scored if event.kind == "score" and event.step == 3]
-    assert len(early) == 2
-    decoded = engine.denoiser.decode(torch.stack([event.kept["latent"] for event in early]))
-    torch.testing.assert_close(decoded, torch.stack([event.image for event in early]), atol=1e-5, rtol=0)
-
-
-def test_recordings_keep_latents_beside_the_images(pipe: Any, tmp_path: Path) -> None:
-    engine = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL)
+def test_recordings_keep_the_latents_of_which_images_are_decoded(pipe: Any, tmp_path: Path) -> None:
+    engine, latents = pipe.engine("scenes", batch_size=8, keep=["latents"], **CALL), {}
     record(engine, PROMPTS, tmp_path / "rec", RecordOptions(2, images=True, latents=True, steps=[1, 3, 6]))
-    arrays = []
     for path in (tmp_path / "rec" / "images").glob("*.tar"):
         with tarfile.open(path) as tar:
-            files: Any = [tar.extractfile(entry) for entry in tar if entry.name.endswith(".latent.npy")]
-            arrays += [np.load(io.BytesIO(file.read()), allow_pickle=False) for file in files]
-    assert {(array.dtype.name, array.shape) for array in arrays} == {("float16", (8, 8, 8))}
-    assert len(arrays) == len(list(read_images(tmp_path / "rec"))) == 2 * 2 * 3  # prompts, seeds, steps
-    assert load_recording(tmp_path / "rec").seeds == 2
+            for entry in tar:
+                name, _, kind = entry.name.partition(".")
+                if kind == "latent.npy":
+                    file: Any = tar.extractfile(entry)
+                    latents[tuple(map(int, name.split("-")))] = np.load(io.BytesIO(file.read()), allow_pickle=False)
+    images = {image[:3]: image.pixels for image in read_images(tmp_path / "rec")}
+    assert len(latents) == len(images) == 2 * 2 * 3  # prompts, seeds, steps
+    x0 = np.stack([latents[at] for at in images])
+    assert (x0.dtype.name, x0.shape[1:]) == ("float16", (8, 8, 8))
+    decoded = engine.denoiser.decode(torch.from_numpy(x0).float()).detach().movedim(1, -1) * 255
+    np.testing.assert_allclose(decoded, np.stack(list(images.values())), atol=2)
     with pytest.raises(ValueError, match="extras"):
         record(engine, PROMPTS, tmp_path / "rec", RecordOptions(2, images=True, steps=[1, 3, 6]))
 

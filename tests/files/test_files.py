@@ -130,10 +130,11 @@ def test_a_prompt_takes_its_pictures_along() -> None:
 
 def test_an_engine_is_told_of_pictures_their_size_alone() -> None:
     for file in (in_file(each, "PNG") for each in (RED, Image.new("RGB", (4, 2), "blue"))):
-        found = blanks({"image": [file], "mask_image": Picture(file.data, mask=True), "strength": 1})
-        assert found == {"image": (Blank((4, 2)),), "mask_image": Blank((4, 2), mask=True), "strength": 1}
+        found = blanks({"image": [file, RED], "mask_image": Picture(file.data, mask=True), "strength": 1})
+        assert found == {"image": (Blank((4, 2)),) * 2, "mask_image": Blank((4, 2), mask=True), "strength": 1}
+    assert blanks({"mask_image": Image.new("L", (2, 2))}) == {"mask_image": Blank((2, 2), mask=True)}
     told = opened(found)
-    assert [each.size for each in told["image"]] == [(4, 2)]  # type: ignore[attr-defined]
+    assert [each.size for each in told["image"]] == [(4, 2)] * 2  # type: ignore[attr-defined]
     assert np.asarray(told["mask_image"]).min() == 255
     assert digests(found) == {}
 

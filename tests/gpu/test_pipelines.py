@@ -117,14 +117,14 @@ def test_gradients_and_log_ratios_are_those_of_the_cpu(name: str, through: str, 
 )
 def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, device: torch.device) -> None:
     pipe, call = made("flux", device, "bf16", prompt="a cat", num_inference_steps=2, output_type="pt")
-    options = {"search": BestOfN(2), "reward": redder_left, "batch_size": 2, "seed": SEED}
-    before = pipe(**call, **options).images
+    call |= {"search": BestOfN(2), "reward": redder_left, "batch_size": 2, "seed": SEED}
+    before = pipe(**call).images
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             used = use_attention(pipe, backend)
         assert used == backend or any("stays with PyTorch's SDPA" in str(w.message) for w in said)
-        assert apart(pipe(**call, **options).images, before) < CLOSE["bf16"]
+        assert apart(pipe(**call).images, before) < CLOSE["bf16"]
     finally:
         use_attention(pipe)  # diffusers keeps the backend for the whole process
 
@@ -133,12 +133,12 @@ def test_attention_backends_make_the_same_images_or_say_why_not(backend: str, de
 def test_a_compiled_network_makes_the_same_images(device: torch.device) -> None:
     """By PyTorch's own compiler. tests/pipelines/test_compilation.py runs captured graphs on a CPU."""
     pipe, call = made("flux", device, prompt="a cat", num_inference_steps=3, output_type="pt")
-    options = {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": redder_left, "batch_size": 4, "seed": SEED}
+    call |= {"search": SeedPruning(4, (0.5,), steps=(1,)), "reward": redder_left, "batch_size": 4, "seed": SEED}
     torch._dynamo.reset()
     try:
-        before = pipe(**call, **options).images
+        before = pipe(**call).images
         compile_denoiser(pipe)
-        assert apart(pipe(**call, **options).images, before) < 1e-3
+        assert apart(pipe(**call).images, before) < 1e-3
     finally:
         torch._dynamo.reset()
 

@@ -6,6 +6,7 @@ import importlib
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,25 +70,19 @@ def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = outcome(engine(batch_size=8))
-    live = engine(batch_size=8)
-    predict, decode = live.denoiser.predict, live.denoiser.decode
+    expected, live = outcome(engine(batch_size=8)), engine(batch_size=8)
 
-    def cramped(call: Any, most: int) -> Any:
-        def wrapped(x: Any, *rest: Any) -> Any:
-            if len(x) > most:
-                raise torch.OutOfMemoryError("out of memory")
-            return call(x, *rest)
+    def cramp(name: str, most: int) -> None:
+        call = getattr(live.denoiser, name)
+        full = Mock(side_effect=torch.OutOfMemoryError)
+        monkeypatch.setattr(live.denoiser, name, lambda x, *rest: (call if len(x) <= most else full)(x, *rest))
 
-        return wrapped
-
-    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 3))
-    monkeypatch.setattr(live.denoiser, "decode", cramped(decode, 1))
+    cramp("predict", 3)
+    cramp("decode", 1)
     assert outcome(live) == expected
-    assert (live.batch_size, live.decode_batch_size) == (2, 1)
-    assert live.stats["out_of_memory"] == 5
+    assert (live.batch_size, live.decode_batch_size, live.stats["out_of_memory"]) == (2, 1, 5)
     assert live.denoiser.calls == live.nfe == expected[1]
-    monkeypatch.setattr(live.denoiser, "predict", cramped(predict, 0))
+    cramp("predict", 0)
     with pytest.raises(torch.OutOfMemoryError):
         outcome(live)
 
@@ -140,47 +135,25 @@ def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytes
 def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     live = engine(batch_size=4)
     decode = live.denoiser.decode
-
-    def broken(x0: Any) -> Any:
-        images = decode(x0)
-        images[0, 0] = float("nan")
-        return images
-
-    monkeypatch.setattr(live.denoiser, "decode", broken)
+    broken = torch.tensor([float("nan"), 0, 0, 0]).view(4, 1, 1, 1)  # the first of a batch
+    monkeypatch.setattr(live.denoiser, "decode", lambda x0: decode(x0) + broken[: len(x0)])
     (result,) = search(["a"], BestOfN(6), live, keep=6)
     assert sum(c.reward == c.reward for c in result.images) == 4
     assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)
 
 
-# --- benchmarks/videos_on_paper.py -----------------------------------------------------------------------------------
-
-
-ROOT = Path(__file__).parents[2]
-KIB = 1024
-
-
-@pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("videos_on_paper")
-
-
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_peak_is_what_lives_at_a_time(paper: Any, device: str) -> None:
+def test_the_peak_on_paper_is_what_lives_at_a_time(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """x is given (4 KiB); 8 channels take 8 KiB, their ReLU 8 more, and 4 channels 4 once the first are gone."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    paper, kib = importlib.import_module("videos_on_paper"), 1024
     with torch.device(device):
         x, inplace = torch.zeros(1, 4, 16, 16), nn.ReLU(inplace=True)
         wide, narrow = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
-        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * KIB
-        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * KIB
+        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * kib
+        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * kib
         assert paper.peak(lambda: x.view(4, 256).T[1:]) == 0
-        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * KIB
-        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * KIB
-
-
-def test_a_table_says_what_fits(paper: Any) -> None:
-    assert paper._wan_latent(paper.Size(9, 16, 32)) == (16, 3, 2, 4)
-    assert paper._ltx_latent(paper.Size(9, 64, 96)) == (128, 2, 2, 3)
+        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * kib
+        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * kib
     big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
-    assert (big.fit(big.row, 24), big.fit(big.decode, 24), big.fit(big.row, 8)) == (10, 3, 0)  # 0.85 x 24 - 10 GiB
-    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))
+    assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))  # rows and decodes in 0.85 x 24 - 10 GiB

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -24,38 +25,28 @@ class NVMLError(Exception):
     """As pynvml's."""
 
 
-class FakeNVML:
+class FakeNVML(SimpleNamespace):
     """Two boards; the second one is what CUDA sees. Power is constant, and the counter runs with `clock`."""
 
     def __init__(self, *refuse: str, watts: float = 300.0) -> None:
-        self.watts, self.refuse, self.now, self.open = watts, refuse, 100.0, 0
+        super().__init__(refuse=refuse, watts=watts, now=100.0, open=0, clock=lambda: self.now)
+        boards = {"GPU-0": 0, f"GPU-{UUID}": 1, "00000000:01:00.0": 0, "00000000:C1:00.0": 1}
+        self.nvmlInit = lambda: self.told("init", lambda: self.opened(1))
+        self.nvmlShutdown = lambda: self.opened(-1)
+        self.nvmlDeviceGetHandleByUUID = lambda uuid: self.told("uuid", lambda: boards[uuid])
+        self.nvmlDeviceGetHandleByPciBusId = lambda address: self.told("pci", lambda: boards[address])
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda board: self.told(
+            "energy", lambda: board * int(self.watts * self.now * 1e3)
+        )
+        self.nvmlDeviceGetPowerUsage = lambda board: self.told("power", lambda: board * int(self.watts * 1e3))
 
-    def clock(self) -> float:
-        return self.now
-
-    def _told(self, name: str, value: Any = None) -> Any:
+    def told(self, name: str, value: Callable[[], Any]) -> Any:
         if name in self.refuse:
             raise NVMLError(f"{name}: not supported")
-        return value
+        return value()
 
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._told("init")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return str(self._told("uuid", {"GPU-0": "board 0", f"GPU-{UUID}": "board 1"}[uuid]))
-
-    def nvmlDeviceGetHandleByPciBusId(self, address: str) -> str:  # noqa: N802
-        return str(self._told("pci", {"00000000:01:00.0": "board 0", "00000000:C1:00.0": "board 1"}[address]))
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        return int(self._told("energy", {"board 1": self.watts * self.now * 1e3}[handle]))
-
-    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
-        return int(self._told("power", {"board 1": self.watts * 1e3}[handle]))
+    def opened(self, more: int) -> None:
+        self.open += more
 
 
 @pytest.fixture
