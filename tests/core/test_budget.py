@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ttsnap import Budget, Cost, Grid
-from ttsnap.core import Move, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
+from ttsnap.core import Kind, Move, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
 from ttsnap.core.plans import finish_cost, resolve
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
@@ -90,6 +90,14 @@ def test_price_of_moves() -> None:
         assert resolve(move, particles, GRID, rewards).cost == cost
     assert finish_cost(4, True, GRID, 1) == Cost(5, 1, 1)
     assert finish_cost(10, False, GRID, 1) == Cost(0, 1, 1)
+
+
+def test_children_share_the_first_call() -> None:
+    unscored = table(fresh(1, 4, score=False)).view
+    plan = resolve(advance(unscored, [0, 0, 0], 6), unscored, GRID, 1)
+    assert plan.rows.kind.tolist() == [Kind.CONTINUE, Kind.BRANCH, Kind.BRANCH]
+    assert plan.costs["nfe"].tolist() == [1 + 2, 2, 2]  # the first pays what they share
+    assert plan.take(slice(2)).cost == Cost(1 + 2 * 2, 2, 2)
 
 
 def test_ledger_with_reserve_and_parent() -> None:
