@@ -125,10 +125,7 @@ def test_flops_and_seconds() -> None:
     assert Budget(flops=95).shortfall(Cost(9, 1, 1), price) == "96 FLOPs of 95"
     assert Budget(seconds=1).shortfall(Cost(11), price, seconds=True) == "1.1 seconds of 1"
     assert Budget(seconds=1).shortfall(Cost(11), price) is None
-    ledger = Ledger(Budget(nfe=20), price)
-    ledger.charge(Cost(9, 1, 1))
-    assert Spent(ledger.spent, ledger.price, "").forward_passes == 18
-    assert Spent(ledger.spent, ledger.price, "").flops == 96
+    assert Spent(Cost(9, 1, 1), price, "").forward_passes == 18
 
 
 def test_table_views_are_read_only_and_grow() -> None:
