@@ -18,8 +18,6 @@ from ttsnap.core import Need, Price, Rates, fresh, perturb
 
 from ..scripted import Played, Score, Scripted, noisy, ranked  # noqa: TID252
 
-# --- CoDe and SVDD ---------------------------------------------------------------------------------------------
-
 
 def code_by_hand(score: Score, n: int, streams: int, block: int, temperature: float, steps: int) -> Any:
     """Parents by uid, evaluations, and what was finished."""
@@ -65,9 +63,6 @@ def test_code_is_the_papers_loop(seed: int, temperature: float, n: int, streams:
     assert result.spent.nfe == calls
     assert np.flatnonzero(result.particles.finished).tolist() == finished
     assert result.particles.alive.sum() == len(finished)
-
-
-# --- RBF and verifier-threshold --------------------------------------------------------------------------------
 
 
 def rbf_by_hand(
@@ -167,9 +162,6 @@ def test_scoring_and_finishing_are_planned_for() -> None:
     engine.price = Price(Rates(1.0, 1.0, 1.0), estimates="preview")
     (result,) = search([""], RBF(1, 4), engine, "40flop")
     assert result.spent.flops == 8 + 11 * 2 + 9
-
-
-# --- Nested and TopNoises ---------------------------------------------------------------------------------------
 
 
 def test_top_noises() -> None:

@@ -61,7 +61,6 @@ def test_options_come_with_their_own_texts_and_sources() -> None:
     assert list(found) == ["n", "streams", "alpha"]
     assert (found["streams"].default, found["streams"].source) == (2, "as compared in arXiv 2503.19385")
     assert found["streams"].text.startswith("Particles")
-    assert found["streams"].text.endswith("for.")
     assert "exp(score / alpha)" in found["alpha"].text
     assert {o.name: o.default for o in options_of("funnel")}["shrink"] == 0.25
 

@@ -117,9 +117,6 @@ def test_noise_of_other_steps_and_other_samplers_is_not_near(engine: Any) -> Non
     assert Need.NEAR not in live.offers
 
 
-# --- the search --------------------------------------------------------------------------------------------------
-
-
 def known(seed: int, steps: int = 6) -> Scripted:
     return Scripted(noisy(seed, rise=0.0), steps)
 
@@ -167,9 +164,3 @@ def test_how_often_and_how_near_it_draws() -> None:
         engine = known(0, 8)
         search([""], EpsilonGreedy(12, 4, eps=eps), engine)
         assert [int((p.near >= 0).sum()) for p in engine.plans[1:-1]] == pivots * 7
-
-
-def test_it_fits_its_budget_and_survives_a_cut() -> None:
-    assert search([""], EpsilonGreedy(), known(0), "100nfe")[0].spent.nfe == 1 + 5 * 19
-    cut = search([""], EpsilonGreedy(20, streams=2), known(1), "40nfe")[0]
-    assert len(cut.trace) < 12  # it ends where nothing can be bought

@@ -146,12 +146,6 @@ def test_reservation_one_check_ahead(share: float) -> None:
             assert table[i, 0, 0] == pytest.approx(closed_form(0.0, 1.0, 5 * PRICES[i]), abs=0.02)
 
 
-def test_reservation_falls_with_price_and_rises_with_state(table: Any) -> None:
-    assert (np.diff(table, axis=0) <= 1e-9).all()
-    assert (np.diff(table[:, 1:], axis=2) >= -1e-9).all()
-    assert (np.diff(table[:-1, 0, 0]) < 0).all()
-
-
 def test_look_up_interpolates(table: Any) -> None:
     i, q = np.meshgrid(np.arange(len(PRICES) - 1), np.arange(len(STATES) - 1), indexing="ij")
     for j in range(4):

@@ -35,9 +35,6 @@ def finished(result: Any) -> list[int]:
     return np.flatnonzero(result.particles.finished).tolist()
 
 
-# --- search over paths -----------------------------------------------------------------------------------------
-
-
 def paths_by_hand(
     engine: Scripted, streams: int, n: int, start: int, back: int, ahead: int
 ) -> tuple[Any, list[int], int]:
@@ -82,9 +79,6 @@ def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
     assert len({c.reward for c in result.images}) == 5
 
 
-# --- zero-order ------------------------------------------------------------------------------------------------
-
-
 def climb_by_hand(engine: Scripted, n: int, rounds: int, check: int | None, keep: float, restart: bool) -> list[int]:
     """The pivots, one for each round."""
     born, pivots = 1, [0]
@@ -124,9 +118,6 @@ def test_zero_order_tries_fresh_noises_too() -> None:
         share = engine.plans[1].rows.share
         assert set(share.tolist()) <= {0.0, 0.9}
         assert low <= (share == 0).sum() <= high
-
-
-# --- best-first ------------------------------------------------------------------------------------------------
 
 
 def tree_by_hand(engine: Scripted, a: BestFirst, budget: int) -> tuple[list[tuple[int, int]], int]:
@@ -200,9 +191,6 @@ def test_best_first_is_its_pseudocode(seed: int) -> None:
     assert [x for u, x in enumerate(steps) if u not in closed] == [x for u, x in enumerate(nodes) if u not in closed]
     assert closed or result.spent.nfe == spent
     assert result.images
-
-
-# --- depth-first -----------------------------------------------------------------------------------------------
 
 
 def descent_by_hand(engine: Scripted, checks: list[int], least: list[float], back: int, tries: int) -> tuple[int, int]:

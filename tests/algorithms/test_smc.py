@@ -38,7 +38,6 @@ def test_weights_survive_any_size() -> None:
     assert normalised(nothing).tolist() == [0.25] * 4
     assert ess(nothing) == 4
     assert log_sum_exp(nothing) == -np.inf
-    assert normalised(np.array([1e4, -1e4, 1e4])).tolist() == [0.5, 0, 0.5]
 
 
 def test_temperature_stops_where_the_sample_thins() -> None:

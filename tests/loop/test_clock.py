@@ -51,26 +51,22 @@ class Slow(Counted):
         return x
 
 
-def made(speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode", batch: int = 16) -> LiveEngine:
+def made(speed: Speed = lambda now: 1.0, *, drafts: bool = False, kernel: str = "ode") -> LiveEngine:
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(4, 3, generator=generator)
     denoiser = Slow(means, torch.full((4,), 0.3), torch.tensor([0.1, 0.2, 0.3, 0.4]), steps=20)
     denoiser.speed = speed
     if drafts:
-        denoiser.drafts = SimpleNamespace(
-            calls=1, passes=1, guess=denoiser.guess, level=lambda step, calls: 0.5, start=None
-        )
-    live = LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=KERNELS[kernel](denoiser))
+        denoiser.drafts = SimpleNamespace(calls=1, passes=1, guess=denoiser.guess, level=lambda *_: 0.5, start=None)
+    live = LiveEngine(denoiser, [Brightness()], EngineOptions(16), kernel=KERNELS[kernel](denoiser))
     live._price = replace(live.price, seconds=RATES)
     return live
 
 
-def timed(
-    name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",), **options: Any
-) -> tuple[float, list[Result]]:
+def timed(name: str, budget: float, live: LiveEngine, prompts: Sequence[str] = ("a",)) -> tuple[float, list[Result]]:
     """The share of the time that was taken, and the results."""
     slow: Any = live.denoiser
-    results = search(prompts, make_algorithm(name, **options), live, f"{budget}s", clock=lambda: slow.now)
+    results = search(prompts, make_algorithm(name), live, f"{budget}s", clock=lambda: slow.now)
     return slow.now / (budget * len(prompts)), results
 
 
@@ -112,7 +108,6 @@ def test_whole_images_are_finished_where_the_machine_turns_slow() -> None:
     share, (result,) = timed("best-of-n", 6.0, made(lambda now: 1.0 if now < 1.5 else 2.0))
     assert share <= 1.1
     assert result.spent.finished >= 4  # 11 are under way, and there is time for 7
-    assert result.images
 
 
 def test_prompts_share_the_time() -> None:

@@ -76,9 +76,8 @@ def test_ledger_equals_counter(engine: Any, algorithm: Any, budget: str | None, 
 def test_what_features_take_is_priced(engine: Any) -> None:
     live = engine(features="pixels")
     live._price = None
-    one = search(["a"], BestOfN(4), live, keep=2, diversity=1.0)[0]
+    (one,) = search(["a"], BestOfN(4), live, keep=2, diversity=1.0)
     assert one.spent.to_json()["features"] == 4
-    assert "4 features" in str(one.spent)
     seconds = engine(features="pixels")
     assert seconds.calibrate().features == 2
     assert seconds.price.seconds.features > 0

@@ -99,15 +99,6 @@ def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on() -> None:
     assert 1 < result.spent.seeds < 10
 
 
-def test_a_refused_image_is_worth_nothing_and_an_estimate_what_it_is() -> None:
-    dry = Falling(2)
-    algorithm = make_algorithm("seed-pruning", n=4, keep=(0.75,), steps=(3,))
-    (result,) = search(["x"], algorithm, dry, gate=dry.gate)
-    assert result.particles.finished.tolist() == [True, True, True, False]
-    assert result.particles.refused.tolist() == [True, True, False, False]
-    assert result.particles.value([0, 1, 2, 3]).tolist() == [-np.inf, -np.inf, -2, -3]
-
-
 def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: Any) -> None:
     recorded = search(PROMPTS, KeepAll(20), engine(), seed=40)
     recording = Recording.from_results(recorded, engine().grid, ("brightness",))

@@ -85,7 +85,7 @@ budgets = st.one_of(
     broken=st.sampled_from([0.0, 0.2, 1.0]),
     prompts=st.integers(1, 3),
     frames=st.one_of(st.none(), st.tuples(st.integers(1, 6), st.integers(1, 4))),
-    after=st.one_of(st.none(), st.integers(0, 25)),
+    after=st.one_of(st.none(), st.integers(0, 9)),
 )
 def test_ledger_equals_counter_and_no_budget_is_exceeded(
     engine: Any, algorithm: Any, budget: Budget, shared: bool, batch: int, nan: float, broken: float, prompts: int,
@@ -152,14 +152,14 @@ def test_schedules_get_the_most_seeds_that_the_budget_pays_for() -> None:
     """By trying every number of seeds: caps of several kinds, survivors by the handful, where costs rise in jumps."""
     rng, price = np.random.default_rng(0), Price(Rates(1.0, 0.3, 0.1))
     dry = DryEngine(Grid(tuple(np.linspace(1, 0, 9).tolist())), ("r",), price=price)
-    for _ in range(4):
+    for _ in range(6):
         steps = tuple(sorted(rng.choice(8, 2, replace=False).tolist()))
         schedule = SeedPruning(None, tuple(rng.uniform(0.05, 1, 2).tolist()), steps=steps)
         costs = dry_costs(schedule, dry)
         for text in ("20nfe", "90nfe", "140flop", "60rewards", "25decodes,200nfe"):
             budget = Budget.parse(text)
-            affordable = [n for n in range(1, 41) if budget.shortfall(costs(n, budget), price) is None]
-            assert fit(schedule, dry, budget, most=40).n == max(affordable, default=1), (schedule, text)
+            affordable = [n for n in range(1, 21) if budget.shortfall(costs(n, budget), price) is None]
+            assert fit(schedule, dry, budget, most=20).n == max(affordable, default=1), (schedule, text)
     for nfe, most, n in ((50, 4096, 6), (50, 5, 5), (10_000, 48, 48), (10_000, 1, 1), (8, 64, 1), (520, 64, 64)):
         assert fit(BestOfN(), dry, Budget(nfe=nfe), most=most).n == n, (nfe, most)
 
@@ -201,13 +201,6 @@ def test_shared_budget_is_one_pot(engine: Any) -> None:
     assert sum(spent) == 120
     assert max(spent) > 40 > min(spent)
     assert all(r.images for r in results)
-
-
-def test_failed_reward_ranks_last_and_is_reported(engine: Any) -> None:
-    third = Fails("r", lambda call: call == 2, error=False)
-    (result,) = search(["a"], BestOfN(4), engine(rewards=[third], batch_size=1), keep=4)
-    assert [np.isnan(c.reward) for c in result.images] == [False, False, False, True]
-    assert f"seed {result.images[-1].seed}" in result.warnings[0]
 
 
 class Fails:
@@ -273,9 +266,14 @@ def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
     (lambda call: call % 2 == 1, 1, True),
 ])  # fmt: skip
 def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
-    results = search(PROMPTS, BestOfN(8), engine(rewards=[Fails("mine", when, error)], batch_size=batch), "64nfe")
-    assert all(r.images and r.spent.nfe == 64 for r in results)
+    live = engine(rewards=[Fails("mine", when, error)], batch_size=batch)
+    results = search(PROMPTS, BestOfN(8), live, "64nfe", keep=8)
     assert any("no score for particle" in w for r in results for w in r.warnings)
+    for result in results:
+        failed = [c.seed for c in result.images if np.isnan(c.reward)]
+        assert failed == [c.seed for c in result.images][8 - len(failed) :]  # ranked last
+        assert not failed or any(f"seed {seed}" in result.warnings[0] for seed in failed)
+        assert result.spent.nfe == 64
 
 
 def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:

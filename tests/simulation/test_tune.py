@@ -35,7 +35,6 @@ def planted(informative: int, prompts: int = 20, seeds: int = 40, **details: Any
 
 def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "SEARCHES", 200)
-    monkeypatch.setattr(tuning, "FINALISTS", 20)
     step, seed, recording, calls = 3, 1, planted(3), list[Any]()
     found = tune(recording, BUDGETS, trials=50, seed=seed, on_progress=lambda *a: calls.append(a))
     assert found.schedule.steps is not None
@@ -51,6 +50,7 @@ def test_the_planted_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for seen, expected in ((worth.schedule, mine), (worth.base, base), (worth.default, default)):
         np.testing.assert_array_equal(seen.rewards, expected.rewards)
     versus, other = compare(mine, base, rest), compare(default, base, rest)
+    assert lead(mine, mine, base) == pytest.approx((0, 0), abs=1e-9)  # paired
     assert (worth.omega, worth.error) == (versus.omega, versus.error)
     assert worth.omega > 2 * worth.error > 0
     assert worth.lead == pytest.approx(versus.omega - other.omega)
@@ -126,15 +126,6 @@ def test_a_schedule_that_wants_more_seeds_than_were_recorded_is_told() -> None:
     assert short_of_budget(few, given, BUDGETS) == Budget(nfe=160)
     assert short_of_budget(few, dataclasses.replace(schedule, n=1), ["40nfe", "160nfe"]) is None
     assert short_of_budget(few, schedule, ["40nfe"]) is None
-
-
-def test_the_lead_is_paired() -> None:
-    """The same curve twice has no lead and no error, however much prompts differ."""
-    recording = planted(5)
-    base = best_of_n_curve(recording, BUDGETS)
-    mine = curve(recording, SeedPruning(), BUDGETS, 20)
-    assert lead(mine, mine, base) == pytest.approx((0, 0), abs=1e-9)
-    assert compare(mine, base, recording).error > 1
 
 
 def test_all_rewards_of_a_recording_are_billed() -> None:
