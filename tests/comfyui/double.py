@@ -282,7 +282,8 @@ class Management(ModuleType):
         self.loads: list[float] = []
         self.interrupted, self.free = False, 10**9
         self.updates: list[tuple[Any, ...]] = []
-        """Of progress bars."""
+        """Of progress bars, which may hear that the user has cancelled, as on ComfyUI's server."""
+        self.bars_hear = True
 
     def load_models_gpu(self, models: list[Any], memory_required: float = 0) -> None:
         self.loads.append(memory_required)
