@@ -45,7 +45,7 @@ def finished() -> tuple[list[Any], outputs.Recorder]:
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) -> None:
+def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
     results, _ = finished
     written = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
     assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
@@ -65,6 +65,17 @@ def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) 
             assert off.mean() <= {"png": 0, "webp": 3, "mp4": 3}[ending]
     entry = json.loads((tmp_path / "trace.json").read_text())["results"][0]
     assert entry["images"][0]["file"] == written[0][0].name
+    Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
+    images, rewards = find_images(tmp_path), [Mean(), Motion()]
+    assert len(images) == 5
+    ranked = rank(images, ["x"] * 5, rewards, utility.make([1.0, 0.0]))
+    scores = {entry.path: entry.scores for entry in ranked}
+    for path, candidate in zip(written[0], results[0].images, strict=True):
+        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
+    assert ranked[-1].path.name == "white.jpg"
+    assert "reward 'motion' scores videos" in ranked[-1].error
+    assert find_prompts(written[0]) == [results[0].prompt] * 2
+    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
 
 
 @pytest.mark.parametrize("ending", ["webp", "png"])
@@ -174,23 +185,6 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
     with Image.open(tmp_path / "best.png") as large:
         assert large.height == 32 * outputs.TIMES
         assert large.width > 4 * 48 * outputs.TIMES
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
-    results, _ = finished
-    paths = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
-    Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
-    found = find_images(tmp_path)
-    assert len(found) == 5
-    ranked = rank(found[:4], find_prompts(found[:4]), [Mean(), Motion()], utility.make([1.0, 0.0]))
-    scores = {entry.path: entry.scores for entry in ranked}
-    for path, candidate in zip(paths[0], results[0].images, strict=True):
-        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
-    with_image = rank(found, ["x"] * 5, [Mean(), Motion()], utility.make("mean"))
-    assert with_image[-1].path.name == "white.jpg"
-    assert "reward 'motion' scores videos, and here images are made" in with_image[-1].error
-    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
 
 
 def test_no_video_is_the_source_of_an_edit(tmp_path: Path) -> None:
