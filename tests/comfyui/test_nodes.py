@@ -62,21 +62,15 @@ def linked(nodes: dict[str, Any]) -> dict[str, Any]:
 KEYS = [f"Ttsnap{name}" for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")]
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    return tmp_path.parent / f"{tmp_path.name}-outside"
-
-
 @pytest.mark.parametrize("key", KEYS)
-def test_no_link_imports_opens_or_asks_anything(
-    key: str, tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    named, nodes = planted(outside, monkeypatch), offered(tmp_path)
+def test_no_link_imports_opens_or_asks_anything(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, nodes = tmp_path / "outside", offered(tmp_path)
+    named = planted(outside, monkeypatch)
     assert list(nodes) == KEYS
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     good = hostile.given_to(nodes[key], linked(nodes))
     hostile.use(nodes[key].execute(**good).result)  # and what is imported late is there
-    with watched(tmp_path) as watch:
+    with watched(tmp_path / "inside") as watch:
         wrong = hostile.attack(nodes[key], good, hostile.carried(named, outside), watch)
     assert not wrong, "\n".join(wrong)
     assert MODULE not in sys.modules
@@ -192,12 +186,11 @@ def test_every_candidate_is_seen_and_the_budget_is_the_measure(tmp_path: Path, c
     assert max(sizes) <= 768
 
 
-def test_an_operator_offers_rewards_of_their_own_by_name(
-    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside"
     planted(outside, monkeypatch)
     rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric:model=m"}
-    with watched(tmp_path) as watch:
+    with watched(tmp_path / "inside") as watch:
         node = offered(tmp_path, rewards)["TtsnapReward"]
     assert not [seen for seen in watch.seen if MODULE in seen or "connect" in seen]
     names = next(one for one in node.define_schema().inputs if one.id == "name").options
