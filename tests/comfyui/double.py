@@ -109,7 +109,7 @@ Args = dict[str, Any]
 
 
 def _caller(model: Any, args: Args) -> Call:
-    return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)  # type: ignore[no-any-return]
+    return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)
 
 
 def _looped(advance: Callable[[Call, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Loop:
