@@ -109,7 +109,7 @@ Args = dict[str, Any]
 
 
 def _caller(model: Any, args: Args) -> Call:
-    return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)  # type: ignore[no-any-return]
+    return lambda x, sigma: model(x, sigma * x.new_ones([len(x)]), **args)
 
 
 def _looped(advance: Callable[[Call, Tensor, Tensor, Tensor, Tensor], Tensor]) -> Loop:
@@ -282,7 +282,8 @@ class Management(ModuleType):
         self.loads: list[float] = []
         self.interrupted, self.free = False, 10**9
         self.updates: list[tuple[Any, ...]] = []
-        """Of progress bars."""
+        """Of progress bars, which may hear that the user has cancelled, as on ComfyUI's server."""
+        self.bars_hear = True
 
     def load_models_gpu(self, models: list[Any], memory_required: float = 0) -> None:
         self.loads.append(memory_required)

@@ -97,7 +97,8 @@ def nodes_of_comfyui() -> Iterator[Management]:
 
         def update(*told: Any) -> None:
             management.updates.append(told)
-            management.throw_exception_if_processing_interrupted()
+            if management.bars_hear:
+                management.throw_exception_if_processing_interrupted()
 
         installed(patch, {
             "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, *_: latent},

@@ -62,21 +62,15 @@ def linked(nodes: dict[str, Any]) -> dict[str, Any]:
 KEYS = [f"Ttsnap{name}" for name in ("SearchSampler", "Reward", "RewardbyNode", "Budget", "Drafter", "PickBest")]
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    return tmp_path.parent / f"{tmp_path.name}-outside"
-
-
 @pytest.mark.parametrize("key", KEYS)
-def test_no_link_imports_opens_or_asks_anything(
-    key: str, tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    named, nodes = planted(outside, monkeypatch), offered(tmp_path)
+def test_no_link_imports_opens_or_asks_anything(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, nodes = tmp_path / "outside", offered(tmp_path)
+    named = planted(outside, monkeypatch)
     assert list(nodes) == KEYS
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     good = hostile.given_to(nodes[key], linked(nodes))
     hostile.use(nodes[key].execute(**good).result)  # and what is imported late is there
-    with watched(tmp_path) as watch:
+    with watched(tmp_path / "inside") as watch:
         wrong = hostile.attack(nodes[key], good, hostile.carried(named, outside), watch)
     assert not wrong, "\n".join(wrong)
     assert MODULE not in sys.modules
@@ -164,8 +158,10 @@ def cancelled(node: Any, links: dict[str, Any], on_call: Callable[[Any], None], 
 
 
 @CANCELS
-def test_cancelling_leaves_no_thread_and_no_flag(returns: bool, times: int, tmp_path: Path) -> None:
-    nodes = offered(tmp_path)
+def test_cancelling_leaves_no_thread_and_no_flag(
+    returns: bool, times: int, tmp_path: Path, comfyui: double.Management
+) -> None:
+    nodes, comfyui.bars_hear = offered(tmp_path), times > 1  # a search asks by itself, too
     links = linked(nodes) | {"TTSNAP_BUDGET": Budget(images=8), "TTSNAP_DRAFTER": None}
 
     def on_call(cancel: Callable[[], None]) -> None:
@@ -183,18 +179,18 @@ def test_every_candidate_is_seen_and_the_budget_is_the_measure(tmp_path: Path, c
     done, whole, pictures = zip(*comfyui.updates, strict=True)
     assert set(whole) == {64}
     assert list(done) == sorted(done)
+    assert len({*done}) > 8  # as it goes on, not as it is planned
     assert done[-1] > 50
     sizes = [max(shown[1].size) for shown in pictures if shown]
     assert sizes
     assert max(sizes) <= 768
 
 
-def test_an_operator_offers_rewards_of_their_own_by_name(
-    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside"
     planted(outside, monkeypatch)
     rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric:model=m"}
-    with watched(tmp_path) as watch:
+    with watched(tmp_path / "inside") as watch:
         node = offered(tmp_path, rewards)["TtsnapReward"]
     assert not [seen for seen in watch.seen if MODULE in seen or "connect" in seen]
     names = next(one for one in node.define_schema().inputs if one.id == "name").options

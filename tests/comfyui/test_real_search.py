@@ -17,7 +17,6 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.sampler import SamplerOptions
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
 pytestmark = pytest.mark.usefixtures("comfy", "inference")
@@ -111,11 +110,6 @@ def test_the_winner_is_the_stock_samplers_image_with_every_sampler(model: Any, c
             wrong[name] = difference
     assert wrong == {}
     assert threading.active_count() == threads
-
-
-def test_ttsnaps_ode_is_comfyuis_euler(model: Any) -> None:
-    found = searching(model, wanted(sampler=SamplerOptions("ode"))).run()
-    assert apart(stock(model, found.result.best.seed), found.latents) < 1e-3
 
 
 def half_masked() -> dict[str, Tensor]:

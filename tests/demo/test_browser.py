@@ -33,9 +33,9 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: message.type != "error" or troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(own) or troubles.append(request.url))
+        page.on("console", lambda message: troubles.append(message.text if message.type == "error" else ""))
+        page.on("pageerror", lambda error: troubles.append(str(error) or "an error"))
+        page.on("request", lambda request: troubles.append("" if request.url.startswith(own) else request.url))
         page.goto(server[0])
         page.wait_for_selector("#search")
         return page
@@ -43,7 +43,7 @@ def visit(browser: Any, server: tuple[str, Path]) -> Iterator[Opener]:
     yield visit
     for context in contexts:
         context.close()
-    assert not troubles
+    assert not any(troubles), troubles
 
 
 def choose(page: Any, budget: str, steps: int = 10) -> None:

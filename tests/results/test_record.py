@@ -30,14 +30,14 @@ PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def forged(folder: Path, **values: Any) -> Path:
-    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report."""
+def forged(folder: Path, text: str | None = None, **values: Any) -> Path:
+    """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in its place."""
     found: Any = copy.deepcopy(PLAIN)
     for name, value in values.items():
         inner, _, key = name.rpartition("__")
         (found[inner] if inner else found)[key] = value
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap", json.dumps(found))
+    info.add_itxt("ttsnap", text or json.dumps(found))
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (32, 32)).save(folder / "theirs.png", pnginfo=info)
     return folder / "theirs.png"
@@ -64,6 +64,23 @@ def test_what_a_picture_may_not_say_is_refused_by_name(values: dict[str, Any], t
         read_record(forged(tmp_path, **values))
     for name, value in values.items():
         assert any(part in str(caught.value) for part in (name.rpartition("__")[2], *str(value).split(":")))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.write_bytes(b"no image"), "as an image"),
+        (lambda p: Image.new("RGB", (2, 2)).save(p), "no ttsnap metadata"),
+        (lambda p: forged(p.parent, "{"), "damaged"),
+        (lambda p: forged(p.parent, "[1]"), "lacks"),
+        (lambda p: forged(p.parent, '{"prompt": "a"}'), "'call', 'kernel', 'model', 'sampler', 'search', 'seed'"),
+        (lambda p: None, "no such image"),
+    ],
+)
+def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "theirs.png")
+    with pytest.raises(ValueError, match=message):
+        read_record(tmp_path / "theirs.png")
 
 
 def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:

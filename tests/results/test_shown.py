@@ -1,4 +1,4 @@
-"""What people see of a result: one line, a page in notebooks, and images that know how they were made."""
+"""What people get of a result: a line, a page in notebooks, files, and images that know how they were made."""
 
 from __future__ import annotations
 
@@ -33,15 +33,25 @@ from ttsnap.pipelines.output import with_thumbnails
 from ttsnap.pipelines.record import record_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.results.media import png_info, still, to_uint8
-from ttsnap.results.outputs import Recorder, save_made, thumbnail
+from ttsnap.results.outputs import Recorder, save_made, thumbnail, write_results
 from ttsnap.results.record import FoundImage, SearchRecord, read_record
+from ttsnap.rewards.reward_model import FunctionReward
+
+CALL = {"num_inference_steps": 8, "guidance_scale": 4.0, "negative_prompt": "fog"}
+RECORD = SearchRecord("toy, v1", "Ode", CALL, SamplerOptions(), "seed-pruning", {}, "60nfe")
 
 
 @pytest.fixture(scope="module")
-def found() -> Any:
-    """Two prompts with two images each, of the embedded model."""
-    pipe = load()
-    pipe.set_progress_bar_config(disable=True)
+def pipe() -> Any:
+    """The embedded model."""
+    loaded = load()
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def found(pipe: Any) -> Any:
+    """Two prompts with two images each."""
     call = {**defaults(), "num_inference_steps": 4, "negative_prompt": ["a blue cross", "a red cross"]}
     how = {"search": "seed-pruning", "reward": "scenes", "budget": "16nfe", "num_images_per_prompt": 2, "seed": 5}
     return pipe(["a red circle", "a green square"], **how, **call)
@@ -57,16 +67,13 @@ def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: An
     results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=2)
     for result in results:
         line = repr(result)
-        assert "\n" not in line
         assert len(line) < 200
         assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
         assert f"{result.spent.nfe} NFE, 6 seeds" in line
         assert "tensor" not in repr(result.images)
     assert repr(results[0]).startswith("Result('a': ")
-    line = repr(found)
-    assert line.startswith("SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': ")
-    assert "\n" not in line
-    assert "tensor" not in line
+    assert repr(found).startswith("SearchStableDiffusion3PipelineOutput(4 images, search=[Result('a red circle': ")
+    assert not re.search("\n|tensor", repr(results) + repr(found))
 
 
 def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., Any]) -> None:
@@ -93,6 +100,7 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
         assert picture.info["parameters"].startswith(f"{result.prompt}\nNegative prompt: a ")
         assert f"Seed: {payload['seed']}, Size: 32x32, Model: embedded" in picture.info["parameters"]
     path = tmp_path / "saved.png"
+    assert not png_info(Image.new("RGB", (2, 2))).chunks
     found.images[2].save(path, pnginfo=png_info(found.images[2]))
     assert read_record(path).to_json() == json.loads(found.images[2].info["ttsnap"])
     assert main(["replay", str(path)]) == 0
@@ -111,8 +119,10 @@ NESTED = [
 
 
 @pytest.mark.parametrize("asked", NESTED)
-def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(asked: Any, tmp_path: Path) -> None:
-    record = told(load(), asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
+def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(
+    asked: Any, pipe: Any, tmp_path: Path
+) -> None:
+    record = told(pipe, asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
     save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0)))
     found = read_record(tmp_path / "x.png")
     assert make_algorithm(found.algorithm, **(found.options or {})) == make_algorithm(asked)
@@ -124,8 +134,8 @@ def told(pipe: Any, search: Any, sampler: SamplerOptions, call: dict[str, Any], 
     return record_of(pipe, prepare(asked, ModelDefaults()), ["brightness"])
 
 
-def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, sampler = load(), SamplerOptions(kernel=object())
+def test_what_is_not_plain_is_left_out_or_named(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = SamplerOptions(kernel=object())
     call = {"guidance_scale": 2.0, "callback": print, "latents": np.zeros(3)}
     found = told(pipe, SeedPruning(4, (0.5,), steps=(2,)), sampler, call, Budget(nfe=3))
     assert found.call == {"guidance_scale": 2.0}
@@ -142,12 +152,6 @@ def test_what_is_not_plain_is_left_out_or_named(monkeypatch: pytest.MonkeyPatch)
     json.dumps(found.to_json())
 
 
-def test_a_picture_without_origin_has_nothing_to_write(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (2, 2))
-    picture.save(tmp_path / "x.png", pnginfo=png_info(picture))
-    assert not Image.open(tmp_path / "x.png").info
-
-
 def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
     y, x = np.mgrid[0:1024, 0:768] / 1024
     image = np.stack([x, y, np.sin(6 * x) ** 2])
@@ -162,3 +166,39 @@ def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) ->
     flags = [False, False, False, True, False, False]
     assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [True, False, True]
     assert all(r.thumbnails for r in with_thumbnails(results, seen, None))
+
+
+def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
+    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), keep=2)
+    written = write_results(tmp_path, results, RECORD)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
+    assert len(names) == 3 + 4
+    best, path = results[1].best, written[1][0]
+    assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
+    told = read_record(path)
+    assert (told.call, told.image.seed, told.image.reward) == (CALL, best.seed, pytest.approx(best.reward))
+    text = Image.open(path).info["parameters"]
+    assert text.splitlines()[:2] == ["b: c/d", "Negative prompt: fog"]
+    assert f'Steps: 8, Sampler: Ode, CFG scale: 4.0, Seed: {best.seed}, Size: 1x1, Model: "toy, v1"' in text
+    assert np.array_equal(np.asarray(Image.open(path)), to_uint8(best.image))
+    entry = json.loads((tmp_path / "trace.json").read_text())["results"][1]
+    assert sum(m["cost"]["nfe"] for m in entry["moves"]) == entry["spent"]["nfe"] == results[1].spent.nfe
+    assert entry["images"][0]["file"] == path.name
+
+
+def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
+    """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
+    calls: list[int] = []
+
+    def breaks_down(images: Any, prompts: Any) -> Any:
+        calls.append(len(images))
+        return images.mean((1, 2, 3)) if len(calls) == 1 else [float("nan")] * len(images)
+
+    reward = FunctionReward(breaks_down, "mine")
+    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2)
+    (paths,) = write_results(tmp_path, results, RECORD)
+    assert len(paths) == 2
+    assert read_record(paths[0]).image.reward is None
+    assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
+    assert "no image has a score: which of them is the best is not known" in results[0].warnings

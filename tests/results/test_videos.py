@@ -45,7 +45,7 @@ def finished() -> tuple[list[Any], outputs.Recorder]:
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) -> None:
+def test_what_is_written_comes_back_and_is_ranked_by_its_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
     results, _ = finished
     written = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
     assert {"trace.json", "000-a-bear-dances-sheet.png", "001-b-c-d-sheet.png"} < {p.name for p in tmp_path.iterdir()}
@@ -65,6 +65,17 @@ def test_what_is_written_comes_back(finished: Any, tmp_path: Path, ending: Any) 
             assert off.mean() <= {"png": 0, "webp": 3, "mp4": 3}[ending]
     entry = json.loads((tmp_path / "trace.json").read_text())["results"][0]
     assert entry["images"][0]["file"] == written[0][0].name
+    Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
+    images, rewards = find_images(tmp_path), [Mean(), Motion()]
+    assert len(images) == 5
+    ranked = rank(images, ["x"] * 5, rewards, utility.make([1.0, 0.0]))
+    scores = {entry.path: entry.scores for entry in ranked}
+    for path, candidate in zip(written[0], results[0].images, strict=True):
+        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
+    assert ranked[-1].path.name == "white.jpg"
+    assert "reward 'motion' scores videos" in ranked[-1].error
+    assert find_prompts(written[0]) == [results[0].prompt] * 2
+    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
 
 
 @pytest.mark.parametrize("ending", ["webp", "png"])
@@ -89,10 +100,8 @@ def test_an_mp4_is_one_that_players_read_with_its_sound(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128)]
     wave = 0.5 * np.sin(2 * np.pi * 500 * np.arange(8000) / 16000).astype(np.float32)
-    sound, frames = (
-        Sound(np.stack([wave, np.zeros_like(wave)]), 16000),
-        [Image.new("RGB", (33, 18), c) for c in colours],
-    )
+    sound = Sound(np.stack([wave, np.zeros_like(wave)]), 16000)
+    frames = [Image.new("RGB", (33, 18), colour) for colour in colours]
     save_video(path := tmp_path / "a.mp4", frames, fps=23.976, sound=sound)
     with av.open(str(path)) as container:
         (stream,), (heard,) = container.streams.video, container.streams.audio
@@ -138,15 +147,6 @@ def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_says_it_is_huge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_video(path := tmp_path / "a.png", pictures())
-    for name, most in (("FRAMES", 2), ("ALL_PIXELS", 100)):
-        with monkeypatch.context() as patched:
-            patched.setattr(f"ttsnap.files.pictures.{name}", most)
-            with pytest.raises(ValueError, match="3 frames of 8 x 8"):
-                video_pixels(path.read_bytes(), "x", READ)
-
-
 def test_infotext_of_other_tools_is_found_in_jpegs(tmp_path: Path) -> None:
     exif = exif_with({"parameters": "a cat\nSteps: 20"})
     Image.new("RGB", (8, 8)).save(path := tmp_path / "a.jpg", exif=exif)
@@ -176,23 +176,6 @@ def test_sheets_and_pages_show_frames(finished: Any, tmp_path: Path) -> None:
         assert large.width > 4 * 48 * outputs.TIMES
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_folders_of_videos_are_ranked_by_their_frames(finished: Any, tmp_path: Path, ending: Any) -> None:
-    results, _ = finished
-    paths = outputs.write_results(tmp_path, results, RECORD, VideoOptions(8.0, ending))
-    Image.new("RGB", (48, 32), "white").save(tmp_path / "white.jpg")
-    found = find_images(tmp_path)
-    assert len(found) == 5
-    ranked = rank(found[:4], find_prompts(found[:4]), [Mean(), Motion()], utility.make([1.0, 0.0]))
-    scores = {entry.path: entry.scores for entry in ranked}
-    for path, candidate in zip(paths[0], results[0].images, strict=True):
-        assert scores[path] == pytest.approx(list(candidate.scores.values()), abs=2e-3 if ending == "png" else 0.02)
-    with_image = rank(found, ["x"] * 5, [Mean(), Motion()], utility.make("mean"))
-    assert with_image[-1].path.name == "white.jpg"
-    assert "reward 'motion' scores videos, and here images are made" in with_image[-1].error
-    assert all(path.stat().st_size > 0 for path in write_ranking(tmp_path / "ranked", ranked, ["mean", "motion"]))
-
-
 def test_no_video_is_the_source_of_an_edit(tmp_path: Path) -> None:
     save_video(path := tmp_path / "a.webp", pictures())
     with pytest.raises(ValueError, match=r"--source .*a\.webp"):
@@ -214,6 +197,10 @@ def test_a_video_is_decoded_as_far_as_its_limit(make: Any, monkeypatch: pytest.M
     data = make(40, 256)
     pixels = video_pixels(data, "x", READ)
     assert pixels.shape == (40, 256, 256, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr("ttsnap.files.pictures.FRAMES", 39)
+        with pytest.raises(ValueError, match="256 x 256"):
+            video_pixels(data, "x", READ)
     monkeypatch.setattr("ttsnap.files.pictures.ALL_PIXELS", 10 * 256 * 256)
     tracemalloc.start()
     with pytest.raises(ValueError, match="256 x 256"):
