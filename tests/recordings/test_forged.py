@@ -17,6 +17,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.files.writing import LOCK, locked, part_of, write_whole
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
 from ttsnap.recordings.header import Header
+from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 
@@ -110,6 +111,13 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
             with pytest.raises(ValueError, match=said):
                 reader(folder)
         assert unit.read_bytes() == forged
+
+
+@pytest.mark.parametrize("numbers", [np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan)])
+def test_kept_numbers_that_do_not_fit_are_damaged(numbers: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(packed(numbers, "targets", {}))
+    with pytest.raises(ValueError, match="at most 4 finite numbers; remove it, and the targets"):
+        KeptNumbers(tmp_path / "x", "targets", {}, 4)
 
 
 @pytest.mark.parametrize("last", ["ours", "theirs"])

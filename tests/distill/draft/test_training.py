@@ -87,13 +87,13 @@ def student_of(config: DraftConfig) -> DraftStudent:
 
 
 def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tensor:
-    """Of the first step."""
+    """Of the first step; and its loss."""
     config = config_of(training={"parts": parts, "second": 0.5, "batch": 8})
     student, found = student_of(config), list[Tensor]()
     still = torch.optim.SGD(student.parameters.values(), lr=0.0)
     still.register_step_post_hook(lambda *_: found.extend(p.grad.flatten() for p in student.parameters.values()))
     loop = Loop(Weights(student.parameters), still, Path(), {}, 1, 0.0, 0.0, 1, member, parts=parts)
-    loop.step(training.losses(student, data, 0, config.training, member))
+    found.append(torch.tensor([loop.step(training.losses(student, data, 0, config.training, member))]))
     return torch.cat(found)
 
 
