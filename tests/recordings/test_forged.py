@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,33 +119,21 @@ def test_kept_numbers_that_do_not_fit_are_damaged(numbers: np.ndarray, tmp_path:
         KeptNumbers(tmp_path / "x", "targets", {}, 4)
 
 
-@pytest.mark.parametrize("last", ["ours", "theirs"])
-def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, last: str) -> None:
+@pytest.mark.parametrize("ended", [True, False])
+def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended: bool) -> None:
     """The other one begins while we write, and ends before us or after."""
     path = tmp_path / "x.json"
-    begun, go = threading.Event(), threading.Event()
 
-    def theirs(file: BinaryIO) -> None:
-        begun.set()
-        assert go.wait(20)
-        file.write(b"theirs")
-
-    other = threading.Thread(target=write_whole, args=(path, theirs))
-
-    def ours(file: BinaryIO) -> None:
-        other.start()
-        assert begun.wait(20)
-        if last == "ours":
-            go.set()
-            other.join()
-        file.write(b"ours")
+    def meanwhile(file: BinaryIO) -> None:
+        part_of(path).unlink()
+        part_of(path).write_bytes(b"theirs")
+        if ended:
+            part_of(path).rename(path)
 
     with pytest.raises(OSError, match="another process writes"):
-        write_whole(path, ours)
-    go.set()
-    other.join()
-    assert path.read_text() == "theirs"
-    assert list(tmp_path.iterdir()) == [path]
+        write_whole(path, meanwhile)
+    (there,) = tmp_path.iterdir()
+    assert (there, there.read_bytes()) == (path if ended else part_of(path), b"theirs")
 
 
 @pytest.mark.parametrize("begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)])
