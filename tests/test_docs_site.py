@@ -74,20 +74,6 @@ def test_dark_plots_keep_hues_and_turn_lightness_round(dark: Any, picture: Any) 
     assert dark.darken_of("sheet.png", "index", picture) is dark.dark_sheet
 
 
-def test_dark_sheets_keep_pictures_and_fade_dropped_ones_to_the_background(dark: Any, picture: Any) -> None:
-    (y, x), (down, _), side = dark.FIRST, dark.PITCH, dark.CELL
-    paper = np.full((y + 2 * down, x + 110, 3), 255, np.uint8)
-    whole, dropped = (slice(y, y + side), slice(x, x + side)), (slice(y + down, y + down + side), slice(x, x + side))
-    picture = np.resize(picture, (side, side, 3))
-    paper[whole] = picture
-    paper[dropped] = (picture * (1 - dark.FADED) + 255 * dark.FADED).round()
-    found = dark.dark_sheet(paper)
-    np.testing.assert_array_equal(found[whole], picture)
-    expected = picture * (1 - dark.FADED) + dark.BACKGROUND * dark.FADED
-    assert np.abs(found[dropped] - expected).max() <= 1
-    assert found[0, 0].tolist() == dark.BACKGROUND.tolist()
-
-
 def test_options_in_docstrings_become_a_list(extension: Any) -> None:
     listed = extension("plain_docstrings").listed
     block = ["n: seeds; None for", "    as many as fit.", "keep: shares."]

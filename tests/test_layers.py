@@ -1,9 +1,10 @@
-"""Who may import whom, and that the light rooms stay light. docs/architecture.md shows the same as a picture."""
+"""Who may import whom, and that light rooms stay light (docs/architecture.md shows it), and so the fast tests."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import pytest
 import ttsnap
 from scripts import imports
 from scripts.imports import APART, arrows, circles, imported, modules, named, room_of, tree_of
+from tests.conftest import SYSTEM, TESTS, is_system
 
 MAY_IMPORT = {room: set(others.split()) for room, others in {
     "files": "core",
@@ -127,3 +129,18 @@ def test_every_folder_with_code_is_installed() -> None:
     listed = set(project["tool"]["setuptools"]["packages"])
     found = {module if path.stem == "__init__" else module.rpartition(".")[0] for module, path in MODULES.items()}
     assert found <= listed, f"list {sorted(found - listed)} in pyproject.toml"
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_what_is_named_as_of_the_other_tier_is_there(name: str) -> None:
+    file, _, test = name.partition("::")
+    assert (TESTS / file).exists()
+    assert not test or f"def {test}(" in (TESTS / file).read_text(encoding="utf-8")
+
+
+def test_the_fast_tier_imports_no_browser_server_or_ray() -> None:
+    heavy = {"gradio", "gradio_client", "nbclient", "playwright", "ray", "sphinx", "uvicorn"}
+    for path in TESTS.rglob("test_*.py"):
+        if not is_system(path):
+            names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.M)
+            assert not set(names) & heavy, path

@@ -340,6 +340,17 @@ def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
     np.testing.assert_allclose(target[1], plan.targets[group.prompt][list(group.seeds)], rtol=1e-6)
 
 
+def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path: Path) -> None:
+    levels, own = [0.25, 0.5, 0.75, 1.0], {"kind": f"{TinyStudent.__module__}:TinyStudent"}
+    config = make(recording, steps_per_level=2, checkpoint_every=0, student=own)
+    with calls(Weights, "follow", fails=6), pytest.raises(KeyboardInterrupt):
+        distill(config, tmp_path / "out")
+    for out in ("out", "whole"):
+        with calls(TinyStudent, "begin_stage") as told:
+            distill(config, tmp_path / out)
+        assert [level for _, level in told] == levels
+
+
 @pytest.mark.parametrize("changes", [
     {"order": "uniform", "schedule": "cosine"},
     {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.files.writing import LOCK, locked, part_of, write_whole
 from ttsnap.recordings.folder import OpenRecording, load_recording, packed, progress, save_recording
 from ttsnap.recordings.header import Header
+from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.recordings.replay import Recording
 from ttsnap.recordings.shards import Shard, ShardWriter, read_shard
 
@@ -112,33 +112,28 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
         assert unit.read_bytes() == forged
 
 
-@pytest.mark.parametrize("last", ["ours", "theirs"])
-def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, last: str) -> None:
+@pytest.mark.parametrize("numbers", [np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan)])
+def test_kept_numbers_that_do_not_fit_are_damaged(numbers: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(packed(numbers, "targets", {}))
+    with pytest.raises(ValueError, match="at most 4 finite numbers; remove it, and the targets"):
+        KeptNumbers(tmp_path / "x", "targets", {}, 4)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_of_two_processes_that_write_one_file_one_is_told(tmp_path: Path, ended: bool) -> None:
     """The other one begins while we write, and ends before us or after."""
     path = tmp_path / "x.json"
-    begun, go = threading.Event(), threading.Event()
 
-    def theirs(file: BinaryIO) -> None:
-        begun.set()
-        assert go.wait(20)
-        file.write(b"theirs")
-
-    other = threading.Thread(target=write_whole, args=(path, theirs))
-
-    def ours(file: BinaryIO) -> None:
-        other.start()
-        assert begun.wait(20)
-        if last == "ours":
-            go.set()
-            other.join()
-        file.write(b"ours")
+    def meanwhile(file: BinaryIO) -> None:
+        part_of(path).unlink()
+        part_of(path).write_bytes(b"theirs")
+        if ended:
+            part_of(path).rename(path)
 
     with pytest.raises(OSError, match="another process writes"):
-        write_whole(path, ours)
-    go.set()
-    other.join()
-    assert path.read_text() == "theirs"
-    assert list(tmp_path.iterdir()) == [path]
+        write_whole(path, meanwhile)
+    (there,) = tmp_path.iterdir()
+    assert (there, there.read_bytes()) == (path if ended else part_of(path), b"theirs")
 
 
 @pytest.mark.parametrize("begin", [lambda at: OpenBench(at, {}), lambda at: OpenRecording(at, HEADER)])

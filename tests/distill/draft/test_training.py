@@ -17,7 +17,7 @@ from ttsnap.distill.draft.student import DraftStudent, start_from
 from ttsnap.distill.draft.train import draw, loss, second_calls
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.processes import ALONE, Member
-from ttsnap.distill.training import Loop, Weights
+from ttsnap.distill.training import Loop, Weights, read_metrics
 from ttsnap.sampling.interpolants import VP, Linear
 
 from ..kills import calls  # noqa: TID252
@@ -87,13 +87,13 @@ def student_of(config: DraftConfig) -> DraftStudent:
 
 
 def gradient(data: Trajectories, parts: int = 1, member: Member = ALONE) -> Tensor:
-    """Of the first step."""
+    """Of the first step; and its loss."""
     config = config_of(training={"parts": parts, "second": 0.5, "batch": 8})
     student, found = student_of(config), list[Tensor]()
     still = torch.optim.SGD(student.parameters.values(), lr=0.0)
     still.register_step_post_hook(lambda *_: found.extend(p.grad.flatten() for p in student.parameters.values()))
     loop = Loop(Weights(student.parameters), still, Path(), {}, 1, 0.0, 0.0, 1, member, parts=parts)
-    loop.step(training.losses(student, data, 0, config.training, member))
+    found.append(torch.tensor([loop.step(training.losses(student, data, 0, config.training, member))]))
     return torch.cat(found)
 
 
@@ -130,6 +130,7 @@ def test_training_that_was_stopped_ends_with_the_same_bits(data: Trajectories, t
         return {name: p.detach().clone() for name, p in student.parameters.items()}
 
     whole = trained(tmp_path / "whole")
+    assert [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")] == [2, 4]
     with calls(training, "losses", fails=4), pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts")
     torch.rand(5)  # whatever else was drawn in the meantime

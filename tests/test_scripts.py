@@ -1,4 +1,4 @@
-"""Versions and the changelog agree, and scripts/release.py keeps them so."""
+"""What scripts keep as it should be: versions and the changelog, the pack for ComfyUI, pictures of searches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ttsnap.algorithms.catalogue import ALGORITHMS
 from ttsnap.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def release(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+@pytest.fixture
+def release() -> Any:
     return importlib.import_module("release")
 
 
@@ -62,8 +67,14 @@ def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) 
         release.filled("", "1.2.3", "someone/ttsnap", "some-one")
 
 
-def test_the_icon_is_what_its_script_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+def test_the_icon_is_what_its_script_draws() -> None:
     drawing = importlib.import_module("draw_icon")
     with Image.open(drawing.ICON) as kept:
         assert np.abs(np.asarray(kept, int) - np.asarray(drawing.drawn(), int)).max() <= 8
+
+
+def test_each_group_of_the_catalogue_is_drawn() -> None:
+    drawing = importlib.import_module("draw_searches")
+    groups = {entry.group for entry in ALGORITHMS.values()} - {"study"}
+    assert set(drawing.GROUPS) == groups == {path.stem for path in (ROOT / "docs" / "searches").glob("*.png")}
+    assert all(ALGORITHMS[p.algorithm["name"]].group == g for g, panels in drawing.GROUPS.items() for p in panels)
