@@ -20,8 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ttsnap.cli import main
 from ttsnap.distill.config import DistillConfig
@@ -341,22 +339,3 @@ def test_a_forked_process_asks_as_well() -> None:
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["scores", "error"]), inner),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from([200, 500]), st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_reply_is_two_scores_or_an_error(monkeypatch: pytest.MonkeyPatch, status: int, text: bytes) -> None:
-    async def exchange(reward: HttpReward, data: bytes | None, most: int) -> tuple[int, bytes]:
-        return (status, text) if data else (200, b'{"name": "x"}')
-
-    monkeypatch.setattr(HttpReward, "_exchange", exchange)
-    scores, reason = score_images(HttpReward("http://x"), IMAGES[:2], PROMPTS[:2], torch.zeros(2), "x")
-    assert scores.shape == (2,)
-    assert reason is None or reason.startswith("x: RuntimeError: http://x ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.cover import each_once
-from tests.reward_models.published import load
+from tests.reward_models.published import Bases, load
 from tests.reward_models.test_noise_aware import LEVELS, PROMPTS, pictures, shake, student
 from ttsnap.reward_models import make_reward
 from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, export
 from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.scorer import Scorer
 
-Bases = Callable[[str], Scorer]
 NAMES = ("hpsv2", "pickscore", "imagereward")
 
 

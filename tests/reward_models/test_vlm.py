@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.vqa import VQAScore
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
-from .published import GOLDEN, as_tensor, known, write_vlm
+from .published import GOLDEN, Bases, as_tensor, known, write_vlm
 
 PROMPTS = list(tiny_vlm.PROMPTS)
 
@@ -32,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_vlm(tmp_path_factory.mktemp("hpsv3"), "hpsv3")
 
 
-def test_each_criterion_of_a_video(published: Callable[[str], Any]) -> None:
+def test_each_criterion_of_a_video(published: Bases) -> None:
     reward, video = published("video_align"), known("video_align")[0].pixels
     with torch.no_grad():
         found = reward.criteria(reward._ask(0, reward.show(video, None), PROMPTS[:1]))
@@ -42,7 +41,7 @@ def test_each_criterion_of_a_video(published: Callable[[str], Any]) -> None:
     torch.testing.assert_close(reward.criteria(torch.arange(9.0).view(1, 3, 3)), expected[None])
 
 
-def test_what_is_needed_is_asked_for(published: Callable[[str], Any]) -> None:
+def test_what_is_needed_is_asked_for(published: Bases) -> None:
     hps, edit, video = (published(name) for name in ("hpsv3", "edit_reward", "video_align"))
     images, prompts = torch.rand(2, 3, 40, 52), PROMPTS[:2]
     assert (hps.needs, edit.needs, video.needs) == (set(), {"source"}, {"video"})
@@ -61,7 +60,7 @@ def test_what_is_needed_is_asked_for(published: Callable[[str], Any]) -> None:
                 ask([f"a cat {token}"])
 
 
-def test_gradients_of_the_image(published: Callable[[str], Any]) -> None:
+def test_gradients_of_the_image(published: Bases) -> None:
     reward = published("hpsv3")
     images = torch.rand(1, 3, 448, 448, generator=torch.Generator().manual_seed(0)).requires_grad_()
     score = reward.differentiable(images, PROMPTS[:1])
@@ -73,7 +72,7 @@ def test_gradients_of_the_image(published: Callable[[str], Any]) -> None:
     torch.testing.assert_close((up - down).item() / 2e-2, gradient.norm().item(), rtol=0.05, atol=0)
 
 
-def test_flops_are_those_of_its_layers(published: Callable[[str], Any]) -> None:
+def test_flops_are_those_of_its_layers(published: Bases) -> None:
     reward = published("hpsv3")
     text = reward._text(0, "image", [torch.tensor([1, 32, 32])], reward.example)
     tokens = len(reward._tokenizer(text)["input_ids"])
@@ -83,9 +82,7 @@ def test_flops_are_those_of_its_layers(published: Callable[[str], Any]) -> None:
     assert 2 * 2 * layer < reward.flops < 3 * 2 * 2 * layer  # with the vision tower and the head
 
 
-def test_frames_of_long_videos_are_chosen_evenly(
-    published: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_of_long_videos_are_chosen_evenly(published: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     reward = published("video_align")
     video = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(1, 12, 3, 28, 28) / 255
     monkeypatch.setattr(reward, "frames", 4)

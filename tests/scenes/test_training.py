@@ -28,7 +28,7 @@ from train_worlds.generator import (
 )
 from train_worlds.model import build_tokenizer, build_vae, tokenize
 from train_worlds.near_captions import CHANGES, changed, shown
-from train_worlds.recipes import Call, NoiseLevels, read
+from train_worlds.recipes import Call, NoiseLevels
 from train_worlds.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import build, to_json
@@ -67,17 +67,6 @@ def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
     main(command)  # nothing left to train
     assert build(base.Recipe, json.loads((tmp_path / "out" / "config.json").read_text())) == BASE
-
-
-def test_a_recipe_file_says_what_differs(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("generator: {steps: 100, text: {width: 64, layers: 2, heads: 2}}")
-    found = read(base.Recipe, file, seed=5)
-    generator = replace(GeneratorRecipe(), steps=100, text=TextSize(64, 2, 2))
-    assert found == replace(base.Recipe(), seed=5, generator=generator)
-    file.write_text("generator: {sigma: {mean: wide}}")
-    with pytest.raises(ValueError, match=r"generator\.sigma\.mean .* got 'wide'"):
-        read(base.Recipe, file, None)
 
 
 def test_training_forward_is_the_stock_forward() -> None:
