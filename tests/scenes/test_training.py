@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from train_worlds import base, reward, turbo
+from train_worlds import base, lettering, reward, turbo
+from train_worlds import signs as sign_base
 from train_worlds.commands import main
 from train_worlds.evaluate import generate
 from train_worlds.generator import (
@@ -38,6 +41,7 @@ from ttsnap.recordings.record import record
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_prompts, sample_spec
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, load_reader, word_ids
+from ttsnap.signs import grammar as lettered
 
 RNG = np.random.default_rng
 BASE = base.Recipe(
@@ -84,6 +88,69 @@ def test_training_forward_is_the_stock_forward() -> None:
     torch.testing.assert_close(ours, stock)
     assert text.shape[1] == ids.shape[1] + 1
     assert not text[:, -1].any()
+
+
+# --- the model that writes ------------------------------------------------------------------------------------------
+
+
+def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> None:
+    words = lettering.random_words(2000, np.random.default_rng(0))
+    assert not set(words) & set(lettered.WORDS)
+    assert not set().union(*map(lettered.pairs, words)) & lettered.UNSEEN_PAIRS
+    assert set(Counter(map(len, words))) == {3, 4, 5, 6, 7, 8}
+    assert set("".join(words)) == set(lettered.LETTERS)
+    assert words == lettering.random_words(2000, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", lettering.FONTS)
+def test_every_word_fits_on_its_sign_in_order(name: str) -> None:
+    for word, seed in product(("III", "MMM", "WQWQWQWQ", "ILIJILIJ"), range(5)):
+        height, base, boxes = lettering.layout(word, name, np.random.default_rng(seed))
+        assert 6 < height < min(22, base - 2)
+        assert base < lettering.HEIGHT - 2
+        edges = [1, *(edge for left, width in boxes for edge in (left, left + width)), lettering.WIDTH - 1]
+        assert edges == sorted(edges)
+        assert edges[0] < edges[1] < edges[-2] < edges[-1]
+
+
+def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
+    signs = [lettered.Sign("HELLO", "red", "white"), lettered.Sign("OIL", "yellow", "black")]
+    images, maps = lettering.render(signs, np.random.default_rng(1))
+    assert images.shape == (2, 3, lettering.HEIGHT, lettering.WIDTH)
+    for image, labels, sign in zip(images, maps, signs, strict=True):
+        assert tuple(image[:, 0, 0]) == lettered.RGB[sign.ground]
+        ink = np.array(lettered.RGB[str(sign.ink)])[:, None, None]
+        assert np.abs(image - ink).sum(0).min() < 40
+        seen = [lettered.LETTERS[c - 1] for c in labels.max(0) if c]
+        assert "".join(dict.fromkeys(seen)) == "".join(dict.fromkeys(sign.word))
+        assert set(np.unique(labels)) == {0, *(1 + lettered.LETTERS.index(letter) for letter in sign.word)}
+
+
+def test_each_letter_is_a_token_and_stands_at_its_place() -> None:
+    tokenizer = sign_base.build_tokenizer()
+    ids = tokenize(tokenizer, ['a red sign that says "HELLO"', 'a blue sign that says "CHARCOAL" in white', ""])
+    assert ids.shape == (3, 19)
+    words = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]
+    assert words[0][6:13] == ['"', *"HELLO", '"']
+    assert words[1][1:19] == ["a", "blue", "sign", "that", "says", '"', *"CHARCOAL", '"', "in", "white", words[2][1]]
+    assert set(words[2][1:]) == {tokenizer.eos_token}
+    assert len(tokenizer) == 5 + 6 + 26 + 1 + 2
+
+
+def test_one_command_runs_the_recipe_of_signs(tmp_path: Path) -> None:
+    size = TransformerSize(2, heads=2, head_dim=8, patch=2)
+    generator = replace(BASE.generator, transformer=size, batch=4, steps=4, zero_tokens=(1, 1))
+    call = replace(sign_base.Recipe().defaults, num_inference_steps=2)
+    data, vae = base.Data(images=32), replace(BASE.vae, batch=4, steps=2)
+    recipe = replace(
+        sign_base.Recipe(), save_every=4, defaults=call, probe=BASE.probe, data=data, vae=vae, generator=generator
+    )
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
+    main(["signs", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")])
+    pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    asked = {"height": lettering.HEIGHT, "width": lettering.WIDTH, "num_inference_steps": 2}
+    assert pipe('a red sign that says "HELLO"', **asked).images[0].size == (lettering.WIDTH, lettering.HEIGHT)
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"samples_000004.png", "samples_final.png", "accuracy.md"}
 
 
 # --- the few-step model ---------------------------------------------------------------------------------------------
