@@ -254,9 +254,7 @@ def test_a_key_comes_by_the_environment_and_is_not_shown(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "value"), [("TTSNAP_REWARD_KEY", "sk-a\nsecret"), ("ALL_PROXY", "http://me:sk-a/word@host")]
 )
-def test_a_key_or_a_proxy_that_cannot_be_one_is_refused_unseen(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_no_key_and_no_proxy_are_refused_unseen(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         HttpReward("http://127.0.0.1:9")

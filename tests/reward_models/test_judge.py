@@ -222,9 +222,7 @@ def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engi
 
 
 @pytest.mark.parametrize("after", ["0", "nan", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_a_storm_of_429_ends_in_time_whatever_it_asks_for(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str
-) -> None:
+def test_a_storm_of_429_ends_in_time(stub: Stub, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
     """A question waits as long as the server wants, within its own time, and is not asked for ever."""
     monkeypatch.undo()
     name_server(monkeypatch, stub.url)
