@@ -16,19 +16,9 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from train_worlds import base, lettering, reward, turbo
+from train_worlds import generator as gen
 from train_worlds import signs as sign_base
 from train_worlds.commands import main
-from train_worlds.evaluate import generate
-from train_worlds.generator import (
-    Examples,
-    Generator,
-    GeneratorRecipe,
-    GeneratorTrainer,
-    TextSize,
-    TransformerSize,
-    build_pipeline,
-    encode_text,
-)
 from train_worlds.model import build_tokenizer, build_vae, tokenize
 from train_worlds.near_captions import CHANGES, changed, shown
 from train_worlds.recipes import Call, NoiseLevels
@@ -51,38 +41,47 @@ BASE = base.Recipe(
     probe=base.Probe(every=4, per_kind=1, final_per_kind=1),
     data=base.Data(images=64),
     vae=VaeRecipe(model=VaeSize(4, (8, 8, 8), layers=1, groups=4), lr=1e-3, batch=8, steps=3),
-    generator=GeneratorRecipe(
-        text=TextSize(16, layers=2, heads=2), text_2=TextSize(8, layers=1, heads=1),
-        transformer=TransformerSize(2, heads=2, head_dim=8), batch=8, steps=6, warmup=2, decay_steps=3, muon_lr=1e-3,
-        ema=0.9, sigma=NoiseLevels(0.5, 1.0, 0.2), caption_dropout=0.3, zero_tokens=(1, 256), reading_block=0,
-        bf16=False, compile=False,
+    generator=gen.GeneratorRecipe(
+        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, layers=1, heads=1),
+        transformer=gen.TransformerSize(2, heads=2, head_dim=8), batch=8, steps=6, warmup=2, decay_steps=3,
+        muon_lr=1e-3, ema=0.9, sigma=NoiseLevels(0.5, 1.0, 0.2), caption_dropout=0.3, zero_tokens=(1, 256),
+        reading_block=0, bf16=False, compile=False,
     ),
 )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(BASE)))
-    command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
+SIGNS = replace(
+    sign_base.Recipe(), save_every=4, probe=BASE.probe, data=base.Data(images=32), vae=BASE.vae,
+    defaults=replace(sign_base.Recipe().defaults, num_inference_steps=2),
+    generator=replace(BASE.generator, transformer=gen.TransformerSize(2, heads=2, head_dim=8, patch=2), steps=4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)])
+def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
+    command = [world, "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    assert generate(pipe, ["a red circle"], Call(2, 2.0)).shape == (1, 3, 32, 32)
     made = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
     main(command)  # nothing left to train
-    assert build(base.Recipe, json.loads((tmp_path / "out" / "config.json").read_text())) == BASE
+    assert build(type(recipe), json.loads((tmp_path / "out" / "config.json").read_text())) == recipe
+    pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    width, height = (lettering.WIDTH, lettering.HEIGHT) if world == "signs" else (32, 32)
+    prompt = 'a red sign that says "HELLO"' if world == "signs" else "a red circle"
+    assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (width, height)
 
 
 def test_training_forward_is_the_stock_forward() -> None:
     tokenizer, size = build_tokenizer(), (4, 8, 8)
     ids = tokenize(tokenizer, ["a red circle", "two blue crosses", ""])
-    examples = Examples(torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25)
-    model = GeneratorTrainer(BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")).ema
+    examples = gen.Examples(torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25)
+    model = gen.GeneratorTrainer(BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")).ema
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, sigma = torch.randn(3, *size), torch.rand(3)
     with torch.no_grad():
-        text, pooled = encode_text((model.text, model.text_2), ids)
+        text, pooled = gen.encode_text((model.text, model.text_2), ids)
         ours, _ = model(x, sigma, ids, tap=0)
         stock = model.transformer(x, text, pooled, sigma * 1000).sample
     torch.testing.assert_close(ours, stock)
@@ -137,22 +136,6 @@ def test_each_letter_is_a_token_and_stands_at_its_place() -> None:
     assert len(tokenizer) == 5 + 6 + 26 + 1 + 2
 
 
-def test_one_command_runs_the_recipe_of_signs(tmp_path: Path) -> None:
-    size = TransformerSize(2, heads=2, head_dim=8, patch=2)
-    generator = replace(BASE.generator, transformer=size, batch=4, steps=4, zero_tokens=(1, 1))
-    call = replace(sign_base.Recipe().defaults, num_inference_steps=2)
-    data, vae = base.Data(images=32), replace(BASE.vae, batch=4, steps=2)
-    recipe = replace(
-        sign_base.Recipe(), save_every=4, defaults=call, probe=BASE.probe, data=data, vae=vae, generator=generator
-    )
-    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
-    main(["signs", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")])
-    pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    asked = {"height": lettering.HEIGHT, "width": lettering.WIDTH, "num_inference_steps": 2}
-    assert pipe('a red sign that says "HELLO"', **asked).images[0].size == (lettering.WIDTH, lettering.HEIGHT)
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"samples_000004.png", "samples_final.png", "accuracy.md"}
-
-
 # --- the few-step model ---------------------------------------------------------------------------------------------
 
 TURBO = turbo.Recipe(
@@ -167,14 +150,16 @@ TURBO = turbo.Recipe(
 def tiny() -> Any:
     """A stock pipeline of random weights."""
     torch.manual_seed(0)
-    small = TransformerSize(1, heads=2, head_dim=8)
-    recipe = GeneratorRecipe(text=TextSize(16, layers=2, heads=2), text_2=TextSize(8, 1, 1), transformer=small)
+    small = gen.TransformerSize(1, heads=2, head_dim=8)
+    recipe = gen.GeneratorRecipe(
+        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, 1, 1), transformer=small
+    )
     tokenizer = build_tokenizer()
-    model = Generator(recipe, tokenizer, 4, 8)
+    model = gen.Generator(recipe, tokenizer, 4, 8)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     vae = build_vae(image_size=32, latent_channels=4, channels=(8, 8, 8), layers=1, groups=4)
-    return build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
+    return gen.build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
 
 
 def test_the_target_leads_from_anywhere_on_the_line_to_the_end() -> None:
