@@ -294,29 +294,29 @@ def test_failures_are_told_in_time(
         assert time.monotonic() - begin < 2
 
 
-@pytest.mark.parametrize(("about", "message"), [
+ABOUTS = [
     *(({"name": "x", "max_images": n}, "at least 1, as max_images, got ") for n in (0, -1, True, "3", 2.5, None)),
     ('{"name": "x", "max_images": 1e999}', "1e999 is too large"),
     ({"max_images": 3}, "at most 200 characters as name, got None"),
     ({"name": "x\x1b[2J"}, r"as name, got 'x\\x1b\[2J'"), ("[" * 100_000, "nested too deeply"),
     ([1], r"JSON object, got \[1\]"),
-])  # fmt: skip
-def test_what_a_server_says_of_itself_is_checked(about: Any, message: str) -> None:
-    with scripted(reply(about)) as url, pytest.raises(ValueError, match=message):
-        HttpReward(url)
-
-
-@pytest.mark.parametrize(("scores", "message"), [
+]  # fmt: skip
+SCORES = [
     *((x, "is too large") for x in ("[1e999]", "[1" + "0" * 400 + "]")), ("[NaN]", "NaN is no number"),
     *((f"[{x}]", "finite numbers or null .* got " + told) for x, told in (("1e300", r"1e\+300"), ("true", "True"))),
     ('["1"]', "finite numbers or null .* got '1'"), ("[1, 2]", r"must reply 1 scores, got \[1, 2\]"),
     ("null", "must reply 1 scores, got None"), ("[" * 100_000, "nested too deeply"), ("[1", "did not answer with JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("acts", "message"), [
+    *([[reply(about)], message] for about, message in ABOUTS),
+    *([[ABOUT, reply('{"scores": ' + scores + "}")], message] for scores, message in SCORES),
 ])  # fmt: skip
-def test_scores_must_be_finite_numbers(scores: str, message: str) -> None:
-    with scripted(ABOUT, reply('{"scores": ' + scores + "}")) as url:
-        client = HttpReward(url)
-        with pytest.raises(RuntimeError, match=message):
-            client(IMAGES[:1], ["a"])
+def test_what_a_server_says_of_itself_and_its_scores_are_checked(acts: Sequence[Act], message: str) -> None:
+    with scripted(*acts) as url, pytest.raises((ValueError, RuntimeError), match=message) as caught:
+        HttpReward(url)(IMAGES[:1], ["a"])
+    assert caught.type is (ValueError if len(acts) == 1 else RuntimeError)
 
 
 @pytest.mark.usefixtures("ctrl_c")
