@@ -270,21 +270,18 @@ def test_two_failed_attempts_are_made_up_for(failures: Sequence[Act]) -> None:
         assert HttpReward(url)(IMAGES[:1], ["a"]).tolist() == [0.5]
 
 
-@pytest.mark.parametrize(
-    ("acts", "pauses", "timeout", "message"),
-    [
-        ([reset] * 3, 0.01, 10, r"the connection to .* broke before its reply was whole: \S+"),
-        ([FULL] * 3, 0.01, 10, r"refused with status 503: full \\x1b\[2J"),
-        ([reset], 60, 0.3, r"within 0\.3 s; before that, \w+"),
-        ([drip], 0.01, 0.4, r"within 0\.4 s$"),  # the server would have gone on for 6 s
-        ([reply({"error": "no"}, "400 Bad")], 60, 10, "status 400: no"),  # neither is repeated, nor a redirect followed
-        ([reply({"error": "no"}, "302 Found", "Location: http://127.0.0.1:9/\r\n")], 60, 10, "status 302: no"),
-        ([flood], 60, 10, "1,048,640 bytes"),
-    ],
-)
+@pytest.mark.parametrize(("acts", "pauses", "timeout", "message"), [
+    ([reset] * 3, 0.01, 10, r"the connection to .* broke before its reply was whole: \S+"),
+    ([FULL] * 3, 0.01, 10, r"refused with status 503: full \\x1b\[2J"),
+    ([reset], 60, 0.3, r"within 0\.3 s; before that, \w+"), ([drip], 0.01, 0.4, r"within 0\.4 s$"),
+    ([reply({"error": "no"}, "400 Bad")], 60, 10, "status 400: no"),
+    ([reply({"error": "no"}, "302 Found", "Location: http://127.0.0.1:9/\r\n")], 60, 10, "status 302: no"),
+    ([flood], 60, 10, "1,048,640 bytes"),
+])  # fmt: skip
 def test_failures_are_told_in_time(
     acts: Sequence[Act], pauses: float, timeout: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The slow server would have gone on for 6 s; a refusal is not repeated, nor a redirect followed."""
     with scripted(ABOUT, *acts) as url:
         client = HttpReward(url, timeout=timeout)
         monkeypatch.setattr(http, "PAUSES", (pauses, pauses))

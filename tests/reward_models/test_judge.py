@@ -375,17 +375,14 @@ def test_what_is_given_back_is_spent_on_more_images(stub: Stub, engine: Any) -> 
     assert result.spent.cost.tokens == 909
 
 
-@pytest.mark.parametrize(
-    ("act", "tokens"),
-    [
-        (likely({"Yes": 0.5}, usage=(400, 1)), 401),  # more than was thought
-        *((likely({"Yes": 0.5}, usage=odd), 150) for odd in (None, {"prompt_tokens": -3, "completion_tokens": 1})),
-        (likely({"Yes": 0.5}, usage={"prompt_tokens": 1e9, "completion_tokens": 1}), 150),
-        (likely({"The": 0.5}, usage=(100, 1)), 101),  # a failure that the server counts
-        (raw("oops", 500), 0),
-    ],
-)
+@pytest.mark.parametrize(("act", "tokens"), [
+    (likely({"Yes": 0.5}, usage=(400, 1)), 401),
+    *((likely({"Yes": 0.5}, usage=odd), 150) for odd in (None, {"prompt_tokens": -3, "completion_tokens": 1})),
+    (likely({"Yes": 0.5}, usage={"prompt_tokens": 1e9, "completion_tokens": 1}), 150),
+    (likely({"The": 0.5}, usage=(100, 1)), 101), (raw("oops", 500), 0),
+])  # fmt: skip
 def test_tokens_are_those_that_the_server_counts(stub: Stub, act: Any, tokens: int) -> None:
+    """More than was thought, too, and those of failures."""
     asked = judge(image_tokens=150, cache="none")
     stub.default = act
     score_images(asked, IMAGES[:1], ["a"], torch.zeros(1), "judge")
