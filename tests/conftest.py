@@ -9,6 +9,7 @@ import functools
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 TESTS = Path(__file__).parent
+sys.path.append(str(TESTS.parent / "scripts"))  # for train_worlds, what trains and measures the embedded models
 SYSTEM = (
     # A browser, servers, Ray.
     *("demo", "service", "cluster", "reward_models/test_serve.py", "reward_models/test_judge_server.py"),
@@ -40,8 +42,8 @@ SYSTEM = (
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     # The packaged models, and what trains them.
-    *("pipelines/test_embedded.py", "scenes/test_packaged.py", "scenes/test_training.py"),
-    *("scenes/test_train_preference.py", "signs/test_model.py", "signs/test_train.py"),
+    *("pipelines/test_embedded.py", "scenes/test_packaged.py"),
+    *("scenes/test_training.py", "scenes/test_train_preference.py"),
     "signs/test_noise_aware.py::test_the_packaged_one_knows_the_words_of_finished_latents",
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.

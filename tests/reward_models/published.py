@@ -6,6 +6,7 @@ tests/golden/make_golden.py and make_golden_vlm.py made the scores.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,9 @@ SCORERS: dict[str, Any] = {
 }  # fmt: skip
 HEADED: dict[str, Any] = {"hpsv3": HPSv3, "edit_reward": EditReward, "video_align": VideoAlign}
 REWARDS = SCORERS | HEADED | {"edit_score": EditScore}
+
+
+Bases = Callable[[str], Any]
 
 
 class Known(NamedTuple):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,11 +13,11 @@ from ttsnap.results.rank import rank
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 
 from ..golden import tiny  # noqa: TID252
-from .published import GOLDEN, HEADED, SCORERS, as_tensor, known, load, prompts_of
+from .published import GOLDEN, HEADED, SCORERS, Bases, as_tensor, known, load, prompts_of
 
 
 @pytest.mark.parametrize("name", [*SCORERS, *HEADED])
-def test_scores_of_the_original_package(name: str, published: Callable[[str], Any]) -> None:
+def test_scores_of_the_original_package(name: str, published: Bases) -> None:
     reward, prompts, values = published(name), prompts_of(name), known(name)
     for at, (pixels, given, expected) in enumerate(values):
         rows = slice(None) if at == 0 or name in SCORERS else slice(at, at + 1)  # large models: each prompt once
@@ -39,9 +37,7 @@ def test_crops_are_those_of_the_original_package(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["pickscore", "open_clip", "imagereward", "aesthetics"])
-def test_alpha_is_dropped_as_by_the_original_package(
-    name: str, tmp_path: Path, published: Callable[[str], Any]
-) -> None:
+def test_alpha_is_dropped_as_in_the_original(name: str, tmp_path: Path, published: Bases) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(len(tiny.SIZES))]
     for path, array in zip(paths, tiny.translucent(), strict=True):
         Image.fromarray(array).save(path)
@@ -54,7 +50,7 @@ def test_alpha_is_dropped_as_by_the_original_package(
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
 def test_rows_do_not_change_each_other_and_what_is_no_batch_is_refused(
-    name: str, published: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    name: str, published: Bases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reward, prompts = published(name), [prompts_of(name)[i] for i in (0, 1, 0)]
     monkeypatch.setattr(reward, "batch_size", 2)
@@ -86,7 +82,7 @@ def test_half_precision_stays_near(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "most"), [("clip", 77), ("open_clip", 77), ("imagereward", 35)])
 def test_long_prompts_are_cut_with_a_warning(
-    name: str, most: int, published: Callable[[str], Any], caplog: pytest.LogCaptureFixture
+    name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture
 ) -> None:
     reward, long = published(name), "word " * 80
     reward.check(["short"])

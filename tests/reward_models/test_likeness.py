@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.likeness import Dino, make_likeness
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.reward_models.staged import Staged
+
+from .published import Bases
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_dino_gives_its_class_token_of_images_of_any_size(dino: Path) -> None:
     assert likeness(PICTURES.repeat(14, 1, 1, 1)).shape == (70, 32)  # in parts
 
 
-def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Callable[[str], Any]) -> None:
+def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Bases) -> None:
     clip = published("clip")
     for spec, rewards in (
         *((spec, [Brightness(), clip]) for spec in ("reward", "auto", "clip")),
@@ -77,15 +78,6 @@ def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Callable
     torch.testing.assert_close(aware.embed_images(image), learned.embed_images(image))  # type: ignore[misc]
     assert make_likeness("auto", [Brightness()]).name == "pixels"  # type: ignore[union-attr]
     assert make_likeness(None, [clip]) is None
-
-
-def test_a_user_s_reward_may_have_features() -> None:
-    class Mine(Brightness):
-        def embed_images(self, images: Any) -> Any:
-            return images.mean((2, 3))
-
-    likeness: Any = make_likeness("reward", make_rewards(Mine()))
-    torch.testing.assert_close(likeness(PICTURES), PICTURES.mean((2, 3)))
 
 
 @pytest.mark.parametrize(("spec", "words"), [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from ttsnap.reward_models.scorer import Scorer
 
 from ..cover import each_once  # noqa: TID252
 from ..golden import tiny  # noqa: TID252
-from .published import SCORERS, load
+from .published import Bases, load
 
 pytest.importorskip("peft")
-Bases = Callable[[str], Scorer]
 OWN = ("lora", "dora", "full", "per-level")
 LEVELS = (0.2, 0.5, 0.9)
 PROMPTS = [tiny.PROMPTS[i] for i in (2, 2, 3, 0, 2, 1)]
@@ -66,7 +64,8 @@ def fit(made: NoiseAware, target: Tensor, steps: int = 25) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-every_kind = pytest.mark.parametrize(("name", "kind"), each_once(list(SCORERS), OWN))
+FAMILIES = ("pickscore", "hpsv2", "imagereward", "aesthetics")
+every_kind = pytest.mark.parametrize(("name", "kind"), each_once(FAMILIES, OWN))
 
 
 @every_kind
@@ -88,8 +87,8 @@ def test_a_new_student_scores_as_its_base_and_trains_a_part_of_its_own(name: str
     assert fingerprint(base.network) == whole
     counts = [sum(p.numel() for p in some) for some in (base.network.parameters(), trainable.values())]
     assert sum(p.numel() for p in made.network.parameters()) == sum(counts)  # weights are in memory once
-    other = copy.deepcopy(made)
-    assert torch.equal(other(images, PROMPTS, MIXED), made(images, PROMPTS, MIXED))
+    shaken = made(images, PROMPTS, MIXED)
+    torch.testing.assert_close(copy.deepcopy(made)(images, PROMPTS, MIXED), shaken, rtol=1e-5, atol=1e-5)
     assert not any(module.training for module in made.network.train().modules())
     assert all(p.grad is None and not p.requires_grad for p in base.network.parameters())
 
@@ -233,13 +232,6 @@ def test_seeds_fix_the_start_and_leave_torch_alone(published: Bases) -> None:
     assert not torch.equal(values[0], values[2])
 
 
-def test_flops_are_the_bases_and_a_little_more(published: Bases) -> None:
-    base = published("imagereward")
-    made = student(base, "lora", rank=1)
-    assert base.flops < made.flops < 1.2 * base.flops
-    made.check(["short"])
-
-
 @pytest.mark.parametrize("level", [float("nan"), 999.0, torch.tensor([0.5, 2.0]), torch.zeros(3)])
 def test_levels_that_are_none_are_refused(level: Any, published: Bases) -> None:
     with pytest.raises(ValueError, match=r"2 noise levels in \[0, 1\]"):
@@ -307,6 +299,8 @@ def test_a_network_of_another_reward_is_trained_for_a_black_box(kind: str, publi
     assert made.tokens_taken == [0, 7, 0, 0, 0, 0]
     assert torch.equal(made(images, PROMPTS), targets)
     assert torch.equal(torch.as_tensor(made.differentiable(images, PROMPTS)), targets)
+    mixed = torch.as_tensor(made.differentiable(images, PROMPTS, MIXED))
+    assert (mixed == targets).tolist() == [False, True, False, False, False, False]
     assert made.flops > scorer.flops
     made.save_pretrained(tmp_path)
     again = NoiseAware.from_pretrained(tmp_path, base=judge, scorer=scorer)
@@ -349,44 +343,30 @@ def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path)
             make_reward(f"noise-aware{folder}")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        *(
-            ({"base": base}, "is no reward's name; load it .*on REWARD")
-            for base in ("mine.py:Judge", "http://localhost:1")
-        ),
-        *(({"base": base}, "no reward's name") for base in ("{}/mine.py:f", "os:getcwd", "noise-aware:x", None, 3)),
-        ({"base": "imagereward:/nowhere"}, "because a file names"),
-        ({"base": "brightness", "network": "mine.py:f"}, "network 'mine.py:f', which is no reward's name"),
-        ({"base": "brightness", "network": "clip:x"}, "network 'clip:x', whose weights are not loaded .* scorer="),
-        ({"base": "brightness", "network": "noise-aware"}, "which is no reward's name; load it with scorer="),
-        ({"base": "brightness"}, "needs a base with weights, got 'brightness'"),
-        ({"base": "brightness", "network": "colourfulness"}, "needs a base with weights, got 'colourfulness'"),
-    ],
-)
-def test_a_file_chooses_no_code_no_address_and_no_weights(changes: Any, message: str, saved: Path) -> None:
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"kind": "head", "space": "features"}, "a head on 'features'; ttsnap no longer has heads"),
+    ({"kind": "lovely"}, "unknown kind 'lovely'; known are lora, dora"),
+    ({"format": 2}, "not of format 1"),
+    *(({name: x}, f"no NoiseAware wrote: {name}") for name, x in (("rank", "4"), ("rank", -1), ("base_below", 3.0))),
+    ({"level_embedding": 1}, "no NoiseAware wrote: level_embedding"),
+    ({"fingerprint": None}, "another checkpoint"), ({"rank": 3}, "another model"),
+    # Without a base that the user gives: a file chooses no code, no address and no weights.
+    *(({"base": base}, "is no reward's name; load it .*on REWARD") for base in ("mine.py:Judge", "http://localhost:1")),
+    *(({"base": base}, "no reward's name") for base in ("{}/mine.py:f", "os:getcwd", "noise-aware:x", None, 3)),
+    ({"base": "imagereward:/nowhere"}, "because a file names"),
+    ({"base": "brightness", "network": "mine.py:f"}, "network 'mine.py:f', which is no reward's name"),
+    ({"base": "brightness", "network": "clip:x"}, "network 'clip:x', whose weights are not loaded .* scorer="),
+    ({"base": "brightness", "network": "noise-aware"}, "which is no reward's name; load it with scorer="),
+    ({"base": "brightness"}, "a base with weights, got 'brightness'"),
+    ({"base": "brightness", "network": "colourfulness"}, "a base with weights, got 'colourfulness'"),
+])  # fmt: skip
+def test_headers_that_no_save_wrote_are_refused(changes: Any, message: str, saved: Path, published: Bases) -> None:
     ran = saved / "ran"
     (saved / "mine.py").write_text(f"open({str(ran)!r}, 'w')\ndef f(images, prompts): ...\n")
     rewrite(saved, **{k: v.format(saved) if isinstance(v, str) else v for k, v in changes.items()})
-    for read in (lambda: NoiseAware.from_pretrained(saved), lambda: make_reward(f"noise-aware:{saved}")):
-        with pytest.raises(ValueError, match=message):
-            read()
-    assert not ran.exists()
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"kind": "head", "space": "features"}, "a head on 'features'; ttsnap no longer has heads"),
-    ({"kind": "lovely"}, "unknown kind 'lovely'; known are lora, dora"), ({"format": 2}, "not of format 1"),
-    ({"rank": "4"}, "settings that no NoiseAware wrote"), ({"rank": -1}, "settings that no NoiseAware wrote: rank"),
-    ({"level_embedding": 1}, "settings that no NoiseAware wrote"),
-    ({"base_below": 3.0}, "settings that no NoiseAware wrote"),
-    ({"fingerprint": None}, "another checkpoint"), ({"rank": 3}, "another model"),
-])  # fmt: skip
-def test_headers_that_no_save_wrote_are_refused(changes: Any, message: str, saved: Path, published: Bases) -> None:
-    rewrite(saved, **changes)
     with pytest.raises(ValueError, match=message):
-        NoiseAware.from_pretrained(saved, base=published("clip"))
+        NoiseAware.from_pretrained(saved, base=None if "base" in changes else published("clip"))
+    assert not ran.exists()
 
 
 def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) -> None:

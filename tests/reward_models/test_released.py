@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.cover import each_once
-from tests.reward_models.published import load
+from tests.reward_models.published import Bases, load
 from tests.reward_models.test_noise_aware import LEVELS, PROMPTS, pictures, shake, student
 from ttsnap.reward_models import make_reward
 from ttsnap.reward_models.noise_aware.released import ReleasedNoiseAware, export
 from ttsnap.reward_models.noise_aware.schedule import level_of
 from ttsnap.reward_models.scorer import Scorer
 
-Bases = Callable[[str], Scorer]
 NAMES = ("hpsv2", "pickscore", "imagereward")
 
 
@@ -75,8 +73,9 @@ def test_released_files_score_as_their_formula(name: str, prefix: str, tmp_path:
     reward, images = released(base, tmp_path / name, files), pictures()
     levels = torch.tensor([level_of(7), 0.0, level_of(21) + 0.02, level_of(14), 0.1, 1.0])
     scores, expected = reward(images, PROMPTS, levels), published(name)(images, PROMPTS)
+    alone = load(name, tmp_path)
     for row, n in ((0, 7), (2, 21), (3, 14), (5, 7)):
-        one = by_formula(load(name, tmp_path), states[n], images[[row]], [PROMPTS[row]])
+        one = by_formula(alone, states[n], images[[row]], [PROMPTS[row]])
         assert float(scores[row]) == pytest.approx(one, rel=2e-4, abs=2e-5)
         assert abs(float(scores[row] - expected[row])) > 1e-3
     for finished in (reward.base(images, PROMPTS), reward(images, PROMPTS)):
@@ -137,8 +136,9 @@ def test_what_was_distilled_here_is_exported_in_their_layout(name: str, tmp_path
     reward = ReleasedNoiseAware.from_pretrained(str(tmp_path / name), base=load(name, tmp_path))
     levels = torch.tensor([LEVELS[i % 3] for i in range(6)])
     assert torch.allclose(reward(pictures(), PROMPTS, levels), made(pictures(), PROMPTS, levels), atol=1e-4)
+    alone = load(name, tmp_path)
     for path, level in files.items():
-        one = by_formula(load(name, tmp_path), torch.load(path, weights_only=True), pictures(1), PROMPTS[:1])
+        one = by_formula(alone, torch.load(path, weights_only=True), pictures(1), PROMPTS[:1])
         assert float(made(pictures(1), PROMPTS[:1], level)) == pytest.approx(one, rel=2e-4, abs=2e-5)
 
 

@@ -39,22 +39,12 @@ def test_quotes_of_a_prompt(prompt: str, texts: list[str]) -> None:
     assert quoted(prompt) == texts
 
 
-@pytest.mark.parametrize(
-    ("wanted", "read", "part", "whole"),
-    [
-        ("HELLO", "hello", 1, 1),
-        ("HELLO", "HEL LO", 1, 1),
-        ("HELLO", "HELO", 0.8, 0.8),
-        ("HELLO", "HALLO", 0.8, 0.8),
-        ("HELLO", "HELLOO", 0.8, 0.8),
-        ("HELLO", "XXHELLOXX", 0.6, 0.2),  # an edit on each side
-        ("HELLO", "SALE HELO NOW", 0.8, 0),
-        ("HELLO", "", 0, 0),
-        ("HELLO", "123456", 0, 0),
-        ("Grand Opening", "the GRAND OPENINC today", 11 / 12, 3 / 12),
-        ("ＡＢＣ", "abc", 1, 1),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "read", "part", "whole"), [
+    ("HELLO", "hello", 1, 1), ("HELLO", "HEL LO", 1, 1), ("HELLO", "HELO", 0.8, 0.8),
+    ("HELLO", "HALLO", 0.8, 0.8), ("HELLO", "HELLOO", 0.8, 0.8), ("HELLO", "XXHELLOXX", 0.6, 0.2),
+    ("HELLO", "SALE HELO NOW", 0.8, 0), ("HELLO", "", 0, 0), ("HELLO", "123456", 0, 0),
+    ("Grand Opening", "the GRAND OPENINC today", 11 / 12, 3 / 12), ("ＡＢＣ", "abc", 1, 1),
+])  # fmt: skip
 def test_similarity_of_a_part_and_of_the_whole(wanted: str, read: str, part: float, whole: float) -> None:
     assert similarity([wanted], read.split()) == pytest.approx(part)
     assert similarity([wanted], read.split(), whole=True) == pytest.approx(whole)

@@ -23,7 +23,7 @@ from ttsnap.reward_models.vlm.video_align import VideoAlign
 from ttsnap.reward_models.weights import merge_adapters
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
-from .published import GOLDEN, known, load, write_vlm
+from .published import GOLDEN, Bases, known, load, write_vlm
 
 SHAPES = GOLDEN["imagereward"]["shapes"]
 WHOLE = tiny.state(GOLDEN["hpsv3"]["shapes"])
@@ -91,7 +91,7 @@ def newer(name: str) -> str:
     return f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name
 
 
-def test_newer_names_and_several_files(tmp_path: Path, published: Callable[[str], Any]) -> None:
+def test_newer_names_and_several_files(tmp_path: Path, published: Bases) -> None:
     tiny_vlm.write_backbone(tmp_path)
     tensors = {newer(name): value for name, value in WHOLE.items() if not name.startswith("lm_head")}
     names = sorted(tensors)
@@ -157,7 +157,7 @@ def test_adapters_are_added_to_their_weights() -> None:
         merge_adapters({f"{start}.lora_A.default.weight": a}, 1.0)
 
 
-def test_settings_of_a_trained_video_reward_count(tmp_path: Path, published: Callable[[str], Any]) -> None:
+def test_settings_of_a_trained_video_reward_count(tmp_path: Path, published: Bases) -> None:
     write_vlm(tmp_path, "video_align")
     normal = {f"{c}_{what}": value for c in ("VQ", "MQ", "TA") for what, value in (("mean", 0.0), ("std", 1.0))}
     lora, usual = {"lora_r": 4, "lora_alpha": 8, "use_rslora": False}, published("video_align")
@@ -177,7 +177,7 @@ def test_settings_of_a_trained_video_reward_count(tmp_path: Path, published: Cal
     assert merged.mean == usual.mean
 
 
-def test_adapters_beside_a_model_that_speaks(tmp_path: Path, published: Callable[[str], Any]) -> None:
+def test_adapters_beside_a_model_that_speaks(tmp_path: Path, published: Bases) -> None:
     edit, name = published("edit_score"), "model.layers.1.self_attn.q_proj"
     backbone, draw = edit.network.name_or_path, torch.Generator().manual_seed(0)
     down, up = torch.randn(3, 64, generator=draw), torch.randn(64, 3, generator=draw)

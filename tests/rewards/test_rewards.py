@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ttsnap.core import utility
+from ttsnap.reward_models.likeness import make_likeness
 from ttsnap.reward_models.registry import REWARDS, make_reward, make_rewards
 from ttsnap.rewards.reward_model import FunctionReward, RewardModel
 from ttsnap.rewards.scoring import score_images
@@ -123,6 +124,9 @@ class Rich(Bare):
     def differentiable(self, images: Any, prompts: Any, level: Any) -> Any:
         return ["gradient"] * len(images)
 
+    def embed_images(self, images: Any) -> Any:
+        return images.mean((2, 3))
+
     def without_alpha(self, images: Any) -> Any:
         return images[:, 1:]
 
@@ -150,6 +154,7 @@ def test_what_a_users_reward_has_takes_the_place_of_the_defaults() -> None:
     assert made.scores_estimates_apart
     assert made.score_estimates(IMAGES, [], None) == ["estimates"] * 2
     assert made.differentiable(IMAGES, [], None) == ["gradient"] * 2
+    assert make_likeness("reward", [made])(IMAGES).shape == (2, 3)  # type: ignore[misc]
     assert made.trial_image().device.type == "meta"
     assert made.without_alpha(torch.zeros(2, 4, 5, 5)).shape == (2, 3, 5, 5)
     with pytest.raises(ValueError, match=r"cannot read \['a'\]"):

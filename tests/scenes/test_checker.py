@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ttsnap.scenes.checker import check, detect
-from ttsnap.scenes.grammar import COLORS, KINDS, RELATIONS, SHAPES, UNSEEN_KINDS, Group, Spec, parse, sample_spec
+from ttsnap.scenes.checker import check
+from ttsnap.scenes.grammar import COLORS, KINDS, RELATIONS, SHAPES, UNSEEN_KINDS, parse, sample_spec
 from ttsnap.scenes.render import RGB, render, signed_distance
 
 
@@ -52,13 +52,6 @@ def test_known_kinds_are_drawn_as_ever() -> None:
     specs = [sample_spec(rng) for _ in range(500)]
     render(specs, rng)
     assert rng.integers(2**32) == 99285719
-
-
-def test_detect_reads_every_object() -> None:
-    spec = Spec((Group(1, "red", "circle"), Group(1, "purple", "triangle"), Group(1, "yellow", "cross")))
-    found = detect(render([spec], np.random.default_rng(0)))
-    read = {(COLORS[c], SHAPES[s]) for c, s in zip(found.color, found.overlap.argmax(1), strict=True)}
-    assert read == set(spec.objects)
 
 
 WRONG = """\
@@ -131,11 +124,9 @@ def test_soft_is_graded() -> None:
     images = render(specs, rng)
     means = [check(ndimage.gaussian_filter(images, (0, 0, b, b)), specs)[0].mean() for b in (0, 0.6, 1.5, 2.5)]
     assert means == sorted(means, reverse=True)
-    assert means[1] > 0.85
-    assert means[-1] < 0.6
+    assert (means[1] > 0.85, means[-1] < 0.6) == (True, True)
     noisy, strict = check(images + rng.normal(0, 0.05, images.shape), specs)
-    assert noisy.mean() > 0.85
-    assert strict.mean() > 0.9
+    assert (noisy.mean() > 0.85, strict.mean() > 0.9) == (True, True)
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])

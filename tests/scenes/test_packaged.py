@@ -1,4 +1,4 @@
-"""The packaged models of the embedded world: stock folders, what they draw, their draft and preview, their rewards."""
+"""The packaged models of both worlds: stock folders, what they draw, their drafts and previews, their rewards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors import safe_open
 from train_worlds import base, turbo
+from train_worlds import signs as sign_base
 from train_worlds.commands import main
 from train_worlds.evaluate import generate, prompts_of_kind
 from train_worlds.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
@@ -20,32 +21,35 @@ from train_worlds.near_captions import CHANGES, hard_negatives
 from train_worlds.recipes import Call
 from train_worlds.zero_tokens import ZeroTokenAttention
 
-from tests.guesses import guesses
-from ttsnap import Budget, search
+from ttsnap import Budget, scenes, search, signs
 from ttsnap.algorithms.seed_pruning import SeedPruning
+from ttsnap.cli import main as ttsnap
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
 from ttsnap.options.engine import EngineOptions
-from ttsnap.pipelines import defaults, load
+from ttsnap.pipelines import defaults, load, recommended
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.record import model_name
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.sampling.drafts import TrainedFor, read_draft
-from ttsnap.scenes import (
-    HARD_KINDS,
-    KINDS,
-    WORDS,
-    check,
-    draft_path,
-    parse,
-    render,
-    sample_prompts,
-    turbo_path,
-    weights_path,
-)
+from ttsnap.sampling.rng import seeded
+from ttsnap.scenes import HARD_KINDS, KINDS, WORDS, check, parse, render, sample_prompts, weights_path
 from ttsnap.scenes.grammar import caption
+
+WORLDS = {
+    "embedded": (scenes, 16e6, base.Recipe(), build_tokenizer(), 3e6, sample_prompts(1, 3)[0]),
+    "signs": (
+        signs,
+        8e6,
+        sign_base.Recipe(),
+        sign_base.build_tokenizer(),
+        2e6,
+        'a red sign that says "HARBOR" in white',
+    ),
+}
+"""Module, most bytes, recipe and tokenizer of the model; most bytes of its draft; a prompt."""
 
 
 def stock(path: Path, **parts: Any) -> Any:
@@ -59,14 +63,19 @@ def pipe() -> Any:
     return stock(weights_path())
 
 
-def test_folder_is_stock_and_small(pipe: Any) -> None:
-    assert type(pipe) is StableDiffusion3Pipeline
-    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3)
+@pytest.mark.parametrize("world", WORLDS)
+def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(world: str) -> None:
+    module, most, recipe, tokenizer, _, _ = WORLDS[world]
+    made = stock(module.weights_path())
+    assert type(made) is StableDiffusion3Pipeline
+    parts = [part for part in made.components.values() if isinstance(part, torch.nn.Module)]
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
-    files = [p for p in weights_path().rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 16_000_000
-    assert {p.suffix for p in files} == {".json", ".safetensors"}
-    assert not any("_name_or_path" in p.read_text() for p in files if p.suffix == ".json")
+    files = [path for path in module.weights_path().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < most
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
+    assert made.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert to_json(recipe.defaults) == defaults(world)
 
 
 def test_stock_calls_draw_single_objects(pipe: Any) -> None:
@@ -128,11 +137,11 @@ def test_evaluate_prints_a_row_per_kind(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "grid.png").stat().st_size > 0
 
 
-def test_they_recommend_the_calls_of_their_recipes_and_turbo_draws_in_a_few() -> None:
+def test_the_few_step_model_draws_without_guidance() -> None:
     call = turbo.Recipe().defaults
-    assert (defaults(), defaults("scenes-turbo")) == (to_json(base.Recipe().defaults), to_json(call))
+    assert defaults("scenes-turbo") == to_json(call)
     assert (call.guidance_scale, 4 <= call.num_inference_steps <= 10) == (1, True)
-    images = generate(stock(turbo_path()), ["a red circle"] * 4, call)
+    images = generate(stock(scenes.turbo_path()), ["a red circle"] * 4, call)
     assert check(images, [parse("a red circle")] * 4)[1].sum() >= 3
     fast = load("scenes-turbo")
     assert model_name(fast) == "scenes-turbo"
@@ -142,31 +151,55 @@ def test_they_recommend_the_calls_of_their_recipes_and_turbo_draws_in_a_few() ->
         fast.check_prompt("an elephant")
 
 
-# --- the draft ------------------------------------------------------------------------------------------------------
+def test_prompts_of_signs_have_any_form_and_those_of_another_world_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
+        with pytest.raises(ValueError, match="cannot read 'a red circle'"):
+            load("signs")("a red circle", **extra)
+    more = ["--model", "signs", "--reward", "brightness", "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]
+    assert ttsnap(["generate", "a Red sign that says 'harbor'", *more]) == 0
+    assert 'a red sign that says "HARBOR"' in capsys.readouterr().out
+    assert list(tmp_path.rglob("*.png"))
 
 
-def test_the_draft_is_small_and_says_what_it_is_for() -> None:
-    assert sum(path.stat().st_size for path in draft_path().iterdir()) < 3_000_000
-    settings = read_draft(draft_path())
-    assert settings.first_time == 0.87
-    assert settings.trained_for == TrainedFor("embedded", 20, 4.0)
-    (checked,) = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) == ("embedded", 20, 4.0)]
+def test_words_are_neither_hopeless_nor_solved() -> None:
+    pytest.importorskip("rapidocr")
+    assert recommended("signs").reward == "ocr:line"
+    prompts, made = signs.sample_prompts(16, 8), stock(signs.weights_path())
+    generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
+    images = made(prompts, generator=generators, output_type="pt", **defaults("signs")).images
+    scores = torch.as_tensor(make_reward("ocr:line")(images.float(), prompts, None))
+    assert 0.25 < (scores == 1).float().mean() < 0.9
+    assert scores.mean() > 0.6
+
+
+# --- their drafts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
+    module, _, _, _, most, _ = WORLDS[world]
+    folder = module.draft_path()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < most
+    settings, config = read_draft(folder), load_settings(DraftConfig, folder.parent / "draft_recipe.yaml")
+    assert (settings.first_time, settings.trained_for) == (0.87, TrainedFor(world, 20, 4.0))
+    (checked,) = [c for c in settings.checked if (c.model, c.steps, c.guidance_scale) == (world, 20, 4.0)]
     assert checked.pays
     assert checked.figures["prompts"] >= 24
-    assert "What it is not for" in (draft_path() / "README.md").read_text()
-    with safe_open(draft_path() / "pytorch_lora_weights.safetensors", "pt") as file:
+    assert "What it is not for" in (folder / "README.md").read_text()
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         names = list(file.keys())
         assert {file.get_tensor(name).dtype for name in names} == {torch.bfloat16}
-        assert json.loads(file.metadata()["lora_adapter_metadata"])["transformer.r"] == 32
+        rank = json.loads(file.metadata()["lora_adapter_metadata"])["transformer.r"]
     assert all(name.startswith("transformer.transformer_blocks.") for name in names)
-    config = load_settings(DraftConfig, draft_path().parent / "draft_recipe.yaml")
-    assert (config.trajectories.states, config.training.rank) == (5, 32)
+    assert (config.model, config.training.rank) == (world, rank)
 
 
 def test_plain_diffusers_loads_the_draft() -> None:
     drafted = stock(weights_path())
     images = []
-    for load_it in (None, lambda: drafted.load_lora_weights(draft_path()), drafted.unload_lora_weights):
+    for load_it in (None, lambda: drafted.load_lora_weights(scenes.draft_path()), drafted.unload_lora_weights):
         if load_it:
             load_it()
         images.append(torch.from_numpy(generate(drafted, ["a red circle"], Call(1, defaults()["guidance_scale"]))))
@@ -174,13 +207,21 @@ def test_plain_diffusers_loads_the_draft() -> None:
     assert torch.equal(images[2], images[0])
 
 
-def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are() -> None:
-    denoiser, (prompt,) = load().denoiser(**defaults()), sample_prompts(1, 3)
+@torch.no_grad()
+@pytest.mark.parametrize("world", WORLDS)
+def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> None:
+    denoiser, n = load(world).denoiser(**defaults(world)), 5
     use_drafter(denoiser, "embedded:2")
-    assert (denoiser.drafts.calls, denoiser.drafts.doubt("embedded")) == (2, None)
-    ends = guesses(denoiser, prompt, 6)
-    first, second, blurred = (float((found - ends[-1]).pow(2).mean()) for found in ends[:-1])
-    assert second < first < 0.6 * blurred
+    assert (denoiser.drafts.calls, denoiser.drafts.doubt(world)) == (2, None)
+    denoiser.encode([WORLDS[world][-1]])
+    x, cond = denoiser.init_latents([seeded(i) for i in range(n)]), torch.zeros(n, dtype=torch.long)
+    found = [denoiser.drafts.guess(x, cond, cond, calls) for calls in (1, 2)] + [denoiser.predict(x, cond, cond).x0]
+    for step in range(denoiser.grid.steps):
+        k = torch.full((n,), step)
+        x = denoiser.kernel.step(x, denoiser.predict(x, k, cond), k, [(0, 0, 0)] * n, [None] * n)[0]
+    first, second, blurred = (float((one - x).pow(2).mean()) for one in found)
+    assert max(first, second) < 0.6 * blurred
+    assert world == "signs" or second < first
 
 
 # --- its preview VAE, of random weights -----------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,13 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from train_worlds import base, reward, turbo
+from train_worlds import base, lettering, reward, turbo
+from train_worlds import generator as gen
+from train_worlds import signs as sign_base
 from train_worlds.commands import main
-from train_worlds.evaluate import generate
-from train_worlds.generator import (
-    Examples,
-    Generator,
-    GeneratorRecipe,
-    GeneratorTrainer,
-    TextSize,
-    TransformerSize,
-    build_pipeline,
-    encode_text,
-)
 from train_worlds.model import build_tokenizer, build_vae, tokenize
 from train_worlds.near_captions import CHANGES, changed, shown
-from train_worlds.recipes import Call, NoiseLevels, read
+from train_worlds.recipes import Call, NoiseLevels
 from train_worlds.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import build, to_json
@@ -38,6 +31,7 @@ from ttsnap.recordings.record import record
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_prompts, sample_spec
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, load_reader, word_ids
+from ttsnap.signs import grammar as lettered
 
 RNG = np.random.default_rng
 BASE = base.Recipe(
@@ -47,54 +41,99 @@ BASE = base.Recipe(
     probe=base.Probe(every=4, per_kind=1, final_per_kind=1),
     data=base.Data(images=64),
     vae=VaeRecipe(model=VaeSize(4, (8, 8, 8), layers=1, groups=4), lr=1e-3, batch=8, steps=3),
-    generator=GeneratorRecipe(
-        text=TextSize(16, layers=2, heads=2), text_2=TextSize(8, layers=1, heads=1),
-        transformer=TransformerSize(2, heads=2, head_dim=8), batch=8, steps=6, warmup=2, decay_steps=3, muon_lr=1e-3,
-        ema=0.9, sigma=NoiseLevels(0.5, 1.0, 0.2), caption_dropout=0.3, zero_tokens=(1, 256), reading_block=0,
-        bf16=False, compile=False,
+    generator=gen.GeneratorRecipe(
+        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, layers=1, heads=1),
+        transformer=gen.TransformerSize(2, heads=2, head_dim=8), batch=8, steps=6, warmup=2, decay_steps=3,
+        muon_lr=1e-3, ema=0.9, sigma=NoiseLevels(0.5, 1.0, 0.2), caption_dropout=0.3, zero_tokens=(1, 256),
+        reading_block=0, bf16=False, compile=False,
     ),
 )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_one_command_runs_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(BASE)))
-    command = ["base", "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
+SIGNS = replace(
+    sign_base.Recipe(), save_every=4, probe=BASE.probe, data=base.Data(images=32), vae=BASE.vae,
+    defaults=replace(sign_base.Recipe().defaults, num_inference_steps=2),
+    generator=replace(BASE.generator, transformer=gen.TransformerSize(2, heads=2, head_dim=8, patch=2), steps=4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("world", "recipe"), [("signs", SIGNS), pytest.param("base", BASE, marks=pytest.mark.slow)])
+def test_one_command_runs_a_recipe(world: str, recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(to_json(recipe)))
+    command = [world, "--recipe", str(tmp_path / "mini.yaml"), "--out", str(tmp_path / "out")]
     main(command)
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    assert generate(pipe, ["a red circle"], Call(2, 2.0)).shape == (1, 3, 32, 32)
     made = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"samples_000004.png", "samples_final.png", "accuracy.md", "generator.pt"} <= made
     main(command)  # nothing left to train
-    assert build(base.Recipe, json.loads((tmp_path / "out" / "config.json").read_text())) == BASE
-
-
-def test_a_recipe_file_says_what_differs(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("generator: {steps: 100, text: {width: 64, layers: 2, heads: 2}}")
-    found = read(base.Recipe, file, seed=5)
-    generator = replace(GeneratorRecipe(), steps=100, text=TextSize(64, 2, 2))
-    assert found == replace(base.Recipe(), seed=5, generator=generator)
-    file.write_text("generator: {sigma: {mean: wide}}")
-    with pytest.raises(ValueError, match=r"generator\.sigma\.mean .* got 'wide'"):
-        read(base.Recipe, file, None)
+    assert build(type(recipe), json.loads((tmp_path / "out" / "config.json").read_text())) == recipe
+    pipe: Any = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    width, height = (lettering.WIDTH, lettering.HEIGHT) if world == "signs" else (32, 32)
+    prompt = 'a red sign that says "HELLO"' if world == "signs" else "a red circle"
+    assert pipe(prompt, height=height, width=width, num_inference_steps=2).images[0].size == (width, height)
 
 
 def test_training_forward_is_the_stock_forward() -> None:
     tokenizer, size = build_tokenizer(), (4, 8, 8)
     ids = tokenize(tokenizer, ["a red circle", "two blue crosses", ""])
-    examples = Examples(torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25)
-    model = GeneratorTrainer(BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")).ema
+    examples = gen.Examples(torch.randn(3, *size).half(), torch.zeros(3, 8, 8).byte(), ids.to(torch.uint8), ids[2], 25)
+    model = gen.GeneratorTrainer(BASE.generator, tokenizer, examples, seed=1, device=torch.device("cpu")).ema
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, sigma = torch.randn(3, *size), torch.rand(3)
     with torch.no_grad():
-        text, pooled = encode_text((model.text, model.text_2), ids)
+        text, pooled = gen.encode_text((model.text, model.text_2), ids)
         ours, _ = model(x, sigma, ids, tap=0)
         stock = model.transformer(x, text, pooled, sigma * 1000).sample
     torch.testing.assert_close(ours, stock)
     assert text.shape[1] == ids.shape[1] + 1
     assert not text[:, -1].any()
+
+
+# --- the model that writes ------------------------------------------------------------------------------------------
+
+
+def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> None:
+    words = lettering.random_words(2000, np.random.default_rng(0))
+    assert not set(words) & set(lettered.WORDS)
+    assert not set().union(*map(lettered.pairs, words)) & lettered.UNSEEN_PAIRS
+    assert set(Counter(map(len, words))) == {3, 4, 5, 6, 7, 8}
+    assert set("".join(words)) == set(lettered.LETTERS)
+    assert words == lettering.random_words(2000, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", lettering.FONTS)
+def test_every_word_fits_on_its_sign_in_order(name: str) -> None:
+    for word, seed in product(("III", "MMM", "WQWQWQWQ", "ILIJILIJ"), range(5)):
+        height, base, boxes = lettering.layout(word, name, np.random.default_rng(seed))
+        assert 6 < height < min(22, base - 2)
+        assert base < lettering.HEIGHT - 2
+        edges = [1, *(edge for left, width in boxes for edge in (left, left + width)), lettering.WIDTH - 1]
+        assert edges == sorted(edges)
+        assert edges[0] < edges[1] < edges[-2] < edges[-1]
+
+
+def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
+    signs = [lettered.Sign("HELLO", "red", "white"), lettered.Sign("OIL", "yellow", "black")]
+    images, maps = lettering.render(signs, np.random.default_rng(1))
+    assert images.shape == (2, 3, lettering.HEIGHT, lettering.WIDTH)
+    for image, labels, sign in zip(images, maps, signs, strict=True):
+        assert tuple(image[:, 0, 0]) == lettered.RGB[sign.ground]
+        ink = np.array(lettered.RGB[str(sign.ink)])[:, None, None]
+        assert np.abs(image - ink).sum(0).min() < 40
+        seen = [lettered.LETTERS[c - 1] for c in labels.max(0) if c]
+        assert "".join(dict.fromkeys(seen)) == "".join(dict.fromkeys(sign.word))
+        assert set(np.unique(labels)) == {0, *(1 + lettered.LETTERS.index(letter) for letter in sign.word)}
+
+
+def test_each_letter_is_a_token_and_stands_at_its_place() -> None:
+    tokenizer = sign_base.build_tokenizer()
+    ids = tokenize(tokenizer, ['a red sign that says "HELLO"', 'a blue sign that says "CHARCOAL" in white', ""])
+    assert ids.shape == (3, 19)
+    words = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in ids]
+    assert words[0][6:13] == ['"', *"HELLO", '"']
+    assert words[1][1:19] == ["a", "blue", "sign", "that", "says", '"', *"CHARCOAL", '"', "in", "white", words[2][1]]
+    assert set(words[2][1:]) == {tokenizer.eos_token}
+    assert len(tokenizer) == 5 + 6 + 26 + 1 + 2
 
 
 # --- the few-step model ---------------------------------------------------------------------------------------------
@@ -111,14 +150,16 @@ TURBO = turbo.Recipe(
 def tiny() -> Any:
     """A stock pipeline of random weights."""
     torch.manual_seed(0)
-    small = TransformerSize(1, heads=2, head_dim=8)
-    recipe = GeneratorRecipe(text=TextSize(16, layers=2, heads=2), text_2=TextSize(8, 1, 1), transformer=small)
+    small = gen.TransformerSize(1, heads=2, head_dim=8)
+    recipe = gen.GeneratorRecipe(
+        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, 1, 1), transformer=small
+    )
     tokenizer = build_tokenizer()
-    model = Generator(recipe, tokenizer, 4, 8)
+    model = gen.Generator(recipe, tokenizer, 4, 8)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     vae = build_vae(image_size=32, latent_channels=4, channels=(8, 8, 8), layers=1, groups=4)
-    return build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
+    return gen.build_pipeline(model.eval(), vae.eval(), tokenizer, 1.0)
 
 
 def test_the_target_leads_from_anywhere_on_the_line_to_the_end() -> None:
