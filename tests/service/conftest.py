@@ -63,13 +63,10 @@ def serve(
     offer: ServingCatalog,
     limits: ServiceLimits | None = None,
     keys: Keys | None = None,
-    *,
-    port: int = 0,
     **more: Any,
 ) -> GenerationServer:
-    """A server that has not begun, at a free port unless one is given."""
-    limits = limits or ServiceLimits(drain=0.1)
-    return GenerationServer(engines, offer, limits, keys, ("127.0.0.1", port), **more)
+    """A server that has not begun, at a free port."""
+    return GenerationServer(engines, offer, limits or ServiceLimits(drain=0.1), keys, ("127.0.0.1", 0), **more)
 
 
 @contextmanager
@@ -110,6 +107,18 @@ class Slow(OneDevice):
 @pytest.fixture
 def slow(pipe: Any) -> Slow:
     return Slow(pipe)
+
+
+@pytest.fixture(scope="session")
+def quick(pipe: Any) -> OneDevice:
+    return one_device(pipe)
+
+
+@pytest.fixture(scope="session")
+def jobs(quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+    """Asks a server of images and of jobs."""
+    with with_jobs(quick, offer=offer, folder=tmp_path_factory.mktemp("jobs")) as caller:
+        yield caller
 
 
 @pytest.fixture
