@@ -28,7 +28,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from tests.service.asking import ALICE, BOB, IMAGES, PROMPT, SMALL, Caller, best, refusal, until
+from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, best, refusal, until
+from tests.service.conftest import ALICE, BOB, Server
 from ttsnap.check import service
 from ttsnap.check.service import Service
 from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service
@@ -40,7 +41,6 @@ from ttsnap.service.keys import ANYBODY, Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch, Metrics
 from ttsnap.service.opening import KERNELS
-from ttsnap.service.server import GenerationServer
 from ttsnap.service.tracing import Traces, provider_of_environment
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -210,7 +210,7 @@ def test_serve_and_we_take_the_file_of_the_how_to() -> None:
 
 
 @pytest.mark.slow
-def test_two_replicas_serve_callers_with_keys(ray_session: None, server: GenerationServer, tmp_path: Path) -> None:
+def test_two_replicas_serve_callers_with_keys(ray_session: None, caller: Caller, tmp_path: Path) -> None:
     pytest.importorskip("ray.serve")
     from ray import serve
 
@@ -226,7 +226,7 @@ def test_two_replicas_serve_callers_with_keys(ray_session: None, server: Generat
         alice = Caller(f"http://127.0.0.1:{port}", ALICE)
         with ThreadPoolExecutor(4) as pool:
             replies = list(pool.map(lambda _: alice.made(), range(8)))
-        assert {best(reply)[0] for reply in replies} == {best(Caller(server.url).made())[0]}
+        assert {best(reply)[0] for reply in replies} == {best(caller.made())[0]}
         assert "completed" in alice.send(**SMALL, stream=True).text
         assert refusal(alice.by(BOB).send())[0] == 401
         states = serve.status().applications["images"].deployments["Replica"].replica_states
@@ -258,9 +258,7 @@ class Spans(InMemorySpanExporter):
 
 
 @pytest.fixture(scope="module")
-def traced(
-    serving: Callable[..., GenerationServer], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[GenerationServer, Spans]:
+def traced(serving: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Spans]:
     spans, provider = Spans(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     store = JobStore(tmp_path_factory.mktemp("jobs"), ServiceLimits())
@@ -268,23 +266,18 @@ def traced(
 
 
 @pytest.fixture
-def caller(traced: tuple[GenerationServer, Spans]) -> Caller:
-    return Caller(traced[0].url, server=traced[0])
+def caller(traced: tuple[Server, Spans]) -> Server:
+    return traced[0]
 
 
 @pytest.fixture
-def spans(traced: tuple[GenerationServer, Spans]) -> Spans:
+def spans(traced: tuple[Server, Spans]) -> Spans:
     traced[1].clear()
     return traced[1]
 
 
 def parent_of(span: Any) -> int | None:
     return None if span.parent is None else span.parent.span_id
-
-
-def number(span: Any) -> int:
-    found: int = span.context.span_id
-    return found
 
 
 def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller: Caller, spans: Spans) -> None:
@@ -294,18 +287,18 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_search_inside(caller:
         caller.get(path)
     request, queue, search = spans.only(REQUEST, "queue", "search")
     assert f"{request.context.trace_id:032x}" == CALLER
-    assert parent_of(queue) == parent_of(search) == number(request)
+    assert parent_of(queue) == parent_of(search) == request.context.span_id
     about = request.attributes
     assert (about["http.response.status_code"], about["ttsnap.search"]) == (200, "best-of-n")
     assert (about["ttsnap.rewards"], about["ttsnap.key"]) == (("scenes",), "anybody")
     batches = spans.of("batch")
     assert search.attributes["ttsnap.nfe"] == 16 == sum(span.attributes["ttsnap.nfe"] for span in batches)
     assert search.attributes["ttsnap.batches"] == len(batches) == 4
-    assert {parent_of(span) for span in batches} == {number(search)}
-    assert {parent_of(span) for span in spans.of("denoise")} == set(map(number, batches))
-    assert {parent_of(span) for span in spans.of("reward")} == {number(batches[-1])}
+    assert {parent_of(span) for span in batches} == {search.context.span_id}
+    assert {parent_of(span) for span in spans.of("denoise")} == {span.context.span_id for span in batches}
+    assert {parent_of(span) for span in spans.of("reward")} == {batches[-1].context.span_id}
     for span in batches:
-        inside = [part for part in spans.get_finished_spans() if parent_of(part) == number(span)]
+        inside = [part for part in spans.get_finished_spans() if parent_of(part) == span.context.span_id]
         assert all(span.start_time <= part.start_time <= part.end_time <= span.end_time for part in inside)
     assert queue.end_time <= search.start_time
     names = {span.name for span in spans.get_finished_spans()}
@@ -319,7 +312,10 @@ def test_a_batch_of_several_searches_is_written_once_with_links(caller: Caller, 
         for seed in range(3):
             pool.submit(caller.made, seed=seed, budget="120nfe")
     until(lambda: len(spans.of(REQUEST)) == len(spans.of("search")) == 3)
-    searches, shared = set(map(number, spans.of("search"))), [span for span in spans.of("batch") if span.links]
+    searches, shared = (
+        {span.context.span_id for span in spans.of("search")},
+        [span for span in spans.of("batch") if span.links],
+    )
     assert shared
     for span in shared:
         linked = {link.context.span_id for link in span.links} | {parent_of(span)}
@@ -328,7 +324,7 @@ def test_a_batch_of_several_searches_is_written_once_with_links(caller: Caller, 
     assert sum(span.attributes["ttsnap.nfe"] for span in spans.of("batch")) == 360
 
 
-def test_what_is_refused_or_left_ends_its_spans(caller: Caller, spans: Spans) -> None:
+def test_what_is_refused_or_left_ends_its_spans(caller: Server, spans: Spans) -> None:
     assert caller.send(**{**SMALL, "budget": "1nfe"}).status_code == 400
     request, queue = spans.only(REQUEST, "queue")
     assert request.attributes["http.response.status_code"] == 400
@@ -337,14 +333,14 @@ def test_what_is_refused_or_left_ends_its_spans(caller: Caller, spans: Spans) ->
     caller.left()
     (search,) = spans.only("search")
     assert search.attributes["ttsnap.outcome"] == "cancelled"
-    assert not caller.server.worker._observers[1]._spans  # type: ignore[union-attr, attr-defined]
+    assert not caller.worker._observers[1]._spans  # type: ignore[attr-defined]
 
 
 def test_a_job_is_a_trace_of_its_own(caller: Caller, spans: Spans) -> None:
     caller.begun()
     job, queue, search, request = spans.only("job", "queue", "search", REQUEST)
     assert job.parent is None
-    assert parent_of(queue) == parent_of(search) == number(job)
+    assert parent_of(queue) == parent_of(search) == job.context.span_id
     assert request.context.trace_id != job.context.trace_id
 
 
@@ -406,10 +402,10 @@ class Own(Service):
 
 
 def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(
-    server: GenerationServer, monkeypatch: pytest.MonkeyPatch
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "ASKED", {**service.ASKED, "steps": 2})
-    checked = Service(server.url, 0.0, lambda _: None)
+    checked = Service(caller.url, 0.0, lambda _: None)
     assert checked.model() == "embedded"
     found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
     figures = {name: figure.value for name, figure in found.figures.items()}
@@ -418,11 +414,11 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
     assert figures["batches filled of 16 clients"] == pytest.approx(100, abs=40)
     assert figures["latency of 4 clients"] > 0
     assert of_service(found).word == GO
-    wrong = Own(server.url, 0.0, lambda _: None)
+    wrong = Own(caller.url, 0.0, lambda _: None)
     assert of_service(wrong.check([Prompt("a red circle")])).word == NO_GO
 
 
-def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callable[..., GenerationServer]) -> None:
+def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callable[..., Server]) -> None:
     server = serving(ServiceLimits(per_key=1, drain=0.1))
     found = Service(server.url, 0.0, lambda _: None).check([Prompt("a red circle")])
     assert "429" in found.missing["a request of 16 clients"]

@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 
 from tests.pipelines.modular.tiny import picture as still
 from tests.service.asking import EDITED, PROMPT, SMALL, VIDEOS, Caller, apart, best, picture, png, refusal, shown, until
-from tests.service.conftest import CALL, EDITS, client_of, filming, one_device, serve, twin
+from tests.service.conftest import CALL, EDITS, Server, client_of, filming, one_device, serve, twin
 from ttsnap.core.protocols import Engine
 from ttsnap.files.pictured import Blank, Picture
 from ttsnap.files.pictures import video_pixels
@@ -37,28 +37,22 @@ from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
 from ttsnap.service.requests import Generation, Video, notes_of, prepared_of, validated
-from ttsnap.service.server import GenerationServer
 from ttsnap.service.tickets import RequestParser
 
 OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
 LIMITS = ServiceLimits(drain=0.1, side=64)
 
 
-@pytest.fixture(scope="module")
-def caller(editing: GenerationServer) -> Caller:
-    return Caller(editing.url)
-
-
-def edited(caller: Caller, data: bytes, **own: Any) -> dict[str, Any]:
+def edited(editing: Caller, data: bytes, **own: Any) -> dict[str, Any]:
     """The reply to an edit of a picture, sent as a form."""
     fields, files = {"prompt": PROMPT, **OWN, **own}, {"image": ("drawn.png", data)}
-    reply = caller.ask("POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files)
+    reply = editing.ask("POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files)
     assert reply.status_code == 200, reply.text
     told: dict[str, Any] = reply.json()
     return told
 
 
-def test_an_edit_is_what_the_pipeline_gives(editing: GenerationServer, editor: Any, drawn: list[bytes]) -> None:
+def test_an_edit_is_what_the_pipeline_gives(editing: Server, editor: Any, drawn: list[bytes]) -> None:
     edit = client_of(editing).images.edit
     reply = edit(image=("drawn.png", drawn[0]), prompt=PROMPT, n=2, extra_body=OWN).to_dict()
     call = {**defaults(), "num_inference_steps": 4, "strength": 0.75, "negative_prompt": "noise"}
@@ -80,8 +74,7 @@ def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -
 
     rng = np.random.default_rng(0)
     pictures = [png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))) for _ in range(12)]
-    with serve(Counting(editor, one_device(editor).rewards), EDITS, LIMITS) as server, ThreadPoolExecutor(12) as pool:
-        caller = Caller(server.url)
+    with serve(Counting(editor, one_device(editor).rewards), EDITS, LIMITS) as caller, ThreadPoolExecutor(12) as pool:
 
         def ask(i: int) -> float:
             own = {"seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"}
@@ -105,10 +98,10 @@ def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
     assert list(map(asyncio.run, quiet)) == [""] * 3
 
 
-def test_an_absent_negative_prompt_leaves_a_request_guided(caller: Caller, drawn: list[bytes]) -> None:
+def test_an_absent_negative_prompt_leaves_a_request_guided(editing: Caller, drawn: list[bytes]) -> None:
     def rewards(**more: Any) -> list[float]:
         own = {"negative_prompt": None, **more}
-        return [told["data"][0]["reward"] for told in (edited(caller, drawn[0], **own), caller.made(**own))]
+        return [told["data"][0]["reward"] for told in (edited(editing, drawn[0], **own), editing.made(**own))]
 
     absent, empty, unguided = rewards(), rewards(negative_prompt=""), rewards(guidance_scale=1)
     assert absent == pytest.approx(empty, abs=1e-6)
@@ -116,8 +109,8 @@ def test_an_absent_negative_prompt_leaves_a_request_guided(caller: Caller, drawn
 
 
 @pytest.mark.parametrize(("size", "made"), [(None, "32x32"), ("auto", "32x32"), ("24x32", "24x32")])
-def test_an_edit_has_the_size_that_is_asked_for(caller: Caller, drawn: list[bytes], size: str, made: str) -> None:
-    told = edited(caller, drawn[1], size=size, seed=0, budget="1images", output_format="jpeg")
+def test_an_edit_has_the_size_that_is_asked_for(editing: Caller, drawn: list[bytes], size: str, made: str) -> None:
+    told = edited(editing, drawn[1], size=size, seed=0, budget="1images", output_format="jpeg")
     resized = ["the picture of 24x32 was taken as one of 32x32"] if made == "32x32" else []
     assert (told["size"], told["warnings"], told["data"][0]["seed"]) == (made, resized, 0)
     image = shown(told)
@@ -125,20 +118,19 @@ def test_an_edit_has_the_size_that_is_asked_for(caller: Caller, drawn: list[byte
 
 
 @pytest.mark.parametrize(("size", "drawn", "told"), [("17x31", "16x28", 1), ("16x32", "16x32", 0)])
-def test_a_size_whose_sides_do_not_fit_is_told_of(caller: Caller, size: str, drawn: str, told: int) -> None:
-    reply = caller.made(size=size)
+def test_a_size_whose_sides_do_not_fit_is_told_of(editing: Caller, size: str, drawn: str, told: int) -> None:
+    reply = editing.made(size=size)
     assert (reply["size"], len(reply["warnings"])) == (drawn, told)
     assert all(f"{drawn} in place of {size}" in warning for warning in reply["warnings"])
 
 
-def test_an_edit_may_be_a_job(editor: Any, caller: Caller, drawn: list[bytes], tmp_path: Path) -> None:
-    at_once, given = edited(caller, drawn[0]), {"image": Picture(drawn[0])}
+def test_an_edit_may_be_a_job(editor: Any, editing: Caller, drawn: list[bytes], tmp_path: Path) -> None:
+    at_once, given = edited(editing, drawn[0]), {"image": Picture(drawn[0])}
     with closing(JobStore(tmp_path, LIMITS)) as store:
         body: Any = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
         earlier = store.add("anybody", "image_edit", "embedded", body, given)
         assert store.pictures(earlier) == given
-        with serve(one_device(editor), EDITS, LIMITS, store=store) as server:
-            mine = Caller(server.url)
+        with serve(one_device(editor), EDITS, LIMITS, store=store) as mine:
             for name in (edited(mine, drawn[0], background="true")["id"], earlier.id):
                 assert mine.ended(f"{EDITED}/{name}")["data"] == at_once["data"]
             assert mine.ask("DELETE", f"{EDITED}/{name}").json()["object"] == "image.edit.deleted"
@@ -230,13 +222,13 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
     ({}, {"quality": "low", "user": "u"}, "quality"),
 ])  # fmt: skip
 def test_a_remix_may_name_fields_as_other_servers_do(
-    videos: Caller, before: dict[str, Any], given: dict[str, Any], same: str
+    videos: Server, before: dict[str, Any], given: dict[str, Any], same: str
 ) -> None:
     first, body = videos.begun(VIDEOS, **before), {"prompt": "a dog", **given}
     for kind in ("json", "data"):
         reply = videos.ask("POST", f"{first}/remix", **{kind: body})
         assert reply.status_code == 200, reply.text
-        jobs: Any = videos.server._server.jobs  # type: ignore[union-attr]
+        jobs: Any = videos._server.jobs  # type: ignore[attr-defined]
         fields = jobs.store.get("anybody", "video", reply.json()["id"]).body["fields"]
         assert {"steps": 2, "size": "16x32", "num_frames": 5, "seconds": 1.0, "quality": "low"}.items() >= {
             (field, fields[field]) for field in same.split(",")
@@ -363,7 +355,7 @@ def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(type(pipe), "sampling_denoiser", counted)
     with filming(one_device(pipe), tmp_path) as caller:
-        until(lambda: caller.server and caller.server.worker.loaded)
+        until(lambda: caller.worker.loaded)
         sizes.clear()
         for kernel, status in (("pipeline", 200), ("x:y", 400)):
             form = {"prompt": "a cat", "size": "16x32", "budget": "1images", "kernel": kernel}

@@ -23,19 +23,18 @@ from starlette.exceptions import HTTPException
 
 from tests.bombs import HUGE, STILLS
 from tests.pipelines.modular.tiny import picture
-from tests.service.asking import ALICE, EDITED, IMAGES, PROMPT, VIDEOS, Caller, png, refusal, until
-from tests.service.conftest import EDITS, one_device, serve
+from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, png, refusal, until
+from tests.service.conftest import ALICE, EDITS, Server, one_device, serve
 from ttsnap.files.pictured import Picture
 from ttsnap.service.bodies import Sent, sent
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.server import GenerationServer
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 SIZES = ("", "1024x", "1024.5x768", "-64x64", "64x64\n", "64X64", "0x64", "64x0", "15x32", "1025x64", "32x99999")
 # The parameter at fault, its value or all that is changed of a small request, and a word of the message.
-ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"server": (
+ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
     ("prompt", {"prompt": None}), ("prompt", 7), ("prompt", "   "), ("prompt", "three pink elephants", "elephants"),
     ("negative_prompt", ["noise"]), ("n", 0), ("n", 11, "10"), ("n", 1.5), ("seed", "1", "whole"), ("seed", -1),
     *(("size", size) for size in SIZES), (None, {"size": "17x33"}, "17"), (None, {"size": "64x64"}, "draws"),
@@ -104,7 +103,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         raise AssertionError("seeds were counted for nothing")
 
     monkeypatch.setattr("ttsnap.loop.search.fit", counted)
-    caller, (param, given, word) = Caller(request.getfixturevalue(door).url), (*row, "")[:3]
+    caller, (param, given, word) = request.getfixturevalue(door), (*row, "")[:3]
     change, spent = given if isinstance(given, dict) else {param: given}, caller.metric("nfe_total")
     path = {"editing": EDITED, "videos": VIDEOS}.get(door, IMAGES)
     kept = caller.get(path).json()
@@ -125,15 +124,15 @@ NO_MODEL, NO_JOBS, ELSEWHERE = (404, "model", "model_not_found"), (404, None, "n
 
 
 @pytest.mark.parametrize(("door", "method", "path", "body", "told"), [
-    *(("server", "POST", IMAGES, b, (400, None, "invalid_json")) for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")),
-    ("server", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
-    ("server", "GET", "/no", b"", (404, None, None)), ("server", "PUT", IMAGES, b"", (405, None, None)),
-    ("server", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
-    ("server", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
-    ("server", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
-    ("server", "GET", IMAGES, b"", NO_JOBS), ("server", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
-    ("server", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS), ("server", "POST", VIDEOS, b"{}", ELSEWHERE),
-    ("server", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS), ("server", "POST", EDITED, b"{}", ELSEWHERE),
+    *(("caller", "POST", IMAGES, b, (400, None, "invalid_json")) for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")),
+    ("caller", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
+    ("caller", "GET", "/no", b"", (404, None, None)), ("caller", "PUT", IMAGES, b"", (405, None, None)),
+    ("caller", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
+    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
+    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
+    ("caller", "GET", IMAGES, b"", NO_JOBS), ("caller", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
+    ("caller", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS), ("caller", "POST", VIDEOS, b"{}", ELSEWHERE),
+    ("caller", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS), ("caller", "POST", EDITED, b"{}", ELSEWHERE),
     ("videos", "POST", IMAGES, b"{}", ELSEWHERE), ("videos", "POST", EDITED, b"{}", ELSEWHERE),
     ("videos", "POST", f"{VIDEOS}/video_1/edits", b"{}", (404, None, None)),
     ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, "id", "not_found")),
@@ -142,7 +141,7 @@ NO_MODEL, NO_JOBS, ELSEWHERE = (404, "model", "model_not_found"), (404, None, "n
 def test_what_is_no_request_here_is_told_so(
     request: pytest.FixtureRequest, door: str, method: str, path: str, body: bytes, told: tuple[Any, ...]
 ) -> None:
-    reply: httpx.Response = Caller(request.getfixturevalue(door).url).ask(method, path, content=body)
+    reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
     assert refusal(reply) == told, reply.text
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
 
@@ -153,7 +152,7 @@ def test_what_is_no_request_here_is_told_so(
 @pytest.mark.parametrize("kind", STILLS)
 @pytest.mark.parametrize("param", ["image", "mask"])
 def test_a_picture_that_is_a_bomb_is_refused_undecoded(
-    editing: GenerationServer, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
+    editing: Server, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
 ) -> None:
     bomb, decoded, load = STILLS[kind](), [0], ImageFile.ImageFile.load
     assert len(bomb) < 300_000
@@ -165,7 +164,7 @@ def test_a_picture_that_is_a_bomb_is_refused_undecoded(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
     files = {"image": ("a", PICTURE)} | {param: ("a", bomb)}
-    reply = Caller(editing.url).ask("POST", EDITED, data={"prompt": PROMPT}, files=files)
+    reply = editing.ask("POST", EDITED, data={"prompt": PROMPT}, files=files)
     assert refusal(reply)[:2] == (400, param)
     assert max(decoded) <= 32
 
@@ -180,7 +179,7 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def strict(editor: Any) -> Iterator[GenerationServer]:
+def strict(editor: Any) -> Iterator[Server]:
     """Has little patience and few places."""
     limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
     with pytest.MonkeyPatch.context() as patch:
@@ -190,22 +189,22 @@ def strict(editor: Any) -> Iterator[GenerationServer]:
         yield server
 
 
-def connected(server: GenerationServer) -> socket.socket:
+def connected(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=10)
 
 
-def gone(server: GenerationServer) -> bool:
+def gone(server: Server) -> bool:
     return not server._server.server_state.connections
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: GenerationServer, kind: str) -> None:
+def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind: str) -> None:
     until(lambda: gone(strict))
-    clients, begin, caller = [connected(strict) for _ in range(6)], time.monotonic(), Caller(strict.url)
+    clients, begin = [connected(strict) for _ in range(6)], time.monotonic()
     for client in clients:
         client.sendall(SLOW[kind])
     until(lambda: len(strict._server.server_state.connections) == 6)
-    assert caller.get("/health").status_code == 503, "all places are taken"
+    assert strict.get("/health").status_code == 503, "all places are taken"
     while not gone(strict):
         assert time.monotonic() - begin < 8
         for client in clients[::2]:
@@ -214,12 +213,12 @@ def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: GenerationSer
             except OSError:
                 client.close()
         time.sleep(0.1)
-    assert caller.get("/health").status_code == 200
+    assert strict.get("/health").status_code == 200
     for client in clients:
         client.close()
 
 
-def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
+def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
     until(lambda: gone(strict))
     large = (HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n").encode() + bytes(2**19 + 2**17)
     with connected(strict) as first, connected(strict) as second:
@@ -229,14 +228,12 @@ def test_what_is_read_at_a_time_is_bounded(strict: GenerationServer) -> None:
     assert replies == [b"408", b"503"]
 
 
-def test_keys_in_addresses_open_nothing_and_are_not_logged(
-    strict: GenerationServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_keys_in_addresses_open_nothing_and_are_not_logged(strict: Server, caplog: pytest.LogCaptureFixture) -> None:
     until(lambda: gone(strict))
     caplog.set_level(logging.DEBUG)
     for name in ("api_key", "key", "authorization", "token"):
         for path in ("/v1/models", EDITED, "/v1/images/generations", "/docs", "/nothing", "/metrics"):
-            reply = Caller(strict.url).ask("POST" if "images" in path else "GET", f"{path}?{name}={ALICE}")
+            reply = strict.ask("POST" if "images" in path else "GET", f"{path}?{name}={ALICE}")
             assert reply.status_code == {"/nothing": 404, "/metrics": 200}.get(path, 401)
             assert ALICE not in reply.text + str(reply.headers)
     assert ALICE not in "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
@@ -346,7 +343,7 @@ PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", PICTURE)}}
 def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, path: str, work: str, body: Any
 ) -> None:
-    begun, go, caller = threading.Event(), threading.Event(), Caller(request.getfixturevalue(door).url)
+    begun, go, caller = threading.Event(), threading.Event(), request.getfixturevalue(door)
     if path == "remix":
         path = f"{caller.begun(VIDEOS)}/remix"
 
@@ -365,7 +362,7 @@ def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_refused_forms_give_their_memory_back(editing: GenerationServer) -> None:
+def test_refused_forms_give_their_memory_back(editing: Server) -> None:
     """The C library would keep hundreds of megabytes of them."""
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("another C library")
@@ -374,10 +371,10 @@ def test_refused_forms_give_their_memory_back(editing: GenerationServer) -> None
         pages = Path("/proc/self/statm").read_text().split()[1]
         return int(pages) * 4096 / 2**20
 
-    before, taken, caller = resident(), list[float](), Caller(editing.url)
+    before, taken = resident(), list[float]()
     form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": ("a", bytes(12 * 2**20))}}
     with ThreadPoolExecutor(12) as pool:
-        replies = [pool.submit(caller.ask, "POST", EDITED, **form) for _ in range(24)]
+        replies = [pool.submit(editing.ask, "POST", EDITED, **form) for _ in range(24)]
         while not all(reply.done() for reply in replies):
             taken.append(resident() - before)
             time.sleep(0.05)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from tests.cluster.local import LocalPool
 from tests.service.asking import PROMPT, SMALL, Caller, best, refusal, shown, until
-from tests.service.conftest import one_device, serve
+from tests.service.conftest import REWARDS, one_device, serve
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
@@ -37,17 +38,6 @@ from ttsnap.service.opening import with_drafts
 from ttsnap.service.requests import Generation, prepared_of
 
 STEPS = 6
-
-
-class Moody:
-    """A reward that fails while it is told to."""
-
-    name, broken = "moody", False
-
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        if self.broken:
-            raise OSError("/srv/secret is gone")
-        return images.mean((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +58,10 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def caller(pipe: Any, files: dict[str, Path]) -> Iterator[Caller]:
-    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+def caller(pipe: Any, offer: ServingCatalog, files: dict[str, Path]) -> Iterator[Caller]:
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    offer = ServingCatalog("embedded", tuple(rewards), recommended, searches, draft="embedded")
-    with serve(OneDevice(pipe, rewards), offer) as server:
-        yield Caller(server.url)
+    with serve(one_device(pipe, *REWARDS), replace(offer, searches=searches, draft="embedded")) as caller:
+        yield caller
 
 
 def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe: Any, offer: ServingCatalog) -> None:
@@ -88,8 +76,7 @@ def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe
             with super().engine(spec) as engine:
                 yield engine
 
-    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as server:
-        caller = Caller(server.url)
+    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as caller:
 
         def ready() -> tuple[int, str]:
             reply = caller.get("/ready")
@@ -123,15 +110,14 @@ def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: An
     assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
 
 
-def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
-    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
-    offer, limits = ServingCatalog("embedded", tuple(rewards), recommended), ServiceLimits()
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any, offer: ServingCatalog) -> None:
+    rewards, limits = {name: make_rewards(name)[0] for name in REWARDS}, ServiceLimits()
 
     def draft(offer: ServingCatalog, **own: Any) -> Any:
         return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
-    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
+    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="brightness") == "embedded"
     left_out: list[dict[str, Any]] = [
         {"draft": False}, {"steps": 10}, {"guidance_scale": 2.0}, {"negative_prompt": "blue"}, {"search": "best-of-n"},
         {"search": "svdd"}, {"kernel": "ode"}, {"size": "16x16"}, {"search": {"name": "seed-pruning", "n": 8}},
@@ -160,12 +146,13 @@ def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: P
             searches_of([given])
 
 
-def fails(*_: object) -> None:
+def fails(*_: object, **__: object) -> None:
     raise IndexError("out of range, in /srv/secret")
 
 
 @pytest.mark.parametrize(("broken", "with_others", "own", "told", "word"), [
-    ((Moody, "broken", True), True, {"reward": "moody"}, (503, "reward", "reward_failed"), "moody"),
+    (("ttsnap.reward_models.closed_form.Brightness.__call__", fails), True, {"reward": "brightness"},
+     (503, "reward", "reward_failed"), "brightness"),
     ((type(make_algorithm("evolution")), "step", fails), True, {"search": {"name": "evolution", "n": 2}},
      (500, "search", None), "IndexError"),
     (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
@@ -223,8 +210,8 @@ class Vault(RewardModel):
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[Caller]:
     rewards: dict[str, Any] = {"vault-a": Vault(1), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as server:
-        yield Caller(server.url)
+    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as caller:
+        yield caller
 
 
 @pytest.fixture
@@ -279,8 +266,7 @@ def test_what_a_device_cannot_load_is_told_without_its_address(
     specs = {"vault-a": "scenes", "vault-b": "scenes"}
     here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
     engines = ManyDevices(here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1))
-    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as server:
-        caller = Caller(server.url)
+    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as caller:
         for names in (["vault-a"], ["vault-b", "vault-a"]):
             assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
 
