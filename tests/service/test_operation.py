@@ -185,8 +185,14 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, caplog: pytest.LogCap
 
 def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve")
-    from ttsnap.service.deployment import app
+    from ray.serve.schema import ServeDeploySchema
 
+    from ttsnap.service.deployment import ReplicaSettings, app
+
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(block("yaml"))).applications
+    assert application.import_path == "ttsnap.service.deployment:app"
+    settings = ReplicaSettings.of(application.args)
+    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
     wrong: list[dict[str, object]] = [
         {"device": "cuda:1"}, {"min_replicas": 0}, {"reward": "clip"}, {"limits": {"nfe": 0}},
         {"model": "some/model", "device": "cpu"}, {"keys": str(tmp_path / "keys"), "device": "cpu"},
@@ -194,19 +200,6 @@ def test_what_the_operator_says_is_checked_before_a_replica_starts(tmp_path: Pat
     for given in wrong:
         with pytest.raises(ValueError, match=next(iter(given))):
             app(given)
-
-
-def test_serve_and_we_take_the_file_of_the_how_to() -> None:
-    pytest.importorskip("ray.serve")
-    from ray.serve.schema import ServeDeploySchema
-
-    from ttsnap.service.deployment import ReplicaSettings
-
-    file = ServeDeploySchema.model_validate(yaml.safe_load(block("yaml")))
-    (application,) = file.applications
-    assert application.import_path == "ttsnap.service.deployment:app"
-    settings = ReplicaSettings.of(application.args)
-    assert (settings.limits, settings.max_replicas) == (ServiceLimits(nfe=2000, side=1024), 8)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -215,46 +215,10 @@ def test_a_search_ends_in_time_with_its_best_image(caller: Caller) -> None:
 # --- several devices: engines are clusters, and what callers get is the same ---------------------------------------
 
 
-CPU, LIMITS = ModelOptions(device="cpu", dtype="float32"), ServiceLimits(drain=0.1, idle=1)
-
-
-def serving(pipe: Any, offer: ServingCatalog, pool: Any) -> AbstractContextManager[Server]:
-    engines = ManyDevices(one_device(pipe, *REWARDS), CPU, {name: name for name in REWARDS}, pool)
-    return serve(engines, offer, LIMITS)
-
-
-def asked(caller: Caller, **own: object) -> tuple[Any, ...]:
-    told = caller.made(**own)
-    return *best(told), told["usage"]["nfe"]
-
-
-def check_lost(caller: Caller) -> None:
-    reply = caller.send(**SMALL)
-    assert (refusal(reply)[0], reply.headers["retry-after"]) == (503, "30")
-    assert "keep failing" in reply.text
-
-
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives_and_are_measured(pipe: Any, offer: ServingCatalog, caller: Caller) -> None:
-    pools: list[LocalPool] = []
-
-    def pool(make: Callable[[], LiveEngine]) -> LocalPool:
-        pools.append(LocalPool(make, 2))
-        return pools[-1]
-
-    with serving(pipe, offer, pool) as mine:
-        other = {"reward": "brightness", "report": "scenes"}
-        assert (asked(mine), asked(mine, **other)) == (asked(caller), asked(caller, **other))
-        assert len(pools) == 3, "that of plain requests, which was made ready, and two others"
-        networks = {id(actor.engine.denoiser.pipe.transformer) for pool in pools for actor in pool.actors}
-        assert len(networks) == 1, "a process loads the model once"
-        assert mine.metric("nfe_total") == 32
-        assert 0 < mine.metric("batch_fill") <= 1
-        assert mine.metric("batch_places_total") >= 32
-
-
-@pytest.mark.usefixtures("shallow_model")
-def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: ServingCatalog) -> None:
+def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
+    pipe: Any, offer: ServingCatalog, caller: Caller
+) -> None:
     pools: list[LocalPool] = []
 
     def pool(make: Callable[[], LiveEngine]) -> LocalPool:
@@ -262,13 +226,30 @@ def test_devices_that_keep_failing_are_said_and_tried_anew(pipe: Any, offer: Ser
         pools[-1].hopeless = len(pools) <= 2  # what is made ready, and for the first request
         return pools[-1]
 
-    with serving(pipe, offer, pool) as caller:
-        check_lost(caller)
-        assert caller.made()
+    def check_lost(**own: object) -> None:
+        reply = mine.send(**{**SMALL, **own})
+        assert (refusal(reply)[0], reply.headers["retry-after"], "keep failing" in reply.text) == (503, "30", True)
+
+    cpu, names = ModelOptions(device="cpu", dtype="float32"), {name: name for name in REWARDS}
+    engines, other = (
+        ManyDevices(one_device(pipe, *REWARDS), cpu, names, pool),
+        {"reward": "brightness", "report": "scenes"},
+    )
+    with serve(engines, offer, ServiceLimits(drain=0.1, idle=1)) as mine:
+        check_lost()
+        for own in ({}, other):
+            told, alone = mine.made(**own), caller.made(**own)
+            assert (*best(told), told["usage"]["nfe"]) == (*best(alone), alone["usage"]["nfe"])
+        assert len(pools) == 4, "that which was made ready, and those of requests"
+        networks = {id(actor.engine.denoiser.pipe.transformer) for pool in pools[2:] for actor in pool.actors}
+        assert len(networks) == 1, "a process loads the model once"
+        assert mine.metric("nfe_total") == 32
+        assert 0 < mine.metric("batch_fill") <= 1
+        assert mine.metric("batch_places_total") >= 32
         pools[-1].hopeless = True
-        check_lost(caller)
-        until(lambda: caller.metric("configurations") == 0)
-        assert caller.made()
+        check_lost(**other)
+        until(lambda: mine.metric("configurations") <= 1)
+        assert mine.made(**other)
 
 
 # --- the end under load: every request that was taken has an answer, an image or one sentence ----------------------
