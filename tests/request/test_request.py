@@ -27,10 +27,10 @@ TUNED = {"tuned": SeedPruning(denoising_steps=6)}
 OFFER = ServingCatalog("embedded", ("scenes",), lambda _: ModelDefaults(CALL), TUNED)
 
 
-def prepared(*rewards: str, search: Any = "best-of-n", require: tuple[Any, ...] = (), utility: Any = "mean",
-             **how: Any) -> Prepared:  # fmt: skip
+def prepared(*rewards: str, search: Any = "best-of-n", require: tuple[Any, ...] = (), **how: Any) -> Prepared:
+    more = {"utility": how.pop("utility")} if "utility" in how else {}
     engine = EngineSpec(ModelOptions(), rewards, **how)
-    request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require, utility=utility)
+    request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require, **more)
     return prepare(request, ModelDefaults(CALL, reward="scenes"))
 
 

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -16,13 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ttsnap.service.server import GenerationServer
-
 PROMPT = "two green crosses"
 IMAGES, EDITED, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
 SMALL: dict[str, Any] = {"seed": 3, "budget": "16nfe", "search": "best-of-n", "steps": 4}
 LARGE: dict[str, Any] = {**SMALL, "budget": "2000nfe"}
-ALICE, BOB = "a" * 20, "b" * 20
 HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
@@ -48,18 +44,17 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@dataclass(frozen=True)
 class Caller:
     """Asks a server by plain HTTP."""
 
-    url: str
-    key: str = ""
-    server: GenerationServer | None = None
-    """That which was begun for it alone."""
+    key = ""
+
+    def __init__(self, url: str, key: str = "") -> None:
+        self.url, self.key = url, key
 
     def by(self, key: str) -> Caller:
         """Another one, who has this key."""
-        return replace(self, key=key)
+        return Caller(self.url, key)
 
     @property
     def headers(self) -> dict[str, str]:

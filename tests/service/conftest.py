@@ -21,7 +21,7 @@ from openai import OpenAI
 from PIL import Image
 
 from tests.pipelines.modular.tiny import CASES, built
-from tests.service.asking import ALICE, BOB, Caller, png
+from tests.service.asking import Caller, png
 from tests.shallow import shallow
 from ttsnap.pipelines import load, recommended, upgrade
 from ttsnap.request.offer import ServingCatalog
@@ -34,14 +34,21 @@ from ttsnap.service.limits import ServiceLimits
 from ttsnap.service.opening import offer_of
 from ttsnap.service.server import GenerationServer
 
-Keeping: TypeAlias = Callable[..., AbstractContextManager[Caller]]
+ALICE, BOB = "a" * 20, "b" * 20
 REWARDS = ("scenes", "brightness")
 CALL = {"num_inference_steps": 4, "height": 16, "width": 32, "num_frames": 5, "max_sequence_length": 16}
 """Of tiny models of videos."""
 
 
-def client_of(server: GenerationServer, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+class Server(GenerationServer, Caller):
+    """A server, and one who asks it without a key."""
+
+
+Keeping: TypeAlias = Callable[..., AbstractContextManager[Server]]
+
+
+def client_of(server: Caller) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def few_steps(model: str) -> ModelDefaults:
@@ -63,23 +70,20 @@ def serve(
     offer: ServingCatalog,
     limits: ServiceLimits | None = None,
     keys: Keys | None = None,
-    *,
-    port: int = 0,
     **more: Any,
-) -> GenerationServer:
-    """A server that has not begun, at a free port unless one is given."""
-    limits = limits or ServiceLimits(drain=0.1)
-    return GenerationServer(engines, offer, limits, keys, ("127.0.0.1", port), **more)
+) -> Server:
+    """A server that has not begun, at a free port."""
+    return Server(engines, offer, limits or ServiceLimits(drain=0.1), keys, ("127.0.0.1", 0), **more)
 
 
 @contextmanager
 def with_jobs(
     engines: OneDevice, limits: ServiceLimits | None = None, *, offer: ServingCatalog, folder: Path, **more: Any
-) -> Iterator[Caller]:
-    """Asks a server over the jobs in a folder, by what these engines score."""
+) -> Iterator[Server]:
+    """A server over the jobs in a folder, by what these engines score."""
     limits, offer = limits or ServiceLimits(drain=0.1), replace(offer, rewards=tuple(engines.rewards))
     with closing(JobStore(folder, limits)) as store, serve(engines, offer, limits, store=store, **more) as server:
-        yield Caller(server.url, server=server)
+        yield server
 
 
 class Slow(OneDevice):
@@ -112,9 +116,21 @@ def slow(pipe: Any) -> Slow:
     return Slow(pipe)
 
 
+@pytest.fixture(scope="session")
+def quick(pipe: Any) -> OneDevice:
+    return one_device(pipe)
+
+
+@pytest.fixture(scope="session")
+def jobs(quick: OneDevice, offer: ServingCatalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of images and of jobs."""
+    with with_jobs(quick, offer=offer, folder=tmp_path_factory.mktemp("jobs")) as caller:
+        yield caller
+
+
 @pytest.fixture
 def keeping(offer: ServingCatalog, tmp_path: Path) -> Keeping:
-    """Asks a server of images over the jobs of this test, by what some engines score, within limits, with keys."""
+    """Begins servers of images over the jobs of this test, by what some engines score, within limits, with keys."""
     return partial(with_jobs, offer=offer, folder=tmp_path)
 
 
@@ -149,7 +165,7 @@ def offer() -> ServingCatalog:
 
 
 @pytest.fixture(scope="session")
-def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., GenerationServer]]:
+def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Server]]:
     """Starts servers with these limits and keys, which end with the session."""
     engines = one_device(pipe, *REWARDS)
     with ExitStack() as stack:
@@ -157,22 +173,12 @@ def serving(pipe: Any, offer: ServingCatalog) -> Iterator[Callable[..., Generati
 
 
 @pytest.fixture(scope="session")
-def server(serving: Callable[..., GenerationServer]) -> GenerationServer:
+def caller(serving: Callable[..., Server]) -> Server:
     return serving()
 
 
 @pytest.fixture(scope="session")
-def caller(server: GenerationServer) -> Caller:
-    return Caller(server.url)
-
-
-@pytest.fixture(scope="session")
-def client(server: GenerationServer) -> OpenAI:
-    return client_of(server)
-
-
-@pytest.fixture(scope="session")
-def editing(editor: Any) -> Iterator[GenerationServer]:
+def editing(editor: Any) -> Iterator[Server]:
     """A server of images and edits."""
     with serve(one_device(editor), EDITS, ServiceLimits(drain=0.1, side=64)) as server:
         yield server
@@ -192,13 +198,11 @@ def twin(name: str) -> Any:
     return pipe
 
 
-@contextmanager
-def filming(engines: OneDevice, folder: Path) -> Iterator[Caller]:
-    """Asks a server of videos."""
+def filming(engines: OneDevice, folder: Path) -> AbstractContextManager[Server]:
+    """A server of videos."""
     offer = replace(offer_of("tiny", engines, "tiny", {}, "none"), defaults=lambda _: ModelDefaults(CALL))
     limits = ServiceLimits(drain=0.1, side=16, video_side=64)
-    with with_jobs(engines, limits, offer=offer, folder=folder) as caller:
-        yield caller
+    return with_jobs(engines, limits, offer=offer, folder=folder)
 
 
 @pytest.fixture(scope="session")
@@ -207,17 +211,17 @@ def wan() -> Any:
 
 
 @pytest.fixture(scope="session")
-def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+def videos(wan: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with filming(one_device(wan), tmp_path_factory.mktemp("videos")) as caller:
         yield caller
 
 
 @contextmanager
-def command(*given: str, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def command(*given: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`ttsnap serve` of a model with these arguments, at a free port: its process and its address."""
     words = [sys.executable, "-m", "ttsnap", "serve", *given, "--port", "0"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             found = re.search(r"at (http://\S+)/v1", process.stdout.readline())

@@ -8,7 +8,6 @@ import re
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,8 @@ import sqlalchemy
 from diffusers import WanPipeline
 
 from tests.pipelines.modular import tiny_videos
-from tests.service.asking import ALICE, BOB, IMAGES, LARGE, PROMPT, VIDEOS, Caller, refusal, until
-from tests.service.conftest import CALL, Keeping, Slow, command, one_device, with_jobs
+from tests.service.asking import IMAGES, LARGE, PROMPT, VIDEOS, Caller, refusal, until
+from tests.service.conftest import ALICE, BOB, CALL, Keeping, Slow, command
 from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
 from ttsnap.request.offer import ServingCatalog
@@ -29,11 +28,6 @@ from ttsnap.service.job_store import Job, JobStore
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
-
-
-@pytest.fixture(scope="module")
-def quick(pipe: Any) -> OneDevice:
-    return one_device(pipe)
 
 
 def store_in(folder: Path, *database: str, **limits: Any) -> closing[JobStore]:
@@ -45,50 +39,30 @@ def added(store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = ()
     return store.add(owner, "image_generation", "embedded", body, {})
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("jobs")
-
-
-@pytest.fixture(scope="module")
-def changed(folder: Path) -> list[Job]:
-    """Jobs that are not what a request can be."""
-    with store_in(folder) as store:
-        return [added(store, reward="mine.py:score"), added(store, code="x")]
-
-
-@pytest.fixture(scope="module")
-def caller(quick: OneDevice, offer: ServingCatalog, folder: Path, changed: list[Job]) -> Iterator[Caller]:
-    with with_jobs(quick, offer=offer, folder=folder) as caller:
-        yield caller
-
-
-def stored(store: JobStore, size: int) -> Job:
+def stored(store: JobStore, size: int, job: Job | None = None) -> Job:
     """A job that is done, with a file of so many bytes."""
-    job = added(store)
+    job = job or added(store)
     (store.files(job) / "1.png").write_bytes(b"0" * size)
     store.begin(job)
     store.end(job, "completed", {})
     return job
 
 
-def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
-    caller: Caller, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(jobs: Caller, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "ttsnap"):
-        address = caller.begun(n=2)
-        told = caller.ended(address)
+        address = jobs.begun(n=2)
+        told = jobs.ended(address)
         until(lambda: f"JOB {told['id']}" in caplog.text)
     assert (told["status"], told["progress"], told["error"]) == ("completed", 100, None)
-    at_once = caller.made(n=2)
+    at_once = jobs.made(n=2)
     for name in ("data", "size", "quality", "output_format", "background"):
         assert told[name] == at_once[name], name
     assert told["usage"]["nfe"] == at_once["usage"]["nfe"] == 16
-    content = caller.get(f"{address}/content", rank=2)
+    content = jobs.get(f"{address}/content", rank=2)
     assert (content.headers["content-type"], content.content[:4]) == ("image/png", b"\x89PNG")
-    assert [caller.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [404] * 3
-    assert caller.metric('jobs{status="completed"}') >= 1
-    assert caller.metric("job_bytes") > 0
+    assert [jobs.get(f"{address}/content", rank=rank).status_code for rank in (0, 3, "x")] == [404] * 3
+    assert jobs.metric('jobs{status="completed"}') >= 1
+    assert jobs.metric("job_bytes") > 0
     (record,) = [record for record in caplog.records if f"JOB {told['id']}" in record.getMessage()]
     assert re.fullmatch(rf"JOB {told['id']} completed \d+\.\d{{3}} s key=anybody nfe=16", record.getMessage())
     line = json.loads(JsonLines().format(record))
@@ -97,19 +71,9 @@ def test_a_job_makes_what_a_request_makes_and_ends_with_a_line(
 
 
 @pytest.mark.parametrize("name", ["img_0", "..%2F..%2Fkeys", "%00", "%ff", "%ED%A0%80", "a" * 3000])
-def test_ids_are_no_paths(caller: Caller, name: str) -> None:
+def test_ids_are_no_paths(jobs: Caller, name: str) -> None:
     for path in (f"{IMAGES}/{name}", f"{IMAGES}/{name}/content", f"{IMAGES}?after={name}"):
-        assert refusal(caller.ask("GET", path))[0] in (400, 404), path
-
-
-@pytest.mark.parametrize(("own", "param"), [
-    ({"reward": "none"}, "reward"), ({"stream": True}, "background"), ({"response_format": "file"}, "response_format"),
-    ({"prompt": "three pink elephants"}, "prompt"),
-])  # fmt: skip
-def test_what_is_wrong_is_refused_and_not_stored(caller: Caller, own: dict[str, Any], param: str) -> None:
-    before = caller.get(IMAGES).json()
-    assert refusal(caller.send(background=True, **own))[:2] == (400, param)
-    assert caller.get(IMAGES).json() == before
+        assert refusal(jobs.ask("GET", path))[0] in (400, 404), path
 
 
 @pytest.mark.parametrize(("own", "param", "code"), [
@@ -117,12 +81,12 @@ def test_what_is_wrong_is_refused_and_not_stored(caller: Caller, own: dict[str, 
     ({"require": "brightness>0.99"}, "require", "requirement_not_met"),
 ])  # fmt: skip
 def test_what_the_model_or_a_requirement_refuses_fails_the_job(
-    caller: Caller, own: dict[str, Any], param: str | None, code: str
+    jobs: Caller, own: dict[str, Any], param: str | None, code: str
 ) -> None:
-    told = caller.ended(caller.begun(**own))
+    told = jobs.ended(jobs.begun(**own))
     assert (told["status"], told["error"]["param"], told["error"]["code"]) == ("failed", param, code)
     assert "data" not in told
-    assert caller.ended(caller.begun(require="brightness>0.01"))["status"] == "completed"
+    assert jobs.ended(jobs.begun(require="brightness>0.01"))["status"] == "completed"
 
 
 def test_jobs_are_their_callers_alone(quick: OneDevice, keeping: Keeping, two_keys: Keys) -> None:
@@ -143,8 +107,7 @@ def test_an_orderly_end_queues_jobs_again(slow: Slow, quick: OneDevice, keeping:
     with keeping(slow, ServiceLimits(drain=0.1, jobs=1)) as one:
         names = [one.begun(budget="200nfe"), one.begun()]
         until(lambda: one.job(names[0])["progress"] > 0)
-        assert one.server is not None
-        one.server.__exit__()
+        one.__exit__()
     with keeping(quick) as other:
         told = [other.ended(name) for name in names]
         assert [each["status"] for each in told] == ["completed"] * 2
@@ -252,9 +215,7 @@ def test_what_a_caller_and_all_of_them_may_keep(tmp_path: Path) -> None:
         assert refused("alice") == (429, "too_many_jobs", 30)
         theirs = added(store, "bob")
         for job in (jobs[0], theirs):
-            (store.files(job) / "1.png").write_bytes(b"0" * 2**20)
-            store.begin(job)
-            store.end(job, "completed", {})
+            stored(store, 2**20, job)
         assert refused("alice") == (429, "quota_exceeded", 60)
         assert refused("carol") == (503, "storage_failed", 10)
         store.delete(jobs[0])
@@ -302,23 +263,22 @@ def test_what_jobs_made_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             store.get("anybody", job.kind, job.id)
 
 
-def test_a_job_waits_for_its_model_and_its_key(
+def test_a_job_waits_for_its_model_and_its_key_and_fails_where_it_was_changed(
     quick: OneDevice, offer: ServingCatalog, keeping: Keeping, tmp_path: Path, two_keys: Keys
 ) -> None:
     with store_in(tmp_path) as store:
-        job = added(store, "alice", ("user",), budget="16nfe", steps=4)
+        rows: list[dict[str, Any]] = [{"reward": "mine.py:score"}, {"code": "x"}, {"budget": "16nfe", "steps": 4}]
+        names = [f"{IMAGES}/{added(store, 'alice', ('user',), **row).id}" for row in rows]
     for served, keys in ((replace(offer, model="another"), two_keys), (offer, None)):
         with keeping(quick, offer=served, keys=keys):
             time.sleep(0.4)
     with keeping(quick, keys=two_keys) as caller:
-        told = caller.by(ALICE).ended(f"{IMAGES}/{job.id}")
+        *wrong, told = [caller.by(ALICE).ended(name) for name in names]
+        assert [(each["status"], each["error"]["param"]) for each in wrong] == [
+            ("failed", "reward"),
+            ("failed", "code"),
+        ]
         assert (told["status"], told["warnings"]) == ("completed", ["not used here: user"])
-
-
-def test_a_row_that_was_changed_fails_alone(caller: Caller, changed: list[Job]) -> None:
-    told = [caller.ended(f"{IMAGES}/{job.id}") for job in changed]
-    assert [(each["status"], each["error"]["param"]) for each in told] == [("failed", "reward"), ("failed", "code")]
-    assert caller.ended(caller.begun())["status"] == "completed"
 
 
 def test_a_database_that_does_not_answer_loses_no_job(
@@ -344,14 +304,12 @@ def test_a_database_that_does_not_answer_loses_no_job(
 
 def test_errors_of_the_database_are_logged_without_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with store_in(tmp_path) as store:
+        job = added(store)
         with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as rows:
             rows.execute("drop table ttsnap_jobs")
-        row = Job("img_1", "alice", "image_generation", "m", "queued", 0, None, None, {"a": PROMPT}, None)
-        with pytest.raises(RequestError) as error:
-            store._insert(row, {})
-    assert (error.value.status, error.value.retry_after) == (503, 10)
-    assert "no such table" in caplog.text
-    assert PROMPT not in caplog.text
+        with pytest.raises(RequestError, match="cannot be stored"):
+            store._insert(replace(job, id="other"), {})
+    assert ("no such table" in caplog.text, PROMPT in caplog.text) == (True, False)
 
 
 def test_a_folder_is_one_servers_and_a_database_may_be_several(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,42 +80,42 @@ def fresh(pipe: Any, served: OneDevice) -> OneDevice:
     return OneDevice(pipe, served.rewards)
 
 
-class Asks(Caller):
-    def under(self, *lora: object, **own: object) -> dict[str, Any]:
-        """The reply to a request under a LoRA, or without."""
-        return self.made(reward="brightness", **({"lora": lora[0]} if lora else {}), **own)
+def under(caller: Caller, *lora: object, **own: object) -> dict[str, Any]:
+    """The reply to a request under a LoRA, or without."""
+    return caller.made(reward="brightness", **({"lora": lora[0]} if lora else {}), **own)
 
-    def refused(self, lora: object) -> tuple[object, ...]:
-        return refusal(self.send(**{**SMALL, "lora": lora}))
+
+def refused(caller: Caller, lora: object) -> tuple[object, ...]:
+    return refusal(caller.send(**{**SMALL, "lora": lora}))
 
 
 @pytest.fixture(scope="module")
-def caller(served: OneDevice, offer: ServingCatalog) -> Iterator[Asks]:
-    with serve(served, replace(offer, draft="embedded")) as server:
-        yield Asks(server.url)
+def caller(served: OneDevice, offer: ServingCatalog) -> Iterator[Caller]:
+    with serve(served, replace(offer, draft="embedded")) as caller:
+        yield caller
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sketch", 0.5), ("ink.v2", 1.0)])
 def test_an_image_is_what_the_pipeline_gives_under_the_lora(
-    caller: Asks, pipe: Any, folder: Path, name: str, scale: float
+    caller: Caller, pipe: Any, folder: Path, name: str, scale: float
 ) -> None:
     own = copy.deepcopy(pipe)
     load_lora(own, f"{folder / name}{'' if name == 'ink.v2' else '.safetensors'}:{scale}")
     call = {("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()}
     out = own(PROMPT, draft=None, reward="brightness", **call)
     for lora in ({"name": name, "scale": scale}, {"lora_name": name, "local_path": "../x", "lora_scale": scale}):
-        reply = caller.under(lora)
+        reply = under(caller, lora)
         assert apart(shown(reply), out.images[0]) <= 1, "rounding may differ with the batch"
         assert best(reply)[0] == out.search[0].best.seed
         assert reply["warnings"] == ["not used here: lora.local_path"] * ("local_path" in lora)
     told = shown(reply).info["ttsnap"]
     assert json.loads(told)["lora"] == (f"{name}:{scale}" if scale != 1 else name)
     assert str(folder) not in told
-    assert apart(shown(caller.under()), out.images[0]) > 8
+    assert apart(shown(under(caller)), out.images[0]) > 8
 
 
-def test_an_image_under_several_is_made_again_from_its_png(caller: Asks, folder: Path, tmp_path: Path) -> None:
-    reply = caller.under([HALF, "ink.v2"])
+def test_an_image_under_several_is_made_again_from_its_png(caller: Caller, folder: Path, tmp_path: Path) -> None:
+    reply = under(caller, [HALF, "ink.v2"])
     (tmp_path / "a.png").write_bytes(base64.b64decode(reply["data"][0]["b64_json"]))
     loras = [f"--lora={folder / 'ink.v2'}", f"--lora={folder / 'sketch.safetensors'}:0.5"]
     with shallow():
@@ -122,7 +123,7 @@ def test_an_image_under_several_is_made_again_from_its_png(caller: Asks, folder:
     assert apart(Image.open(tmp_path / "replays" / "a.png"), shown(reply)) <= 1
 
 
-def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Asks, pipe: Any) -> None:
+def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Caller, pipe: Any) -> None:
     def counts() -> list[float]:
         return [caller.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
 
@@ -132,9 +133,9 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Asks,
         0, "sketch", {"name": "sketch", "scale": -0.5}, "ink.v2", ["ink.v2", {"name": "sketch", "scale": 0.25}],
         {"name": "sketch", "scale": 0},
     ]  # fmt: skip
-    alone = [caller.under(lora) for lora in wanted]
+    alone = [under(caller, lora) for lora in wanted]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(caller.under, wanted * 2))
+        together = list(pool.map(partial(under, caller), wanted * 2))
     for one, other in zip(alone * 2, together, strict=True):
         assert apart(shown(one), shown(other)) <= 1
         assert best(one)[0] == best(other)[0]
@@ -158,7 +159,7 @@ def test_requests_of_one_batch_have_each_its_own_and_nothing_leaks(caller: Asks,
     ["sketch"] * 5, [["sketch"]], 7, "stranger", ["sketch", "stranger"],
 ])  # fmt: skip
 def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
-    caller: Asks, folder: Path, lora: object
+    caller: Caller, folder: Path, lora: object
 ) -> None:
     before = caller.metric("nfe_total")
     for _ in range(2):
@@ -169,7 +170,7 @@ def test_what_is_not_offered_or_does_not_fit_is_refused_before_compute(
 
 
 def test_the_folder_is_looked_up_at_every_request(
-    caller: Asks, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    caller: Caller, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def names() -> list[str]:
         (first,) = caller.get("/v1/models").json()["data"]
@@ -180,18 +181,18 @@ def test_the_folder_is_looked_up_at_every_request(
     assert names() == ["ink.v2", "sketch", "stranger"]
     put(made, folder, "new", "ink.v2")
     assert names() == ["ink.v2", "new", "sketch", "stranger"]
-    ink, sketch = shown(caller.under("new")), shown(caller.under("sketch"))
+    ink, sketch = shown(under(caller, "new")), shown(under(caller, "sketch"))
     assert apart(ink, sketch) > 8
     put(made, folder, "new", "sketch")
-    assert apart(shown(caller.under("new")), sketch) <= 1
+    assert apart(shown(under(caller, "new")), sketch) <= 1
     whole = (folder / "sketch.safetensors").read_bytes()
     with caplog.at_level(logging.WARNING, "ttsnap"):
         (folder / "new.safetensors").write_bytes(whole[:-100])  # as while it is copied
         assert names() == names() == ["ink.v2", "sketch", "stranger"]
     assert caplog.text.count("new is not offered") == 1
-    assert caller.refused("new") == (400, "lora", "invalid_value")
+    assert refused(caller, "new") == (400, "lora", "invalid_value")
     (folder / "new.safetensors").write_bytes(whole)
-    assert apart(shown(caller.under("new")), sketch) <= 1
+    assert apart(shown(under(caller, "new")), sketch) <= 1
     (folder / "new.safetensors").unlink()
     (folder / "inside").mkdir()
     for name in ("checkpoint.bin", ".hidden.safetensors"):
@@ -231,29 +232,28 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_other_requests_go_on_while_one_waits_for_its_lora(
-    caller: Asks, fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
+    caller: Caller, fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
 ) -> None:
     wanted: tuple[Any, ...] = ("sketch", "ink.v2", ["sketch", "ink.v2"])
-    with serve(fresh, offer, ServiceLimits(drain=0.1, active=1)) as server, ThreadPoolExecutor(4) as pool:
-        mine = Asks(server.url)
-        waiting = [pool.submit(mine.under, lora) for lora in wanted]
-        until(lambda: fresh.loras.loading and len(server.worker._waiting) == 3)
-        assert mine.under()["data"] == caller.under()["data"], "the only place is free while they wait"
+    with serve(fresh, offer, ServiceLimits(drain=0.1, active=1)) as mine, ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(under, mine, lora) for lora in wanted]
+        until(lambda: fresh.loras.loading and len(mine.worker._waiting) == 3)
+        assert under(mine)["data"] == under(caller)["data"], "the only place is free while they wait"
         assert mine.metric("queue") == 3
         mine.left(lora="stranger")
-        until(lambda: len(server.worker._waiting) == 3)
+        until(lambda: len(mine.worker._waiting) == 3)
         assert not any(one.done() for one in waiting)
         slow.set()
-        assert [one.result()["data"] for one in waiting] == [caller.under(lora)["data"] for lora in wanted]
+        assert [one.result()["data"] for one in waiting] == [under(caller, lora)["data"] for lora in wanted]
 
 
 def test_what_waits_for_its_lora_is_refused_where_the_service_ends(
     fresh: OneDevice, offer: ServingCatalog, slow: threading.Event
 ) -> None:
-    with serve(fresh, offer) as server, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(Asks(server.url).refused, "sketch")
+    with serve(fresh, offer) as mine, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(refused, mine, "sketch")
         until(lambda: fresh.loras.loading)
-        server.worker.drain()
+        mine.worker.drain()
         assert waiting.result() == (503, None, "stopping")
 
 
@@ -280,9 +280,8 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
 
 def test_idle_engines_make_room_for_other_loras(fresh: OneDevice, offer: ServingCatalog) -> None:
     fresh.loras.most = max(lora.size for lora in offer.loras().values()) * fresh.pipe.transformer.dtype.itemsize
-    with serve(fresh, offer) as server:
-        tight = Asks(server.url)
-        alone = [shown(tight.under(lora)) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
+    with serve(fresh, offer) as tight:
+        alone = [shown(under(tight, lora)) for lora in ("sketch", "sketch", "ink.v2", "sketch")]
         assert [apart(each, alone[0]) <= 1 for each in alone] == [True, True, False, True]
         counts = [tight.metric(f'loras_total{{event="{event}"}}') for event in ("loaded", "evicted")]
         assert counts == [3, 2]
@@ -296,26 +295,26 @@ def test_idle_engines_make_room_for_other_loras(fresh: OneDevice, offer: Serving
 
 
 def test_jobs_wait_for_room_and_make_what_requests_make(
-    caller: Asks, fresh: OneDevice, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+    caller: Caller, fresh: OneDevice, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.05)
     with keeping(fresh) as mine:
         most, fresh.loras.most = fresh.loras.most, 0
         reply = mine.send(lora="ink.v2")
         assert (refusal(reply)[:2], "at most 0 MiB" in reply.text) == ((400, "lora"), True)
-        real, refused = fresh.loras._make_room, list[int]()
+        real, tries = fresh.loras._make_room, list[int]()
 
         def full(needed: int) -> None:
-            refused.append(needed)
-            fresh.loras._make_room = real if len(refused) == 3 else full  # type: ignore[method-assign]
+            tries.append(needed)
+            fresh.loras._make_room = real if len(tries) == 3 else full  # type: ignore[method-assign]
             raise RequestError(503, "full", "lora", BUSY, retry_after=5)
 
         fresh.loras.most, fresh.loras._make_room = most, full  # type: ignore[method-assign]
         for lora in ("ink.v2", {"name": "sketch", "scale": 1}):
             told = mine.ended(mine.begun(lora=lora, reward="brightness"))
             assert told["status"] == "completed"
-            assert told["data"] == caller.under(lora)["data"]
-            assert len(refused) == 3, "twice, with idle engines and without, and again a second later"
+            assert told["data"] == under(caller, lora)["data"]
+            assert len(tries) == 3, "twice, with idle engines and without, and again a second later"
         told = mine.ended(mine.begun(lora="stranger"))
         assert (told["status"], told["error"]["param"]) == ("failed", "lora")
         assert "does not fit" in told["error"]["message"]
@@ -324,9 +323,9 @@ def test_jobs_wait_for_room_and_make_what_requests_make(
 def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path) -> None:
     own, fields = copy.deepcopy(editor), {"prompt": PROMPT, **SMALL, "budget": "9nfe", "strength": "0.75"}
     offered, limits = replace(EDITS, loras=LoraFolder(folder)), ServiceLimits(drain=0.1, side=64)
-    with serve(one_device(own), offered, limits) as server:
+    with serve(one_device(own), offered, limits) as mine:
         edited = [
-            Caller(server.url).ask("POST", EDITED, data={**fields, **lora}, files={"image": ("a.png", drawn[0])}).json()
+            mine.ask("POST", EDITED, data={**fields, **lora}, files={"image": ("a.png", drawn[0])}).json()
             for lora in (
                 {"lora[name]": "sketch", "lora[scale]": "0.5"},
                 {"lora": '{"name": "sketch", "int_id": 7, "scale": 0.5}'},
@@ -340,7 +339,7 @@ def test_edits_and_forms_take_them(editor: Any, drawn: list[bytes], folder: Path
 
 
 def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
-    caller: Asks, served: OneDevice, folder: Path
+    caller: Caller, served: OneDevice, folder: Path
 ) -> None:
     offered = offer_of("embedded", served, None, {}, "auto", loras=str(folder))
 
@@ -350,20 +349,19 @@ def test_the_models_own_draft_is_taken_under_a_lora_where_it_is_asked_for(
     assert [draft(), draft(lora={"name": "sketch", "scale": 0})] == ["embedded"] * 2
     assert [draft(lora="sketch"), draft(lora="sketch", draft=True)] == [None, "embedded"]
     for lora in (0, "sketch"):
-        reply = caller.under(lora, search="seed-pruning", draft=True, budget="12nfe")
+        reply = under(caller, lora, search="seed-pruning", draft=True, budget="12nfe")
         assert reply["usage"]["draft_calls"] > 0
         assert any("drafts were not checked" in each for each in reply["warnings"])
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_several_devices_give_what_one_gives(caller: Asks, served: OneDevice, offer: ServingCatalog) -> None:
+def test_several_devices_give_what_one_gives(caller: Caller, served: OneDevice, offer: ServingCatalog) -> None:
     cpu = ModelOptions(device="cpu", dtype="float32")
     many = ManyDevices(served, cpu, {name: name for name in REWARDS}, lambda make: LocalPool(make, 2))
-    with serve(many, offer) as server:
-        spread = Asks(server.url)
+    with serve(many, offer) as spread:
         for lora in (0, "sketch", HALF):
-            assert apart(shown(spread.under(lora)), shown(caller.under(lora))) <= 1
-        assert spread.refused("stranger")[:2] == (400, "lora")
+            assert apart(shown(under(spread, lora)), shown(under(caller, lora))) <= 1
+        assert refused(spread, "stranger")[:2] == (400, "lora")
 
 
 def test_the_folder_and_the_model_are_checked_at_the_start(served: OneDevice, tmp_path: Path) -> None:

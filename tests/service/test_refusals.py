@@ -1,19 +1,40 @@
-"""What the service cannot honour: refused by name, in OpenAI's shape, before anything is counted, computed or kept."""
+"""What is refused, in OpenAI's shape, before anything is counted, computed or kept; and what hostile clients send."""
 
 from __future__ import annotations
 
+import base64
+import ctypes
+import logging
+import socket
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 
-from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, Caller, png, refusal
+from tests.bombs import HUGE, STILLS
+from tests.pipelines.modular.tiny import picture
+from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, png, refusal, until
+from tests.service.conftest import ALICE, EDITS, Server, one_device, serve
+from ttsnap.files.pictured import Picture
+from ttsnap.service.bodies import Sent, sent
+from ttsnap.service.keys import Keys
+from ttsnap.service.limits import RequestError, ServiceLimits
 
 PICTURE = png(Image.new("RGB", (32, 32)))
+URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 SIZES = ("", "1024x", "1024.5x768", "-64x64", "64x64\n", "64X64", "0x64", "64x0", "15x32", "1025x64", "32x99999")
 # The parameter at fault, its value or all that is changed of a small request, and a word of the message.
-IMAGE: tuple[tuple[Any, ...], ...] = (
+ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
     ("prompt", {"prompt": None}), ("prompt", 7), ("prompt", "   "), ("prompt", "three pink elephants", "elephants"),
     ("negative_prompt", ["noise"]), ("n", 0), ("n", 11, "10"), ("n", 1.5), ("seed", "1", "whole"), ("seed", -1),
     *(("size", size) for size in SIZES), (None, {"size": "17x33"}, "17"), (None, {"size": "64x64"}, "draws"),
@@ -44,24 +65,26 @@ IMAGE: tuple[tuple[Any, ...], ...] = (
     ("search", {"search": {"name": "best-of-n", "m": 3}}, "['m']"),
     ("search", {"search": {"name": "seed-pruning", "keep": [2.0]}}, "keep"),
     (None, {"search": {"name": "seed-pruning", "steps": [50]}}, "[50]"),
-)  # fmt: skip
-EDIT: tuple[tuple[Any, ...], ...] = (
+), "jobs": (
+    ("reward", "none"), ("prompt", "three pink elephants"), ("background", {"stream": True}),
+    ("response_format", "file"),
+), "editing": (
     ("image", {"image": None}, "form"), ("image", b"no picture"), ("image", png(Image.new("RGB", (65, 8))), "65 x 8"),
     ("image", [PICTURE] * 17, "17"), ("markup", PICTURE), ("picture", b"x"), ("n", "many"), ("n", "0"),
     ("strength", "2"), ("colour", "red"), ("prompt", {"prompt": None}), ("prompt", " "), ("size", "128x128"),
     ("layers", "4"), ("input_fidelity", "high"), ("lora", "{"), (None, {"size": "17x33"}, "33"),
     (None, {"image": [PICTURE] * 2}, "got 2"), (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
     (None, {"mask": PICTURE}, "image-to-image"),
-)  # fmt: skip
-VIDEO: tuple[tuple[Any, ...], ...] = (
+), "videos": (
     ("size", "64x99"), ("seconds", "100"), ("seconds", "-1"), ("seconds", "abc"), ("prompt", {"prompt": None}),
     ("num_frames", {"seconds": "4", "num_frames": 5}, "both"), ("num_frames", 999), ("fps", 0), ("frames", 33),
     ("reward", "clip"), ("output_format", "gif"), ("quality", "4k"), ("flow_shift", 5), ("generate_sound", True),
     ("response_format", "b64_json"), ("image_reference", {"image_reference": {"file_id": "file-1"}}),
     ("image_reference", {"image_reference": {}, "input_reference": {}}), ("input_reference", "a.png"),
     ("input_reference", {"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "base64"),
+    ("input_reference", {"input_reference": {"image_url": URI}}, "no first frame"),
     ("search", {"search": {"name": "svdd", "streams": -1}}),
-)  # fmt: skip
+)}  # fmt: skip
 
 
 def form(**fields: Any) -> list[tuple[str, Any]]:
@@ -70,10 +93,7 @@ def form(**fields: Any) -> list[tuple[str, Any]]:
     return [(name, (f"{name}.png" if isinstance(one, bytes) else None, one)) for name, one in parts if one is not None]
 
 
-@pytest.mark.parametrize(
-    ("door", "row"),
-    [(door, row) for door, rows in (("server", IMAGE), ("editing", EDIT), ("videos", VIDEO)) for row in rows],
-)
+@pytest.mark.parametrize(("door", "row"), [(door, row) for door, rows in ROWS.items() for row in rows])
 def test_what_cannot_be_honoured_is_refused_by_name(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, row: tuple[Any, ...]
 ) -> None:
@@ -83,35 +103,36 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         raise AssertionError("seeds were counted for nothing")
 
     monkeypatch.setattr("ttsnap.loop.search.fit", counted)
-    caller, (param, given, word) = Caller(request.getfixturevalue(door).url), (*row, "")[:3]
+    caller, (param, given, word) = request.getfixturevalue(door), (*row, "")[:3]
     change, spent = given if isinstance(given, dict) else {param: given}, caller.metric("nfe_total")
-    kept = caller.get(VIDEOS).json()
+    path = {"editing": EDITED, "videos": VIDEOS}.get(door, IMAGES)
+    kept = caller.get(path).json()
     if door == "editing":
         reply = caller.ask("POST", EDITED, files=form(**{"image": PICTURE, "prompt": PROMPT, **change}))
     else:
-        reply = caller.send(IMAGES if door == "server" else VIDEOS, **change)
+        reply = caller.send(path, **{"background": door == "jobs" or None, **change})
     error = reply.json()["error"]
     assert refusal(reply)[:2] == (400, param), error
     assert error["code"] in ("invalid_value", "unknown_parameter", "missing_parameter", "invalid_image")
     assert error["type"] == "invalid_request_error"
     assert word in error["message"]
     assert caller.metric("nfe_total") == spent
-    assert caller.get(VIDEOS).json() == kept
+    assert caller.get(path).json() == kept
 
 
 NO_MODEL, NO_JOBS, ELSEWHERE = (404, "model", "model_not_found"), (404, None, "no_jobs"), (404, "model", None)
 
 
 @pytest.mark.parametrize(("door", "method", "path", "body", "told"), [
-    *(("server", "POST", IMAGES, b, (400, None, "invalid_json")) for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")),
-    ("server", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
-    ("server", "GET", "/no", b"", (404, None, None)), ("server", "PUT", IMAGES, b"", (405, None, None)),
-    ("server", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
-    ("server", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
-    ("server", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
-    ("server", "GET", IMAGES, b"", NO_JOBS), ("server", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
-    ("server", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS), ("server", "POST", VIDEOS, b"{}", ELSEWHERE),
-    ("server", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS), ("server", "POST", EDITED, b"{}", ELSEWHERE),
+    *(("caller", "POST", IMAGES, b, (400, None, "invalid_json")) for b in (b"{", b"[1]", b"[" * 10**4, b"\xff")),
+    ("caller", "POST", IMAGES, b" " * 2**17, (413, None, "too_large")),
+    ("caller", "GET", "/no", b"", (404, None, None)), ("caller", "PUT", IMAGES, b"", (405, None, None)),
+    ("caller", "GET", "/v1/models/dall-e-3", b"", NO_MODEL),
+    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "model": "dall-e-3"}', NO_MODEL),
+    ("caller", "POST", IMAGES, b'{"prompt": "a red circle", "background": true}', NO_JOBS),
+    ("caller", "GET", IMAGES, b"", NO_JOBS), ("caller", "GET", f"{EDITED}/edit_1", b"", NO_JOBS),
+    ("caller", "DELETE", f"{VIDEOS}/video_1", b"", NO_JOBS), ("caller", "POST", VIDEOS, b"{}", ELSEWHERE),
+    ("caller", "POST", f"{VIDEOS}/video_1/remix", b"{}", NO_JOBS), ("caller", "POST", EDITED, b"{}", ELSEWHERE),
     ("videos", "POST", IMAGES, b"{}", ELSEWHERE), ("videos", "POST", EDITED, b"{}", ELSEWHERE),
     ("videos", "POST", f"{VIDEOS}/video_1/edits", b"{}", (404, None, None)),
     ("videos", "POST", f"{VIDEOS}/video_1/remix", b"{}", (404, "id", "not_found")),
@@ -120,6 +141,242 @@ NO_MODEL, NO_JOBS, ELSEWHERE = (404, "model", "model_not_found"), (404, None, "n
 def test_what_is_no_request_here_is_told_so(
     request: pytest.FixtureRequest, door: str, method: str, path: str, body: bytes, told: tuple[Any, ...]
 ) -> None:
-    reply: httpx.Response = Caller(request.getfixturevalue(door).url).ask(method, path, content=body)
+    reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
     assert refusal(reply) == told, reply.text
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
+
+
+# --- hostile clients, on sockets of 127.0.0.1, of which each is refused within bounds, while others are served -----
+
+
+@pytest.mark.parametrize("kind", STILLS)
+@pytest.mark.parametrize("param", ["image", "mask"])
+def test_a_picture_that_is_a_bomb_is_refused_undecoded(
+    editing: Server, monkeypatch: pytest.MonkeyPatch, kind: str, param: str
+) -> None:
+    bomb, decoded, load = STILLS[kind](), [0], ImageFile.ImageFile.load
+    assert len(bomb) < 300_000
+    assert kind == "gif" or Picture(bomb).size == (HUGE, HUGE)
+
+    def watched(picture: ImageFile.ImageFile) -> Any:
+        decoded.extend(picture.size)
+        return load(picture)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
+    files = {"image": ("a", PICTURE)} | {param: ("a", bomb)}
+    reply = editing.ask("POST", EDITED, data={"prompt": PROMPT}, files=files)
+    assert refusal(reply)[:2] == (400, param)
+    assert max(decoded) <= 32
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+HEAD = f"POST {EDITED} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ALICE}\r\nContent-Type: multipart/form-data; "
+SLOW = {
+    "half a body": (HEAD + "boundary=x\r\nContent-Length: 999\r\n\r\n--x\r\n").encode(),
+    "half a chunk": (HEAD + "boundary=x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n--x").encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def strict(editor: Any) -> Iterator[Server]:
+    """Has little patience and few places."""
+    limits = ServiceLimits(drain=0.1, body_seconds=0.7, connections=6, held=2**20, form_bytes=2**20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ttsnap.service.server.IDLE", 1)
+        server = serve(one_device(editor), EDITS, limits, Keys.of(ALICE))
+    with server:
+        yield server
+
+
+def connected(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def gone(server: Server) -> bool:
+    return not server._server.server_state.connections
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_clients_that_send_nothing_more_or_drip_are_let_go(strict: Server, kind: str) -> None:
+    until(lambda: gone(strict))
+    clients, begin = [connected(strict) for _ in range(6)], time.monotonic()
+    for client in clients:
+        client.sendall(SLOW[kind])
+    until(lambda: len(strict._server.server_state.connections) == 6)
+    assert strict.get("/health").status_code == 503, "all places are taken"
+    while not gone(strict):
+        assert time.monotonic() - begin < 8
+        for client in clients[::2]:
+            try:
+                client.sendall(b"x")  # every second one drips
+            except OSError:
+                client.close()
+        time.sleep(0.1)
+    assert strict.get("/health").status_code == 200
+    for client in clients:
+        client.close()
+
+
+def test_what_is_read_at_a_time_is_bounded(strict: Server) -> None:
+    until(lambda: gone(strict))
+    large = (HEAD + f"boundary=x\r\nContent-Length: {2**20}\r\n\r\n").encode() + bytes(2**19 + 2**17)
+    with connected(strict) as first, connected(strict) as second:
+        first.sendall(large)
+        second.sendall(large)
+        replies = sorted(client.recv(4096)[9:12] for client in (first, second))
+    assert replies == [b"408", b"503"]
+
+
+def test_keys_in_addresses_open_nothing_and_are_not_logged(strict: Server, caplog: pytest.LogCaptureFixture) -> None:
+    until(lambda: gone(strict))
+    caplog.set_level(logging.DEBUG)
+    for name in ("api_key", "key", "authorization", "token"):
+        for path in ("/v1/models", EDITED, "/v1/images/generations", "/docs", "/nothing", "/metrics"):
+            reply = strict.ask("POST" if "images" in path else "GET", f"{path}?{name}={ALICE}")
+            assert reply.status_code == {"/nothing": 404, "/metrics": 200}.get(path, 401)
+            assert ALICE not in reply.text + str(reply.headers)
+    assert ALICE not in "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+
+
+# --- bodies: read within bounds, and outside the event loop --------------------------------------------------------
+
+
+SIZE = 4 * 2**20
+URLENCODED, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"
+
+
+def read(body: bytes, kind: str = "application/json") -> Sent:
+    return sent(bytearray(body), Headers({"content-type": kind}), ServiceLimits())
+
+
+def bounded(body: bytes, kind: str, times: float) -> tuple[int, str]:
+    """The status and the message of a refusal, which takes few seconds, and at most so many times the bytes of a body;
+    200 without one."""
+    tracemalloc.start()
+    begin = time.monotonic()
+    try:
+        read(body, kind)
+        told = 200, ""
+    except RequestError as refused:
+        told = refused.status, str(refused)
+    except HTTPException as refused:
+        told = refused.status_code, refused.detail
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < times * len(body) + 2**20
+    assert time.monotonic() - begin < 10
+    return told
+
+
+def filled(start: bytes, item: bytes) -> bytes:
+    return start + item * (SIZE // len(item))
+
+
+@pytest.mark.parametrize("name", [b"user", b"input_reference"])
+@pytest.mark.parametrize(
+    "item", [b"[],", b"1,", b'{"a":1},', b'"",', b"[", b" ", b"a", b'\\u00e9"', b'"\xf0\x9f\x98\x80",', b'{"a":']
+)
+def test_megabytes_of_json_are_refused_unparsed(name: bytes, item: bytes) -> None:
+    """Python needs 35 times their bytes, and seconds, also under names that are ignored."""
+    for quote in (b"", b'"', b"["):
+        body = filled(b'{"prompt":"a cat","%b":%b' % (name, quote), item)
+        status, said = bounded(body, "application/json", 1.75)
+        assert (status, str(len(body)) in said) == (413, True)
+
+
+def multipart(*parts: tuple[str, str]) -> bytes:
+    lines = [
+        f'--x\r\nContent-Disposition: form-data; name="{name.format(number)}"\r\n\r\n{value}\r\n'
+        for number, (name, value) in enumerate(parts)
+    ]
+    return "".join([*lines, "--x--\r\n"]).encode()
+
+
+@pytest.mark.parametrize(("body", "kind", "status", "said"), [
+    (filled(b"prompt=a+cat&user=", b"%41"), URLENCODED, 413, "maximum size"),
+    (filled(b"prompt=a+cat&user=%F0%9F%98%80", b"a"), URLENCODED, 400, "no ASCII"),
+    (filled(b"prompt=a+cat", b"&a=1"), URLENCODED, 400, "Too many fields"),
+    (filled(b"prompt=a+cat&image_reference=", b"%41"), URLENCODED, 200, ""),
+    (filled(b"prompt=a+cat&image_reference=%7B%22image_url%22:", b"%5B%5D,"), URLENCODED, 413, "beside"),
+    (b"prompt=%ff", URLENCODED, 400, "UTF-8"),
+    (multipart(*[("f{}", "x")] * 10_000), MULTIPART, 400, "Too many fields"),
+    (multipart(*[('f{}"; filename="a', "x")] * 10_000), MULTIPART, 400, "Too many files"),
+    (multipart(("prompt", "x" * (2**16 + 1))), MULTIPART, 413, "maximum size"),
+    (multipart(*[("a", "x" * 2**12)] * 17), MULTIPART, 413, "maximum size"),
+    (multipart(("prompt", "9" * 80_000)), f"{MULTIPART}; charset=punycode", 400, "UTF-8"),
+    (multipart(("prompt", "x")), f"{MULTIPART}; charset*=utf-8''punycode", 400, "UTF-8"),
+    (multipart(("prompt", "x")), f"{MULTIPART}; charset=utf-8", 200, ""),
+    (multipart(("prompt", "x")), f'{MULTIPART}; charset="UTF-8"', 200, ""),
+    (multipart(("x" * 2**19, "x")), MULTIPART, 400, "cannot be read"),
+], ids=lambda value: None if isinstance(value, bytes) else str(value))  # fmt: skip
+def test_forms_are_bounded(body: bytes, kind: str, status: int, said: str) -> None:
+    told = bounded(body, kind, 8)
+    assert told[0] == status
+    assert said in told[1]
+
+
+def test_a_body_is_read_by_what_it_is() -> None:
+    assert read(b"prompt=a+cat&search%5Bname%5D=svdd&x=%C3%A9%2B%26%3D", URLENCODED).fields == {
+        "prompt": "a cat", "search": {"name": "svdd"}, "x": "é+&=",
+    }  # fmt: skip
+    for kind in ("application/json", "text/plain", URLENCODED):
+        assert read(b' {"prompt": "a cat", "n": 2}', kind) == Sent({"prompt": "a cat", "n": 2})
+    for name in ("input_reference", "image_reference"):
+        text = base64.b64encode(bytes(3 * 2**20))
+        body = b'{"prompt": "a cat", "%b": {"image_url": "data:image\\/png;base64,%b"}}' % (name.encode(), text)
+        assert read(body).fields[name] == {"image_url": f"data:image/png;base64,{text.decode()}"}
+    uri = "data:image/png;base64," + base64.b64encode(png(picture()) + bytes(2**17)).decode()
+    with pytest.raises(HTTPException, match="65536 beside"):
+        read(b'{"prompt": "%b"}' % uri.encode())
+
+
+PICTURED = {"data": {"prompt": PROMPT}, "files": {"image": ("a", PICTURE)}}
+
+
+@pytest.mark.parametrize(("door", "path", "work", "body"), [
+    *(("editing", path, "service.bodies.sent", {kind: {"prompt": PROMPT}})
+      for path in (IMAGES, EDITED) for kind in ("json", "data", "files")),
+    *(("videos", path, "service.bodies.sent", {"json": {}}) for path in (VIDEOS, f"{VIDEOS}/sync", "remix")),
+    ("editing", EDITED, "files.pictured.Picture.opened", PICTURED),
+])  # fmt: skip
+def test_bodies_are_read_and_pictures_decoded_beside_the_event_loop(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, door: str, path: str, work: str, body: Any
+) -> None:
+    begun, go, caller = threading.Event(), threading.Event(), request.getfixturevalue(door)
+    if path == "remix":
+        path = f"{caller.begun(VIDEOS)}/remix"
+
+    def slow(*_: object) -> object:
+        begun.set()
+        assert go.wait(20)
+        raise RequestError(400, "slow")
+
+    monkeypatch.setattr(f"ttsnap.{work}", slow)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(caller.ask, "POST", path, **body)
+        assert begun.wait(20)
+        assert caller.ask("GET", "/health", timeout=5).status_code == 200
+        go.set()
+        assert reply.result().json()["error"]["message"] == "slow"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_refused_forms_give_their_memory_back(editing: Server) -> None:
+    """The C library would keep hundreds of megabytes of them."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("another C library")
+
+    def resident() -> float:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * 4096 / 2**20
+
+    before, taken = resident(), list[float]()
+    form: dict[str, Any] = {"data": {"prompt": PROMPT}, "files": {"image": ("a", bytes(12 * 2**20))}}
+    with ThreadPoolExecutor(12) as pool:
+        replies = [pool.submit(editing.ask, "POST", EDITED, **form) for _ in range(24)]
+        while not all(reply.done() for reply in replies):
+            taken.append(resident() - before)
+            time.sleep(0.05)
+        assert {reply.result().status_code for reply in replies} == {400}
+    until(lambda: resident() - before < max(taken) / 2, 20)

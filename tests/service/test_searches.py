@@ -6,12 +6,11 @@ import base64
 import json
 import logging
 import re
-import signal
-import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pytest
 
 from tests.cluster.local import LocalPool
 from tests.service.asking import PROMPT, SMALL, Caller, best, refusal, shown, until
-from tests.service.conftest import command, one_device, serve
+from tests.service.conftest import REWARDS, one_device, serve
 from ttsnap.algorithms import make_algorithm
 from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.core.looks import estimates
@@ -34,22 +33,11 @@ from ttsnap.reward_models.registry import make_rewards
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.service.engines import ManyDevices, OneDevice
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.monitoring import Discreet, JsonLines
+from ttsnap.service.monitoring import Discreet, JsonLines, log_request, log_to_stderr
 from ttsnap.service.opening import with_drafts
 from ttsnap.service.requests import Generation, prepared_of
 
 STEPS = 6
-
-
-class Moody:
-    """A reward that fails while it is told to."""
-
-    name, broken = "moody", False
-
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        if self.broken:
-            raise OSError("/srv/secret is gone")
-        return images.mean((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +58,10 @@ def files(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 
 @pytest.fixture(scope="module")
-def caller(pipe: Any, files: dict[str, Path]) -> Iterator[Caller]:
-    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
+def caller(pipe: Any, offer: ServingCatalog, files: dict[str, Path]) -> Iterator[Caller]:
     searches = searches_of([f"{name}={path}" for name, path in files.items()])
-    offer = ServingCatalog("embedded", tuple(rewards), recommended, searches, draft="embedded")
-    with serve(OneDevice(pipe, rewards), offer) as server:
-        yield Caller(server.url)
+    with serve(one_device(pipe, *REWARDS), replace(offer, searches=searches, draft="embedded")) as caller:
+        yield caller
 
 
 def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe: Any, offer: ServingCatalog) -> None:
@@ -90,8 +76,7 @@ def test_it_is_ready_once_the_model_is_loaded_and_says_where_that_cannot_be(pipe
             with super().engine(spec) as engine:
                 yield engine
 
-    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as server:
-        caller = Caller(server.url)
+    with serve(Late(pipe, one_device(pipe, *offer.rewards).rewards), offer) as caller:
 
         def ready() -> tuple[int, str]:
             reply = caller.get("/ready")
@@ -125,15 +110,14 @@ def test_searches_of_files_and_with_options(caller: Caller, pipe: Any, files: An
     assert json.loads(shown(drafted).info["ttsnap"]).get("draft") is None
 
 
-def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any) -> None:
-    rewards = {"scenes": make_rewards("scenes")[0], "moody": make_rewards([Moody()])[0]}
-    offer, limits = ServingCatalog("embedded", tuple(rewards), recommended), ServiceLimits()
+def test_a_request_that_says_nothing_has_the_models_own_draft_where_it_helps(pipe: Any, offer: ServingCatalog) -> None:
+    rewards, limits = {name: make_rewards(name)[0] for name in REWARDS}, ServiceLimits()
 
     def draft(offer: ServingCatalog, **own: Any) -> Any:
         return prepared_of(Generation(PROMPT, **own), offer, limits).engine.sampler.draft
 
     auto, none = (with_drafts(offer, name, pipe, rewards) for name in ("auto", "none"))
-    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="moody") == "embedded"
+    assert draft(auto) == draft(auto, negative_prompt="", size="32x32", reward="brightness") == "embedded"
     left_out: list[dict[str, Any]] = [
         {"draft": False}, {"steps": 10}, {"guidance_scale": 2.0}, {"negative_prompt": "blue"}, {"search": "best-of-n"},
         {"search": "svdd"}, {"kernel": "ode"}, {"size": "16x16"}, {"search": {"name": "seed-pruning", "n": 8}},
@@ -162,12 +146,13 @@ def test_the_operator_s_searches_are_checked(files: dict[str, Path], tmp_path: P
             searches_of([given])
 
 
-def fails(*_: object) -> None:
+def fails(*_: object, **__: object) -> None:
     raise IndexError("out of range, in /srv/secret")
 
 
 @pytest.mark.parametrize(("broken", "with_others", "own", "told", "word"), [
-    ((Moody, "broken", True), True, {"reward": "moody"}, (503, "reward", "reward_failed"), "moody"),
+    (("ttsnap.reward_models.closed_form.Brightness.__call__", fails), True, {"reward": "brightness"},
+     (503, "reward", "reward_failed"), "brightness"),
     ((type(make_algorithm("evolution")), "step", fails), True, {"search": {"name": "evolution", "n": 2}},
      (500, "search", None), "IndexError"),
     (("ttsnap.pipelines.run.record_of", fails), False, {}, (500, None, None), "IndexError"),
@@ -225,22 +210,36 @@ class Vault(RewardModel):
 @pytest.fixture
 def guarded(pipe: Any) -> Iterator[Caller]:
     rewards: dict[str, Any] = {"vault-a": Vault(1), "vault-b": Vault(), "scenes": make_rewards("scenes")[0]}
-    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as server:
-        yield Caller(server.url)
+    with serve(OneDevice(pipe, rewards), ServingCatalog("embedded", tuple(rewards), recommended)) as caller:
+        yield caller
 
 
-def asked(caller: Caller, **own: object) -> httpx.Response:
-    """A reply, which with the metadata of its PNGs says nothing secret."""
-    reply = caller.send(**{**SMALL, **own})
-    text = reply.text + str(reply.headers)
-    for data in re.findall(r'"b64_json": ?"([^"]+)"', reply.text):
-        text += base64.b64decode(data).decode("latin-1")
-    assert not [secret for secret in SECRETS if secret in re.sub(r"vault-[ab]", "", text)]
-    return reply
+@pytest.fixture
+def asked(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., httpx.Response]]:
+    """Gives the reply to a request. Neither it, with the metadata of its PNGs, nor at last the log tells secrets."""
+    negative = "a blurry yak"
+    told = {negative}
+
+    def ask(caller: Caller, **own: Any) -> httpx.Response:
+        reply = caller.send(**{**SMALL, "negative_prompt": negative, **own})
+        told.add(own.get("prompt", PROMPT))
+        text = reply.text + str(reply.headers)
+        for data in re.findall(r'"b64_json": ?"([^"]+)"', reply.text):
+            text += base64.b64decode(data).decode("latin-1")
+        assert not [secret for secret in SECRETS if secret in re.sub(r"vault-[ab]", "", text)]
+        return reply
+
+    caplog.set_level(logging.INFO)
+    yield ask
+    records = [record for record in caplog.get_records("call") if not record.name.startswith("http")]
+    for form in (Discreet(), JsonLines()):
+        lines = "\n".join(map(form.format, records))
+        assert not [secret for secret in (*told, "user:", "hidden") if secret in lines]
+        assert "cannot" in lines or "refused to serve" in lines, "it tells what fails"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller, stream: bool) -> None:
+def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller, asked: Any, stream: bool) -> None:
     reply = asked(guarded, reward="vault-a", report=["vault-b", "scenes"], budget="96nfe", stream=stream)
     assert reply.status_code == 200
     told = json.loads(reply.text.rpartition("data: ")[2] if stream else reply.text)
@@ -251,21 +250,23 @@ def test_a_reward_that_fails_in_part_is_told_by_its_offered_name(guarded: Caller
     assert (list(image["scores"]), list(image["metrics"])) == (["vault-a"], ["vault-b", "scenes"])
 
 
-def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded: Caller) -> None:
+def test_what_fails_from_the_start_or_cannot_be_read_is_told_by_its_offered_name(guarded: Caller, asked: Any) -> None:
     failed = (503, "reward", "reward_failed")
     assert refusal(asked(guarded, reward=["scenes", "vault-b"])) == failed
     refused = asked(guarded, reward="vault-b", prompt="a red circle")
     assert (refusal(refused)[:2], "reward vault-b" in refused.text) == ((400, "prompt"), True)
     assert refusal(asked(guarded, reward=["vault-b", "vault-a"])) == failed  # which call themselves alike
+    assert refusal(asked(guarded, prompt="a shy zebra"))[:2] == (400, "prompt")
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_device_cannot_load_is_told_without_its_address(
+    pipe: Any, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     specs = {"vault-a": "scenes", "vault-b": "scenes"}
     here = OneDevice(pipe, {name: make_rewards("scenes")[0] for name in specs})
     engines = ManyDevices(here, ModelOptions(device="cpu"), specs, lambda recipe: LocalPool(recipe, 1))
-    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as server:
-        caller = Caller(server.url)
+    with serve(engines, ServingCatalog("embedded", tuple(specs), recommended)) as caller:
         for names in (["vault-a"], ["vault-b", "vault-a"]):
             assert list(asked(caller, reward=names).json()["data"][0]["scores"]) == names
 
@@ -279,49 +280,25 @@ def test_what_a_device_cannot_load_is_told_without_its_address(pipe: Any, monkey
         assert (refusal(reply)[0], "RuntimeError" in reply.text) == (500, True)
 
 
-def test_the_log_holds_no_credentials_in_either_format() -> None:
+@pytest.mark.parametrize("requests", [True, False])
+@pytest.mark.parametrize("lines", ["text", "json"])
+def test_the_log_on_stderr_holds_no_credentials(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, lines: Any, requests: bool
+) -> None:
+    caplog.set_level(logging.INFO, "ttsnap.service.access")  # and, at the end, as it was
+    log_to_stderr(requests=requests, lines=lines)
+    log = logging.getLogger("ttsnap")
     try:
         raise OSError(f"cannot reach {ADDRESS}, Authorization: Bearer sk-hidden")
-    except OSError as error:
-        record = logging.makeLogRecord({"msg": "at %s", "args": (ADDRESS,), "exc_info": (OSError, error, None)})
-    for form in (Discreet(), JsonLines()):
-        text = form.format(record)
-        assert "at http://127.0.0.1:9/score?..." in text
-        assert not [secret for secret in ("user", "secret", "hidden") if secret in text]
-    record = logging.makeLogRecord({"msg": "at %s\nand on", "args": (ADDRESS,), "levelname": "ERROR", "created": 0.25})
-    assert json.loads(JsonLines().format(record)) == {
-        "time": "1970-01-01T00:00:00.250+00:00",
-        "level": "error",
-        "logger": record.name,
-        "message": "at http://127.0.0.1:9/score?...\nand on",
-    }
-
-
-@pytest.mark.slow
-def test_the_log_of_the_command_holds_no_credentials(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(f"def vault(images, prompts):\n    raise OSError('no {ADDRESS}')\n")
-    given = "embedded", "--drain", "1", "--rewards", "scenes", f"offered={tmp_path / 'mine.py'}:vault"
-    with command(*given, stderr=subprocess.PIPE) as (process, url):
-        reply = Caller(url).send(**SMALL, reward=["scenes", "offered"])
-        assert (reply.status_code, "mine" in reply.text) == (503, False)
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
-    assert "OSError: no http://127.0.0.1:9/score?..." in log
-    assert not [secret for secret in ("user:", "secret", "hidden") if secret in log]
-
-
-@pytest.mark.parametrize(("reward", "prompt", "said"), [
-    ("vault-a", "two green crosses", "refused to serve"), ("vault-b", "two green crosses", "refused to serve"),
-    ("vault-b", "a red circle", "cannot read a prompt"), ("scenes", "a shy zebra", ""),
-])  # fmt: skip
-def test_no_line_of_the_log_holds_a_prompt(
-    guarded: Caller, caplog: pytest.LogCaptureFixture, reward: str, prompt: str, said: str
-) -> None:
-    caplog.set_level(logging.INFO)
-    asked(guarded, prompt=prompt, reward=reward, report="vault-b", budget="96nfe", negative_prompt="a blurry yak")
-    records = [record for record in caplog.records if not record.name.startswith("http")]
-    for form in (Discreet(), JsonLines()):
-        lines = "\n".join(map(form.format, records))
-        assert not [text for text in (prompt, "blurry yak") if text in lines]
-        assert lines
-        assert said in lines
+    except OSError:
+        log.exception("at %s\nand on", ADDRESS)
+    log_request("GET", "/x", 200, 0.5, "alice", 4)
+    log.removeHandler(log.handlers[-1])
+    told = capsys.readouterr().err
+    assert "at http://127.0.0.1:9/score?..." in told
+    assert not [secret for secret in ("user", "secret", "hidden") if secret in told]
+    assert ("GET /x 200 0.500 s key=alice nfe=4" in told) is requests
+    if lines == "json":
+        error, *more = map(json.loads, told.splitlines())
+        assert (error["level"], error["logger"], error["time"][-6:]) == ("error", "ttsnap", "+00:00")
+        assert [(line["status"], line["key"]) for line in more] == [(200, "alice")] * requests

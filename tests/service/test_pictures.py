@@ -1,34 +1,163 @@
-"""Videos as OpenAI's client asks for them, over tiny random pipelines."""
+"""Edits and videos as OpenAI's client asks for them, over the embedded model and tiny random pipelines."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
+from starlette.datastructures import Headers
 
-from tests.pipelines.modular.tiny import picture
-from tests.service.asking import SMALL, VIDEOS, Caller, png, refusal, until
-from tests.service.conftest import CALL, client_of, filming, one_device, twin
+from tests.pipelines.modular.tiny import picture as still
+from tests.service.asking import EDITED, PROMPT, SMALL, VIDEOS, Caller, apart, best, picture, png, refusal, shown, until
+from tests.service.conftest import CALL, EDITS, Server, client_of, filming, one_device, serve, twin
+from ttsnap.core.protocols import Engine
+from ttsnap.files.pictured import Blank, Picture
 from ttsnap.files.pictures import video_pixels
-from ttsnap.request.request import ModelDefaults
+from ttsnap.pipelines import defaults
+from ttsnap.request.request import EngineSpec, ModelDefaults
 from ttsnap.results.record import read_record
+from ttsnap.service.bodies import sent
+from ttsnap.service.edits import edit_of
+from ttsnap.service.engines import OneDevice
+from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
-from ttsnap.service.requests import Video, notes_of, prepared_of, validated
+from ttsnap.service.requests import Generation, Video, notes_of, prepared_of, validated
+from ttsnap.service.tickets import RequestParser
+
+OWN: dict[str, Any] = {**SMALL, "strength": 0.75, "negative_prompt": "noise"}
+LIMITS = ServiceLimits(drain=0.1, side=64)
+
+
+def edited(editing: Caller, data: bytes, **own: Any) -> dict[str, Any]:
+    """The reply to an edit of a picture, sent as a form."""
+    fields, files = {"prompt": PROMPT, **OWN, **own}, {"image": ("drawn.png", data)}
+    reply = editing.ask("POST", EDITED, data={name: v for name, v in fields.items() if v is not None}, files=files)
+    assert reply.status_code == 200, reply.text
+    told: dict[str, Any] = reply.json()
+    return told
+
+
+def test_an_edit_is_what_the_pipeline_gives(editing: Server, editor: Any, drawn: list[bytes]) -> None:
+    edit = client_of(editing).images.edit
+    reply = edit(image=("drawn.png", drawn[0]), prompt=PROMPT, n=2, extra_body=OWN).to_dict()
+    call = {**defaults(), "num_inference_steps": 4, "strength": 0.75, "negative_prompt": "noise"}
+    call |= {"search": "best-of-n", "reward": "brightness", "budget": "16nfe", "seed": 3, "num_images_per_prompt": 2}
+    out = editor(prompt=PROMPT, image=Image.open(io.BytesIO(drawn[0])), **call)
+    data: Any = reply["data"]
+    assert [image["seed"] for image in data] == [c.seed for c in out.search[0].images]
+    for image, theirs in zip(data, out.images, strict=True):
+        assert apart(picture(image["b64_json"]), theirs) <= 1
+
+
+def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
+    made: list[EngineSpec] = []
+
+    class Counting(OneDevice):
+        def engine(self, spec: EngineSpec) -> AbstractContextManager[Engine]:
+            made.append(spec)
+            return super().engine(spec)
+
+    rng = np.random.default_rng(0)
+    pictures = [png(Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))) for _ in range(12)]
+    with serve(Counting(editor, one_device(editor).rewards), EDITS, LIMITS) as caller, ThreadPoolExecutor(12) as pool:
+
+        def ask(i: int) -> float:
+            own = {"seed": i, "budget": "20nfe", "negative_prompt": f"noise {i % 2}"}
+            return best(edited(caller, pictures[i], **own))[1]
+
+        assert len(set(pool.map(ask, range(12)))) == 12, "each is of its own picture"
+        assert caller.metric("nfe_total") > 0.7 * caller.metric("batch_places_total")
+    assert len(made) == 2, "one for the edits, and one that was ready for requests without a picture"
+    assert [spec.call["image"] for spec in made if "image" in spec.call] == [Blank((32, 32))]
+
+
+def test_such_a_server_tells_that_it_drafts_no_seeds(editor: Any) -> None:
+    served = one_device(editor)
+
+    async def notes(drafter: str, **own: Any) -> str:
+        offer = offer_of("embedded", served, None, {}, drafter, edits=True)
+        return " ".join(RequestParser(offer, ServiceLimits()).ticket(Generation(PROMPT, **own), "alice").notes)
+
+    assert "no seeds are drafted" in asyncio.run(notes("auto"))
+    quiet: Any = notes("auto", draft=False), notes("auto", search="best-of-n"), notes("none")
+    assert list(map(asyncio.run, quiet)) == [""] * 3
+
+
+def test_an_absent_negative_prompt_leaves_a_request_guided(editing: Caller, drawn: list[bytes]) -> None:
+    def rewards(**more: Any) -> list[float]:
+        own = {"negative_prompt": None, **more}
+        return [told["data"][0]["reward"] for told in (edited(editing, drawn[0], **own), editing.made(**own))]
+
+    absent, empty, unguided = rewards(), rewards(negative_prompt=""), rewards(guidance_scale=1)
+    assert absent == pytest.approx(empty, abs=1e-6)
+    assert all(abs(a - b) > 1e-4 for a, b in zip(absent, unguided, strict=True))
+
+
+@pytest.mark.parametrize(("size", "made"), [(None, "32x32"), ("auto", "32x32"), ("24x32", "24x32")])
+def test_an_edit_has_the_size_that_is_asked_for(editing: Caller, drawn: list[bytes], size: str, made: str) -> None:
+    told = edited(editing, drawn[1], size=size, seed=0, budget="1images", output_format="jpeg")
+    resized = ["the picture of 24x32 was taken as one of 32x32"] if made == "32x32" else []
+    assert (told["size"], told["warnings"], told["data"][0]["seed"]) == (made, resized, 0)
+    image = shown(told)
+    assert (f"{image.width}x{image.height}", image.format, told["output_format"]) == (made, "JPEG", "jpeg")
+
+
+@pytest.mark.parametrize(("size", "drawn", "told"), [("17x31", "16x28", 1), ("16x32", "16x32", 0)])
+def test_a_size_whose_sides_do_not_fit_is_told_of(editing: Caller, size: str, drawn: str, told: int) -> None:
+    reply = editing.made(size=size)
+    assert (reply["size"], len(reply["warnings"])) == (drawn, told)
+    assert all(f"{drawn} in place of {size}" in warning for warning in reply["warnings"])
+
+
+def test_an_edit_may_be_a_job(editor: Any, editing: Caller, drawn: list[bytes], tmp_path: Path) -> None:
+    at_once, given = edited(editing, drawn[0]), {"image": Picture(drawn[0])}
+    with closing(JobStore(tmp_path, LIMITS)) as store:
+        body: Any = {"fields": {"prompt": PROMPT, **OWN}, "ignored": []}
+        earlier = store.add("anybody", "image_edit", "embedded", body, given)
+        assert store.pictures(earlier) == given
+        with serve(one_device(editor), EDITS, LIMITS, store=store) as mine:
+            for name in (edited(mine, drawn[0], background="true")["id"], earlier.id):
+                assert mine.ended(f"{EDITED}/{name}")["data"] == at_once["data"]
+            assert mine.ask("DELETE", f"{EDITED}/{name}").json()["object"] == "image.edit.deleted"
+
+
+@pytest.mark.parametrize("name", ["image", "image[]"])
+def test_pictures_keep_their_order(name: str) -> None:
+    pictures = [png(Image.new("RGB", (side, 32))) for side in (16, 32, 24)]
+    form = [(name, (f"{i}.png", data)) for i, data in enumerate(pictures)]
+    request = httpx.Request("POST", "http://x", files=form, data={"prompt": PROMPT})
+    body = sent(bytearray(request.read()), Headers(dict(request.headers)), ServiceLimits())
+    wanted, found = asyncio.run(edit_of(body, ServiceLimits()))
+    assert (wanted.prompt, found["image"]) == (PROMPT, tuple(map(Picture, pictures)))
+
+
+def test_a_mask_is_painted_where_it_is_transparent_or_white() -> None:
+    clear, white = np.full((2, 2, 4), 255, np.uint8), np.zeros((2, 2, 3), np.uint8)
+    clear[0, 1, 3], white[1, 0] = 0, 255
+    for pixels, painted in ((clear, [[0, 255], [0, 0]]), (white, [[0, 0], [255, 0]])):
+        assert np.asarray(Picture(png(Image.fromarray(pixels)), mask=True).opened()).tolist() == painted
+
+
+# --- videos --------------------------------------------------------------------------------------------------------
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
-FRAME = png(picture())
+FRAME = png(still())
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +198,8 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
     reply = client.videos.download_content(first.id)
     assert (reply.response.headers["content-type"], reply.read()[4:8]) == ("video/mp4", b"ftyp")
     for variant, size in {"thumbnail": (32, 16), "spritesheet": (65, 33)}.items():
-        still = Image.open(io.BytesIO(client.videos.download_content(first.id, variant=variant).read()))  # type: ignore[arg-type]
-        assert (still.format, still.size) == ("WEBP", size)
+        shot = Image.open(io.BytesIO(client.videos.download_content(first.id, variant=variant).read()))  # type: ignore[arg-type]
+        assert (shot.format, shot.size) == ("WEBP", size)
     again = polled(client, client.videos.remix(first.id, prompt="a dog").id)
     assert (again.prompt, again.status, again.remixed_from_video_id) == ("a dog", "completed", first.id)
     assert (first.remixed_from_video_id, again.seconds) == (None, first.seconds)
@@ -93,13 +222,13 @@ def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
     ({}, {"quality": "low", "user": "u"}, "quality"),
 ])  # fmt: skip
 def test_a_remix_may_name_fields_as_other_servers_do(
-    videos: Caller, before: dict[str, Any], given: dict[str, Any], same: str
+    videos: Server, before: dict[str, Any], given: dict[str, Any], same: str
 ) -> None:
     first, body = videos.begun(VIDEOS, **before), {"prompt": "a dog", **given}
     for kind in ("json", "data"):
         reply = videos.ask("POST", f"{first}/remix", **{kind: body})
         assert reply.status_code == 200, reply.text
-        jobs: Any = videos.server._server.jobs  # type: ignore[union-attr]
+        jobs: Any = videos._server.jobs  # type: ignore[attr-defined]
         fields = jobs.store.get("anybody", "video", reply.json()["id"]).body["fields"]
         assert {"steps": 2, "size": "16x32", "num_frames": 5, "seconds": 1.0, "quality": "low"}.items() >= {
             (field, fields[field]) for field in same.split(",")
@@ -140,11 +269,6 @@ def test_a_video_at_once(videos: Caller, sent: str, form: str, media: str, magic
     assert refusal(videos.send(f"{VIDEOS}/sync", prompt=""))[:2] == (400, "prompt")
 
 
-def test_a_model_without_a_first_frame_takes_none(videos: Caller) -> None:
-    reply = videos.ask("POST", VIDEOS, data={"prompt": "a cat"}, files={"input_reference": ("a.png", FRAME)})
-    assert refusal(reply) == (400, "input_reference", "invalid_value")
-
-
 @pytest.mark.parametrize("name", ["wan image2video", "ltx image2video"])
 def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
     own: dict[str, Any] = {"prompt": "a cat", **SMALL, "budget": "1images"}
@@ -166,7 +290,7 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
         ]
         assert [reply.status_code for reply in replies] == [200] * 6, [reply.text[:200] for reply in replies]
         assert len({reply.content for reply in replies}) == 1
-        frames = [{"input_reference": ("a.png", png(picture(seed)))} for seed in range(2)]
+        frames = [{"input_reference": ("a.png", png(still(seed)))} for seed in range(2)]
         jobs = [sent(VIDEOS, data=own, files=frame).json()["id"] for frame in frames]
         one, other = (caller.ended(f"{VIDEOS}/{job}")["data"][0]["reward"] for job in jobs)
         assert one != pytest.approx(other, abs=2e-6)
@@ -231,7 +355,7 @@ def test_nothing_is_tried_but_what_is_asked_for(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(type(pipe), "sampling_denoiser", counted)
     with filming(one_device(pipe), tmp_path) as caller:
-        until(lambda: caller.server and caller.server.worker.loaded)
+        until(lambda: caller.worker.loaded)
         sizes.clear()
         for kernel, status in (("pipeline", 200), ("x:y", 400)):
             form = {"prompt": "a cat", "size": "16x32", "budget": "1images", "kernel": kernel}
