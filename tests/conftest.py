@@ -35,12 +35,16 @@ SYSTEM = (
     *("demo", "service", "cluster", "reward_models/test_serve.py", "reward_models/test_judge_server.py"),
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_parts.py"),
-    *("options/test_new_option.py", "pipelines/test_new_family.py"),
+    *("options/test_new_option.py", "pipelines/test_new_family.py", "test_docs_run.py::test_a_page_runs_as_pasted"),
     *("request/test_new_door.py", "rewards/test_how_to.py", "pipelines/test_dropin.py::test_the_documentation_runs"),
     # Whole programs, also those that are interrupted, killed, and go on.
     *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
+    "bench/test_presets.py::test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout",
+    "check/test_check.py::test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on",
+    "check/test_check.py::test_a_scheduler_that_does_not_fit_the_network_gets_no_go",
+    "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",
     # The packaged models, and what trains them.
     *("pipelines/test_embedded.py", "scenes/test_packaged.py"),
     *("scenes/test_training.py", "scenes/test_train_preference.py"),

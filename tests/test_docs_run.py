@@ -24,7 +24,7 @@ ROOMS = ("docs/tutorials", "docs/howto")
 PAGES = sorted(f"{room}/{page.name}" for room in ROOMS for page in (ROOT / room).glob("*.md"))
 PAGES += ["README.md", "docs/index.md", "docs/tour.md"]
 QUICK = ("docs/howto/low_memory.md",)
-"""Pages that run with the fast tests, in ten seconds; all others are slow."""
+"""Pages that run with the system tests, in ten seconds; all others are slow."""
 NOT_HERE = {
     "an installation": r"(\S*pip|make|ln|python3? -m (pip|venv)) ",
     "a cluster": r"(ray|serve) |.* --ray-address ",

@@ -47,30 +47,18 @@ def test_no_configuration_imports_a_class() -> None:
         assert MODULE not in sys.modules
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"reward": f"{MODULE}.py:score"},
-        {"reward": [f"{MODULE}:score", "scenes"]},
-        {"reward": f"scenes then {MODULE}:score"},
-        {"report": "http://127.0.0.1:9"},
-        {"require": f"{MODULE}.py:score"},
-        {"reward": "clip:someone/model"},
-        {"model": "someone/model"},
-        {"lora": "someone/lora:0.5"},
-        {"draft": "someone/draft:2"},
-        {"model": "hot"},
-        {"preview_vae": "someone/vae"},
-        {"preview-vae": "someone/vae"},
-        {"attention": "flash_hub"},
-        {"algorithm": "/etc/tuned.json"},
-        {"algorithm": f"{MODULE}.py:Thing"},
-        {"compare": f"{MODULE}.py:Thing"},
-        {"prompts_file": "../secret.txt"},
-        {"prompts_file": "~/secret.txt"},
-    ],
-    ids=str,
-)
+NAMED: list[dict[str, Any]] = [
+    {"reward": f"{MODULE}.py:score"}, {"reward": [f"{MODULE}:score", "scenes"]}, {"algorithm": "/etc/tuned.json"},
+    {"reward": f"scenes then {MODULE}:score"}, {"report": "http://127.0.0.1:9"}, {"reward": "clip:someone/model"},
+    {"require": f"{MODULE}.py:score"}, {"model": "someone/model"}, {"model": "hot"}, {"lora": "someone/lora:0.5"},
+    {"draft": "someone/draft:2"}, {"preview_vae": "someone/vae"}, {"preview-vae": "someone/vae"},
+    {"attention": "flash_hub"}, {"algorithm": f"{MODULE}.py:Thing"}, {"compare": f"{MODULE}.py:Thing"},
+    {"prompts_file": "../secret.txt"}, {"prompts_file": "~/secret.txt"},
+]  # fmt: skip
+"""Settings that load or open something."""
+
+
+@pytest.mark.parametrize("values", NAMED, ids=str)
 def test_what_a_configuration_names_must_be_confirmed(values: dict[str, Any]) -> None:
     ((name, value),) = values.items()
     argv = config(**values)
@@ -130,6 +118,7 @@ def test_plain_settings_need_no_word() -> None:
     for draft in ("hot", "hot:2", "embedded:2"):
         parsed(config(draft=draft))
     parsed(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}))
+    assert parsed(config(**{"negative-prompt": "a circle"})).negative_prompt == "a circle"
 
 
 @pytest.mark.parametrize("quote", ["", "'"])
@@ -162,17 +151,10 @@ def test_what_a_configuration_misspells_is_said(command: str, values: dict[str, 
         parsed([command, *config(**values)[1:]])
 
 
-def test_a_configuration_may_write_dashes() -> None:
-    assert parsed(config(**{"negative-prompt": "a circle"})).negative_prompt == "a circle"
-
-
 SCORE = f"{MODULE}.py:score"
 
 
-CONFIGURED = ("generate", "record", "bench", "simulate", "evaluate", "distill", "distill-draft")
-
-
-@pytest.mark.parametrize("command", CONFIGURED)
+@pytest.mark.parametrize("command", ["generate", "record", "bench", "simulate", "evaluate", "distill", "distill-draft"])
 def test_only_plain_values_are_read(command: str) -> None:
     Path("c.yaml").write_text(f"reward: !!set {{{SCORE}: null}}")
     with pytest.raises(ValueError, match="with the tag"):
@@ -182,12 +164,7 @@ def test_only_plain_values_are_read(command: str) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"reward+": [SCORE]},
-        {"record": {"reward+": [SCORE]}},
-        {"config": []},
-        {"seed": "{a: &a [x, x], b: [*a, *a]}"},
-    ],
+    [{"reward+": [SCORE]}, {"record": {"reward+": [SCORE]}}, {"config": []}, {"seed": "{a: &a [x, x], b: [*a, *a]}"}],
     ids=str,
 )
 def test_keys_that_say_more_than_they_name_are_refused(values: dict[str, Any]) -> None:
@@ -269,21 +246,15 @@ def test_a_configuration_is_a_file(path: str, said: str) -> None:
         parsed(["generate", "a", "--config", path])
 
 
-def test_the_environment_gives_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_environment_nor_a_prompt_gives_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     monkeypatch.setenv("TTSNAP_GENERATE__SEED", "5")
     monkeypatch.setenv("TTSNAP_GENERATE__CONFIG", "absent.yaml")
     given: list[Any] = []
-    monkeypatch.setattr(generate, "run", lambda a: given.append(a.seed) or 0)
+    monkeypatch.setattr(generate, "run", lambda a: given.append((a.seed, a.prompts)) or 0)
     assert main(["generate", "a"]) == 0
-    assert given == [0]
-
-
-def test_prompts_behind_two_dashes_are_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(generate, "run", lambda a: given.append(a.prompts) or 0)
     assert main(["generate", "--seed", "1", "--", "--config", "--config=absent.yaml"]) == 0
-    assert given == [["--config", "--config=absent.yaml"]]
+    assert given == [(0, ["a"]), (1, ["--config", "--config=absent.yaml"])]
 
 
 @pytest.mark.parametrize("name", ["options", "call", "seed", "keep", "kernel", "model", "algorithm"])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 from annotated_types import Ge
 
-from ttsnap.cli import COMMANDS, arguments, configs
+from ttsnap.cli import COMMANDS, arguments
 from ttsnap.cli.parser import Parser
 from ttsnap.core.names import load_object
 from ttsnap.files.settings import Settings, Word, check
@@ -81,15 +81,12 @@ def test_values_are_taken_out_of_arguments_and_told_apart_from_defaults() -> Non
     assert values(toy) == {"size": 3, "colour": "red", "quick": False, "seen": None}
 
 
-def test_numbers_are_held_to_their_bounds() -> None:
+def test_values_are_held_to_types_and_bounds() -> None:
     with pytest.raises(ValueError, match="2, got 1"):
         Toy(1)
     for name in ("batch_size", "decode_batch_size", "gradient_batch_size"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} .*got 0"):
             BatchOptions(**{name: 0})
-
-
-def test_files_of_strangers_are_held_to_types_and_bounds() -> None:
     size, colour, quick, _ = options_of(Toy)
     assert [fits(size, v) for v in (2, None, 1, 2.5, True, "2")] == [True, True, False, False, False, False]
     assert [fits(colour, v) for v in ("red", 3, None, "x" * 201)] == [True, False, False, False]
@@ -148,12 +145,7 @@ def test_a_recording_notes_what_it_always_did() -> None:
     assert SamplerOptions(draft="hot").noted() == {"kernel": "pipeline", "draft": "hot"}
     assert SamplerOptions(draft="hot").stock
     assert SamplerOptions("sde", "vp", "sqrt").noted() == {"kernel": "sde", "path": "vp", "times": "sqrt"}
-
-
-def test_only_an_unchanged_sampler_is_that_of_plain_diffusers() -> None:
-    assert SamplerOptions().stock
-    for name, value in {"kernel": "ode", "guide": "dps:1"}.items():
-        assert not SamplerOptions(**{name: value}).stock
+    assert [SamplerOptions(**how).stock for how in ({}, {"kernel": "ode"}, {"guide": "dps:1"})] == [True, False, False]
 
 
 def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
@@ -162,12 +154,6 @@ def test_arguments_of_a_call_are_split_by_what_they_are_about() -> None:
     assert given == {"height": 64}
     assert asked == SearchArguments(SearchOptions("svdd"), SamplerOptions("sde"), BatchOptions(3))
     assert asked.changed == ["batch_size", "kernel", "search"]
-
-
-def test_what_makes_ttsnap_load_something_is_declared() -> None:
-    assert {"reward", "require", "report", "base"} == configs._REWARDS
-    assert {"model", "lora", "preview_vae", "draft"} == configs._MODELS
-    assert {"prompts", "negative_prompt", "call"} == configs._TEXTS
 
 
 def test_names_are_declared_once() -> None:
