@@ -131,8 +131,7 @@ def test_a_published_file_drafts_as_the_network_that_it_makes(
     close(guess, other.drafts.guess(*given))
     use_drafter(other, Drafter(base.net, known.settings))
     assert float((guess - other.drafts.guess(*given)).norm() / guess.norm()) > 1e-2
-    if known.guidance is not None:  # that of the card, whatever the call's
-        assert base.drafts.twin().embedded_scale == known.guidance
+    assert base.drafts.drafter.settings.guidance == known.guidance  # that of the card, whatever the call's
 
 
 def test_the_number_of_calls_may_be_given_and_the_file_itself_is_another_drafter(hub: Callable[[str], Path]) -> None:
