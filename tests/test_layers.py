@@ -106,7 +106,7 @@ def test_every_module_stands_in_a_room() -> None:
 
 
 def test_importing_and_help_stay_free_of_torch() -> None:
-    code = """import sys, ttsnap, ttsnap.cli
+    code = """import sys, ttsnap, ttsnap.cli, ttsnap.scenes
 try:
     ttsnap.cli.main(["--help"])
 finally:

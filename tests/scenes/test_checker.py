@@ -80,7 +80,7 @@ a red circle right of three blue squares | three blue squares right of a red cir
 @pytest.mark.parametrize("line", WRONG.splitlines())
 def test_wrong_is_wrong(line: str) -> None:
     shown, *asked = map(parse, line.split(" | "))
-    images = render([shown], np.random.default_rng(0))
+    images = render([shown], np.random.default_rng(1))  # by which six objects soon have found their places
     right, _ = check(images, [shown])
     for spec in asked:
         soft, strict = check(images, [spec])
