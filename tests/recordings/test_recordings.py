@@ -75,15 +75,17 @@ def recorder(engine: Callable[..., LiveEngine]) -> Callable[..., Recording]:
 
 
 class Dies(Brightness):
-    """Ctrl-C while image number `after` is scored."""
+    """Ctrl-C while image number `after` is scored: an exception, or a signal."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, signalled: bool = False) -> None:
         super().__init__()
-        self.after = after
+        self.after, self.signalled = after, signalled
 
     def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        if self.images + len(images) > self.after:
-            raise KeyboardInterrupt
+        if self.images <= self.after < self.images + len(images):
+            if not self.signalled:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return super().__call__(images, prompts, level)
 
 
@@ -429,18 +431,9 @@ def test_step_correlations() -> None:
     assert found[:, 0] == pytest.approx([-1, np.nan, 1], nan_ok=True)
 
 
-class Signalled(Brightness):
-    """Gets a signal at its 40th image, in the second unit."""
-
-    def __call__(self, images: Any, prompts: Any, level: Any) -> Any:
-        if self.images < 40 <= self.images + len(images):
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().__call__(images, prompts, level)
-
-
 def test_a_signal_waits_for_the_unit_at_hand(recorder: Any, tmp_path: Path, ctrl_c: None) -> None:
     with pytest.raises(KeyboardInterrupt):
-        recorder(tmp_path, reward=Signalled())
+        recorder(tmp_path, reward=Dies(39, signalled=True))  # in the second unit
     assert progress(tmp_path) == (2, 4)
 
 

@@ -1,25 +1,34 @@
-"""A recording replayed gives the decisions, winners and ledgers of the live search."""
+"""A recording replayed gives the decisions, winners and ledgers of the live search; and whatever the recording, the
+algorithm and the budget, what replayed searches and lockstep must never do."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.cover import each_once
-from ttsnap import BestOfN, SeedPruning, search
+from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.pricing.fitting import fit
+from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
+from ttsnap.core.cost import Price, Rates
 from ttsnap.core.grid import Grid
-from ttsnap.core.looks import ESTIMATE, estimates
+from ttsnap.core.looks import ESTIMATE, Estimator, estimates
 from ttsnap.core.moves import Kind, fresh
-from ttsnap.core.plans import resolve
+from ttsnap.core.plans import Plan, resolve
 from ttsnap.core.table import ParticleTable
 from ttsnap.core.utility import mean
+from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
+from ttsnap.simulation.lockstep import lockstep
+from ttsnap.simulation.sizing import sized_for
 
 PROMPTS = ["a", "b", "c"]
 GRID = Grid((1.0, 0.5, 0.0))
@@ -91,3 +100,150 @@ def test_unpaid_columns_are_hidden() -> None:
     assert search(["a"], BestOfN(2), engine)[0].best.seed == 1
     with pytest.raises(ValueError, match="renoised or branched"):
         engine.submit(0, dataclasses.replace(plan, rows=plan.rows._replace(kind=np.array([Kind.RENOISE]))))
+
+
+class Spy(ReplayEngine):
+    """Counts what every submitted row takes, from the steps alone, and checks every score that is read."""
+
+    def __init__(self, recording: Recording, **kwargs: Any) -> None:
+        super().__init__(recording, **kwargs)
+        self.evaluations = np.zeros(recording.scores.shape[:2], int)
+        self.looks = np.zeros(recording.scores.shape[:2], int)
+
+    def submit(self, job: int, plan: Plan) -> None:
+        rows, steps = plan.seed - self.recording.first_seed, self.grid.steps
+        reached = np.minimum(plan.rows.stop + plan.rows.score, steps)  # a look ahead is an evaluation more
+        self.evaluations[job, rows] = np.maximum(self.evaluations[job, rows], reached)
+        self.looks[job, rows] += plan.rows.score
+        super().submit(job, plan)
+
+    def scores(self, job: int, seeds: Any, steps: Any, look: Any) -> Any:
+        rows = seeds - self.recording.first_seed
+        assert (self.evaluations[job, rows] >= np.minimum(steps + 1, self.grid.steps)).all()
+        return super().scores(job, seeds, steps, look)
+
+
+@cache
+def forecast(steps: int) -> Forecast:
+    """Fitted once per grid, as its tables take a moment; what it says is of no matter here."""
+    rng = np.random.default_rng(steps)
+    known = np.linspace(0.2, 1, steps + 1)
+    final, noise = rng.normal(size=(6, 12, 1)), rng.normal(size=(6, 12, steps + 1))
+    checks = {3: (0, 1, 2, 3), 6: (2, 4, 6)}[steps]
+    return fit(known * final + np.sqrt(1 - known**2) * noise, levels(steps), estimates(*checks))
+
+
+def levels(steps: int) -> tuple[float, ...]:
+    return tuple(np.linspace(1, 0, steps + 1).tolist())
+
+
+@st.composite
+def recordings(draw: Any, failures: bool) -> Recording:
+    prompts, seeds, steps = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.sampled_from([3, 6]))
+    rewards = draw(st.integers(1, 2))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    scores = rng.normal(size=(prompts, seeds, steps + 1, rewards)).cumsum(2)
+    if draw(st.booleans()):
+        scores = scores.round()  # ties
+    if failures:
+        scores[rng.random(scores.shape) < draw(st.sampled_from([0.1, 0.5, 1.0]))] = np.nan
+    price = draw(st.sampled_from([Price(Rates(10.0, 0.0, 3.0)), Price(Rates(2.0, 1.5, 1.5))]))
+    first, names = draw(st.sampled_from([0, 7])), tuple(map(str, range(prompts)))
+    return Recording(names, scores, Grid(levels(steps)), ("a", "b")[:rewards], first, price=price)
+
+
+@st.composite
+def algorithms(draw: Any, recording: Recording) -> Any:
+    steps, most = recording.grid.steps, recording.seeds
+    n = draw(st.integers(1, most))
+    kind = draw(st.sampled_from(["best", "prune", "price", "price"]))
+    if kind == "best":
+        return BestOfN(n)
+    if kind == "prune":
+        checks = draw(st.lists(st.integers(0, steps - 1), min_size=1, max_size=3, unique=True).map(sorted))
+        keep = draw(st.lists(st.floats(0.05, 1), min_size=len(checks), max_size=len(checks)))
+        return SeedPruning(n, tuple(keep), steps=tuple(checks))
+    floats = {"price": st.floats(1e-5, 10), "floor": st.sampled_from([0.0, 0.05]), "cap": st.floats(1, 4)}
+    drawn = {name: draw(values) for name, values in {**floats, "kappa": st.floats(0.005, 1)}.items()}
+    return PriceOfCompute(forecast(steps), n, draw(st.integers(1, 4)), **drawn)
+
+
+@st.composite
+def budgets(draw: Any, recording: Recording) -> Budget:
+    """From one image on, in evaluations, in FLOPs, or in both."""
+    price, steps = recording.price.flops, recording.grid.steps
+    image = steps * price.nfe + price.decodes + len(recording.reward_names) * price.reward_calls
+    nfe = draw(st.integers(steps, 6 * steps))
+    flops = image * draw(st.floats(1, 6))
+    kind = draw(st.sampled_from(["nfe", "flops", "both"]))
+    return Budget(nfe=None if kind == "flops" else nfe, flops=None if kind == "nfe" else flops)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
+    failures = data.draw(st.booleans())
+    recording = data.draw(recordings(failures))
+    algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
+    shared, keep = data.draw(st.booleans()), data.draw(st.integers(1, 3))
+    engine = Spy(recording, capacity=data.draw(st.sampled_from([1, 3, 100])))
+    results = search(recording.prompts, algorithm, engine, budget, shared=shared, keep=keep, seed=recording.first_seed)
+    spent = [r.spent for r in results]
+    # The ledger is what the engine was asked for, counted independently.
+    assert [s.nfe for s in spent] == engine.evaluations.sum(1).tolist()
+    assert [s.cost.decodes for s in spent] == engine.looks.sum(1).tolist()
+    share = len(results) if shared else 1
+    task = task_of(budget, engine, shared=shared)
+    for cap, each in ((budget.nfe, [s.nfe for s in spent]), (budget.flops, [s.flops for s in spent])):
+        if cap is not None:
+            assert sum(each) <= len(results) * cap * (1 + 1e-9)
+            assert max(each) <= share * cap * (1 + 1e-9)
+    if shared and isinstance(algorithm, PriceOfCompute):
+        most = max(s.nfe + task.score_cost * s.cost.decodes for s in spent)
+        assert most <= max(algorithm.cap * task.allowance, task.grid.steps + task.score_cost) * (1 + 1e-9)
+    for i, r in enumerate(results):
+        assert 1 <= len(r.images) <= keep
+        finished = r.particles.scored == task.grid.steps
+        for c in r.images:
+            assert finished[c.uid]
+            row = c.seed - recording.first_seed
+            np.testing.assert_array_equal(list(c.scores.values()), recording.final[i, row])
+        value = recording.final[i, r.particles.seed[finished] - recording.first_seed].mean(-1)
+        if not np.isnan(value).all():
+            assert r.best.reward == np.nanmax(value)
+    if priced := isinstance(algorithm, PriceOfCompute):
+        algorithm = PriceOfCompute(**{**vars(algorithm), "width": 1})  # lockstep advances one at a time
+    # With two caps, only the tighter one is in the task; where they cut differently, there is nothing to compare.
+    if not failures and (not priced or budget.nfe is None or budget.flops is None):
+        agree(recording, algorithm, budget, shared and priced)
+
+
+@pytest.mark.parametrize(("seed", "prompts", "seeds", "nfe"), [(0, 2, 2, 5), (2, 2, 4, 5), (5, 1, 6, 5), (0, 3, 5, 7)])
+def test_lockstep_finishes_what_only_has_to_be_decoded(seed: int, prompts: int, seeds: int, nfe: int) -> None:
+    """A pot is empty before a prompt has an image, and all that is left to do for one costs no evaluation."""
+    rng = np.random.default_rng(seed)
+    scores, names = rng.normal(size=(prompts, seeds, 4, 1)).cumsum(2), tuple(map(str, range(prompts)))
+    recording = Recording(names, scores, Grid(levels(3)), ("a",), price=Price(Rates(10.0, 0.0, 3.0)))
+    algorithm = PriceOfCompute(forecast(3), seeds, price=1e-5, cap=2.0, kappa=1.0)
+    agree(recording, algorithm, Budget(nfe=nfe), shared=True)
+
+
+def agree(recording: Recording, algorithm: Any, budget: Budget, shared: bool) -> None:
+    """Assert that lockstep and the loop pay the same, find the same, and keep to the budget."""
+    engine, prompts = Spy(recording), len(recording.prompts)
+    task, algorithm = sized_for(recording, algorithm, budget, shared=shared)
+    loop = search(recording.prompts, algorithm, engine, budget, shared=shared, seed=recording.first_seed)
+
+    def lookup(searches: Any, candidates: Any, steps: Any, look: Estimator) -> Any:
+        found: Any = recording.scores[searches[:, None], candidates, steps]
+        return found
+
+    rewards, pot = len(recording.reward_names), prompts if shared else None
+    out = lockstep(algorithm, lookup, prompts, task, rewards=rewards, pot=pot)
+    assert out.paid.nfe.tolist() == [r.spent.nfe for r in loop]
+    assert out.paid.scored.tolist() == [r.spent.cost.decodes for r in loop]
+    assert (out.winner + recording.first_seed).tolist() == [r.best.seed for r in loop]
+    assert out.reward.tolist() == [r.best.reward for r in loop]
+    total = out.paid.nfe + task.score_cost * out.paid.scored
+    assert total.sum() <= prompts * task.allowance * (1 + 1e-9)
+    assert shared or total.max() <= task.allowance * (1 + 1e-9)

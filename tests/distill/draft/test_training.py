@@ -140,12 +140,12 @@ def test_training_that_was_stopped_ends_with_the_same_bits(data: Trajectories, t
 
 
 def test_training_lowers_the_error_on_what_it_was_trained_on(data: Trajectories, tmp_path: Path) -> None:
-    config = config_of(training={"steps": 15, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 3, "lr": 0.02})
+    config = config_of(training={"steps": 8, "validation": 1, "batch": 6, "ema": 0.0, "warmup": 2, "lr": 0.02})
     student = student_of(config)
     before = training.validate(student, data, config.training)
     training.train(student, data, config.training, {}, tmp_path)
     after = training.validate(student, data, config.training)
-    assert after["calls 1"] < 0.8 * before["calls 1"]
+    assert after["calls 1"] < 0.5 * before["calls 1"]
 
 
 def test_what_cannot_be_trained_is_refused(data: Trajectories, tmp_path: Path) -> None:
