@@ -242,7 +242,8 @@ def test_lists_come_in_pages_and_deleted_videos_are_gone(client: OpenAI, videos:
     before = [video.id for video in client.videos.list(limit=100)]
     made = [client.videos.create(prompt=f"cat {i}", extra_body=SMALL).id for i in range(5)]
     assert [video.id for video in client.videos.list(limit=2)] == [*reversed(made), *before]
-    assert [video.id for video in client.videos.list(limit=3, order="asc", after=made[1])] == made[2:]
+    page = client.videos.list(limit=3, order="asc", after=made[1])
+    assert ([video.id for video in page.data], page.has_more) == (made[2:], False)
     assert client.videos.delete(made[2]).to_dict() == {"id": made[2], "object": "video.deleted", "deleted": True}
     assert refusal(videos.get(f"{VIDEOS}/{made[2]}")) == (404, "id", "not_found")
     nothing = client.videos.list(limit=0)

@@ -30,6 +30,8 @@ from PIL import Image
 from tests.cluster.local import LocalPool
 from tests.service.asking import EDITED, IMAGES, LARGE, PROMPT, SMALL, Caller, apart, best, picture, refusal, until
 from tests.service.conftest import ALICE, BOB, EDITS, REWARDS, Server, Slow, client_of, one_device, serve
+from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.core.protocols import EngineLost
 from ttsnap.core.results import Event
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -226,6 +228,9 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
         pools[-1].hopeless = len(pools) <= 2  # what is made ready, and for the first request
         return pools[-1]
 
+    def lost(engine: ClusterEngine) -> None:
+        raise EngineLost("actor 1 of 2 died 3 times in a row")
+
     def check_lost(**own: object) -> None:
         reply = mine.send(**{**SMALL, **own})
         assert (refusal(reply)[0], reply.headers["retry-after"], "keep failing" in reply.text) == (503, "30", True)
@@ -249,6 +254,9 @@ def test_several_devices_give_what_one_gives_and_where_they_fail_are_tried_anew(
         pools[-1].hopeless = True
         check_lost(**other)
         until(lambda: mine.metric("configurations") <= 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClusterEngine, "tick", lost)  # during a search, not before it
+            check_lost(**other)
         assert mine.made(**other)
 
 
