@@ -102,11 +102,9 @@ def test_every_algorithm_has_its_options_in_one_table(extension: Any) -> None:
 def test_what_differs_between_algorithms_is_said(extension: Any) -> None:
     made = extension("algorithm_options")
     smc = {line.name: line for line in made.lines_of(["smc", "fk-steering"])}
-    assert made.by_algorithm(smc["n"].defaults) == "fk-steering: `4`"
-    assert made.by_algorithm(smc["lam"].defaults) == "`10.0`"
+    assert [made.by_algorithm(smc[name].defaults) for name in ("n", "lam")] == ["fk-steering: `4`", "`10.0`"]
     linked = made.linked("as in arXiv 2505.23614")
-    assert linked.astext() == "as in arXiv 2505.23614"
-    assert linked.children[1]["refuri"] == "https://arxiv.org/abs/2505.23614"
+    assert (linked.astext(), linked.children[1]["refuri"][-10:]) == ("as in arXiv 2505.23614", "2505.23614")
     assert made.of_which(made.lines_of(["code", "svdd"])[-1], ["code", "svdd"]).astext() == "alpha (svdd)"
     with pytest.raises(ValueError, match="unknown algorithm 'sdd'"):
         made.lines_of(["sdd"])

@@ -12,7 +12,8 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -289,24 +290,12 @@ def test_trackers_get_the_settings_and_the_figures_of_every_step(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tracked(Accelerator):
-        """With a tracker."""
-
-        logged: ClassVar[list[Any]] = []
-
         def __init__(self, log_with: list[str], project_dir: str, **options: Any) -> None:
             super().__init__(**options)
-            self.logged += [log_with, Path(project_dir)]
-            self.trackers = [self]
+            tracker.made(log_with, Path(project_dir))
+            self.trackers, self.init_trackers = [tracker], tracker.begun
 
-        def init_trackers(self, name: str, config: dict[str, Any]) -> None:
-            self.logged.append(config)
-
-        def log(self, figures: dict[str, Any], step: int) -> None:
-            self.logged.append((step, sorted(figures)))
-
-        def finish(self) -> None:
-            self.logged.append("finished")
-
+    tracker = MagicMock()
     config, out = make(recording, trackers=["trackio"], steps_per_level=1), tmp_path / "out"
     monkeypatch.setitem(TRACKERS, "trackio", ("no_such_module",))
     with pytest.raises(ValueError, match="trackio is not installed: pip install no_such_module"):
@@ -314,10 +303,12 @@ def test_trackers_get_the_settings_and_the_figures_of_every_step(
     monkeypatch.setitem(TRACKERS, "trackio", ("json",))
     monkeypatch.setattr("accelerate.Accelerator", Tracked)
     distill(config, out)
-    names, folder, told, *steps, last = Tracked.logged
-    assert (names, folder, last) == (["trackio"], out, "finished")
+    tracker.made.assert_called_once_with(["trackio"], out)
+    told = tracker.begun.call_args.args[1]
     assert (told["loss.name"], told["lr"], told["recordings"]) == ("mse", 0.01, str((str(recording),)))
-    assert steps == [(step, ["level", "loss", "lr", "seconds"]) for step in (1, 2, 3, 4)]
+    logged = [(call.kwargs["step"], sorted(call.args[0])) for call in tracker.log.call_args_list]
+    assert logged == [(step, ["level", "loss", "lr", "seconds"]) for step in (1, 2, 3, 4)]
+    tracker.finish.assert_called_once_with()
 
 
 def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
