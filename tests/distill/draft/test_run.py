@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ttsnap.sampling.drafts import Checked, TrainedFor, note_check, read_draft
 from ttsnap.simulation.looks import RankedLook
 
 from ...pipelines.tiny import FAMILIES  # noqa: TID252
-from ..kills import ended  # noqa: TID252
+from ..kills import ended, killed  # noqa: TID252
 from .small import PROMPTS, STEPS, Brightness, bytes_in, config_of, denoiser_of, pipe_of, stock_of
 
 pytestmark = pytest.mark.usefixtures("any_flops")
@@ -108,6 +109,18 @@ def left_by(out: Path) -> dict[str, bytes]:
 def test_killed_again_and_again_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
     assert ended(lambda: run(config_of(), tmp_path / "out", "sd3"), tmp_path, seed) >= 2
     assert left_by(tmp_path / "out") == undisturbed.left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_any_moment_it_ends_as_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    for moment in itertools.count(1, 7):
+        out = tmp_path / str(moment)
+        if not killed(lambda out=out: run(config_of(), out, "sd3"), out, moment):  # type: ignore[misc]
+            break
+        run(config_of(), out, "sd3")
+        assert left_by(out) == undisturbed.left
+    assert moment > 40
 
 
 def test_it_starts_from_an_earlier_draft(tmp_path: Path) -> None:
