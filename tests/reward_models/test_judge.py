@@ -315,18 +315,6 @@ def test_failures_are_told_in_a_sentence(stub: Stub, kind: str, act: Any, messag
     assert len(why) < 500
 
 
-def test_no_server(stub: Stub) -> None:
-    with pytest.raises(RuntimeError, match=r"\(ConnectError\); .* http://127.0.0.1:9/v1\?"):
-        judge(base_url="http://127.0.0.1:9/v1")(IMAGES, PROMPTS)
-
-
-def test_one_failed_question_costs_one_score(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
-    stub.planned.append(raw("oops", 400))
-    scores = judge(concurrency=1)(IMAGES, PROMPTS)
-    assert scores.isnan().tolist() == [True, False, False]
-    assert "1 of 3 images" in caplog.text
-
-
 def test_a_search_ends_with_an_image_when_its_judge_dies_midway(stub: Stub, engine: Any) -> None:
     stub.planned.extend([likely({"Yes": 0.7, "No": 0.2})] * 2)
     stub.default = raw("gone", 503)
@@ -366,13 +354,7 @@ def test_tokens_are_charged_before_and_given_back_after(stub: Stub, engine: Any,
         assert result.images
         assert tokens == 101 * result.spent.cost.reward_calls == result.spent.to_json()["tokens"]
         assert tokens == sum(move["cost"].get("tokens", 0) for move in result.trace)
-
-
-def test_what_is_given_back_is_spent_on_more_images(stub: Stub, engine: Any) -> None:
-    """Charged in full, 1000 tokens would pay for 6 images of 150; at 101 each they pay for 9."""
-    asked = engine(2, rewards=[make_reward("judge:yes:image_tokens=150,cache=none")])
-    (result,) = search(["a"], make_algorithm("zero-order", n=2), asked, "80nfe,1000tokens")
-    assert result.spent.cost.tokens == 909
+    assert name != "zero-order" or min(spent) > 606  # of the 6 images that 1000 tokens would pay for in full
 
 
 @pytest.mark.parametrize(("act", "tokens"), [
@@ -466,11 +448,6 @@ def test_a_cache_removes_entries_only(tmp_path: Path) -> None:
         cache.put(key, 0.5)
     assert [path.read_text() for path in others] == ["mine"] * 3
     assert [key for key in keys if cache.get(key, 0, 1) is not None] == keys[-2:]
-
-
-def test_a_cache_that_cannot_be_written_costs_no_score(stub: Stub, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert judge(cache=str(tmp_path / "file"))(IMAGES[:1], ["a"]).item() == pytest.approx(0.75)
 
 
 # --- secrets and addresses ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, SD3Transformer2DModel,
 from safetensors import safe_open
 from train_worlds import base, turbo
 from train_worlds import signs as sign_base
-from train_worlds.commands import main
 from train_worlds.evaluate import generate, prompts_of_kind
-from train_worlds.model import MAX_TOKENS, build_tokenizer, build_transformer, tokenize
+from train_worlds.model import build_tokenizer, build_transformer
 from train_worlds.near_captions import CHANGES, hard_negatives
 from train_worlds.recipes import Call
 from train_worlds.zero_tokens import ZeroTokenAttention
@@ -29,25 +27,17 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import to_json
 from ttsnap.options.engine import EngineOptions
-from ttsnap.pipelines import defaults, load, recommended
+from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.record import model_name
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.sampling.drafts import TrainedFor, read_draft
 from ttsnap.sampling.rng import seeded
-from ttsnap.scenes import HARD_KINDS, KINDS, WORDS, check, parse, render, sample_prompts, weights_path
-from ttsnap.scenes.grammar import caption
+from ttsnap.scenes import HARD_KINDS, check, parse, render, sample_prompts, weights_path
 
 WORLDS = {
     "embedded": (scenes, 16e6, base.Recipe(), build_tokenizer(), 3e6, sample_prompts(1, 3)[0]),
-    "signs": (
-        signs,
-        8e6,
-        sign_base.Recipe(),
-        sign_base.build_tokenizer(),
-        2e6,
-        'a red sign that says "HARBOR" in white',
-    ),
+    "signs": (signs, 8e6, sign_base.Recipe(), sign_base.build_tokenizer(), 2e6, signs.sample_prompts(1, 3)[0]),
 }
 """Module, most bytes, recipe and tokenizer of the model; most bytes of its draft; a prompt."""
 
@@ -79,7 +69,7 @@ def test_folders_are_stock_and_small_and_recommend_the_call_of_their_recipe(worl
 
 
 def test_stock_calls_draw_single_objects(pipe: Any) -> None:
-    prompts = prompts_of_kind("single", 12, seed=5)
+    prompts = prompts_of_kind("single", 6, seed=5)
     soft, strict = check(generate(pipe, prompts, Call(**defaults()), seed=11), [parse(p) for p in prompts])
     assert strict.mean() >= 0.9
     assert soft.mean() > 0.9
@@ -92,16 +82,6 @@ def test_neither_a_missing_t5_nor_the_word_one_changes_a_picture(pipe: Any) -> N
         whole, without = (generate(p, ["a red cross"], Call(3, 3.0, n)) for p in (pipe, bare))
         np.testing.assert_array_equal(whole, without)
     np.testing.assert_array_equal(whole, generate(pipe, ["one red cross"], Call(3, 3.0, 40)))
-
-
-def test_every_word_is_one_token(pipe: Any) -> None:
-    for tokenizer in (build_tokenizer(), pipe.tokenizer, pipe.tokenizer_2):
-        for word in (*WORDS, ","):
-            assert len(tokenizer(word).input_ids) == 3
-        assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
-        ids = tokenize(tokenizer, ["A red  circle, a blue square", ""])
-        assert ids.shape == (2, MAX_TOKENS)
-        assert (ids == tokenizer.eos_token_id).sum(1).tolist() == [MAX_TOKENS - 8, MAX_TOKENS - 1]
 
 
 @pytest.mark.parametrize("repeats", [1, 256])
@@ -120,21 +100,6 @@ def test_one_biased_zero_token_equals_many(repeats: int) -> None:
         one = net(x, torch.cat([text, torch.zeros(2, 1, 12).double()], 1), **rest).sample
     # diffusers computes the time embedding in float32 at most, hence not 1e-12
     torch.testing.assert_close(one, many, rtol=0, atol=1e-7)
-
-
-def test_hard_prompts_are_neither_hopeless_nor_solved(pipe: Any) -> None:
-    prompts = sample_prompts(24, seed=8)
-    images = generate(pipe, prompts, Call(10, defaults()["guidance_scale"]), seed=3)
-    soft, strict = check(images, [parse(p) for p in prompts])
-    assert 0.25 < strict.mean() < 0.9
-    assert soft.mean() > 0.7
-
-
-def test_evaluate_prints_a_row_per_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["evaluate", "--per-kind", "1", "--steps", "1", "--grid", str(tmp_path / "grid.png")])
-    printed = capsys.readouterr().out
-    assert all(re.search(rf"^\| *{kind} *\|", printed, re.MULTILINE) for kind in (*KINDS, "hard"))
-    assert (tmp_path / "grid.png").stat().st_size > 0
 
 
 def test_the_few_step_model_draws_without_guidance() -> None:
@@ -163,17 +128,6 @@ def test_prompts_of_signs_have_any_form_and_those_of_another_world_are_refused(
     assert list(tmp_path.rglob("*.png"))
 
 
-def test_words_are_neither_hopeless_nor_solved() -> None:
-    pytest.importorskip("rapidocr")
-    assert recommended("signs").reward == "ocr:line"
-    prompts, made = signs.sample_prompts(16, 8), stock(signs.weights_path())
-    generators = [torch.Generator().manual_seed(seed) for seed in range(16)]
-    images = made(prompts, generator=generators, output_type="pt", **defaults("signs")).images
-    scores = torch.as_tensor(make_reward("ocr:line")(images.float(), prompts, None))
-    assert 0.25 < (scores == 1).float().mean() < 0.9
-    assert scores.mean() > 0.6
-
-
 # --- their drafts ---------------------------------------------------------------------------------------------------
 
 
@@ -196,17 +150,6 @@ def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
     assert (config.model, config.training.rank) == (world, rank)
 
 
-def test_plain_diffusers_loads_the_draft() -> None:
-    drafted = stock(weights_path())
-    images = []
-    for load_it in (None, lambda: drafted.load_lora_weights(scenes.draft_path()), drafted.unload_lora_weights):
-        if load_it:
-            load_it()
-        images.append(torch.from_numpy(generate(drafted, ["a red circle"], Call(1, defaults()["guidance_scale"]))))
-    assert float((images[1] - images[0]).abs().mean()) > 0.02
-    assert torch.equal(images[2], images[0])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("world", WORLDS)
 def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> None:
@@ -224,22 +167,6 @@ def test_guesses_are_nearer_to_the_ends_than_x0_estimates_are(world: str) -> Non
     assert world == "signs" or second < first
 
 
-# --- its preview VAE, of random weights -----------------------------------------------------------------------------
-
-
-def counting(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every decode by this VAE from now on."""
-    rows: list[int] = []
-    decode = vae.decode
-
-    def counted(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        rows.append(len(z))
-        return decode(z, *args, **kwargs)
-
-    monkeypatch.setattr(vae, "decode", counted)
-    return rows
-
-
 def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, reward = load(), make_reward("scenes-learned")
     torch.manual_seed(0)
@@ -249,24 +176,21 @@ def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypa
     ).eval()  # fmt: skip
     denoiser = pipe.denoiser(**{**defaults(), "num_inference_steps": 6})
     engine = LiveEngine(denoiser, [reward], EngineOptions(4, preview=True))
-    flops = engine.price.flops  # counted before the counters are on
+    flops = engine.price.flops
     assert engine.price.estimates == "preview"
     assert flops.previews < flops.decodes / 10
-    real, seen = counting(pipe.vae, monkeypatch), counting(pipe.preview_vae, monkeypatch)
+    rows: list[int] = []
+    decode = pipe.preview_vae.decode
+    monkeypatch.setattr(pipe.preview_vae, "decode", lambda z, **more: rows.append(len(z)) or decode(z, **more))
     budget = Budget(flops=4 * (6 * flops.nfe + flops.decodes + flops.reward_calls))
     results = search(sample_prompts(2, 4), SeedPruning(n=5, keep=(0.6, 0.6), steps=(1, 3)), engine, budget)
     spent = [result.spent for result in results]
     assert [s.cost.previews for s in spent] == [5 + 3, 5 + 3]
     assert [s.cost.decodes for s in spent] == [2, 2]
-    assert sum(s.cost.previews for s in spent) == sum(seen) == engine.stats["previews"]
-    assert sum(s.cost.decodes for s in spent) == sum(real) == engine.stats["decodes"]
+    assert sum(rows) == engine.stats["previews"] == 2 * (5 + 3)
     for s in spent:
-        assert s.flops_by["denoise"] == flops.nfe * s.nfe
         assert s.flops_by["decode"] == flops.decodes * s.cost.decodes + flops.previews * s.cost.previews
-        assert s.flops_by["reward"] == flops.reward_calls * s.cost.reward_calls
-        assert s.flops == pytest.approx(sum(s.flops_by.values()), rel=1e-12)
         assert s.flops <= (budget.flops or 0)
-    monkeypatch.undo()
     for result in results:  # the finished image is the real VAE's, and chosen by its score
         again = float(reward(result.best.image[None], [result.prompt], None)[0])
         assert again == pytest.approx(result.best.reward, abs=1e-4)
@@ -275,24 +199,10 @@ def test_the_ledger_of_a_search_that_decodes_estimates_by_a_preview_vae(monkeypa
 # --- its rewards ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pictures() -> Any:
+def test_the_packaged_reward_tells_hard_negatives_apart() -> None:
     specs = [parse(text) for kind in HARD_KINDS for text in prompts_of_kind(kind, 60, 1)]
-    return render(specs, np.random.default_rng(4)), specs
-
-
-def test_the_packaged_reward_tells_hard_negatives_apart(pictures: Any) -> None:
-    found = hard_negatives(make_reward("scenes-learned"), *pictures)
+    found = hard_negatives(make_reward("scenes-learned"), render(specs, np.random.default_rng(4)), specs)
     assert set(found) == set(CHANGES)
     for what, (accuracy, n) in found.items():
         assert n >= 60
         assert accuracy >= 0.9 - 2 * (0.09 / n) ** 0.5, (what, accuracy, n)
-
-
-def test_the_packaged_noise_aware_reward(pictures: Any) -> None:
-    aware, base = make_reward("scenes-noise-aware"), make_reward("scenes-learned")
-    images, texts = torch.from_numpy(pictures[0][:8]), [caption(s) for s in pictures[1][:8]]
-    torch.testing.assert_close(aware(images, texts, torch.zeros(8)), base(images, texts, None), atol=0, rtol=0)
-    noisy = aware(images, texts, torch.full((8,), 0.9))
-    assert torch.isfinite(noisy).all()
-    assert (noisy - base(images, texts, None)).abs().max() > 0.01

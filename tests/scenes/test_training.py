@@ -25,11 +25,9 @@ from train_worlds.recipes import Call, NoiseLevels
 from train_worlds.vae import VaeRecipe, VaeSize
 
 from ttsnap.files.settings import build, to_json
-from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import defaults, load
-from ttsnap.recordings.record import record
 from ttsnap.reward_models.registry import make_reward
-from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_prompts, sample_spec
+from ttsnap.scenes import caption, check, detect, is_held_out, parse, render, sample_spec
 from ttsnap.scenes.reader import MAX_WORDS, VOCABULARY, ReaderSize, SceneReader, load_reader, word_ids
 from ttsnap.signs import grammar as lettered
 
@@ -305,19 +303,3 @@ def test_the_ranking_loss_is_bradley_terry() -> None:
     expected = (np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-3.0))) / 2
     torch.testing.assert_close(float(reward.ranking(logits, soft)), expected, atol=1e-6, rtol=0)
     assert float(reward.ranking(logits, torch.ones(1, 3))) == 0
-
-
-@pytest.mark.slow
-def test_the_command_trains_on_a_recording(tmp_path: Path) -> None:
-    engine = load().engine("scenes", batch_size=8, **{**defaults(), "num_inference_steps": 4})
-    seen = sample_prompts(2, 5, held_out=False)
-    record(engine, seen, tmp_path / "rec", RecordOptions(2, images=True))
-    assert len(reward.recorded(tmp_path / "rec", WANTED, RNG(0)).images) == 2 * 2 * 3
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_json(SMALL)))
-    paths = ["--recording", str(tmp_path / "rec"), "--out", str(tmp_path / "out")]
-    main(["reward", "--recipe", str(tmp_path / "recipe.yaml"), *paths])
-    made = make_reward(f"scenes-learned:{tmp_path / 'out'}")
-    assert len(made(torch.rand(2, 3, 32, 32), ["a red circle"] * 2, None)) == 2
-    record(engine, sample_prompts(1, 5), tmp_path / "held", RecordOptions(2, images=True))
-    with pytest.raises(ValueError, match="held-out"):
-        reward.recorded(tmp_path / "held", replace(WANTED, prompts=1), RNG(0))
