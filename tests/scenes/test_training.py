@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +96,6 @@ def test_training_words_are_none_of_the_held_out_and_have_no_held_out_pair() -> 
     assert set(Counter(map(len, words))) == {3, 4, 5, 6, 7, 8}
     assert set("".join(words)) == set(lettered.LETTERS)
     assert words == lettering.random_words(2000, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("name", lettering.FONTS)
-def test_every_word_fits_on_its_sign_in_order(name: str) -> None:
-    for word, seed in product(("III", "MMM", "WQWQWQWQ", "ILIJILIJ"), range(5)):
-        height, base, boxes = lettering.layout(word, name, np.random.default_rng(seed))
-        assert 6 < height < min(22, base - 2)
-        assert base < lettering.HEIGHT - 2
-        edges = [1, *(edge for left, width in boxes for edge in (left, left + width)), lettering.WIDTH - 1]
-        assert edges == sorted(edges)
-        assert edges[0] < edges[1] < edges[-2] < edges[-1]
 
 
 def test_a_picture_has_the_colours_and_the_letters_of_its_sign() -> None:
