@@ -67,9 +67,7 @@ def test_heads_that_the_weights_do_not_show_are_asked_for(width: int, tmp_path: 
     (OpenClipScore, "ViT-B-32", "ARCHITECTURE:TAG .* got 'ViT-B-32'"),
     (HPSv21, "{}", r"none of HPS_v2.1_compressed.safetensors, HPS_v2.1_compressed.pt"),
 ])  # fmt: skip
-def test_weights_that_are_not_there(
-    reward: Any, source: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_weights_are_there(reward: Any, source: str, wrong: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=wrong):
         reward.from_pretrained(source.format(tmp_path))
