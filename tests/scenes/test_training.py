@@ -137,9 +137,8 @@ def tiny() -> Any:
     """A stock pipeline of random weights."""
     torch.manual_seed(0)
     small = gen.TransformerSize(1, heads=2, head_dim=8)
-    recipe = gen.GeneratorRecipe(
-        text=gen.TextSize(16, layers=2, heads=2), text_2=gen.TextSize(8, 1, 1), transformer=small
-    )
+    texts = {"text": gen.TextSize(16, layers=2, heads=2), "text_2": gen.TextSize(8, 1, 1)}
+    recipe = gen.GeneratorRecipe(**texts, transformer=small)
     tokenizer = build_tokenizer()
     model = gen.Generator(recipe, tokenizer, 4, 8)
     for p in model.parameters():
@@ -231,9 +230,8 @@ def test_pairs_are_what_the_checker_says() -> None:
     np.testing.assert_allclose(data.soft[:, 0].numpy(), soft, atol=1e-6)
     texts = [" ".join(VOCABULARY[i] for i in row if i).replace(" ,", ",") for row in data.ids.reshape(-1, MAX_WORDS)]
     others = [t for n, t in enumerate(texts) if n % 4]
-    np.testing.assert_allclose(
-        data.soft.numpy().ravel(), check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])[0]
-    )
+    every, _ = check(np.repeat(images / 255.0, 4, 0), [parse(t) for t in texts])
+    np.testing.assert_allclose(data.soft.numpy().ravel(), every)
     assert not any(is_held_out(caption(parse(t))) for t in others)
     assert data.soft[:, 1:].mean() < data.soft[:, 0].mean() - 0.2
     assert [(row > 0).sum() for row in data.centres] == [spec.num_objects for spec in specs]
