@@ -33,21 +33,14 @@ _TEXT = {"model_type": "clip_text_model", "projection_dim": 16, "max_position_em
 _VISION = {"model_type": "clip_vision_model", "projection_dim": 16, "image_size": 32, "patch_size": 8, **_LAYERS}
 CLIP_CONFIG: dict[str, Any] = {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 16}
 CLIP_CONFIG |= {"logit_scale_init_value": 2.6592, "text_config": _TEXT, "vision_config": _VISION}
-OPEN_CLIP_CONFIG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
+OPEN_CLIP_CONFIG: dict[str, Any] = {"embed_dim": 16}
+OPEN_CLIP_CONFIG["vision_cfg"] = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+OPEN_CLIP_CONFIG["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 BLIP_WIDTH, BLIP_LAYERS = 128, 2
 MED_CONFIG: dict[str, Any] = {"hidden_size": BLIP_WIDTH, "num_hidden_layers": BLIP_LAYERS, "encoder_width": BLIP_WIDTH}
-MED_CONFIG |= {
-    "num_attention_heads": BLIP_WIDTH // 64,
-    "intermediate_size": 256,
-    "vocab_size": 64,
-    "hidden_act": "gelu",
-}
+MED_CONFIG |= {"num_attention_heads": BLIP_WIDTH // 64, "intermediate_size": 256, "vocab_size": 64}
 MED_CONFIG |= {"max_position_embeddings": 40, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0}
-MED_CONFIG |= {"add_cross_attention": True}
+MED_CONFIG |= {"add_cross_attention": True, "hidden_act": "gelu"}
 
 
 def noise(name: str, n: int) -> NDArray[np.float64]:

@@ -109,14 +109,9 @@ def config(kind: str = "qwen2_vl") -> dict[str, Any]:
     places = {f"vision_{where}_token_id": f"<|vision_{where}|>" for where in ("start", "end")}
     places |= {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>", "vision_token_id": "<|vision_pad|>"}
     places |= {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    text: dict[str, Any] = {
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-    }
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32768}
-    text |= {"max_window_layers": 2, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+    text: dict[str, Any] = {"hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": 96}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_window_layers": 2}
+    text |= {"max_position_embeddings": 32768, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
     text |= {"sliding_window": 32768, "use_sliding_window": False, "tie_word_embeddings": False, "use_cache": True}
     text |= {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}, "vocab_size": len(ids) + 8}
     vision["model_type"] = kind
@@ -128,9 +123,8 @@ def write_backbone(folder: Path, kind: str = "qwen2_vl") -> None:
     """All that a published folder holds beside the weights."""
     ids = {token: i for i, token in enumerate(tokens())}
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    tokenizer: dict[str, Any] = dict.fromkeys(
-        ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces"), False
-    )
+    no = ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces")
+    tokenizer: dict[str, Any] = dict.fromkeys(no, False)
     tokenizer |= {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
     tokenizer |= {"additional_special_tokens": list(SPECIAL[1:]), "errors": "replace", "model_max_length": 32768}
     tokenizer |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT}

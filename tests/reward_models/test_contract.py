@@ -49,9 +49,7 @@ def test_alpha_is_dropped_as_in_the_original(name: str, tmp_path: Path, publishe
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
-def test_rows_do_not_change_each_other_and_what_is_no_batch_is_refused(
-    name: str, published: Bases, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_row_is_scored_alone(name: str, published: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     reward, prompts = published(name), [prompts_of(name)[i] for i in (0, 1, 0)]
     monkeypatch.setattr(reward, "batch_size", 2)
     images = torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(0))
@@ -61,13 +59,11 @@ def test_rows_do_not_change_each_other_and_what_is_no_batch_is_refused(
     assert not together.requires_grad
     assert len(reward(images[:0], [])) == 0
     assert reward.flops > 1e5
-    for wrong, texts, message in (
-        (images, prompts[:2], "2 prompts for 3 images"),
-        (images[:, 0], prompts, r"\(N, 3, H, W\) .* got \(3, 40, 52\)"),
-        ((images * 255).byte(), prompts, r"torch\.uint8"),
-    ):
+    with pytest.raises(ValueError, match="2 prompts for 3 images"):
+        reward(images, prompts[:2])
+    for wrong, message in ((images[:, 0], r"got \(3, 40, 52\)"), ((images * 255).byte(), r"torch\.uint8")):
         with pytest.raises(ValueError, match=message):
-            reward(wrong, texts)
+            reward(wrong, prompts)
 
 
 @pytest.mark.parametrize("name", [*SCORERS, "hpsv3"])
@@ -81,9 +77,7 @@ def test_half_precision_stays_near(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), [("clip", 77), ("open_clip", 77), ("imagereward", 35)])
-def test_long_prompts_are_cut_with_a_warning(
-    name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_prompts_are_cut(name: str, most: int, published: Bases, caplog: pytest.LogCaptureFixture) -> None:
     reward, long = published(name), "word " * 80
     reward.check(["short"])
     assert not caplog.messages

@@ -85,21 +85,12 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url, self.lock = f"http://127.0.0.1:{self.server_port}/v1", threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
         self.planned: deque[Act] = deque()
         self.default: Act = likely({"Yes": 0.6, "No": 0.2})
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.under_way = self.most_at_once = 0
-
-    def serving(self) -> Iterator[Stub]:
-        with self:
-            threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-            yield self
-            self.shutdown()
 
 
 def reply(choice: Any, usage: Any = (100, 1)) -> Body:
@@ -156,24 +147,21 @@ def flood(handler: Handler, body: Body) -> None:
     handler.send(b"[" + b"1," * 2**21)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Stub]:
-    yield from Stub().serving()
-
-
 def name_server(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for name, value in {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY, "TTSNAP_JUDGE_MODEL": "tiny"}.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
-def stub(server: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """The server, with nothing planned, and an environment that names it."""
-    server.reset()
-    name_server(monkeypatch, server.url)
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """The server, and an environment that names it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_: 0.01)
-    return server
+    with Stub() as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        name_server(monkeypatch, server.url)
+        yield server
+        server.shutdown()
 
 
 def judge(kind: str = "yes", **options: Any) -> Judge:
@@ -209,9 +197,8 @@ def test_what_is_asked(stub: Stub) -> None:
     picture, question = body.pop("messages")[0]["content"]
     assert question["text"] == 'Does this figure show "b {} 😀"? Please answer yes or no.'
     assert picture["image_url"]["detail"] == "low"
-    assert np.array_equal(
-        pixels(picture["image_url"]["url"]), (IMAGES[1] * 255).round().byte().permute(1, 2, 0).numpy()
-    )
+    expected = (IMAGES[1] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels(picture["image_url"]["url"]), expected)
     assert body == {"model": "tiny", "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     assert stub.paths == ["/v1/chat/completions"]
     assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
@@ -254,7 +241,6 @@ def test_a_tournament_of_pairs(stub: Stub) -> None:
     pairs: Any = make_reward("judge:pairs:rounds=6,cache=none")
     scores = np.asarray(pairs(images, ["a"] * 3))
     assert scores[0] > scores[1] > scores[2]
-    assert scores.sum() == pytest.approx(0, abs=1e-6)
     assert pairs.usage.answered == 18
 
 
@@ -515,9 +501,7 @@ def test_no_part_of_a_key_is_in_any_message(
     *(("ALL_PROXY", x) for x in ("http://me:secret/word@host:80", "ftp://me:secret@host", "http://me:secret@host:pa") ),
     ("OPENAI_BASE_URL", "http://me:secret@host"),
 ])  # fmt: skip
-def test_what_cannot_be_a_key_a_proxy_or_an_address_is_refused_unseen(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_what_is_no_key_proxy_or_address_is_refused_unseen(stub: Stub, monkeypatch: Any, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=name) as caught:
         make_reward("judge")(IMAGES[:1], ["a"], None)
@@ -548,10 +532,7 @@ def test_the_environment_names_model_server_and_key(stub: Stub, monkeypatch: pyt
     assert make_reward("judge:rubric:model=org/big,base_url=http://localhost:1/v1").name == "judge:rubric org/big"
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert judge().client.options.base_url == "https://api.openai.com/v1"
-    for name, wanted in (
-        ("OPENAI_API_KEY", "OPENAI_API_KEY, or OPENAI_BASE_URL"),
-        ("TTSNAP_JUDGE_MODEL", "model=NAME"),
-    ):
+    for name, wanted in (("OPENAI_API_KEY", "or OPENAI_BASE_URL"), ("TTSNAP_JUDGE_MODEL", "model=NAME")):
         monkeypatch.delenv(name)
         with pytest.raises(ValueError, match=wanted):
             judge()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttsnap.cli import main, parse
+from ttsnap.cli import parse
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.likeness import Dino, make_likeness
 from ttsnap.reward_models.registry import make_rewards
@@ -77,13 +77,6 @@ def test_a_reward_s_own_features_are_those_that_it_scores_by(published: Bases) -
 def test_what_gives_no_features_is_refused(spec: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_likeness(spec, [Brightness()])
-
-
-def test_a_wrong_name_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a red circle", "--keep", "2", "--diverse", "--likeness", "pixl"]) == 2
-    told = capsys.readouterr().err
-    assert "'pixl'; did you mean pixels?" in told
-    assert "loading" not in told
 
 
 def test_a_configuration_names_no_weights(tmp_path: Path) -> None:

@@ -118,18 +118,6 @@ def test_neither_batches_nor_a_save_change_scores(name: str, kind: str, publishe
     assert sorted(p.name for p in folder.iterdir()) == ["adapter.json", "adapter.safetensors"]
 
 
-@every_kind
-def test_a_base_in_half_precision(name: str, kind: str, tmp_path: Path) -> None:
-    base = load(name, tmp_path, dtype=torch.bfloat16)
-    made, images = student(base, kind), pictures()
-    predicted, clean = made.predict(images, PROMPTS, MIXED), base(images, PROMPTS)
-    assert predicted.dtype == torch.float32
-    assert (predicted - clean).abs().max() < 0.05 * clean.abs().max()
-    shake(made).predict(images, PROMPTS, MIXED).sum().backward()
-    wanted = torch.bfloat16 if kind == "full" else torch.float32
-    assert {p.dtype for n, p in made.trainable().items() if "copies" in n and "head" not in n} == {wanted}
-
-
 @pytest.mark.parametrize(("name", "kind"), each_once(["imagereward", "pickscore"], OWN))
 def test_a_level_dependent_target_is_learned(name: str, kind: str, published: Bases) -> None:
     base, images = published(name), pictures()
@@ -219,14 +207,10 @@ def test_autocast_keeps_the_shift_of_scores_fine(published: Bases) -> None:
 
 
 def test_seeds_fix_the_start_and_leave_torch_alone(published: Bases) -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    values = []
-    for seed in (1, 1, 2):
-        made = student(published("clip"), "lora", seed=seed)
-        values.append(torch.cat([p.flatten() for p in made.trainable().values()]))
-    assert torch.equal(torch.rand(3), expected)
+    before = torch.random.get_rng_state()
+    made = [student(published("clip"), "lora", seed=seed).trainable() for seed in (1, 1, 2)]
+    values = [torch.cat([p.flatten() for p in one.values()]) for one in made]
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
 
@@ -249,18 +233,14 @@ def test_settings_that_do_not_fit(options: Any, message: str, published: Bases) 
 
 
 def test_bases_that_do_not_fit(published: Bases) -> None:
-    class Plain(Scorer):
-        name = "plain"
-
-    class Odd(Plain):
-        adapted = trained = level_sites = "nothing"
+    class Odd(Scorer):
+        name, adapted, trained, level_sites = "odd", "nothing", "nothing", "nothing"
 
     base = published("clip")
-    for other in (Brightness(), Plain(base.network, base.preprocess)):
-        with pytest.raises(ValueError, match=f"'{other.name}' cannot be made noise-aware"):
-            NoiseAware(other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'brightness' cannot be made noise-aware"):
+        NoiseAware(Brightness())  # type: ignore[arg-type]
     for kind in ("lora", "full"):
-        with pytest.raises(ValueError, match="of plain matches 'nothing'"):
+        with pytest.raises(ValueError, match="of odd matches 'nothing'"):
             NoiseAware(Odd(base.network, base.preprocess), kind)
     with pytest.raises(ValueError, match="batch-first"):
         ProjectedAttention(torch.nn.MultiheadAttention(32, 4))
@@ -331,15 +311,13 @@ def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path)
         make_reward(f"noise-aware:{tmp_path / 'saved'}")
     named = f"noise-aware:{tmp_path / 'saved'} on pickscore:{tmp_path}"
     loaded: Any = make_reward(named, dtype=torch.float32)
-    torch.testing.assert_close(
-        loaded(pictures(), PROMPTS, MIXED), made(pictures(), PROMPTS, MIXED), rtol=1e-6, atol=1e-6
-    )
+    expected = made(pictures(), PROMPTS, MIXED)
+    torch.testing.assert_close(loaded(pictures(), PROMPTS, MIXED), expected, rtol=1e-6, atol=1e-6)
     half: Any = make_reward(named, dtype=torch.bfloat16)  # the same checkpoint
-    assert half.base.dtype == torch.bfloat16
+    assert (half.base.dtype, half(pictures(), PROMPTS, MIXED).dtype) == (torch.bfloat16, torch.float32)
     assert all(p.dtype == torch.float32 for p in half.trainable().values())
-    for folder in ("", ":", ":/nowhere"):
-        with pytest.raises(ValueError, match="folder"):
-            make_reward(f"noise-aware{folder}")
+    with pytest.raises(ValueError, match="folder"):
+        make_reward("noise-aware:/nowhere")
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -371,16 +349,12 @@ def test_headers_that_no_save_wrote_are_refused(changes: Any, message: str, save
 def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) -> None:
     base, tensors = published("clip"), saved / "adapter.safetensors"
 
-    def refused(message: str, base: Any = base, vouched: bool = True) -> None:
+    def refused(message: str, vouched: bool = True) -> None:
         if vouched and tensors.exists():
             rewrite(saved, sha256=sha256(tensors))
         with pytest.raises(ValueError, match=message):
             NoiseAware.from_pretrained(saved, base=base)
 
-    other = copy.deepcopy(base)
-    with torch.no_grad():
-        other.network.visual_projection.weight[0, 0] += 0.1  # type: ignore[index,operator,union-attr]
-    refused("another checkpoint of 'clip'", other)
     whole = tensors.read_bytes()
     state = load_tensors(whole)
     name = next(iter(state))
@@ -389,11 +363,8 @@ def test_damaged_and_foreign_folders_are_refused(published: Bases, saved: Path) 
     refused("cannot be read as weights")
     torch.save({"a": Path("x")}, tensors)  # a pickle that would run code
     refused("cannot be read as weights")
-    for wrong in (
-        {**state, "more": torch.zeros(1)},
-        {**state, name: torch.zeros(1)},
-        {n: state[n] for n in list(state)[1:]},
-    ):
+    one = torch.zeros(1)
+    for wrong in ({**state, "more": one}, {**state, name: one}, {n: state[n] for n in list(state)[1:]}):
         save_file(wrong, tensors)
         refused(f"1 tensors differ, such as (more|{re.escape(name)})")
     tensors.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,13 @@ def test_gradients_outlive_an_exchange_of_weights(tmp_path: Path) -> None:
     assert torch.equal(images.grad, alone.grad)
 
 
-def test_equal_tensors_are_kept_once(tmp_path: Path) -> None:
-    base = load("pickscore", tmp_path)
-    state = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
-    state["logit_scale"] += 1
-    reward = released(base, tmp_path / "pickscore", {"Ct7.pt": state})
-    assert set(reward.weights[level_of(7)]) == {"logit_scale"}
+class Code:
+    def __reduce__(self) -> Any:
+        return sys.exit, ()
 
 
 @pytest.mark.parametrize(("spoil", "wrong"), [
+    (lambda state: {"logit_scale": Code()}, "could run code"),
     (lambda state: {f"trainer.{name}": tensor for name, tensor in state.items()}, "0 of"),
     (lambda state: {**state, "logit_scale": torch.zeros(3)}, "logit_scale"),
     (lambda state: dict(list(state.items())[: len(state) // 2]), "missing"),
@@ -116,16 +115,6 @@ def test_files_that_do_not_fit_are_refused(spoil: Any, wrong: str, tmp_path: Pat
     base = load("pickscore", tmp_path)
     with pytest.raises(ValueError, match=wrong):
         released(base, tmp_path / "pickscore", {"step7.pt": spoil(changed(base, 7))})
-
-
-def test_a_pickle_with_code_runs_nothing(tmp_path: Path) -> None:
-    class Code:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
-    with pytest.raises(ValueError, match="could run code"):
-        released(load("pickscore", tmp_path), tmp_path / "pickscore", {"step7.pt": {"logit_scale": Code()}})
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["hpsv2", pytest.param("pickscore", marks=pytest.mark.slow), "imagereward"])
@@ -165,8 +154,14 @@ def test_what_is_no_whole_network_or_says_too_little_is_refused(tmp_path: Path, 
             make_reward(f"noise-aware:{spec.format(tmp_path)}")
 
 
-@pytest.mark.parametrize(("spec", "level"), [("/step7.pt@3/28", level_of(3, 28)), ("@28", level_of(7, 28))])
-def test_one_file_and_other_steps(spec: str, level: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "spec", "level"), [
+    ("step7.pt", "/step7.pt@3/28", level_of(3, 28)), ("Ct7.pt", "@28", level_of(7, 28)),
+])  # fmt: skip
+def test_one_file_and_other_steps(file: str, spec: str, level: float, tmp_path: Path) -> None:
+    """What is equal to the base is kept once."""
     base = load("pickscore", tmp_path)
-    reward = released(base, tmp_path / "pickscore", {"step7.pt": changed(base, 7)}, spec)
+    state = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
+    state["logit_scale"] += 1
+    reward = released(base, tmp_path / "pickscore", {file: state}, spec)
     assert list(reward.weights) == [0.0, level]
+    assert set(reward.weights[level]) == {"logit_scale"}

@@ -36,18 +36,6 @@ FUNCTIONS, CLASS, NEEDY, MODEL, LINE = re.findall(r"```python\n(.*?)```", PAGE, 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the reward that the page adds, with ttsnap as it is after the two edits."""
-    (entries,) = (node.value for node in ast.parse(LINE).body if isinstance(node, ast.Assign))
-    ((name, place),) = ast.literal_eval(entries).items()
-    module = ModuleType(place.partition(":")[0])
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(MODEL, module.__name__, "exec"), vars(module))
-    monkeypatch.setitem(REWARDS, name, place)
-    return str(name)
-
-
 def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(FUNCTIONS + CLASS)
     score, clear, redness = (make_reward(f"{tmp_path}/my_reward.py:{n}") for n in ("score", "clear_first", "Redness"))
@@ -92,7 +80,14 @@ def test_the_page_on_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert chosen(81, 4) == [10, 30, 50, 70]
 
 
-def test_one_file_and_a_line_make_a_reward_of_the_toolkit(added: str) -> None:
+def test_one_file_and_a_line_make_a_reward_of_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ttsnap as it is after the two edits."""
+    (entries,) = (node.value for node in ast.parse(LINE).body if isinstance(node, ast.Assign))
+    ((added, place),) = ast.literal_eval(entries).items()
+    module = ModuleType(place.partition(":")[0])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(MODEL, module.__name__, "exec"), vars(module))
+    monkeypatch.setitem(REWARDS, added, place)
     reward = make_reward(added)
     halves = torch.zeros(1, 3, 4, 4)
     halves[..., 2:] = 1  # one of three steps across is 1, none downwards
@@ -104,9 +99,7 @@ def test_one_file_and_a_line_make_a_reward_of_the_toolkit(added: str) -> None:
     assert list(result.best.scores) == [reward.name] == [added]
 
 
-def test_the_how_to_turns_a_red_circle_blue_and_keeps_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_red_circle_turns_blue_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/howto/edit_images.md says, at less than half of its budget."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "howto" / "edit_images.md").read_text()

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,18 +63,16 @@ def test_registered_rewards_have_their_names(name: str) -> None:
     assert getattr(importlib.import_module(module), attribute).name == name
 
 
+class Heavy(FunctionReward):
+    @classmethod
+    def from_pretrained(cls, name_or_path: str = "published", **options: Any) -> Any:
+        made: Any = cls(two, "heavy")
+        made.asked = name_or_path, options
+        return made
+
+
 def test_weights_and_placement_reach_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Heavy(FunctionReward):
-        name = "heavy"
-
-        @classmethod
-        def from_pretrained(cls, name_or_path: str = "published", **options: Any) -> Any:
-            made: Any = cls(two, "heavy")
-            made.asked = name_or_path, options
-            return made
-
     monkeypatch.setitem(REWARDS, "heavy", f"{__name__}:Heavy")
-    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Heavy=Heavy))  # type: ignore[arg-type]
     plain: Any = make_reward("heavy")
     (placed,) = make_rewards("heavy:C:/a folder", device="meta", dtype="half")
     assert plain.asked == ("published", {})

@@ -8,11 +8,6 @@ from ttsnap.scenes.checker import check
 from ttsnap.scenes.grammar import COLORS, KINDS, RELATIONS, SHAPES, UNSEEN_KINDS, parse, sample_spec
 from ttsnap.scenes.render import RGB, render, signed_distance
 
-
-def _draw(text: str, seed: int = 0, n: int = 1) -> np.ndarray:
-    return render([parse(text)] * n, np.random.default_rng(seed))
-
-
 RED, BLUE = COLORS.index("red"), COLORS.index("blue")
 CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
 
@@ -63,11 +58,8 @@ a red circle left of a blue square | a red circle above a blue square
 a red circle on a black background | a red circle on a white background
 two red circles and a blue square | a red circle and two blue squares
 two red circles, a red cross, a blue circle and a blue cross | a red circle, a red cross, two blue circles and a blue cross | two red circles, a red cross, a green circle and a green cross
-two red circles, a blue square and two green crosses | two red circles, a green square and two blue crosses
-two red circles and two blue squares | three red circles and two blue squares
 two red circles, a red cross and a blue circle | two red circles, a red cross, a blue circle and a blue cross
 three red circles and two blue squares | two red circles and two blue squares | two red circles and three blue squares
-four red circles and two blue squares | four red circles and a blue square
 four red circles and a blue square | three red circles and two blue squares
 two red circles above a blue square | two red circles below a blue square | two red circles left of a blue square
 two red circles above a blue square | three red circles above a blue square | a red circle above two blue squares
@@ -90,7 +82,7 @@ def test_wrong_is_wrong(line: str) -> None:
 
 def test_relation_is_read_from_the_picture() -> None:
     for relation in RELATIONS:
-        images = _draw(f"a green square {relation} an orange cross", n=10)
+        images = render([parse(f"a green square {relation} an orange cross")] * 10, np.random.default_rng(0))
         for other in RELATIONS:
             _, strict = check(images, [parse(f"a green square {other} an orange cross")] * 10)
             assert strict.all() == (other == relation)
@@ -137,9 +129,7 @@ def test_empty_pictures_score_nothing(fill: float) -> None:
 
 
 def test_bad_input() -> None:
-    bad = _draw("a red circle")
-    bad[0, 0, 0, 0] = np.nan
-    shapes = [np.zeros((1, 3, 64, 64)), np.zeros((2, 3, 32, 32)), bad]
+    shapes = [np.zeros((1, 3, 64, 64)), np.zeros((2, 3, 32, 32)), np.full((1, 3, 32, 32), np.nan)]
     for images, message in zip(shapes, (r"\(1, 3, 64, 64\)", "2 images but 1 specs", "NaN"), strict=True):
         with pytest.raises(ValueError, match=message):
             check(images, [parse("a red circle")])

@@ -150,9 +150,7 @@ def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
         load_lora(types.SimpleNamespace(), str(tmp_path))
 
 
-def test_generate_record_and_replay_with_it(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generate_record_and_replay(trained: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     option, quick = f"{trained}:0.5", ["--steps", "4", "--device", "cpu"]
     assert ttsnap(["generate", PROMPT, "--budget", "8nfe", "--lora", option, "--out", "with", *quick]) == 0

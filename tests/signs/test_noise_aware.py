@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from train_worlds.commands import main as train_worlds
 from ttsnap import Budget, SeedPruning, search
 from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.run import distill
-from ttsnap.files.plain_yaml import load_settings
 from ttsnap.files.settings import build
 from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import defaults, load
@@ -24,7 +22,7 @@ from ttsnap.recordings.record import record
 from ttsnap.reward_models.closed_form import Brightness
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.signs import SignsNoiseAware, letter_ids
-from ttsnap.signs import noise_aware_path, sample_prompts
+from ttsnap.signs import sample_prompts
 
 CALL: dict[str, Any] = {**defaults("signs"), "num_inference_steps": 4}
 PROMPTS = ['a red sign that says "HARBOR" in white', 'a blue sign that says "TEN"']
@@ -108,9 +106,8 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "reward"
     made = [SignsNoiseAware.from_pretrained(folder, base=Brightness()) for _ in range(2)]
     level = torch.full((4,), 0.5)
-    scores, again, new = (
-        reward.score_estimates(latents(), PROMPTS * 2, level) for reward in (*made, SignsNoiseAware(Brightness()))
-    )
+    made.append(SignsNoiseAware(Brightness()))
+    scores, again, new = (reward.score_estimates(latents(), PROMPTS * 2, level) for reward in made)
     assert torch.equal(scores, again)
     assert not torch.equal(scores, new)
     with pytest.raises(ValueError, match="unknown kind 'sign-reader'"):
@@ -135,10 +132,6 @@ def test_the_packaged_one_knows_the_words_of_finished_latents(pipe: Any) -> None
     pytest.importorskip("rapidocr")
     made = make_reward("signs-noise-aware")
     assert (made.name, made.estimates) == ("signs-noise-aware", "latents")
-    recipe = load_settings(DistillConfig, noise_aware_path().parent / "noise_aware_recipe.yaml")
-    about = json.loads((noise_aware_path() / "adapter.json").read_text())["info"]["config"]
-    made_by = replace(recipe, recordings=tuple(about["recordings"]), device="cpu")
-    assert made_by == build(DistillConfig, about, "its recipe")
     prompts = sample_prompts(8, 3)
     generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
     x = pipe(prompts, generator=generators, output_type="latent", **defaults("signs")).images
