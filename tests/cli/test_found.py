@@ -15,21 +15,17 @@ from ttsnap.results.record import SearchRecord
 
 
 @pytest.mark.parametrize(
-    ("budget", "stop", "line"),
-    [
-        ("24nfe", False, "of a budget of 24nfe\n"),
-        ("23nfe", False, "of a budget of 23nfe; 23 NFE were used up\n"),
-        ("24nfe", True, "of a budget of 24nfe; stopped by you\n"),
-    ],
+    ("budget", "stop", "end"),
+    [("24nfe", False, ""), ("23nfe", False, "; 23 NFE were used up"), ("24nfe", True, "; stopped by you")],
 )
 def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
-    engine: Any, budget: str, stop: bool, line: str, capsys: pytest.CaptureFixture[str]
+    engine: Any, budget: str, stop: bool, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
     record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
     a: Any = SimpleNamespace(lora=None)
     describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
     told = capsys.readouterr().out
-    assert line in told
+    assert f"of a budget of {budget}{end}\n" in told
     assert "% between them; " in told
     assert " s before, to warm up\n" in told
