@@ -16,6 +16,7 @@ from PIL import Image
 
 from ttsnap.cli import common, main
 from ttsnap.results.record import read_record
+from ttsnap.reward_models.scenes import ScenesReward
 
 from ..said import error_of  # noqa: TID252
 
@@ -53,20 +54,16 @@ def images(folder: str) -> dict[str, bytes]:
 
 def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
     """The images that GenEval's evaluate_images.py would score, with their metadata."""
-    found = {}
-    for prompt in (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()):
-        metadata = json.loads((prompt / "metadata.jsonl").read_text())
-        for image in (prompt / "samples").iterdir():
-            if re.match(r"\d+\.png", image.name):
-                found[prompt.name, image.name] = metadata
-    return found
+    return {
+        (prompt.name, image.name): json.loads((prompt / "metadata.jsonl").read_text())
+        for prompt in folder.iterdir() if prompt.is_dir() and prompt.name.isdigit()
+        for image in (prompt / "samples").iterdir() if re.match(r"\d+\.png", image.name)
+    }  # fmt: skip
 
 
 def test_interrupted_gone_on_with_and_read_by_scorers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ttsnap.reward_models.scenes import ScenesReward
-
     assert main([*ARGV, "--out", "whole"]) == 0
     out, error = capsys.readouterr()
     assert "2 of 2 prompts of set.jsonl (JSON Lines), 8 images" in error
@@ -93,9 +90,8 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
     Path("part", gone).write_bytes(b"cut off")
     assert main([*ARGV, "--sheets", "--out", "part"]) == 0  # may be asked for on the way: they decide nothing
     assert images("part") == images("whole")
-    sheets = {path.name for path in Path("part").glob("*/*/sheet-*.png")}
-    assert sheets == {"sheet-00000.png", "sheet-00001.png"}
-    assert not list(Path("whole").glob("*/*/sheet-*.png"))
+    sheets = {(path.parts[0], path.name) for path in Path().glob("*/*/*/sheet-*.png")}
+    assert sheets == {("part", "sheet-00000.png"), ("part", "sheet-00001.png")}
     assert len(images("whole")) == 8
     assert read_record(Path("whole", gone)).dtype == "float32"
     # Finished already: no model is asked for.
@@ -119,9 +115,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
 
     for arm in ("best-of-n", "svdd-kernel-sde-n-2"):
         folder = Path("whole", arm)
-        assert as_geneval(folder) == {
-            (f"{i:05d}", f"{repeat:05d}.png"): SET[i] for i in range(2) for repeat in range(2)
-        }
+        assert as_geneval(folder) == {(f"{i:05d}", f"{n:05d}.png"): SET[i] for i in range(2) for n in range(2)}
         lines = [json.loads(line) for line in (folder / "evalscope.jsonl").read_text().splitlines()]
         assert [(line["prompt"], line["category"]) for line in lines[::2]] == [(p["prompt"], p["tag"]) for p in SET]
         assert all(Path(line["image_path"]).is_absolute() and Path(line["image_path"]).is_file() for line in lines)
@@ -142,11 +136,8 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.Cap
     Path("tuned.json").write_text('{"name": "seed-pruning", "keep": [0.5], "levels": [0.5], "denoising_steps": 2}')
     bench = ["bench", "--prompts-file", "set.jsonl", "--prompts", "0:1", "--device", "cpu", "--algorithms"]
     assert main([*bench, "best-of-n", "tuned.json", "--budget", "20nfe", "--out", "own"]) == 0
-    made = {name.split("/")[0]: read_record(Path("own", name)).to_json() for name in images("own")}
-    assert {arm: payload["call"]["num_inference_steps"] for arm, payload in made.items()} == {
-        "best-of-n": 20,
-        "tuned": 2,
-    }
+    made = {name.split("/")[0]: read_record(Path("own", name)).call["num_inference_steps"] for name in images("own")}
+    assert made == {"best-of-n": 20, "tuned": 2}
     capsys.readouterr()
     assert main([*bench, "tuned.json", "--budget", "6nfe", "--steps", "3", "--out", "given"]) == 0
     assert "tuned: the schedule was tuned for 2 denoising steps, and this search takes 3" in capsys.readouterr().err
