@@ -62,20 +62,8 @@ def test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout(
     others = ("best-of-n name='best of n'", "svdd kernel=sde")
     few = {f"n={n}": (f"seed-pruning n={n} keep=[0.5] steps=[1] name=trim", *others) for n in (4, 6)}
     monkeypatch.setitem(presets.PARTS, "dogtrim-embedded", few)  # type: ignore[index]
-    argv = [
-        "bench",
-        "--preset",
-        "dogtrim-embedded",
-        "--steps",
-        "4",
-        "--prompts",
-        "0:2",
-        "--device",
-        "cpu",
-        "--out",
-        "b",
-    ]
-    argv += ["--reward", "[scenes, brightness]"]
+    argv = ["bench", "--preset", "dogtrim-embedded", "--steps", "4", "--prompts", "0:2", "--device", "cpu"]
+    argv += ["--out", "b", "--reward", "[scenes, brightness]"]
     for more, said in ((["--budget", "9nfe"], "--as-first"), (["--algorithms", "svdd"], "leave --algorithms out")):
         assert main([*argv, *more]) == 2
         assert said in error_of(capsys)
