@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ttsnap import BestOfN
+from ttsnap import BestOfN, search
 from ttsnap.cli import main
+from ttsnap.cli.found import describe
 from ttsnap.options.model import ModelOptions
-from ttsnap.pipelines import defaults, load
+from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines.opening import placement, reward_placement, settled
-from ttsnap.results.record import read_record
+from ttsnap.pipelines.run import SearchOutcome
+from ttsnap.results.record import SearchRecord, read_record
 from ttsnap.scenes import weights_path
 
 PROMPT = "two red circles and a blue square"
@@ -104,16 +107,6 @@ def test_half_precision_and_seeds_beyond_2_63(
     assert max(map(int, off)) <= 3
 
 
-def test_replay_is_exact_in_float(tmp_path: Path) -> None:
-    pipe = load()
-    pipe.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {**defaults(), "num_inference_steps": 6, "output_type": "pt", "reward": "scenes"}
-    many = pipe([PROMPT, "a green cross"], search="seed-pruning", budget="60nfe", seed=0, batch_size=7, **call)
-    for result in many.search:
-        alone = pipe(result.prompt, search=BestOfN(1), seed=result.best.seed, **call)
-        torch.testing.assert_close(alone.images[0], result.best.image, atol=1e-4, rtol=0)
-
-
 def test_config_file_prompts_file_own_reward_and_options() -> None:
     Path("prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
     Path("run.yaml").write_text("prompts_file: prompts.txt\nbudget: 32nfe\nsteps: 6\nout: there\nkernel: sde\n")
@@ -145,3 +138,20 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     assert main(["replay", str(image), "--device", "cpu"]) == 0
     assert "largest difference" in (out := capsys.readouterr().out)
     assert f"from {image.name}: 0 of 255" in out
+
+
+@pytest.mark.parametrize(
+    ("budget", "stop", "end"),
+    [("24nfe", False, ""), ("23nfe", False, "; 23 NFE were used up"), ("24nfe", True, "; stopped by you")],
+)
+def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
+    engine: Any, budget: str, stop: bool, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
+    record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
+    a: Any = SimpleNamespace(lora=None)
+    describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
+    told = capsys.readouterr().out
+    assert f"of a budget of {budget}{end}\n" in told
+    assert "% between them; " in told
+    assert " s before, to warm up\n" in told

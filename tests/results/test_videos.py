@@ -136,10 +136,12 @@ def test_what_cannot_be_written_is_refused(name: str, number: int, more: Any, me
 
 def test_without_pyav_an_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"a\.mp4 takes PyAV"):
-        save_video(tmp_path / "a.mp4", pictures())
-    with pytest.raises(ValueError, match="PyAV"):
-        texts_in(b"\0\0\0\x20ftypisom", "x.mp4")
+    for refused in (
+        lambda: save_video(tmp_path / "a.mp4", pictures()),
+        lambda: texts_in(b"\0\0\0\x20ftypisom", "a.mp4"),
+    ):
+        with pytest.raises(ValueError, match=r"a\.mp4.*PyAV"):
+            refused()
     assert not list(tmp_path.iterdir())
 
 
