@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -26,24 +27,18 @@ QUICK = ["--prompts-file", "set.jsonl", "--budget", "4nfe", "--steps", "2", "--d
 ARGV = ["bench", *QUICK, "--repeats", "2", "--algorithms", *ARMS]
 
 
-LOADED: dict[str, Any] = {}
+LOAD = common.load_model
+
+
+@functools.cache
+def once(whole: bool, *what: Any) -> Any:
+    return LOAD(*what)
 
 
 @pytest.fixture(autouse=True)
-def _inside(
-    request: pytest.FixtureRequest, shallow_model: None, any_flops: None, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def _inside(shallow_model: None, any_flops: None, request: Any, tmp_path: Path, monkeypatch: Any) -> None:
     whole = "ray_session" in request.fixturenames  # as in `shallow_model`
-
-    def once(*what: Any) -> Any:
-        key = f"{what} {whole}"
-        if key not in LOADED:
-            LOADED[key] = load(*what)
-        return LOADED[key]
-
-    load = common.load_model
-    monkeypatch.setattr(common, "load_model", once)
+    monkeypatch.setattr(common, "load_model", functools.partial(once, whole))
     monkeypatch.chdir(tmp_path)
     Path("set.jsonl").write_text("\n".join(map(json.dumps, SET)))
 
@@ -61,9 +56,7 @@ def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
     }  # fmt: skip
 
 
-def test_interrupted_gone_on_with_and_read_by_scorers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_gone_on_with_and_read_by_scorers(capsys: Any, monkeypatch: Any) -> None:
     assert main([*ARGV, "--out", "whole"]) == 0
     out, error = capsys.readouterr()
     assert "2 of 2 prompts of set.jsonl (JSON Lines), 8 images" in error

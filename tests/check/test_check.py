@@ -161,12 +161,9 @@ def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
 def test_evidence_names_no_path_host_or_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "box7.lab")
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
-    told, kept = (
-        ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.safetensors"],
-        ["org/model", "1/255", "adam"],
-    )
-    cleaned_of = {"why": ["my-sd failed on ***", "w.safetensors"], "url": "ADDRESS", "kept": kept}
-    assert cleaned({"why": told, "url": "http://h:1/x", "kept": kept}) == cleaned_of
+    told, kept = ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.pt"], ["org/model", "1/255", "adam"]
+    expected = {"why": ["my-sd failed on ***", "w.pt"], "url": "ADDRESS", "kept": kept}
+    assert cleaned({"why": told, "url": "http://h:1/x", "kept": kept}) == expected
 
 
 def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(capsys: Any, monkeypatch: Any) -> None:

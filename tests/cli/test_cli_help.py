@@ -113,20 +113,17 @@ def test_printed_settings_given_back_are_the_same_settings(words: str, capsys: A
     assert "a red circle" in text
 
 
-@pytest.mark.parametrize(
-    ("written", "typed", "expected"),
-    [
-        ("prompts: [a red circle, a blue square]", [], ["a red circle", "a blue square"]),
-        ("prompts: a red circle", [], ["a red circle"]),
-        ("prompts: [a red circle]", ["a green cross"], ["a green cross"]),
-    ],
-)
-def test_prompts_of_a_config_file_are_read(written: str, typed: list[str], expected: list[str]) -> None:
-    Path("run.yaml").write_text(f"{written}\nseed: 5\nkeep: 2\n")
-    for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
-        a = parse(["generate", *argv])[1]
-        assert [prompt.text for prompt in read_prompts(a, "generate")] == expected
-        assert (a.seed, a.keep) == (3, 2), "what is typed wins, wherever it stands"
+def test_prompts_of_a_config_file_are_read_and_what_is_typed_wins_wherever_it_stands() -> None:
+    for written, typed, expected in (
+        ("[a red circle, a blue square]", [], ["a red circle", "a blue square"]),
+        ("a red circle", [], ["a red circle"]),
+        ("[a red circle]", ["a green cross"], ["a green cross"]),
+    ):
+        Path("run.yaml").write_text(f"prompts: {written}\nseed: 5\nkeep: 2\n")
+        for argv in ([*typed, "--config", "run.yaml", "--seed", "3"], ["--seed=3", "--config=run.yaml", *typed]):
+            a = parse(["generate", *argv])[1]
+            assert [prompt.text for prompt in read_prompts(a, "generate")] == expected
+            assert (a.seed, a.keep) == (3, 2)
     Path("run.yaml").write_text("prompts: [1, 2]\n")
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
         read_prompts(parse(["generate", "--config", "run.yaml"])[1], "generate")

@@ -33,9 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_interrupted_resumed_and_replayed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     argv = ["record", *PROMPTS, *SIZES, "--images", "--out"]
     assert main([*argv, "whole"]) == 0
     out = capsys.readouterr().out
@@ -85,9 +83,7 @@ def test_interrupted_resumed_and_replayed(
 
 
 @pytest.mark.parametrize(("gpus", "dtype"), [(True, "auto"), (False, "bfloat16")])
-def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
-    gpus: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus: bool, dtype: str, monkeypatch: Any) -> None:
     asked: list[Any] = []
 
     def record(builder: Any, *_: Any, **__: Any) -> None:

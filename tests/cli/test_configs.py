@@ -193,9 +193,7 @@ def test_neither_the_environment_nor_a_prompt_gives_a_configuration(monkeypatch:
         (MemoryError("Unable to allocate 8 EiB"), "not enough memory: Unable to allocate 8 EiB"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_one_sentence(error: Exception, said: str, monkeypatch: Any, capsys: Any) -> None:
     def fail(_: Any) -> int:
         raise error
 

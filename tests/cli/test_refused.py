@@ -87,9 +87,11 @@ REFUSED = [
     ("generate --prompts-file missing.txt", "no such prompt set: missing.txt"),
     ("replay missing.png", "no such image: missing.png"),
     ("record --device cpu --out r", 'no prompt: ttsnap record "a red circle"'),
+    (f"{RECORD} --seeds 0", "seeds must be at least 1, from 0 on, got 0"),
     (f"{RECORD} --steps 4 --score-steps [9]", "do not fit a grid of 4 steps"),
     (f"{RECORD} --model some/model", "some/model"),  # needs a reward, and here has no hub to come from
     (f"{A} --image red.png", "--image: say by --task what is done with it"),
+    (f"{EDIT} image-to-image --strength 1.5", "strength must be at most 1, got 1.5"),
     (f"{EDIT} inpainting --image red.png", "no modular pipeline does inpainting with the parts of a"),
     (f"{EDIT} image-to-image --image p.txt", "cannot read"),
     (f"{BENCH} --algorithms 'svdd magic=3'", r"svdd: unknown .*\['magic'\].*; of the sampler, .* kernel, path"),
@@ -161,9 +163,7 @@ def test_what_cannot_be_is_one_sentence(words: str, said: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])
-def test_a_device_that_is_not_there(
-    device: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_is_not_there(device: str, said: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     for command in (A, RECORD, "serve-reward scenes"):
         assert f"there is no device {said} here: torch sees no GPU" in said_of(f"{command} --device {device}", capsys)
@@ -194,9 +194,7 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
         (["../x.png"], "", "image of entry 1 of the prompt set is '../x.png', which leads out of"),
     ],
 )
-def test_sets_of_pictures_that_do_not_fit(
-    names: list[str | None], more: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sets_of_pictures_that_do_not_fit(names: list[str | None], more: str, words: str, capsys: Any) -> None:
     entries = [{"prompt": "a red circle", **({"image": name} if name else {})} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
     how = f"--prompts-file edits.jsonl --task image-to-image --strength 0.5 --steps 2 --device cpu {more} --out out"

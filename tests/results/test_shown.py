@@ -17,7 +17,6 @@ from PIL import Image
 
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import ByHand
-from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
@@ -107,9 +106,7 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
 
 NESTED = [
     make_algorithm("ttsnap-rbf", n=9),
-    make_algorithm("svdd", n=2),
     Nested(TopNoises(3), SMC(4), n=5),
-    Nested(SeedPruning(None, (0.5,), (0.8,)), CoDe(2), share=0.3),
     Refined(SeedPruning(6, (0.5,), (0.8,)), ZeroOrder(2, rounds=3)),
     {"name": "nested", "first": {"name": "top-noises", "n": 7}, "second": "code"},
     {"name": "nested", "first": TopNoises(7), "second": {"name": "code", "n": 3}},
