@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ttsnap.cli import common, main
 from ttsnap.results.record import read_record
+from ttsnap.reward_models.scenes import ScenesReward
 
 from ..said import error_of  # noqa: TID252
 
@@ -25,24 +27,18 @@ QUICK = ["--prompts-file", "set.jsonl", "--budget", "4nfe", "--steps", "2", "--d
 ARGV = ["bench", *QUICK, "--repeats", "2", "--algorithms", *ARMS]
 
 
-LOADED: dict[str, Any] = {}
+LOAD = common.load_model
+
+
+@functools.cache
+def once(whole: bool, *what: Any) -> Any:
+    return LOAD(*what)
 
 
 @pytest.fixture(autouse=True)
-def _inside(
-    request: pytest.FixtureRequest, shallow_model: None, any_flops: None, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def _inside(shallow_model: None, any_flops: None, request: Any, tmp_path: Path, monkeypatch: Any) -> None:
     whole = "ray_session" in request.fixturenames  # as in `shallow_model`
-
-    def once(*what: Any) -> Any:
-        key = f"{what} {whole}"
-        if key not in LOADED:
-            LOADED[key] = load(*what)
-        return LOADED[key]
-
-    load = common.load_model
-    monkeypatch.setattr(common, "load_model", once)
+    monkeypatch.setattr(common, "load_model", functools.partial(once, whole))
     monkeypatch.chdir(tmp_path)
     Path("set.jsonl").write_text("\n".join(map(json.dumps, SET)))
 
@@ -53,20 +49,14 @@ def images(folder: str) -> dict[str, bytes]:
 
 def as_geneval(folder: Path) -> dict[tuple[str, str], Any]:
     """The images that GenEval's evaluate_images.py would score, with their metadata."""
-    found = {}
-    for prompt in (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()):
-        metadata = json.loads((prompt / "metadata.jsonl").read_text())
-        for image in (prompt / "samples").iterdir():
-            if re.match(r"\d+\.png", image.name):
-                found[prompt.name, image.name] = metadata
-    return found
+    return {
+        (prompt.name, image.name): json.loads((prompt / "metadata.jsonl").read_text())
+        for prompt in folder.iterdir() if prompt.is_dir() and prompt.name.isdigit()
+        for image in (prompt / "samples").iterdir() if re.match(r"\d+\.png", image.name)
+    }  # fmt: skip
 
 
-def test_interrupted_gone_on_with_and_read_by_scorers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ttsnap.reward_models.scenes import ScenesReward
-
+def test_interrupted_gone_on_with_and_read_by_scorers(capsys: Any, monkeypatch: Any) -> None:
     assert main([*ARGV, "--out", "whole"]) == 0
     out, error = capsys.readouterr()
     assert "2 of 2 prompts of set.jsonl (JSON Lines), 8 images" in error
@@ -93,9 +83,8 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
     Path("part", gone).write_bytes(b"cut off")
     assert main([*ARGV, "--sheets", "--out", "part"]) == 0  # may be asked for on the way: they decide nothing
     assert images("part") == images("whole")
-    sheets = {path.name for path in Path("part").glob("*/*/sheet-*.png")}
-    assert sheets == {"sheet-00000.png", "sheet-00001.png"}
-    assert not list(Path("whole").glob("*/*/sheet-*.png"))
+    sheets = {(path.parts[0], path.name) for path in Path().glob("*/*/*/sheet-*.png")}
+    assert sheets == {("part", "sheet-00000.png"), ("part", "sheet-00001.png")}
     assert len(images("whole")) == 8
     assert read_record(Path("whole", gone)).dtype == "float32"
     # Finished already: no model is asked for.
@@ -119,9 +108,7 @@ def test_interrupted_gone_on_with_and_read_by_scorers(
 
     for arm in ("best-of-n", "svdd-kernel-sde-n-2"):
         folder = Path("whole", arm)
-        assert as_geneval(folder) == {
-            (f"{i:05d}", f"{repeat:05d}.png"): SET[i] for i in range(2) for repeat in range(2)
-        }
+        assert as_geneval(folder) == {(f"{i:05d}", f"{n:05d}.png"): SET[i] for i in range(2) for n in range(2)}
         lines = [json.loads(line) for line in (folder / "evalscope.jsonl").read_text().splitlines()]
         assert [(line["prompt"], line["category"]) for line in lines[::2]] == [(p["prompt"], p["tag"]) for p in SET]
         assert all(Path(line["image_path"]).is_absolute() and Path(line["image_path"]).is_file() for line in lines)
@@ -142,11 +129,8 @@ def test_each_algorithm_takes_the_steps_that_it_was_tuned_for(capsys: pytest.Cap
     Path("tuned.json").write_text('{"name": "seed-pruning", "keep": [0.5], "levels": [0.5], "denoising_steps": 2}')
     bench = ["bench", "--prompts-file", "set.jsonl", "--prompts", "0:1", "--device", "cpu", "--algorithms"]
     assert main([*bench, "best-of-n", "tuned.json", "--budget", "20nfe", "--out", "own"]) == 0
-    made = {name.split("/")[0]: read_record(Path("own", name)).to_json() for name in images("own")}
-    assert {arm: payload["call"]["num_inference_steps"] for arm, payload in made.items()} == {
-        "best-of-n": 20,
-        "tuned": 2,
-    }
+    made = {name.split("/")[0]: read_record(Path("own", name)).call["num_inference_steps"] for name in images("own")}
+    assert made == {"best-of-n": 20, "tuned": 2}
     capsys.readouterr()
     assert main([*bench, "tuned.json", "--budget", "6nfe", "--steps", "3", "--out", "given"]) == 0
     assert "tuned: the schedule was tuned for 2 denoising steps, and this search takes 3" in capsys.readouterr().err

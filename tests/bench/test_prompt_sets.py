@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -89,15 +88,15 @@ def test_folders_hold_a_prompt_a_file_or_a_line(tmp_path: Path) -> None:
         ("table.csv", b"name,score\na,1\n", "starts with 'name,score', which is no CSV with prompts; .* caption"),
         ("table.tsv", b"prompt\ttag\na\n", "row 1 of .* has 1 cells, its header 2"),
         ("blank.json", b'["a", " "]', "prompt 2 of .* is empty"),
-        ("", b"", "holds no prompt"),
+        ("", None, "holds no prompt"),
+        ("gone.txt", None, "such prompt set"),
     ],
 )
-def test_what_is_no_prompt_set_is_refused(name: str, data: bytes, said: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if name:
-        path.write_bytes(data)
+def test_what_is_no_prompt_set_is_refused(name: str, data: bytes | None, said: str, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=said):
-        read_prompt_set(path)
+        read_prompt_set(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +113,8 @@ def test_what_is_no_prompt_set_is_refused(name: str, data: bytes, said: str, tmp
 )
 def test_what_would_fill_the_memory_is_not_read(name: str, data: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    for path in (tmp_path / name, tmp_path):
-        if path.is_dir() and (name != "a.txt" or "benchmark" in said):
-            continue
+    folder = [tmp_path] if name == "a.txt" and "benchmark" not in said else []
+    for path in (tmp_path / name, *folder):
         with pytest.raises(ValueError, match=said):
             read_prompt_set(path)
 
@@ -142,11 +140,5 @@ def test_a_folder_is_bounded_as_a_file_is_and_holds_its_own_texts(tmp_path: Path
     assert [prompt.text for prompt in read_prompt_set(folder).prompts] == ["a cup", "a cup"]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="such prompt set"):
-        read_prompt_set(tmp_path / "gone.txt")
-
-
 def test_the_kind_of_a_prompt_is_a_word() -> None:
-    cases: list[tuple[Any, str]] = [({"Category": "Arts", "tag": "x"}, "Arts"), ({"tag": 3}, ""), ({}, "")]
-    assert [category(metadata) for metadata, _ in cases] == [word for _, word in cases]
+    assert [category(m) for m in ({"Category": "Arts", "tag": "x"}, {"tag": 3}, {})] == ["Arts", "", ""]

@@ -73,9 +73,7 @@ def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(setup: Mak
     assert [rung.missing.get(name) for name, rung in found.items()] == [None] * 3
     assert found["parity"].holds
     assert found["parity"].figures[STOCK].value < 0.1
-    seconds = found["cost"].more["seconds"]
-    assert seconds["nfe"] > 0
-    assert seconds["decodes"] > 0
+    assert min(found["cost"].more["seconds"][name] for name in ("nfe", "decodes")) > 0
     ranks = [figure for name, figure in found["signal"].figures.items() if name.startswith("rank correlation")]
     assert all(figure.low is not None and figure.low <= figure.value for figure in ranks)
     judged = verdict(found)
@@ -88,8 +86,7 @@ def test_a_model_whose_scores_tell_gets_go_and_the_same_check_goes_on(setup: Mak
 
 
 def test_a_reward_that_is_shuffled_gets_no_go(setup: Make) -> None:
-    made = setup(noise)
-    judged = verdict(climbed(made, "parity", "signal"))
+    judged = verdict(climbed(setup(noise), "parity", "signal"))
     assert judged.word == NO_GO, judged.why
 
 
@@ -111,10 +108,10 @@ def test_a_search_by_another_scheduler_than_the_models_gets_no_go(setup: Make, m
     assert "another picture" in judged.why[0]
 
 
-@pytest.mark.parametrize(
-    "case", ["flow, shift 10", "noise", "noise taken for v", "v taken for noise", "noise, diffusers' default betas",
-             "v, cosine betas"],
-)  # fmt: skip
+MISFITS = "noise taken for v", "v taken for noise", "noise, diffusers' default betas", "v, cosine betas"
+
+
+@pytest.mark.parametrize("case", ["flow, shift 10", "noise", *MISFITS])
 def test_a_scheduler_that_does_not_fit_the_network_gets_no_go(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     schedulers: Any = importlib.import_module("wrong_schedulers")
@@ -129,17 +126,14 @@ def test_a_network_that_is_not_trained_is_told_from_a_wrong_scheduler(setup: Mak
     made = setup(pipe=quiet(upgrade(make())), call={"num_inference_steps": 8, **SIZE})
     assert climbed(made, "denoising")["denoising"].holds is None
     judged = verdict(made.found)
-    assert judged.word == UNDECIDED
-    assert any("not trained" in why for why in judged.why)
+    assert (judged.word, "not trained" in " ".join(judged.why)) == (UNDECIDED, True)
 
 
 def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path: Path) -> None:
     made = setup()
     climbed(made, "cost")
     (tmp_path / "plan.json").unlink()
-    rung = made.climb("signal", signal, 0)
-    assert not rung.done
-    assert "give more --minutes" in rung.missing["signal"]
+    assert not made.climb("signal", signal, 0).done
     judged = verdict(made.found)
     assert judged.word == UNDECIDED
     assert "parity is not known" in judged.why
@@ -157,12 +151,9 @@ def test_what_could_not_run_says_why_and_the_verdict_knows(setup: Make, tmp_path
 
 
 def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
-    rng, inside = torch.Generator().manual_seed(0), 0
-    for _ in range(100):
-        found = Figure.over_prompts(torch.randn(12, generator=rng).numpy())
-        assert found is not None
-        inside += found.low <= 0 <= found.high  # type: ignore[operator]
-    assert 88 <= inside <= 99
+    rng = torch.Generator().manual_seed(0)
+    found: list[Any] = [Figure.over_prompts(torch.randn(12, generator=rng).numpy()) for _ in range(100)]
+    assert 88 <= sum(figure.low <= 0 <= figure.high for figure in found) <= 99
     assert Figure.over_prompts([1.0]) is None
     assert Figure.over_prompts([1.0, 2.0], [0.0, 0.0]) is None
 
@@ -170,15 +161,12 @@ def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
 def test_evidence_names_no_path_host_or_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "box7.lab")
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
-    told = cleaned({"why": ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.safetensors"], "url": "http://h:1/x",
-                    "kept": ["org/model", "1/255", "adam"]})  # fmt: skip
-    assert told == {"why": ["my-sd failed on ***", "w.safetensors"], "url": "ADDRESS",
-                    "kept": ["org/model", "1/255", "adam"]}  # fmt: skip
+    told, kept = ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.pt"], ["org/model", "1/255", "adam"]
+    expected = {"why": ["my-sd failed on ***", "w.pt"], "url": "ADDRESS", "kept": kept}
+    assert cleaned({"why": told, "url": "http://h:1/x", "kept": kept}) == expected
 
 
-def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(environment, "SEEDS", 2)
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -191,9 +179,7 @@ def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(
     assert out.endswith("nothing is wrong\n")
 
 
-def test_what_is_broken_is_a_line_and_the_exit_status_is_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_broken_is_a_line_and_the_exit_status_is_1(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy>=999", "torch>=2"])
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(environment, "_measured", lambda *_: iter(()))
@@ -209,18 +195,15 @@ def test_what_is_broken_is_a_line_and_the_exit_status_is_1(
 EVIDENCE = sorted(ROOT.glob("docs/evidence/*_*-*-*[0-9].json"))
 
 
-@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
-def test_an_evidence_file_is_what_its_figures_say(path: Path) -> None:
+def test_evidence_files_are_what_their_figures_say_and_their_table_is_current(monkeypatch: Any) -> None:
     """The embedded model gets GO; the page and the table are made of the figures alone, and name nobody."""
-    whole = json.loads(path.read_text())
-    judged = verdict({name: build(Rung, data) for name, data in whole["rungs"].items()})
-    assert (judged.word, list(judged.why)) == (whole["verdict"], whole["why"])
-    assert judged.word == GO or whole["model"] != EMBEDDED
-    assert path.with_suffix(".md").read_text() == page(whole, f"{path.stem}.png")
-    assert cleaned(whole) == whole
-
-
-def test_the_table_of_evidence_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in EVIDENCE:
+        whole = json.loads(path.read_text())
+        judged = verdict({name: build(Rung, data) for name, data in whole["rungs"].items()})
+        assert (judged.word, list(judged.why)) == (whole["verdict"], whole["why"]), path
+        assert judged.word == GO or whole["model"] != EMBEDDED
+        assert path.with_suffix(".md").read_text() == page(whole, f"{path.stem}.png")
+        assert cleaned(whole) == whole
     assert EVIDENCE
     monkeypatch.setattr("sys.argv", ["evidence.py", "--check"])
     with pytest.raises(SystemExit, match="0"):
@@ -228,9 +211,7 @@ def test_the_table_of_evidence_is_current(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("shallow_model")
-def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_evidence_and_refuses_another_check_in_its_folder(tmp_path: Path, capsys: Any) -> None:
     words = ["check", "embedded", "--minutes", "0.02", "--steps", "3", "--batch-size", "4", "--out", str(tmp_path)]
     assert main(words) in (0, 1)
     assert re.search(r"^(GO|NO-GO|undecided): ", capsys.readouterr().out, re.M)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from ttsnap import BestOfN, search
 from ttsnap.cli import main
+from ttsnap.cli.found import describe
 from ttsnap.options.model import ModelOptions
-from ttsnap.results.record import read_record
+from ttsnap.options.sampler import SamplerOptions
+from ttsnap.pipelines.opening import placement, reward_placement, settled
+from ttsnap.pipelines.run import SearchOutcome
+from ttsnap.results.record import SearchRecord, read_record
+from ttsnap.scenes import weights_path
 
 PROMPT = "two red circles and a blue square"
 QUICK = ["--steps", "6", "--device", "cpu"]
@@ -30,7 +38,7 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     folder = tmp_path / "outputs" / "0001-two-red-circles-and-a-blue-square"
     images = sorted(folder.glob("0*.png"))
     assert len(images) == 2
-    assert {p.name for p in folder.iterdir()} >= {"sheet.png", "trace.json"}
+    assert (folder / "sheet.png").is_file()
     out = capsys.readouterr().out
     assert "NFE" in out
     assert "TFLOPs" in out
@@ -40,10 +48,6 @@ def test_generate_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     trace = json.loads((folder / "trace.json").read_text())
     assert trace["results"][0]["spent"]["nfe"] <= 60
     # The command that was printed, in plain diffusers.
-    from diffusers import DiffusionPipeline
-
-    from ttsnap.scenes import weights_path
-
     pipe = DiffusionPipeline.from_pretrained(weights_path())
     pipe.set_progress_bar_config(disable=True)
     code = next(line for line in out.splitlines() if line.strip().startswith("pipe("))
@@ -67,9 +71,8 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
     middle = (scores[-4] + scores[-3]) / 2
     Path("c.yaml").write_text(f"require: brightness>{middle}\n")
     capsys.readouterr()
-    for n, more in enumerate(
-        (["--require", f"brightness>{middle}", "--require", "colourfulness<999"], ["--config", "c.yaml"])
-    ):
+    required = ["--require", f"brightness>{middle}", "--require", "colourfulness<999"]
+    for n, more in enumerate((required, ["--config", "c.yaml"])):
         assert main([*words, *more, "--out", f"some{n}"]) == 0
         trace = json.loads(Path(f"some{n}/trace.json").read_text())
         (result,) = trace["results"]
@@ -77,18 +80,14 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
         assert result["spent"]["refused"][f"brightness>{middle:.12g}"] == len(scores) - 3
         assert trace["settings"]["reward"] == ["brightness"]
         assert f"{len(scores) - 3} of {len(scores)} finished images were refused" in capsys.readouterr().out
-    assert read_record(next(Path("some0").glob("0*1.png"))).require == [
-        f"brightness>{middle:.12g}",
-        "colourfulness<999",
-    ]
-    assert main(["replay", str(next(Path("some0").glob("0*1.png")))]) == 0
+    image = next(Path("some0").glob("0*1.png"))
+    assert read_record(image).require == [f"brightness>{middle:.12g}", "colourfulness<999"]
+    assert main(["replay", str(image)]) == 0
     capsys.readouterr()
     assert main([*words, "--require", "brightness>1", "--out", "none"]) == 1
     assert "no image meets what is required" in capsys.readouterr().out
     assert not list(Path("none").glob("*.png"))
     assert json.loads(Path("none/trace.json").read_text())["results"][0]["spent"]["nfe"] == 60
-    assert main([*words, "--require", "brigthness>1", "--out", "none"]) == 2
-    assert "unknown reward 'brigthness'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"], ["--variety", "cads:0.5"]])
@@ -108,46 +107,23 @@ def test_half_precision_and_seeds_beyond_2_63(
     assert max(map(int, off)) <= 3
 
 
-def test_replay_is_exact_in_float(tmp_path: Path) -> None:
-    from ttsnap import BestOfN
-    from ttsnap.pipelines import defaults, load
-
-    pipe = load()
-    pipe.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {**defaults(), "num_inference_steps": 6, "output_type": "pt", "reward": "scenes"}
-    many = pipe([PROMPT, "a green cross"], search="seed-pruning", budget="60nfe", seed=0, batch_size=7, **call)
-    for result in many.search:
-        alone = pipe(result.prompt, search=BestOfN(1), seed=result.best.seed, **call)
-        torch.testing.assert_close(alone.images[0], result.best.image, atol=1e-4, rtol=0)
-
-
-def test_config_file_and_prompts_file(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
-    (tmp_path / "run.yaml").write_text(
-        "prompts_file: prompts.txt\nbudget: 12nfe\nsteps: 6\nalgorithm: best-of-n\nout: there\nkernel: sde\n"
-    )
-    assert main(["generate", "--config", "run.yaml", "--seed", "3"]) == 0
-    names = {p.name for p in (tmp_path / "there").iterdir()}
-    assert {"000-a-red-circle-sheet.png", "001-a-blue-square-sheet.png", "trace.json"} <= names
-    trace = json.loads((tmp_path / "there" / "trace.json").read_text())
-    assert trace["settings"]["algorithm"] == "best-of-n"
-    assert {m for r in trace["results"] for m in r["moves"][0]["seeds"]} == {3, 4}
-
-
-def test_own_reward_and_options(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
-    argv = ["generate", "a red circle", "--reward", "mine.py:redness", "--out", "o", "--options.n", "4", *QUICK]
+def test_config_file_prompts_file_own_reward_and_options() -> None:
+    Path("prompts.txt").write_text("# two prompts\na red circle\n\na blue square\n")
+    Path("run.yaml").write_text("prompts_file: prompts.txt\nbudget: 32nfe\nsteps: 6\nout: there\nkernel: sde\n")
+    Path("mine.py").write_text("def redness(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
+    argv = ["generate", "--config", "run.yaml", "--seed", "3", "--reward", "mine.py:redness", "--options.n", "4"]
     assert main([*argv, "--options.steps", "[2]", "--options.keep", "[0.5]"]) == 0
-    spent = json.loads((tmp_path / "o" / "trace.json").read_text())["results"][0]["spent"]
-    assert (spent["seeds"], spent["finished"]) == (4, 2)
+    sheets = sorted(path.name for path in Path("there").glob("*sheet.png"))
+    assert sheets == ["000-a-red-circle-sheet.png", "001-a-blue-square-sheet.png"]
+    results = json.loads(Path("there/trace.json").read_text())["results"]
+    assert [(r["spent"]["seeds"], r["spent"]["finished"]) for r in results] == [(4, 2)] * 2
+    assert {m for r in results for m in r["moves"][0]["seeds"]} == {3, 4, 5, 6}
     assert main(argv) == 2  # the folder is taken
 
 
 def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtype(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ttsnap.pipelines.opening import placement, reward_placement, settled
-
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     assert placement("cpu", "auto")[1] == torch.bfloat16
     assert reward_placement("cpu", "auto")[1] == torch.float32, "scores differ by little"
@@ -162,3 +138,20 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     assert main(["replay", str(image), "--device", "cpu"]) == 0
     assert "largest difference" in (out := capsys.readouterr().out)
     assert f"from {image.name}: 0 of 255" in out
+
+
+@pytest.mark.parametrize(
+    ("budget", "stop", "end"),
+    [("24nfe", False, ""), ("23nfe", False, "; 23 NFE were used up"), ("24nfe", True, "; stopped by you")],
+)
+def test_the_cap_that_ended_a_search_stands_in_the_closing_line(
+    engine: Any, budget: str, stop: bool, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = search(["a"], BestOfN(3), engine(), budget, should_stop=lambda: stop)
+    record = SearchRecord("x", "x", {}, SamplerOptions(draft=None), "best-of-n", {}, budget)
+    a: Any = SimpleNamespace(lora=None)
+    describe(SearchOutcome(results, record, None, None), 0, [], a, plain=False)
+    told = capsys.readouterr().out
+    assert f"of a budget of {budget}{end}\n" in told
+    assert "% between them; " in told
+    assert " s before, to warm up\n" in told

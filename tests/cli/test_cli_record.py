@@ -13,8 +13,10 @@ import pytest
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.cli import main
+from ttsnap.pipelines import defaults, load
 from ttsnap.recordings.folder import load_recording, read_images
 from ttsnap.recordings.replay import ReplayEngine
+from ttsnap.reward_models.scenes import ScenesReward
 
 MEASURED = ("seconds", "peak", "reserved", "memory", "energy", "verifier")  # of live runs only
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
@@ -31,13 +33,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_interrupted_resumed_and_replayed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ttsnap.pipelines import defaults, load
-    from ttsnap.reward_models.scenes import ScenesReward
-
-    assert main(["record", *PROMPTS, *SIZES, "--out", "whole", "--images"]) == 0
+def test_interrupted_resumed_and_replayed(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    argv = ["record", *PROMPTS, *SIZES, "--images", "--out"]
+    assert main([*argv, "whole"]) == 0
     out = capsys.readouterr().out
     assert "noise     scenes" in out
     assert len(re.findall(r"^ +\d   [01]\.\d{3}   ", out, re.MULTILINE)) == 4
@@ -53,17 +51,17 @@ def test_interrupted_resumed_and_replayed(
         return score(*args)
 
     monkeypatch.setattr(ScenesReward, "__call__", interrupted)
-    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 130
+    assert main([*argv, "part"]) == 130
     error = capsys.readouterr().err
-    assert re.search(r"interrupted; 2 of 4 units of work are safe in part; run the same command again", error), error
+    assert "interrupted; 2 of 4 units of work are safe in part; run the same command again" in error
     with pytest.raises(ValueError, match=r"unfinished: 2 of 4 units"):
         load_recording("part")
-    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 0
+    assert main([*argv, "part"]) == 0
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     assert len(list(read_images("part"))) == 2 * 6 * 5
     # Finished already: nothing is computed.
     calls = 0
-    assert main(["record", *PROMPTS, *SIZES, "--out", "part", "--images"]) == 0
+    assert main([*argv, "part"]) == 0
     assert calls == 0
 
     recording = load_recording("part")
@@ -77,18 +75,15 @@ def test_interrupted_resumed_and_replayed(
         for a, b in zip(live, again, strict=True):
             assert a.best.seed == b.best.seed
             assert a.best.reward == pytest.approx(b.best.reward, abs=1e-6)
-            assert [(m["uids"], m["stop"], m["drop"]) for m in a.trace] == [
-                (m["uids"], m["stop"], m["drop"]) for m in b.trace
-            ]
+            for key in ("uids", "stop", "drop"):
+                assert [move[key] for move in a.trace] == [move[key] for move in b.trace]
             told, again_told = a.spent.to_json(), b.spent.to_json()
             timeless = [k for k in told if not k.startswith(MEASURED)]
             assert {k: told[k] for k in timeless} == {k: again_told[k] for k in timeless}
 
 
 @pytest.mark.parametrize(("gpus", "dtype"), [(True, "auto"), (False, "bfloat16")])
-def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(
-    gpus: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_on_cpus_have_one_dtype_and_those_on_gpus_their_own(gpus: bool, dtype: str, monkeypatch: Any) -> None:
     asked: list[Any] = []
 
     def record(builder: Any, *_: Any, **__: Any) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from ttsnap import SeedPruning, make_algorithm
-from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.cli import main
 from ttsnap.core.grid import Grid
 from ttsnap.core.looks import estimates
-from ttsnap.recordings.folder import load_recording, save_recording
+from ttsnap.recordings.folder import OpenRecording, load_recording, save_recording
+from ttsnap.recordings.header import Header
 from ttsnap.recordings.replay import Recording
 
 PROMPTS = ["two red circles and a blue square", "a green cross above a yellow triangle"]
@@ -61,9 +61,8 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert re.search(r"explain, within a prompt: step 1: \d+%, step 2: \d+%, step 4: 100%", out), out
     assert "counts as 0 evaluations" in out
-    schedule, priced = make_algorithm("tuned.json"), make_algorithm("priced.json", width=4)
-    assert isinstance(schedule, SeedPruning)
-    assert isinstance(priced, PriceOfCompute)
+    assert isinstance(make_algorithm("tuned.json"), SeedPruning)
+    priced: Any = make_algorithm("priced.json", width=4)
     assert priced.forecast.checks == estimates(1, 2, 4)
 
     Path("best-of-n.json").write_text('{"name": "seed-pruning", "n": 16, "keep": [0.5], "levels": [0.5]}')
@@ -97,9 +96,7 @@ def test_from_a_recording_to_images(inside: str, tmp_path: Path, capsys: pytest.
     for i, extra in enumerate(runs):
         assert main(["generate", *PROMPTS, *call, "--out", f"o{i}", "--algorithm", *extra]) == 0
         spent = [int(n) for n in re.findall(r"spent (\d+) NFE", capsys.readouterr().out)]
-        assert len(spent) == 2
-        assert min(spent) >= 4
-        assert sum(spent) <= 24
+        assert 4 <= min(spent) <= sum(spent) <= 24
         assert "--shared" in extra or max(spent) <= 12
         assert len(list((tmp_path / f"o{i}").rglob("*.png"))) >= 2
 
@@ -115,8 +112,7 @@ def test_nothing_is_overwritten_unless_asked(inside: str, capsys: pytest.Capture
         file = Path(name)
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
-        assert main(argv) == 2
-        assert re.search(r"--overwrite", capsys.readouterr().err)
+        refuse(argv, "--overwrite", capsys)
         assert file.read_text() == "mine"
         assert main([*argv, "--overwrite"]) == 0
         assert file.read_text() != "mine"
@@ -133,8 +129,7 @@ def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert out.startswith("4 prompts x 30 seeds, published ledger")
     assert re.search(r"^800tflop +-?[\d.]+ ± [\d.]+ ", out, re.MULTILINE)
-    assert main([*argv, "--algorithms", "seed-pruning"]) == 2
-    assert "the published ledger bills pruning schedules given in steps only" in capsys.readouterr().err
+    refuse([*argv, "--algorithms", "seed-pruning"], "in steps only", capsys)
 
 
 def test_names_that_meet_are_told_apart(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,31 +140,25 @@ def test_names_that_meet_are_told_apart(inside: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
 
 
-PARTS = [
-    ("--prompts 3", "cannot read range '3'; write it like 0:20"),
-    ("--seeds a:b", "cannot read range 'a:b'"),
-    ("--prompts 12:20", "leaves nothing of the recorded 12 prompts x 20 seeds"),
-    ("--utility magic", "unknown utility 'magic'"),
-    ("--utility '[1, 2]'", "2 weights for 1 rewards"),
-]
 REFUSED = [
-    *((f"{command} R {extra}", said) for command in ("simulate", "tune", "calibrate") for extra, said in PARTS),
-    *((f"{command} nowhere", "nowhere") for command in ("simulate", "tune", "calibrate")),
+    ("simulate R --prompts 3", "cannot read range '3'; write it like 0:20"),
+    ("tune R --seeds a:b", "cannot read range 'a:b'"),
+    ("calibrate R --prompts 12:20", "leaves nothing of the recorded 12 prompts x 20 seeds"),
+    ("simulate R --utility magic", "unknown utility 'magic'"),
+    ("tune R --utility '[1, 2]'", "2 weights for 1 rewards"),
+    ("calibrate R --utility '[1, 2]'", "2 weights for 1 rewards"),
+    ("calibrate nowhere", "nowhere"),
     ("simulate R --budgets magic", "cannot read budget 'magic'"),
     ("simulate R --budgets 3nfe", "too small for one image, which takes 4 NFE of 3"),
-    ("simulate R --budgets 30s", "a budget of 30s caps nothing that this recording counts"),
     ("simulate R --budgets 40:20:5nfe", "cannot read budgets '40:20:5nfe'; write them like"),
     ("simulate R --budgets 1:1000000000:1nfe", "at most 1000 at once"),
     (f"simulate R --budgets 1:{'9' * 400}:1nfe", "at most 1000 at once"),
     ("simulate R --budgets 1e308nfe", "must be a positive finite number up to"),
-    ("simulate R --budgets 8nfe 4images 20nfe", "in one unit, got 8nfe, 4images, 20nfe"),
-    ("simulate R --algorithms magic", "unknown algorithm 'magic'"),
     ("simulate R --algorithms price-of-compute", "`ttsnap calibrate RECORDING --out priced.json`"),
     ("simulate R --algorithms none.json", "cannot read algorithm file none.json"),
     ("simulate R --ledger magic", "unknown --ledger 'magic'; choose one of honest, published"),
     ("simulate R --repeats 0", "repeats must be at least 1, got 0"),
     ("simulate R --workers 0", "workers must be at least 1, got 0"),
-    ("simulate R --utility rank_sum", "rank_sum has none"),
     ("tune R --trials 0", "trials must be at least 1, got 0"),
     ("tune R --checks 0", "checks must be at least 1, got 0"),
     ("tune R --holdout 1", "holdout 1.0 of 12 prompts leaves 0"),
@@ -187,32 +176,25 @@ def test_what_cannot_be_is_one_line(words: str, said: str, inside: str, capsys: 
     assert not list(Path().iterdir())
 
 
-def test_an_unfinished_recording_is_refused(inside: str, capsys: Any) -> None:
-    from ttsnap.recordings.folder import OpenRecording
-    from ttsnap.recordings.header import Header
-
+def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsys: Any) -> None:
     whole = load_recording(inside)
-    with OpenRecording(Path("part"), Header.of(whole)):
-        pass
-    for command in ("simulate", "tune", "calibrate"):
-        refuse([command, "part"], "unfinished", capsys)
-
-
-def test_rewards_that_do_not_vary_or_failed(inside: str, capsys: Any) -> None:
-    whole = load_recording(inside)
-    scores = {"same": np.full_like(whole.scores, 0.3), "failed": whole.scores.copy()}
+    scores = {"do not vary": np.full_like(whole.scores, 0.3), "failed": whole.scores.copy()}
     scores["failed"][0, 0, 1] = np.nan
-    message = {"same": r"do not vary within any prompt \(12 prompts x 20 seeds\)", "failed": r"failed \(nan\) scores"}
-    for name in scores:
-        save_recording(dataclasses.replace(whole, scores=scores[name]), name)
+    for name, values in scores.items():
+        save_recording(dataclasses.replace(whole, scores=values), name)
+    with OpenRecording(Path("unfinished"), Header.of(whole)):
+        pass
+    for name in (*scores, "unfinished"):
         for command in ("simulate", "tune", "calibrate"):
-            refuse([command, name], message[name], capsys)
+            refuse([command, name], name, capsys)
     # Prompts that were kept out do not vary: the schedule is written, and nothing is said of it.
     half = whole.scores.copy()
     half[9:] = 0.3
     save_recording(dataclasses.replace(whole, scores=half), "half")
     assert main(["tune", "half", "--trials", "2", *FEW]) == 0
-    assert "do not vary within any prompt that was kept out, so nothing says what" in capsys.readouterr().out
+    assert "do not vary within any prompt that was kept out" in capsys.readouterr().out
+    assert main(["tune", "half", "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
+    assert "no prompt was kept out" in capsys.readouterr().out
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
 
 
@@ -234,11 +216,4 @@ def refuse(argv: list[str], message: str, capsys: Any) -> None:
     capsys.readouterr()
     assert main(argv) == 2
     error = capsys.readouterr().err
-    line = error.splitlines()[-1]
-    assert line.startswith("ttsnap: error: ")
-    assert re.search(message, line), error
-
-
-def test_tuning_says_when_no_prompt_was_kept_out(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", inside, "--trials", "2", "--holdout", "0", "--out", "whole.json", *FEW]) == 0
-    assert "no prompt was kept out" in capsys.readouterr().out
+    assert re.search(rf"(^|\s)ttsnap: error: .*{message}.*\n\Z", error), error

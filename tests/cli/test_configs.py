@@ -158,20 +158,6 @@ def test_what_can_be_read_once_is_checked_and_used(kind: str) -> None:
         given(f"reward: !!set {{{SCORE}: null}}".encode())
 
 
-def test_a_configuration_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = config(seed=5)
-    opened: list[str] = []
-    real = open
-
-    def counted(path: Any, *how: Any, **more: Any) -> Any:
-        opened.append(str(path))
-        return real(path, *how, **more)
-
-    monkeypatch.setattr("builtins.open", counted)
-    assert parsed(argv).seed == 5
-    assert [path for path in opened if "c.yaml" in path] == ["c.yaml"]
-
-
 @pytest.mark.parametrize(
     ("path", "said"),
     [
@@ -207,9 +193,7 @@ def test_neither_the_environment_nor_a_prompt_gives_a_configuration(monkeypatch:
         (MemoryError("Unable to allocate 8 EiB"), "not enough memory: Unable to allocate 8 EiB"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_one_sentence(error: Exception, said: str, monkeypatch: Any, capsys: Any) -> None:
     def fail(_: Any) -> int:
         raise error
 

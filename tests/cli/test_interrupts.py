@@ -19,9 +19,8 @@ from ttsnap.recordings.folder import load_recording
 
 pytestmark = pytest.mark.slow
 WORLD = Path(__file__).parents[1] / "distill" / "world.py"
-PROMPTS = [f"{count} {colour} {shape}s" for count in ("two", "three") for colour in ("red", "green", "blue")
-           for shape in ("circle", "cross", "square")]  # fmt: skip
-PROMPTS = [text.replace("crosss", "crosses") for text in PROMPTS]
+PROMPTS = [f"{count} {colour} {shapes}" for count in ("two", "three") for colour in ("red", "green", "blue")
+           for shapes in ("circles", "crosses", "squares")]  # fmt: skip
 ENDS = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL))
 DRAFT = """
 call: {num_inference_steps: 6}

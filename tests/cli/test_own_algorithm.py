@@ -33,7 +33,6 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"^```python\n(# halving.py\n.*?)^```", recipe("An algorithm"), re.S | re.M)
     Path("halving.py").write_text(f"from __future__ import annotations\n{code}", encoding="utf-8")
     Path("evil.py").write_text("open('ran', 'w')\nclass Evil: ...\n")
-    Path("json.py").write_text("class Mine: ...\n")
 
 
 def test_generate_and_compare_take_it_with_options() -> None:
@@ -64,6 +63,7 @@ def test_simulate_takes_it_to_its_workers(capsys: pytest.CaptureFixture[str]) ->
 def test_no_request_file_or_graph_runs_code() -> None:
     Path("a.json").write_text('{"name": "nested", "first": "evil.py:Evil"}')
     Path("b.json").write_text('{"name": "evil.py:Evil"}')
+    asked = (Prompt("x"),), EngineSpec(ModelOptions(), ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")
     for refused in (
         lambda: make_algorithm("evil.py:Evil"),
         lambda: make_algorithm({"name": "evil.py:Evil"}),
@@ -73,9 +73,7 @@ def test_no_request_file_or_graph_runs_code() -> None:
         lambda: search_of("evil.py:Evil", {}, 100),
         lambda: search_of({"name": "nested", "second": "evil.py:Evil"}, {}, 100),
         lambda: searches_of(["mine=evil.py:Evil"]),
-        lambda: SearchRequest(
-            (Prompt("x"),), EngineSpec(ModelOptions(), ("scenes",)), "evil.py:Evil", Budget.parse("20nfe")
-        ),
+        lambda: SearchRequest(*asked),
     ):
         with pytest.raises(ValueError, match=r"evil\.py"):
             refused()

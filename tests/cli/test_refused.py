@@ -36,13 +36,11 @@ UNREAD = [
     ("generate x --num-inference-steps 4", "--num-inference-steps 4; it is --steps here"),
     ("generate x --offload modell", r"--offload 'modell'; did you mean model\? Choose one of none, "),
     ("generate x --steps a", "--steps must be a whole number, got 'a'"),
-    ("generate x --strength a", "--strength must be a number, got 'a'"),
     ("generate x --call 5", "--call must be keys and values, got 5; write it as --call.clip_skip 1"),
     ("generate x --keep", "--keep: a value has to follow"),
     ("generate x --budget -5nfe", r"begins with - as --option=-VALUE \(ttsnap generate --help"),
     ("generate x --seed " + "9" * 23, r"whole number in \[-2\^63, 2\^64\), .*, got 9{23}"),
     ("record x --out o --score-steps a", r"must be a list, got 'a'; write it as '\[2, 6\]'"),
-    ("record x --out o --looks a", "must be a list"),
     ("tune", "RECORDING must be given"),
 ]  # fmt: skip
 """Command lines that are no command's."""
@@ -56,8 +54,6 @@ UNLOADED = [
     ("generate x --model x.safetensors", r"StableDiffusionXLPipeline.from_single_file\('x.safetensors'\)"),
     ("serve scene-turbo", "did you mean scenes-turbo?"),
     ("generate x --task img2img", "unknown task 'img2img'; did you mean image-to-image?"),
-    ("generate x --task text2image", "unknown task 'text2image'; did you mean text-to-image?"),
-    ("record x --out o --task t2v", "did you mean text-to-video?"),
     ("generate x --algorithm prunning", "did you mean seed-pruning?"),
     (f"{A} --options.kep 1", "did you mean keep?"),
     ("generate x --reward imagerewrd", "unknown reward 'imagerewrd'; did you mean imagereward?"),
@@ -74,16 +70,8 @@ UNLOADED = [
     ("""generate 'a red sign that says "EXIT"' --model signs --width 104""", "at most 96 x 96 pixels"),
     (f"{A} --require 'scene>0.5'", "unknown reward 'scene'; did you mean scenes?"),
     (f"{A} --compare seed-pruning", "--compare seed-pruning is the algorithm itself; name another"),
-    (f"{A} --compare best", "unknown algorithm 'best'"),
 ]  # fmt: skip
 """What is refused before anything is loaded."""
-OWN = [
-    ("gone.py:Mine", "no such file: gone.py"),
-    ("halving.py:Halvin", "halving.py has no Halvin; did you mean Halving?"),
-    ("json.py:Mine", "another module has the name json; rename json.py"),
-    ("halving.py:Odd", "Odd must be a dataclass with n, needs, lockstep, init and step"),
-]
-"""Algorithms of one's own."""
 BENCH = "bench --prompts-file set.jsonl --budget 4nfe --steps 2 --device cpu --out b"
 RECORD = "record 'a red circle' --device cpu --out r"
 EDIT = f"{A} --out out --budget 8nfe --task"
@@ -91,10 +79,6 @@ REFUSED = [
     ("generate", "no prompt"),
     ("generate ' '", "prompt 1 of 1 is empty"),
     ("generate 'a photo of a cat'", "unknown word.*'photo'.*knows only: .*circle"),
-    (f"{A} --budget 3nfe", "too small for one image"),
-    (f"{A} --budget lots", "cannot read budget 'lots'"),
-    (f"{A} --options.speed 3", "unknown option"),
-    (f"{A} --model ./nowhere --reward scenes", "no diffusers pipeline at"),
     (f"{A} --device toaster", "unknown device 'toaster'"),
     (f"{A} --dtype int4", "unknown dtype 'int4'"),
     (f"{A} --steps 0", "at least 1, got 0"),
@@ -105,25 +89,22 @@ REFUSED = [
     ("record --device cpu --out r", 'no prompt: ttsnap record "a red circle"'),
     (f"{RECORD} --seeds 0", "seeds must be at least 1, from 0 on, got 0"),
     (f"{RECORD} --steps 4 --score-steps [9]", "do not fit a grid of 4 steps"),
-    (f"{RECORD} --kernel magic", "unknown kernel 'magic'"),
     (f"{RECORD} --model some/model", "some/model"),  # needs a reward, and here has no hub to come from
     (f"{A} --image red.png", "--image: say by --task what is done with it"),
     (f"{EDIT} image-to-image --strength 1.5", "strength must be at most 1, got 1.5"),
     (f"{EDIT} inpainting --image red.png", "no modular pipeline does inpainting with the parts of a"),
     (f"{EDIT} image-to-image --image p.txt", "cannot read"),
-    (f"{BENCH} --algorithms magic", "unknown algorithm 'magic'"),
     (f"{BENCH} --algorithms 'svdd magic=3'", r"svdd: unknown .*\['magic'\].*; of the sampler, .* kernel, path"),
-    (f"{BENCH} --algorithms 'svdd draft=hot'", r"unknown option\(s\) \['draft'\]"),
     (f"{BENCH} --algorithms 'best-of-n n=two'", "best-of-n: n must be a whole number, got 'two'"),
     (f"{BENCH} --algorithms 'best-of-n n'", "cannot read 'n' in .* 'best-of-n n'; write NAME OPTION=VALUE"),
     (f"{BENCH} --algorithms best-of-n svdd best-of-n", "best-of-n and best-of-n would go to the same folder"),
     (f"{BENCH} --algorithms 'best-of-n kernel=sde' svdd", "svdd .* deterministic .* choose a kernel that draws noise"),
-    (f"{BENCH} --steps 8", "4nfe is too small for one image, which takes 8 NFE"),
     (f"{BENCH} --prompts 5:9", "--prompts 5:9 leaves none of the 2 prompts of set.jsonl"),
-    (f"{BENCH} --prompts 5", "cannot read range '5'"),
-    (f"{BENCH} --repeats 0", "repeats must be at least 1, got 0"),
     (f"{BENCH} --effort low", "give a budget or an effort, not both"),
-    *((f"{A} --algorithm {text}", said) for text, said in OWN),
+    (f"{A} --algorithm gone.py:Mine", "no such file: gone.py"),
+    (f"{A} --algorithm halving.py:Halvin", "halving.py has no Halvin; did you mean Halving?"),
+    (f"{A} --algorithm json.py:Mine", "another module has the name json; rename json.py"),
+    (f"{A} --algorithm halving.py:Odd", "Odd must be a dataclass with n, needs, lockstep, init and step"),
     (f"{A} --algorithm halving.py:Halving --options.levle 1", r"\['levle'\].*\['n', 'level'\]; did you mean level?"),
 ]  # fmt: skip
 
@@ -182,9 +163,7 @@ def test_what_cannot_be_is_one_sentence(words: str, said: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "'cuda'"), ("gpu", "'cuda'"), ("cuda:3", "'cuda:3'")])
-def test_a_device_that_is_not_there(
-    device: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_is_not_there(device: str, said: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     for command in (A, RECORD, "serve-reward scenes"):
         assert f"there is no device {said} here: torch sees no GPU" in said_of(f"{command} --device {device}", capsys)
@@ -215,9 +194,7 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
         (["../x.png"], "", "image of entry 1 of the prompt set is '../x.png', which leads out of"),
     ],
 )
-def test_sets_of_pictures_that_do_not_fit(
-    names: list[str | None], more: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sets_of_pictures_that_do_not_fit(names: list[str | None], more: str, words: str, capsys: Any) -> None:
     entries = [{"prompt": "a red circle", **({"image": name} if name else {})} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
     how = f"--prompts-file edits.jsonl --task image-to-image --strength 0.5 --steps 2 --device cpu {more} --out out"

@@ -57,18 +57,17 @@ def test_pictures_stand_as_they_began_dropped_ones_dim_and_the_best_framed(grid:
     assert framed(sheet, 2) == [2]
 
 
-def test_a_grid_is_drawn_now_and_then_and_at_the_end() -> None:
+def test_a_grid_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     grid = LiveGrid(weighted([1.0]), clock=lambda: now)
-    assert grid.take(Event("tick")) is None
-    assert [grid.take(scored(uid, RED, 0.1)) is not None for uid in (0, 1)] == [True, False]
+    assert [grid.take(told) is not None for told in (Event("tick"), scored(0, RED, 0.1), scored(1, RED, 0.1))] == [
+        False,
+        True,
+        False,
+    ]
     now = 1.0
-    told = (Event("tick"), Event("end"), scored(2, RED, 0.1), Event("end"))  # at the first end nothing is new
-    assert [grid.take(event) is not None for event in told] == [True, False, False, True]
-
-
-def test_drawing_takes_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
+    ends = (Event("tick"), Event("end"), scored(2, RED, 0.1), Event("end"))  # at the first end nothing is new
+    assert [grid.take(event) is not None for event in ends] == [True, False, False, True]
 
     def slow(self: LiveGrid) -> Image.Image:
         nonlocal now
@@ -80,7 +79,7 @@ def test_drawing_takes_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     for uid in range(800):
         drawn += grid.take(scored(uid, RED, 0.1)) is not None
         now += 0.05
-    assert 4 <= drawn <= 5  # of 40 s
+    assert 4 <= drawn <= 5  # a hundredth of 40 s
 
 
 def test_many_candidates_and_wide_pictures_fit(grid: LiveGrid) -> None:

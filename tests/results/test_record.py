@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def forged(folder: Path, text: str | None = None, **values: Any) -> Path:
+def forged(folder: Path, text: str | None = None, picture: Any = None, **values: Any) -> Path:
     """A PNG whose metadata is that of PLAIN, with changes: keys such as call__report, or a text in its place."""
     found: Any = copy.deepcopy(PLAIN)
     for name, value in values.items():
@@ -39,7 +39,7 @@ def forged(folder: Path, text: str | None = None, **values: Any) -> Path:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("ttsnap", text or json.dumps(found))
     folder.mkdir(exist_ok=True)
-    Image.new("RGB", (32, 32)).save(folder / "theirs.png", pnginfo=info)
+    (picture or Image.new("RGB", (32, 32))).save(folder / "theirs.png", pnginfo=info)
     return folder / "theirs.png"
 
 
@@ -83,48 +83,32 @@ def test_foreign_and_broken_images_are_explained(make: Any, message: str, tmp_pa
         read_record(tmp_path / "theirs.png")
 
 
-def test_what_ttsnap_writes_is_read(tmp_path: Path) -> None:
+def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_known(tmp_path: Path) -> None:
     assert read_record(forged(tmp_path)).to_json() == {**PLAIN, "times": "pipeline"}
     more = {"call__height": 512, "call__sigmas": [1.0, 0.5], "call__prompt_2": None, "lora": "a/b:0.5"}
     assert read_record(forged(tmp_path, **more)).call["sigmas"] == [1.0, 0.5]
     pictures = {"image": ["a" * 64, "b" * 64], "mask_image": "0" * 64}
     assert read_record(forged(tmp_path, pictures=pictures)).pictures == pictures
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_plain_argument_of_every_family_is_known(family: str) -> None:
-    takes = pkgutil.resolve_name(FAMILIES[family]).denoiser_class.honours.split()
-    tensors = {n for n in takes if "embeds" in n or n.endswith("attention_mask")}
-    assert set(takes) - tensors <= set(CALL)
-
-
-class Pipe:
-    """Stands for a loaded pipeline."""
-
-    def __init__(self) -> None:
-        self.requests: list[SearchRequest] = []
-
-    def call_arguments(self) -> set[str]:
-        return {"num_inference_steps", "guidance_scale", "negative_prompt"}
-
-
-def found(request: SearchRequest, pipe: Pipe) -> Any:
-    """Stands for the search."""
-    pipe.requests.append(request)
-    return SimpleNamespace(results=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(3, 32, 32)))])
+    for family in FAMILIES.values():
+        takes = {name for name in pkgutil.resolve_name(family).denoiser_class.honours.split() if "embeds" not in name}
+        assert {name for name in takes if not name.endswith("attention_mask")} <= {*CALL}, family
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], Pipe]]:
-    """What `ttsnap replay` loaded: model, LoRA and pipeline."""
-    models: list[tuple[str, tuple[str, ...], Pipe]] = []
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], list[SearchRequest]]]:
+    """What `ttsnap replay` loaded, and what it searched for with it: model, LoRA and requests."""
+    models: list[tuple[str, tuple[str, ...], list[SearchRequest]]] = []
 
-    def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Pipe:
-        models.append((model, loras, Pipe()))
-        return models[-1][2]
+    def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Any:
+        models.append((model, loras, []))
+        return SimpleNamespace(call_arguments=lambda: {"num_inference_steps", "guidance_scale", "negative_prompt"})
+
+    def run(request: SearchRequest, pipe: Any) -> Any:
+        models[-1][2].append(request)
+        return SimpleNamespace(results=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(3, 32, 32)))])
 
     monkeypatch.setattr(replay, "load_model", load)
-    monkeypatch.setattr("ttsnap.pipelines.run.run", found)
+    monkeypatch.setattr("ttsnap.pipelines.run.run", run)
     return models
 
 
@@ -149,18 +133,16 @@ def test_nothing_is_loaded_because_a_picture_names_it(loaded: list[Any], tmp_pat
     assert not loaded
     assert main(["replay", path, "--model", "someone/mine", "--lora", "too"]) == 0
     assert main(["replay", path, "--trust", "--overwrite"]) == 0
-    assert [(model, loras) for model, loras, _ in loaded] == [
-        ("someone/mine", ("too",)), ("someone/their model", ("someone/lora:2",))]  # fmt: skip
-
-
-def test_several_loras_are_given_one_by_one(loaded: list[Any], tmp_path: Path, said: Any) -> None:
-    path = str(forged(tmp_path, lora=["ink:0.6", "fog"]))
+    theirs = ("someone/their model", ("someone/lora:2",))
+    assert [(model, loras) for model, loras, _ in loaded] == [("someone/mine", ("too",)), theirs]
+    loaded.clear()
+    path = str(forged(tmp_path / "two", lora=["ink:0.6", "fog"]))
     assert "add --lora ink:0.6 --lora fog, name others, or add --trust" in said(path)
     assert "2 LoRAs together, ink:0.6, fog;" in said(path, "--lora", "ink:0.6")
-    assert main(["replay", path, "--lora", "f/fog", "--lora=f/ink:0.6"]) == 0
-    assert main(["replay", path, "--trust", "--overwrite"]) == 0
+    for more in (["--lora", "f/fog", "--lora=f/ink:0.6"], ["--trust"]):
+        assert main(["replay", path, *more, "--overwrite"]) == 0
     assert [loras for _, loras, _ in loaded] == [("f/fog", "f/ink:0.6"), ("ink:0.6", "fog")]
-    assert 'ttsnap LoRA: "ink:0.6, fog"' in Image.open(tmp_path / "replays" / "theirs.png").info["parameters"]
+    assert 'ttsnap LoRA: "ink:0.6, fog"' in Image.open(tmp_path / "two/replays/theirs.png").info["parameters"]
 
 
 def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_seed(
@@ -168,7 +150,7 @@ def test_plain_arguments_reach_the_pipeline_and_no_drafter_which_only_chose_the_
 ) -> None:
     path = str(forged(tmp_path, draft="someone/draft:2", noises="independent", estimate_guidance=2.0, search__nfe=95.5))
     assert main(["replay", path]) == 0
-    (request,) = loaded[0][2].requests
+    ((_, _, [request]),) = loaded
     assert request.engine.call == PLAIN["call"]
     assert (request.prompts, request.seed) == ((Prompt("a red circle"),), 7)
     assert request.engine.sampler == SamplerOptions(draft=None)
@@ -208,11 +190,9 @@ def test_all_files_are_looked_at_before_a_model_is_loaded(loaded: list[Any], tmp
     path, other = forged(tmp_path), tmp_path / "other.png"
     other.write_bytes(path.read_bytes()[:-20])
     assert "other.png" in said(path, other)
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("ttsnap", json.dumps(PLAIN))
-    Image.new("1", (4097, 4097)).save(other, pnginfo=info)  # it says that it is huge, and is not decoded
+    other = forged(tmp_path / "huge", picture=Image.new("1", (4097, 4097)))  # it says so, and is not decoded
     assert "4097 x 4097 are more than 16,777,216 pixels" in said(path, other)
     assert not loaded
     assert not (tmp_path / "replays").exists()
     assert "['true_cfg_scale']" in said(forged(tmp_path, call__true_cfg_scale=2.0)), "of another family"
-    assert not loaded[0][2].requests
+    assert not loaded[0][2]

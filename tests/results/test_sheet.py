@@ -71,12 +71,10 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
         while p.parent[line[-1]] >= 0:
             line.append(int(p.parent[line[-1]]))
         assert chain(look, origin)[-1] == CandidateAtStep(line[-1], -1), "every line begins at the seed"
-        if source is None or source.step < 0:
-            continue
-        assert source.step < look.step
-        assert source.uid in line
-    kept = [candidate.uid for candidate in result.images]
-    ends = most_wanted(origin, kept, lambda uid: result.particles.value([uid])[0])
+        if source is not None and source.step >= 0:
+            assert source.step < look.step
+            assert source.uid in line
+    ends = most_wanted(origin, [candidate.uid for candidate in result.images], lambda uid: p.value([uid])[0])
     assert ends[0] == CandidateAtStep(result.best.uid, len(result.levels) - 1)
     for most in (1, 4, 16):
         shown = choose(ends, origin, most)
@@ -98,15 +96,11 @@ def test_lines_lead_from_every_look_to_what_it_came_from(name: str, searched: An
 def no_overlap(shown: Origins, columns: dict[CandidateAtStep, int]) -> bool:
     """Whether no look lies on another, or on a line to another."""
     lines = {step: i for i, step in enumerate(sorted({look.step for look in shown}))}
-    taken = set()
+    taken: list[tuple[int, int]] = []
     for look, column in columns.items():
-        source = shown[look]
-        rows = range(lines[look.step] if source is None else lines[source.step] + 1, lines[look.step] + 1)
-        for row in rows:
-            if (row, column) in taken:
-                return False
-            taken.add((row, column))
-    return True
+        source, last = shown[look], lines[look.step]
+        taken += [(row, column) for row in range(last if source is None else lines[source.step] + 1, last + 1)]
+    return len(set(taken)) == len(taken)
 
 
 def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) -> None:
@@ -121,10 +115,9 @@ def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) ->
     for column, uid in enumerate(best_first):
         for line, step in enumerate((2, 5, 8)):
             at = (sheet.HEAD + line * pitch + 40, sheet.LEFT + column * (cell + sheet.MARGIN) + 40)
-            if step > p.scored[uid]:
-                assert (pixels[at] == 255).all() or p.scored[uid] < 0
-                continue
-            color = np.asarray(recorder.thumbnails[0][uid, step])[40, 40].astype(float)
+            color = np.full(3, 255.0)
+            if step <= p.scored[uid]:
+                color = np.asarray(recorder.thumbnails[0][uid, step])[40, 40].astype(float)
             dropped = step == p.scored[uid] < 8
             np.testing.assert_allclose(pixels[at], color * 0.35 + 255 * 0.65 if dropped else color, atol=1.5)
     assert tuple(pixels[sheet.HEAD + 2 * pitch - 2, sheet.LEFT + 40]) == GREEN
@@ -147,30 +140,24 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return words
 
 
-def test_the_head_counts_the_seeds_that_started(searched: Any, written: list[tuple[str, float]]) -> None:
-    """A seed that was listed, but never evaluated, is no candidate."""
-    result, _ = searched(pruned(2))
-    never = result.particles.step * 0
-    particles = replace(result.particles, step=never, cached=never > 0)
-    told = replace(result, spent=replace(result.spent, seeds=0), particles=particles)
-    assert sheet.contact_sheet(told, {}).width >= 480
-    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser evaluations") for line, _ in written)
-
-
-def test_long_seeds_are_told_apart_within_their_columns(searched: Any, written: list[tuple[str, float]]) -> None:
+def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(searched: Any, written: Any) -> None:
     first = 2**64 - 100
     result, recorder = searched(pruned(12, 1), seed=first)
     recorder.sheet(result)
     named = {words: wide for words, wide in written if words.startswith("seed ")}
     assert len(named) == 12
-    assert max(named.values()) <= sheet.CELL
+    assert max(named.values()) <= sheet.CELL, "within their columns"
     assert {int(words[-2:]) for words in named} == {(first + i) % 100 for i in range(12)}
-
-
-def test_rows_of_drafts_are_called_so(written: list[tuple[str, float]]) -> None:
+    written.clear()
+    never = result.particles.step * 0
+    particles = replace(result.particles, step=never, cached=never > 0)
+    told = replace(result, spent=replace(result.spent, seeds=0), particles=particles)
+    assert sheet.contact_sheet(told, {}).width >= 480
+    assert any(line.startswith(f"0 seeds, {told.spent.nfe} denoiser") for line, _ in written), "listed, never evaluated"
+    written.clear()
     recorder = outputs.Recorder()
-    (result,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), made(), on_event=recorder)
-    recorder.sheet(result)
+    (drafted,) = search(["a"], SeedPruning(12, keep=(0.5,), steps=(3,)), made(), on_event=recorder)
+    recorder.sheet(drafted)
     rows = {words.partition("\n")[0]: 0 for words, _ in written if words == "finished" or "\nnoise" in words}
     assert [*rows] == ["draft", "step 3", "finished"]
 
@@ -187,7 +174,7 @@ def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(sear
 
 
 @pytest.mark.parametrize(("width", "height", "column"), [(96, 32, 96), (32, 96, 48)])
-def test_rows_and_columns_and_frames_are_as_large_as_pictures(
+def test_rows_columns_and_frames_are_as_large_as_pictures(
     searched: Any, looks: Looks, width: int, height: int, column: int
 ) -> None:
     result, recorder = searched(pruned())

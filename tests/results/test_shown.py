@@ -17,7 +17,6 @@ from PIL import Image
 
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import ByHand
-from ttsnap.algorithms.code import CoDe
 from ttsnap.algorithms.nested import Nested
 from ttsnap.algorithms.refined import Refined
 from ttsnap.algorithms.smc.smc import SMC
@@ -66,8 +65,7 @@ def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: An
     prompt = "a very long prompt " * 20
     results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=2)
     for result in results:
-        line = repr(result)
-        assert len(line) < 200
+        assert len(line := repr(result)) < 200
         assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
         assert f"{result.spent.nfe} NFE, 6 seeds" in line
         assert "tensor" not in repr(result.images)
@@ -85,8 +83,7 @@ def test_notebooks_show_images_and_the_sheet(found: Any, engine: Callable[..., A
     recorder = Recorder()
     (result,) = search(["<script>"], SeedPruning(2, (0.5,), steps=(2,)), engine(), on_event=recorder)
     page = result._repr_html_()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
+    assert ("<script>" in page, "&lt;script&gt;" in page) == (False, True)
     assert len(pictures(page)) == 1, "no sheet, where nobody kept thumbnails"
 
 
@@ -109,9 +106,7 @@ def test_images_carry_what_made_them(found: Any, tmp_path: Path, capsys: pytest.
 
 NESTED = [
     make_algorithm("ttsnap-rbf", n=9),
-    make_algorithm("svdd", n=2),
     Nested(TopNoises(3), SMC(4), n=5),
-    Nested(SeedPruning(None, (0.5,), (0.8,)), CoDe(2), share=0.3),
     Refined(SeedPruning(6, (0.5,), (0.8,)), ZeroOrder(2, rounds=3)),
     {"name": "nested", "first": {"name": "top-noises", "n": 7}, "second": "code"},
     {"name": "nested", "first": TopNoises(7), "second": {"name": "code", "n": 3}},
@@ -119,9 +114,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize("asked", NESTED)
-def test_an_algorithm_in_a_picture_is_read_again_with_those_that_are_its_options(
-    asked: Any, pipe: Any, tmp_path: Path
-) -> None:
+def test_an_algorithm_in_a_picture_is_read_again_with_its_options(asked: Any, pipe: Any, tmp_path: Path) -> None:
     record = told(pipe, asked, SamplerOptions(), {"num_inference_steps": 2}, Budget(nfe=3))
     save_made(tmp_path / "x.png", np.zeros((3, 8, 8)), replace(record, found=FoundImage("a", 3, 1.0)))
     found = read_record(tmp_path / "x.png")
@@ -172,8 +165,7 @@ def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
     results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), keep=2)
     written = write_results(tmp_path, results, RECORD)
     names = {p.name for p in tmp_path.iterdir()}
-    assert {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"} < names
-    assert len(names) == 3 + 4
+    assert len(names - {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"}) == len(names) - 3 == 4
     best, path = results[1].best, written[1][0]
     assert path.name == f"001-b-c-d-01-seed{best.seed}.png"
     told = read_record(path)
@@ -189,16 +181,10 @@ def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
 
 def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None:
     """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
-    calls: list[int] = []
-
-    def breaks_down(images: Any, prompts: Any) -> Any:
-        calls.append(len(images))
-        return images.mean((1, 2, 3)) if len(calls) == 1 else [float("nan")] * len(images)
-
-    reward = FunctionReward(breaks_down, "mine")
+    scores = iter([1.0])
+    reward = FunctionReward(lambda images, _: [next(scores, float("nan"))] * len(images), "mine")
     results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2)
     (paths,) = write_results(tmp_path, results, RECORD)
-    assert len(paths) == 2
-    assert read_record(paths[0]).image.reward is None
+    assert [read_record(path).image.reward for path in paths] == [None] * 2
     assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]
     assert "no image has a score: which of them is the best is not known" in results[0].warnings
