@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.pipelines import tiny
 from ttsnap import BestOfN, search
 from ttsnap.pipelines import downgrade, upgrade
-from ttsnap.pipelines.modular.classic import MODULAR, modular
+from ttsnap.pipelines.modular.classic import MODULAR
 from ttsnap.request.request import ModelDefaults
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.rng import seeded
@@ -80,15 +80,10 @@ ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] =
 CLASSIC = {name: Classic(f"{kind}Pipeline", parts, call, **more) for name, (kind, parts, call, more) in ROWS.items()}
 """Those whose searches run over blocks."""
 TEXT_TO_IMAGE = {
-    name: Classic(
-        family.pipeline.__name__,
-        family.build,
-        {**family.call, **cases.STEPS},
-        other=dict.fromkeys(("clip_skip", "use_resolution_binning")),
-    )
-    for name, family in tiny.FAMILIES.items()
-    if name != "flux_schnell"
-}
+    name: Classic(family.pipeline.__name__, family.build, {**family.call, **cases.STEPS},
+                  other=dict.fromkeys(("clip_skip", "use_resolution_binning")))
+    for name, family in tiny.FAMILIES.items() if name != "flux_schnell"
+}  # fmt: skip
 """Those with a search class of their own, of which test_families.py tells what is honoured."""
 ALL = {**CLASSIC, **TEXT_TO_IMAGE}
 
@@ -296,33 +291,19 @@ def test_a_first_frame_of_another_shape_leaves_the_size_of_the_video_as_it_is() 
     assert found(twin("wan image"), "wan image", image=picture(size=(20, 40))).shape == (1, 5, 3, 32, 64)
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "words"),
-    [
-        ("qwen controlnet", {"guidance_scale": 2.0}, "guidance_scale= .* true_cfg_scale"),
-        ("flux2", {"joint_attention_kwargs": {}}, "'joint_attention_kwargs'; did you mean"),
-        ("flux kontext", {"prompt_2": "x"}, "prompt_2= .*: .* one text"),
-        ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2= .*: .* one network"),
-        ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
-        ("wan image", {"image": torch.zeros(1, 3, 32, 64)}, "image= .* got Tensor"),
-        ("ltx2", {"spatio_temporal_guidance_blocks": []}, "blocks= must name"),
-        ("ltx2", {"output_type": "latent"}, r"output_type .* \('pil', 'pt', 'np'\)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "given", "words"), [
+    ("qwen controlnet", {"guidance_scale": 2.0}, "guidance_scale= .* true_cfg_scale"),
+    ("flux2", {"joint_attention_kwargs": {}}, "'joint_attention_kwargs'; did you mean"),
+    ("flux kontext", {"prompt_2": "x"}, "prompt_2= .*: .* one text"),
+    ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2= .*: .* one network"),
+    ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
+    ("wan image", {"image": torch.zeros(1, 3, 32, 64)}, "image= .* got Tensor"),
+    ("ltx2", {"spatio_temporal_guidance_blocks": []}, "blocks= must name"),
+    ("ltx2", {"output_type": "latent"}, r"output_type .* \('pil', 'pt', 'np'\)"),
+])  # fmt: skip
 def test_what_is_refused_says_what_to_use(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         found(twin(name), name, **given)
-
-
-def test_z_image_is_guided_by_the_scale_of_the_call() -> None:
-    """Over blocks as in the classic call, whose scale counts from 0."""
-    name = "z_image img2img"
-    pipe = modular(stock(name))
-    images = [found(pipe, name, guidance_scale=scale) for scale in (0.0, 3.0)]
-    for image, scale in zip(images, (0.0, 3.0), strict=True):
-        assert (image - classic(name, guidance_scale=scale)).abs().max() < 1e-5
-    assert (images[0] - images[1]).abs().max() > 0.01
-    assert torch.equal(images[0], found(pipe, name))
 
 
 def test_a_scale_is_refused_where_nothing_reads_it() -> None:
