@@ -262,8 +262,3 @@ def test_under_autocast_noise_in_the_batch_changes_no_other_row(case: Case) -> N
         both = denoiser.predict(torch.cat([first, later]), torch.tensor([0, 2]), torch.tensor([0, 0])).out
     assert later.dtype == torch.bfloat16
     assert relative(both[1:], alone) < 1e-3
-
-
-def test_every_scheduler_is_among_the_fast_cases() -> None:
-    fast = {name for names, _ in SCHEDULERS.values() for name in names.split()}
-    assert {*VARIANCE_PRESERVING, *FLOW} == fast
