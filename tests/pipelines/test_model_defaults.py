@@ -137,10 +137,7 @@ DRAFTED: list[dict[str, Any]] = [
     {"reward": "http://127.0.0.1:9", "call": {"negative_prompt": "", "height": 32, "width": None}},
 ]
 LEFT_OUT: list[dict[str, Any]] = [
-    *(
-        {"algorithm": algorithm}
-        for algorithm in (SeedPruning(draft_share=0), SeedPruning(n=8), SeedPruning(keep=(0.5,)))
-    ),
+    *({"algorithm": SeedPruning(**own)} for own in ({"draft_share": 0}, {"n": 8}, {"keep": (0.5,)})),
     *({"algorithm": make_algorithm(name)} for name in ("ttsnap", "best-of-n", "evolution")),
     *({"sampler": told} for told in ({"kernel": "ode"}, {"kernel": "sde", "path": "vp"}, {"guide": "dps:1"})),
     *({"reward": reward} for reward in (Judge(), "judge:yes", "brightness then judge:yes")),
@@ -212,6 +209,8 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
     assert "seed-pruning with drafts  scenes" in said
     assert said.count("--draft none") == 2
     (png,) = (tmp_path / "with").glob("01-*.png")
+    assert main(["replay", str(png)]) == 0
+    assert "0 of 255" in capsys.readouterr().out
     image = Image.open(png)
     for drafter, refusal in (("someone/draft", "drafter 'someone/draft'"), (None, "no drafter")):
         info = PngInfo()

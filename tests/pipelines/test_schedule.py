@@ -204,14 +204,10 @@ def test_eps_and_v_models_convert(path: str) -> None:
         torch.testing.assert_close(again[1:], x0[1:], atol=1e-4, rtol=1e-3)
 
 
-def test_points_noisier_than_the_path_are_spread() -> None:
-    times: Any = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp").times
-    assert times[0] == 1
-    assert bool((times.diff() < 0).all())
-
-
 def test_rbf_times_stay_near_the_noise() -> None:
     """reference: RBF's 10 steps on VP, in FLUX's own times."""
+    noisier: Any = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=12.0), 30), "vp").times
+    assert (noisier[0], bool((noisier.diff() < 0).all())) == (1, True)  # points noisier than the path are spread
     found = convert(make_schedule(diffusers.FlowMatchEulerDiscreteScheduler(), 10), "vp", "sqrt")
     known = [0.993, 0.993, 0.992, 0.990, 0.986, 0.978, 0.962, 0.929, 0.859, 0.709]
     assert (found.timesteps / 1000).tolist() == pytest.approx(known, abs=6e-4)
