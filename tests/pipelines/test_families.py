@@ -446,8 +446,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("pixart_sigma", BINNED, "sample size 256, 128, 64, 32"),
     ("pixart_sigma", {"prompt_embeds": torch.zeros(2, 8, 32)}, "prompt_attention_mask"),
     ("sd3", {"scheduler": diffusers.IPNDMScheduler()}, "IPNDMScheduler"),
-    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"),
-    ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
+    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"), ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
     ("flux", {**GIVEN, "true_cfg_scale": 2.0, **UNMATCHED}, "same shape"),
     *[(name, {"max_sequence_length": 513}, "512") for name in ("flux", "lumina2")],
     ("z_image", {"prompt_embeds": [torch.zeros(3, 16)] * 2}, "negative_prompt_embeds"),
@@ -456,7 +455,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     # The stock calls fail with these, too.
     *[(n, {"scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEuler") for n in (*UNETS, "pixart_sigma")],
     *[(n, {"scheduler": diffusers.FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom") for n in PACKED],
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "change", "said"), REFUSED, ids=lambda part: part if isinstance(part, str) else "")
