@@ -359,15 +359,18 @@ def latents_of(pipe: Any, call: dict[str, Any], **how: Any) -> Any:
     return pipe(prompt=PROMPTS[0], search=BestOfN(1), reward=dark, seed=3, output_type="latent", **how, **call).images
 
 
-@pytest.mark.parametrize(("name", "redraws", "network"), [
-    ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, "transformer"),
-    ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, "unet"),
-    ("flux", diffusers.FluxImg2ImgPipeline, "transformer"),
+@pytest.mark.parametrize(("name", "redraws", "scheduler"), [
+    ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, None), ("flux", diffusers.FluxImg2ImgPipeline, None),
+    ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, None),
+    *(("sd15", diffusers.StableDiffusionImg2ImgPipeline, getattr(diffusers, kind)(**STABLE_DIFFUSION_BETAS, **more))
+      for kind in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
+      for more in ({}, {"prediction_type": "v_prediction"})),
 ])  # fmt: skip
-def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, network: str) -> None:
+def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, scheduler: Any) -> None:
     """A draft is one step of the stock call with the drafter's weights, and its finish the stock image-to-image call
     from that latent: `strength` says from which step, and the generator of the seed draws the same noise."""
     stock, call = copy.copy(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 12}
+    stock.scheduler, network = scheduler or stock.scheduler, "unet" if hasattr(stock, "unet") else "transformer"
     drafter = Drafter(jitter(copy.deepcopy(getattr(stock, network))), DraftSettings())
     found = latents_of(upgrade(stock), call, draft=drafter, finish="0.6:3")
     denoiser = upgrade(stock).sampling_denoiser(SamplerOptions(draft=drafter, finish="0.6:3"), **call)
@@ -395,29 +398,6 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     plain = latents_of(pipe, call)
     assert torch.equal(latents_of(pipe, call, draft="hot", finish=1), plain)
     assert not torch.equal(latents_of(pipe, call, draft="hot", finish=0.5), plain)
-
-
-@pytest.mark.parametrize("name", ["DDIM", "DPMSolverMultistep", "HeunDiscrete"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_schedulers_go_on_from_where_a_draft_begins(name: str, prediction: str) -> None:
-    """As the stock image-to-image call does: the same steps from latents that are put in by hand."""
-    stock = copy.copy(shared("sd15"))
-    stock.scheduler = getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION_BETAS, prediction_type=prediction)
-    pipe, call = upgrade(stock), {**FAMILIES["sd15"].call, "num_inference_steps": 6}
-    found = latents_of(pipe, call, draft="hot", finish=0.6)
-    denoiser = pipe.sampling_denoiser(SamplerOptions(draft="hot", finish=0.6), **call)
-    denoiser.encode(PROMPTS[:1])
-    _, x = denoiser.drafts.start.begin(denoiser.init_latents([seeded(3)]), torch.zeros(1, dtype=torch.long))
-    again = copy.deepcopy(stock.scheduler)
-    again.set_timesteps(6)
-    begin = len(denoiser.drafts.start.whole.timesteps) - len(denoiser.schedule.timesteps)
-    if name != "DDIM":
-        again.set_begin_index(begin)
-    for k, t in enumerate(again.timesteps[begin:]):
-        made = denoiser.predict(x, torch.tensor([k]), torch.tensor([0])).out
-        again.is_scale_input_called = True
-        x = again.step(made, t, x, return_dict=False)[0]
-    torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("draft", "said"), [

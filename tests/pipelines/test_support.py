@@ -11,14 +11,13 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel
-from peft import LoraConfig
 
 from docs._ext import supported as matrix
 from ttsnap.pipelines import FAMILIES as SUPPORTED
 from ttsnap.pipelines import search_class, upgrade
 from ttsnap.pipelines.modular.workflows import WORKFLOWS
 
-from .modular.tiny import CASES, ONE, SLOW, image_of, twin
+from .modular.tiny import CASES, SLOW, twin
 from .test_families import PACKED
 from .tiny import FAMILIES, shared
 
@@ -94,17 +93,3 @@ def test_a_preview_vae_decodes_where_the_table_says_so(name: str) -> None:
         assert preview.shape == denoiser.decode(noise).shape
         if classic and name not in PACKED:
             assert torch.equal(preview, (pipe.preview_vae.decode(noise).sample / 2 + 0.5).clamp(0, 1))
-
-
-def test_a_modular_pipeline_is_searched_with_its_lora() -> None:
-    """What the table says of LoRA: adapters that diffusers puts into the network stay in force, and in the ledger."""
-    name, images = "flux image2image", []
-    parts, stock = CASES[name].parts().components, diffusers.FluxModularPipeline()
-    stock.update_components(**{name: part for name, part in parts.items() if name in stock.components})
-    for adapted in (False, True):
-        if adapted:
-            stock.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
-        made = upgrade(stock)(prompt="a cat", output_type="pt", **ONE, **CASES[name].call)
-        images.append(image_of(name, 2, "a cat", stock))
-        assert torch.equal(made.images[0], images[-1])
-    assert not torch.equal(*images)

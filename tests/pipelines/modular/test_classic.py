@@ -257,15 +257,6 @@ def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_p
     assert wan.frames.shape == (1, 5, 32, 64, 3)  # "np"
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_settings_of_a_classic_pipeline_go_along(zeros: bool) -> None:
-    parts = tiny.shared("sdxl").components
-    plain = tiny.quiet(diffusers.StableDiffusionXLImg2ImgPipeline(**parts, force_zeros_for_empty_prompt=zeros))
-    given = {"prompt": "a cat", **REDRAWN, **cases.STEPS, "output_type": "pt"}
-    image = upgrade(plain)(**given, **ONE).images
-    assert (image - plain(**given, generator=seeded(2)).images).abs().max() < 1e-5
-
-
 def test_an_engine_of_a_classic_pipeline_takes_its_arguments_and_images_carry_the_modular_call() -> None:
     name = "qwen controlnet"
     engine = twin(name).engine(bright, batch_size=1, true_cfg_scale=2.5, **CLASSIC[name].call)
@@ -278,13 +269,10 @@ def test_an_engine_of_a_classic_pipeline_takes_its_arguments_and_images_carry_th
     assert "true_cfg_scale" not in told["call"]
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22"])
-def test_as_many_videos_come_back_as_are_asked_for(name: str) -> None:
+def test_as_many_videos_come_back_as_are_asked_for() -> None:
     more = {**ONE, "search": BestOfN(3), "num_videos_per_prompt": 2, "output_type": "pt"}
-    frames, of_blocks = (
-        pipe(prompt="a cat", **more, **CLASSIC[name].call).frames for pipe in (twin(name), cases.twin(name))
-    )
-    assert frames.shape == of_blocks.shape == (2, 5, 3, 32, 64)
+    for pipe in (twin("wan"), cases.twin("wan")):  # the classic one, and that of blocks
+        assert pipe(prompt="a cat", **more, **CLASSIC["wan"].call).frames.shape == (2, 5, 3, 32, 64)
 
 
 def test_a_first_frame_of_another_shape_leaves_the_size_of_the_video_as_it_is() -> None:
