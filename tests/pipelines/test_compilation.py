@@ -81,7 +81,7 @@ def test_flops_are_counted_on_an_uncompiled_copy() -> None:
     assert not graphs()
 
 
-@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
-def test_modes_that_reuse_outputs_are_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"mode '{mode}' reuses"):
-        compile_denoiser(tiny.sd3(), mode=mode)
+def test_modes_that_reuse_outputs_are_refused() -> None:
+    for mode in ("reduce-overhead", "max-autotune"):
+        with pytest.raises(ValueError, match=f"mode '{mode}' reuses"):
+            compile_denoiser(tiny.shared("sd3"), mode=mode)

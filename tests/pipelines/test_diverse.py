@@ -38,9 +38,7 @@ def test_the_call() -> None:
     assert seeds[1][0] == seeds[0][0]
     assert set(seeds[1]) != set(seeds[0])
     assert [out.search[0].spent.cost.features for out in (plain, found)] == [0, 10]
-    not_told, told = (json.loads(out.images[0].info["ttsnap"])["search"] for out in (plain, found))
-    assert (told["diversity"], told["likeness"]) == (8.0, "red")
-    assert not {"diversity", "likeness"} & set(not_told)
+    assert not {"diversity", "likeness"} & set(json.loads(plain.images[0].info["ttsnap"])["search"])
     for name, value in {"diversity": 2.0, "likeness": "pixels"}.items():
         with pytest.raises(ValueError, match=f"{name} {value} .*diverse .* leave {name} out"):
             pipe(PROMPT, num_images_per_prompt=4, **{name: value}, **SEARCH)
@@ -53,10 +51,8 @@ def test_the_command_line_and_replay(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["generate", PROMPT, *how, *differ, "--out", str(tmp_path / "out")]) == 0
     assert "10 images described" in capsys.readouterr().out
     images = sorted((tmp_path / "out").glob("0*.png"))
-    assert len(images) == 4
     search = read_record(images[2]).to_json()["search"]
-    assert (search["diversity"], search["likeness"], search["rank"]) == (4.0, "pixels", 3)
-    assert json.loads((tmp_path / "out" / "trace.json").read_text())["results"][0]["spent"]["features"] == 10
+    assert (len(images), search["diversity"], search["likeness"], search["rank"]) == (4, 4.0, "pixels", 3)
     assert main(["replay", str(images[2])]) == 0
     again = images[2].parent / "replays" / images[2].name
     assert abs(np.asarray(Image.open(again), int) - np.asarray(Image.open(images[2]), int)).max() <= 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import diffusers
 import numpy as np
@@ -144,17 +145,17 @@ def test_a_lora_drafts_as_the_stock_pipeline_estimates_under_it(name: str, lora:
     assert float((guess - estimated(unguided(shared(name), name))).norm() / guess.norm()) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3"])  # of others tests/gpu tells
-def test_nothing_leaks_into_the_model(name: str, lora: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
-    pipe = FAMILIES[name].build()
-    base = denoiser(pipe, name)
+def test_nothing_leaks_into_the_model(lora: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    """Of others than SD 1.5, whose LoRA has layers for its text encoder, too, tests/gpu tells."""
+    pipe = FAMILIES["sd15"].build()
+    base = denoiser(pipe, "sd15")
     modules, parameters, words = list(base.net.modules()), base.net.parameters, pipe.text_encoder.state_dict().keys()
     weights, flags = [p.detach().clone() for p in parameters()], [p.requires_grad for p in parameters()]
     given = rows(base, 0, 2)
     before = base.predict(*given)
     with caplog.at_level(logging.WARNING, "ttsnap"):
-        use_drafter(base, lora(pipe, text_encoder=name == "sd15"))
-    assert ("its layers for text encoders are left out" in caplog.text) == (name == "sd15")
+        use_drafter(base, lora(pipe, text_encoder=True))
+    assert "its layers for text encoders are left out" in caplog.text
     loaded, _, after = base.predict(*given), base.drafts.guess(*given, 2), base.predict(*given)
     assert torch.equal(loaded.out, before.out)
     assert torch.equal(after.out, before.out)
@@ -163,7 +164,7 @@ def test_nothing_leaks_into_the_model(name: str, lora: Callable[..., str], caplo
     assert flags == [p.requires_grad for p in parameters()]
     assert pipe.text_encoder.state_dict().keys() == words
     assert not any(pipe.get_list_adapters().values())
-    assert setting_of(base, "decode") == setting_of(denoiser(pipe, name), "decode")
+    assert setting_of(base, "decode") == setting_of(denoiser(pipe, "sd15"), "decode")
 
 
 def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str]) -> None:
@@ -178,10 +179,9 @@ def test_the_users_own_lora_stays_in_force_under_a_draft(lora: Callable[..., str
     pipe.set_adapters(["style"], [0.5])
     together.set_adapters(["style", "draft"], [0.5, 1.0])
     base = denoiser(pipe, "sd3")
-    before, flags = estimated(base), [p.requires_grad for p in base.net.parameters()]
+    before = estimated(base)
     both = drafted(base, draft)
     assert torch.equal(before, estimated(base))
-    assert flags == [p.requires_grad for p in base.net.parameters()]
     assert pipe.get_active_adapters() == ["style"]
     close(both, estimated(unguided(together, "sd3")))
     # Another scale of it is another drafter; without it, its layers go.
@@ -200,20 +200,14 @@ def test_the_settings_of_a_draft_are_beside_a_single_file_and_on_the_hub(
     (folder / "pytorch_lora_weights.safetensors").rename(folder / "mine.safetensors")
     assert torch.equal(drafted(base, f"{folder}/mine.safetensors:2"), whole)
     assert base.drafts.calls == 2
-    failures: list[Exception] = []
-
-    def download(repository: str, file: str) -> str:
-        assert (repository, file) == ("a/b", "draft.json")
-        for failure in failures[-1:]:
-            raise failure
-        return str(tmp_path / "draft.json")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     write_draft(tmp_path, HALF)
+    hub = Mock(return_value=str(tmp_path / "draft.json"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
     for where in ("a/b", "a/b/c.safetensors", "a/b/c/d.safetensors"):
         assert _settings(where) == HALF
+        assert hub.call_args.args == ("a/b", "draft.json")
     for failure, said in ((EntryNotFoundError(""), False), (LocalEntryNotFoundError(""), True)):
-        failures.append(failure)
+        hub.side_effect = failure
         assert _settings("a/b") == DraftSettings()
         assert ("the hub cannot be asked" in caplog.text) == bool(caplog.text) == said
 
@@ -325,8 +319,6 @@ def test_a_call_takes_a_draft_and_its_winner_says_so(
     assert not said(pipe, draft=folder)[1]  # once is enough
     write_draft(folder, DraftSettings(checked=(Checked("StableDiffusion3Pipeline", 2, 5.0),)))
     assert not said(upgrade(FAMILIES["sd3"].build()), draft=folder)[1]
-    with pytest.raises(ValueError, match="unknown draft 'hut'"):
-        said(pipe, draft="hut")
     with pytest.raises(ValueError, match=r"^draft .*search="):
         pipe("a cat", draft="hot", **call)
 
@@ -367,15 +359,18 @@ def latents_of(pipe: Any, call: dict[str, Any], **how: Any) -> Any:
     return pipe(prompt=PROMPTS[0], search=BestOfN(1), reward=dark, seed=3, output_type="latent", **how, **call).images
 
 
-@pytest.mark.parametrize(("name", "redraws", "network"), [
-    ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, "transformer"),
-    ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, "unet"),
-    ("flux", diffusers.FluxImg2ImgPipeline, "transformer"),
+@pytest.mark.parametrize(("name", "redraws", "scheduler"), [
+    ("sd3", diffusers.StableDiffusion3Img2ImgPipeline, None), ("flux", diffusers.FluxImg2ImgPipeline, None),
+    ("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, None),
+    *(("sd15", diffusers.StableDiffusionImg2ImgPipeline, getattr(diffusers, kind)(**STABLE_DIFFUSION_BETAS, **more))
+      for kind in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler")
+      for more in ({}, {"prediction_type": "v_prediction"})),
 ])  # fmt: skip
-def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, network: str) -> None:
+def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, scheduler: Any) -> None:
     """A draft is one step of the stock call with the drafter's weights, and its finish the stock image-to-image call
     from that latent: `strength` says from which step, and the generator of the seed draws the same noise."""
     stock, call = copy.copy(shared(name)), {**FAMILIES[name].call, "num_inference_steps": 12}
+    stock.scheduler, network = scheduler or stock.scheduler, "unet" if hasattr(stock, "unet") else "transformer"
     drafter = Drafter(jitter(copy.deepcopy(getattr(stock, network))), DraftSettings())
     found = latents_of(upgrade(stock), call, draft=drafter, finish="0.6:3")
     denoiser = upgrade(stock).sampling_denoiser(SamplerOptions(draft=drafter, finish="0.6:3"), **call)
@@ -403,29 +398,6 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
     plain = latents_of(pipe, call)
     assert torch.equal(latents_of(pipe, call, draft="hot", finish=1), plain)
     assert not torch.equal(latents_of(pipe, call, draft="hot", finish=0.5), plain)
-
-
-@pytest.mark.parametrize("name", ["DDIM", "DPMSolverMultistep", "HeunDiscrete"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_schedulers_go_on_from_where_a_draft_begins(name: str, prediction: str) -> None:
-    """As the stock image-to-image call does: the same steps from latents that are put in by hand."""
-    stock = copy.copy(shared("sd15"))
-    stock.scheduler = getattr(diffusers, f"{name}Scheduler")(**STABLE_DIFFUSION_BETAS, prediction_type=prediction)
-    pipe, call = upgrade(stock), {**FAMILIES["sd15"].call, "num_inference_steps": 6}
-    found = latents_of(pipe, call, draft="hot", finish=0.6)
-    denoiser = pipe.sampling_denoiser(SamplerOptions(draft="hot", finish=0.6), **call)
-    denoiser.encode(PROMPTS[:1])
-    _, x = denoiser.drafts.start.begin(denoiser.init_latents([seeded(3)]), torch.zeros(1, dtype=torch.long))
-    again = copy.deepcopy(stock.scheduler)
-    again.set_timesteps(6)
-    begin = len(denoiser.drafts.start.whole.timesteps) - len(denoiser.schedule.timesteps)
-    if name != "DDIM":
-        again.set_begin_index(begin)
-    for k, t in enumerate(again.timesteps[begin:]):
-        made = denoiser.predict(x, torch.tensor([k]), torch.tensor([0])).out
-        again.is_scale_input_called = True
-        x = again.step(made, t, x, return_dict=False)[0]
-    torch.testing.assert_close(found, x, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("draft", "said"), [

@@ -18,7 +18,6 @@ from typing import Any
 
 import accelerate
 import diffusers
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -40,9 +39,8 @@ from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline
 from ttsnap.reward_models.registry import make_rewards
 
-from ..cover import each_once  # noqa: TID252
 from .tiny import FAMILIES as TINY
-from .tiny import character_tokenizer, flux, quiet, sd3, sd15, shared
+from .tiny import character_tokenizer, quiet, sd3, sd15, shared
 
 CALL = {**TINY["sd3"].call, "num_inference_steps": 4, "output_type": "pt"}
 PROMPTS = ["a cat", "two dogs"]
@@ -308,7 +306,7 @@ OFFLOADS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("offload", "before"), each_once(list(OFFLOADS), [True, False]))
+@pytest.mark.parametrize(("offload", "before"), [("model", True), ("group", False), ("sequential", True)])
 def test_offload(stock: Any, winner: Any, offload: str, before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards are made and asked where the pipeline computes."""
     seen: list[torch.device] = []
@@ -322,9 +320,7 @@ def test_offload(stock: Any, winner: Any, offload: str, before: bool, monkeypatc
         return make_rewards(rewards, device=device)
 
     monkeypatch.setattr(mixin, "make_rewards", make)
-    if before:
-        OFFLOADS[offload](stock)
-    twin = upgrade(stock)
+    twin = upgrade(OFFLOADS[offload](stock) or stock) if before else upgrade(stock)
     if not before:
         OFFLOADS[offload](twin)
     assert offload != "sequential" or twin.device.type == "meta"
@@ -344,12 +340,6 @@ def test_step_caches_are_refused(stock: Any) -> None:
         with pytest.raises(ValueError, match="PyramidAttentionBroadcastHook"):
             call()
     assert not calls
-    other = flux()
-    other.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(ValueError, match=r"transformer\.disable_cache\(\)"):
-        upgrade(other).engine(mean_red)
-    other.transformer.disable_cache()
-    upgrade(other).engine(mean_red)
 
 
 def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
@@ -372,33 +362,21 @@ def test_rewards_may_read_other_texts_than_the_model(stock: Any) -> None:
 EMBEDDED = {"prompt": None, **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), torch.zeros(2, 85, 96))}
 EMBEDDED |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), torch.zeros(2, 64))
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"reward": None}, "reward="),
-    ({"prompt": None}, "a prompt"),
-    ({"prompt": ["a", 3]}, "list of prompts"),
-    ({"budget": "3nfe"}, "too small"),
-    ({"budget": "1mflop"}, "FLOPs"),
-    ({"effort": "low", "budget": "9nfe"}, "not both: 9nfe and low"),
-    ({"search": "beam"}, "'beam'"),
-    ({"search": None}, "without search="),
-    ({"reward": "nice"}, "'nice'"),
-    ({"kernel": "leap"}, "'leap'"),
-    ({"utility": "best"}, "'best'"),
-    ({"batch_size": 0}, "batch_size .* got 0"),
+    ({"reward": None}, "reward="), ({"prompt": None}, "a prompt"), ({"prompt": ["a", 3]}, "list of prompts"),
+    ({"budget": "3nfe"}, "too small"), ({"budget": "1mflop"}, "FLOPs"),
+    ({"effort": "low", "budget": "9nfe"}, "not both: 9nfe and low"), ({"search": "beam"}, "'beam'"),
+    ({"search": None}, "without search="), ({"reward": "nice"}, "'nice'"), ({"kernel": "leap"}, "'leap'"),
+    ({"utility": "best"}, "'best'"), ({"batch_size": 0}, "batch_size .* got 0"),
     ({"output_type": "jpg"}, "output_type"),
     ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
     ({"skip_layer_guidance_scale": 1.0}, "skip_layer_guidance_scale"),
     ({"num_inference_steps": "4"}, "num_inference_steps .* got '4'"),
     ({"guidance_scale": "high"}, "guidance_scale .* got 'high'"),
     ({"num_images_per_prompt": 2.5}, "whole number, got 2.5"),
-    *[
-        ({"prompt": ["a", "b"], name: ["x"] * 3}, f"{name} has 3")
-        for name in ("negative_prompt", "prompt_2", "negative_prompt_3")
-    ],
-    (EMBEDDED, "reward_prompts="),
-    ({**EMBEDDED, "reward_prompts": ["one"]}, "reward_prompts has 1"),
-    ({**EMBEDDED, "prompt": PROMPTS}, "not both"),
+    ({"prompt": ["a", "b"], "negative_prompt_3": ["x"] * 3}, "negative_prompt_3 has 3"), (EMBEDDED, "reward_prompts="),
+    ({**EMBEDDED, "reward_prompts": ["one"]}, "reward_prompts has 1"), ({**EMBEDDED, "prompt": PROMPTS}, "not both"),
     ({**EMBEDDED, "pooled_prompt_embeds": torch.zeros(1, 64), "reward_prompts": "a"}, "pooled_prompt_embeds has 1"),
-]
+]  # fmt: skip
 
 
 def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> None:
@@ -407,13 +385,6 @@ def test_what_cannot_be_honoured_is_refused_before_any_compute(stock: Any) -> No
         with pytest.raises(ValueError, match=said):
             found(twin, **{"search": "best-of-n", "budget": "20nfe", **change})
     assert not calls
-
-
-def test_other_classes_and_places_are_refused() -> None:
-    with pytest.raises(ValueError, match="int"):
-        upgrade(3)
-    with pytest.raises(ValueError, match=r"\./nowhere"):
-        load("./nowhere")
 
 
 def test_arguments_at_their_defaults_ask_for_nothing(stock: Any, winner: Any) -> None:
@@ -500,18 +471,9 @@ def test_what_comes_back_has_the_dtype_of_the_stock_call(stock: Any, output_type
     assert out.images.dtype == expected.dtype
     assert (out.images == expected).all()
     assert out.search[0].best.image.dtype == torch.float32  # for rewards, and unchanged by that
-    two = {"num_images_per_prompt": 2, "output_type": output_type}
-    pruned = found(twin, PROMPTS, search=SeedPruning(5, (0.4,), steps=(1,)), batch_size=2, **two).images
+    two = {"num_images_per_prompt": 2, "output_type": output_type, "return_dict": False}
+    pruned, _ = found(twin, PROMPTS, search=SeedPruning(5, (0.4,), steps=(1,)), batch_size=2, **two)
     assert (pruned.dtype, pruned[0].shape) == (expected.dtype, expected[0].shape)
-
-
-def test_output_forms(stock: Any) -> None:
-    twin, two = upgrade(stock), {"search": BestOfN(2), "num_images_per_prompt": 2}
-    pil = found(twin, **two, output_type="pil")
-    assert [i.size for i in pil.images] == [(24, 16)] * 2
-    array, results = found(twin, **two, output_type="np", return_dict=False)
-    assert array.shape == (2, 16, 24, 3)
-    assert results[0].best.seed == pil.search[0].best.seed
 
 
 def test_several_rewards_and_reports(stock: Any) -> None:
@@ -549,25 +511,17 @@ def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
     alone = [found(twin, seed=seed) for seed in (1, 2)]
     with ThreadPoolExecutor(2) as threads:
         together = list(threads.map(lambda seed: found(twin, seed=seed), (1, 2)))
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one.images, other.images)
-        np.testing.assert_array_equal(one.search[0].particles.scores, other.search[0].particles.scores)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(alone, together, strict=True))
 
 
-def all_but_black(images: Any, clip_input: Any) -> Any:
-    """Like a real one it does not flag what it has made black."""
-    flags = [bool((image > -1).any()) for image in images]
-    return torch.stack([image * (not flag) for image, flag in zip(images, flags, strict=True)]), flags
-
-
-@pytest.mark.parametrize("unsafe", [False, True])
-def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else(unsafe: bool) -> None:
+def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:
     """Rewards, events and prices know nothing of it."""
     pipe, checked, seen = sd15(), list[int](), list[Any]()
 
     def check(images: Any, clip_input: Any) -> Any:
         checked.append(len(images))
-        return all_but_black(images, clip_input) if unsafe else (images, [False] * len(images))
+        flags = [bool((image > -1).any()) for image in images]  # like a real one, not what it has made black
+        return images * 0, flags
 
     pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pipe.safety_checker = check
@@ -575,22 +529,21 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else(unsaf
     how = {**SEARCH, "num_images_per_prompt": 2, "report": mean_red, "on_event": seen.append, **call}
     output = upgrade(pipe)(PROMPTS, **how)
     assert checked == [4]
-    assert output.nsfw_content_detected == [unsafe] * 4
+    assert output.nsfw_content_detected == [True] * 4
     assert all(bool(event.image.any()) for event in seen if event.image is not None)
     candidates = [candidate for result in output.search for candidate in result.images]
     for image, candidate in zip(output.images, candidates, strict=True):
         assert torch.equal(image, candidate.image)
-        assert bool(image.any()) is not unsafe
-        assert (candidate.metrics["mean_red"] > 0) is not unsafe
+        assert not image.any()
+        assert candidate.metrics["mean_red"] == 0
     for result, other in zip(output.search, upgrade(shared("sd15"))(PROMPTS, **how).search, strict=True):
         assert (result.best.seed, result.best.scores) == (other.best.seed, other.best.scores)
         assert result.spent.flops == other.spent.flops
     again = pipe(PROMPTS[0], generator=generator(candidates[0].seed), **call)
-    assert again.nsfw_content_detected == [unsafe]
-    torch.testing.assert_close(output.images[:1], again.images, atol=1e-4, rtol=0)
+    assert (again.nsfw_content_detected, bool(again.images.any())) == ([True], False)
     latent = upgrade(pipe)("a", **{**how, "output_type": "latent"})
     assert latent.nsfw_content_detected is None  # as in stock
-    assert bool(latent.search[0].best.image.any()) is not unsafe
+    assert not latent.search[0].best.image.any()
 
 
 def test_a_metric_that_writes_into_its_images_changes_neither_results_nor_other_metrics() -> None:

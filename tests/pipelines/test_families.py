@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttsnap import BestOfN, SeedPruning, search
+from ttsnap import BestOfN
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
 
 from ..cover import each_once  # noqa: TID252
-from .tiny import DYNAMIC_SHIFT, FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, UNGUIDED, autoencoder, jitter, shared
+from .tiny import FAMILIES, PIXART_BETAS, STABLE_DIFFUSION_BETAS, UNGUIDED, autoencoder, jitter, shared
 
 # NumPy's, of what schedulers do with torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
@@ -154,12 +154,11 @@ TIMES = {"timesteps": [900, 500, 200, 30]}
 DYNAMIC = scheduled(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True)
 BINNED = {"use_resolution_binning": True}
 BOTH: list[Case] = [
-    {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"negative_prompt": "snow"}, WORDS, {"height": 24, "width": 16},
-    {"height": None, "width": None},
+    {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, WORDS, {"height": None, "width": None},
 ]  # fmt: skip
 UNET: list[Case] = [
     *BOTH, {"guidance_rescale": 0.7}, {"guidance_scale": 1.0, "guidance_rescale": 0.7},
-    ({"clip_skip": 1}, edited(clip_skip)), ({"clip_skip": 1, "negative_prompt": "snow"}, edited(clip_skip)),
+    ({"clip_skip": 1, "negative_prompt": "snow"}, edited(clip_skip)),
     ({"eta": 0.5}, scheduled(DDIMScheduler)), (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ({"sigmas": [12.0, 3.0, 0.5]}, scheduled(diffusers.EulerDiscreteScheduler)),
     ({"timesteps": [999, 499]}, scheduled(LCMScheduler)),
@@ -169,9 +168,7 @@ CHANGES: dict[str, list[Case]] = {
     "sd15": UNET,
     "sdxl": [
         *UNET,
-        {"prompt_2": ["a dog", "a cow"]},
-        {"negative_prompt": "snow", "negative_prompt_2": ["rain", "hail"]},
-        {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (32, 40)},
+        {"prompt_2": ["a dog", "a cow"], "negative_prompt": "snow", "negative_prompt_2": ["rain", "hail"]},
         {"negative_original_size": (64, 48)},  # without negative_target_size stock reads neither
         ({}, edited(vae_with_mean_and_deviation)),
     ],
@@ -180,32 +177,29 @@ CHANGES: dict[str, list[Case]] = {
         (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ],
     "sd3": [
-        {"guidance_scale": 1.0}, WORDS, {"clip_skip": 1}, {"prompt_2": ["a dog", "a cow"]}, SIGMAS,
-        {"height": 16, "width": 48}, {"max_sequence_length": 256}, ({}, DYNAMIC), (SIGMAS, DYNAMIC),
+        {"guidance_scale": 1.0}, {"prompt_2": ["a dog", "a cow"], **WORDS}, (SIGMAS, DYNAMIC),
         ({"height": 16, "width": 48}, DYNAMIC),
         # As the stock pipeline does, these are never asked to scale their input.
         ({}, scheduled(diffusers.EulerDiscreteScheduler)), ({}, scheduled(diffusers.HeunDiscreteScheduler)),
         ({}, scheduled(diffusers.KDPM2DiscreteScheduler)), ({}, scheduled(diffusers.LMSDiscreteScheduler)),
     ],
     "flux": [
-        {"guidance_scale": 1.5}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"},
-        {"true_cfg_scale": 2.0, **NEGATIVES}, {"true_cfg_scale": 1.0, "negative_prompt": "bad"},
-        {"true_cfg_scale": 2.0}, {"prompt_2": ["a dog", "a house"]}, SIGMAS, {"height": 19, "width": 30},
-        {"height": 64, "width": 96}, {"max_sequence_length": 5},
+        {"true_cfg_scale": 2.0, "negative_prompt": "bad"}, {"true_cfg_scale": 2.0, **NEGATIVES},
+        {"true_cfg_scale": 1.0, "negative_prompt": "bad"}, {"true_cfg_scale": 2.0},
+        {"prompt_2": ["a dog", "a house"]}, {"height": 19, "width": 30}, {"height": 64, "width": 96},
     ],
     "flux_schnell": [{"guidance_scale": 7.0}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"}],
     "qwen_image": [
-        {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0}, SIGMAS,
-        {"height": 19, "width": 30}, {"height": 64, "width": 96}, {"max_sequence_length": 3},
+        {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0},
+        {"height": 19, "width": 30}, {"height": 64, "width": 96},
     ],
     "flux2_klein": [
-        {"guidance_scale": 1.0}, SIGMAS, {"height": 19, "width": 30}, {"height": 24, "width": 36},
-        {"max_sequence_length": 5}, {"text_encoder_out_layers": (0,)},
+        {"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)},
     ],
     "sana": [
         {"guidance_scale": 1.0}, WORDS, {"complex_human_instruction": ["Draw well.", "Prompt: "]},
-        {"complex_human_instruction": ...}, {"clean_caption": True}, {"max_sequence_length": 4},
-        {"height": 64, "width": 32}, ({**BINNED, "height": 40, "width": 24}, edited(small_bins)),
+        {"complex_human_instruction": ...}, {"clean_caption": True},
+        ({**BINNED, "height": 40, "width": 24}, edited(small_bins)),
         ({**BINNED, "height": 64, "width": 32}, edited(small_bins)),
         ({"timesteps": [900, 500, 100]}, scheduled(DPMSolverMultistepScheduler)),
         (SIGMAS, scheduled(FlowMatchEulerDiscreteScheduler)),
@@ -213,18 +207,14 @@ CHANGES: dict[str, list[Case]] = {
         ({}, edited(lambda pipe: pipe.transformer.register_to_config(timestep_scale=0.5))), ({}, edited(variance)),
     ],
     "z_image": [
-        {"guidance_scale": 0.0}, {"guidance_scale": 1.0}, WORDS, {"cfg_normalization": True},
-        {"cfg_normalization": 0.5}, {"cfg_truncation": 0.3}, {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
+        {"guidance_scale": 0.0}, {"guidance_scale": 1.0}, WORDS, {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
         {"cfg_truncation": None}, {"cfg_truncation": -1.0},
         # In float32 this time is a little above 0.6.
         ({"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]}, scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0)),
-        SIGMAS, {"height": 24, "width": 16}, {"max_sequence_length": 4},
     ],
     "lumina2": [
-        {"guidance_scale": 1.0}, WORDS, {"cfg_trunc_ratio": 0.5}, {"cfg_trunc_ratio": 0.7, **SIGMAS},
-        {"cfg_trunc_ratio": 0.0}, {"cfg_normalization": False}, {"cfg_normalization": False, "cfg_trunc_ratio": 0.25},
-        SIGMAS, {"system_prompt": ..., "max_sequence_length": 200}, {"height": 48, "width": 32},
-        {"max_sequence_length": 8},
+        {"guidance_scale": 1.0}, WORDS, {"cfg_trunc_ratio": 0.7, **SIGMAS}, {"cfg_trunc_ratio": 0.0},
+        {"cfg_normalization": False, "cfg_trunc_ratio": 0.25}, {"system_prompt": ..., "max_sequence_length": 200},
     ],
 }  # fmt: skip
 # Stock reads these only in some settings, so that the picture stays the same.
@@ -295,13 +285,10 @@ def test_rounding_in_half_precision_is_the_stock_one(name: str, dtype: torch.dty
     assert name != "sdxl" or pipe.vae.config.force_upcast
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "build"),
-    [
-        *[(name, {"guidance_scale": scale}, DISTILLED) for name in UNETS for scale in (1.0, 8.0)],
-        ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
-    ],
-)
+@pytest.mark.parametrize(("name", "change", "build"), [
+    *[(name, {"guidance_scale": scale}, DISTILLED) for name in UNETS for scale in (1.0, 8.0)],
+    ("flux2_klein", {}, edited(lambda pipe: pipe.register_to_config(is_distilled=True))),
+])  # fmt: skip
 def test_networks_that_were_distilled_for_guidance_take_one_pass(name: str, change: Change, build: Build) -> None:
     pipe, call = build(name), arguments(name, change)
     assert upgrade(pipe).denoiser(**call).passes_per_nfe == 1
@@ -363,17 +350,10 @@ def embeddings(name: str, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        *[(name, WORDS) for name in (*GIVES, "qwen_image")],
-        ("qwen_image", {"negative_prompt": None}),
-        ("flux", {}),
-        ("flux", {"true_cfg_scale": 2.0, **WORDS}),
-        ("flux2_klein", {}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("name", "change"), [
+    *[(name, WORDS) for name in (*GIVES, "qwen_image")], ("qwen_image", {"negative_prompt": None}), ("flux", {}),
+    ("flux", {"true_cfg_scale": 2.0, **WORDS}), ("flux2_klein", {}),
+], ids=str)  # fmt: skip
 def test_embeddings_stand_for_their_prompts(name: str, change: Change) -> None:
     pipe, call = shared(name), arguments(name, change)
     given = embeddings(name, pipe, call)
@@ -414,21 +394,6 @@ def test_flops_are_counted_without_a_call_and_are_those_of_one(
     assert denoiser.passes_per_nfe == 1 + (guided and name not in ("flux", "flux_schnell"))
 
 
-def test_zero_snr_with_v_prediction() -> None:
-    """There is nothing but noise at the first step, so that the estimate there must not be divided by what is left."""
-    options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    pipe = scheduled(DDIMScheduler, clip_sample=False, **options)("sd15")
-    call = arguments("sd15", {"guidance_rescale": 0.7})
-    assert_equal(pipe, call)
-    denoiser = upgrade(pipe).denoiser(**call)
-    assert denoiser.schedule.alpha[0] == 0
-    with torch.no_grad():
-        denoiser.encode(["a cat"])
-        zero = torch.zeros(1, dtype=torch.long)
-        prediction = denoiser.predict(denoiser.init_latents([generator()]), zero, zero)
-    torch.testing.assert_close(prediction.x0, -prediction.out)
-
-
 def test_pixart_bins_sizes() -> None:
     pipe = FAMILIES["pixart_sigma"].build()
     pipe.transformer = rebuilt(pipe.transformer, sample_size=32, patch_size=8)
@@ -462,39 +427,7 @@ def test_the_watermark_is_on_the_picture() -> None:
     assert not torch.equal(made, unchanged("sdxl"))
 
 
-# The stock calls take the noise of these from torch's global state.
-NOISY: dict[str, Callable[[], Any]] = {
-    "lcm": lambda: diffusers.FlowMatchLCMScheduler(shift=3.0),
-    "stochastic": lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, **DYNAMIC_SHIFT),
-    "sde": lambda: DPMSolverMultistepScheduler(
-        algorithm_type="sde-dpmsolver++", prediction_type="flow_prediction", use_flow_sigmas=True,
-        use_dynamic_shifting=True,
-    ),
-}  # fmt: skip
-# All schedulers and all families, but not each with each.
-DRAWS = [("flux", "sde"), ("flux_schnell", "lcm"), ("qwen_image", "lcm"), ("flux2_klein", "stochastic")]
-
-
-@pytest.mark.parametrize(("name", "scheduler"), DRAWS)
-def test_noise_while_sampling_comes_from_the_seed(name: str, scheduler: str) -> None:
-    twin, call = upgrade(FAMILIES[name].build(NOISY[scheduler]())), arguments(name)
-    images = []
-    for batch in (2, 16):
-        engine = twin.engine(red, batch_size=batch, **call)
-        assert engine.kernel.stochastic
-        results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(1,)), engine, seed=SEED, keep=2)
-        images.append({(i, c.seed): c.image for i, r in enumerate(results) for c in r.images})
-    assert sorted(images[0]) == sorted(images[1])
-    for row, image in images[0].items():
-        torch.testing.assert_close(image, images[1][row], atol=1e-4, rtol=0)
-    (_, seed), image = next(iter(images[0].items()))
-    # It is noise: another branch of the same schedule without it looks different.
-    (other,) = search(PROMPTS[:1], BestOfN(1), twin.engine(red, kernel="ode", **call), seed=seed)
-    assert not torch.allclose(other.best.image, image, atol=1e-3)
-
-
 EMBEDS = torch.zeros(2, 4, 32)
-IMAGE = torch.zeros(1, 3, 8, 8)
 SNOW, BAD_AND_EMBEDS = {"negative_prompt": "snow"}, {"negative_prompt": "bad", "negative_prompt_embeds": EMBEDS}
 GIVEN = {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS}
 UNMATCHED = {"negative_prompt_embeds": EMBEDS[:, 1:], "negative_pooled_prompt_embeds": EMBEDS}
@@ -502,70 +435,45 @@ NO_MU = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True)
 NO_NEGATIVE = ("flux_schnell", "flux2_klein")
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     *[(name, {"num_inference_steps": 0}, "at least 1") for name in FAMILIES],
-    *[(name, {"latents": torch.zeros(1)}, "latents=") for name in FAMILIES],
-    *[(name, {"callback_on_step_end": print}, "on_event") for name in FAMILIES if name not in ("sd15", "pixart_sigma")],
     *[(name, {"negative_prompt": ["snow"]}, "1 entries") for name in FAMILIES if name not in NO_NEGATIVE],
     *[(name, {"height": 31}, "divisible") for name in ("sd15", "sd3", "sana", "z_image", "lumina2")],
-    ("sd15", {"eta": 0.5}, "no eta"),
-    ("sd15", {"timesteps": [900, 100]}, "custom"),
     ("sd15", {"timesteps": [900, 100], "sigmas": [3.0, 1.0]}, "Only one"),
-    *[("sd15", {name: IMAGE}, name) for name in ("ip_adapter_image", "image", "mask_image")],
-    ("sdxl", {"ip_adapter_image_embeds": IMAGE}, "ip_adapter_image_embeds"),
-    ("sd3", {"ip_adapter_image": IMAGE}, "ip_adapter_image"),
-    *[("flux", {name: "picture"}, name) for name in ("ip_adapter_image", "negative_ip_adapter_image")],
-    ("flux2_klein", {"image": "picture"}, "image"),
+    *[(name, {"image": "picture"}, "image") for name in ("sd15", "flux2_klein")],
     ("sd15", {**SNOW, "negative_prompt_embeds": torch.zeros(2, 77, 32)}, "both"),
     ("sana", {**SNOW, "negative_prompt_embeds": torch.zeros(2, 16, 8)}, "both"),
     *[(name, BAD_AND_EMBEDS, "both") for name in ("flux", "qwen_image")],
-    ("sdxl", {"denoising_end": 0.8}, "denoising_end"),
     ("sdxl", {"negative_prompt_embeds": torch.zeros(2, 77, 64)}, "negative_pooled_prompt_embeds"),
     ("pixart_sigma", BINNED, "sample size 256, 128, 64, 32"),
-    ("pixart_sigma", {"callback": print}, "callback"),
     ("pixart_sigma", {"prompt_embeds": torch.zeros(2, 8, 32)}, "prompt_attention_mask"),
-    ("sd3", {"skip_guidance_layers": [1]}, "skip-layer"),
     ("sd3", {"scheduler": diffusers.IPNDMScheduler()}, "IPNDMScheduler"),
-    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"),
-    ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
+    ("flux", {"prompt_embeds": EMBEDS}, "pooled_prompt_embeds"), ("flux", {**GIVEN, "prompt_2": "a dog"}, "both"),
     ("flux", {**GIVEN, "true_cfg_scale": 2.0, **UNMATCHED}, "same shape"),
     *[(name, {"max_sequence_length": 513}, "512") for name in ("flux", "lumina2")],
-    ("qwen_image", {"max_sequence_length": 1025}, "1024"),
-    ("sana", {"sigmas": [1.0, 0.5]}, "custom"),
-    ("sana", {"timesteps": [900, 100]}, "timesteps"),
     ("z_image", {"prompt_embeds": [torch.zeros(3, 16)] * 2}, "negative_prompt_embeds"),
     ("z_image", {"scheduler": NO_MU}, "sigmas, mu"),
     ("lumina2", {"prompt_embeds": torch.zeros(2, 3, 8)}, "prompt_attention_mask"),
     # The stock calls fail with these, too.
     *[(n, {"scheduler": FlowMatchEulerDiscreteScheduler()}, "FlowMatchEuler") for n in (*UNETS, "pixart_sigma")],
     *[(n, {"scheduler": diffusers.FlowMatchHeunDiscreteScheduler()}, "FlowMatchHeun|custom") for n in PACKED],
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "said"), REFUSED, ids=[f"{n}-{'-'.join(change)}-{said}" for n, change, said in REFUSED]
-)
-def test_what_cannot_be_honoured_is_refused_before_any_compute(name: str, change: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("name", "change", "said"), REFUSED, ids=lambda part: part if isinstance(part, str) else "")
+def test_what_cannot_be_honoured_is_refused_before_any_compute(
+    name: str, change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = FAMILIES[name].build(change["scheduler"]) if "scheduler" in change else shared(name)
-    calls: list[int] = []
-    network = getattr(pipe, "unet" if name in UNETS else "transformer")
-    hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
-    prompts = None if "prompt_embeds" in change else PROMPTS
+    monkeypatch.setattr(pipe.unet if name in UNETS else pipe.transformer, "forward", None)  # no call of it returns
     call = arguments(name, {key: value for key, value in change.items() if key != "scheduler"})
-    try:
-        with pytest.raises(ValueError, match=said):
-            by_search(pipe, prompts, call)
-    finally:
-        hook.remove()
-    assert not calls
+    with pytest.raises(ValueError, match=said):
+        by_search(pipe, None if "prompt_embeds" in change else PROMPTS, call)
 
 
-@pytest.mark.parametrize(
-    ("name", "edit", "change", "said"),
-    [
-        ("qwen_image", lambda pipe: setattr(pipe, "preview_vae", diffusers.AutoencoderTiny()), {}, "AutoencoderTiny"),
-        ("qwen_image", lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True), {}, "guidance_scale"),
-        ("sana", lambda pipe: pipe.transformer.register_to_config(sample_size=8), BINNED, "sample_size 8"),
-    ],
-)
+@pytest.mark.parametrize(("name", "edit", "change", "said"), [
+    ("qwen_image", lambda pipe: setattr(pipe, "preview_vae", diffusers.AutoencoderTiny()), {}, "AutoencoderTiny"),
+    ("qwen_image", lambda pipe: pipe.transformer.register_to_config(guidance_embeds=True), {}, "guidance_scale"),
+    ("sana", lambda pipe: pipe.transformer.register_to_config(sample_size=8), BINNED, "sample_size 8"),
+])  # fmt: skip
 @pytest.mark.usefixtures("real_flops")
 def test_parts_that_do_not_fit_are_refused(name: str, edit: Any, change: Change, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -576,20 +484,14 @@ NONE: dict[str, Any] = {"prompt_embeds": None}
 TWO = [Prompt("x"), Prompt("y", negative="own")]
 
 
-@pytest.mark.parametrize(
-    ("given", "prompts", "said"),
-    [
+def test_what_does_not_fit_the_prompts_is_refused() -> None:
+    for given, prompts, said in (
         (({"prompt_2": ["b"]}, NONE), TWO, "1 texts for 2"),
         (({}, {**NONE, "negative": torch.zeros(1, 2, 1)}), TWO, "embeddings of 1 prompts for 2"),
         (({"negative_prompt": None}, NONE), TWO, "negative ones of their own"),
         (({}, NONE), [Prompt("x", inputs={"image": object()})], "image of their own"),
-    ],
-)
-def test_what_does_not_fit_the_prompts_is_refused(given: Any, prompts: list[Prompt], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        EncoderInputs(*given, {}).arguments(prompts)
-
-
-@pytest.mark.parametrize("name", ["negative_prompt", "prompt"])
-def test_negative_prompts_are_those_of_the_call_where_prompts_have_none(name: str) -> None:
-    assert EncoderInputs({name: "n"}, NONE, {}).arguments(TWO)[name] == ["n", "own"]
+    ):
+        with pytest.raises(ValueError, match=said):
+            EncoderInputs(*given, {}).arguments(prompts)
+    for name in ("negative_prompt", "prompt"):
+        assert EncoderInputs({name: "n"}, NONE, {}).arguments(TWO)[name] == ["n", "own"]

@@ -17,7 +17,6 @@ PUBLISHED = {
 
 
 def test_full_size_networks_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made on the meta device, which holds no numbers."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     families: Any = importlib.import_module("families")
     for name, (part, published) in PUBLISHED.items():

@@ -134,19 +134,6 @@ def test_a_published_file_drafts_as_the_network_that_it_makes(
     assert base.drafts.drafter.settings.guidance == known.guidance  # that of the card, whatever the call's
 
 
-def test_the_number_of_calls_may_be_given_and_the_file_itself_is_another_drafter(hub: Callable[[str], Path]) -> None:
-    base = denoiser(FAMILIES["flux"].build(), "flux")
-    publish("flux-hyper-8", base.net, hub)
-    use_drafter(base, "flux-hyper-8:1")
-    named = base.drafts
-    use_drafter(base, KNOWN["flux-hyper-8"].where)  # at its full strength, and the guidance of the call
-    given = *rows(base, 0, 2), 1
-    assert (named.calls, base.drafts.calls) == (1, 1)
-    assert float((named.guess(*given) - base.drafts.guess(*given)).norm()) > 1e-2
-    use_drafter(base, "flux-hyper-8")
-    assert base.drafts.drafter.net is named.drafter.net
-
-
 @pytest.mark.parametrize(("family", "draft", "said"), [
     ("sd3", "sdxl-lcm", "SDXL.*SD3Transformer2DModel.*: sd35-turbo"), ("sd3", "sd35-trubo:4", "sd35-turbo"),
     ("sd15", "sdxl-hyper-1:2", "SDXL.*: none"), ("flux_schnell", "flux-turbo-alpha", r"FLUX\.1 dev.*: none"),

@@ -38,26 +38,20 @@ BETAS = {"sd15": STABLE_DIFFUSION_BETAS, "sdxl": STABLE_DIFFUSION_BETAS, "pixart
 TRAILING = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 Solvers = dict[str, tuple[Any, dict[str, Any]]]
 VARIANCE_PRESERVING: Solvers = {
-    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}), "ddim": (DDIMScheduler, {"clip_sample": False}),
     "ddim-eta": (DDIMScheduler, {"clip_sample": False}),
     "ddim-zero-snr": (DDIMScheduler, {"clip_sample": False, **TRAILING}),
-    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}), "euler": (diffusers.EulerDiscreteScheduler, {}),
     "euler-ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "dpm++2m-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "sde-dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "dpm-single": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-    "deis": (diffusers.DEISMultistepScheduler, {}),
-    "sa": (diffusers.SASolverScheduler, {}),
-    "lms": (diffusers.LMSDiscreteScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, {}),
-    "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
-    "kdpm2-ancestral": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
-    "lcm": (diffusers.LCMScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}), "deis": (diffusers.DEISMultistepScheduler, {}),
+    "sa": (diffusers.SASolverScheduler, {}), "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}), "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "kdpm2-ancestral": (diffusers.KDPM2AncestralDiscreteScheduler, {}), "lcm": (diffusers.LCMScheduler, {}),
     "tcd": (diffusers.TCDScheduler, {}),
-}
+}  # fmt: skip
 FLOWING: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SHIFTED: dict[str, Any] = {"shift": 3.0}
 FLOW: Solvers = {
@@ -69,16 +63,13 @@ FLOW: Solvers = {
     "euler-exponential": (FlowMatchEulerDiscreteScheduler, {**SHIFTED, "use_exponential_sigmas": True}),
     "euler-beta": (FlowMatchEulerDiscreteScheduler, {**SHIFTED, "use_beta_sigmas": True}),
     "euler-stochastic": (FlowMatchEulerDiscreteScheduler, {**SHIFTED, "stochastic_sampling": True}),
-    "heun": (diffusers.FlowMatchHeunDiscreteScheduler, SHIFTED),
-    "lcm": (diffusers.FlowMatchLCMScheduler, SHIFTED),
-    "unipc": (diffusers.UniPCMultistepScheduler, FLOWING),
-    "dpm++2m": (DPMSolverMultistepScheduler, FLOWING),
+    "heun": (diffusers.FlowMatchHeunDiscreteScheduler, SHIFTED), "lcm": (diffusers.FlowMatchLCMScheduler, SHIFTED),
+    "unipc": (diffusers.UniPCMultistepScheduler, FLOWING), "dpm++2m": (DPMSolverMultistepScheduler, FLOWING),
     "dpm++3m": (DPMSolverMultistepScheduler, {**FLOWING, "solver_order": 3}),
     "sde-dpm++2m": (DPMSolverMultistepScheduler, {**FLOWING, "algorithm_type": "sde-dpmsolver++"}),
     "dpm-single": (diffusers.DPMSolverSinglestepScheduler, {**FLOWING, "lower_order_final": True}),
-    "deis": (diffusers.DEISMultistepScheduler, FLOWING),
-    "sa": (diffusers.SASolverScheduler, FLOWING),
-}
+    "deis": (diffusers.DEISMultistepScheduler, FLOWING), "sa": (diffusers.SASolverScheduler, FLOWING),
+}  # fmt: skip
 FLOW |= {
     f"{name}-dynamic": (FLOW[name][0], {**FLOW[name][1], "use_dynamic_shifting": True})
     for name in ("unipc", "dpm++2m", "dpm-single", "deis")
@@ -214,10 +205,7 @@ def test_a_batch_of_seeds_is_the_stock_batch(case: Case) -> None:
 # Guidance of these depends on the step.
 BY_STEP = [
     ("z_image", "default", {"cfg_truncation": 0.3, "cfg_normalization": 0.5}),
-    ("z_image", "default", {"cfg_truncation": -1.0}),
-    ("lumina2", "default", {"cfg_trunc_ratio": 0.5}),
     ("lumina2", "default", {"cfg_trunc_ratio": 0.25, "cfg_normalization": False, "negative_prompt": "snow"}),
-    ("lumina2", "default", {"cfg_trunc_ratio": 0.0}),
 ]
 
 
@@ -262,8 +250,3 @@ def test_under_autocast_noise_in_the_batch_changes_no_other_row(case: Case) -> N
         both = denoiser.predict(torch.cat([first, later]), torch.tensor([0, 2]), torch.tensor([0, 0])).out
     assert later.dtype == torch.bfloat16
     assert relative(both[1:], alone) < 1e-3
-
-
-def test_every_scheduler_is_among_the_fast_cases() -> None:
-    fast = {name for names, _ in SCHEDULERS.values() for name in names.split()}
-    assert {*VARIANCE_PRESERVING, *FLOW} == fast

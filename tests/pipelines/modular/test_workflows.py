@@ -13,18 +13,13 @@ import torch
 from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
 from torchvision.transforms.functional import to_tensor
 
-from tests.pipelines.tiny import FAMILIES, quiet, shared
+from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
-from ttsnap.options.model import ModelOptions
 from ttsnap.pipelines import downgrade, load, upgrade
 from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, check_version, workflow_for
-from ttsnap.request.request import EngineSpec
-from ttsnap.reward_models.registry import make_rewards
-from ttsnap.sampling.rng import seeded
-from ttsnap.service.engines import OneDevice
 
 from .tiny import CASES, ONE, SLOW, bright, image_of, named, picture, stock, twin
 
@@ -122,19 +117,16 @@ def test_what_cannot_be_is_refused(said: str) -> None:
         REFUSED[said]()
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "words"),
-    [
-        ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "strength"),
-        ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
-        ("sd3 image2image", {"draft": "hot"}, "no drafts"),
-        ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
-        ("sd3 image2image", {"state": object()}, "values by name"),
-        ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "3 entries, .* 1 prompts"),
-        ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
-        ("ltx image2video", {"kernel": "sde", "path": "vp"}, "held without noise"),
-    ],
-)
+@pytest.mark.parametrize(("name", "given", "words"), [
+    ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "strength"),
+    ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
+    ("sd3 image2image", {"draft": "hot"}, "no drafts"),
+    ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
+    ("sd3 image2image", {"state": object()}, "values by name"),
+    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "3 entries, .* 1 prompts"),
+    ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
+    ("ltx image2video", {"kernel": "sde", "path": "vp"}, "held without noise"),
+])  # fmt: skip
 def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         twin(name)(prompt="a cat", **ONE, **{**CASES[name].call, **given})
@@ -175,12 +167,6 @@ def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
     (result,) = search(["x"], BestOfN(1), engine)
     wanted = image_of(name, 0, "x", num_inference_steps=1, image=[each.opened() for each in files])
     torch.testing.assert_close(result.best.pixels, wanted.float(), atol=2e-5, rtol=0)
-
-
-def test_noise_of_ones_own_kernels_goes_from_where_the_strength_says() -> None:
-    how: dict[str, Any] = {"search": "svdd", "kernel": "sde", "reward": bright, "budget": "12nfe", "output_type": "pt"}
-    out = twin("flux image2image")(prompt="a cat", seed=1, **how, **CASES["flux image2image"].call)
-    assert torch.isfinite(out.images).all()
 
 
 class Sources:
@@ -230,20 +216,6 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     assert type(downgrade(twin("flux"))) is type(stock("flux"))
 
 
-def test_flux2_dev_is_told_its_guidance_and_makes_the_classic_pipelines_image() -> None:
-    """test_classic.py tells of all classic pipelines, in the other tier."""
-    case = CASES["flux2_dev"]
-    plain = quiet(diffusers.Flux2Pipeline(**case.parts().components))
-    call: dict[str, Any] = {"prompt": "a cat", "output_type": "pt", **case.call}
-    images = [plain(generator=seeded(2), **{**call, "guidance_scale": scale}).images for scale in (3.0, 4.0)]
-    pipe = quiet(upgrade(plain))
-    assert type(pipe).__name__ == "SearchFlux2Pipeline"
-    found = pipe(**ONE, **call)
-    assert (found.images - images[0]).abs().max() <= 1e-5
-    assert (found.images - images[1]).abs().max() > 1e-4
-    assert found.search[0].spent.forward_passes == 4
-
-
 def test_settings_of_a_classic_pipeline_are_those_of_the_modular_one() -> None:
     assert modular(wan22(boundary_ratio=0.7)).config.boundary_ratio == 0.7
 
@@ -263,11 +235,3 @@ def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
     with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .*bn"):
         pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
-
-
-def test_engines_of_a_service_have_a_network_each() -> None:
-    """Their conditions are the call's own, so that no other call's rows can be denoised under them."""
-    made = OneDevice(twin("sd3"), {"bright": make_rewards(bright)[0]})
-    with made.engine(EngineSpec(ModelOptions(), ("bright",), call=CASES["sd3"].call)) as engine:
-        (result,) = search(["a cat"], BestOfN(2), engine, seed=2)
-    assert {candidate.seed for candidate in result.images} <= {2, 3}

@@ -166,8 +166,6 @@ def built(pipeline: str, parts: Callable[[], Any]) -> Any:
     pipe = getattr(diffusers, pipeline)()
     pipe._search_memo = Memo()
     pipe.update_components(**{n: part for n, part in parts().components.items() if n in pipe.components})
-    for block in pipe._blocks.sub_blocks.values():
-        _quiet(block)
     return pipe
 
 
@@ -193,15 +191,6 @@ def bright(images: Any, prompts: Any) -> Any:
 
 ONE: dict[str, Any] = {"search": BestOfN(1), "reward": bright, "seed": 2, "batch_size": 1}
 """A search of one candidate, which is the image of its seed."""
-
-
-def _quiet(block: Any) -> None:
-    """Without progress bars of loops."""
-    if isinstance(block, diffusers.modular_pipelines.modular_pipeline.LoopSequentialPipelineBlocks):
-        block.set_progress_bar_config(disable=True)
-    else:
-        for inner in getattr(block, "sub_blocks", {}).values():
-            _quiet(inner)
 
 
 SLOW = {"wan first and last frame", "wan22 image2video", "ltx2 image2video", "flux2_dev edit"}
