@@ -193,9 +193,7 @@ CHANGES: dict[str, list[Case]] = {
         {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0},
         {"height": 19, "width": 30}, {"height": 64, "width": 96}, {"max_sequence_length": 3},
     ],
-    "flux2_klein": [
-        {"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)},
-    ],
+    "flux2_klein": [{"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)}],
     "sana": [
         {"guidance_scale": 1.0}, WORDS, {"complex_human_instruction": ["Draw well.", "Prompt: "]},
         {"complex_human_instruction": ...}, {"clean_caption": True}, {"max_sequence_length": 4},
