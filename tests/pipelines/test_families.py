@@ -177,7 +177,7 @@ CHANGES: dict[str, list[Case]] = {
         (TIMES, scheduled(DPMSolverMultistepScheduler)),
     ],
     "sd3": [
-        {"guidance_scale": 1.0}, {"prompt_2": ["a dog", "a cow"], **WORDS}, (SIGMAS, DYNAMIC),
+        {"guidance_scale": 1.0}, {"prompt_2": ["a dog", "a cow"], **WORDS}, {"clip_skip": 1}, (SIGMAS, DYNAMIC),
         ({"height": 16, "width": 48}, DYNAMIC),
         # As the stock pipeline does, these are never asked to scale their input.
         ({}, scheduled(diffusers.EulerDiscreteScheduler)), ({}, scheduled(diffusers.HeunDiscreteScheduler)),
@@ -191,14 +191,12 @@ CHANGES: dict[str, list[Case]] = {
     "flux_schnell": [{"guidance_scale": 7.0}, {"true_cfg_scale": 2.0, "negative_prompt": "bad"}],
     "qwen_image": [
         {"true_cfg_scale": 1.0}, {"negative_prompt": None}, WORDS, {"guidance_scale": 3.0},
-        {"height": 19, "width": 30}, {"height": 64, "width": 96},
+        {"height": 19, "width": 30}, {"height": 64, "width": 96}, {"max_sequence_length": 3},
     ],
-    "flux2_klein": [
-        {"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)},
-    ],
+    "flux2_klein": [{"guidance_scale": 1.0}, {"height": 19, "width": 30}, {"text_encoder_out_layers": (0,)}],
     "sana": [
         {"guidance_scale": 1.0}, WORDS, {"complex_human_instruction": ["Draw well.", "Prompt: "]},
-        {"complex_human_instruction": ...}, {"clean_caption": True},
+        {"complex_human_instruction": ...}, {"clean_caption": True}, {"max_sequence_length": 4},
         ({**BINNED, "height": 40, "width": 24}, edited(small_bins)),
         ({**BINNED, "height": 64, "width": 32}, edited(small_bins)),
         ({"timesteps": [900, 500, 100]}, scheduled(DPMSolverMultistepScheduler)),
@@ -208,13 +206,14 @@ CHANGES: dict[str, list[Case]] = {
     ],
     "z_image": [
         {"guidance_scale": 0.0}, {"guidance_scale": 1.0}, WORDS, {"cfg_truncation": 0.3, "cfg_normalization": 0.5},
-        {"cfg_truncation": None}, {"cfg_truncation": -1.0},
+        {"cfg_truncation": None}, {"cfg_truncation": -1.0}, {"max_sequence_length": 4},
         # In float32 this time is a little above 0.6.
         ({"cfg_truncation": 0.6, "sigmas": [1.0, 0.4, 0.2]}, scheduled(FlowMatchEulerDiscreteScheduler, shift=1.0)),
     ],
     "lumina2": [
         {"guidance_scale": 1.0}, WORDS, {"cfg_trunc_ratio": 0.7, **SIGMAS}, {"cfg_trunc_ratio": 0.0},
         {"cfg_normalization": False, "cfg_trunc_ratio": 0.25}, {"system_prompt": ..., "max_sequence_length": 200},
+        {"max_sequence_length": 8},
     ],
 }  # fmt: skip
 # Stock reads these only in some settings, so that the picture stays the same.

@@ -101,12 +101,9 @@ def test_plain_diffusers_makes_the_winner_again_from_its_seed(given: torch.Gener
 
 
 def test_candidate_0_of_a_fresh_generator_is_the_image_of_the_stock_call() -> None:
+    found = searched(generator=[generator(2**63)], search=BestOfN(1), num_images_per_prompt=1)
     expected = shared("sd3")("a cat", generator=generator(2**63), **CALL).images
-    for given in (generator(2**63), [generator(2**63)]):
-        found = searched(generator=given, search=BestOfN(1), num_images_per_prompt=1)
-        torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="for 2 images"):  # as in stock
-        searched(["a cat", "two dogs"], generator=[generator(1)], num_images_per_prompt=1)
+    torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
 
 
 def test_a_refused_call_leaves_the_generator_as_it_was() -> None:

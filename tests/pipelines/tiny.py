@@ -64,9 +64,7 @@ class Family(NamedTuple):
 
     def build(self, scheduler: Any = None) -> Any:
         pipe = quiet(self.pipeline(**self.parts(), scheduler=scheduler or self.scheduler()))
-        if hasattr(
-            pipe, "prompt_template_encode"
-        ):  # the real tokenizer makes 34 tokens of it, this one one of a letter
+        if hasattr(pipe, "prompt_template_encode"):  # of which the real tokenizer makes 34 tokens
             pipe.prompt_template_encode = "." * pipe.prompt_template_encode_start_idx + "{}"
         return pipe
 

@@ -132,7 +132,8 @@ def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any]
         twin(name)(prompt="a cat", **ONE, **{**CASES[name].call, **given})
 
 
-def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
+def test_guidance_scale_is_that_of_a_guider_of_the_call_and_settings_are_those_of_a_classic_pipeline() -> None:
+    assert modular(wan22(boundary_ratio=0.7)).config.boundary_ratio == 0.7
     check_version("0.42.7")
     pipe, call = twin("sd3"), CASES["sd3"].call
     guided = pipe.denoiser(guidance_scale=2.5, **call)
@@ -214,10 +215,6 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     made = [image_of("flux", 1, "a cat", pipe) for pipe in (twin("flux"), stock("flux"))]
     assert torch.equal(*made)
     assert type(downgrade(twin("flux"))) is type(stock("flux"))
-
-
-def test_settings_of_a_classic_pipeline_are_those_of_the_modular_one() -> None:
-    assert modular(wan22(boundary_ratio=0.7)).config.boundary_ratio == 0.7
 
 
 def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
