@@ -54,15 +54,7 @@ def test_a_set_is_told_by_what_it_holds(
     assert [prompt.index for prompt in found.prompts] == list(range(len(prompts)))
 
 
-def test_what_the_set_says_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "g").write_text("\n".join(map(json.dumps, GENEVAL)))
-    assert [prompt.metadata for prompt in read_prompt_set(tmp_path / "g").prompts] == GENEVAL
-    (tmp_path / "p").write_text(PARTI)
-    first = {"prompt": "bond", "Category": "Abstract", "Challenge": "Basic", "Note": ""}
-    assert read_prompt_set(tmp_path / "p").prompts[0].metadata == first
-
-
-def test_folders_hold_a_prompt_a_file_or_a_line(tmp_path: Path) -> None:
+def test_what_a_set_says_is_kept_and_folders_hold_a_prompt_a_file_or_a_line(tmp_path: Path) -> None:
     for name, text in {"10": "ten\n", "9": "nine", "COCO2": "two"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "README.md").write_text("no prompt")
@@ -70,6 +62,11 @@ def test_folders_hold_a_prompt_a_file_or_a_line(tmp_path: Path) -> None:
     assert [(p.text, p.metadata["id"]) for p in found.prompts] == [("nine", "9"), ("ten", "10"), ("two", "COCO2")]
     (tmp_path / "COCO2.txt").write_text("two\nthree\n")
     assert [category(p.metadata) for p in read_prompt_set(tmp_path).prompts] == ["9", "10", "COCO2", "COCO2"]
+    (tmp_path / "g").write_text("\n".join(map(json.dumps, GENEVAL)))
+    assert [prompt.metadata for prompt in read_prompt_set(tmp_path / "g").prompts] == GENEVAL
+    (tmp_path / "p").write_text(PARTI)
+    first = {"prompt": "bond", "Category": "Abstract", "Challenge": "Basic", "Note": ""}
+    assert read_prompt_set(tmp_path / "p").prompts[0].metadata == first
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,10 @@ def test_the_odds_are_told_of_the_showcase_alone(model: str) -> None:
     asked = SearchRequest((Prompt(shown.prompt),), engine, "seed-pruning", Budget.parse(shown.budget), shown.seed)
     search = prepare(asked, ModelDefaults())
     assert showcase_of(search, call) is shown
-    others: list[dict[str, Any]] = [{"seed": shown.seed + 1}, {"budget": Budget(nfe=7)}]
-    others += [{"prompts": (Prompt("another"),)}]
-    others += [{"engine": replace(engine, call={**call, "num_inference_steps": 7})}]
-    others += [{"engine": replace(engine, model=ModelOptions("scenes-turbo"))}]
+    engines = (
+        replace(engine, call={**call, "num_inference_steps": 7}),
+        replace(engine, model=ModelOptions("scenes-turbo")),
+    )
+    others: list[dict[str, Any]] = [{"seed": shown.seed + 1}, {"budget": Budget(nfe=7)}, {"prompts": (Prompt("b"),)}]
+    others += [{"engine": other} for other in engines]
     assert [showcase_of(replace(search, **other), call) for other in others] == [None] * len(others)

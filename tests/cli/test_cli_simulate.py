@@ -132,14 +132,6 @@ def test_published_tensors_and_levels(inside: str, capsys: pytest.CaptureFixture
     refuse([*argv, "--algorithms", "seed-pruning"], "in steps only", capsys)
 
 
-def test_names_that_meet_are_told_apart(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, keep in (("a", 0.5), ("b", 0.2)):
-        Path(name).mkdir()
-        (Path(name) / "t.json").write_text(json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]}))
-    assert main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
-
-
 REFUSED = [
     ("simulate R --prompts 3", "cannot read range '3'; write it like 0:20"),
     ("tune R --seeds a:b", "cannot read range 'a:b'"),
@@ -198,7 +190,7 @@ def test_recordings_that_are_unfinished_do_not_vary_or_failed(inside: str, capsy
     assert isinstance(make_algorithm("tuned.json"), SeedPruning)
 
 
-def test_one_prompt_and_budgets_that_buy_the_same(inside: str, capsys: Any) -> None:
+def test_one_prompt_budgets_that_buy_the_same_and_names_that_meet(inside: str, capsys: Any) -> None:
     assert main(["simulate", inside, "--prompts", "0:1", *FEW]) == 0
     out = capsys.readouterr()
     assert out.out.startswith("1 prompt x 20 seeds, honest ledger")
@@ -208,6 +200,11 @@ def test_one_prompt_and_budgets_that_buy_the_same(inside: str, capsys: Any) -> N
     out = capsys.readouterr()
     assert re.search(r"omega, % +- +-\n", out.out), out.out
     assert "omega is not defined: best-of-n gains nothing from the smallest budget to the largest" in out.out
+    for name, keep in (("a", 0.5), ("b", 0.2)):  # names that meet are told apart
+        Path(name).mkdir()
+        Path(name, "t.json").write_text(json.dumps({"name": "seed-pruning", "keep": [keep], "levels": [0.6]}))
+    assert main(["simulate", inside, "--algorithms", "a/t.json", "b/t.json", "--repeats", "1", *FEW]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["budget", "best-of-n", "a/t.json", "b/t.json"]
     assert main(["tune", inside, "--holdout", "0.1", "--trials", "2", *FEW]) == 0
     assert "a single prompt gives no error; record more prompts" in capsys.readouterr().out
 

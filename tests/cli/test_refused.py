@@ -147,7 +147,7 @@ def test_what_cannot_be_parsed(words: str, said: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("words", "said"), UNLOADED)
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
-    words: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str, said: str, capsys: Any, monkeypatch: Any
 ) -> None:
     for module in (loading, common, serve, serve_reward, evaluate):
         monkeypatch.setattr(module, "load_torch", lambda: pytest.fail("torch was loaded"))
@@ -194,8 +194,8 @@ def test_a_misspelt_hub_id_is_said_before_the_reward_that_is_missing(
         (["../x.png"], "", "image of entry 1 of the prompt set is '../x.png', which leads out of"),
     ],
 )
-def test_sets_of_pictures_that_do_not_fit(names: list[str | None], more: str, words: str, capsys: Any) -> None:
-    entries = [{"prompt": "a red circle", **({"image": name} if name else {})} for name in names]
+def test_sets_of_pictures_that_do_not_fit(names: list[Any], more: str, words: str, capsys: Any) -> None:
+    entries = [{"prompt": "a red circle", "image": name} for name in names]
     Path("edits.jsonl").write_text("\n".join(map(json.dumps, entries)))
     how = f"--prompts-file edits.jsonl --task image-to-image --strength 0.5 --steps 2 --device cpu {more} --out out"
     for command in ("record --seeds 2", "bench --budget 2nfe"):
