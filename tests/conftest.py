@@ -32,7 +32,7 @@ TESTS = Path(__file__).parent
 sys.path.append(str(TESTS.parent / "scripts"))  # for train_worlds, what trains and measures the embedded models
 SYSTEM = (
     # A browser, servers, Ray.
-    *("demo", "service", "cluster", "reward_models/test_serve.py", "reward_models/test_judge_server.py"),
+    *("demo", "service", "cluster", "reward_models/test_serve.py"),
     # The documentation, run: notebooks, the site, how-tos in a copy of the package.
     *("test_notebooks.py", "test_docs_site.py", "algorithms/test_new_algorithm.py", "engine/test_new_parts.py"),
     *("options/test_new_option.py", "pipelines/test_new_family.py", "test_docs_run.py::test_a_page_runs_as_pasted"),
@@ -46,8 +46,7 @@ SYSTEM = (
     "check/test_check.py::test_a_scheduler_that_does_not_fit_the_network_gets_no_go",
     "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",
     # The packaged models, and what trains them.
-    *("pipelines/test_embedded.py", "scenes/test_packaged.py"),
-    *("scenes/test_training.py", "scenes/test_train_preference.py"),
+    *("scenes/test_packaged.py", "scenes/test_training.py", "scenes/test_train_preference.py"),
     "signs/test_noise_aware.py::test_the_packaged_one_knows_the_words_of_finished_latents",
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
