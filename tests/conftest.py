@@ -42,7 +42,8 @@ SYSTEM = (
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
     "bench/test_presets.py::test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout",
-    "check",
+    *("check", "cli/test_cli_pictures.py"),
+    "pipelines/test_model_defaults.py::test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded",
     "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",
     # The packaged models, and what trains them.
     *("scenes/test_packaged.py", "scenes/test_training.py", "scenes/test_train_preference.py"),
@@ -55,8 +56,22 @@ SYSTEM = (
     "test_strangers.py::test_damaged_files_are_one_sentence_or_read",
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
     *(f"comfyui/test_real_{name}.py" for name in ("examples", "nodes", "search")),
-    # Classic pipelines that are searched over modular blocks, as the fast tests search those themselves.
-    "pipelines/modular/test_classic.py",
+    # What fast tests hold in one case, here in many: classic pipelines over modular blocks, all workflows of those,
+    # texts of any length, a CPU in the place of a GPU, books under requests that come and go.
+    *("pipelines/modular/test_classic.py", "gpu/test_pipelines.py"),
+    "pipelines/modular/test_workflows.py::test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds",
+    "pipelines/test_flops.py::test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others",
+    "loop/test_requests.py::test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone",
+    # Statistics over hundreds of searches, and trainings.
+    "algorithms/test_smc.py::test_estimates_are_unbiased",
+    "sampling/test_guidance.py::test_guided_smc_estimates_the_same_constant_and_mean",
+    "simulation/test_drafted.py::test_drafts_are_worth_their_price_where_they_tell_much",
+    "simulation/test_drafted.py::test_tuning_takes_the_drafts_that_tell_and_finishes_what_they_leave",
+    "simulation/test_tune.py::test_the_planted_step_is_found",
+    "simulation/test_simulate.py::test_the_calibrated_price_spends_the_allowance",
+    "reward_models/test_noise_aware.py::test_a_level_dependent_target_is_learned",
+    "reward_models/test_noise_aware.py::test_a_network_of_another_reward_is_trained_for_a_black_box",
+    "signs/test_noise_aware.py::test_it_is_distilled_saved_and_loaded",
 )
 """Folders, files and tests of the tier `system`. All others are of the fast tier, but those that are marked `slow`."""
 FIRST = ("tests/test_notebooks.py", "tests/demo/", "tests/cluster/", "tests/service/")
