@@ -74,6 +74,7 @@ class PipelineDenoiser(Denoiser):
     def __init__(self, pipe: Any, **call: Any) -> None:
         vars(pipe).setdefault("_search_memo", flops.Memo())
         self.pipe: Any = copy.copy(pipe)  # this call's scheduler and settings must not show in the user's
+        self.device = self.pipe._execution_device  # walks through all modules
         self._encodings = Encodings()
         if takes := self.honours.split():
             if unknown := sorted(call.keys() - takes):
@@ -97,7 +98,6 @@ class PipelineDenoiser(Denoiser):
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = guidance.passes
         self.grid, self.kernel = schedule.grid, schedule.kernel
-        self.device = self.pipe._execution_device  # walks through all modules
         self.offloaded = bool(getattr(self.pipe, "_all_hooks", ()))  # enable_model_cpu_offload
         self.gradient_checkpointing = bool(getattr(self.net, "is_gradient_checkpointing", False))
         if schedule.path is not None and schedule.times is not None:
