@@ -7,6 +7,7 @@ E[f exp(lam r)], for any potential, resampler, threshold and temper, adaptive on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,11 @@ def test_temperature_stops_where_the_sample_thins() -> None:
 
 
 weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max_size=20).filter(any)
+
+
+def test_a_position_that_rounds_to_one_is_the_last() -> None:
+    largest: Any = SimpleNamespace(random=lambda: np.nextafter(1, 0))
+    assert RESAMPLERS["systematic"](np.ones(3), 3, largest).max() == 2
 
 
 @pytest.mark.parametrize("name", RESAMPLERS)

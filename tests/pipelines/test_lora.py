@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from ttsnap.pipelines.lora import HEAD_BYTES, load_lora
+from ttsnap.pipelines.lora import HEAD_BYTES, load_lora, parse_lora
 
 from .tiny import save_lora, shared
 
@@ -40,6 +40,17 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str
     about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=list)
     save_file(tensors, folder / "x.safetensors", {"format": "pt", "lora_adapter_metadata": about})
     return str(folder)
+
+
+def test_a_scale_stands_after_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "own:2").touch()
+    names = {
+        "a/b": ("a/b", 1),
+        "a/b:0.5": ("a/b", 0.5),
+        "C:x": ("C:x", 1),
+        f"{tmp_path}/own:2": (f"{tmp_path}/own:2", 1),
+    }
+    assert {name: parse_lora(name) for name in names} == names
 
 
 @pytest.mark.parametrize("changes", [

@@ -74,6 +74,15 @@ def test_estimates_and_finished_images_have_their_own_reward() -> None:
         make_reward("brightness then lovely")
 
 
+def test_gradients_are_those_of_the_reward_whose_images_they_are() -> None:
+    reward, images, prompts = Staged(Brightness(), Colourfulness()), torch.rand(2, 3, 4, 4), ["a", "b"]
+    for level, one in ((0.7, reward.early), (0.0, reward.final)):
+        found = reward.differentiable(images, prompts, torch.tensor([level, level]))
+        torch.testing.assert_close(found, one(images, prompts))
+    with pytest.raises(ValueError, match="apart"):
+        reward.differentiable(images, prompts, torch.tensor([0.0, 0.7]))
+
+
 def test_staged_passes_checks_on_and_prices_a_finished_image_apart() -> None:
     with pytest.raises(ValueError, match="zebra"):
         make_reward("brightness then scenes").check(["a zebra"])
