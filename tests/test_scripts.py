@@ -61,7 +61,7 @@ def test_the_pack_gets_what_comfyuis_registry_asks_of_a_publisher(release: Any) 
     assert told["tool"]["comfy"]["PublisherId"] == "some-one"
     with Image.open(ROOT / icon.partition("/v1.2.3/")[2]) as picture:
         assert picture.width == picture.height <= 400
-    with pytest.raises(ValueError, match="PublisherId = '' cannot be filled in"):
+    with pytest.raises(ValueError, match="PublisherId = ''"):
         release.filled(pack, "1.2.3", "someone/ttsnap", "")
     with pytest.raises(ValueError, match="stands 0 times"):
         release.filled("", "1.2.3", "someone/ttsnap", "some-one")

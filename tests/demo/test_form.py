@@ -166,7 +166,7 @@ def test_the_operator_chooses_rewards_and_limits() -> None:
     limits = arguments.read(DemoLimits, a)
     assert (limits.nfe, limits.seconds, limits.side) == (50, 5.0, 1024)
     for flag in ("--max-budget", "--max-size", "--queue-size"):
-        with pytest.raises(ValueError, match=f"{flag} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{flag} .*1"):
             demo.parser().parse_args([flag, "0"])
 
 

@@ -132,7 +132,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(quick: Any,
     (config, expected), out = quick, tmp_path / "out"
 
     def another() -> None:
-        with pytest.raises(ValueError, match=rf"another process is writing to .*out \(process {os.getpid()} on "):
+        with pytest.raises(ValueError, match=rf"out \(process {os.getpid()} on "):
             distill(config, out)
 
     with calls(Loop, "save", meanwhile=another):  # the first one's checkpoint lies there half made
@@ -145,7 +145,7 @@ def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path:
     mine, others = (make(recording, steps_per_level=n) for n in (2, 1))
     with (
         calls(run, "check_out", meanwhile=lambda: distill(others, tmp_path / "out")),
-        pytest.raises(ValueError, match="other settings: steps_per_level is 1, not 2"),
+        pytest.raises(ValueError, match="steps_per_level is 1, not 2"),
     ):
         distill(mine, tmp_path / "out")
     assert load_settings(DistillConfig, tmp_path / "out" / "config.yaml") == others
@@ -214,7 +214,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "checkpoints", out / "checkpoints")
     save_settings(make(recording), out / "config.yaml")
-    with pytest.raises(ValueError, match=r"00000160 is of a run with other settings: config\.loss\.name is"):
+    with pytest.raises(ValueError, match=r"00000160 .*config\.loss\.name is"):
         distill(make(recording), out)
 
 
@@ -259,14 +259,14 @@ def test_a_checkpoint_runs_nothing(recording: Path, tmp_path: Path) -> None:
 def test_targets_are_kept_and_a_nan_is_named(recording: Path, tmp_path: Path) -> None:
     config, out = make(recording, reward=f"{WORLD}:Broken", batch_size=4), tmp_path / "out"
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"'.*:Broken' gave nan for prompt 'prompt 2', seed 8, step 4"):
+        with pytest.raises(ValueError, match=r":Broken' .*'prompt 2', seed 8, step 4"):
             distill(config, out)
     kept = (out / "targets.safetensors").stat().st_size
     assert kept > 4 * 8 * 4
     with pytest.raises(ValueError, match="do not vary"):
         distill(make(recording, reward=f"{WORLD}:Constant"), tmp_path / "constant")
     other = write_recording(tmp_path / "other", prompts=12, seeds=8, offset=40)
-    with pytest.raises(ValueError, match=r"targets\.safetensors holds targets of other data: data is"):
+    with pytest.raises(ValueError, match=r"targets\.safetensors .*data is"):
         distill(make(other, reward=f"{WORLD}:Broken", batch_size=4), out)
     assert (out / "targets.safetensors").stat().st_size == kept
 
@@ -298,7 +298,7 @@ def test_trackers_get_the_settings_and_the_figures_of_every_step(
     tracker = MagicMock()
     config, out = make(recording, trackers=["trackio"], steps_per_level=1), tmp_path / "out"
     monkeypatch.setitem(TRACKERS, "trackio", ("no_such_module",))
-    with pytest.raises(ValueError, match="trackio is not installed: pip install no_such_module"):
+    with pytest.raises(ValueError, match=r"trackio .*no_such_module"):
         distill(config, out)
     monkeypatch.setitem(TRACKERS, "trackio", ("json",))
     monkeypatch.setattr("accelerate.Accelerator", Tracked)

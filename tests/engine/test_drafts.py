@@ -568,7 +568,7 @@ def test_recordings_hold_whole_groups_and_replays_begin_where_one_does(tmp_path:
     assert np.array_equal(whole.scores, parts.scores)
     assert describe(grouped(), [Prompt("a")], RecordOptions(seeds=2 * SIZE), {}).nfe == STEPS  # a seed
     search(["a"], BestOfN(3), ReplayEngine(whole), seed=3 + SIZE)
-    with pytest.raises(ValueError, match="of which 4 begins none"):
+    with pytest.raises(ValueError, match="4 begins none"):
         search(["a"], BestOfN(3), ReplayEngine(whole), seed=4)
     seeds = Orders.drawn(whole, 50, np.random.default_rng(0)).seeds
     assert (np.sort(seeds, 1) == np.arange(21)).all()

@@ -44,7 +44,7 @@ def test_whole_json_and_yaml_are_read_as_they_are(value: Any) -> None:
 def test_nan_passes_where_it_may() -> None:
     assert np.isnan(files.parse_json("[NaN]", "x", nan=True)[0])
     assert files.parse_json("[-Infinity]", "x", nan=True)[0] == -np.inf
-    with pytest.raises(ValueError, match="too large a number"):
+    with pytest.raises(ValueError, match="too large"):
         files.parse_json("[1e999]", "x", nan=True)
 
 
@@ -164,7 +164,7 @@ def test_a_picture_that_many_entries_name_is_read_once_and_all_are_bounded(
     *several, _ = read = read_prompt_set(tmp_path / "set.json").prompts
     found = pictured(several, tmp_path)
     assert len({id(picture) for prompt in found for picture in prompt.inputs["image"]}) == 1  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=f"entry 101 .*more than {size} bytes"):
+    with pytest.raises(ValueError, match=f"entry 101 .*{size} bytes"):
         pictured(read, tmp_path)
 
 

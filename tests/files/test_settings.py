@@ -60,7 +60,7 @@ def test_no_item_of_a_list_that_is_too_long_is_looked_at() -> None:
         def __iter__(self) -> Any:
             raise AssertionError("its items were looked at")
 
-    with pytest.raises(ValueError, match=r"^x\[0\] must be a whole number, got 'a'"):
+    with pytest.raises(ValueError, match=r"^x\[0\] .*'a'"):
         check("x", Unread(["a"] * 10**6), Annotated[list[int], MaxLen(3)])
 
 

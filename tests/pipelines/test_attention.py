@@ -112,7 +112,7 @@ def test_other_backends_where_diffusers_dispatches(family: str) -> None:
     torch.testing.assert_close(sample(pipe, family), expected, atol=1e-4, rtol=1e-3)
     registry: Any = attention_dispatch._AttentionBackendRegistry
     assert registry.get_active_backend()[0] == "_native_math"  # the whole process's
-    with pytest.warns(UserWarning, match="flash cannot be used"):
+    with pytest.warns(UserWarning, match="flash cannot"):
         assert use_attention(pipe, "FLASH") == "sdpa"
     assert registry.get_active_backend()[0] == "native"
     assert torch.equal(sample(pipe, family), expected)
@@ -123,5 +123,5 @@ def test_where_diffusers_would_silently_do_nothing_it_says_so_and_bad_input_is_r
         assert use_attention(tiny.shared("sana"), "sage") == "sdpa"
     with pytest.raises(ValueError, match="'fast'; did you mean flash"):
         use_attention(tiny.shared("sd3"), "fast")
-    with pytest.raises(ValueError, match="neither a transformer nor"):
+    with pytest.raises(ValueError, match="transformer nor"):
         use_attention(SimpleNamespace())

@@ -196,7 +196,7 @@ def test_a_subclass_gets_a_twin_of_its_own(stock: Any, winner: Any, tmp_path: Pa
     twin.save_config(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "OtherEncoding"
     stock.__class__ = OtherCall
-    with pytest.raises(ValueError, match="OtherCall has a __call__"):
+    with pytest.raises(ValueError, match="OtherCall"):
         upgrade(stock)
     assert torch.equal(found(Twin.from_pipe(stock)).images, winner.images)
     loud = Loud.from_pipe(stock)  # a subclass of a search pipeline keeps its call
@@ -411,7 +411,7 @@ def test_what_is_no_prompt_is_refused_as_in_stock() -> None:
             embedded("a red cat", **how)
     for pipe, call in ((upgrade(shared("sd3")), CALL), (embedded, {})):
         for prompt in (3, {"a": 1}, b"a cat"):
-            with pytest.raises(ValueError, match="`prompt` has to be of type"):
+            with pytest.raises(ValueError, match="`prompt`"):
                 pipe(prompt, **call)
             for wrong in (prompt, ["a red circle", prompt]):
                 with pytest.raises(ValueError, match="needs a prompt"):
@@ -425,7 +425,7 @@ def test_misspelt_arguments_are_recognised() -> None:
             found(pipe, **{wrong: "100nfe"})
     with pytest.raises(ValueError, match=r"\['budgets'\] .*; did you mean budget\?"):  # where the call takes any name
         upgrade(shared("sd15"))("a cat", budgets="100nfe", num_inference_steps=2, **SEARCH)
-    with pytest.raises(TypeError, match="no heigth; it takes height, width"):
+    with pytest.raises(TypeError, match=r"heigth; .*height, width"):
         pipe.denoiser(heigth=64)
 
 
@@ -513,10 +513,10 @@ def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
 
 def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:
     """Rewards, events and prices know nothing of it."""
-    pipe, checked, seen = sd15(), list[int](), list[Any]()
+    pipe, checked, seen = sd15(), list[Any](), list[Any]()
 
     def check(images: Any, clip_input: Any) -> Any:
-        checked.append(len(images))
+        checked.append(images)
         flags = [bool((image > -1).any()) for image in images]  # like a real one, not what it has made black
         return images * 0, flags
 
@@ -525,7 +525,7 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
     call: dict[str, Any] = {**TINY["sd15"].call, "num_inference_steps": 4, "output_type": "pt"}
     how = {**SEARCH, "num_images_per_prompt": 2, "report": mean_red, "on_event": seen.append, **call}
     output = upgrade(pipe)(PROMPTS, **how)
-    assert checked == [4]
+    assert [len(images) for images in checked] == [4]
     assert output.nsfw_content_detected == [True] * 4
     assert all(bool(event.image.any()) for event in seen if event.image is not None)
     candidates = [candidate for result in output.search for candidate in result.images]
@@ -538,6 +538,7 @@ def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> 
         assert result.spent.flops == other.spent.flops
     again = pipe(PROMPTS[0], generator=generator(candidates[0].seed), **call)
     assert (again.nsfw_content_detected, bool(again.images.any())) == ([True], False)
+    torch.testing.assert_close(checked[0][:1], checked[-1].clamp(-1, 1), atol=1e-4, rtol=0)  # as in the stock call
     latent = upgrade(pipe)("a", **{**how, "output_type": "latent"})
     assert latent.nsfw_content_detected is None  # as in stock
     assert not latent.search[0].best.image.any()

@@ -124,7 +124,7 @@ def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
     assert sizes == [3, (6, 4, 2, 2), (2, 1, 2), 2]
     z = torch.randn(1, 3, 2, 2, 2, generator=seeded(0))
     torch.testing.assert_close(read.decode(z), vae.decode(z), atol=1e-3, rtol=1e-2)
-    with pytest.raises(ValueError, match=r"\(N, 3, T, h, w\), and got \(1, 4, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"\(N, 3, T, h, w\).*\(1, 4, 2, 2\)"):
         read.decode(torch.zeros(1, 4, 2, 2))
     for name, tensor, message in (
         ("decoder.8.weight", None, "of a TAEHV"),

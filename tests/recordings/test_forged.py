@@ -115,7 +115,7 @@ def test_a_unit_from_another_recording_or_of_another_shape_is_refused(folder: Pa
 @pytest.mark.parametrize("numbers", [np.zeros(5), np.zeros((2, 2)), np.full(2, np.nan)])
 def test_kept_numbers_that_do_not_fit_are_damaged(numbers: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(packed(numbers, "targets", {}))
-    with pytest.raises(ValueError, match="at most 4 finite numbers; remove it, and the targets"):
+    with pytest.raises(ValueError, match="at most 4"):
         KeptNumbers(tmp_path / "x", "targets", {}, 4)
 
 

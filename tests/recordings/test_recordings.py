@@ -348,7 +348,7 @@ def test_the_lock_keeps_others_out_and_dies_with_its_holder(recorder: Any, tmp_p
     assert here.recv() == "held"
     before = contents(folder)
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"writing to .*r \(process {process.pid} on .+\); wait"):
+        with pytest.raises(ValueError, match=rf"r \(process {process.pid} on"):
             recorder(folder)
     assert contents(folder) == before
     process.kill()

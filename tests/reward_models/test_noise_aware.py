@@ -237,10 +237,10 @@ def test_bases_that_do_not_fit(published: Bases) -> None:
         name, adapted, trained, level_sites = "odd", "nothing", "nothing", "nothing"
 
     base = published("clip")
-    with pytest.raises(ValueError, match="'brightness' cannot be made noise-aware"):
+    with pytest.raises(ValueError, match="'brightness'"):
         NoiseAware(Brightness())  # type: ignore[arg-type]
     for kind in ("lora", "full"):
-        with pytest.raises(ValueError, match="of odd matches 'nothing'"):
+        with pytest.raises(ValueError, match=r"odd .*'nothing'"):
             NoiseAware(Odd(base.network, base.preprocess), kind)
     with pytest.raises(ValueError, match="batch-first"):
         ProjectedAttention(torch.nn.MultiheadAttention(32, 4))
@@ -284,7 +284,7 @@ def test_a_network_of_another_reward_is_trained_for_a_black_box(kind: str, publi
     made.save_pretrained(tmp_path)
     again = NoiseAware.from_pretrained(tmp_path, base=judge, scorer=scorer)
     torch.testing.assert_close(again(images, PROMPTS, MIXED), scores, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="another checkpoint of 'pickscore'"):
+    with pytest.raises(ValueError, match="checkpoint of 'pickscore'"):
         NoiseAware.from_pretrained(tmp_path, base=judge, scorer=published("imagereward"))
 
 
@@ -307,7 +307,7 @@ def test_make_reward_loads_folders_on_a_base_that_the_user_names(tmp_path: Path)
     base = load("pickscore", tmp_path)
     made = shake(student(base, "lora", level_embedding=False, spec=f"pickscore:{tmp_path}"))
     made.save_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="because a file names them"):
+    with pytest.raises(ValueError, match="a file names them"):
         make_reward(f"noise-aware:{tmp_path / 'saved'}")
     named = f"noise-aware:{tmp_path / 'saved'} on pickscore:{tmp_path}"
     loaded: Any = make_reward(named, dtype=torch.float32)

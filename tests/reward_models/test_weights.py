@@ -143,7 +143,7 @@ def test_adapters_are_added_to_their_weights() -> None:
     merged = merge_adapters({**peft, "base_model.model.rm_head.weight": w}, 3.0)
     assert set(merged) == {"model.layers.0.q_proj.weight", "rm_head.weight"}
     torch.testing.assert_close(merged["model.layers.0.q_proj.weight"], w + 3 * b @ a)
-    with pytest.raises(ValueError, match=r"lora_B, and model.layers.0.q_proj.weight"):
+    with pytest.raises(ValueError, match=r"model.layers.0.q_proj.weight"):
         merge_adapters({f"{start}.lora_A.default.weight": a}, 1.0)
 
 
@@ -184,5 +184,5 @@ def test_adapters_beside_a_model_that_speaks(tmp_path: Path, published: Bases) -
     torch.testing.assert_close(found, plain + 2 * up @ down)
     with pytest.raises(ValueError, match="alpha_pattern"):
         made(tensors, alpha_pattern={"a": 1})
-    with pytest.raises(ValueError, match=r"nothing for base_model.model.other.lora_A"):
+    with pytest.raises(ValueError, match=r"base_model.model.other.lora_A"):
         made({"base_model.model.other.lora_A.weight": down})

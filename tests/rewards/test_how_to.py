@@ -43,7 +43,7 @@ def test_functions_and_a_class_in_a_file(tmp_path: Path) -> None:
         torch.testing.assert_close(reward(IMAGES, ["a", "b"], None), IMAGES[:, 0].mean((1, 2)))
     assert clear(IMAGES, ["a", "b"], torch.tensor([1.0, 0.5]))[0] == 0
     assert (redness.name, redness.flops) == ("redness", 0.0)
-    with pytest.raises(ValueError, match="redness needs a prompt"):
+    with pytest.raises(ValueError, match=r"redness .*prompt"):
         redness.check([" "])
 
 
@@ -56,7 +56,7 @@ def test_rewards_of_edits_and_of_videos(tmp_path: Path) -> None:
     by_hand = -(video[[1, 3]].mean((2, 3)) - source.mean((1, 2))).abs().mean()
     assert result.best.scores["keeps_colours"] == pytest.approx(float(by_hand), abs=1e-6)
     assert result.best.scores["motion"] == pytest.approx(float(video.diff(dim=0).abs().mean()), abs=1e-6)
-    with pytest.raises(ValueError, match="'keeps_colours' compares a result with the image that was edited"):
+    with pytest.raises(ValueError, match=r"'keeps_colours' .*edited"):
         LiveEngine(Clips(5), [colours])
 
 

@@ -117,7 +117,7 @@ def test_the_few_step_model_draws_without_guidance() -> None:
 
 def test_prompts_of_signs_have_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra in ({}, {"search": "best-of-n", "reward": "brightness", "budget": "20nfe"}):
-        with pytest.raises(ValueError, match="cannot read 'a red circle'"):
+        with pytest.raises(ValueError, match="'a red circle'"):
             load("signs")("a red circle", **extra)
     more = ["--model", "signs", "--reward", "brightness", "--budget", "2images", "--steps", "2", "--out", str(tmp_path)]
     assert ttsnap(["generate", "a Red sign that says 'harbor'", *more]) == 0

@@ -146,7 +146,7 @@ def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_lora(pipe, str(where))
         assert not any(pipe.get_list_adapters().values())
-    with pytest.raises(ValueError, match="no LoRA into a SimpleNamespace"):
+    with pytest.raises(ValueError, match="SimpleNamespace"):
         load_lora(types.SimpleNamespace(), str(tmp_path))
 
 

@@ -59,7 +59,7 @@ def test_prompts_are_distinct_balanced_and_the_same_again() -> None:
     assert Counter(parse(text).kind for text in found) == dict.fromkeys(KINDS, 10)
     assert {parse(text).kind for text in sample_prompts(6, 0, HARD_KINDS)} == set(HARD_KINDS)
     assert np.mean([parse(text).ink is None for text in sample_prompts(200, 1)]) == pytest.approx(0.5, abs=0.15)
-    with pytest.raises(ValueError, match="kinds of short, medium, long, pairs"):
+    with pytest.raises(ValueError, match="short, medium, long, pairs"):
         sample_prompts(1, 0, ["triple"])
-    with pytest.raises(ValueError, match="not enough words of 'long'"):
+    with pytest.raises(ValueError, match="words of 'long'"):
         sample_prompts(400, 0, ["long"])

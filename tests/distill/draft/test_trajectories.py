@@ -119,7 +119,7 @@ def test_more_can_be_asked_for_later_but_not_with_other_settings(tmp_path: Path)
     assert before.stat().st_mtime_ns == stamp
     names = ["trajectories-0000000-0000001.safetensors", "trajectories-0000002-0000003.safetensors"]
     assert [path.name for path in after] == names
-    with pytest.raises(ValueError, match=r"made with other settings .* choose another folder"):
+    with pytest.raises(ValueError, match=r"other settings"):
         make(tmp_path, states=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -141,7 +141,7 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     refused(r"not those that were written\. A file that is removed is made again")
     save_file({"states": shard.states, "ends": shard.ends}, path)
     refused("is damaged")
-    with pytest.raises(ValueError, match="from seed 7 on have numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"seed 7 .*not finite"):
         trajectories.write_shard(path, Trajectories(shard.prompts, 7, shard.states / 0, shard.ends), settings)
     trajectories.write_shard(path, Trajectories(shard.prompts, 7, shard.states.float(), shard.ends), settings)
     refused("got float32")

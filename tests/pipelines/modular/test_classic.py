@@ -298,5 +298,5 @@ def test_a_scale_is_refused_where_nothing_reads_it() -> None:
     pipe, call = cases.twin("flux2_klein edit"), CASES["flux2_klein edit"].call
     with pytest.raises(ValueError, match=r"guidance_scale= .* not guided"):
         pipe(prompt="a cat", guidance_scale=3.0, **ONE, **call)
-    with pytest.raises(ValueError, match=r"^guidance_scale cannot be used here"):
+    with pytest.raises(ValueError, match=r"^guidance_scale"):
         pipe.denoiser(guidance_scale=3.0, **call)

@@ -92,7 +92,7 @@ def test_tokens_of_video_and_sound_make_one_row() -> None:
     assert torch.equal(row[:, :96], video.flatten(2).transpose(1, 2))  # 3 x 4 x 8 tokens of 4 channels
     assert torch.equal(row[:, 96:], sound.transpose(1, 2).flatten(2))
     assert call.passes_per_nfe == 4  # with the text, without it, with one block perturbed, with sound apart
-    with pytest.raises(ValueError, match="audio_latents have 4 and 8 channels"):
+    with pytest.raises(ValueError, match="4 and 8 channels"):
         WITH_SOUND.joined([row, torch.cat([row, row], dim=-1)])
 
 
