@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 from openai import OpenAI
 from PIL import Image
 from starlette.datastructures import Headers
@@ -36,6 +37,7 @@ from ttsnap.service.engines import OneDevice
 from ttsnap.service.job_store import JobStore
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.opening import offer_of
+from ttsnap.service.replies import stills_of
 from ttsnap.service.requests import Generation, Video, notes_of, prepared_of, validated
 from ttsnap.service.tickets import RequestParser
 
@@ -189,6 +191,11 @@ def test_a_video_is_what_the_pipeline_gives(client: OpenAI, wan: Any, tmp_path: 
     assert np.abs(video_pixels(path.read_bytes(), path, ("PNG",)).astype(int) - theirs).max() <= 1
     payload = read_record(path).to_json()
     assert (payload["seed"], payload["model"], payload["call"]["num_frames"]) == (best[0].seed, "tiny", 5)
+
+
+def test_the_thumbnail_of_a_video_is_its_middle_frame() -> None:
+    video = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    assert np.asarray(Image.open(io.BytesIO(stills_of(video)["thumbnail"]))).mean() == pytest.approx(127.5, abs=2)
 
 
 def test_a_file_its_stills_and_its_remix(client: OpenAI) -> None:
