@@ -210,11 +210,15 @@ def copied(to: Path) -> Path:
     return to
 
 
-def asked(tree: Path, room: str, name: str, first: str = "") -> list[str]:
-    """The files of tests of a room: `first` before those that have the name of the changed file in them."""
+def asked(tree: Path, room: str, changed: Path, first: str = "") -> list[str]:
+    """Files of tests: `first`, those of the room that have the name of the changed file in them, its others, and those
+    of other rooms that import the file."""
     folders = [tree / "tests" / name for name in TESTS[room]]
     files = [file for path in folders for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
-    files.sort(key=lambda file: re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is None)
+    named, imported = re.compile(rf"\b{changed.stem}\b"), ".".join(changed.with_suffix("").parts)
+    files.sort(key=lambda file: named.search(file.read_text(encoding="utf-8")) is None)
+    every = sorted((tree / "tests").rglob("test_*.py"))
+    files += [file for file in every if file not in files and imported in file.read_text(encoding="utf-8")]
     return sorted((str(file.relative_to(tree)) for file in files), key=lambda file: file != first)
 
 
@@ -257,10 +261,11 @@ def main() -> None:
         def tried(number: str, tier: str, room: str, fault: Fault | None = None) -> str:
             """What the tests say of a fault, or of the room without one, now or in an earlier run."""
             if (number, tier) not in known:
-                path = tree / (fault.file if fault else "ttsnap/__init__.py")
+                name = Path(fault.file if fault else "ttsnap/__init__.py")
+                path = tree / name
                 source = path.read_text(encoding="utf-8")
                 path.write_text(planted(source, fault.place) if fault else source, encoding="utf-8")
-                tests = asked(tree, room, path.stem, finders.get(number, ""))
+                tests = asked(tree, room, name, finders.get(number, ""))
                 said, seconds, by = outcome(tree, tests, SELECTED[tier], a.timeout)
                 path.write_text(source, encoding="utf-8")
                 known[number, tier] = said

@@ -233,3 +233,6 @@ def test_gpu_is_the_accelerator_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     check_here(torch.device("mps:0"))
     with pytest.raises(ValueError, match="device 'mps:1'"):
         check_here(torch.device("mps:1"))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU"):
+        check_here(torch.device("mps:0"))
