@@ -219,6 +219,12 @@ def descent_by_hand(engine: Scripted, checks: list[int], least: list[float], bac
         paid += checks[j] - at + (checks[j] < K) - 1
 
 
+@pytest.mark.parametrize(("steps", "block"), [(2, 1), (20, 4)])
+def test_an_edge_of_best_first_is_a_fifth_of_the_grid(steps: int, block: int) -> None:
+    first = run(BestFirst(), Scripted(noisy(0), steps), "90nfe").trace[0]
+    assert {*first["start"], *first["stop"]} == {0, block}
+
+
 @seeds
 def test_depth_first_is_the_papers_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
