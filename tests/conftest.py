@@ -51,14 +51,20 @@ SYSTEM = (
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.
     "pipelines/test_compilation.py",
+    "test_strangers.py::test_what_is_no_data_is_refused_in_little_memory",
     "test_strangers.py::test_nothing_that_a_file_names_is_run_fetched_or_opened",
     "test_strangers.py::test_anything_anywhere_in_a_file_is_one_sentence_or_read",
     "test_strangers.py::test_damaged_files_are_one_sentence_or_read",
     # ComfyUI itself, where COMFYUI_PATH names a checkout.
     *(f"comfyui/test_real_{name}.py" for name in ("examples", "nodes", "search")),
     # What fast tests hold in one case, here in many: classic pipelines over modular blocks, all workflows of those,
-    # texts of any length, a CPU in the place of a GPU, books under requests that come and go.
+    # more schedulers, texts of any length, a CPU in the place of a GPU, books of drafts and of requests that come and
+    # go, requirements, prices.
     *("pipelines/modular/test_classic.py", "gpu/test_pipelines.py"),
+    "algorithms/test_contract.py::test_a_requirement_that_all_images_meet_changes_nothing",
+    "engine/test_drafts.py::test_ledger_equals_counter",
+    "pipelines/test_parity.py::test_a_batch_of_seeds_is_the_stock_batch",
+    "simulation/test_drafted.py::test_priced_lockstep_with_drafts_is_the_loop",
     "pipelines/modular/test_workflows.py::test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds",
     "pipelines/test_flops.py::test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others",
     "loop/test_requests.py::test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone",
