@@ -37,7 +37,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "core": ("core", "loop", "algorithms", "recordings/test_replay.py"),
     "loop": ("loop", "core", "algorithms/test_contract.py", "engine", "gpu/test_engine.py"),
     "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
-    "sampling": ("sampling", "engine", "pipelines/test_schedule.py"),
+    "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "algorithms"),
     "algorithms": ("algorithms", "loop", "simulation"),
     "pipelines": ("pipelines", "gpu", "sampling/test_drafts.py"),
     "reward_models": ("reward_models", "rewards"),
@@ -215,10 +215,12 @@ def asked(tree: Path, room: str, changed: Path, first: str = "") -> list[str]:
     of other rooms that import the file."""
     folders = [tree / "tests" / name for name in TESTS[room]]
     files = [file for path in folders for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
-    named, imported = re.compile(rf"\b{changed.stem}\b"), ".".join(changed.with_suffix("").parts)
+    *package, stem = changed.with_suffix("").parts
+    named, folder = re.compile(rf"\b{stem}\b"), r"\.".join(package)
+    imported = re.compile(rf"\b{folder}(\.| import .*\b){stem}\b")
     files.sort(key=lambda file: named.search(file.read_text(encoding="utf-8")) is None)
     every = sorted((tree / "tests").rglob("test_*.py"))
-    files += [file for file in every if file not in files and imported in file.read_text(encoding="utf-8")]
+    files += [file for file in every if file not in files and imported.search(file.read_text(encoding="utf-8"))]
     return sorted((str(file.relative_to(tree)) for file in files), key=lambda file: file != first)
 
 

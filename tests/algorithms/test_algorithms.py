@@ -150,6 +150,11 @@ def test_options_of_a_file_and_numbers_of_numpy_are_taken_as_declared(tmp_path: 
         make_algorithm(str(path))
 
 
+def test_an_object_takes_options_of_its_own_only() -> None:
+    with pytest.raises(ValueError, match="meant"):
+        make_algorithm(make_algorithm("best-of-n"), meant=1)
+
+
 @pytest.mark.parametrize("spec", [
     {"name": "seed-pruning", "n": 2.5}, {"name": "seed-pruning", "n": True}, {"name": "seed-pruning", "n": [3]},
     {"name": "seed-pruning", "keep": "half"}, {"name": "seed-pruning", "keep": [{}]},

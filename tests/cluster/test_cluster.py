@@ -13,6 +13,7 @@ import torch
 from ttsnap import make_algorithm, search
 from ttsnap.algorithms import ALGORITHMS
 from ttsnap.cluster.engine import ClusterEngine
+from ttsnap.cluster.merging import ClusterMeter
 from ttsnap.core.cost import Cost
 from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
@@ -220,6 +221,13 @@ def test_what_an_engine_refuses_is_refused_as_it_would_be(mixture: Any, counted:
     made = iter([mixture(algorithm), LiveEngine(counted(5), [Coarse()], EngineOptions(3))])
     with pytest.raises(ValueError, match="actor 0"):
         ClusterEngine(LocalPool(lambda: next(made), 2))
+
+
+@pytest.mark.parametrize(("second", "together"), [(3.0, 5.0), (None, None)])
+def test_actors_use_energy_together_and_memory_each(second: float | None, together: float | None) -> None:
+    meter = ClusterMeter([])  # type: ignore[arg-type]
+    meter.parts = [{"energy_joules": 2.0, "peak_memory_bytes": 9}, {"energy_joules": second, "peak_memory_bytes": 7}]
+    assert meter.summary() == {"energy_joules": together, "peak_memory_bytes": 9}
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
