@@ -24,7 +24,7 @@ from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.handlers import Handlers, Running
 from ttsnap.demo.live import Turns
 from ttsnap.demo.stream import PERIOD, stream
-from ttsnap.demo.tally import tally
+from ttsnap.demo.tally import Pair, Side, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
@@ -243,6 +243,8 @@ def test_other_seeds_are_tallied(tmp_path: Path) -> None:
     assert pages[-1][1] == "done: 3 of 3 other seeds"
     counts = [int(n) for n in re.findall(r"<b class=\"tt-p-\w+\">(\d+)</b>", pages[-1][0])]
     assert sum(counts) == 3
+    two = [Side(1, reward, None, "") for reward in (0.2, 0.5)]
+    assert [Pair(1, a, b).outcome for a in two for b in two] == ["tied", "won", "lost", "tied"]
     assert "Best-of-N <b>3</b> of 3" in pages[-1][0], "the judge sees best-of-N's image first"
     assert [f"from {first}" in pages[-1][0] for first in (7, 70, 700)] == [True] * 3
     stop = threading.Event()
