@@ -76,7 +76,7 @@ class Schedule:
     times: Tensor | None
     """(K+1,) float64 on `path`."""
     kernel: Kernel
-    narrows: bool = False
+    narrows: bool
     """Whether a step leaves x in the dtype of the network's output, even if that is narrower."""
 
     def beginning_at(self, step: int) -> Schedule:
