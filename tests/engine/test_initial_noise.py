@@ -63,6 +63,13 @@ def one_prompt(denoiser: MixtureDenoiser) -> EncodedPrompts:
     return prompts
 
 
+def test_jobs_that_are_retracted_leave_no_prompt() -> None:
+    prompts: Any = EncodedPrompts(None, lambda: None)  # type: ignore[arg-type]
+    prompts.admit([Prompt("a"), Prompt("b")])
+    prompts.retract(1)
+    assert prompts.living == [Prompt("a")]
+
+
 def stepped(denoiser: Plain, x: Tensor, begin: int = 0) -> list[Tensor]:
     """The latents on the way from this one at step `begin`."""
     found = [x]
