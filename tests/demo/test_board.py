@@ -24,7 +24,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import COLUMNS, Board
 from ttsnap.demo.board_html import render_board
-from ttsnap.demo.chart import render_chart, ticks
+from ttsnap.demo.chart import LEGEND_RIGHT, render_chart, ticks
 from ttsnap.demo.html import thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import View, render_stage
@@ -187,6 +187,7 @@ def test_the_best_so_far_is_a_step_line_of_estimates_and_then_of_finished_images
     ]  # fmt: skip
     html = render_chart([("Seed pruning", board)], 40)
     Well(html)
+    assert LEGEND_RIGHT in html
     kinds = ("hope", "step", "faint", "full", "hollow", "end")
     assert [html.count(f'class="tt-{name} ') for name in kinds] == [1] * 6
     assert [f">{x}</span>" in html for x in (0, 10, 20, 30, 40)] == [True] * 5

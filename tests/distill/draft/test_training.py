@@ -51,6 +51,17 @@ def test_a_second_call_is_made_halfway_to_the_first_guess_along_the_same_noise()
     torch.testing.assert_close(later, 0.6 * 0.3 * x + 0.4 * noise)
 
 
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])  # a flow, and one whose states are x0 + sigma eps
+def test_states_are_scaled_to_points_of_the_models_own_path(name: str) -> None:
+    pipe, call = pipe_of(name), dict(config_of(name).call or {})
+    student, schedule = DraftStudent(pipe, call, states=3, first_time=0.87, rank=2), pipe.denoiser(**call).schedule
+    x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    states = schedule.alpha[:3, None] * x0 + schedule.sigma[:3, None] * noise
+    path, at = student.path, student.times[:, None]
+    found = student.on_path(states, torch.arange(3))
+    torch.testing.assert_close(found, path.alpha(at) * x0 + path.sigma(at) * noise, rtol=1e-5, atol=1e-5)
+
+
 def test_every_trajectory_comes_once_before_any_comes_again_in_rows_of_three_kinds() -> None:
     config = TrainingConfig(batch=20, from_noise=0.45, second=0.15)
     drawn = [draw(step, 50, 5, config) for step in range(5)]
