@@ -21,9 +21,9 @@ from PIL import Image
 
 from ttsnap.algorithms.by_hand import UserCommand
 from ttsnap.demo.form import DemoLimits, read, read_wish
-from ttsnap.demo.handlers import Handlers, Running
+from ttsnap.demo.handlers import Handlers, Running, _shown
 from ttsnap.demo.live import Turns
-from ttsnap.demo.stream import PERIOD, stream
+from ttsnap.demo.stream import PERIOD, Frame, stream
 from ttsnap.demo.tally import Pair, Side, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
@@ -235,6 +235,11 @@ def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
     last = list(frames)[-1]
     assert len([path for path in last.files if path.name.startswith("01-seed")]) == 2
     assert not models.lock.locked()
+
+
+def test_the_stop_button_works_while_a_search_runs(tmp_path: Path) -> None:
+    frames = Frame("", fresh=True), Frame(""), Frame("", files=(tmp_path,))
+    assert [_shown(frame)[-1].get("interactive") for frame in frames] == [True, None, False]
 
 
 def test_other_seeds_are_tallied(tmp_path: Path) -> None:
