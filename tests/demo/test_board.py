@@ -25,6 +25,7 @@ from ttsnap.core.results import Event, Result
 from ttsnap.demo.board import COLUMNS, Board
 from ttsnap.demo.board_html import render_board
 from ttsnap.demo.chart import LEGEND_RIGHT, render_chart, ticks
+from ttsnap.demo.form import aspect_of
 from ttsnap.demo.html import thumbnail_uri
 from ttsnap.demo.live import why_unspent
 from ttsnap.demo.panels import View, render_stage
@@ -165,6 +166,11 @@ def test_text_is_escaped_everywhere() -> None:
     Well(html)
     assert not re.search("<(script|img)", html)
     assert html.count(escape(bad)) >= 6  # prompt, status, and names and notes of both
+
+
+def test_a_page_makes_room_for_the_shape_of_images() -> None:
+    wide = EngineSpec(ModelOptions(), ("reward",), call={"width": 24, "height": 16})
+    assert aspect_of(SearchRequest((Prompt("p"),), wide, "best-of-n", Budget(nfe=8))) == 1.5
 
 
 def test_the_pure_parts_need_neither_gradio_nor_torch() -> None:

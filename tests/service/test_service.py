@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import re
+import threading
 import time
 import zipfile
 from collections import Counter
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -373,6 +375,15 @@ def test_streams_end_with_an_image_or_raise_in_openai_s_client(editing: Server) 
         with pytest.raises(openai.APIError) as error:
             list(client.images.generate(**own, extra_body=OWN | {"require": "brightness>1"}))
     assert (error.value.param, error.value.code) == ("require", "requirement_not_met")
+
+
+def test_ctrl_c_before_it_listens_ends_it_as_well(editor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(one_device(editor), EDITS)
+    monkeypatch.setattr(server._server, "run", Mock(side_effect=KeyboardInterrupt))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_health_tells_of_a_thread_that_has_ended(editor: Any) -> None:
