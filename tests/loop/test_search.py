@@ -389,6 +389,13 @@ def inputs(live: LiveEngine) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return seen
 
 
+def test_what_is_under_way_holds_no_earlier_latents(engine: Any) -> None:
+    live, held = engine(batch_size=1), list[list[tuple[int, int]]]()
+    twice = Played((lambda p: fresh(2, 2), lambda p: advance(p, [0], 4)), PLAIN)
+    search(["a"], twice, live, on_event=lambda event: held.append(sorted(live.store)) if event.kind == "tick" else None)
+    assert held[5:7] == [[(0, 0), (0, 1)], [(0, 1)]]  # particle 0 is on its way
+
+
 def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     whole = Played((lambda p: fresh(2, 8), lambda p: perturb([0, 0, 1], 0.8, 8), lambda p: perturb([2], 0.6, 8)), PLAIN)
     found = []
