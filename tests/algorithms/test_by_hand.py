@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -67,6 +68,14 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str
     again = run(engine, ByHand(algorithm, result.state.n, script=taken, rows=3))
     first, second = ([{**move, "scores": list(move["scores"])} for move in r.trace] for r in (result, again))
     assert first == second
+
+
+def test_a_wish_names_an_unfinished_candidate_by_its_uid_or_its_seed() -> None:
+    alive, finished = np.array([True, True, False]), np.array([False, True, False])
+    particles: Any = MagicMock(alive=alive, finished=finished, parent=np.full(3, -1), seed=np.arange(5, 8))
+    particles.__len__.return_value = 3
+    assert [UserCommand(DROP, uid).meant(particles) for uid in range(4)] == [0, -1, -1, -1]
+    assert [UserCommand(DROP, seed=seed).meant(particles) for seed in (5, 6, 9)] == [0, -1, -1]
 
 
 def test_wishes_take_effect_at_once(engine: Callable[..., Any]) -> None:
