@@ -72,8 +72,8 @@ def test_wishes_are_carried_out_and_the_script_repeats_them(name: str, verb: str
 
 def test_a_wish_names_an_unfinished_candidate_by_its_uid_or_its_seed() -> None:
     alive, finished = np.array([True, True, False]), np.array([False, True, False])
-    particles: Any = MagicMock(alive=alive, finished=finished, parent=np.full(3, -1), seed=np.arange(5, 8))
-    particles.__len__.return_value = 3
+    particles: Any = MagicMock(alive=alive, finished=finished, seed=np.arange(5, 8), **{"__len__.return_value": 3})
+    particles.parent = np.full(3, -1)
     assert [UserCommand(DROP, uid).meant(particles) for uid in range(4)] == [0, -1, -1, -1]
     assert [UserCommand(DROP, seed=seed).meant(particles) for seed in (5, 6, 9)] == [0, -1, -1]
 

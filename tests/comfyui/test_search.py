@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.comfyui import double
@@ -119,6 +121,12 @@ def test_ttsnaps_ode_is_euler_and_all_its_kernels_end_where_the_model_does(model
         found = searching(model, wanted(sampler=SamplerOptions(kernel), **more), cfg=1.0).run()
         assert torch.allclose(found.latents, torch.full(SHAPE, 0.25), atol=1e-2), kernel
         assert sum(model.rows) == found.result.spent.nfe <= 40
+
+
+def test_a_previewer_decodes_what_is_unfinished(model: Model) -> None:
+    decode = Mock(return_value=Image.new("RGB", (4, 4)))
+    searching(model, wanted(), previewer=Mock(decode_latent_to_preview=decode)).run()
+    assert decode.call_count == SEEDS
 
 
 def test_a_draft_of_a_model_without_spread_is_its_image(model: Model) -> None:
