@@ -34,7 +34,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TESTS: dict[str, tuple[str, ...]] = {
-    "core": ("core", "loop", "algorithms", "recordings/test_replay.py", "sampling/test_guidance.py"),
+    "core": (
+        *("core", "loop", "algorithms", "recordings/test_replay.py", "sampling/test_guidance.py"),
+        "results/test_shown.py",
+    ),
     "loop": ("loop", "core", "algorithms/test_contract.py", "engine", "gpu/test_engine.py", "cluster/test_cluster.py"),
     "engine": ("engine", "loop", "gpu/test_engine.py", "sampling/test_guidance.py", "pipelines/test_parity.py"),
     "sampling": ("sampling", "engine", "pipelines/test_schedule.py", "algorithms"),
