@@ -9,8 +9,7 @@ decodes and rewards included; a backward pass counts as two forward passes. Figu
 over seeds, with the standard error over prompts. Where the reward rises and the checker does not, it was hacked: for
 methods that refine, the table says what the checker gave the image before and after, and for how many prompts it fell.
 Guided methods and the particle methods that they stand beside sample the linear SDE with g = 3 t^2, all others the
-model's own Euler steps. With `--lora FOLDER` (`python scripts/train_worlds preference`) the methods in
---lora-methods run on the tuned model, too. OUT is written after every run, and runs that it holds are not made again.
+model's own Euler steps. OUT is written after every run, and runs that it holds are not made again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,26 +85,17 @@ def main() -> None:
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     p.add_argument("--budgets", type=int, nargs="+", default=[100], help="in denoiser calls of best-of-N")
     p.add_argument("--guard", default="scenes", help="the reward that the guarded ascent watches")
-    p.add_argument("--lora", type=Path, help="a preference LoRA of the embedded model")
-    p.add_argument(
-        "--lora-methods", nargs="+", default=["best-of-n", "seed-pruning", "best-of-n, dps"], choices=METHODS
-    )
     a = p.parse_args()
     settings = {k: getattr(a, k) for k in (*SETTINGS, "guard")}
     done = read(a.json, settings)
-    models = {"": (load(dtype=getattr(torch, a.dtype)), a.methods)}
-    if a.lora is not None:
-        tuned = load(dtype=getattr(torch, a.dtype))
-        tuned.load_lora_weights(str(a.lora))
-        models["LoRA: "] = (tuned, a.lora_methods)
+    pipe = load(dtype=getattr(torch, a.dtype))
     prompts, metrics = sample_prompts(a.prompts, a.prompt_seed), make_rewards(a.held_out)
-    for seed, nfe, (model, (pipe, methods)) in itertools.product(range(a.seeds), a.budgets, models.items()):
-        for name in methods:
-            key = f"{model}{name}|{nfe}|{seed}"
-            if key not in done:
-                done[key] = run(pipe, name, nfe, seed, prompts, metrics, a)
-                print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
-                write(a.json, settings, done)
+    for seed, nfe, name in itertools.product(range(a.seeds), a.budgets, a.methods):
+        key = f"{name}|{nfe}|{seed}"
+        if key not in done:
+            done[key] = run(pipe, name, nfe, seed, prompts, metrics, a)
+            print(f"{key}: {np.mean(done[key]['reward']):.3f} reward, {done[key]['seconds']:.0f} s", flush=True)
+            write(a.json, settings, done)
     print(table(done, a))
 
 

@@ -46,7 +46,7 @@ SYSTEM = (
     "pipelines/test_model_defaults.py::test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded",
     "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",
     # The packaged models, and what trains them.
-    *("scenes/test_packaged.py", "scenes/test_training.py", "scenes/test_train_preference.py"),
+    *("scenes/test_packaged.py", "scenes/test_training.py", "pipelines/test_lora.py::test_generate_record_and_replay"),
     "signs/test_noise_aware.py::test_the_packaged_one_knows_the_words_of_finished_latents",
     "signs/test_noise_aware.py::test_one_command_trains_the_reader_and_a_student_begins_with_it",
     # Networks that torch compiles, and files from strangers, at each place of which something is forged.

@@ -43,11 +43,6 @@ TRAINERS: dict[str, tuple[str, str, dict[str, Option]]] = {
         "renders, and reader.safetensors",
         {},
     ),
-    "preference": (
-        "a preference LoRA of the base model, by Diffusion-DPO",
-        "the pairs, the LoRA and metrics.json",
-        {"--reward": {"default": "scenes-learned", "help": "what prefers, as `ttsnap generate --reward`"}},
-    ),
 }
 """By command, which is the name of the trainer's module: help, what it puts into --out, and keywords of its `run`."""
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ttsnap.cli import main
 from ttsnap.pipelines.lora import HEAD_BYTES, load_lora, parse_lora
+from ttsnap.results.record import read_record
+from ttsnap.scenes import weights_path
 
 from .tiny import save_lora, shared
 
@@ -40,17 +47,6 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], changes: Mapping[str
     about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=list)
     save_file(tensors, folder / "x.safetensors", {"format": "pt", "lora_adapter_metadata": about})
     return str(folder)
-
-
-def test_a_scale_stands_after_what_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "own:2").touch()
-    names = {
-        "a/b": ("a/b", 1),
-        "a/b:0.5": ("a/b", 0.5),
-        "C:x": ("C:x", 1),
-        f"{tmp_path}/own:2": (f"{tmp_path}/own:2", 1),
-    }
-    assert {name: parse_lora(name) for name in names} == names
 
 
 @pytest.mark.parametrize("changes", [
@@ -88,3 +84,62 @@ def test_a_head_of_megabytes_is_not_parsed(pipe: Any, tensors: dict[str, torch.T
     for where in (tmp_path, tmp_path / "x.safetensors"):
         with pytest.raises(ValueError, match=r"x.safetensors has [\d,]+ bytes .* 8,388,608"):
             load_lora(pipe, str(where))
+
+
+def test_reading_the_option(tmp_path: Path) -> None:
+    (tmp_path / "run:2").mkdir()  # a folder that ends in a number
+    for where in ("lora", "someone/a-style", "C:\\lora", f"{tmp_path}/run:2"):
+        assert parse_lora(where) == (where, 1.0)
+        assert parse_lora(f"{where}:-0.5") == (where, -0.5)
+    for wrong in ("", " ", "lora:nan", "lora:inf"):
+        with pytest.raises(ValueError, match="cannot read --lora"):
+            parse_lora(wrong)
+
+
+def test_what_is_no_lora_is_refused(pipe: Any, tmp_path: Path) -> None:
+    part = "transformer.transformer_blocks.0.attn.to_q.lora"
+    sizes = {f"{part}_A.weight": torch.zeros(2, 7), f"{part}_B.weight": torch.zeros(7, 2)}
+    for name, weights in (("other", {"unet.a.to_q.lora_A.weight": torch.zeros(2, 3)}), ("size", sizes), ("torn", {})):
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "pytorch_lora_weights.safetensors")
+    (tmp_path / "torn" / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
+    for where, message in (
+        *((where, "no such folder") for where in ("./nowhere", "nowhere")),
+        (tmp_path, "no .safetensors file"),
+        (weights_path() / "transformer", "Invalid LoRA checkpoint"),
+        (tmp_path / "other", "nothing in it belongs to a .*another family"),
+        (tmp_path / "size", "size mismatch"),
+        (tmp_path / "torn", "cannot load it into a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_lora(pipe, str(where))
+        assert not any(pipe.get_list_adapters().values())
+    with pytest.raises(ValueError, match="SimpleNamespace"):
+        load_lora(SimpleNamespace(), str(tmp_path))
+
+
+@pytest.mark.usefixtures("shallow_model")
+def test_generate_record_and_replay(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    lora = save_lora(DiffusionPipeline.from_pretrained(weights_path()), tmp_path / "lora")
+    option, quick = f"{lora}:0.5", ["--steps", "4", "--device", "cpu"]
+    prompt = "two red circles and a blue square"
+    assert main(["generate", prompt, "--budget", "8nfe", "--lora", option, "--out", "with", *quick]) == 0
+    assert f"pipe.load_lora_weights('{lora}'" in capsys.readouterr().out
+    image = next(Path("with").glob("*seed*.png"))
+    settings = json.loads(Path("with/trace.json").read_text())["settings"]
+    assert read_record(image).lora == settings["lora"] == option
+    assert main(["replay", str(image)]) == 2  # a picture does not decide what is loaded
+    assert f"the LoRA '{option}'" in capsys.readouterr().err
+    assert main(["replay", str(image), "--trust"]) == 0
+    assert largest(image, image.parent / "replays" / image.name) <= 1
+    assert main(["replay", str(image), "--lora", f"{lora}:-3", "--out", "other.png"]) == 0
+    assert largest(image, Path("other.png")) > 1
+    record = ["record", prompt, "--seeds", "1", "--out", "recording", *quick]
+    assert main([*record, "--lora", option]) == 0
+    assert main(record) == 2
+    assert "lora" in capsys.readouterr().err
+
+
+def largest(one: Path, other: Path) -> int:
+    return int(np.abs(np.asarray(Image.open(one), int) - np.asarray(Image.open(other), int)).max())
