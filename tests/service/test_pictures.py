@@ -341,9 +341,9 @@ def test_a_model_of_two_networks_reads_the_guidance_of_both() -> None:
         prepared_of(replace(wanted, boundary_ratio=0.1), offer, limits)
 
 
-def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path) -> None:
+def test_a_size_without_pixels_in_its_latents_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = twin("ltx image2video")
-    pipe.vae.spatial_compression_ratio = 32  # as of the real LTX-Video
+    monkeypatch.setattr(pipe.vae, "spatial_compression_ratio", 32)  # as of the real LTX-Video
     with filming(one_device(pipe), tmp_path) as caller:
         for files in ({}, {"input_reference": ("a.png", FRAME)}):
             form: dict[str, Any] = {"prompt": (None, "a cat"), "size": (None, "16x32"), **files}
