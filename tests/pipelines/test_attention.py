@@ -121,7 +121,7 @@ def test_other_backends_where_diffusers_dispatches(family: str) -> None:
 def test_where_diffusers_would_silently_do_nothing_it_says_so_and_bad_input_is_refused() -> None:
     with pytest.warns(UserWarning, match="SanaTransformer2DModel to sage"):
         assert use_attention(tiny.shared("sana"), "sage") == "sdpa"
-    with pytest.raises(ValueError, match="'fast'; did you mean flash"):
+    with pytest.raises(ValueError, match=r"'fast'.* flash"):
         use_attention(tiny.shared("sd3"), "fast")
     with pytest.raises(ValueError, match="transformer nor"):
         use_attention(SimpleNamespace())

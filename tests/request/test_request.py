@@ -58,7 +58,7 @@ def test_what_is_only_required_comes_behind_the_rewards() -> None:
 
 def test_what_does_not_fit_together_is_refused_before_anything_runs() -> None:
     for weights in ([1.0], [1.0, 2.0, 3.0]):
-        with pytest.raises(ValueError, match=f"{len(weights)} weights for 2 rewards"):
+        with pytest.raises(ValueError, match=f"{len(weights)} weights"):
             prepared("scenes", "brightness", require=("ocr",), utility=weights)
     guided: list[dict[str, Any]] = [{"sampler": SamplerOptions(guide="0.1")}, {"search": "noise-ascent"}]
     for how in guided:

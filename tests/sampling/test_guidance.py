@@ -339,9 +339,9 @@ def test_a_reward_that_takes_tokens_has_no_part_in_gradients() -> None:
             return linear(images, prompts)
 
     rewards = Talks(), FunctionReward(linear, "r")
-    with pytest.raises(ValueError, match="'talks' asks a language model"):
+    with pytest.raises(ValueError, match="'talks'"):
         engine_of(gaussian(), *rewards, guide="dps:0.5")
-    with pytest.raises(ValueError, match="'talks' asks a language model"):
+    with pytest.raises(ValueError, match="'talks'"):
         search(["a"], make_algorithm("noise-ascent"), engine_of(gaussian(), *rewards, kernel=Ode))
     assert not asked
     engine = engine_of(gaussian(), *rewards, guide=RewardGuidance("dps", 0.5, weights=(0.0, 1.0)))

@@ -110,10 +110,10 @@ def test_it_is_distilled_saved_and_loaded(pipe: Any, tmp_path: Path) -> None:
     scores, again, new = (reward.score_estimates(latents(), PROMPTS * 2, level) for reward in made)
     assert torch.equal(scores, again)
     assert not torch.equal(scores, new)
-    with pytest.raises(ValueError, match="unknown kind 'sign-reader'"):
+    with pytest.raises(ValueError, match="'sign-reader'"):
         make_reward(f"noise-aware:{folder}")
     (folder / "adapter.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="is not the one that"):
+    with pytest.raises(ValueError, match="not the one"):
         SignsNoiseAware.from_pretrained(folder)
 
 
