@@ -74,7 +74,7 @@ class PipelineDenoiser(Denoiser):
     def __init__(self, pipe: Any, **call: Any) -> None:
         vars(pipe).setdefault("_search_memo", flops.Memo())
         self.pipe: Any = copy.copy(pipe)  # this call's scheduler and settings must not show in the user's
-        self.device = self.pipe._execution_device  # walks through all modules
+        self.device = self.pipe._execution_device  # read once: it walks through all modules
         self._encodings = Encodings()
         if takes := self.honours.split():
             if unknown := sorted(call.keys() - takes):

@@ -1,6 +1,6 @@
-"""Plants one fault at a time, each in another function, and counts how many of them each tier of tests finds.
+"""Plants one fault at a time, each in another function, and counts how many of them the tests find.
 
-    python scripts/mutants.py --tier all              # 200 faults: tests of one tier, and of the other for what is left
+    python scripts/mutants.py --tier all              # 200 faults: fast and system tests, a room's own first
     python scripts/mutants.py --tier all --part 1/5   # every fifth of them; parts may run on machines of their own
     python scripts/mutants.py --sample 40 --room cli  # 40 in one room
     python scripts/mutants.py --tier all --before build/old.jsonl --out build/new.jsonl   # after a change of the tests

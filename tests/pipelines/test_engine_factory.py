@@ -11,15 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ttsnap import search
 from ttsnap.algorithms import make_algorithm
-from ttsnap.core import Need
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.pipelines import defaults, load, upgrade
+from ttsnap.pipelines import defaults, load
 from ttsnap.pipelines.engine_factory import EngineBuilder
 from ttsnap.request.request import EngineSpec
-
-from .tiny import FAMILIES, shared
 
 
 def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
@@ -36,8 +33,3 @@ def test_what_it_builds_after_a_journey_finds_what_the_pipeline_finds() -> None:
     assert pickle.loads(pickle.dumps(shifted)).build().grid.levels[2] > engines[1].grid.levels[2]
     with pytest.raises(ValueError, match="nowhere"):
         EngineBuilder(EngineSpec(ModelOptions("./nowhere"), ("scenes",))).build()
-
-
-def test_only_a_flow_goes_back_to_noisier_steps() -> None:
-    own = {name: upgrade(shared(name)).engine("brightness", **FAMILIES[name].call).offers for name in ("sd3", "sdxl")}
-    assert {name: Need.RENOISE in offers for name, offers in own.items()} == {"sd3": True, "sdxl": False}

@@ -1,4 +1,6 @@
-"""LoRAs that strangers made: what their metadata asks for is held to what their tensors are, before peft reads it."""
+"""LoRAs that strangers made: what their metadata asks for is held to what their tensors are, before peft reads it. And
+the option --lora: what it reads, what it refuses, and where it is noted.
+"""
 
 from __future__ import annotations
 

@@ -147,6 +147,11 @@ def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> Non
     assert found[0][0] == pytest.approx(expected.best.reward, abs=1e-6)
 
 
+def test_only_a_flow_goes_back_to_noisier_steps() -> None:
+    own = {name: upgrade(shared(name)).engine("brightness", **FAMILIES[name].call).offers for name in ("sd3", "sdxl")}
+    assert {name: Need.RENOISE in offers for name, offers in own.items()} == {"sd3": True, "sdxl": False}
+
+
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 def test_the_dtype_of_stepped_latents_is_foreseen(name: str) -> None:
     """Under autocast noise is wide and what the network puts out is narrow."""
