@@ -15,6 +15,7 @@ from typing import Any
 
 from ttsnap.files.reading import read_object
 from ttsnap.options.model import EMBEDDED
+from ttsnap.options.sampler import calls_of
 from ttsnap.pipelines.packaged import MODELS
 from ttsnap.request.request import ModelDefaults
 from ttsnap.results.record import checked_call
@@ -41,14 +42,16 @@ def _drafter(draft: object, folder: Path, path: Path) -> str:
     """The drafter as `draft=` takes it. ValueError for any but the packaged one and a folder inside this folder."""
     found = _DRAFT.fullmatch(draft) if isinstance(draft, str) else None
     where = found["where"] if found else ""
-    if found and where == EMBEDDED:
+    if found and where == EMBEDDED == calls_of(found[0])[0]:
         return found[0]
     inside = (folder / where).resolve()
+    named = f"{inside}{found['calls'] or ''}" if found else ""
     plain = where.isprintable() and not PurePosixPath(where).is_absolute() and inside.is_dir()
-    if not found or not plain or inside == folder.resolve() or not inside.is_relative_to(folder.resolve()):
+    within = inside != folder.resolve() and inside.is_relative_to(folder.resolve())
+    if not plain or not within or calls_of(named)[0] != str(inside):  # "draft:2" may be a link of that name
         raise ValueError(f"the draft of {path} must be {EMBEDDED!r} or the name of a folder beside it, with its calls "
                          f"as in 'draft:2', got {str(draft)[:60]!r}")  # fmt: skip
-    return f"{inside}{found['calls'] or ''}"
+    return named
 
 
 def defaults_of(pipe: Any) -> ModelDefaults:

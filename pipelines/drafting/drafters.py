@@ -19,14 +19,14 @@ from ttsnap.core.names import unknown
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import EMBEDDED
-from ttsnap.options.sampler import HOT
+from ttsnap.options.sampler import HOT, calls_of
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
-from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, calls_of, read_draft, read_hot
+from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, HOT_SETTINGS, DraftSettings, read_draft, read_hot
 
 logger = logging.getLogger(__name__)
 _ADAPTER = "ttsnap_draft"

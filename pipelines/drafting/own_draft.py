@@ -20,7 +20,7 @@ from ttsnap.core.needs import Need
 from ttsnap.core.protocols import Algorithm
 from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
-from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions
+from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions, calls_of
 from ttsnap.pipelines.drafting.drafters import make_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder
@@ -28,7 +28,7 @@ from ttsnap.pipelines.pipeline_copy import hooked
 from ttsnap.pipelines.record import adapters
 from ttsnap.reward_models.registry import suits_drafts
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.sampling.drafts import Checked, DraftSettings, calls_of, read_draft
+from ttsnap.sampling.drafts import Checked, DraftSettings, read_draft
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)

@@ -42,6 +42,8 @@ NAMED: list[tuple[str, dict[str, Any], str]] = [
         ("reward", SCORE), ("algorithm", "/etc/tuned.json"), ("reward", f"scenes then {MODULE}:score"),
         ("report", "http://127.0.0.1:9"), ("reward", "clip:someone/model"), ("require", SCORE),
         ("model", "someone/model"), ("model", "hot"), ("lora", "someone/lora:0.5"), ("draft", "someone/draft:2"),
+        ("draft", "embedded:evil"), ("draft", "embedded:2:2"), ("draft", "hot:x.json"), ("draft", "hot:\u00b2"),
+        ("draft", "auto:2"), ("draft", "none:2"),
         ("preview_vae", "someone/vae"), ("preview-vae", "someone/vae"), ("attention", "flash_hub"),
         ("algorithm", f"{MODULE}.py:Thing"), ("compare", f"{MODULE}.py:Thing"), ("prompts_file", "../secret.txt"),
         ("prompts_file", "~/secret.txt"), ("ray_address", "elsewhere:6379"),
@@ -79,6 +81,9 @@ def test_plain_settings_need_no_word() -> None:
     parsed(config(prompts=["/a red circle", "~ ../x"], model="embedded", reward=rewards, budget="5nfe"))
     for draft in ("hot", "hot:2", "embedded:2"):
         parsed(config(draft=draft))
+    Path("embedded:2").mkdir()  # which would be opened
+    with pytest.raises(ValueError, match="names draft 'embedded:2'"):
+        parsed(config(draft="embedded:2"))
     parsed(config(algorithm="tuned.json", prompts_file="prompts.txt", call={"a": "../x"}, ray_address="auto"))
     parsed(config(require=["scenes>=0.5", "brightness"]))
     assert parsed(config(**{"negative-prompt": "a circle"})).negative_prompt == "a circle"

@@ -45,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "model"
     (made / "draft").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    (made / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("link", "draft:3"):
+        (made / name).symlink_to(tmp_path / "elsewhere")
     return made
 
 
@@ -54,11 +55,15 @@ def written(folder: Path, **told: Any) -> Path:
     return folder
 
 
-def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path) -> None:
+def test_a_folder_names_its_call_its_reward_and_a_draft_inside_it(folder: Path, monkeypatch: Any) -> None:
     assert defaults_in(folder) == ModelDefaults()
     found = defaults_in(written(folder, num_inference_steps=8, reward="clip", draft="draft:2"))
     assert found == ModelDefaults({"num_inference_steps": 8}, "clip", f"{(folder / 'draft').resolve()}:2")
     assert defaults_in(written(folder, draft="embedded:2")).draft == "embedded:2"
+    monkeypatch.chdir(folder)
+    (folder / "embedded:2").symlink_to("../elsewhere")  # which would be opened from here
+    with pytest.raises(ValueError, match="the draft of"):
+        defaults_in(written(folder, draft="embedded:2"))
     assert recommended("embedded") == ModelDefaults(FULL, "scenes", "embedded")
     assert recommended("scenes-turbo").draft is None
 
@@ -71,6 +76,7 @@ STRANGE: dict[str, list[Any]] = {
     "draft": [
         "../elsewhere", "/etc", "~/draft", "link", ".", "", "draft/..", "draft/../../elsewhere", "owner/name", "none",
         "hot", "C:\\x", "draft\\..", "draft:0", "draft:17", "draft:2:2", "http://x/y", "draft\n", ["draft"], 3, {},
+        "draft:3", "embedded:evil",
     ],
 }  # fmt: skip
 
@@ -197,6 +203,9 @@ def test_a_png_says_what_was_used_so_that_it_is_made_again_when_the_folder_has_c
     assert f"{png.name}: 0 of 255" in capsys.readouterr().out
 
 
+STRANGERS = ("someone/draft", "embedded:evil", "hot:evil.json")
+
+
 @pytest.mark.usefixtures("shallow_model")
 def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -212,7 +221,7 @@ def test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafte
     assert main(["replay", str(png)]) == 0
     assert "0 of 255" in capsys.readouterr().out
     image = Image.open(png)
-    for drafter, refusal in (("someone/draft", "drafter 'someone/draft'"), (None, "no drafter")):
+    for drafter, refusal in ((None, "no drafter"), *((name, f"drafter '{name}'") for name in STRANGERS)):
         info = PngInfo()
         info.add_text("ttsnap", json.dumps({**json.loads(image.info["ttsnap"]), "draft": drafter}))
         image.save(tmp_path / "theirs.png", pnginfo=info)

@@ -15,9 +15,9 @@ from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
 from ttsnap.options.engine import DeviceOptions, WorkerOptions
-from ttsnap.options.model import EMBEDDED, PACKAGED, ModelOptions
+from ttsnap.options.model import PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
-from ttsnap.options.sampler import AUTO, HOT, NONE, SamplerOptions
+from ttsnap.options.sampler import SamplerOptions, comes_along
 from ttsnap.options.search import SearchOptions
 from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
@@ -110,7 +110,7 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         plain = value.replace("'", "").replace('"', "") if key == "algorithms" else value
         if (
             (key in _REWARDS and any(part.strip() not in REWARDS for part in re.split(" then | on ", value)))
-            or (key == "draft" and value.partition(":")[0] not in (AUTO, NONE, HOT, EMBEDDED))
+            or (key == "draft" and not comes_along(value))
             or (key in _MODELS - {"draft"} and value not in PACKAGED)
             or (key in _ADDRESSES and value != "auto")
             or (key in ("kind", *_LIKENESSES) and ":" in value)

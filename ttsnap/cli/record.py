@@ -18,7 +18,7 @@ from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, WorkerOptions
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.record import RecordOptions
-from ttsnap.options.sampler import HOT, SamplerOptions
+from ttsnap.options.sampler import HOT, SamplerOptions, calls_of
 from ttsnap.options.search import SearchOptions
 from ttsnap.request.request import EngineSpec, SearchRequest
 
@@ -194,7 +194,7 @@ def check_draft(recording: Recording, hot: Path) -> str:
     """How drafts rank seeds beside estimates, and where that is noted, or why it is not. hot: the file for the model as
     its own drafter. ValueError for a recording without drafts or without estimates, and for a damaged draft.json."""
     from ttsnap.core import utility
-    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, calls_of, note_check
+    from ttsnap.sampling.drafts import DRAFT_FILE, HOT_FILE, Checked, note_check
     from ttsnap.simulation.looks import drafts_against_estimates, figures_of, ranked
 
     looks = ranked(recording, utility.mean)

@@ -15,8 +15,8 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
-from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
-from ttsnap.options.sampler import HOT
+from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.sampler import comes_along
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _drafter(wanted: ReplayFile, a: Arguments) -> str | None:
     noted = sampler.draft
     if a.draft is None and noted is None:
         raise ValueError(f"{wanted.path} was finished from a draft, and names no drafter; name it by --draft")
-    if a.draft is None and str(noted).partition(":")[0] not in (EMBEDDED, HOT) and not a.trust:
+    if a.draft is None and not comes_along(str(noted)) and not a.trust:
         raise ValueError(f"{wanted.path} asks for the drafter {noted!r}; nothing is loaded because a picture names it. "
                          f"If you want it, add --draft {shlex.quote(str(noted))}, or --trust")  # fmt: skip
     return str(a.draft or noted)

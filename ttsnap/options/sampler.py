@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from ttsnap.files.settings import Json, Settings, Word
+from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Spec, changed, option, options_of, values
 from ttsnap.options.variety import Cads, Repel, parse
 
@@ -18,6 +20,35 @@ HOT = "hot"
 
 NOISE, DRAFT = "noise", "draft"
 """What is finished: the seed's noise, or its draft, at the level that the drafter's settings say."""
+
+
+MOST_CALLS = 16
+"""Of a drafter's network for one guess."""
+
+
+def calls_of(text: str) -> tuple[str, int]:
+    """What a text names, and the calls that a guess takes, of "WHERE" or "WHERE:CALLS"; one where none are given.
+
+    A name that ends in a colon and a number is taken whole where it exists. ValueError without a name, and for no calls
+    or too many.
+    """
+    head, _, tail = text.rpartition(":")
+    numbered = bool(head) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", tail) and not Path(text).expanduser().exists()
+    where, calls = (head, int(tail)) if numbered else (text, 1)
+    if not where.strip() or not 1 <= calls <= MOST_CALLS:
+        raise ValueError(
+            f"cannot read draft {text!r}: give hot, a folder or a hub id, and after it the calls of a guess, "
+            f"1 to {MOST_CALLS}, as in FOLDER:2"
+        )
+    return where, calls
+
+
+def comes_along(draft: str) -> bool:
+    """Whether a drafter's text leads to no weights but the model's and ttsnap's own, so that strangers may name it.
+
+    The text is read as by who opens it: "embedded:evil" is a folder, and "embedded:2" is one where that exists.
+    """
+    return draft in (AUTO, NONE) or calls_of(draft)[0] in (HOT, EMBEDDED)
 
 
 class Finish(NamedTuple):

@@ -19,12 +19,12 @@ from ttsnap.core.grid import Grid
 from ttsnap.files.reading import printable, read_object
 from ttsnap.files.settings import Count, Fraction, Settings, build, check, to_json
 from ttsnap.files.writing import write_json
-from ttsnap.options.sampler import Finish
+from ttsnap.options.sampler import MOST_CALLS, Finish
 from ttsnap.sampling.interpolants import Interpolant, eps_from_x0, rows
 
 DRAFT_FILE = "draft.json"
 FORMAT = 1
-MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_CALLS, MOST_TEXT = 2**20, 1000, 100, 16, 300
+MOST_BYTES, MOST_CHECKED, MOST_FIGURES, MOST_TEXT = 2**20, 1000, 100, 300
 Guidance = Annotated[float, Interval(ge=0, le=1000)]
 Estimate = Callable[[Tensor, Tensor], Tensor]
 """(x (N, ...), told times (N,)) -> the x0 (N, ...) that the network implies at x, told these times."""
@@ -86,23 +86,6 @@ HOT_SETTINGS = DraftSettings(first_time=0.87)
 """Of the model itself as its own drafter, without training."""
 HOT_FILE = ".json"
 """How a file's name ends that holds such settings, of the model itself, and where they were checked."""
-
-
-def calls_of(text: str) -> tuple[str, int]:
-    """What a text names, and the calls that a guess takes, of "WHERE" or "WHERE:CALLS"; one where none are given.
-
-    A name that ends in a colon and a number is taken whole where it exists. ValueError without a name, and for no calls
-    or too many.
-    """
-    head, _, tail = text.rpartition(":")
-    numbered = bool(head) and tail.strip().lstrip("-").isdigit() and not Path(text).expanduser().exists()
-    where, calls = (head, int(tail)) if numbered else (text, 1)
-    if not where.strip() or not 1 <= calls <= MOST_CALLS:
-        raise ValueError(
-            f"cannot read draft {text!r}: give hot, a folder or a hub id, and after it the calls of a guess, "
-            f"1 to {MOST_CALLS}, as in FOLDER:2"
-        )
-    return where, calls
 
 
 # --- files --------------------------------------------------------------------------------------------------------
