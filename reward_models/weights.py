@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,14 @@ from ttsnap.files.settings import check
 T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
 """Names the files of a checkpoint in several, as transformers writes it."""
+ZIP = b"PK\3\4"
+"""How a file begins that torch takes for a zip."""
+NUMBERS = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""Dtypes of weights; numbers of others are quantised, complex or bits."""
 
 
 def locate(name_or_path: str | Path, files: Sequence[str]) -> Path:
@@ -96,16 +105,20 @@ def renamed(name: str, names: Names) -> str:
 
 
 def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Tensors by name, unwrapped from "state_dict" or "model". ValueError for other files.
+    """Dense tensors by name, unwrapped from "state_dict" or "model". ValueError for other files.
 
     names: from published names to the network's; unused: beginnings of published names to leave out.
     """
     from safetensors.torch import load_file
 
+    if not path.is_file():  # a pipe may never end
+        raise ValueError(f"no such file of weights: {path}")
     state: Any
     try:
         with foreign(f"{path} cannot be read as weights, is it whole?"):
             safe = path.suffix == ".safetensors"
+            if not safe:
+                _check_unpacked(path)
             state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except ValueError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
@@ -117,10 +130,31 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold tensors by name; is it a checkpoint?")
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not named or not all(map(_plain, state.values())):
+        raise ValueError(f"{path} does not hold plain tensors by name; is it a checkpoint?")
     plain = {name.removeprefix("module."): value for name, value in state.items()}
     return {renamed(name, names): value for name, value in plain.items() if not name.startswith(unused)}
+
+
+def _check_unpacked(path: Path) -> None:
+    """ValueError for a zip that unpacks to more than its own size, which no torch.save writes."""
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:  # torch's older format
+            return
+    with zipfile.ZipFile(path) as packed:
+        entries = packed.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    moved = min(entry.header_offset for entry in entries) > 0  # torch reads another table of entries
+    if moved or unpacked > path.stat().st_size:
+        raise ValueError("it would unpack to more than its size; save it again by torch.save")
+
+
+def _plain(value: object) -> bool:
+    """Whether it is a tensor whose numbers are there, and can be copied to another dtype."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+        return False
+    return not value.is_meta and value.dtype in NUMBERS
 
 
 def read_weights(name_or_path: str | Path, names: Sequence[str]) -> dict[str, Tensor]:

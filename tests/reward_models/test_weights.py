@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ttsnap.reward_models.clip import OpenClipScore
 from ttsnap.reward_models.hpsv2 import HPSv2, HPSv21
@@ -20,7 +23,7 @@ from ttsnap.reward_models.vlm.edit_score import EditScore
 from ttsnap.reward_models.vlm.hpsv3 import HPSv3
 from ttsnap.reward_models.vlm.unified_reward import UnifiedReward
 from ttsnap.reward_models.vlm.video_align import VideoAlign
-from ttsnap.reward_models.weights import merge_adapters
+from ttsnap.reward_models.weights import merge_adapters, read_state
 
 from ..golden import tiny, tiny_vlm  # noqa: TID252
 from .published import GOLDEN, Bases, known, load, write_vlm
@@ -45,6 +48,43 @@ def test_unusable_checkpoints_are_explained(given: Any, wrong: str, tmp_path: Pa
         torch.save(given, file)
     with pytest.raises(ValueError, match=wrong):
         ImageReward.from_pretrained(file, tokenizer=tmp_path)
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "meta": lambda one: one.to("meta"),
+    "sparse": lambda one: one.to_sparse(),
+    "nested": lambda one: torch.nested.nested_tensor([one]),
+    "quantised": lambda one: torch.quantize_per_tensor(one, 1, 0, torch.qint8),
+    "bits": lambda one: one.byte().view(torch.bits8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [*ODD, "number"])
+def test_tensors_without_plain_numbers_or_names_are_refused(kind: str, tmp_path: Path) -> None:
+    one = torch.ones(2)
+    torch.save({"a": ODD[kind](one)} if kind in ODD else {3: one}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="tensors by name"):
+        read_state(tmp_path / "x.pt")
+
+
+def test_files_that_never_end_or_unpack_to_more_than_they_are_are_refused(tmp_path: Path) -> None:
+    whole, packed = tmp_path / "whole.pt", tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(2**16)}, whole)
+    with zipfile.ZipFile(whole) as plain, zipfile.ZipFile(packed, "w") as file:
+        for name in plain.namelist():
+            file.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    unpacked = torch.load(packed, weights_only=True)
+    assert torch.equal(unpacked["a"], read_state(whole)["a"])
+    with pytest.raises(ValueError, match="unpack"):
+        read_state(packed)
+    packed.write_bytes(packed.read_bytes() + whole.read_bytes())  # two tables of entries
+    with pytest.raises(ValueError, match="unpack"):
+        read_state(packed)
+    for name in ("pipe.pt", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="no such"):
+            read_state(tmp_path / name)
 
 
 @pytest.mark.parametrize("width", [32, 96])
