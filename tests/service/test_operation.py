@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import configparser
+import gzip
 import json
 import os
 import re
@@ -12,9 +15,11 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +33,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from tests import bombs
 from tests.service.asking import IMAGES, PROMPT, SMALL, Caller, best, refusal, until
 from tests.service.conftest import ALICE, BOB, Server
 from ttsnap.check import service
+from ttsnap.check.ladder import Rung
 from ttsnap.check.service import Service
 from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service
 from ttsnap.cli import serve as cli
@@ -389,9 +396,9 @@ def test_spans_go_to_the_collector_that_the_environment_names(monkeypatch: pytes
 class Own(Service):
     """A service that draws noise where several ask."""
 
-    def _ask(self, client: httpx.Client, number: int) -> Any:
+    def _ask(self, client: httpx.AsyncClient, number: int) -> Any:
         seen = np.random.default_rng(number if len(self.images) < 2 else None)
-        return seen.random((3, 8, 8))
+        return seen.integers(256, size=(8, 8, 3), dtype=np.uint8)
 
 
 def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_one_alone(
@@ -420,15 +427,78 @@ def test_a_check_of_a_service_that_refuses_callers_is_undecided(serving: Callabl
         Service("http://127.0.0.1:9", 0.0).model()
 
 
-@pytest.mark.parametrize("reply", [
-    b"{}", b"[]", b"<html>", b"[" * 9999, b'{"data": [{"b64_json": null}]}', b'{"data": [{"b64_json": "aGVsbG8="}]}',
-])  # fmt: skip
-def test_a_check_of_something_else_than_a_service_says_what_came(reply: bytes) -> None:
-    class Else(Service):
-        def open(self) -> httpx.Client:
-            answers = httpx.MockTransport(lambda _: httpx.Response(200, content=reply))
-            return httpx.Client(base_url=self.url, transport=answers)
+@dataclass
+class Else(Service):
+    """Something else than a service. It answers this to all, or by the last part of the path."""
 
-    found = Else("http://else", 0.0, lambda _: None).check([Prompt("a red circle")])
-    assert found.missing["a request of 1 client"].startswith("it answered with no image")
+    answer: Callable[[str], Any] = str
+
+    @contextmanager
+    def open(self) -> Iterator[httpx.AsyncClient]:
+        def handle(request: httpx.Request) -> httpx.Response:
+            made = self.answer(request.url.path.rpartition("/")[2])
+            packed = {"content-encoding": "gzip"} if made == PACKED else {}
+            return httpx.Response(200, headers=packed, content=once(made) if isinstance(made, bytes) else made)
+
+        yield httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(handle))
+
+    @classmethod
+    def checked(cls, answer: Callable[[str], Any]) -> Rung:
+        return cls("http://else", 0.0, lambda _: None, answer=answer).check([Prompt("a red circle")])
+
+
+def pictured(data: bytes) -> bytes:
+    return json.dumps({"data": [{"b64_json": base64.b64encode(data).decode()}]}).encode()
+
+
+async def once(part: bytes) -> AsyncIterator[bytes]:
+    yield part
+
+
+async def endless(part: bytes) -> AsyncIterator[bytes]:
+    while True:
+        yield part
+        await asyncio.sleep(0.001)
+
+
+LARGE = pictured(bombs.png(8192, 8190, pixels=b""))
+PACKED = gzip.compress(bytes(2**26))
+HOSTILE: dict[str, Callable[[], Any]] = {
+    "an object": lambda: b"{}",
+    "a list": lambda: b"[]",
+    "a page": lambda: b"<html>",
+    "deep": lambda: b"[" * 9999,
+    "large": lambda: LARGE,
+    "no text": lambda: b'{"data": [{"b64_json": null}]}',
+    "no picture": lambda: pictured(b"hello"),
+    "gzip": lambda: PACKED,
+    "endless": lambda: endless(bytes(2**20)),
+    "slow": lambda: endless(b" "),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_check_of_something_else_than_a_service_says_what_came(kind: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(service, "PATIENCE", 0.3)
+    tracemalloc.start()
+    found = Else.checked(lambda _: HOSTILE[kind]())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**27
+    assert found.missing["a request"].startswith("it did not" if kind == "slow" else "it answered with no image")
     assert of_service(found).word == UNDECIDED
+    with pytest.raises(ValueError, match="no service answers"):
+        Else("http://else", 0.0, answer=lambda _: HOSTILE[kind]()).model()
+
+
+def test_figures_of_a_service_are_finite() -> None:
+    numbers = iter(["0", "nan", "inf", "1e308", "-inf", "1e999"])
+
+    def answer(path: str) -> bytes:
+        number = next(numbers, "0")
+        told = f"ttsnap_nfe_total {number}\nttsnap_batch_places_total {number}"
+        return told.encode() if path == "metrics" else pictured(bombs.png())
+
+    figures = Else.checked(answer).figures
+    assert figures
+    assert np.isfinite([figure.value for figure in figures.values()]).all()

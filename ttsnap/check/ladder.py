@@ -93,8 +93,8 @@ class Rung:
     """What later rungs need of it, JSON-ready."""
 
     def note(self, name: str, figure: Figure | None, why: str) -> None:
-        """Keep a figure, or why there is none."""
-        if figure is None:
+        """Keep a figure, or why there is none. What is not finite is none."""
+        if figure is None or not np.isfinite(figure.value):
             self.missing[name] = why
         else:
             self.figures[name] = figure

@@ -11,7 +11,7 @@ import torch
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.loop.search import search
-from ttsnap.results.media import Pixels, to_uint8
+from ttsnap.results.media import to_uint8
 
 SEEDS = 4
 """Images of the search."""
@@ -58,10 +58,10 @@ def compared(rung: Rung, name: str, pairs: Sequence[Any], other: Any) -> float:
 
 
 def differs(a: Any, b: Any) -> Any:
-    """How far two images are apart in each value, in 255ths; 255 where they are not of one size."""
+    """How far two images (H, W, 3) uint8 are apart in each value; 255 where they are not of one size."""
     if a.shape != b.shape:
-        return np.full(a.shape, 255)
-    return np.abs(to_uint8(a).astype(int) - to_uint8(b))
+        return np.full(a.shape, 255, np.uint8)
+    return np.maximum(a, b) - np.minimum(a, b)
 
 
 def _in_255ths(difference: Any) -> Figure:
@@ -70,15 +70,15 @@ def _in_255ths(difference: Any) -> Figure:
 
 
 def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int]:
-    """The images by seed, those that the time allows, and which one won."""
+    """The images (H, W, 3) uint8 by seed, those that the time allows, and which one won."""
     engine = setup.engine(batch_size)
     (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS,
                        should_stop=lambda: setup.left <= 0)  # fmt: skip
-    return {found.seed: found.image for found in result.images}, result.best.seed
+    return {found.seed: to_uint8(found.pixels) for found in result.images}, result.best.seed
 
 
-def _stock(setup: Setup, prompt: Any, seed: int) -> Pixels:
-    """The image of a stock call from this seed."""
+def _stock(setup: Setup, prompt: Any, seed: int) -> Any:
+    """The image (H, W, 3) uint8 of a stock call from this seed."""
     made = setup.pipe(prompt.text, generator=torch.Generator().manual_seed(seed), output_type="pt", **setup.spec.call)
     image: torch.Tensor = made.images[0]
-    return image.float()
+    return to_uint8(image.float())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
-import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -20,12 +21,17 @@ from ttsnap.check.ladder import Figure, Rung, in_short
 from ttsnap.check.parity import CLOSE, compared, differs
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.reading import parse_json, picture_pixels
+from ttsnap.reward_models.http import finished, read_key, read_proxies
 
 CLIENTS = (1, 4, 16)
 REQUESTS, EACH = 8, 4
 """Requests of one client alone, which all others make as well; and of each of several clients, where time allows."""
 ASKED = {"search": "best-of-n", "budget": "2images", "n": 1}
 """What a request says beside its prompt and seed: of its two images one comes back."""
+PIXELS, REPLY_BYTES = 2**23, 2**25
+"""Most pixels of an image (3840 x 2160 and more), and bytes of a reply, which noise of that takes."""
+PATIENCE = 60.0
+"""Seconds that a request may take at least, from connecting to the last byte of its reply."""
 
 
 @dataclass
@@ -34,34 +40,52 @@ class Service:
 
     url: str
     seconds: float
-    """For all that is asked; a round of requests more may be under way then."""
+    """For all that is asked, and for one request; a round of requests more may be under way then."""
     say: Callable[[str], None] = print
     images: dict[int, dict[int, Any]] = field(default_factory=dict)
-    """(3, H, W) by how many clients there were, and by request."""
+    """(H, W, 3) uint8 by how many clients there were, and by request."""
     prompts: Sequence[Prompt] = ()
+    decoding: Lock = field(default_factory=Lock)
+    """Held while a reply is decoded, which takes several times its size."""
 
-    def open(self) -> httpx.Client:
-        """A connection with the environment's TTSNAP_API_KEY, as the service takes it."""
-        key, url = os.environ.get("TTSNAP_API_KEY"), self.url.rstrip("/").removesuffix("/v1")
-        return httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"} if key else {}, timeout=3600)
+    @contextmanager
+    def open(self) -> Iterator[httpx.AsyncClient]:
+        """Connections with the environment's TTSNAP_API_KEY, as the service takes it."""
+        key, url = read_key("TTSNAP_API_KEY"), self.url.rstrip("/").removesuffix("/v1")
+        headers = {"accept-encoding": "identity"}  # what is compressed would have no bound
+        if key:
+            headers["authorization"] = f"Bearer {key}"
+        with read_proxies():
+            client = httpx.AsyncClient(base_url=url, headers=headers, timeout=None)
+        try:
+            yield client
+        finally:
+            finished(client.aclose())
 
     def model(self) -> str:
         """The name of the model that it serves. ValueError where nothing like a service answers."""
         try:
             with self.open() as client:
-                return in_short(str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"]))
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"no service answers at {self.url}: {error}; start one by ttsnap serve MODEL") from None
+                status, text = _reply(client, "/v1/models", PATIENCE)
+            if status != 200:
+                raise ValueError(f"status {status}")
+            made: Any = parse_json(text, "its reply")
+            return in_short(str(made["data"][0]["id"]))
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+            what = f"no service answers at {self.url}: {in_short(error)}"
+            raise ValueError(f"{what}; start one by ttsnap serve MODEL") from None
 
     def check(self, prompts: Sequence[Prompt]) -> Rung:
         """The same requests by one client, by 4 and by 16 at a time."""
         rung, begin, self.prompts = Rung("service"), time.monotonic(), prompts
         with self.open() as client:
-            self._ask(client, 0)  # the engine is made
-            for part, clients in enumerate(CLIENTS, 1):
+            first = self._ask(client, 0)  # the engine is made
+            if isinstance(first, str):
+                rung.missing["a request"] = first
+            for part, clients in enumerate(() if rung.missing else CLIENTS, 1):
                 self.say(f"asking as {clients} client{'s' * (clients > 1)}")
                 self._load(rung, client, clients, begin + part / len(CLIENTS) * self.seconds)
-        alone = self.images[1]
+        alone = self.images.get(1, {})
         for clients in CLIENTS[1:] if {0, 1} <= alone.keys() else ():
             pairs = [differs(alone[n], made) for n, made in self.images[clients].items() if n in alone]
             if pairs:
@@ -72,7 +96,7 @@ class Service:
         rung.done, rung.seconds = True, time.monotonic() - begin
         return rung
 
-    def _load(self, rung: Rung, client: httpx.Client, clients: int, end: float) -> None:
+    def _load(self, rung: Rung, client: httpx.AsyncClient, clients: int, end: float) -> None:
         """Requests by so many clients, each of whom asks when it has its answer, and stops at an error."""
         numbers, seconds, found = itertools.count(), list[float](), self.images.setdefault(clients, {})
         most, at = max(REQUESTS, EACH * clients), f"of {clients} client{'s' * (clients > 1)}"
@@ -84,38 +108,69 @@ class Service:
                 if isinstance(made, str):
                     rung.missing[f"a request {at}"] = made
                     return
-                found[number] = made
+                if number < REQUESTS:  # others are made by nobody alone
+                    found[number] = made
                 seconds.append(time.monotonic() - start)
 
         before, begin = self._places(client), time.monotonic()
         with ThreadPoolExecutor(clients) as pool:
             list(pool.map(ask, range(clients)))
-        whole, (nfe, places) = time.monotonic() - begin, self._places(client) - before
+        whole, after = time.monotonic() - begin, self._places(client)
+        nfe, places = (now - then for now, then in zip(after, before, strict=True))
         if seconds:
             rung.figures[f"latency {at}"] = Figure(float(np.median(seconds)), min(seconds), max(seconds), "s")
             rung.figures[f"images a second {at}"] = Figure(2 * len(seconds) / whole)
-        fill = Figure(100 * nfe / places, unit="%") if places else None
+        fill = Figure(100 * nfe / places, unit="%") if places > 0 else None
         rung.note(f"batches filled {at}", fill, "its /metrics do not tell")
 
-    def _ask(self, client: httpx.Client, number: int) -> Any:
-        """The image of a request (3, H, W) in [0, 1], or the words of its error. Its number says prompt and seed."""
+    def _ask(self, client: httpx.AsyncClient, number: int) -> Any:
+        """The image (H, W, 3) uint8 of a request, or the words of its error.
+
+        Its number says prompt and seed.
+        """
         own = {"prompt": self.prompts[number % len(self.prompts)].text, "seed": 100 * number, **ASKED}
         try:
-            reply = client.post("/v1/images/generations", json=own)
-            if reply.status_code != 200:
-                return f"status {reply.status_code}: {in_short(reply.text[:200])}"
-            made: Any = parse_json(reply.content, "its reply")
-            pixels = picture_pixels(base64.b64decode(made["data"][0]["b64_json"]), "its reply")
+            patience = max(self.seconds, PATIENCE)
+            status, text = _reply(client, "/v1/images/generations", patience, own)
+            if status != 200:
+                return f"status {status}: {in_short(text[:200].decode(errors='replace'))}"
+            with self.decoding:
+                made: Any = parse_json(text, "its reply")
+                image = base64.b64decode(made["data"][0]["b64_json"])
+                return picture_pixels(image, "its reply", most=PIXELS)
         except httpx.HTTPError as error:
             return f"it did not answer: {in_short(error)}"
         except (LookupError, TypeError, ValueError) as error:
             return f"it answered with no image: {in_short(error)}"
-        return pixels.transpose(2, 0, 1) / 255
 
-    def _places(self, client: httpx.Client) -> Any:
+    def _places(self, client: httpx.AsyncClient) -> list[float]:
         """Evaluations so far, and the places in batches for them; zeros where it does not tell."""
         with suppress(httpx.HTTPError, ValueError):
-            text = client.get("/metrics").text
-            names = ("ttsnap_nfe_total", "ttsnap_batch_places_total")
-            return np.array([float((re.findall(rf"^{name} (\S+)$", text, re.M) or [0])[0]) for name in names])
-        return np.zeros(2)
+            _, text = _reply(client, "/metrics", PATIENCE)
+            names = (b"ttsnap_nfe_total", b"ttsnap_batch_places_total")
+            found = [re.search(rb"^%s (\S+)$" % name, text, re.M) for name in names]
+            return [float(line[1]) if line else 0.0 for line in found]
+        return [0.0, 0.0]
+
+
+def _reply(
+    client: httpx.AsyncClient, path: str, seconds: float, own: Mapping[str, Any] | None = None
+) -> tuple[int, bytes]:
+    """Status and body of the reply, to a GET without `own`.
+
+    httpx.HTTPError where it is not whole within `seconds`, ValueError for more than REPLY_BYTES.
+    """
+
+    async def exchange() -> tuple[int, bytes]:
+        text = bytearray()
+        async with client.stream("GET" if own is None else "POST", path, json=own) as reply:
+            async for part in reply.aiter_raw():
+                text += part
+                if len(text) > REPLY_BYTES:
+                    raise ValueError(f"it replied more than {REPLY_BYTES:,} bytes")
+        return reply.status_code, bytes(text)
+
+    try:
+        return finished(asyncio.wait_for(exchange(), seconds))
+    except TimeoutError:
+        raise httpx.ReadTimeout(f"no whole reply within {seconds:g} s") from None
