@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ttsnap.check.evidence import shown
 from ttsnap.check.ladder import Rung
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import build
@@ -45,7 +46,7 @@ def compare(files: dict[str, Any]) -> str:
         leads = {title: figure for title, figure in signal.items() if title.startswith("lead of ")}
         lead = max(leads.items(), key=lambda each: each[1].low or 0.0, default=None)
         rows.append((
-            f"[{whole['model']}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
+            f"[{shown(whole['model'])}](evidence/{stem}.md)", whole["device"], whole["date"], whole["verdict"],
             "" if lead is None else f"{lead[0].removeprefix('lead of ').partition(' over')[0]} {lead[1]}",
             str(cost.get("an evaluation in it", "")),
             str(cost.get("share that is neither the model's nor a reward's", "")),

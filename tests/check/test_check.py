@@ -20,11 +20,11 @@ from tests.pipelines.tiny import SIZE, quiet, sd3, sdxl
 from ttsnap.check import environment
 from ttsnap.check.cost import cost
 from ttsnap.check.denoising import denoising
-from ttsnap.check.evidence import cleaned, page
+from ttsnap.check.evidence import cleaned, page, write
 from ttsnap.check.ladder import Figure, Rung, Setup
 from ttsnap.check.parity import STOCK, parity
 from ttsnap.check.signal import signal
-from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, verdict
+from ttsnap.check.verdict import GO, NO_GO, UNDECIDED, of_service, verdict
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import build
@@ -158,12 +158,43 @@ def test_an_interval_holds_the_mean_of_most_draws_and_needs_prompts() -> None:
     assert Figure.over_prompts([1.0, 2.0], [0.0, 0.0]) is None
 
 
-def test_evidence_names_no_path_host_or_user(monkeypatch: pytest.MonkeyPatch) -> None:
+TOLD = {
+    "/home/ada/models/my-sd failed on box7": "my-sd failed on ***",
+    "'/home/ada lovelace/My Models/sd 3' failed on BOX7": "'sd 3' failed on ***",
+    r"C:\Users\ada lovelace\w.pt, ~/a b/w.pt, ../x y/w.pt": "w.pt, w.pt, w.pt",
+    "noise-aware:/mnt/x y/hpsv2@28 on clip": "noise-aware:hpsv2@28 on clip",
+    "--url HTTP://h:1/x?key=1 Https://gpu9.org/v1": "--url ADDRESS ADDRESS",
+    "gpu9.org refused": "*** refused",
+    "no route to 10.0.0.5:8000, [fe80::1]:80, gpu8:8000 or gpu8.lab:80": (
+        "no route to ADDRESS, ADDRESS, ADDRESS or ADDRESS"
+    ),
+    "ask Ada@lab.org or root@gpu8": "ask ADDRESS or ADDRESS",
+    "status 401: Bearer s3cretkey, hf_0123456789abcdefghij, a-key-of-ours": "status 401: Bearer ***, ***, ***",
+}
+KEPT = ("org/model", "org/model/step7.pt@28", "1/255", "adam", "0.6:12", "draft:1@0", "sde:0.3:1", "torch 2.13.0+cpu")
+
+
+def test_evidence_names_no_path_host_user_or_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "box7.lab")
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
-    told, kept = ["/home/ada/models/my-sd failed on box7", r"C:\Users\ada\w.pt"], ["org/model", "1/255", "adam"]
-    expected = {"why": ["my-sd failed on ***", "w.pt"], "url": "ADDRESS", "kept": kept}
-    assert cleaned({"why": told, "url": "http://h:1/x", "kept": kept}) == expected
+    monkeypatch.setenv("TTSNAP_API_KEY", "a-key-of-ours")
+    told = {"told": list(TOLD), "kept": list(KEPT), "ada": {"rungs": 1.5}}
+    assert cleaned(told) == {**told, "told": list(TOLD.values())}
+
+
+def test_evidence_shows_the_words_of_a_service_and_no_file_elsewhere(tmp_path: Path) -> None:
+    words = "<img src=//x> ![](//x/y.png) [a](//x) `code` @somebody #1 www.x.org"
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / "sheet.png").symlink_to(secret)
+    about = {"model": f"m {words}", "device": "d", "date": "2026-12-01", "dtype": "", "versions": {}}
+    found = {"service": Rung("service", said=[words], missing={"a request": f"status 400: {words}"})}
+    judged = of_service(found["service"])
+    made = write(out, {**about, "command": "c", "use": ""}, found, judged, tmp_path / "sheet.png")
+    plain = re.sub(r"`[^`]*`", "", made.read_text())
+    assert not re.search(r"[<>\[\]@]|www|#\d", plain)
+    assert "<img" in made.read_text()
+    assert {path.suffix for path in out.iterdir()} == {".json", ".md"}
 
 
 def test_without_a_model_it_says_what_is_here_and_what_a_minute_buys(capsys: Any, monkeypatch: Any) -> None:

@@ -13,6 +13,7 @@ from ttsnap.check.ladder import Figure, Rung, Setup, in_short
 from ttsnap.core.cost import Rates
 from ttsnap.loop.search import search
 from ttsnap.pipelines.memory.acceleration import SDPA, use_attention
+from ttsnap.results.media import save_png
 from ttsnap.results.outputs import Recorder
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability
@@ -127,7 +128,7 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
     rung.note("peak memory", memory, "this system does not tell")
     if memory is not None:
         rung.said.append(f"memory is the {spent.usage.get('memory_kind')}")
-    recorder.sheet(result).save(setup.out / "sheet.png")
+    save_png(setup.out / "sheet.png", recorder.sheet(result))
     rung.more["seconds"] = rates.named()
     if rung.figures["share of its decodes"].value > 15 and preview is None:
         rung.said.append("decodes take much of a search: a preview VAE (--preview-vae) would make checks cheaper")

@@ -44,7 +44,7 @@ With a model, a ladder that fits into --minutes; each rung is useful if it stops
 With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
 among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
 
-It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host or user name is in them.
+It writes MODEL_DEVICE_DATE.md and .json into --out, to be shown to others: no path, host, user or key is in them.
 
 examples:
   ttsnap check
