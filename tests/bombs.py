@@ -7,6 +7,7 @@ import io
 import pickle
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -152,6 +153,15 @@ def bad_tensors(ran: Path) -> tuple[bytes, ...]:
         *(b"", bytes(8), pickle.dumps(Runs(ran)), b"PK\3\4" + bytes(64), struct.pack("<Q", 2**62), b"\xff" * 64),
         *(struct.pack("<Q", len(h)) + h for h in (b"{" * 90_000, b"[]", head % (2**50, 2**53), head % (-1, 8), b"3")),
     )
+
+
+def repacked(data: bytes) -> bytes:
+    """A zip whose entries are compressed, so that they may unpack to a thousand times its size."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as plain, zipfile.ZipFile(file, "w") as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    return file.getvalue()
 
 
 def npy_header(numbers: int) -> bytes:

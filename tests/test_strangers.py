@@ -73,6 +73,7 @@ from ttsnap.results.media import save_video
 from ttsnap.reward_models.noise_aware import files as adapter_files
 from ttsnap.reward_models.noise_aware.student import NoiseAware
 from ttsnap.reward_models.registry import REWARDS, make_reward
+from ttsnap.reward_models.weights import read_state
 from ttsnap.sampling.drafts import read_draft
 from ttsnap.scenes import FOLDER
 
@@ -346,6 +347,12 @@ def shard() -> bytes:
     return file.getvalue()
 
 
+def checkpoint() -> bytes:
+    file = io.BytesIO()
+    torch.save({"a": torch.zeros(2**10)}, file)
+    return file.getvalue()
+
+
 def read_tar(folder: Path) -> None:
     path = folder / "unit-00000.tar"
     if not path.is_file() or path.stat().st_size > 10**6:  # as a recording's header says of it
@@ -415,6 +422,7 @@ READERS: dict[str, Reader] = {
     "picture": Reader(None, as_bytes("x.png", bombs.png), read_picture),
     "tensors": Reader(None, as_bytes("x.safetensors", lambda: save({"a": np.zeros((2, 3))}, {"k": "v"})),
                       lambda folder: read_tensors(folder / "x.safetensors")),
+    "weights": Reader(None, as_bytes("x.pt", checkpoint), lambda folder: read_state(folder / "x.pt")),
     "latents": Reader(None, as_bytes("x.npy", npy),
                       lambda folder: data.decode(read_bytes(folder / "x.npy", 10**6), "latents")),
     "shard": Reader(None, as_bytes("unit-00000.tar", shard), read_tar),
@@ -592,6 +600,7 @@ FORBIDDEN = {
     "any JSON": bombs.JSON,
     "any YAML": bombs.YAML,
     **dict.fromkeys(("tensors", "LoRA"), bombs.bad_tensors(Path("ran"))),
+    "weights": (*bombs.bad_tensors(Path("ran")), bombs.repacked(checkpoint())),
     "picture": tuple(make() for make in bombs.PICTURES.values()),
     "keys": (b"alice", b"alice short", KEYS + b"carol a-long-secret-key-1 2", b"# nobody", b"", b"\xff"),
     "shard": bombs.bad_tars(),
