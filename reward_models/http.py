@@ -18,7 +18,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -144,13 +144,22 @@ class HttpReward(RewardModel):
             raise RuntimeError(f"{broke}{_told(error)}") from None
 
     async def _attempt(self, client: httpx.AsyncClient, data: bytes | None, most: int) -> tuple[int, bytes]:
-        text = bytearray()
-        async with client.stream("GET" if data is None else "POST", self.url, content=data, headers=HEADERS) as reply:
-            async for part in reply.aiter_raw():
-                text += part
-                if len(text) > most:
-                    raise RuntimeError(f"{self.shown} replied more than {most:,} bytes")
-        return reply.status_code, bytes(text)
+        method = "GET" if data is None else "POST"
+        try:
+            return await read_reply(client.stream(method, self.url, content=data, headers=HEADERS), most)
+        except ValueError as error:
+            raise RuntimeError(f"{self.shown} {error}") from None
+
+
+async def read_reply(asked: AbstractAsyncContextManager[httpx.Response], most: int) -> tuple[int, bytes]:
+    """Status and body of a reply, as it was sent. ValueError for more bytes than `most`."""
+    text = bytearray()
+    async with asked as reply:
+        async for part in reply.aiter_raw():
+            text += part
+            if len(text) > most:
+                raise ValueError(f"replied more than {most:,} bytes")
+    return reply.status_code, bytes(text)
 
 
 def read_key(variable: str) -> str:

@@ -23,8 +23,6 @@ from ttsnap.files.settings import check
 T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
 """Names the files of a checkpoint in several, as transformers writes it."""
-ZIP = b"PK\3\4"
-"""How a file begins that torch takes for a zip."""
 NUMBERS = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     *(torch.float8_e4m3fn, torch.float8_e5m2),
@@ -140,7 +138,7 @@ def read_state(path: Path, names: Names = (), unused: tuple[str, ...] = ()) -> d
 def _check_unpacked(path: Path) -> None:
     """ValueError for a zip that unpacks to more than its own size, which no torch.save writes."""
     with path.open("rb") as file:
-        if file.read(len(ZIP)) != ZIP:  # torch's older format
+        if file.read(4) != b"PK\3\4":  # torch's older format, no zip
             return
     with zipfile.ZipFile(path) as packed:
         entries = packed.infolist()

@@ -21,7 +21,7 @@ from ttsnap.check.ladder import Figure, Rung, in_short
 from ttsnap.check.parity import CLOSE, compared, differs
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.reading import parse_json, picture_pixels
-from ttsnap.reward_models.http import finished, read_key, read_proxies
+from ttsnap.reward_models.http import finished, read_key, read_proxies, read_reply
 
 CLIENTS = (1, 4, 16)
 REQUESTS, EACH = 8, 4
@@ -160,17 +160,8 @@ def _reply(
 
     httpx.HTTPError where it is not whole within `seconds`, ValueError for more than REPLY_BYTES.
     """
-
-    async def exchange() -> tuple[int, bytes]:
-        text = bytearray()
-        async with client.stream("GET" if own is None else "POST", path, json=own) as reply:
-            async for part in reply.aiter_raw():
-                text += part
-                if len(text) > REPLY_BYTES:
-                    raise ValueError(f"it replied more than {REPLY_BYTES:,} bytes")
-        return reply.status_code, bytes(text)
-
+    asked = client.stream("GET" if own is None else "POST", path, json=own)
     try:
-        return finished(asyncio.wait_for(exchange(), seconds))
+        return finished(asyncio.wait_for(read_reply(asked, REPLY_BYTES), seconds))
     except TimeoutError:
         raise httpx.ReadTimeout(f"no whole reply within {seconds:g} s") from None
