@@ -137,7 +137,7 @@ def _drafts(algorithm: Algorithm) -> bool:
     """Whether it needs drafts, or is the pruning for which they were measured to help."""
     if Need.DRAFT in algorithm.needs:
         return True
-    if not isinstance(algorithm, SeedPruning) or not algorithm.draft_share:
+    if not isinstance(algorithm, SeedPruning) or algorithm.draft_share == 0:
         return False
     return SeedPruning(draft_share=algorithm.draft_share, draft_calls=algorithm.draft_calls) == algorithm
 

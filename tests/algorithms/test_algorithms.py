@@ -60,6 +60,16 @@ def test_checks_are_by_level_or_step(where: Any, grid: Grid, checks: Any) -> Non
     assert [check[:2] for check in SeedPruning(4, (0.5, 0.5), **where).init(Task(grid)).checks] == checks
 
 
+@pytest.mark.parametrize(
+    "given", [{"keep": (0.3,), "levels": (0.6,)}, {"keep": (0.3,)}, {"levels": (0.6,)}, {"draft_share": 0.2}]
+)
+def test_a_default_that_is_written_out_is_kept_to_where_drafts_are_finished(given: dict[str, Any]) -> None:
+    task = Task(GRID, draft_calls=1, draft_cost=0.5, begin_calls=1)
+    assert SeedPruning(**given).init(task) == SeedPruning(keep=(0.3,), levels=(0.6,), draft_share=0.2).init(task)
+    assert [check.step for check in SeedPruning(**given).init(task).checks] == [0, 8, 20]
+    assert [check.step for check in SeedPruning().init(task).checks] == [0, 20]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("name", ["seed-pruning", "ttsnap"])
 def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, steps: int) -> None:

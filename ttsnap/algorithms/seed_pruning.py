@@ -45,6 +45,14 @@ class State(NamedTuple):
     """Checks to come."""
 
 
+class Settled(NamedTuple):
+    """Fields of SeedPruning whose defaults depend on what is finished."""
+
+    keep: tuple[float, ...]
+    levels: tuple[float, ...]
+    draft_share: float
+
+
 @dataclass(frozen=True)
 class SeedPruning(Settings):
     """A check at step s costs s + 1 evaluations a seed. As many survive as images are to be returned; halves round up.
@@ -55,18 +63,19 @@ class SeedPruning(Settings):
 
     n: Count | None = None
     """Seeds; None for as many as the budget affords."""
-    keep: tuple[Fraction, ...] = (0.3,)
+    keep: tuple[Fraction, ...] | None = None
     """Share kept at each check, in (0, 1]; with keep and levels empty there is none but that by drafts, and what these
-    leave is finished."""
-    levels: tuple[float, ...] = (0.6,)
+    leave is finished. None for (0.3,), or for none where drafts are finished and no other field says when to check."""
+    levels: tuple[float, ...] | None = None
     """Where the checks are, as noise levels sigma / (alpha + sigma) in (0, 1] (1: pure noise), falling; they are the
-    same for any number of steps."""
+    same for any number of steps. None for (0.6,), or for none as with keep."""
     steps: tuple[int, ...] | None = None
     """The checks as grid steps, rising, in place of levels. Steps that seeds take together (variety) count; a check
     among these comes after them."""
-    draft_share: Decay = 0.2
+    draft_share: Decay | None = None
     """Where there is a drafter (--draft, draft=), the share of the cost that goes to drafts of the initial noise
-    (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1."""
+    (core.Draft). By these the first seeds are dropped before they are denoised; 0 for none, below 1. None for 0.2, or
+    for 0.5 as with keep."""
     draft_calls: Count | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
     denoising_steps: Count | None = None
@@ -79,21 +88,31 @@ class SeedPruning(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks = self.steps if self.steps is not None else self.levels
-        if len(self.keep) != len(checks):
-            raise ValueError(f"{len(self.keep)} keep ratios {self.keep} for {len(checks)} checks {checks}")
-        if self.steps is None and not all(0 < a <= 1 for a in self.levels):
-            raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {self.levels}")
+        keep, levels, _ = self.settled()
+        checks = self.steps if self.steps is not None else levels
+        if len(keep) != len(checks):
+            raise ValueError(f"{len(keep)} keep ratios {keep} for {len(checks)} checks {checks}")
+        if self.steps is None and not all(0 < a <= 1 for a in levels):
+            raise ValueError(f"levels must be in (0, 1], 1 being pure noise, got {levels}")
         if not all(a < b if self.steps is not None else a > b for a, b in pairwise(checks)):
             raise ValueError(f"checks must go from noisy to clean (steps rising, levels falling), got {checks}")
 
+    def settled(self, *, finishing: bool = False) -> Settled:
+        """What None stands for; finishing: where drafts are finished."""
+        alone = {self.keep, self.levels, self.steps, self.draft_share} == {None}
+        default = _BEST_DRAFTS if finishing and alone else _LATE_CUT
+        return Settled(
+            default.keep if self.keep is None else self.keep,
+            default.levels if self.levels is None else self.levels,
+            default.draft_share if self.draft_share is None else self.draft_share,
+        )
+
     def init(self, task: Task) -> State:
         """The checks to come; on a coarse grid those of one step are merged, and those by level at its end dropped."""
-        if task.begin_calls and (self.keep, self.levels, self.steps, self.draft_share) == _LATE_CUT:
-            return dataclasses.replace(self, keep=(), levels=(), draft_share=0.5).init(task)
+        keep, levels, draft_share = self.settled(finishing=task.begin_calls > 0)
         grid = task.grid
         began = task.groups.nfe if task.groups is not None else 0
-        at = [grid.step_at(level) for level in self.levels]
+        at = [grid.step_at(level) for level in levels]
         if self.steps is not None:
             at, steps = [max(0, s - began) if s >= 0 else s for s in self.steps], began + grid.steps
             if any(not 0 <= s < grid.steps for s in at):
@@ -101,20 +120,20 @@ class SeedPruning(Settings):
                     f"checks at steps {list(self.steps)} do not fit a grid of {steps} steps (0..{steps - 1})"
                 )
         merged: dict[int, float] = {}
-        for step, share in zip(at, self.keep, strict=True):
+        for step, share in zip(at, keep, strict=True):
             merged[step] = merged.get(step, 1.0) * share
         checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items() if step < grid.steps]
         checks.append(Check(grid.steps, 1.0, ESTIMATE))
-        return State(task.keep, (*self._drafts(checks, task), *checks))
+        return State(task.keep, (*self._drafts(checks, task, draft_share), *checks))
 
-    def _drafts(self, checks: Sequence[Check], task: Task) -> Sequence[Check]:
-        """The check by drafts before these, which keeps so few that drafts take their share of all costs."""
-        if not (task.draft_calls and self.draft_share):
+    def _drafts(self, checks: Sequence[Check], task: Task, share: float) -> Sequence[Check]:
+        """The check by drafts before these, which keeps so few that drafts take this share of all costs."""
+        if not (task.draft_calls and share):
             return ()
         calls = self.draft_calls or task.draft_calls
         # Drafts take n * one, n * keep survivors the rest.
         one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task, begun=True))
-        keep = one / rest * (1 - self.draft_share) / self.draft_share
+        keep = one / rest * (1 - share) / share
         return (Check(0, min(1.0, keep), Draft(calls)),)
 
     def pruning_cost(self, n: int, task: Task) -> float:
@@ -151,8 +170,10 @@ class SeedPruning(Settings):
         return move, State(state.least, tuple(ahead))
 
 
-_LATE_CUT = SeedPruning.keep, SeedPruning.levels, SeedPruning.steps, SeedPruning.draft_share
+_LATE_CUT = Settled(keep=(0.3,), levels=(0.6,), draft_share=0.2)
 """The default schedule, for seeds that are denoised from their noise."""
+_BEST_DRAFTS = Settled(keep=(), levels=(), draft_share=0.5)
+"""That for seeds whose drafts are finished."""
 
 
 def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True, begun: bool = False) -> list[float]:

@@ -81,7 +81,7 @@ def run(a: Arguments) -> int:
         )  # fmt: skip
     schedule = tuned.schedule
     # Rounded up: a level means the first step at most as noisy.
-    keep, steps = schedule.keep, schedule.steps or ()
+    (keep, _, draft_share), steps = schedule.settled(), schedule.steps or ()
     levels = tuple(min(1.0, math.ceil(recording.grid.levels[k] * 1e4) / 1e4) for k in steps)
     settings = spec_of(replace(schedule, steps=None, levels=levels))
     write_json(out, settings)
@@ -90,7 +90,7 @@ def run(a: Arguments) -> int:
     if recording.drafts:
         print(_about_drafts(schedule))
     checks = f"checks at steps {list(steps)} (noise levels {list(levels)}), keeping {list(keep)}"
-    print(checks if keep or schedule.draft_share else "no checks: best-of-n finds as much")
+    print(checks if keep or draft_share else "no checks: best-of-n finds as much")
     print(f"in Python: SeedPruning({', '.join(f'{name}={value}' for name, value in settings.items())})")
     to_fit, rest = split(recording, a.holdout)
     name = out.stem if out.stem not in (BASE, PRUNING) else str(out)
@@ -113,11 +113,12 @@ def run(a: Arguments) -> int:
 
 def _about_drafts(schedule: SeedPruning) -> str:
     """What the schedule does with drafts."""
-    if not schedule.draft_share:
+    keep, _, share = schedule.settled()
+    if not share:
         return "no drafts"
     calls = f"{schedule.draft_calls} call{'s' if schedule.draft_calls != 1 else ''}"
-    then = "" if schedule.keep else ", and what they leave is finished"
-    return f"drafts of {calls} for {schedule.draft_share:.1%} of the cost{then}"
+    then = "" if keep else ", and what they leave is finished"
+    return f"drafts of {calls} for {share:.1%} of the cost{then}"
 
 
 def _verdict(found: Tuned, name: str, kept_out: int) -> str:

@@ -52,9 +52,10 @@ def draw(rng: np.random.Generator, space: Space) -> SeedPruning:
 
 def change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> SeedPruning:
     """A schedule of a space near another one."""
-    steps, keep = list(schedule.steps or ()), list(schedule.keep)
+    shares, _, share = schedule.settled()
+    steps, keep = list(schedule.steps or ()), list(shares)
     free = [int(k) for k in space.steps if k not in steps]
-    least = 0 if space.drafts and schedule.draft_share else 1
+    least = 0 if space.drafts and share else 1
     what = rng.random()
     if what < 0.4 and free and steps:
         i = int(rng.integers(len(steps)))
@@ -70,7 +71,7 @@ def change(rng: np.random.Generator, schedule: SeedPruning, space: Space) -> See
     changed = space.schedule(np.array(steps, int)[order], scaled[order])
     if not space.drafts:
         return changed
-    share, calls = schedule.draft_share, schedule.draft_calls or space.drafts[0]
+    calls = schedule.draft_calls or space.drafts[0]
     if rng.random() < 0.1:
         share = _draw_share(rng) if not share else 0.0 if steps else share
     elif rng.random() < 0.2:

@@ -116,7 +116,7 @@ def published_seeds(algorithm: Algorithm, task: Task) -> int:
     if not isinstance(algorithm, SeedPruning) or algorithm.steps is None:
         raise ValueError("the published ledger bills pruning schedules given in steps only")
     share, billed, at = 1.0, 0.0, 0
-    for keep, step in zip((*algorithm.keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True):
+    for keep, step in zip((*algorithm.settled().keep, 1.0), (*algorithm.steps, task.grid.steps - 1), strict=True):
         billed += share * (step - at + task.score_cost)
         share, at = share * keep, step
     return max(1, int(task.allowance / billed))

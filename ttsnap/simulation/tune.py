@@ -213,7 +213,8 @@ def judge(
 ) -> Worth:
     """What a schedule is worth on the prompts of a recording. ValueError for failed scores."""
     base, plain = best_of_n_curve(recording, budgets, utility=utility), default_on(recording)
-    exact = not schedule.keep and not schedule.draft_share
+    settled = schedule.settled()
+    exact = not settled.keep and not settled.draft_share
     mine = base if exact else curve(recording, schedule, budgets, REPEATS, utility=utility, seed=seed)
     default = None if plain is None else curve(recording, plain, budgets, REPEATS, utility=utility, seed=seed)
     omega = error = above = above_error = float("nan")
@@ -227,9 +228,10 @@ def judge(
 
 def default_on(recording: Recording) -> SeedPruning | None:
     """The default schedule, its check as a step; None where that was not recorded."""
-    steps = tuple(recording.grid.step_at(level) for level in SeedPruning().levels)
+    keep, levels, _ = SeedPruning().settled()
+    steps = tuple(recording.grid.step_at(level) for level in levels)
     known = all(recording.scored[step] for step in steps)
-    return SeedPruning(steps=steps, denoising_steps=recording.denoising_steps) if known else None
+    return SeedPruning(keep=keep, steps=steps, denoising_steps=recording.denoising_steps) if known else None
 
 
 def gain(found: FloatArray, base: FloatArray) -> float:
