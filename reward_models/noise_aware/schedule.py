@@ -20,4 +20,4 @@ def level_of(step: float, steps: int = STEPS) -> float:
     share = (TOKENS - SHIFTED[0]) / (SHIFTED[1] - SHIFTED[0])
     shift = math.exp(SHIFTS[0] + share * (SHIFTS[1] - SHIFTS[0]))
     time = 1 - (step - 1) / steps
-    return shift * time / (shift * time + 1 - time)
+    return shift * time / (shift * time + (1 - time))

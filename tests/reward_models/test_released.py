@@ -155,7 +155,7 @@ def test_what_is_no_whole_network_or_says_too_little_is_refused(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("file", "spec", "level"), [
-    ("step7.pt", "/step7.pt@3/28", level_of(3, 28)), ("Ct7.pt", "@28", level_of(7, 28)),
+    ("step7.pt", "/step7.pt@3/28", level_of(3, 28)), ("Ct7.pt", "@28", level_of(7, 28)), ("step1.pt", "", 1.0),
 ])  # fmt: skip
 def test_one_file_and_other_steps(file: str, spec: str, level: float, tmp_path: Path) -> None:
     """What is equal to the base is kept once."""
