@@ -155,7 +155,8 @@ def make_schedule(
     count = None if timesteps is not None or sigmas is not None else num_inference_steps
     given: dict[str, Any] = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
     try:
-        retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
+        with np.errstate(invalid="ignore"):  # laid_open refuses what is no number
+            retrieve_timesteps(scheduler, count, "cpu", **given, **extra)
     except (TypeError, AssertionError) as error:  # the stock pipeline fails with these, too
         passed = ", ".join([*given, *extra]) or "a number of steps"
         raise ValueError(f"{name} cannot be set up with {passed}, which the pipeline passes: {error}") from error
@@ -189,6 +190,9 @@ def laid_open(
     alpha, sigma = (values[begin:] for values in _coefficients(scheduler, begin + len(at)))
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
+    if not bool(levels.isfinite().all()):  # one step, say, that `shift_terminal` would end in two places
+        raise ValueError(f"{name} knows no noise level for {len(at)} steps, got {levels.tolist()}, nor does the stock "
+                         "call; take more steps")  # fmt: skip
     ends = [*full, len(at)]
     evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)

@@ -58,6 +58,14 @@ def test_two_stage_steps_count_twice_and_the_scheduler_itself_stays_as_it_is(nam
     assert grid.nfe == len(schedule.timesteps) == len(schedule.alpha) == len(schedule.sigma)
 
 
+def test_a_call_whose_noise_levels_are_no_numbers_is_refused() -> None:
+    """One step ends at `shift_terminal` and begins at pure noise."""
+    own = scheduler("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
+    assert make_schedule(own, 2).grid.levels == pytest.approx((1.0, 0.1, 0.0))
+    with pytest.raises(ValueError, match=r"1 steps.*nan.*more steps"):
+        make_schedule(own, 1)
+
+
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) -> None:

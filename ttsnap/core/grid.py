@@ -27,7 +27,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         levels = np.asarray(self.levels, float)
-        if len(levels) < 2 or np.any(np.diff(levels) >= 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
+        if len(levels) < 2 or not np.all(np.diff(levels) < 0) or levels[0] > 1 + 1e-6 or abs(levels[-1]) > 1e-6:
             raise ValueError(f"grid levels must fall strictly from at most 1 to 0, got {self.levels}")
         if self.evals is not None and (len(self.evals) != self.steps or min(self.evals) < 1):
             raise ValueError(f"grid evals must be {self.steps} numbers from 1 on, got {self.evals}")
