@@ -13,7 +13,7 @@ from ttsnap.core.grid import Grid
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser, is_flow, levels
 from ttsnap.pipelines.comfyui.paths import times_of
-from ttsnap.sampling.drafts import call_times, fitting, guess, sized
+from ttsnap.sampling.drafts import begins_as_noise, call_times, fitting, guess, sized
 from ttsnap.sampling.interpolants import Interpolant, Linear, LinearVP, level
 
 
@@ -102,12 +102,14 @@ class FromDrafts:
 def finishing(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
     """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this schedule of so many.
 
-    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where none does.
-    schedule: the sigmas of a number of steps. model: a BaseModel.
+    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where none does,
+    and where nothing of a draft would be left. schedule: the sigmas of a number of steps. model: a BaseModel.
     """
     flow = is_flow(model)
     numbers = sized(Grid(levels(schedule(steps), flow=flow)), finish) or [steps]
     sigmas = [schedule(number) for number in numbers]
     grids = [Grid(levels(each, flow=flow)) for each in sigmas]
     best = fitting(grids, finish)
+    if (why := begins_as_noise(grids[best], finish)) is not None:
+        raise ValueError(why)
     return numbers[best], sigmas[best][grids[best].nearest(finish.level) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
@@ -18,8 +20,10 @@ from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_draft
 from ttsnap.sampling.denoiser import Capability
-from ttsnap.sampling.drafts import call_times, guess, unchecked
+from ttsnap.sampling.drafts import begins_as_noise, call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
+
+logger = logging.getLogger(__name__)
 
 
 def use_drafter(denoiser: PipelineDenoiser, spec: DraftSpec) -> Drafting:
@@ -39,6 +43,8 @@ def finish_drafts(denoiser: PipelineDenoiser, level: float, image_nfe: int) -> N
     That is image-to-image, with the draft for the image and the seed's own noise: x = alpha guess + sigma noise.
     """
     step, whole, drafts = denoiser.grid.nearest(level), denoiser.schedule, denoiser.drafts
+    if (why := begins_as_noise(denoiser.grid, Finish(level))) is not None:
+        logger.warning("%s", why)
     if not step or not isinstance(drafts, Drafting):
         return
     denoiser.begin_later(step, image_nfe)

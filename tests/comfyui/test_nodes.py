@@ -89,6 +89,7 @@ def test_no_link_imports_opens_or_asks_anything(key: str, tmp_path: Path, monkey
         ("TtsnapSearchSampler", {"drafter": max}, "drafter.*another node"),
         ("TtsnapSearchSampler", {"prompt": "x" * 200_000}, "prompt.*100000"),
         ("TtsnapRewardbyNode", {"also": "a/path"}, "also.*no text"),
+        ("TtsnapDrafter", {"finish": 0.0, "finish_steps": 3}, "finish_steps 3.*finish"),
         ("TtsnapPickBest", {"keep": []}, r"keep.*\[\]"),
         ("TtsnapPickBest", {"latent": {"samples": torch.zeros(3, 2, 4, 4)}}, "3 latents of 2"),
     ],

@@ -193,7 +193,8 @@ def sized(grid: Grid, finish: Finish) -> list[int]:
         return []
     wanted = finish.steps or rest
     near = round(wanted * grid.steps / rest)
-    return sorted(range(wanted, wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
+    # Of one step nothing would be left, and some schedulers know none.
+    return sorted(range(max(wanted, 2), wanted + 2 * near), key=lambda steps: abs(steps - near))[:8]
 
 
 def fitting(grids: Sequence[Grid], finish: Finish) -> int:
@@ -206,6 +207,18 @@ def fitting(grids: Sequence[Grid], finish: Finish) -> int:
         raise ValueError(f"no number of steps leaves {finish.steps} from noise level {finish.level:g} on; name another "
                          "level, or leave the steps out")  # fmt: skip
     return min(fits)[1]
+
+
+def begins_as_noise(grid: Grid, finish: Finish) -> str | None:
+    """Why particles begin on this grid as if no draft was finished; None where they begin from their drafts."""
+    if grid.nearest(finish.level):
+        return None
+    lower = f"name a lower level, as {grid.levels[1]:.3g}" if grid.steps > 1 else "take more steps"
+    return (
+        f"nothing of a draft is left at finish {finish}: of a call of {grid.steps} steps, the step "
+        f"nearest to that noise level is the first; {lower}, or leave finish out, so that drafts "
+        "only rank"
+    )
 
 
 # --- calls --------------------------------------------------------------------------------------------------------
