@@ -102,8 +102,9 @@ class FromDrafts:
 def finishing(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
     """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this schedule of so many.
 
-    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where none does,
-    and where nothing of a draft would be left. schedule: the sigmas of a number of steps. model: a BaseModel.
+    N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where
+    none does, and where nothing of a draft would be left. schedule: the sigmas of a number of steps.
+    model: a BaseModel.
     """
     flow = is_flow(model)
     numbers = sized(Grid(levels(schedule(steps), flow=flow)), finish) or [steps]

@@ -191,8 +191,10 @@ def laid_open(
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
     if not bool(levels.isfinite().all()):  # one step, say, that `shift_terminal` would end in two places
-        raise ValueError(f"{name} knows no noise level for {len(at)} steps, got {levels.tolist()}, nor does the stock "
-                         "call; take more steps")  # fmt: skip
+        raise ValueError(
+            f"{name} knows no noise level for {len(at)} steps, got {levels.tolist()}, nor does the stock "
+            "call; take more steps"
+        )
     ends = [*full, len(at)]
     evals = tuple(b - a for a, b in pairwise(ends))
     grid = Grid((*levels.tolist(), 0.0), None if set(evals) == {1} else evals)

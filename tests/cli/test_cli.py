@@ -140,6 +140,21 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     assert f"from {image.name}: 0 of 255" in out
 
 
+def test_a_finished_draft_is_made_again_in_the_batch_of_its_search(capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone its last digits differ in bfloat16, and that is said."""
+    drafted = ["--draft", "embedded", "--finish", "0.4:3", "--dtype", "bfloat16", "--budget", "40nfe"]
+    assert main(["generate", PROMPT, *drafted, "--out", "found"]) == 0
+    capsys.readouterr()
+    (image,) = Path("found").glob("01-*.png")
+    far = []
+    for n, more in enumerate(([], ["--batch-size", "16"])):
+        assert main(["replay", str(image), "--out", f"{n}.png", *more]) == 0
+        out = capsys.readouterr().out
+        far.append(int(re.search(r"(\d+) of 255", out)[1]))  # type: ignore[index]
+        assert ("--batch-size" in out) == (far[-1] > 0 and not more)
+    assert far[1] <= min(far[0], 1)
+
+
 @pytest.mark.parametrize(
     ("budget", "stop", "end"),
     [("24nfe", False, ""), ("23nfe", False, "; 23 NFE were used up"), ("24nfe", True, "; stopped by you")],

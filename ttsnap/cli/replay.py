@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ttsnap.algorithms.best_of_n import OneOfGroup
+from ttsnap.algorithms.best_of_n import BestOfN, OneOfGroup
 from ttsnap.cli import arguments
 from ttsnap.cli.common import load_model
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.settings import Count
 from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
+from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import comes_along
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
@@ -60,6 +62,15 @@ def parser() -> Parser:
         "again for each",
     )
     p.add_argument("--draft", type=str | None, help="where a draft was finished, use this drafter instead of the PNG's")
+    p.add_argument(
+        "--batch-size",
+        type=Count,
+        default=1,
+        metavar="N",
+        help="seeds that are made at once, of which one is the image's: the last digits of "
+        "bfloat16 and float16 depend on it. As many as the search finished (16 where drafts were) "
+        "mostly give the same pixels, for the compute of as many images",
+    )
     p.add_argument("--trust", action="store_true", help="load the model, LoRAs and drafter that the PNG names")
     p.add_argument("--out", type=str | None, help=f"file to write, or a folder (default: {REPLAYS}/ beside the image)")
     p.add_argument("--overwrite", action="store_true", help="allow --out to exist already")
@@ -98,7 +109,7 @@ def run(a: Arguments) -> int:
         if what != asked:
             pipe = None  # one model at a time
             pipe, what = load_model(model, a.device, asked[3], loras=loras, task=w.task), asked
-        _replay(w, place, pipe, draft)
+        _replay(w, place, pipe, draft, a.batch_size)
     return 0
 
 
@@ -155,8 +166,8 @@ def _places(paths: Sequence[Path], out: str | None, overwrite: bool) -> list[Pat
     return places
 
 
-def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> None:
-    """Make one image again, write it, and say how far it is from the original."""
+def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch_size: int) -> None:
+    """Make one image again, write it, and say how far it is from the original, and why."""
     import numpy as np
 
     from ttsnap.pipelines.opening import check_call
@@ -168,18 +179,27 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None) -> No
     before = wanted.pixels().astype(np.int16)
     call = {**record.call, **wanted.pictures}
     check_call(pipe, call, wanted.task)
-    engine = EngineSpec(ModelOptions(record.model), (_no_reward,), replace(record.sampler, draft=draft), call=call)
-    prompt, image = Prompt(record.image.prompt), record.image
-    asked = SearchRequest((prompt,), engine, OneOfGroup(image.place or 0), Budget(), image.first_seed)
+    prompt, image, batch = Prompt(record.image.prompt), record.image, EngineOptions(batch_size=batch_size)
+    sampler, n = replace(record.sampler, draft=draft), max(batch_size, 1 + (image.place or 0))
+    engine = EngineSpec(ModelOptions(record.model), (_no_reward,), sampler, batch, call)
+    algorithm = OneOfGroup(image.place or 0) if batch_size == 1 else BestOfN(n)
+    asked = SearchRequest((prompt,), engine, algorithm, Budget(), image.first_seed, n)
     # The PNG says all; what the model recommends may have changed since.
     found = run(prepare(asked, ModelDefaults()), pipe)
-    made = found.results[0].best.pixels
+    made = next(one.pixels for one in found.results[0].images if one.seed == image.seed)
     place.parent.mkdir(exist_ok=True)
     outputs.save_made(place, made, record)
     after = to_uint8(made[None] if made.ndim == 3 else made).astype(np.int16)
     if before.shape != after.shape:
         raise ValueError(f"{path} has size {before.shape[:3]}, its replay {after.shape[:3]}; is it the original file?")
-    print(f"wrote {place}; largest difference from {path.name}: {abs(before - after).max()} of 255")
+    far, dtype = abs(before - after).max(), str(pipe.dtype).removeprefix("torch.")
+    print(f"wrote {place}; largest difference from {path.name}: {far} of 255")
+    if far and dtype != "float32" and batch_size == 1:
+        print(
+            f"  the last digits of {dtype} depend on how many seeds are made at once: with "
+            "--batch-size N, as many as the search finished (16 where drafts were), the pixels are "
+            "mostly the same"
+        )
 
 
 def _check_pictures(path: Path, noted: Mapping[Any, str | list[str]], given: Mapping[str, str | list[str]]) -> None:

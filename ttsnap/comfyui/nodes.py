@@ -209,8 +209,10 @@ def search_drafter(
     model: Any, cfg: float, calls: int, first_time: float, finish: float = 0.0, finish_steps: int = 0
 ) -> Any:
     if finish_steps and not finish:
-        raise ValueError(f"finish_steps {finish_steps} are the steps from the noise level finish, which is 0; set it, "
-                         "as finish 0.4, or finish_steps to 0")  # fmt: skip
+        raise ValueError(
+            f"finish_steps {finish_steps} are the steps from the noise level finish, which is 0; set "
+            "it, as finish 0.4, or finish_steps to 0"
+        )
     guider = comfy.samplers.CFGGuider(model.clone())
     guider.set_cfg(cfg)
     return [GuiderDrafter(guider, calls, first_time, Finish(finish, finish_steps or None) if finish else None)]

@@ -210,7 +210,7 @@ def fitting(grids: Sequence[Grid], finish: Finish) -> int:
 
 
 def begins_as_noise(grid: Grid, finish: Finish) -> str | None:
-    """Why particles begin on this grid as if no draft was finished; None where they begin from their drafts."""
+    """Why particles begin on this grid as noise; None where they begin from their drafts."""
     if grid.nearest(finish.level):
         return None
     lower = f"name a lower level, as {grid.levels[1]:.3g}" if grid.steps > 1 else "take more steps"
