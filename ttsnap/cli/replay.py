@@ -179,7 +179,8 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
     before = wanted.pixels().astype(np.int16)
     call = {**record.call, **wanted.pictures}
     check_call(pipe, call, wanted.task)
-    prompt, image, batch = Prompt(record.image.prompt), record.image, EngineOptions(batch_size=batch_size)
+    prompt, image = Prompt(record.image.prompt), record.image
+    batch = EngineOptions(batch_size=batch_size)
     sampler, n = replace(record.sampler, draft=draft), max(batch_size, 1 + (image.place or 0))
     engine = EngineSpec(ModelOptions(record.model), (_no_reward,), sampler, batch, call)
     algorithm = OneOfGroup(image.place or 0) if batch_size == 1 else BestOfN(n)
