@@ -81,6 +81,17 @@ def test_what_is_at_hand_is_finished_unless_the_signal_comes_again(
     assert last == f"interrupted; {units} of 5 units are safe in out; run the same command again to resume"
 
 
+def test_ctrl_c_is_heard_where_it_was_ignored(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        finishing(signal.SIGINT, done)  # in Python, without a command
+    assert done == [0, 1, 2]
+    assert command(partial(between, signal.SIGINT), monkeypatch) == (130, [0])
+    assert "interrupted; 1 of 5 units are safe in out" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_an_error_is_not_hidden_by_a_signal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def work(done: list[int]) -> None:
         with Unbroken():

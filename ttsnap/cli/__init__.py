@@ -117,5 +117,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stopped:
         if speaks():
-            print(f"\n{stopped}" if str(stopped) else "\nttsnap: interrupted", file=sys.stderr)
+            print(f"\n{str(stopped) or 'interrupted'}", file=sys.stderr)
         return 128 + stopped.number if isinstance(stopped, Interrupted) else 130

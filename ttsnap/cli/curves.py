@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsnap.cli import arguments
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.engine import WorkerOptions
 from ttsnap.options.search import SearchOptions
 
@@ -88,10 +88,10 @@ def read_budgets(given: Sequence[str], evaluations: int) -> list[Budget]:
 
 @contextmanager
 def progress(total: int, unit: str, **how: Any) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that calls what it is given with (done, of); SIGTERM unwinds the work."""
+    """A bar for work that calls what it is given with (done, of); signals unwind the work."""
     from tqdm import tqdm
 
-    with left_by_sigterm(), tqdm(total=total, unit=unit, **how) as bar:
+    with left_by_signals(), tqdm(total=total, unit=unit, **how) as bar:
 
         def advance(done: int, _: int) -> None:
             bar.update(done - bar.n)

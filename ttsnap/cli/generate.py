@@ -15,7 +15,7 @@ from ttsnap.cli.found import compare, describe, tabulate, write_runs
 from ttsnap.cli.help import Common
 from ttsnap.cli.loading import CLOCK
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import StopOnSignal, left_by_sigterm
+from ttsnap.cli.signals import StopOnSignal, left_by_signals
 from ttsnap.options.call import PictureOptions, VideoOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
@@ -96,7 +96,7 @@ def run(a: Arguments) -> int:
         require_av("--video-format mp4")
     prompts = searches[a.algorithm].prompts
     name = Path(a.prompts_file).stem if a.prompts_file and len(prompts) > 1 else prompts[0].text
-    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
+    with left_by_signals(), reserved(Path(a.out) if a.out else None, name, a.overwrite) as out:
         return _generate(a, searches, videos, out)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ttsnap.cli import arguments, common
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.search import SearchOptions
 
@@ -45,7 +45,7 @@ def run(a: Arguments) -> int:
     """Score, write, and print the best."""
     from ttsnap.results.folders import reserved
 
-    with left_by_sigterm(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
+    with left_by_signals(), reserved(Path(a.out) if a.out else None, "scores", False) as out:
         return _score(a, out)
 
 

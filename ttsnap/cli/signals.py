@@ -14,20 +14,6 @@ from ttsnap.files.unbroken import Unbroken
 Handler = Callable[[int, Any], Any] | int | signal.Handlers | None
 
 
-@contextmanager
-def left_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the block, as Ctrl-C does, so that nothing is left behind; the exit status is then 143."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = _handle(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        _handle(signal.SIGTERM, before)
-
-
 class Interrupted(KeyboardInterrupt):
     """By a signal of this number; the message says what is safe."""
 
@@ -37,17 +23,31 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
-    """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
+def left_by_signals() -> Iterator[None]:
+    """SIGTERM unwinds the block as Ctrl-C does, so that nothing is left behind; the exit status is then 143.
 
-    safe: says what is safe there, for the message after a signal. ValueError where it cannot be written to."""
+    Ctrl-C is heard where it was ignored, too, as it is in the background of a script."""
 
     def leave(number: int, _: object) -> None:
         raise Interrupted(number)
 
-    again, before = "run the same command again to resume", _handle(signal.SIGTERM, leave)
+    before = {number: _handle(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    finally:
+        for number, handler in before.items():
+            _handle(number, handler)
+
+
+@contextmanager
+def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") -> Iterator[None]:
+    """Work whose parts are kept in a folder, or in a file, so that the same command resumes it.
+
+    safe: says what is safe there, for the message after a signal. ValueError where it cannot be written to."""
+    again = "run the same command again to resume"
+    try:
+        with left_by_signals():
+            yield
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         if isinstance(error, Interrupted) and str(error):  # of a part of the work, which has said more
@@ -56,8 +56,6 @@ def resumable(out: Path, safe: Callable[[], str] = lambda: "what is done is") ->
     except OSError as error:
         mend = "Free some space or mend what is wrong"
         raise ValueError(f"cannot write to {out}: {error}; what was there is safe. {mend}, then {again}") from error
-    finally:
-        _handle(signal.SIGTERM, before)
 
 
 class StopOnSignal(Unbroken):

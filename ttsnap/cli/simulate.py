@@ -20,7 +20,7 @@ from ttsnap.cli.curves import (
     too_few_seeds,
 )
 from ttsnap.cli.parser import Arguments, Parser
-from ttsnap.cli.signals import left_by_sigterm
+from ttsnap.cli.signals import left_by_signals
 from ttsnap.extras import install
 from ttsnap.files.settings import Count
 from ttsnap.options.engine import WorkerOptions
@@ -95,7 +95,7 @@ def run(a: Arguments) -> int:
     """Print the table; write the curves where --out says."""
     from ttsnap.results.folders import reserved
 
-    with left_by_sigterm(), reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
+    with left_by_signals(), reserved(Path(a.out), "", a.overwrite) if a.out else nullcontext() as out:
         return _compare(a, out)
 
 

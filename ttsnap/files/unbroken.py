@@ -39,3 +39,4 @@ class Unbroken:
         self._restore()
         if self._number and kind in (None, KeyboardInterrupt):
             signal.raise_signal(self._number)
+            raise KeyboardInterrupt  # it was ignored before, as in the background of a script; it was heard here
