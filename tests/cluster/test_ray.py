@@ -74,6 +74,17 @@ def test_what_an_actor_refuses_is_said_here_and_more_actors_than_there_is_room_f
             Hosts(number, gpu=gpu)
 
 
+def test_actors_that_do_not_start_are_waited_for_with_a_word_and_not_for_ever(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ttsnap.cluster import ray_pool
+
+    monkeypatch.setattr(ray_pool, "START_SECONDS", 0.0)
+    with pytest.raises(ValueError, match="1 of 1 actors did not start within 0 s"):
+        ray_pool.Hosts(1, gpu=False)
+    assert "starting 1 actors" in capsys.readouterr().err
+
+
 # --- what the documentation shows ------------------------------------------------------------------------------------
 
 

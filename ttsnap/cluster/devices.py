@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ def connect(address: str | None, workers: int = 1) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     cores = max(workers, os.cpu_count() or 1) if address is None else None
+    print("starting Ray" if address is None else f"joining Ray at {address}", flush=True, file=sys.stderr)
     try:
         ray.init(
             address or "local",

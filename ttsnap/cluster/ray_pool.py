@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,9 @@ from ttsnap.engine.live import LiveEngine
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from ray import ObjectRef, ObjectRefGenerator
+
+START_SECONDS = 300.0
+"""Within which processes begin, or never will; that each imports torch takes most of it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Hosts:
     them is detached."""
 
     def __init__(self, actors: int, *, gpu: bool) -> None:
-        """ValueError where the cluster has fewer devices, as Ray would wait for more without a word."""
+        """ValueError where the cluster has fewer devices, as Ray would wait for more without a word, and where they do
+        not start."""
         has = ray.cluster_resources()
         for name in ("GPU", "CPU") if gpu else ("CPU",):  # GPUs are not overcommitted
             if actors > has.get(name, 0):
@@ -107,6 +112,20 @@ class Hosts:
         self.actors = [make() for _ in range(actors)]
         self.numbers = count()
         """Of the pools on these hosts."""
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait until all have begun, and say so: it takes seconds, and on a busy machine minutes."""
+        n = len(self.actors)
+        print(f"starting {n} actors, each of which loads the model", flush=True, file=sys.stderr)
+        begun: list[Any] = [actor.__ray_ready__.remote() for actor in self.actors]
+        late = len(ray.wait(begun, num_returns=n, timeout=START_SECONDS)[1])
+        if late:
+            self.close()
+            raise ValueError(
+                f"{late} of {n} actors did not start within {START_SECONDS:g} s; where other programs "
+                "keep the machine busy, end them or ask for fewer devices"
+            )
 
     def restart(self, actor: int) -> None:
         """A new process in place of one that died."""
