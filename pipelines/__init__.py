@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,6 +18,7 @@ from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_json
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT
 from ttsnap.pipelines.model_defaults import defaults_in
+from ttsnap.pipelines.quiet import quiet
 from ttsnap.pipelines.search_pipeline import SearchPipeline
 from ttsnap.request.request import ModelDefaults
 
@@ -133,7 +135,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
     import diffusers
     from diffusers import DiffusionPipeline
 
-    where = located(model)
+    where, ours = located(model), _packaged(model)
     if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
         index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
         if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
@@ -143,14 +145,16 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
             else:
                 search_class(getattr(diffusers, kind))
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
-    with foreign(f"cannot load model {model}"):
+    # A packaged model loads at once, and needs no advice to install torchvision: it has no image processor.
+    silent = nullcontext() if ours is None else quiet("transformers")
+    with foreign(f"cannot load model {model}"), silent:
         if where is None:
             require_repository(str(model), options.get("revision"), options.get("cache_dir"))
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )
     twin = upgrade(pipe) if task in (None, TEXT) else load_object(f"{CLASSIC}:modular")(pipe, task)
-    if (ours := _packaged(model)) is not None:
+    if ours is not None:
         twin.check_prompt = ours.world.parse
     return twin
 

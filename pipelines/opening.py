@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import torch
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
-from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
+from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
-from ttsnap.pipelines.quiet import quiet
 
 
 def opened(options: ModelOptions) -> Any:
@@ -86,9 +84,7 @@ def _devices(accelerator: torch.device | None) -> list[str]:
 
 def loaded(model: str, dtype: torch.dtype, loras: Sequence[str], task: str | None = None) -> Any:
     """The pipeline in RAM, with its LoRAs. ValueError for an unknown model, or a LoRA or a task that does not fit."""
-    # A packaged model loads at once, and needs no advice to install torchvision: it has no image processor.
-    with quiet("transformers") if model in PACKAGED else nullcontext():
-        pipe = load(model, task=task, dtype=dtype)
+    pipe = load(model, task=task, dtype=dtype)
     if loras:
         load_lora(pipe, *loras)
     return pipe

@@ -153,13 +153,24 @@ def check_names(specs: object) -> None:
             continue
         if not colon:
             raise ValueError(_unknown(spec))
-        place = spec.rpartition(":")[0]
-        if place.endswith(".py") and not Path(place).is_file():
-            raise ValueError(f"cannot load reward {without_queries(spec)!r}: no such file: {without_queries(place)}")
+        place, _, attribute = spec.rpartition(":")
+        if place.endswith(".py"):
+            _check_file(Path(place), attribute, without_queries(spec))
         top = place.partition(".")[0]
         if not place.endswith(".py") and top not in sys.modules and (not top or importlib.util.find_spec(top) is None):
             said = f"cannot load reward {without_queries(spec)!r}: no module named {without_queries(place)!r}"
             raise ValueError(f"{said}{did_you_mean(name, _NAMES)}")
+
+
+def _check_file(path: Path, attribute: str, spec: str) -> None:
+    """ValueError where there is no such file, or its text, which is not run, never names this."""
+    if not path.is_file():
+        raise ValueError(f"cannot load reward {spec!r}: no such file: {without_queries(path)}")
+    text = path.read_text("utf-8", "replace")
+    if not re.search(rf"\b{re.escape(attribute)}\b|import \*", text):
+        defined = re.findall(r"^(?:def |class )?(\w+)", text, re.MULTILINE)
+        said = f"{path} has no {attribute}{did_you_mean(attribute, defined)}"
+        raise ValueError(f"cannot load reward {spec!r}: {said}")
 
 
 def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
@@ -202,8 +213,7 @@ def _load(path: str, spec: str) -> Any:
     try:
         return load_object(path)
     except ImportError as error:
-        known = f"choose one of {', '.join(_NAMES)}{_OR}{did_you_mean(spec.partition(':')[0], _NAMES)}"
-        raise ValueError(f"cannot load reward {without_queries(spec)!r}: {error}; {known}") from error
+        raise ValueError(f"cannot load reward {without_queries(spec)!r}: {error}") from error
 
 
 def _unknown(spec: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,11 @@ def read(name: str) -> Any:
     import nbformat
 
     return nbformat.read(FOLDER / name, nbformat.NO_CONVERT)
+
+
+def test_readme_installs_what_the_notebooks_import() -> None:
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert "notebooks" in re.findall(r"pip install -e '\.\[([\w,]+)\]'", readme)[0].split(",")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -404,8 +404,9 @@ def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> No
     assert set(READ) <= stock - {"self", "kwargs", "prompt"} == set(CallArguments.__annotations__)
 
 
-def test_what_is_no_prompt_is_refused_as_in_stock() -> None:
+def test_what_is_no_prompt_is_refused_as_in_stock(capfd: pytest.CaptureFixture[str]) -> None:
     embedded = load()  # has a vocabulary
+    assert capfd.readouterr().err == "", "the libraries' bars"
     for how in ({}, SEARCH):
         with pytest.raises(ValueError, match=r"(?s)'cat'.*: .*circle"):
             embedded("a red cat", **how)
@@ -420,7 +421,8 @@ def test_what_is_no_prompt_is_refused_as_in_stock() -> None:
 
 def test_misspelt_arguments_are_recognised() -> None:
     pipe = upgrade(shared("sd3"))
-    for wrong, right in (("budgets", "budget"), ("num_inference_step", "num_inference_steps"), ("rewards", "reward")):
+    steps, asked = "num_inference_steps", {"budgets": "budget", "rewards": "reward"}
+    for wrong, right in {**asked, "num_inference_step": steps, "num_steps": steps}.items():
         with pytest.raises(TypeError, match=f"'{wrong}'; did you mean {right}\\?$"):
             found(pipe, **{wrong: "100nfe"})
     with pytest.raises(ValueError, match=r"\['budgets'\] .*; did you mean budget\?"):  # where the call takes any name

@@ -52,7 +52,12 @@ _EMBEDDED: Mapping[str, Json] = {
     "as_first": True,
     "reward": ["scenes", "scenes-strict", "scenes-noise-aware"],
 }
-_FLUX: Mapping[str, Json] = {"guidance": 3.5, "height": 512, "width": 512}
+_FLUX: Mapping[str, Json] = {
+    "model": "black-forest-labs/FLUX.1-dev",
+    "guidance": 3.5,
+    "height": 512,
+    "width": 512,
+}
 PRESETS: Mapping[str, Mapping[str, Json]] = {
     "dogtrim": {**_EMBEDDED, **_FLUX, "reward": ["hpsv2.1", "pickscore", "imagereward"]},
     "dogtrim-embedded": _EMBEDDED,

@@ -102,7 +102,10 @@ def parser() -> Parser:
     arguments.add_options(model, DeviceOptions)
     output = p.add_argument_group("output")
     output.add_argument(
-        "--out", type=str, required=True, metavar="FOLDER", help=Common("where to write, or a benchmark to resume")
+        "--out",
+        type=str | None,
+        metavar="FOLDER",
+        help=Common("where to write, or a benchmark to resume (required but for --dry-run)"),
     )
     output.add_argument("--dry-run", action="store_true", help="only say what it takes, by measured seconds here")
     return p
@@ -114,11 +117,14 @@ def run(a: Arguments) -> int:
     from ttsnap.bench.report import table_of_parts, table_of_plans
     from ttsnap.bench.run import plan
 
+    if a.out is None and not a.dry_run:
+        raise ValueError("OUT must be given: --out FOLDER")
     parts, settings = {}, {}
     for name, each in _parts(a).items():
         bench, whole, plain = _planned(each)
         parts[name], settings[name] = (each, bench), _settings(each, bench, whole, plain)
-        check_folder(Path(each.out), settings[name])  # before a model is loaded
+        if a.out is not None:
+            check_folder(Path(each.out), settings[name])  # before a model is loaded
         for arm, search in bench.searches.items():
             if isinstance(search, Prepared) and search.doubt is not None:
                 print(f"{arm}: {search.doubt}", file=sys.stderr)
@@ -143,7 +149,7 @@ def _parts(a: Arguments) -> dict[str, Arguments]:
     if a.algorithms != list(ALGORITHMS):
         raise ValueError(f"--preset {a.preset} names its algorithms; leave --algorithms out")
     return {
-        name: Arguments(**{**vars(a), "algorithms": list(algorithms), "out": str(Path(a.out) / name)})
+        name: Arguments(**{**vars(a), "algorithms": list(algorithms), "out": str(Path(a.out or ".") / name)})
         for name, algorithms in PARTS[a.preset].items()
     }
 

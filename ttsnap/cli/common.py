@@ -238,7 +238,7 @@ def listening(a: Arguments) -> Iterator[None]:
     """ValueError where a server cannot listen on --host and --port."""
     try:
         yield
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"cannot listen on {a.host}:{a.port}: {error}; choose another --host or --port") from None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ttsnap.cli import arguments
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_signals
+from ttsnap.files.settings import Natural
 from ttsnap.options.engine import WorkerOptions
 from ttsnap.options.search import SearchOptions
 
@@ -35,7 +36,8 @@ def add_recording_arguments(p: Parser) -> None:
         "--scores", type=str, default="noise_aware", help="of a published tensor: noise_aware or base scores"
     )
     arguments.add_options(p, SearchOptions, "utility")
-    p.add_argument("--seed", type=int, default=0, help="decides the random orders in which recorded seeds are searched")
+    orders = "decides the random orders in which recorded seeds are searched"
+    p.add_argument("--seed", type=Natural, default=0, help=orders)
     arguments.add_options(p, WorkerOptions, "workers")
 
 

@@ -17,7 +17,7 @@ from ttsnap.cli.loading import loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.demo.form import DemoLimits
 from ttsnap.extras import install
-from ttsnap.files.settings import Count
+from ttsnap.files.settings import Count, Port
 from ttsnap.options.model import EMBEDDED, ModelOptions
 from ttsnap.options.sampler import AUTO, HOT, SamplerOptions
 
@@ -67,7 +67,7 @@ def parser() -> Parser:
         "is preset, or hot), none, or another",
     )
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
-    p.add_argument("--port", type=int | None, help="port to listen on (default: the first free one from 7860)")
+    p.add_argument("--port", type=Port | None, help="port to listen on (default: the first free one from 7860)")
     p.add_argument("--share", action="store_true", help="a public address through gradio's tunnel, for 1 week")
     arguments.add_options(p, DemoLimits)
     p.add_argument("--queue-size", type=Count, default=20, help="most visitors that wait; one search runs at a time")

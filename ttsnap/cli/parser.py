@@ -113,6 +113,7 @@ class Parser(argparse.ArgumentParser):
         # No abbreviations: read_config looks for options by their whole names.
         super().__init__(description=description, epilog=epilog, formatter_class=Formatter, allow_abbrev=False, **more)
         self.register("action", None, _Store)
+        self._negative_number_matcher = re.compile(r"-\d")  # also -50nfe is a value, and no option
         shown = "show all options and exit"
         self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=shown)
 

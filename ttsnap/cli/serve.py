@@ -16,6 +16,7 @@ from ttsnap.cli.help import Common
 from ttsnap.cli.loading import load_torch, loading
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.extras import install
+from ttsnap.files.settings import Port
 from ttsnap.options.engine import DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import AUTO
@@ -52,7 +53,7 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     p.add_argument("model", type=str, help="embedded, a diffusers folder, or a hub id")
     p.add_argument("--host", type=str, default="127.0.0.1", help=Common("address to listen on; 0.0.0.0 for all"))
-    p.add_argument("--port", type=int, default=8000, help=Common("port to listen on; 0 for any free one"))
+    p.add_argument("--port", type=Port, default=8000, help=Common("port to listen on; 0 for any free one"))
     p.add_argument(
         "--rewards",
         type=str,

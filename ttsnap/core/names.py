@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +24,17 @@ class FieldError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like this one, whatever the case; None where none does."""
+    """The known name that looks most like this one, whatever the case, else the shortest that has all of its words;
+    None where there is none."""
     by_letters = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(name.casefold()[:80], by_letters, n=1, cutoff=0.65)
+    if not near and (words := _words(name)):  # num_steps is short for num_inference_steps
+        near = sorted([each for each in by_letters if words <= _words(each)], key=len)
     return by_letters[near[0]] if near else None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", name.casefold()))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -56,9 +64,11 @@ def load_object(where: str) -> Any:
     place, _, attribute = where.rpartition(":")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        return getattr(module, attribute)
     except (AttributeError, OSError) as error:
         raise ImportError(str(error)) from error
+    if not hasattr(module, attribute):
+        raise ImportError(f"{place} has no {attribute}{did_you_mean(attribute, vars(module))}")
+    return getattr(module, attribute)
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -226,5 +226,5 @@ def read_tensors(path: str | Path, what: str = "file") -> tuple[dict[str, Tensor
         raise ValueError(f"no such {what}: {path}")
     if Path(path).stat().st_size > TENSOR_BYTES:  # perhaps mostly holes, which take no room on the disk
         raise ValueError(f"{path} is too large: at most {TENSOR_BYTES:,} bytes are read of a {what}")
-    with foreign(f"cannot read {path} as safetensors"), safe_open(path, framework="numpy") as file:
+    with foreign(f"{path} is no {what}: it cannot be read as safetensors"), safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -63,6 +63,8 @@ Fraction = Annotated[float, Interval(gt=0, le=1)]
 """A share that is not nothing."""
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 """Of a running average: what is kept of it in each step."""
+Port = Annotated[int, Interval(ge=0, le=65535)]
+"""Of a server; 0 for any free one."""
 Word = Annotated[str, MaxLen(200)]
 """A text that names something."""
 

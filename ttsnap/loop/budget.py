@@ -66,7 +66,7 @@ class Budget(PerKind[int | None], unset=None):
             return cls.of_effort(text.strip().lower())
         caps: dict[str, Any] = {}
         for part in str(text).lower().replace("_", "").split(","):
-            match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
+            match = re.fullmatch(r"\s*(-?[0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", part)
             number, unit = match.groups() if match else ("", "")
             if number and not unit:
                 raise ValueError(

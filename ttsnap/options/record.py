@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttsnap.core.looks import Draft, EstimatorAt
-from ttsnap.files.settings import Count, Json, Settings
+from ttsnap.files.settings import Count, Json, Natural, Settings
 from ttsnap.options.engine import Kept
 from ttsnap.options.option import option
 
@@ -18,8 +18,8 @@ class RecordOptions(Settings):
     Raises ValueError for latents without images.
     """
 
-    seeds: int = option(40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True)
-    seed: int = option(0, "the first seed", metavar="N")
+    seeds: Count = option(40, "seeds per prompt: --seed and those that follow it", metavar="N", common=True)
+    seed: Natural = option(0, "the first seed", metavar="N")
     steps: Sequence[int] | None = option(
         None,
         "score the estimates at these steps only, as '[2, 6, 11]'; the finished image always",
