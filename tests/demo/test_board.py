@@ -141,9 +141,7 @@ def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: 
             continue
         now = list(board.seeds)
         for old, new in zip(before, now, strict=False):
-            lanes = [lane for lane in board.lanes.values() if lane.seed == board.lanes[old].seed]
-            # Who can still be dropped or finished by hand stays where the visitor's pointer is.
-            assert old == new or {lane.state for lane in lanes} <= {"dropped", "finished"}
+            assert old == new or old not in now, "who is shown stays where the visitor's pointer is"
         roots = [look.uid for look in sorted(shown, key=lambda look: columns[look]) if look.step < 0]
         assert roots == [uid for uid in now if uid in roots]
         before = now
@@ -157,6 +155,19 @@ def test_every_moment_is_drawn_with_all_that_it_came_of_and_families_stay(name: 
     if name == "seed-pruning":
         finished = set(np.flatnonzero(result.particles.finished).tolist())
         assert html.count("tt-pruned") == len({look.uid for look in shown} - finished) > 0
+
+
+def test_the_best_are_shown_the_most_promising_among_them() -> None:
+    board = begun(2 * COLUMNS)
+    board.wishes = []
+    for uid in range(2 * COLUMNS):
+        board.score(uid, 1, [uid / 100], "data:,")
+        assert board.hope is board.lanes[uid]
+        assert f'data-uid="{uid}"' in render_board(board)
+    best = set(range(COLUMNS, 2 * COLUMNS))
+    assert {look.uid for look in board.placed()[0]} == best
+    board.drop([2 * COLUMNS - 1])
+    assert board.hope is board.lanes[2 * COLUMNS - 2]
 
 
 def test_text_is_escaped_everywhere() -> None:

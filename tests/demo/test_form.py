@@ -187,6 +187,12 @@ def test_budgets_are_put_into_words(text: str, words: str) -> None:
     assert re.search(words, budget_words(text, 10, DemoLimits()))
 
 
+def test_an_edit_takes_the_steps_that_its_strength_leaves() -> None:
+    assert "14 evaluations" in budget_words("1 image", 20, DemoLimits(), 0.7)
+    assert "as many as 3 whole images" in budget_words("12nfe", 9, DemoLimits(), 0.35)
+    assert "strength" in budget_words("1 image", 20, DemoLimits(), "a")
+
+
 def test_algorithms_are_grouped_with_a_hint_on_each() -> None:
     assert 'li[data-index="0"]::before { content: "Choose among seeds"; }' in group_css()
     assert f'li[data-index="{OFFERED.index("svdd")}"]' in group_css()

@@ -130,7 +130,7 @@ def test_stop_keeps_an_image(client: Any) -> None:
     assert "stopped" in answer[1]
     trace = json.loads(files_of(answer)["trace.json"].read_text())["results"][0]
     assert len(trace["images"]) == 1
-    assert answer[4].startswith("# The search on the page was stopped early")
+    assert answer[4].startswith("# The search on the page was led by hand")
     assert trace["spent"]["nfe"] < 1500
 
 
@@ -284,6 +284,19 @@ def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path, monkeypatch: p
     assert "led by hand" in frame.python
     assert frame.files
     assert trace["results"][0]["spent"]["nfe"] <= 60
+
+
+def test_stop_finishes_the_best_and_ends_at_once_where_it_is_said_again(tmp_path: Path) -> None:
+    offer = ServingCatalog("embedded", ("scenes",), recommended)
+    handlers = Handlers(offer, DemoLimits(), known()[1], tmp_path)
+    request: Any = SimpleNamespace(session_hash="a")
+    for wishes in ([], None):
+        running = handlers.running["a"] = Running(wishes)
+        handlers.stop(request)
+        assert running.stop.is_set() == (wishes is None)
+        assert wishes in (None, [UserCommand("best", number=1)])
+        handlers.stop(request)
+        assert running.stop.is_set()
 
 
 def test_a_click_on_the_board_is_a_wish_and_anything_else_a_refusal(tmp_path: Path) -> None:

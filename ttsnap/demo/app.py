@@ -31,7 +31,7 @@ def build(offer: ServingCatalog, limits: DemoLimits, models: Models, root: Path,
     with page:
         html(HEADER.format(model=escape(offer.model)))
         search_form(handlers)
-        page.unload(handlers.stop)
+        page.unload(handlers.leave)
     page.queue(max_size=queue_size, api_open=False, default_concurrency_limit=4)
     return page
 

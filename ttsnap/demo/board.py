@@ -100,9 +100,10 @@ class Board:
 
     @property
     def hope(self) -> Lane | None:
-        """The candidate with the highest last score among those with a picture there."""
+        """The candidate with the highest last score among those with a picture there, dropped ones last."""
         seen = [lane for lane in self.lanes.values() if lane.reached in lane.pictures]
-        return max(seen, key=lambda lane: (lane.value, -lane.uid), default=None)
+        living = [lane for lane in seen if lane.state != "dropped"]
+        return max(living or seen, key=lambda lane: (lane.value, -lane.uid), default=None)
 
     def listen(self, event: Event, picture: str = "", large: str = "", right: bool | None = None) -> None:
         """Apply an event of the search. picture, large: its image as data URIs. right: as in `Lane`."""
@@ -178,19 +179,20 @@ class Board:
         """The looks that are shown, each with its origin, and their columns: those that were scored, and where
         candidates are going.
 
-        While a search runs, a family keeps its place until all of it is dropped or finished, and another needs the
-        room. Once it is over, the winner's comes first.
+        While a search runs, the best families are shown, first those of which some candidate is still to be dropped or
+        finished. One that stays keeps its place. Once the search is over, the winner's comes first.
         """
         looks = {(lane.uid, step) for lane in self.lanes.values() for step in lane.scores}
         looks |= {(lane.uid, lane.aim) for lane in self.lanes.values() if lane.state == "going"}
-        origin, kept = origins(self.moves, looks), [] if self.best is None else [self.best.uid]
+        first = [self.best] if self.best is not None else [] if self.over else [self.hope]
+        origin, kept = origins(self.moves, looks), [lane.uid for lane in first if lane is not None]
         ends = most_wanted(origin, kept, lambda uid: self.lanes[uid].value)
         if self.over:
             shown = choose(mixed(ends, len(kept), self.steps), origin, COLUMNS)
             return shown, place(shown, ends)
         family = {end: chain(end, origin)[-1].uid for end in ends}
         led = {family[end] for end in ends if end.uid in kept or self.lanes[end.uid].state in ("going", "waiting")}
-        ranked = sorted(ends, key=lambda end: (family[end] not in led, family[end] not in self.seeds))
+        ranked = sorted(ends, key=lambda end: family[end] not in led)
         shown = choose(ranked, origin, COLUMNS)
         new = [look.uid for look in shown if look.step < 0 and look.uid not in self.seeds]
         for column, uid in enumerate(self.seeds):

@@ -153,17 +153,21 @@ def drafts(algorithm: str) -> bool:
     return any(option.name == "draft_share" for option in options_of(algorithm))
 
 
-def budget_words(text: Any, steps: Any, limits: DemoLimits) -> str:
-    """A sentence on what a budget affords, or on what is wrong with it."""
+def budget_words(text: Any, steps: Any, limits: DemoLimits, strength: Any = 1) -> str:
+    """A sentence on what a budget affords, or on what is wrong with it.
+
+    strength: of a picture that is redrawn."""
     try:
         steps = whole("steps", steps, LEAST_STEPS, limits.steps)
+        share = check("strength", strength or 0, Fraction)
         budget = limits.budget_of(text, steps)
     except FieldError as error:
         return str(error)
     caps = []
+    each = steps - int(steps - steps * share)  # as diffusers leaves out the first steps
     if budget.nfe is not None or budget.images is not None:
-        nfe = budget.nfe if budget.images is None else int(budget.images * steps)
-        full = (nfe or 0) / steps
+        nfe = budget.nfe if budget.images is None else int(budget.images * each)
+        full = (nfe or 0) / each
         caps.append(
             f"{nfe:,} evaluations of the model: as many as {full:,.3g} whole image{'' if full == 1 else 's'} take"
         )

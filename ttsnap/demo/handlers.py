@@ -34,6 +34,7 @@ FIELDS = ("prompt", "algorithm", "rewards", "budget", "steps", "seed", "keep", "
           "draft", "picture", "strength", "diverse")  # fmt: skip
 """The form's fields, in the order of the API's arguments."""
 MOST_WISHES = 1000
+STOP = UserCommand(BEST, number=1)
 
 
 def _box(text: str, title: str, *, visible: bool = True) -> gr.Error:
@@ -126,7 +127,17 @@ class Handlers:
         return form.read(fields, self.offer, self.limits)
 
     def stop(self, request: gr.Request) -> None:
-        """End this visitor's search with its best finished image."""
+        """End this visitor's search with its best candidate, finished.
+
+        The second time, and where wishes are not taken, it ends at once, with the best finished image."""
+        running = self.running.get(str(request.session_hash))
+        if running is None or running.wishes is None or STOP in running.wishes:
+            self.leave(request)
+        else:
+            running.wishes.append(STOP)
+
+    def leave(self, request: gr.Request) -> None:
+        """End this visitor's search at once."""
         if (running := self.running.get(str(request.session_hash))) is not None:
             running.stop.set()
 
@@ -161,9 +172,10 @@ class Handlers:
         kind = draw.choice(ours.world.HARD_KINDS)
         return ours.world.sample_prompts(1, draw.randrange(2**31), [kind])[0], draw.randrange(100_000)
 
-    def budget_hint(self, text: Any, steps: Any) -> str:
+    def budget_hint(self, text: Any, steps: Any, picture: Any = None, strength: Any = 1) -> str:
         """The line below the budget."""
-        return line("hint", form.budget_words(text, steps, self.limits)[:300])
+        redrawn = 1 if picture is None else strength
+        return line("hint", form.budget_words(text, steps, self.limits, redrawn)[:300])
 
 
 def _shown(frame: Frame) -> tuple[Any, ...]:

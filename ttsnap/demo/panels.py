@@ -83,7 +83,7 @@ def _wipe(source: str, views: Sequence[View]) -> str:
         return ""
     after = views[-1].board.picture
     over = f'<img class="tt-after" src="{after}" alt="after">' if after else ""
-    wipe = '<input type="range" value="50" aria-label="how much of the image before is shown">' if after else ""
+    wipe = '<input type="range" value="100" aria-label="how much of the image before is shown">' if after else ""
     words = "before, and after: move the slider" if after else "before"
     inside = f'<div><img src="{source}" alt="before">{over}</div>{wipe}'
     return figure(inside, f"<span>{words}</span>", "tt-best tt-wipe")

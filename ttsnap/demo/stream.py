@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttsnap.algorithms.by_hand import UserCommand
+from ttsnap.algorithms.by_hand import BEST, UserCommand
 from ttsnap.demo import snippet
 from ttsnap.demo.form import BASELINE, DemoLimits, baseline, title_of
-from ttsnap.demo.live import LiveSearches
+from ttsnap.demo.live import LiveSearches, by_hand
 from ttsnap.demo.panels import render_plain, render_stage
 from ttsnap.demo.worker import Models
 from ttsnap.request.request import Prepared, SearchRequest
@@ -98,14 +98,18 @@ def _last(worker: LiveSearches, folder: Path) -> Frame:
             files += [*images, out / "sheet.png", out / "trace.json"]
     request = worker.searches[-1].request
     status, caveat = "done", ""
+    results = [search.result for search in worker.searches if search.result is not None]
+    led = [wish.verb for result in results for _, wish in by_hand(result)]
     if worker.stop.is_set() or worker.late:
         caveat = "# The search on the page was stopped early; this one goes on to the end of the budget.\n"
-    elif any(search.record is not None and search.record.by_hand for search in worker.searches):
+    elif led:
         caveat = "# The search on the page was led by hand, as its trace.json says; this one goes on without.\n"
     if worker.stop.is_set():
         status = "stopped; this is the best image so far"
     elif worker.late:
         status = f"stopped after {worker.limits.seconds:g} seconds, the most that this demo allows"
+    elif BEST in led:
+        status = "stopped; the best candidates were finished"
     device, dtype = str(worker.pipe._execution_device), str(worker.pipe.dtype).removeprefix("torch.")
     return replace(
         _frame(worker),

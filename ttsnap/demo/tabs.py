@@ -138,8 +138,10 @@ def _settings(handlers: Handlers, prompt: Any, preset: Mapping[str, Any]) -> dic
         picture.change(None, [picture, rewards], rewards, js=WITH_PLACE, **PRIVATE)
     texts = {name: line("hint", hint(name)) for _, name in algorithm_choices()}
     algorithm.change(None, algorithm, about, js=f"(name) => ({json.dumps(texts)})[name]", **PRIVATE)
-    gr.on([budget.change, steps.change], handlers.budget_hint, [budget, steps], comes_to, queue=False,
-          trigger_mode="always_last", **PRIVATE)  # fmt: skip
+    priced: list[Any] = [budget, steps, picture, strength]
+    last = {"queue": False, "trigger_mode": "always_last", **PRIVATE}
+    for field in priced:
+        field.change(handlers.budget_hint, priced, comes_to, **last)
     random.click(None, None, seed, js=RANDOM, **PRIVATE)
     return {"prompt": prompt, "algorithm": algorithm, "rewards": rewards, "budget": budget, "steps": steps,
             "seed": seed, "keep": keep, "size": size, "model": model, "negative": negative,
