@@ -57,8 +57,8 @@ class ModularDenoiser(PipelineDenoiser):
         self._whole, self._parts = whole, blocks.parts_of(whole)
         guidance, given = guiders.parted(self.pipe, given, whole.input_names)
         blocks.check_inputs(whole, self.workflow.task, given, self.workflow.unread)
-        self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
         check_lists(self.workflow, name, given)
+        self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
         check_scheduler(self.pipe.scheduler)
         # Of this call alone: blocks set timesteps in the scheduler, and steps in the guiders.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)

@@ -25,7 +25,7 @@ from tests.bombs import HUGE, STILLS
 from tests.pipelines.modular.tiny import picture
 from tests.service.asking import EDITED, IMAGES, PROMPT, VIDEOS, png, refusal, until
 from tests.service.conftest import ALICE, EDITS, Server, one_device, serve
-from ttsnap.files.pictured import Picture
+from ttsnap.files.pictured import Blank, Picture
 from ttsnap.service.bodies import Sent, sent
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
@@ -168,6 +168,13 @@ def test_a_picture_that_is_a_bomb_is_refused_undecoded(
     reply = editing.ask("POST", EDITED, data={"prompt": PROMPT}, files=files)
     assert refusal(reply)[:2] == (400, param)
     assert max(decoded) <= 32
+
+
+def test_pictures_that_are_refused_are_not_drawn(editing: Server, monkeypatch: Any) -> None:
+    """A form of 50 kB may hold 16 of a megapixel."""
+    monkeypatch.setattr(Blank, "opened", lambda self: int("it was drawn"))
+    reply = editing.ask("POST", EDITED, files=form(image=[PICTURE] * 16, prompt=PROMPT))
+    assert (reply.status_code, "got 16" in reply.text) == (400, True)
 
 
 # --- connections --------------------------------------------------------------------------------------------------
