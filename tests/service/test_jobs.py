@@ -204,6 +204,30 @@ def test_a_full_disk_is_told_of_once_and_emptied_by_what_expires_and_by_callers(
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == [kept.id]
 
 
+def test_a_job_is_gone_though_the_disk_is_too_full_to_forget_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(connection: Any, statement: Any, *more: Any, **others: Any) -> Any:
+        if isinstance(statement, sqlalchemy.Delete):
+            raise sqlalchemy.exc.OperationalError("delete", {}, OSError("disk is full"))
+        return before(connection, statement, *more, **others)
+
+    with store_in(tmp_path) as store:
+        jobs, before = [added(store), stored(store, 10)], sqlalchemy.Connection.execute
+        kept = added(store, "bob")
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlalchemy.Connection, "execute", execute)
+            for job in jobs:
+                with pytest.raises(RequestError, match="cannot be stored"):
+                    store.delete(job)
+                with pytest.raises(RequestError, match="no job"):
+                    store.get("anybody", job.kind, job.id)
+            assert store.page("anybody", job.kind, None, 9, True) == ([], False)
+        store.sweep()
+        assert store.waiting("embedded", {"anybody", "bob"}) == [kept]
+        assert store.counts()["completed"] == 0
+
+
 def test_what_a_caller_and_all_of_them_may_keep(tmp_path: Path) -> None:
     def refused(owner: str) -> tuple[object, ...]:
         with pytest.raises(RequestError) as error:

@@ -124,19 +124,21 @@ class JobStore:
         lost = sa.and_(self._mine, TABLE.c.status == RUNNING)
         said = f"the server ended {ATTEMPTS} times while this job ran; send it again, or a smaller one"
         failed = {"status": FAILED, "outcome": RequestError(500, said).told(), **self._times()}
-        folders = {folder.name for folder in (self._folder / "jobs").iterdir()}
         with self._engine.connect() as connection:
             known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine, self._alive())))
-        for name in folders - known:  # before anything is written: the disk may be full
+        for name in self._folders() - known:  # before anything is written: the disk may be full
             shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(TABLE).where(self._mine, TABLE.c.id.in_(known - folders)))
             connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
             connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))
 
     def files(self, job: Job) -> Path:
         """The folder of a job's files."""
         return self._folder / "jobs" / job.id
+
+    def _folders(self) -> set[str]:
+        """The names of all of them."""
+        return {folder.name for folder in (self._folder / "jobs").iterdir()}
 
     # --- for callers ------------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class JobStore:
             there = sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)
             with self._connected() as connection:
                 found = connection.execute(there).first()
-        if found is None:
+        if found is None or not self.files(Job(**found._mapping)).is_dir():
             what = f"no {'video' if kind == 'video' else 'job'} {name[:100]!r} here"
             raise RequestError(404, f"{what}; it may have expired", "id", "not_found")
         return Job(**found._mapping)
@@ -202,14 +204,15 @@ class JobStore:
             found = found.where(number < at if newest_first else number > at)
         with self._connected() as connection:
             rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
-        return [Job(**row._mapping) for row in rows[:limit]], len(rows) > limit
+        jobs = [Job(**row._mapping) for row in rows[:limit]]
+        return [job for job in jobs if self.files(job).is_dir()], len(rows) > limit
 
     def delete(self, job: Job) -> None:
         """Remove a job and its files."""
         self._remove(TABLE.c.id == job.id)
 
     def _remove(self, *which: sa.ColumnElement[bool]) -> None:
-        """Files go first: a database on a full disk needs room to forget a row."""
+        """Files go first: a database on a full disk needs room to forget a row. A job without a folder is gone."""
         with self._connected() as connection:
             for name in connection.scalars(sa.select(TABLE.c.id).where(*which)).all():
                 shutil.rmtree(self._folder / "jobs" / name, ignore_errors=True)
@@ -244,8 +247,11 @@ class JobStore:
             return connection.execute(sa.update(TABLE).where(*there).values(**values)).rowcount > 0
 
     def sweep(self) -> None:
-        """Remove expired jobs."""
-        self._remove(self._mine, TABLE.c.expires < time.time())
+        """Remove expired jobs, and those that could not be forgotten when their files were removed."""
+        with self._connected() as connection:
+            known = set(connection.scalars(sa.select(TABLE.c.id).where(self._mine)))
+        gone = TABLE.c.id.in_(known - self._folders())
+        self._remove(self._mine, sa.or_(gone, TABLE.c.expires < time.time()))
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are of each status, and their "bytes"."""
