@@ -89,6 +89,18 @@ def test_what_the_model_or_a_requirement_refuses_fails_the_job(
     assert jobs.ended(jobs.begun(require="brightness>0.01"))["status"] == "completed"
 
 
+def test_a_job_that_is_refused_at_first_keeps_its_cap_in_seconds(
+    slow: Slow, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.service.jobs.AGAIN", 0.1)
+    with keeping(slow, ServiceLimits(drain=0.1, per_key=1)) as caller:
+        with caller.running():
+            address = caller.begun(**{**LARGE, "budget": "2000nfe,1s"})
+            until(lambda: caller.job(address)["status"] == "in_progress")
+            time.sleep(0.3)
+        assert caller.ended(address, 20)["usage"]["nfe"] < 2000
+
+
 def test_jobs_are_their_callers_alone(quick: OneDevice, keeping: Keeping, two_keys: Keys) -> None:
     with keeping(quick, keys=two_keys) as anybody:
         alice, bob = anybody.by(ALICE), anybody.by(BOB)

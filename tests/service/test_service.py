@@ -208,11 +208,13 @@ def test_the_documentation_asks_for_a_key_unless_it_is_opened(
     assert anybody.get("/v1/models").status_code == 401, "all else asks for a key as before"
 
 
-def test_a_search_ends_in_time_with_its_best_image(caller: Caller) -> None:
+def test_a_search_ends_in_time_with_its_best_image(caller: Caller, serving: Any) -> None:
     begin = time.monotonic()
     told = caller.made(budget="0.5s", steps=None)
     assert time.monotonic() - begin < 15
-    assert len(told["data"]) == 1
+    assert (len(told["data"]), told["warnings"]) == (1, []), "its budget is used up"
+    (warning,) = serving(ServiceLimits(seconds=0.5, drain=0.1)).made(budget="2000nfe")["warnings"]
+    assert "0.5 s" in warning, "its budget is not"
     assert not any("stopped early" in warning for warning in told["warnings"])  # it had all the time that it asked for
 
 

@@ -34,6 +34,8 @@ class RequestClock:
     """When it has to end, by `clock`."""
     before: float = 0.0
     """Seconds that it took to get ready."""
+    limit: bool = False
+    """Whether the deadline is a limit beside the budget, which may be left."""
 
     @property
     def seconds(self) -> float:

@@ -82,7 +82,7 @@ class Job:
     closing: bool = False
     """Whether it only finishes images."""
     ended: str = ""
-    """The cap that it has come to, in words; empty where its algorithm had all it wanted."""
+    """STOPPED, TIMED, or the cap in words; empty where its algorithm had all it wanted."""
     images: dict[int, Decoded | None] = dataclasses.field(default_factory=dict)
     """Finished ones by uid; None where no model ran, or where one was let go."""
     kept: list[int] = dataclasses.field(default_factory=list)

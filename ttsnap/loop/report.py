@@ -10,7 +10,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Engine, RunUsage
 from ttsnap.core.results import Candidate, Result, Spent
 from ttsnap.loop.job import Job, Notice
-from ttsnap.loop.request import RunningRequest
+from ttsnap.loop.request import TIMED, RunningRequest
 
 
 def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
@@ -19,6 +19,9 @@ def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Res
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
     times = watch.seconds, watch.before
+    for job in jobs:
+        if job.ended == TIMED:  # how, is known at the end
+            job.ended = request.time_is_up
     return [_result(job, engine, keep, times, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
 
 

@@ -28,8 +28,8 @@ from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
-STOPPED = "stopped"
-"""Why a request has ended that someone ended early."""
+STOPPED, TIMED = "stopped", "timed"
+"""Why a request has ended that someone ended early, or its time."""
 PARTS = 4
 """In how many parts the seeds of a move are begun."""
 
@@ -93,7 +93,7 @@ class RunningRequest:
     stopping: bool = False
     """Whether nothing new is begun."""
     ended: str = ""
-    """Why, in words."""
+    """Why: STOPPED or TIMED."""
 
     @classmethod
     def of(
@@ -157,7 +157,11 @@ class RunningRequest:
 
     @property
     def time_is_up(self) -> str:
-        return f"{self.watch.deadline - self.watch.begin:g} s were up"
+        """How its time has ended it, in words: at the deadline, or before where nothing fits."""
+        seconds, whole = self.watch.seconds, self.watch.deadline - self.watch.begin
+        if seconds + self.watch.allowed_lateness >= whole:
+            return f"{whole:g} s were up"
+        return f"after {seconds:.3g} of {whole:g} s there was no time for another image"
 
     @property
     def uses_time(self) -> bool:

@@ -13,7 +13,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, validate
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import STOPPED, Listener, LoopSearch, RunningRequest
+from ttsnap.loop.request import STOPPED, TIMED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
 
 
@@ -68,7 +68,7 @@ class Run(Submission):
             self._tick()
             for request in list(self.requests):
                 if request.late:
-                    self._wind_up(request, request.time_is_up)
+                    self._wind_up(request, TIMED)
         except EngineLost as lost:
             self._end_all(str(lost))
         self.requests = [request for request in self.requests if not request.done]
@@ -198,8 +198,8 @@ class Run(Submission):
         jobs = [job for job in request.active if not job.closing or job.waiting > 1]
         for job in jobs:
             self._recall(job)
-            if why == STOPPED or request.spec.budget.seconds is None:
-                said = "stopped early" if why == STOPPED else why
+            if why == STOPPED or request.watch.limit:
+                said = "stopped early" if why == STOPPED else request.time_is_up
                 job.warnings.append(Notice(f"{said}; the budget was not used up"))
         for job in jobs:
             self._stop(job)
@@ -225,7 +225,7 @@ class Run(Submission):
     def _end(self, job: Job) -> None:
         request = self._of_job[job.index]
         request.active.remove(job)
-        job.ended = request.ended or job.ended or request.time_is_up * request.uses_time
+        job.ended = request.ended or job.ended or TIMED * request.uses_time
         if job.failures > 1:
             job.warnings.append(Notice(f"{job.failures} scores failed in all"))
         job.settle(request.spec.keep)

@@ -122,20 +122,21 @@ class PooledEngine:
 
     def warm_up(self, request: Prepared) -> None:
         """Prepare for requests like this one."""
-        self._prepared(request, self.limits.capped(request.budget, self.engine.grid))
+        self._prepared(request)
 
     def add(self, ticket: PendingRequest) -> None:
         """Begin a search. ValueError for what model or budget do not allow, RequestError for a prompt that a reward
         cannot read."""
         request, engine = ticket.request, self.engine
-        fitted = self._prepared(request, self.limits.capped(request.budget, engine.grid))
-        spec = replace(fitted, eager=ticket.partials > 0)
+        spec = replace(self._prepared(request), eager=ticket.partials > 0)
         for name in self.spec.rewards:
             self._check(name, request.prompt)
-        now = time.monotonic()
+        limits, now = self.limits.of_jobs if ticket.job else self.limits, time.monotonic()
+        ticket.seconds = limits.seconds_of(request.budget)
         allowance = task_of(spec.budget, engine, request.keep).allowance
         listener = Progress(ticket, allowance, request.gate, self._safe)
-        watch = RequestClock(time.monotonic, now, now + ticket.seconds)
+        limit = ticket.seconds != request.budget.seconds
+        watch = RequestClock(time.monotonic, now, now + ticket.seconds, limit=limit)
         self.under_way[ticket] = self.run.add([request.prompt], spec, watch, listener)
 
     def _safe(self, image: Tensor) -> bool:
@@ -151,9 +152,12 @@ class PooledEngine:
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
             raise RequestError(400, said, "prompt", "invalid_value") from None
 
-    def _prepared(self, request: Prepared, budget: Budget) -> LoopSearch:
-        """The search with as many seeds as its budget affords, found once for equal requests. ValueError for a
-        search that does not fit."""
+    def _prepared(self, request: Prepared) -> LoopSearch:
+        """The search with as many seeds as its budget affords, found once for equal requests.
+
+        A clock of its own ends it in time. ValueError for a search that does not fit.
+        """
+        budget = replace(self.limits.capped(request.budget, self.engine.grid), seconds=None)
         key = (request.request.label, budget, request.keep)
         spec: LoopSearch = replace(request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
         if key not in self._fitted:

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from dataclasses import replace
 
 from ttsnap.core.names import FieldError
 from ttsnap.core.prompt import private
@@ -65,9 +64,6 @@ class Worker(threading.Thread):
 
     def submit(self, ticket: PendingRequest) -> None:
         """Queue a request. RequestError (429, 503) where the queue is full, and where the service ends."""
-        budget = ticket.request.budget
-        ticket.seconds = (self.limits.of_jobs if ticket.job else self.limits).seconds_of(budget)
-        ticket.request = replace(ticket.request, budget=replace(budget, seconds=None))
         with self._wake:
             if self.draining or not self.is_alive():
                 raise stopping()
