@@ -66,6 +66,19 @@ def test_an_edit_is_what_the_pipeline_gives(editing: Server, editor: Any, drawn:
         assert apart(picture(image["b64_json"]), theirs) <= 1
 
 
+@pytest.mark.parametrize("name", ["url", "url[]"])
+def test_a_picture_may_be_a_text_of_the_form(editing: Caller, drawn: list[bytes], name: str) -> None:
+    """As vLLM-Omni's benchmark sends it, without a file; with one the form is a multipart one."""
+    uri = f"data:image/png;base64,{base64.b64encode(drawn[0] + bytes(10**5)).decode()}"
+    own = {**OWN, "prompt": PROMPT, "stream": "false", "size": "auto", "bot_task": "think", name: uri}
+    replies = [
+        editing.ask("POST", EDITED, data=own),
+        editing.ask("POST", EDITED, files={key: (None, str(value)) for key, value in own.items()}),
+    ]
+    expected = edited(editing, drawn[0])["data"]
+    assert [reply.json().get("data") for reply in replies] == [expected] * 2, replies[0].text[:200]
+
+
 def test_edits_of_several_callers_share_an_engine_and_its_batches(editor: Any) -> None:
     made: list[EngineSpec] = []
 

@@ -32,6 +32,7 @@ from ttsnap.service.limits import RequestError, ServiceLimits
 
 PICTURE = png(Image.new("RGB", (32, 32)))
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
+CODES = ("invalid_value", "unknown_parameter", "unsupported_parameter", "missing_parameter", "invalid_image")
 SIZES = ("", "1024x", "1024.5x768", "-64x64", "64x64\n", "64X64", "0x64", "64x0", "15x32", "1025x64", "32x99999")
 # The parameter at fault, its value or all that is changed of a small request, and a word of the message.
 ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
@@ -44,7 +45,9 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
     ("true_cfg_scale", {"guidance_scale": 2, "true_cfg_scale": 3}),
     ("width", {"size": "32x32", "width": 32, "height": 32}, "both"), ("height", {"width": 32}, "no height"),
     *(("width", {"width": width, "height": 32}) for width in ("wide", -32, 32.5, 10**9, "9" * 5000)),
-    ("flow_shift", 3.0), ("enable_upscaling", True), ("generate_sound", True), ("lora", "x", "no LoRAs"),
+    ("flow_shift", 3.0, "not offered"), ("enable_upscaling", True),
+    ("guidance_scale_2", 2.5, "not offered"), ("algorithm", "svdd", "search"),
+    ("generate_sound", True), ("lora", "x", "no LoRAs"),
     ("quality", "mediun"), ("response_format", "raw"), ("output_format", "gif"), ("output_compression", 101),
     ("background", "transparent"), ("partial_images", 1, "stream"), ("stream", "yes"),
     ("partial_images", {"stream": True, "partial_images": 4}), ("draft", True, "no drafter"),
@@ -72,13 +75,17 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
     ("image", {"image": None}, "form"), ("image", b"no picture"), ("image", png(Image.new("RGB", (65, 8))), "65 x 8"),
     ("image", [PICTURE] * 17, "17"), ("markup", PICTURE), ("picture", b"x"), ("n", "many"), ("n", "0"),
     ("strength", "2"), ("colour", "red"), ("prompt", {"prompt": None}), ("prompt", " "), ("size", "128x128"),
-    ("layers", "4"), ("input_fidelity", "high"), ("lora", "{"), (None, {"size": "17x33"}, "33"),
+    ("layers", "4"), ("input_fidelity", "high"), ("lora", "{"), ("resolution", "640", "not offered"),
+    ("mask_image", PICTURE, "mask"), ("reference_image", PICTURE, "not offered"), ("mask_image", URI, "mask"),
+    ("url", {"image": None, "url": ["http://127.0.0.1:1/a.png"]}), ("url", {"image": [PICTURE] * 16, "url": URI}),
+    (None, {"size": "17x33"}, "33"),
     (None, {"image": [PICTURE] * 2}, "got 2"), (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
     (None, {"mask": PICTURE}, "image-to-image"),
 ), "videos": (
     ("size", "64x99"), ("seconds", "100"), ("seconds", "-1"), ("seconds", "abc"), ("prompt", {"prompt": None}),
     ("num_frames", {"seconds": "4", "num_frames": 5}, "both"), ("num_frames", 999), ("fps", 0), ("frames", 33),
     ("reward", "clip"), ("output_format", "gif"), ("quality", "4k"), ("flow_shift", 5), ("generate_sound", True),
+    ("n", {"num_outputs_per_prompt": 11}, "10"), ("aspect_ratio", "16:9", "not offered"),
     ("response_format", "b64_json"), ("image_reference", {"image_reference": {"file_id": "file-1"}}),
     ("image_reference", {"image_reference": {}, "input_reference": {}}), ("input_reference", "a.png"),
     ("input_reference", {"input_reference": {"image_url": "http://127.0.0.1:1/a.png"}}, "base64"),
@@ -113,7 +120,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         reply = caller.send(path, **{"background": door == "jobs" or None, **change})
     error = reply.json()["error"]
     assert refusal(reply)[:2] == (400, param), error
-    assert error["code"] in ("invalid_value", "unknown_parameter", "missing_parameter", "invalid_image")
+    assert error["code"] in CODES
     assert error["type"] == "invalid_request_error"
     assert word in error["message"]
     assert caller.metric("nfe_total") == spent
@@ -144,6 +151,7 @@ def test_what_is_no_request_here_is_told_so(
     reply: httpx.Response = request.getfixturevalue(door).ask(method, path, content=body)
     assert refusal(reply) == told, reply.text
     assert told != NO_JOBS or ("/sync" in reply.text) == path.startswith(VIDEOS)
+    assert ("--task" in reply.text) == ((door, told) == ("caller", ELSEWHERE))
     assert reply.status_code != 404 or reply.json()["error"]["type"] == "not_found_error"
 
 

@@ -460,7 +460,9 @@ def test_fields_of_other_servers_mean_what_ours_do(caller: Caller) -> None:
     theirs = {"steps": None, "num_inference_steps": 4, "width": 32, "height": 32, "true_cfg_scale": 2.5}
     unused = {"generator_device": "cuda", "vae_use_tiling": True, "enable_teacache": True, "user": "u-1"}
     unused |= {"style": "vivid", "bot_task": "think", "cache_dit_steps": 3}
-    off = {"enable_upscaling": False, "diffusers_kwargs": {}, "layers": 0, "rollout": " None "}
+    unused |= {"return_stage_metrics": True, "frame_interpolation_exp": 1}
+    off = {"enable_upscaling": False, "diffusers_kwargs": {}, "layers": 0, "rollout": " None ", "video_params": "{}"}
+    theirs |= {"num_outputs_per_prompt": 1}
     reply = caller.made(**theirs, **unused, **off, lora=None, moderation="low")
     assert [image["b64_json"] for image in reply["data"]] == [image["b64_json"] for image in ours["data"]]
     assert ours["warnings"] == []

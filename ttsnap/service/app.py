@@ -62,7 +62,8 @@ def _add_images(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
         caller = answers.caller_of(request)
         _refuse_unless(offer.frames_every is None, offer.model, Video)
         if not offer.edits:
-            raise RequestError(404, f"{offer.model!r} changes no pictures; ask POST /v1/images/generations", "model")
+            there = "ask POST /v1/images/generations, or a server with --task image-to-image"
+            raise RequestError(404, f"{offer.model!r} changes no pictures; {there}", "model")
         async with bodies.of(request, limits.form_bytes) as sent:
             wanted, pictures = await edit_of(sent, limits)
         return await answers.images(request, caller, wanted, pictures)
@@ -113,8 +114,10 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
 
 def _refuse_unless(right: bool, model: str, other: type[Body]) -> None:
     if not right:
-        made = "videos" if other is Video else "images"
-        raise RequestError(404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}", "model")
+        made, more = "videos", ""
+        if other is not Video:
+            made, more = "images", ", or a server of a model of videos, as by --task text-to-video"
+        raise RequestError(404, f"{model!r} makes {made}; ask POST {PATHS[other.kind]}{more}", "model")
 
 
 def _add_jobs(app: FastAPI, answers: ResponseBuilder) -> None:

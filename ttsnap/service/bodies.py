@@ -31,6 +31,8 @@ from ttsnap.service.requests import Body, json_of
 
 FRAME, REFERENCE = "input_reference", "image_reference"
 """The first frame of a video, as in OpenAI's API, and as vLLM-Omni has it beside."""
+URL = "url"
+"""A picture of an edit as the text of a form, as vLLM-Omni's clients send it; or several."""
 PARTS = 40
 """Most fields of a form, and most files."""
 LONGEST = 100
@@ -125,11 +127,13 @@ def sent(body: bytearray, headers: Headers, limits: ServiceLimits) -> Sent:
         texts, files = _urlencoded(body, limits), {}
     else:
         return Sent(_json(body, limits))
-    fields = _fields(texts)
+    fields = _fields((f"{URL}[]" if name == URL else name, value) for name, value in texts)
     for name in (FRAME, REFERENCE):
         if isinstance(text := fields.get(name), str) and text.startswith("{"):  # as vLLM-Omni's clients send it
             fields |= _json(b'{"%b":%b}' % (name.encode(), text.encode()), limits)
-    if sum(len(text) for name, text in texts if name.partition("[")[0] not in (FRAME, REFERENCE)) > limits.body_bytes:
+    pictured = (FRAME, REFERENCE, URL)
+    rest = [text for name, text in texts if name.partition("[")[0] not in pictured]
+    if sum(map(len, rest)) > limits.body_bytes:
         raise HTTPException(413, f"texts of a form are above their maximum size of {limits.body_bytes} bytes together")
     return Sent(fields, files, form=True)
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from ttsnap.core.names import FieldError, unknown
+from ttsnap.core.names import FieldError
 from ttsnap.files.pictured import Picture
 from ttsnap.files.settings import Fraction
 from ttsnap.options.option import option
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import ServingCatalog
-from ttsnap.service.bodies import FRAME, REFERENCE, Sent
+from ttsnap.service.bodies import FRAME, REFERENCE, URL, Sent
 from ttsnap.service.limits import RequestError, ServiceLimits
-from ttsnap.service.requests import Generation, Video, validated
+from ttsnap.service.requests import Generation, Video, not_taken, validated
 
 PICTURES = 16
 """Most pictures of one edit, as in OpenAI's API."""
@@ -43,6 +43,10 @@ async def edit_of(sent: Sent, limits: ServiceLimits) -> tuple[Edit, Pictures]:
     """
     images, masks = _files(sent.files, "image", PICTURES), _files(sent.files, "mask", 1)
     _refuse_others(sent.files, "image", "mask")
+    fields = dict(sent.fields)
+    urls = _files(fields, URL, PICTURES - len(images)) if sent.form else []
+    images = [*images, *await asyncio.to_thread(lambda: [_inline(url, URL) for url in urls])]
+    fields.pop(URL, None)
     if not images:
         how = "send it as the file image of multipart/form-data"
         raise RequestError(400, f"an edit needs a picture: {how}", "image", "missing_parameter")
@@ -50,7 +54,7 @@ async def edit_of(sent: Sent, limits: ServiceLimits) -> tuple[Edit, Pictures]:
     for name, field, found in (("image", "image", images), ("mask_image", "mask", masks)):
         # Decoding on the event loop would hold up all clients.
         pictures[name] = await asyncio.to_thread(_pictures, found, field, limits)
-    return validated(Edit, sent.fields, form=True), arguments_of(pictures)
+    return validated(Edit, fields, form=True), arguments_of(pictures)
 
 
 async def video_of(sent: Sent, limits: ServiceLimits) -> tuple[Video, Pictures]:
@@ -69,12 +73,13 @@ async def video_of(sent: Sent, limits: ServiceLimits) -> tuple[Video, Pictures]:
 
 
 def _inline(reference: object, name: str) -> bytes:
-    """The picture of {"image_url": "data:..."}. RequestError for an address, which nobody here connects to."""
-    url = reference.get("image_url") if isinstance(reference, Mapping) else None
+    """The picture of "data:..." or {"image_url": "data:..."}. RequestError for an address, which nobody here connects
+    to."""
+    url = reference.get("image_url") if isinstance(reference, Mapping) else reference
     head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
-        how = "send a file, or image_url with data:image/...;base64,..."
-        raise RequestError(400, f"{name} is the first frame: {how}", name, "invalid_value")
+        how = "send a file, or data:image/...;base64,..."
+        raise RequestError(400, f"{name} is a picture: {how}", name, "invalid_value")
     try:
         return base64.b64decode(data, validate=True)
     except ValueError:
@@ -99,10 +104,10 @@ def _pictures(files: Sequence[bytes], field: str, limits: ServiceLimits) -> tupl
 def _refuse_others(files: Mapping[str, object], *names: str) -> None:
     """RequestError for a file of another name, as for a text."""
     if other := next((name for name in files if name not in names), None):
-        raise RequestError(400, unknown("file", other[:60], names), other[:60], "unknown_parameter")
+        raise not_taken("file", other[:60], names)
 
 
-def _files(files: Mapping[str, list[bytes]], name: str, most: int) -> list[bytes]:
+def _files(files: Mapping[str, Any], name: str, most: int) -> list[Any]:
     """The files of a name, in their order. RequestError for more than `most`."""
     found = files.get(name, [])
     if len(found) > most:

@@ -9,7 +9,7 @@ warning that generator_device is not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -33,27 +33,34 @@ Quality: TypeAlias = Literal["low", "medium", "high", "auto", "standard", "hd", 
 EFFORT: dict[Quality, str] = {"auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high"}
 """The effort of qualities with another name."""
 WIDTH_HEIGHT = re.compile("auto|[0-9]{1,5}x[0-9]{1,5}")
-ALIASES = {"num_inference_steps": "steps"}
+ALIASES = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n"}
 """Our names of others' fields."""
+CALLED = {"algorithm": "search", "mask_image": "mask"}
+"""Our names of fields that are told of and not read, as their values may mean something else."""
 UNUSED = {
     *("user", "safety_identifier", "request_id", "style", "bot_task"),
     *("generator_device", "vae_use_slicing", "vae_use_tiling", "enable_teacache"),
+    *("return_stage_metrics", "sound_duration"),
 }
 """Fields that change no image here: by the caller, the place and way of computing, or models that this service has not.
-So are fields of cache-dit."""
+"""
+OPTIONS = ("cache_dit", "frame_interpolation_")
+"""What is in the names of others' options that say how what this service has not is done."""
 EITHER = ({"seconds", "num_frames"}, {"budget", "quality"})
 """Fields of which one takes the place of the other in a remix."""
 OFF = {
     *("lora", "extra_params", "layers", "system_prompt", "diffusers_kwargs", "enhance_prompt", "rollout"),
     *("enable_upscaling", "upscaling_model_path", "upscaling_scale", "flow_shift", "progressive_mode"),
-    "generate_sound",
+    *("generate_sound", "enable_frame_interpolation", "video_params", "aspect_ratio", "short_edge"),
+    *("start_time_seconds", "max_sequence_length", "video_reference", "audio_reference"),
+    *("reference_image", "resolution", "infer_align_image_size", "use_system_prompt", "sys_type"),
 }
 """Abilities of other servers that this service lacks. Switched off they change nothing; else they are refused."""
 LORA_ALIASES = {"lora_name": "name", "adapter": "name", "lora_scale": "scale"}
 """Our names of vLLM-Omni's fields of a LoRA."""
 LORA_UNUSED = {"local_path", "path", "lora_path", "lora_local_path", "int_id", "lora_int_id"}
 """Of these fields, those that change nothing: a LoRA is chosen by its name alone."""
-_NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [])
+_NOTHING: tuple[Any, ...] = (False, 0, "", "false", "0", "none", "null", {}, [], "{}", "[]")
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,7 @@ def validated(
     for field, value in ours.items():
         name = called.get(field, field)[:60]
         if field not in hints:
-            message = unknown("parameter", name, [*hints, *ALIASES, "width", "height"])
-            raise RequestError(400, message, name, "unknown_parameter")
+            raise not_taken("parameter", name, [*hints, *ALIASES, "width", "height"])
         try:
             as_text = form and isinstance(value, str)
             ours[field] = read_text(name, value, hints[field]) if as_text else check(name, value, hints[field])
@@ -206,13 +212,23 @@ def validated(
     return kind(**ours, ignored=tuple(unused))
 
 
+def not_taken(what: str, name: str, known: Iterable[str]) -> RequestError:
+    """The answer to a parameter, or a file, that is none of those that are known here."""
+    if name in CALLED:
+        return RequestError(400, f"{name} is called {CALLED[name]} here", name, "unknown_parameter")
+    if name in OFF or any(name in kind.__dataclass_fields__ for kind in (Generation, Video)):
+        said = f"{name} is not offered here; leave it out"
+        return RequestError(400, said, name, "unsupported_parameter")
+    return RequestError(400, unknown(what, name, known), name, "unknown_parameter")
+
+
 def in_our_names(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Values by our names, the caller's names by ours, and the names of fields that change nothing.
 
     Fields that are null are left out. RequestError for a field with two values, and for a width without a height.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    unused = [name for name in given if name in UNUSED or "cache_dit" in name]
+    unused = [name for name in given if name in UNUSED or any(part in name for part in OPTIONS)]
     off = [name for name, value in given.items() if name in OFF and _plain(value) in _NOTHING]
     given = {name: value for name, value in given.items() if name not in (*unused, *off)}
     for name, other in (("size", "width"), ("size", "height"), *((ours, alias) for alias, ours in ALIASES.items())):
