@@ -409,7 +409,10 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
     assert checked.model() == "embedded"
     found = checked.check([Prompt("two green crosses"), Prompt("a red circle")])
     figures = {name: figure.value for name, figure in found.figures.items()}
-    assert found.figures["one alone against the same among 16"].high == 0
+    for compared in ("one alone against the same among 16", "svdd alone against the same among 4"):
+        most = found.figures[compared].high
+        assert most is not None
+        assert most <= 1, "rounding may differ with the batch"
     assert figures["batches filled of 1 client"] == pytest.approx(12.5)  # two images in a batch of 16
     assert figures["batches filled of 16 clients"] == pytest.approx(100, abs=40)
     assert figures["latency of 4 clients"] > 0

@@ -26,6 +26,8 @@ from ttsnap.reward_models.http import finished, read_key, read_proxies, read_rep
 CLIENTS = (1, 4, 16)
 REQUESTS, EACH = 8, 4
 """Requests of one client alone, which all others make as well; and of each of several clients, where time allows."""
+BRANCHING, FIRST = "svdd", 1000
+"""The search of requests from this number on, which goes on from the best children of a step."""
 ASKED = {"search": "best-of-n", "budget": "2images", "n": 1}
 """What a request says beside its prompt and seed: of its two images one comes back."""
 PIXELS, REPLY_BYTES = 2**23, 2**25
@@ -75,6 +77,18 @@ class Service:
             what = f"no service answers at {self.url}: {in_short(error)}"
             raise ValueError(f"{what}; start one by ttsnap serve MODEL") from None
 
+    def _compare_branched(self, rung: Rung, other: Any) -> None:
+        """Images of a search that branches, alone and among others: told, as rounding may flip its choices."""
+        title, asked = f"{BRANCHING} alone against the same among {EACH}", range(FIRST, FIRST + EACH)
+        with self.open() as client, ThreadPoolExecutor(EACH) as pool:
+            alone = [self._ask(client, number) for number in asked]
+            among = list(pool.map(lambda number: self._ask(client, number), asked))
+        errors = [made for made in (*alone, *among) if isinstance(made, str)]
+        if errors:
+            rung.missing[title] = errors[0]
+        else:
+            compared(rung, title, list(map(differs, alone, among)), other)
+
     def check(self, prompts: Sequence[Prompt]) -> Rung:
         """The same requests by one client, by 4 and by 16 at a time."""
         rung, begin, self.prompts = Rung("service"), time.monotonic(), prompts
@@ -93,6 +107,8 @@ class Service:
                     rung, f"one alone against the same among {clients}", pairs, differs(alone[0], alone[1])
                 )
                 rung.holds = share <= CLOSE and rung.holds is not False
+        if {0, 1} <= alone.keys():
+            self._compare_branched(rung, differs(alone[0], alone[1]))
         rung.done, rung.seconds = True, time.monotonic() - begin
         return rung
 
@@ -129,6 +145,8 @@ class Service:
         Its number says prompt and seed.
         """
         own = {"prompt": self.prompts[number % len(self.prompts)].text, "seed": 100 * number, **ASKED}
+        if number >= FIRST:
+            own["search"] = BRANCHING
         try:
             patience = max(self.seconds, PATIENCE)
             status, text = _reply(client, "/v1/images/generations", patience, own)

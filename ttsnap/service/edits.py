@@ -109,7 +109,7 @@ def _refuse_others(files: Mapping[str, object], *names: str) -> None:
 
 def _files(files: Mapping[str, Any], name: str, most: int) -> list[Any]:
     """The files of a name, in their order. RequestError for more than `most`."""
-    found = files.get(name, [])
+    found: list[Any] = files.get(name, [])
     if len(found) > most:
         raise RequestError(400, f"a request has at most {most} {name}, got {len(found)}", name, "invalid_value")
     return found
