@@ -77,7 +77,8 @@ def _add_videos(app: FastAPI, answers: ResponseBuilder, bodies: Bodies) -> None:
         async with bodies.of(request, limits.form_bytes) as sent:
             wanted, pictures = await video_of(sent, limits)
         if pictures and not offer.edits:
-            raise RequestError(400, f"{offer.model!r} takes no first frame; leave it out", FRAME, "invalid_value")
+            said = "takes no first frame; leave it out, or ask a server with --task image-to-video"
+            raise RequestError(400, f"{offer.model!r} {said}", FRAME, "invalid_value")
         if offer.needs_picture and not pictures:
             raise RequestError(400, f"{offer.model!r} needs a first frame: send one", FRAME, "missing_parameter")
         return wanted, pictures
