@@ -62,7 +62,7 @@ class Schedule:
 
     scheduler: Any
     timesteps: Tensor
-    """(P,) as the network reads them."""
+    """(P,) as the network reads them; all of a schedule is on the CPU, wherever its scheduler is."""
     alpha: Tensor
     """(P,) float32, with x = alpha x0 + sigma eps in the scheduler's own scaling."""
     sigma: Tensor
@@ -185,7 +185,8 @@ def laid_open(
     name = type(scheduler).__name__
     if begin and name == "PNDMScheduler":
         raise ValueError("search cannot use PNDMScheduler from a later step on; set pipe.scheduler to another one")
-    at = torch.as_tensor(scheduler.timesteps)[begin:]
+    # Blocks of modular pipelines leave them on the device.
+    at = torch.as_tensor(scheduler.timesteps).cpu()[begin:]
     full = _full(scheduler, len(at))
     alpha, sigma = (values[begin:] for values in _coefficients(scheduler, begin + len(at)))
     prediction = _prediction(scheduler)
@@ -201,7 +202,7 @@ def laid_open(
     flow = prediction == "flow"
     scale = torch.sqrt(sigma**2 + 1) if scaled and name in SCALED else None
     if scale is not None and name.startswith("KDPM2"):  # its intermediate points are scaled by their own noise
-        between = torch.as_tensor(scheduler.sigmas_interpol)[begin : begin + len(at)].float()
+        between = torch.as_tensor(scheduler.sigmas_interpol).cpu()[begin : begin + len(at)].float()
         if "Ancestral" in name:  # it keeps that noise with the point where the step began
             between = between.roll(1)
         scale = torch.sqrt(torch.where(torch.arange(len(at)) % 2 == 1, between, sigma) ** 2 + 1)
@@ -259,7 +260,7 @@ def _full(scheduler: Any, positions: int) -> list[int]:
 def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
     """alpha and sigma (P,) float32 at every position."""
     if getattr(scheduler, "sigmas", None) is not None:
-        sigma = torch.as_tensor(scheduler.sigmas)[:positions].float()
+        sigma = torch.as_tensor(scheduler.sigmas).cpu()[:positions].float()
         if type(scheduler).__name__.startswith("FlowMatch"):
             return 1 - sigma, sigma
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # the DPM-Solver kin keep x at unit variance
@@ -284,7 +285,7 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
     """The scheduler's own step, exactly, from position `begin` on."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == FLOW_EULER and not config.stochastic_sampling:
-        return FlowEuler(scheduler.sigmas[begin:])
+        return FlowEuler(scheduler.sigmas[begin:].cpu())
     takes = inspect.signature(scheduler.step).parameters
     unknown = [k for k, v in arguments.items() if k not in takes and v]
     if unknown:

@@ -207,7 +207,7 @@ class ModularDenoiser(PipelineDenoiser):
     def _above(self, step: Tensor) -> Tensor:
         """Whether the first of two experts denoises each of these positions (N,)."""
         boundary: float = self.pipe.config.boundary_ratio * self.pipe.num_train_timesteps
-        return self.schedule.timesteps.cpu()[step] >= boundary
+        return self.schedule.timesteps[step] >= boundary
 
     def _denoised(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
         """The guided output of the rows of one group."""

@@ -20,6 +20,7 @@ from ttsnap.pipelines.drafting.drafting import use_drafter
 from ttsnap.pipelines.memory.acceleration import compile_denoiser, use_attention
 from ttsnap.sampling.rng import seeded
 
+from ..pipelines.modular import tiny as modular  # noqa: TID252
 from ..pipelines.tiny import FAMILIES, save_lora  # noqa: TID252
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,6 +71,17 @@ def test_a_search_makes_the_images_of_the_stock_pipeline(name: str, precision: s
     winner = best.search[0].best
     again = stock(generator=torch.Generator().manual_seed(winner.seed), **{**shared, "num_images_per_prompt": 1})
     assert apart(winner.image, again.images[0]) < close
+
+
+@pytest.mark.parametrize("name", ["sd3 image2image", "flux kontext", "ltx"])
+def test_blocks_make_the_images_of_the_stock_pipeline(name: str, device: torch.device) -> None:
+    """They set schedulers of flows on the device, those of other models on the CPU."""
+    stock = copy.deepcopy(modular.stock(name)).to(device)
+    expected = modular.image_of(name, SEED, "a cat", stock)
+    call = {**modular.CASES[name].call, "search": BestOfN(2), "reward": redder_left, "seed": SEED, "batch_size": 2}
+    found = upgrade(stock)(prompt="a cat", output_type="pt", num_images_per_prompt=2, **call).search[0]
+    ours = next(candidate.image for candidate in found.images if candidate.seed == SEED)
+    assert apart(ours, expected) < CLOSE["fp32"]
 
 
 @pytest.mark.parametrize(("name", "precision"), [("sdxl", "fp32"), ("flux", "bf16")])

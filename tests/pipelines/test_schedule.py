@@ -19,7 +19,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.schedule import SUPPORTED, make_schedule
+from ttsnap.pipelines.latents.schedule import SUPPORTED, laid_open, make_schedule
 from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import rows
@@ -84,6 +84,37 @@ def test_x0_is_recovered_from_what_the_network_puts_out(name: str, kind: str) ->
         out = {"epsilon": eps, "sample": x0, "flow": eps - x0, "v_prediction": v}[kind]
         found = made.x0(alpha * x0 + sigma * eps, out, torch.arange(len(x0)))
         torch.testing.assert_close(found[begin:], x0[begin:], atol=2e-4, rtol=1e-3)
+
+
+class Elsewhere(torch.Tensor):
+    """On a device that CPUs share no calculation with."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        given = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
+        if any(type(t) is torch.Tensor and t.ndim for t in given):
+            raise RuntimeError(f"{func.__name__}: all tensors are to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("name", sorted(SUPPORTED))
+def test_a_scheduler_set_on_another_device_is_laid_open_on_the_cpu(name: str) -> None:
+    """As by blocks of modular pipelines. Schedulers but those of flows bring sigmas back themselves."""
+    own = scheduler(name)
+    own.set_timesteps(4)
+    expected = laid_open(copy.deepcopy(own))
+    for value in ("timesteps", "sigmas", "sigmas_interpol"):
+        if getattr(own, value, None) is not None:
+            setattr(own, value, getattr(own, value).as_subclass(Elsewhere))
+    found = laid_open(own)
+    for value in ("timesteps", "alpha", "sigma", "scale", "times"):
+        ours, theirs = getattr(found, value), getattr(expected, value)
+        assert type(ours) is type(theirs)
+        assert ours is None or torch.equal(ours, theirs)
+    assert found.grid == expected.grid
+    assert type(getattr(found.kernel, "sigmas", found.sigma)) is torch.Tensor
 
 
 @pytest.mark.parametrize(("name", "more", "said"), [
