@@ -20,6 +20,7 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.pipelines.pipeline_copy import registered
 from ttsnap.request.request import checked_seed
 
 
@@ -166,8 +167,7 @@ def refuse_step_caches(parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
             continue
-        registries = (getattr(module, "_diffusers_hook", None) for module in part.modules())
-        hooks = [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
+        hooks = [hook for module in part.modules() for hook in registered(module)]
         stateful = sorted({type(hook).__name__ for hook in hooks if getattr(hook, "_is_stateful", False)})
         if stateful or getattr(part, "is_cache_enabled", False):
             instead = f"call {name}.disable_cache()" if hasattr(part, "disable_cache") else "load one without it"

@@ -190,6 +190,13 @@ class PipelineDenoiser(Denoiser):
         """The sound (N, channels, samples) of videos with these finished latents (N, ...), if they have any."""
         return None
 
+    def by(self, net: Any, **more: Any) -> Self:
+        """A copy, with the encoded prompts, whose network is another. more: other attributes of it."""
+        twin = copy.copy(self)
+        vars(twin).update(pipe=copy.copy(self.pipe), **more)
+        vars(twin.pipe)[self.network] = net
+        return twin
+
     def meta_twin(self) -> Self:
         """A copy with all tensors that `predict` and a decode read on the meta device."""
         twin: Self = flops.meta_twin(self)

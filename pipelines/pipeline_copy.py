@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from typing import Any
 
@@ -25,19 +26,44 @@ def copied(pipe: Any, cls: type) -> Any:
 
 
 def shared_copy(net: nn.Module) -> nn.Module:
-    """A copy over the same parameters and buffers, with modules, adapters and settings of its own."""
-    memo: dict[int, object] = {id(t): t for t in (*net.parameters(), *net.buffers())}  # which deepcopy then shares
-    return copy.deepcopy(net, memo)
+    """A copy over the same parameters and buffers, with modules, adapters and settings of its own.
+
+    It is not compiled. Hooks that move or cast weights (offload) are the network's, as the weights are.
+    """
+    net = getattr(net, "_orig_mod", net)  # torch.compile(module)
+    kept: list[Any] = [*net.parameters(), *net.buffers()]
+    kept += [part._hf_hook for part in net.modules() if "_hf_hook" in vars(part)]
+    kept += [part._diffusers_hook for part in net.modules() if registered(part)]
+    memo: dict[int, object] = {id(each): each for each in kept}  # which deepcopy then shares
+    twin = copy.deepcopy(net, memo)
+    for part, own in zip(net.modules(), twin.modules(), strict=True):
+        if registered(part):  # whose `forward` is bound to the network's module
+            own.forward = functools.partial(_under_hooks, part, own)
+    return twin
+
+
+def _under_hooks(part: nn.Module, own: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a copy of a module under the hooks that diffusers put on the module."""
+    hooks = registered(part)
+    for hook in reversed(hooks):
+        args, kwargs = hook.pre_forward(part, *args, **kwargs)
+    out = type(own).forward(own, *args, **kwargs)
+    for hook in hooks:
+        out = hook.post_forward(part, out)
+    return out
+
+
+def registered(part: nn.Module) -> list[Any]:
+    """The hooks that diffusers put on a module, the innermost first."""
+    # Transformers that cache by context have a registry that is empty.
+    return list(part._diffusers_hook.hooks.values()) if hasattr(part, "_diffusers_hook") else []
 
 
 def hooked(pipe: Any) -> bool:
     """Whether the pipeline's networks have hooks, which loading a LoRA removes and adds again."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     parts = [part for network in networks for part in network.modules()]
-    # Transformers that cache by context have a registry of diffusers' hooks that is empty.
-    registries = [getattr(part, "_diffusers_hook", None) for part in parts]
-    registered = any(registry is not None and registry.hooks for registry in registries)
-    return registered or any("_hf_hook" in vars(part) for part in parts)
+    return any(registered(part) or "_hf_hook" in vars(part) for part in parts)
 
 
 def rebuilt(pipe: Any, cls: Any, changes: dict[str, Any]) -> Any:

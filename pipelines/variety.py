@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from math import floor
 from typing import Any
 from weakref import proxy
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttsnap.options.option import Spec
 from ttsnap.options.variety import Cads, Repel
@@ -21,6 +21,7 @@ from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guidance, Texts, taken
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_coupled
+from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling import rng
 from ttsnap.sampling.cads import gamma, noised
 from ttsnap.sampling.denoiser import Capability
@@ -43,8 +44,15 @@ def couple_seeds(denoiser: PipelineDenoiser, how: Repel, kernel: Spec) -> None:
         raise ValueError(f"variety repel couples the steps of noise levels from {how.level:g} on, which are {steps} of "
                          f"{grid.steps} here, and leaves at least one free; set the level, as in "
                          f"repel:{how.size}:{floor(100 * grid.levels[0]) / 100:g}")  # fmt: skip
-    made = make_kernel(kernel, denoiser)
-    groups = CoupledStart(proxy(denoiser), how, int(grid.calls[steps]), denoiser.schedule, denoiser.guidance, made)
+    groups = CoupledStart(
+        proxy(denoiser),
+        shared_copy(denoiser.net),
+        how,
+        int(grid.calls[steps]),
+        denoiser.schedule,
+        denoiser.guidance,
+        make_kernel(kernel, denoiser),
+    )
     denoiser.begin_later(steps, grid.nfe)
     denoiser.groups = groups
 
@@ -54,6 +62,8 @@ class CoupledStart:
     """Particles of a denoiser begin in groups (ttsnap.sampling.denoiser.GroupStart)."""
 
     denoiser: PipelineDenoiser
+    net: nn.Module
+    """A copy of its network, which is coupled. Other searches call the network itself meanwhile."""
     how: Repel
     nfe: int
     whole: Schedule
@@ -68,7 +78,8 @@ class CoupledStart:
         return self.how.size
 
     def flops(self) -> float:
-        return counted_coupled(self.denoiser, self.size, self._coupled)
+        twin = partial(self.denoiser.by, self.net)
+        return counted_coupled(self.denoiser, self.size, twin, self._coupled)
 
     def _coupled(self, twin: Any, key: rng.Key = (0, 0)) -> AbstractContextManager[None]:
         return coupled(twin.net, self.how, twin.image_tokens, key)
@@ -77,8 +88,7 @@ class CoupledStart:
     def begin(
         self, noise: Tensor, cond: Tensor, keys: Sequence[rng.Key], generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Sequence[KernelState]]:
-        twin = copy.copy(self.denoiser)  # with the encoded prompts
-        vars(twin).update(schedule=self.whole, guidance=self.guidance)
+        twin = self.denoiser.by(self.net, schedule=self.whole, guidance=self.guidance)
         x = noise
         states: Sequence[KernelState] = [self.kernel.init(*each) for each in zip(noise, keys, generators, strict=True)]
         for position in range(self.nfe):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -111,9 +110,8 @@ class Drafting:
 
         ValueError for guidance that needs negative prompts, where the call encodes none.
         """
-        own, twin = self.denoiser.guidance, copy.copy(self.denoiser)
-        vars(twin).update(pipe=copy.copy(self.denoiser.pipe), drafts=None, _stepped=None)
-        vars(twin.pipe)[self.denoiser.network] = self.drafter.net
+        twin = self.denoiser.by(self.drafter.net, drafts=None, _stepped=None)
+        own = self.denoiser.guidance
         scale = self.drafter.settings.guidance
         if scale is not None and twin.embeds:
             twin.embedded_scale, scale = scale, None

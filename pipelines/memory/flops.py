@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.pipelines.guidance import Texts
+from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.profiling.flops import count_flops, on_meta
 from ttsnap.sampling.rng import seeded
 
@@ -29,9 +30,9 @@ class Memo(dict[tuple[Hashable, ...], Any]):
     """
 
     def __setitem__(self, key: tuple[Hashable, ...], value: Any) -> None:
-        gone = [old for old in self if any(isinstance(part, weakref.ref) and part() is None for part in old)]
-        for old in gone:
-            del self[old]
+        for old in list(self):  # other threads add theirs meanwhile
+            if any(isinstance(part, weakref.ref) and part() is None for part in old):
+                self.pop(old, None)
         super().__setitem__(key, value)
 
     def of(self, setting: tuple[Hashable, ...]) -> dict[Hashable, Any]:
@@ -69,11 +70,13 @@ def counted_draft(denoiser: Any, twin: Callable[[], Any]) -> float:
     return flops
 
 
-def counted_coupled(denoiser: Any, size: int, within: Callable[[Any], AbstractContextManager[None]]) -> float:
+def counted_coupled(
+    denoiser: Any, size: int, twin: Callable[[], Any], within: Callable[[Any], AbstractContextManager[None]]
+) -> float:
     """FLOPs that coupling a seed with the others of a group takes beside its evaluation, kept in the same way."""
     memo = denoiser.memo()
     if ("coupled", size) not in memo:
-        memo["coupled", size] = count(denoiser, lambda: denoiser, rows=size, within=within)[0] / size
+        memo["coupled", size] = count(denoiser, twin, rows=size, within=within)[0] / size
     return max(0.0, float(memo["coupled", size]) - counted(denoiser, "decode")[0])
 
 
@@ -93,16 +96,22 @@ def count(
     denoiser.encode([_TYPICAL])
     own, x, zero = caller(), denoiser.init_latents([seeded(0)] * rows), torch.zeros(rows, dtype=torch.long)
 
-    def made(by: Any, latents: Tensor, *, fused: bool) -> tuple[float, ...]:
+    def made(by: Any, latents: Tensor) -> tuple[float, ...]:
         calls = [partial(by.predict, latents, zero, zero), *(partial(getattr(by, name), latents) for name in decoders)]
         with within(by):
-            return tuple(count_flops(call, fused=fused) for call in calls)
+            return tuple(map(count_flops, calls))
 
     try:
-        return made(own.meta_twin(), x.to("meta"), fused=False)
+        return made(own.meta_twin(), x.to("meta"))
     except Exception:  # what depends on values (masks) or cannot leave its device (quantised weights)
         logger.debug("FLOPs are counted by a real call", exc_info=True)
-    return made(own, x, fused=x.device.type != "cpu")
+    return made(own.by(shared_copy(own.net)) if _compiled(own.net) else own, x)
+
+
+def _compiled(net: Any) -> bool:
+    """Whether torch compiles any of a network."""
+    parts = any(part._compiled_call_impl is not None for part in net.modules())
+    return parts or hasattr(net, "_orig_mod")
 
 
 def meta_twin(denoiser: Any) -> Any:

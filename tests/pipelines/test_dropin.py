@@ -13,7 +13,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import accelerate
@@ -29,6 +31,7 @@ from diffusers.utils import dynamic_modules_utils
 from transformers import CLIPImageProcessor, T5Config, T5EncoderModel
 
 from ttsnap import BestOfN, SeedPruning
+from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.results import Candidate, Result
 from ttsnap.options.call import CALL as READ
 from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, mixin, search_class, upgrade
@@ -504,13 +507,41 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
     assert found(twin).search[0].spent.finished == 2  # the flag is the last call's
 
 
+VARIED: list[dict[str, Any]] = [
+    {},
+    {"seed": 2, "guidance_scale": 1.0, "num_inference_steps": 3, "width": 32},
+    {"draft": "hot", "finish": "0.6"},
+    {"variety": "repel:2:0.75:3:0.2"},
+    {"variety": "cads:1:0.1:0.5", "diverse": True},
+    {"kernel": "sde", "path": "cosine", "guide": "dps:1"},
+    {"kernel": "sde", "times": "uniform", "search": SMC(n=3), "budget": "30nfe"},
+]
+"""Searches that differ in what they do with a network."""
+
+
 def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
-    """Each finds what it finds alone, to the digit."""
-    twin = upgrade(stock)
-    alone = [found(twin, seed=seed) for seed in (1, 2)]
-    with ThreadPoolExecutor(2) as threads:
-        together = list(threads.map(lambda seed: found(twin, seed=seed), (1, 2)))
-    assert all(torch.equal(one.images, other.images) for one, other in zip(alone, together, strict=True))
+    """Each finds what it finds alone, to the digit, though all are in the network at a time, in all pairs: with each
+    other and with their like."""
+    twin, searches = quiet(upgrade(stock)), 2 * VARIED
+    alone = [found(twin, **how).images for how in VARIED]
+    met = Barrier(len(searches), timeout=60)
+
+    def meet(*_: Any) -> None:
+        with suppress(BrokenBarrierError):  # one has ended, and the others go on by themselves
+            met.wait()
+
+    def beside(how: dict[str, Any]) -> torch.Tensor:
+        try:
+            images: torch.Tensor = found(twin, **how).images
+            return images
+        finally:
+            met.abort()
+
+    stock.transformer.register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(len(searches)) as threads:
+        together = list(threads.map(beside, searches))
+    differ = [how for how, one, other in zip(searches, 2 * alone, together, strict=True) if not torch.equal(one, other)]
+    assert not differ
 
 
 def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:

@@ -13,6 +13,7 @@ from diffusers import SD3Transformer2DModel
 
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.memory.acceleration import compile_denoiser
 from ttsnap.pipelines.memory.flops import Memo
 
 from .tiny import FAMILIES, jitter
@@ -51,6 +52,26 @@ def test_longer_texts_are_counted_anew_by_a_pipeline_that_counted_others(name: s
     one = [flops(pipe, family, **change) for change in changes]
     assert one[1:] == [flops(upgrade(stock), family, **change) for change in changes[1:]]
     assert one[1] < one[2]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_where_only_a_real_call_tells_it_says_the_same_and_other_threads_see_nothing_of_it(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quantised network cannot leave its device, say. Attention is fused."""
+    pipe, seen = upgrade(FAMILIES["sd3"].build()), set[tuple[object, ...]]()
+    expected = flops(pipe)
+    if compiled:
+        compile_denoiser(pipe, backend="eager")
+    monkeypatch.setattr(PipelineDenoiser, "meta_twin", None)
+
+    def look(*_: Any) -> None:
+        seen.add((torch.backends.cuda.flash_sdp_enabled(), torch._dynamo.eval_frame._stance.stance))
+
+    pipe.transformer.register_forward_pre_hook(look)
+    pipe._search_memo.clear()
+    assert flops(pipe) == expected
+    assert seen == {(True, "default")}
 
 
 def transformer(layers: int) -> Any:

@@ -9,7 +9,6 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -47,20 +45,23 @@ def _emptied(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(empty, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
-def count_flops(call: Callable[[], object], *, fused: bool = False) -> float:
-    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`.
+def count_flops(call: Callable[[], object]) -> float:
+    """FLOPs (two per multiply-add) of matmuls, convolutions and attention in `call`, of which nothing is compiled.
 
-    Attention is counted through its matmul form, since torch has no formula for the CPU's fused kernel; with `fused`
-    (on an accelerator, whose kernels have formulas) it runs as it is.
+    It runs as it would otherwise, and nothing is set that other threads would see.
     """
-    with (
-        torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
-        nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of attention of these shapes (B, heads, L, D)."""
+    return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""Of kernels for which torch has none."""
 
 
 @cache

@@ -58,12 +58,11 @@ def attentions(net: nn.Module) -> list[nn.Module]:
 def coupled(net: nn.Module, how: Repel, image: slice, key: rng.Key) -> Iterator[None]:
     """Within it, calls of the network couple their rows: `how.size` seeds, and with guidance these again, apart.
 
-    image: where image tokens are in a sequence that has text as well. key: which with the layer says what tokens are
-    let off, so that a run repeats.
+    net: called by nobody else meanwhile, and not compiled: compiled code does not see hooks. image: where image tokens
+    are in a sequence that has text as well. key: which with the layer says what tokens are let off, so that a run
+    repeats.
     """
     with ExitStack() as stack:
-        # Hooks are not seen by code that was compiled without them.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, attention in enumerate(attentions(net)):
             change = partial(_changed, how=how, image=image, key=(*key, layer))
             stack.callback(_hooked(attention, change).remove)
