@@ -43,6 +43,8 @@ class SearchMixin:
     """What it was opened by, where that was ttsnap (pipelines/opening.py)."""
     check_prompt: Callable[[str], Any] | None = None
     """Raises ValueError for a prompt that the model cannot read; set for models with a closed vocabulary."""
+    interrupts: int = 0
+    """How often `_interrupt` was set to True. Each search under way sees that it is more than at its beginning."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,6 +77,16 @@ class SearchMixin:
         call.__signature__ = arguments.signature(parameters)  # type: ignore[attr-defined]
         call.__doc__ = (stock.__doc__ or "") + arguments.SEARCH_ARGUMENTS
         cls.__call__ = call  # type: ignore[method-assign, operator]
+
+    @property
+    def _interrupt(self) -> bool:
+        """Ends what is under way; the flag of diffusers, which each stock call begins by taking back."""
+        return bool(vars(self).get("_interrupt", False))
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        vars(self)["_interrupt"] = value
+        self.interrupts += bool(value)
 
     @classmethod
     def stock_class(cls) -> type[Any]:

@@ -61,7 +61,7 @@ def run(
     on_event: called with every Event. should_stop: asked once per batch; when it says True, or `pipe._interrupt` is
     set, prompts under way end with their best finished image. ValueError for what the model refuses.
     """
-    pipe._interrupt = False
+    interrupts = pipe.interrupts
     backend, call = pipe.resolve_pipeline(search.engine.call)
     prompts, shared = backend.split_prompt_inputs(search.prompts, call)
     wanted = replace(
@@ -74,7 +74,7 @@ def run(
     told = replace(wanted, engine=replace(search.engine, call=search.engine.call if opened else call))
 
     def stops() -> bool:
-        return pipe._interrupt or (should_stop is not None and should_stop())
+        return pipe.interrupts > interrupts or (should_stop is not None and should_stop())
 
     with open_engine(wanted.engine, devices or DeviceOptions(), backend) as (engine, denoiser):
         if not search.request.engine.sampler.left_open:  # the model's own is taken where it was checked

@@ -507,6 +507,22 @@ def test_interrupt_ends_the_search_with_what_is_finished(stock: Any) -> None:
     assert found(twin).search[0].spent.finished == 2  # the flag is the last call's
 
 
+def test_what_is_interrupted_stays_so_where_another_search_begins(stock: Any) -> None:
+    """That one is not interrupted."""
+    twin, inner = upgrade(stock), []
+
+    def stop(event: Any) -> None:
+        if event.kind == "score" and event.step == CALL["num_inference_steps"] and not inner:
+            twin._interrupt = True
+            inner.append(found(twin))
+            plain(twin)  # stock calls begin by taking it back
+
+    (result,) = found(twin, search=BestOfN(8), batch_size=2, decode_batch_size=2, on_event=stop).search
+    assert (result.spent.finished, inner[0].search[0].spent.finished) == (2, 2)
+    assert "stopped early" in result.warnings[0]
+    assert not inner[0].search[0].warnings
+
+
 VARIED: list[dict[str, Any]] = [
     {},
     {"seed": 2, "guidance_scale": 1.0, "num_inference_steps": 3, "width": 32},
