@@ -6,7 +6,6 @@ It imports the engine and what lies below it, and algorithms and rewards by name
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -108,7 +107,26 @@ def search_class(cls: Any) -> Any:
             f"{cls.__name__} has a __call__ of its own, which a search would not run; "
             f"{family_class.__name__}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
         )
-    return types.new_class(f"Search{cls.__name__}", (family_class, cls))
+    return twin_class(cls, family_class)
+
+
+def twin_class(stock: Any, base: Any, **members: Any) -> Any:
+    """The search twin of a class, which no file defines: a subclass of `base` and of the class."""
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        made, given, *state = object.__reduce_ex__(self, protocol)
+        if type(self) is twin:  # pickle finds the stock class by its name
+            made, given = _restore, (stock,)
+        return made, given, *state
+
+    names = {"__module__": __name__, "__reduce_ex__": reduce, **members}
+    twin = type(f"Search{stock.__name__}", (base, stock), names)
+    return twin
+
+
+def _restore(stock: Any) -> Any:
+    twin = search_class(stock)
+    return twin.__new__(twin)
 
 
 def custom_pipeline(family: str) -> str:

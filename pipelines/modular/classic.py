@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import diffusers
 from PIL import Image
 
 from ttsnap.files.pictured import opened
+from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
@@ -157,9 +157,8 @@ def classic_search_class(stock: Any) -> Any:
     """The search twin of a classic class in MODULAR. ValueError for a version of diffusers that was not tested."""
     modular_search_class(getattr(diffusers, MODULAR[stock.__name__]))
     tokens = MODULAR[stock.__name__] == "LTX2ModularPipeline"  # latents of video and sound are one row
-    members = {"output_types": tuple(kind for kind in TYPES if kind != "latent" or not tokens)}
-    bases = (SearchClassicMixin, stock)
-    return types.new_class(f"Search{stock.__name__}", bases, exec_body=lambda namespace: namespace.update(members))
+    kinds = tuple(kind for kind in TYPES if kind != "latent" or not tokens)
+    return twin_class(stock, SearchClassicMixin, output_types=kinds)
 
 
 RENAMED = {

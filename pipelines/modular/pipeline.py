@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import blanks
+from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.modular import guiders
 from ttsnap.pipelines.modular.denoiser import ModularDenoiser
@@ -100,6 +100,5 @@ def modular_search_class(stock: Any) -> Any:
     check_installed(stock.__name__)
     first = workflows_of(stock.__name__)[0]
     output = FramesOutput if first.latents is ONE else SoundOutput
-    bases = (SearchModularMixin, stock)
-    members = {"output_class": ImagesOutput if first.frames_every is None else output}
-    return types.new_class(f"Search{stock.__name__}", bases, exec_body=lambda namespace: namespace.update(members))
+    made = ImagesOutput if first.frames_every is None else output
+    return twin_class(stock, SearchModularMixin, output_class=made)

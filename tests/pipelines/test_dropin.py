@@ -189,13 +189,20 @@ class Loud(Twin):
 def test_a_subclass_gets_a_twin_of_its_own(stock: Any, winner: Any, tmp_path: Path) -> None:
     stock.__class__ = OtherEncoding
     twin = upgrade(stock)
+    restored = pickle.loads(pickle.dumps(twin))
+    assert type(restored) is type(twin)
     assert type(twin).__name__ == "SearchOtherEncoding"
     assert isinstance(twin, Twin)
     assert isinstance(twin, OtherEncoding)
     assert type(twin) is search_class(OtherEncoding)
     assert torch.equal(plain(twin), plain(stock))
-    assert not torch.allclose(found(twin).images, winner.images, atol=1e-3)
+    images = found(twin).images
+    assert not torch.allclose(images, winner.images, atol=1e-3)
+    assert torch.equal(found(restored).images, images)
     assert type(downgrade(twin)) is OtherEncoding
+    own = copy.copy(twin)
+    own.__class__ = type("Own", (type(twin),), {})
+    assert type(copy.copy(own)) is type(own)
     twin.save_config(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "OtherEncoding"
     stock.__class__ = OtherCall

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
-from ttsnap.pipelines import downgrade, load, upgrade
+from ttsnap.pipelines import downgrade, load, search_class, upgrade
 from ttsnap.pipelines.modular.classic import modular
 from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, check_version, workflow_for
 
@@ -215,6 +216,11 @@ def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> N
     made = [image_of("flux", 1, "a cat", pipe) for pipe in (twin("flux"), stock("flux"))]
     assert torch.equal(*made)
     assert type(downgrade(twin("flux"))) is type(stock("flux"))
+
+
+def test_twins_of_classes_that_no_file_defines_are_pickled() -> None:
+    for cls in (type(twin("flux")), search_class(diffusers.FluxImg2ImgPipeline)):
+        assert type(pickle.loads(pickle.dumps(cls.__new__(cls)))) is cls
 
 
 def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
