@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 SAFE_PEFT = "0.20"
 """The first peft that does not import whatever module a LoRA's file names (its `megatron_core`)."""
 _ADAPTER = "lora"
+LOADING = threading.RLock()
+"""Held while weights are loaded beside searches that other threads make with the same ones."""
 HEAD_BYTES = 2**23
 """Most bytes of a LoRA's file before its tensors: names, shapes and metadata. Trainers write a megabyte at most."""
 MOST_ALPHA = 1e6
@@ -114,14 +117,19 @@ class UnderLora(NamedTuple):
 
 
 def under_lora(
-    pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float = 1.0, **more: Any
+    pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float = 1.0
 ) -> UnderLora:
     """A twin whose networks of these names have the LoRA besides the active adapters; the pipeline stays as it is.
 
     Nothing of the LoRA can leak into the pipeline's own evaluations: its networks are other objects over the same
-    weights. Layers for text encoders are left out where `networks` names none. more: as of `add_lora`. ValueError as of
+    weights. Layers for text encoders are left out where `networks` names none. ValueError as of
     `add_lora`, where a LoRA is fused, and for one that widens a network's input.
     """
+    with LOADING:
+        return _under_lora(pipe, networks, where, adapter, said, scale)
+
+
+def _under_lora(pipe: Any, networks: Sequence[str], where: str, adapter: str, said: str, scale: float) -> UnderLora:
     nets: dict[str, Any] = {name: getattr(net := getattr(pipe, name), "_orig_mod", net) for name in networks}
     before = {(name, at): layer for name, net in nets.items() for at, layer in tuned_layers(net)}
     if any(layer.merged for layer in before.values()):
@@ -135,7 +143,8 @@ def under_lora(
         leave_out = lambda state, **_: words.append(any("text_encoder" in name for name in state))  # noqa: E731
         vars(twin)["load_lora_into_text_encoder"] = leave_out
     try:
-        add_lora(twin, where, adapter, said, **more)
+        # The quick way to load patches torch's modules for all threads while it lasts.
+        add_lora(twin, where, adapter, said, low_cpu_mem_usage=False)
     finally:
         _restore(flags)
     if any(words):

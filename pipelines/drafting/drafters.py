@@ -22,7 +22,7 @@ from ttsnap.options.model import EMBEDDED
 from ttsnap.options.sampler import HOT, calls_of
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
-from ttsnap.pipelines.lora import hub_file, tuned_layers, under_lora
+from ttsnap.pipelines.lora import LOADING, hub_file, tuned_layers, under_lora
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
@@ -85,12 +85,14 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
         return Drafter(getattr(pipe, network), settings, calls)
     key, state = ("draft", where, network, known), (_state(base), _stamps(path))
     memo = vars(pipe).setdefault("_search_memo", Memo())
-    kept: tuple[Hashable, Drafter] | None = memo.get(key)
-    if kept is None or kept[0] != state:
-        kept = memo[key] = (state, _loaded(pipe, network, where, known))
+    if memo.get(key, (None,))[0] != state:
+        with LOADING:
+            if memo.get(key, (None,))[0] != state:  # no other thread has loaded it meanwhile
+                memo[key] = (state, _loaded(pipe, network, where, known))
+    kept: Drafter = memo[key][1]
     # A draft.json on disk is read anew: the drafter may have been checked since.
     anew = known is None and path.exists()
-    return replace(kept[1], calls=calls, settings=_settings(where) if anew else kept[1].settings)
+    return replace(kept, calls=calls, settings=_settings(where) if anew else kept.settings)
 
 
 def _loaded(pipe: Any, network: str, where: str, known: KnownDrafter | None) -> Drafter:

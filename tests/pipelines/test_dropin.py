@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from ttsnap.core.results import Candidate, Result
 from ttsnap.options.call import CALL as READ
 from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, load, mixin, search_class, upgrade
 from ttsnap.pipelines.arguments import DECLARED
+from ttsnap.pipelines.drafting import drafters
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
 from ttsnap.pipelines.modular.classic import MODULAR
 from ttsnap.pipelines.output import reported, search_output, stock_output
@@ -43,7 +45,7 @@ from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline
 from ttsnap.reward_models.registry import make_rewards
 
 from .tiny import FAMILIES as TINY
-from .tiny import character_tokenizer, quiet, sd3, sd15, shared
+from .tiny import character_tokenizer, quiet, save_lora, sd3, sd15, shared
 
 CALL = {**TINY["sd3"].call, "num_inference_steps": 4, "output_type": "pt"}
 PROMPTS = ["a cat", "two dogs"]
@@ -542,29 +544,41 @@ VARIED: list[dict[str, Any]] = [
 """Searches that differ in what they do with a network."""
 
 
-def test_one_pipeline_may_be_called_from_several_threads(stock: Any) -> None:
+def test_one_pipeline_may_be_called_from_several_threads(
+    stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each finds what it finds alone, to the digit, though all are in the network at a time, in all pairs: with each
-    other and with their like."""
-    twin, searches = quiet(upgrade(stock)), 2 * VARIED
-    alone = [found(twin, **how).images for how in VARIED]
-    met = Barrier(len(searches), timeout=60)
+    other and with their like. A LoRA for drafts is loaded meanwhile, once."""
+    kinds = [{"draft": str(save_lora(stock, tmp_path)), "finish": "0.6"}, *VARIED]
+    flags = [parameter.requires_grad for parameter in stock.transformer.parameters()]
+    alone = [found(quiet(upgrade(stock)), **how).images for how in kinds]
+    twin, searches = quiet(upgrade(stock)), sorted(2 * [*range(len(kinds))])
+    met, loads, load = Barrier(len(searches), timeout=60), list[int](), drafters._loaded
+
+    def loaded(*given: Any) -> Any:
+        loads.append(1)
+        time.sleep(0.1)  # the other thread comes
+        return load(*given)
 
     def meet(*_: Any) -> None:
         with suppress(BrokenBarrierError):  # one has ended, and the others go on by themselves
             met.wait()
 
-    def beside(how: dict[str, Any]) -> torch.Tensor:
+    def beside(kind: int) -> torch.Tensor:
         try:
-            images: torch.Tensor = found(twin, **how).images
+            images: torch.Tensor = found(twin, **kinds[kind]).images
             return images
         finally:
             met.abort()
 
+    monkeypatch.setattr(drafters, "_loaded", loaded)
     stock.transformer.register_forward_pre_hook(meet)
     with ThreadPoolExecutor(len(searches)) as threads:
         together = list(threads.map(beside, searches))
-    differ = [how for how, one, other in zip(searches, 2 * alone, together, strict=True) if not torch.equal(one, other)]
-    assert not differ
+    pairs = zip(searches, together, strict=True)
+    assert not [kinds[kind] for kind, images in pairs if not torch.equal(images, alone[kind])]
+    assert [parameter.requires_grad for parameter in stock.transformer.parameters()] == flags
+    assert len(loads) == 1
 
 
 def test_the_safety_checker_sees_each_returned_image_once_and_nothing_else() -> None:

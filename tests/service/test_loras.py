@@ -222,9 +222,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """LoRAs are loaded once this is set."""
     read = threading.Event()
 
-    def loaded(*given: Any, **more: Any) -> Any:
+    def loaded(*given: Any) -> Any:
         assert read.wait(60)
-        return under_lora(*given, **more)
+        return under_lora(*given)
 
     monkeypatch.setattr("ttsnap.service.loras.under_lora", loaded)
     yield read
@@ -263,10 +263,10 @@ def test_a_file_that_cannot_be_read_fails_the_request_that_wanted_it(
     sketch, ink = (LoraFolder(folder)()[name] for name in ("sketch", "ink.v2"))
     loaded, wrong = LoadedLoras(pipe, 100), [torch.OutOfMemoryError(), torch.OutOfMemoryError()]
 
-    def failing(*given: Any, **more: Any) -> Any:
+    def failing(*given: Any) -> Any:
         if wrong:
             raise wrong.pop()
-        return under_lora(*given, **more)
+        return under_lora(*given)
 
     monkeypatch.setattr("ttsnap.service.loras.under_lora", failing)
     with pytest.raises(torch.OutOfMemoryError), loaded.under((sketch,)):

@@ -231,9 +231,7 @@ class LoadedLoras:
 
 def _loaded(before: UnderLora, networks: list[str], lora: Lora, adapter: str) -> UnderLora:
     """A twin under one more LoRA, whose weights it shares with no other."""
-    # The quick way to load patches torch's modules for all threads while it lasts.
-    slow = {"low_cpu_mem_usage": False}
-    under = under_lora(before.pipe, networks, lora.path, adapter, lora.name, lora.scale, **slow)
+    under = under_lora(before.pipe, networks, lora.path, adapter, lora.name, lora.scale)
     return UnderLora(under.pipe, {**before.own, **under.own})
 
 
