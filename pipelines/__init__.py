@@ -114,10 +114,9 @@ def twin_class(stock: Any, base: Any, **members: Any) -> Any:
     """The search twin of a class, which no file defines: a subclass of `base` and of the class."""
 
     def reduce(self: Any, protocol: Any) -> Any:
-        made, given, *state = object.__reduce_ex__(self, protocol)
-        if type(self) is twin:  # pickle finds the stock class by its name
-            made, given = _restore, (stock,)
-        return made, given, *state
+        made: Any = object.__reduce_ex__(self, protocol)
+        # pickle finds the stock class by its name.
+        return (_restore, (stock,), *made[2:]) if type(self) is twin else made
 
     names = {"__module__": __name__, "__reduce_ex__": reduce, **members}
     twin = type(f"Search{stock.__name__}", (base, stock), names)

@@ -56,7 +56,8 @@ def _under_hooks(part: nn.Module, own: nn.Module, *args: Any, **kwargs: Any) -> 
 def registered(part: nn.Module) -> list[Any]:
     """The hooks that diffusers put on a module, the innermost first."""
     # Transformers that cache by context have a registry that is empty.
-    return list(part._diffusers_hook.hooks.values()) if hasattr(part, "_diffusers_hook") else []
+    registry: Any = getattr(part, "_diffusers_hook", None)
+    return [] if registry is None else list(registry.hooks.values())
 
 
 def hooked(pipe: Any) -> bool:
