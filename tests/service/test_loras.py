@@ -90,16 +90,22 @@ def refused(caller: Caller, lora: object) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def caller(served: OneDevice, offer: ServingCatalog) -> Iterator[Caller]:
+def unserved(pipe: Any) -> Any:
+    """A copy made before the pipeline is in use by another thread."""
+    return copy.deepcopy(pipe)
+
+
+@pytest.fixture(scope="module")
+def caller(served: OneDevice, offer: ServingCatalog, unserved: Any) -> Iterator[Caller]:
     with serve(served, replace(offer, draft="embedded")) as caller:
         yield caller
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sketch", 0.5), ("ink.v2", 1.0)])
 def test_an_image_is_what_the_pipeline_gives_under_the_lora(
-    caller: Caller, pipe: Any, folder: Path, name: str, scale: float
+    caller: Caller, unserved: Any, folder: Path, name: str, scale: float
 ) -> None:
-    own = copy.deepcopy(pipe)
+    own = copy.deepcopy(unserved)
     load_lora(own, f"{folder / name}{'' if name == 'ink.v2' else '.safetensors'}:{scale}")
     call = {("num_inference_steps" if name == "steps" else name): value for name, value in SMALL.items()}
     out = own(PROMPT, draft=None, reward="brightness", **call)
