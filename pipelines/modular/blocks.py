@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, PipelineState
+from PIL.Image import Image, new
 from torch import Generator, Tensor, as_tensor
 
 Block: TypeAlias = Any
@@ -52,6 +54,47 @@ def parts_of(workflow: Block) -> Parts:
     end = [block for block in blocks[at + 1 :] if SOUND not in block.intermediate_output_names]
     sound = [block for block in blocks[at + 1 :] if SOUND in block.intermediate_output_names]
     return Parts(tuple(blocks[:at]), blocks[at], denoise, tuple(end), tuple(sound))
+
+
+def fitted(block: Block, *, sized: bool, classic: bool) -> Block:
+    """The block, or what takes its place so that pictures of any form and shape can be given.
+
+    sized: whether it is a video of a size, which the block of a first frame replaces by one of
+    that frame's shape.
+    classic: whether frames are left to the VAE's processor, as in classic pipelines; else the
+    block's own filter resizes the first, and the last is cropped as its block does.
+    """
+    if "_auto_resize" in block.input_names:
+        return partial(_processed, block)
+    for frame in ("image", "last_image") if classic else ("image",):
+        if sized and f"resized_{frame}" in block.intermediate_output_names:
+            return partial(_at_size, frame, classic)
+    return block
+
+
+def _at_size(frame: str, classic: bool, pipe: Any, state: CallState) -> tuple[Any, CallState]:
+    picture = state.get(frame)
+    every = pipe.vae_scale_factor_spatial * pipe.patch_size_spatial
+    width, height = (state.get(side) // every * every for side in ("width", "height"))
+    state.set("width", width)
+    state.set("height", height)
+    if isinstance(picture, Image) and not classic:
+        picture = picture.resize((width, height))
+    state.set(f"resized_{frame}", picture)
+    return pipe, state
+
+
+def _processed(block: Block, pipe: Any, state: CallState) -> Any:
+    """FLUX Kontext's block, for tensors and arrays (1, ...) as well: it reads no size of these."""
+    image, processor = state.get("image"), pipe.image_processor
+    if getattr(image, "ndim", 0) != 4:
+        return block(pipe, state)
+    height, width = processor.get_default_height_width(image)
+    state.set("image", new("RGB", (width, height)))
+    block(pipe, state)
+    height, width = state.get("processed_image").shape[-2:]
+    state.set("processed_image", processor.preprocess(image, height, width))
+    return pipe, state
 
 
 def start(workflow: Block, given: Mapping[str, Any]) -> CallState:

@@ -8,9 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
-from PIL import Image
 
-from ttsnap.files.pictured import opened
 from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.mixin import SearchMixin
@@ -62,6 +60,8 @@ EXPERTS = {
 """The modular pipeline class in place of another where a boundary divides the steps between two networks."""
 SET = ("_all_hooks", "_search_buckets", "_search_memo", "model_options", "preview_vae")
 """Attributes of pipeline objects that users or searches set."""
+PROCESSORS = "diffusers.modular_pipelines.modular_pipeline_utils"
+"""The logger that warns of processors of pictures that a classic pipeline made."""
 
 
 def tasks_of(classic: str) -> tuple[str, ...]:
@@ -96,10 +96,13 @@ def modular(pipe: Any, task: str | None = None) -> Any:
                          "2.2 A14B")  # fmt: skip
     with quiet(guiders.EXPERIMENTAL):
         made = getattr(diffusers, _modular_class(pipe))()
-    parts = {part: value for part, value in pipe.components.items() if part in made.components and value is not None}
+    # Also processors of pictures, which are no components of a classic pipeline.
+    parts = {part: getattr(pipe, part) for part in made.components if hasattr(pipe, part)}
+    parts = {part: value for part, value in parts.items() if value is not None}
     settings = made.config.keys() - made.components.keys()
     config = {name: pipe.config[name] for name in settings if pipe.config.get(name) is not None}
-    made.update_components(**parts, **config)
+    with quiet(PROCESSORS):
+        made.update_components(**parts, **config)
     made._pretrained_model_name_or_path = pipe.name_or_path or None
     vars(made).update({name: value for name, value in vars(pipe).items() if name in SET})
     kind: Any = type(made)
@@ -132,6 +135,7 @@ class SearchClassicMixin(SearchMixin):
         pipe: Any = self
         vars(pipe).setdefault("_search_memo", Memo())
         made = modular(self)
+        made.classic = self.stock_class().__name__
         return made, translated(self.stock_class(), made, call)
 
     def call_arguments(self) -> Collection[str]:
@@ -196,12 +200,6 @@ def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]
     given = {n: v for n, v in defaults.items() if n in reads and v not in (None, inspect.Parameter.empty)} | given
     if stock.__name__ == "StableDiffusion3Img2ImgPipeline":  # its blocks would guide by the prompt itself
         given.setdefault("negative_prompt", "")
-    if stock.__name__ == "WanImageToVideoPipeline":  # its blocks would keep to the shape of the image
-        size = int(given["width"]), int(given["height"])
-        if "last_image" in given and size[0] != size[1]:
-            raise ValueError(f"last_image= cannot be used with search= for a video of {size[0]} x {size[1]}: "
-                             "diffusers' blocks crop it with its sides exchanged; give a square size")  # fmt: skip
-        given |= {name: _resized(opened(given)[name], size) for name in ("image", "last_image") if name in given}
     if "true_cfg_scale" in takes:
         scale = given.pop("true_cfg_scale")
         given["guidance_scale"] = scale if "negative_prompt" in given else 1.0
@@ -217,12 +215,3 @@ def translated(stock: Any, made: Any, call: Mapping[str, Any]) -> dict[str, Any]
     if scales and all(given[name] <= none for name in scales if name != "guidance_scale_2"):
         given |= dict.fromkeys(scales, none)
     return given
-
-
-def _resized(image: Any, size: tuple[int, int]) -> Any:
-    """A picture, or each of a list, resized to width and height as in the classic pipeline. ValueError for others."""
-    if isinstance(image, list | tuple):
-        return [_resized(each, size) for each in image]
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"image= must be a picture of PIL with search=, got {type(image).__name__}")
-    return image.resize(size, Image.Resampling.LANCZOS)

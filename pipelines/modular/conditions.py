@@ -12,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
 from ttsnap.pipelines.memory.flops import values_on_meta
 from ttsnap.pipelines.modular.blocks import CallState
 
@@ -135,11 +136,23 @@ def collated(rows: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> di
     return values
 
 
+def taken(pipe: Any, given: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with their pictures decoded, as blocks take them. call: with the sizes.
+
+    In calls of a classic LTX tensors are prepared as there; its blocks take them as they are.
+    """
+    found = opened(given)
+    image, sides = found.get("image"), (call.get("height"), call.get("width"))
+    if isinstance(image, Tensor) and (pipe.classic or "").startswith("LTX"):
+        found["image"] = pipe.video_processor.preprocess(image, *sides)
+    return found
+
+
 def source_of(image: Any) -> Tensor:
     """The image that is edited, the first of several, as (1, 3, h, w) in [0, 1]."""
     first = image[0] if isinstance(image, list | tuple) else image
     made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
-    return made
+    return made / 2 + 0.5 if made.min() < 0 else made
 
 
 def _padded(row: Tensor, length: int) -> Tensor:

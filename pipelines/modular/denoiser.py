@@ -12,13 +12,12 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
-from ttsnap.files.pictured import opened
 from ttsnap.pipelines.denoiser import ENCODING, PipelineDenoiser
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
 from ttsnap.pipelines.modular.blocks import SOUND, Block, CallState
-from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of
+from ttsnap.pipelines.modular.conditions import Conditions, Encoded, collated, source_of, taken
 from ttsnap.pipelines.modular.workflows import ANY, DRAWN, ONE_EXPERT, TAKEN_OUT, check_lists, workflow_for
 from ttsnap.pipelines.sides import check_sides
 from ttsnap.sampling.denoiser import Capability
@@ -54,11 +53,16 @@ class ModularDenoiser(PipelineDenoiser):
         self.network = self.workflow.network  # type: ignore[misc]
         self._holds_first_frame = self.workflow.keeps == "first frame"
         whole = self.pipe.blocks.get_execution_blocks(**{**given, "prompt": ""})
-        self._whole, self._parts = whole, blocks.parts_of(whole)
+        parts = blocks.parts_of(whole)
+        moving = self.workflow.frames_every is not None  # an edit keeps the shape of its image
+        sized = moving and None not in (given.get("height"), given.get("width"))
+        classic = self.pipe.classic is not None
+        before = tuple(blocks.fitted(block, sized=sized, classic=classic) for block in parts.before)
+        self._whole, self._parts = whole, parts._replace(before=before)
         guidance, given = guiders.parted(self.pipe, given, whole.input_names)
         blocks.check_inputs(whole, self.workflow.task, given, self.workflow.unread)
         check_lists(self.workflow, name, given)
-        self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
+        self._call, scale = taken(self.pipe, given, given), guidance.get("guidance_scale", 1.0)
         check_scheduler(self.pipe.scheduler)
         # Of this call alone: blocks set timesteps in the scheduler, and steps in the guiders.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
@@ -131,7 +135,7 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _of_prompt(self, prompt: Prompt) -> dict[str, Any]:
         """The arguments of the call for a prompt, with its own inputs and negative prompt."""
-        own = opened(prompt.inputs)
+        own = taken(self.pipe, prompt.inputs, self._call)
         check_lists(self.workflow, self.pipe.stock_class().__name__, own)
         if more := sorted(own.keys() - self._call.keys()):
             raise ValueError(f"the prompt {prompt.text[:60]!r} has {', '.join(more)} of its own, and this call is for "

@@ -51,6 +51,8 @@ class SearchModularMixin(SearchMixin):
     """
 
     denoiser_class: ClassVar[Any] = ModularDenoiser
+    classic: str | None = None
+    """The class of the classic pipeline whose calls it makes, where it makes such."""
 
     def call_arguments(self) -> Collection[str]:
         inputs = self.blocks.input_names  # type: ignore[attr-defined]

@@ -206,10 +206,17 @@ def workflow_for(pipeline_class: str, call: Mapping[str, Any]) -> Workflow:
 
 def listed_for_prompts(workflow: Workflow, call: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call that are lists with an entry for each prompt: texts, and pictures that are not
-    `references`."""
+    `references`, also as tensors and arrays (N, ...) of more than one."""
     of_each = {name for name in call if "prompt" in name} | workflow.given
     of_each -= {"image"} if workflow.references else set()
-    return {name: value for name, value in call.items() if name in of_each and isinstance(value, list | tuple)}
+    found = {}
+    for name in of_each & call.keys():
+        value: Any = call[name]
+        if isinstance(value, list | tuple):
+            found[name] = value
+        elif getattr(value, "ndim", 0) == 4 and len(value) > 1:
+            found[name] = [value[i : i + 1] for i in range(len(value))]
+    return found
 
 
 def check_lists(workflow: Workflow, pipeline_class: str, call: Mapping[str, Any]) -> None:

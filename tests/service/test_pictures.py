@@ -319,6 +319,8 @@ def test_a_first_frame_however_it_is_sent(name: str, tmp_path: Path) -> None:
             assert refusal(sent(json={**own, field: uri})) == (413, None, "too_large")
         damaged = sent(data=own, files={"input_reference": ("a.png", b"no picture")})
         assert refusal(damaged) == (400, "input_reference", "invalid_image")
+        upright = {"input_reference": ("a.png", png(still(size=(24, 40))))}
+        assert caller.ended(f"{VIDEOS}/{sent(VIDEOS, data=own, files=upright).json()['id']}")["size"] == "32x16"
         bare = sent(json=own)
         if name.startswith("ltx"):
             assert bare.status_code == 200

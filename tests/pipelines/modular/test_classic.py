@@ -14,9 +14,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from tests.pipelines import tiny
 from ttsnap import BestOfN, search
+from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import downgrade, upgrade
 from ttsnap.pipelines.modular.classic import MODULAR
 from ttsnap.request.request import ModelDefaults
@@ -47,13 +49,14 @@ class Classic(NamedTuple):
 
 NEGATIVE = {"negative_prompt": "snow"}
 SIZES, TALL = {"height": 32, "width": 48}, {"height": 64, "width": 32}
-RESIZED = {"other": dict.fromkeys(SIZES)}  # its own call, or CLIP in it, would see the image in another size
+RESIZED = {"other": dict.fromkeys(SIZES)}  # its own call would see the image in another size
 SDXL, QWEN = {**cases.SIZE, **NEGATIVE}, {**cases.QWEN, **NEGATIVE}
 REDRAWN, PAINTED, CONTROLLED = cases.REDRAWN, cases.PAINTED, cases.CONTROLLED
 EDITED = {**cases.EDITED, **NEGATIVE}
 CLIP = {**cases.CLIP, **NEGATIVE, "height": 32, "width": 64}
 SOUND = {**CLIP, "spatio_temporal_guidance_blocks": [0]}
 SEEN = {"image": picture(size=(64, 32))}
+LAST = {"last_image": picture(1, (20, 40))}
 ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
     "sdxl img2img": ("StableDiffusionXLImg2Img", tiny.sdxl, {**cases.STEPS, **REDRAWN, **NEGATIVE}, {}),
     "sdxl inpaint": ("StableDiffusionXLInpaint", tiny.sdxl, {**SDXL, **PAINTED}, {"differs": True}),
@@ -71,7 +74,8 @@ ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] =
     "z_image img2img": ("ZImageImg2Img", tiny.z_image, {**cases.LONG, **REDRAWN, **NEGATIVE}, RESIZED),
     "wan": ("Wan", videos.wan, CLIP, {"other": TALL}),
     "wan22": ("Wan", videos.wan22, CLIP, {"settings": {"boundary_ratio": 0.875}, "other": TALL}),
-    "wan image": ("WanImageToVideo", videos.wan_image, {**CLIP, **SEEN}, RESIZED),
+    "wan image": ("WanImageToVideo", videos.wan_image, {**CLIP, **SEEN}, {"other": {**TALL, "last_image": None}}),
+    "wan last": ("WanImageToVideo", videos.wan_last, {**CLIP, **SEEN, **LAST}, {"slow": True, "other": TALL}),
     "ltx": ("LTX", videos.ltx, CLIP, {"other": TALL}),
     "ltx image": ("LTXImageToVideo", videos.ltx, {**CLIP, **SEEN}, {"other": TALL}),
     "ltx2": ("LTX2", videos.ltx2, SOUND, {"slow": True, "other": {**TALL, "num_frames": 3}}),
@@ -275,8 +279,36 @@ def test_as_many_videos_come_back_as_are_asked_for() -> None:
         assert pipe(prompt="a cat", **more, **CLASSIC["wan"].call).frames.shape == (2, 5, 3, 32, 64)
 
 
-def test_a_first_frame_of_another_shape_leaves_the_size_of_the_video_as_it_is() -> None:
-    assert found(twin("wan image"), "wan image", image=picture(size=(20, 40))).shape == (1, 5, 3, 32, 64)
+@pytest.mark.parametrize("name", ["wan image", "wan last", "ltx image"])
+def test_a_first_frame_of_any_shape_is_taken_as_in_the_classic_call(name: str) -> None:
+    """Also where it is the prompt's own, as in requests of a service."""
+    frame = picture(size=(20, 40))
+    own = Prompt("a cat", inputs={"image": frame})
+    for image in (found(twin(name), name, image=frame), found(twin(name), name, prompt=own)):
+        check_same(name, image, classic(name, image=frame))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("ltx image", "array"), ("sd3 img2img", "array"), ("flux kontext", "array"),
+     *((name, "tensor") for name in ("sdxl img2img", "sd3 img2img", "flux kontext", "wan image", "ltx image"))],
+)  # fmt: skip
+def test_a_picture_may_be_a_tensor_or_an_array_as_in_the_classic_call(name: str, form: str) -> None:
+    tensor = to_tensor(CLASSIC[name].call["image"])[None]
+    image = tensor if form == "tensor" else tensor.permute(0, 2, 3, 1).numpy()
+    check_same(name, found(twin(name), name, image=image), classic(name, image=image))
+
+
+def test_a_tensor_of_several_pictures_has_one_for_each_prompt() -> None:
+    name, frames = "ltx image", [picture(seed, (64, 32)) for seed in range(2)]
+    tensor = torch.stack([to_tensor(frame) for frame in frames])
+    more = {"prompt": ["a cat", "a dog"], "negative_prompt": ["snow", "mud"]}
+    assert torch.equal(*(found(twin(name), name, image=image, **more) for image in (frames, tensor)))
+
+
+def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it() -> None:
+    name, small = "flux img2img", {"height": 8, "width": 8}
+    check_same(name, found(twin(name), name, **small), classic(name, **small))
 
 
 @pytest.mark.parametrize(("name", "given", "words"), [
@@ -285,7 +317,6 @@ def test_a_first_frame_of_another_shape_leaves_the_size_of_the_video_as_it_is() 
     ("flux kontext", {"prompt_2": "x"}, "prompt_2= .*: .* one text"),
     ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2= .*: .* one network"),
     ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
-    ("wan image", {"image": torch.zeros(1, 3, 32, 64)}, "image= .* got Tensor"),
     ("ltx2", {"spatio_temporal_guidance_blocks": []}, "blocks= must name"),
     ("ltx2", {"output_type": "latent"}, r"output_type .* \('pil', 'pt', 'np'\)"),
 ])  # fmt: skip

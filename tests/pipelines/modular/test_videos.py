@@ -14,7 +14,7 @@ from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.modular.streams import WITH_SOUND
 from ttsnap.sampling.rng import seeded
 
-from .tiny import CASES, ONE, bright, built, image_of, remade, stock, twin
+from .tiny import CASES, ONE, bright, built, image_of, picture, remade, stock, twin
 
 
 def denoiser(name: str, **given: Any) -> Any:
@@ -63,6 +63,11 @@ def test_the_first_frame_is_held_whatever_the_kernel_draws() -> None:
     moved = call.apply_mask(x + 1, torch.tensor([1, 4]), cond)
     assert torch.equal(moved[:, :n], x[:, :n])
     assert torch.equal(moved[:, n:], x[:, n:] + 1)
+
+
+def test_a_first_frame_of_another_shape_leaves_the_size_of_the_video_as_it_is() -> None:
+    call = denoiser("wan image2video", image=picture(size=(20, 40)))
+    assert call.decode(call.init_latents([seeded(0)])).shape == (1, 5, 3, 8, 16)
 
 
 def test_decoders_that_mix_in_noise_are_refused() -> None:
