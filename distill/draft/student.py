@@ -145,7 +145,12 @@ def export(student: DraftStudent, pipe: Any, settings: DraftSettings, card: str,
 
 
 def about(student: DraftStudent) -> str:
-    """The adapter's configuration as JSON that diffusers reads; keys begin with the network's name."""
-    config = student.net.peft_config["default"].to_dict()
-    config["target_modules"] = sorted(config["target_modules"])  # the order of a set differs between processes
-    return json.dumps({f"{student.network}.{key}": value for key, value in config.items()}, sort_keys=True)
+    """What any peft reads of the adapter's configuration, as JSON: rank, alpha and layers.
+
+    Keys begin with the network's name, as diffusers writes them. Other settings differ between
+    versions of peft, and a version refuses those that it does not know.
+    """
+    config = student.net.peft_config["default"]
+    # The order of a set differs between processes.
+    told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    return json.dumps({f"{student.network}.{key}": value for key, value in told.items()}, sort_keys=True)

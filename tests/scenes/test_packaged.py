@@ -142,9 +142,11 @@ def test_a_draft_is_small_and_says_what_it_is_for(world: str) -> None:
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         names = list(file.keys())
         assert {file.get_tensor(name).dtype for name in names} == {torch.bfloat16}
-        rank = json.loads(file.metadata()["lora_adapter_metadata"])["transformer.r"]
+        about = json.loads(file.metadata()["lora_adapter_metadata"])
+    told = {f"transformer.{key}" for key in ("r", "lora_alpha", "target_modules")}
+    assert about.keys() == told, "other versions of peft refuse settings that they do not know"
     assert all(name.startswith("transformer.transformer_blocks.") for name in names)
-    assert (config.model, config.training.rank) == (world, rank)
+    assert (config.model, config.training.rank) == (world, about["transformer.r"])
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ttsnap.distill.draft.config import DraftConfig
 from ttsnap.distill.draft.prompts import Listed
@@ -38,6 +40,10 @@ def test_a_draft_is_made_of_every_kind_of_pipeline(name: str, tmp_path: Path) ->
     assert {str(look.seen) for look in looks} == {"draft:1@0", "draft:2@0", "draft:1@2", "estimate@0", "estimate@1"}
     folder = tmp_path / "out" / "draft"
     assert {path.name for path in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "draft.json", "README.md"}
+
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert {key.rpartition(".")[2] for key in about} == {"r", "lora_alpha", "target_modules"}
 
     stock = stock_of(name)
     call = {**FAMILIES[name].call, "num_inference_steps": 2, "output_type": "latent"}
