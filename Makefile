@@ -57,6 +57,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p ttsnap
+	$(BIN)/python scripts/documented_calls.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -9,7 +9,7 @@ import numpy as np
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import NOTHING, Needs
+from ttsnap.core.needs import NOTHING
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Natural, Settings
 
@@ -20,7 +20,7 @@ class BestOfN(Settings):
 
     n: Count | None = None
     """Seeds; None for as many as the budget affords."""
-    needs: ClassVar[Needs] = NOTHING
+    needs = NOTHING
     lockstep: ClassVar[bool] = True
 
     def init(self, task: Task) -> int:
@@ -39,7 +39,7 @@ class OneOfGroup(Settings):
     place: Natural = 0
     """From 0."""
     n: ClassVar[int] = 1
-    needs: ClassVar[Needs] = NOTHING
+    needs = NOTHING
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, NotNegative, Settings
 
@@ -47,7 +47,7 @@ class CoDe(Settings):
     temperature: NotNegative = 0.0
     """0 for the best child, else one is drawn by weights exp(score / temperature), in units of the reward [SVDD's code
     takes the best]."""
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
+    needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

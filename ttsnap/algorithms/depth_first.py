@@ -15,7 +15,7 @@ from annotated_types import Interval
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Fraction, Natural, Settings, Share
 
@@ -48,7 +48,7 @@ class DepthFirst(Settings):
     """Of the scores seen, where there are no thresholds [ours]."""
     tries: Natural | None = None
     """How often it may back up; None for as often as the budget affords [arXiv 2505.23614 has a number]."""
-    needs: ClassVar[Needs] = frozenset({Need.RENOISE})
+    needs = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

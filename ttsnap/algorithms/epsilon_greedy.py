@@ -16,7 +16,7 @@ import numpy as np
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Kind, Move, Rows, advance, fresh
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Positive, Settings, Share
 
@@ -60,7 +60,7 @@ class EpsilonGreedy(Settings):
     """How far other noise is from the best of the step so far, at most [rvignav/diffusion-tts]."""
     streams: Count = 1
     """Paths, at least as many as images are asked for [rvignav/diffusion-tts]."""
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH, Need.NEAR})
+    needs = frozenset({Need.BRANCH, Need.NEAR})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

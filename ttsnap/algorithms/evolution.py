@@ -16,7 +16,7 @@ import numpy as np
 from ttsnap.algorithms.seed_pruning import SeedPruning, State
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh, perturb
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Decay, Fraction, Settings
 
@@ -42,7 +42,7 @@ class Evolution(Settings):
     """Where there is a drafter, the share of the cost that goes to drafts; 0 for none, below 1 [ours]."""
     draft_calls: int | None = None
     """Calls of the drafter in a draft; None for as many as it was loaded with."""
-    needs: ClassVar[Needs] = frozenset({Need.MIX})
+    needs = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

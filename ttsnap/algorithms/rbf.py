@@ -15,7 +15,7 @@ from ttsnap.algorithms import name_of
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.core.utility import check_scores_each
 from ttsnap.files.settings import Count, Settings
@@ -61,7 +61,7 @@ class RBF(Settings):
     finish: Literal["best", "published"] = "best"
     """"best", the best candidate ever seen, denoised to the end, or "published", the best of the streams' present step
     [ours]."""
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
+    needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
     exhaustive: ClassVar[bool] = True  # the last step before the image takes all that is left
 

@@ -15,7 +15,7 @@ from annotated_types import Interval
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Grid, Task
 from ttsnap.core.moves import Move, advance, fresh, renoise
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Settings
 
@@ -57,7 +57,7 @@ class SearchOverPaths(Settings):
     legs: tuple[Count, Count] | None = None
     """In place of levels: evaluations up to a choice, and the steps of noise between that and the next [10, 5 in
     DOG-Trim]."""
-    needs: ClassVar[Needs] = frozenset({Need.RENOISE})
+    needs = frozenset({Need.RENOISE})
     lockstep: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

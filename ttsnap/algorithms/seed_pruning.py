@@ -19,7 +19,7 @@ import numpy as np
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import NOTHING, Needs
+from ttsnap.core.needs import NOTHING
 from ttsnap.core.particles import Particles
 from ttsnap.core.plans import draft_calls
 from ttsnap.files.settings import Count, Decay, Fraction, Settings
@@ -83,7 +83,7 @@ class SeedPruning(Settings):
     shares_of: Count | None = None
     """Seeds that the first check's share is of, where n are more; None for n. With a drafter, what rounding leaves of a
     budget that n is fitted to goes to such further seeds, of which no more survive."""
-    needs: ClassVar[Needs] = NOTHING
+    needs = NOTHING
     lockstep: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
-from ttsnap.core.needs import NOTHING, Needs
+from ttsnap.core.needs import NOTHING
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Settings
 
@@ -31,7 +31,7 @@ class TopNoises(Settings):
     """Seeds, all scored at step 0; None for as many as the budget affords [ours]."""
     keep: Count = 2
     """How many go on, at least as many as images are kept, or all where there are fewer [ours]."""
-    needs: ClassVar[Needs] = NOTHING
+    needs = NOTHING
     lockstep: ClassVar[bool] = True
 
     def init(self, task: Task) -> State:

@@ -16,7 +16,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Kind, Move, Rows
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, NotNegative, Settings
 
@@ -68,7 +68,7 @@ class BestFirst(Settings):
     mixture with 400 NFE, .25 finished a hundred images and lost to best-of-N; 1 finished 20 and won [ours]."""
     reseed: bool = True
     """Whether a fresh seed, worth as much as the average root, may be chosen, too [ours]."""
-    needs: ClassVar[Needs] = frozenset({Need.BRANCH})
+    needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

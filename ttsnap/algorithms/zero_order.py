@@ -16,7 +16,7 @@ import numpy as np
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh, perturb
-from ttsnap.core.needs import Need, Needs
+from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Decay, Fraction, Natural, Settings, Share
 
@@ -56,7 +56,7 @@ class ZeroOrder(Settings):
     """Noise level in (0, 1] at which neighbours are scored early; None for no check [ours]."""
     keep: Fraction = 0.5
     """Share of the neighbours that is finished after that check [ours]."""
-    needs: ClassVar[Needs] = frozenset({Need.MIX})
+    needs = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 
     def init(self, task: Task) -> State:

@@ -66,7 +66,7 @@ class Draft(Estimator):
 
     calls: int = 1
     """Calls of the drafter, from 1 on; later ones go on from the guess of the one before."""
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.DRAFT})
+    needs = frozenset({Need.DRAFT})
 
     def __post_init__(self) -> None:
         if self.calls < 1:
