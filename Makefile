@@ -12,7 +12,7 @@ SEED ?= 71
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-system test-slow test-comfyui notebooks lint docs measure format release clean
+.PHONY: demo test test-system test-slow test-comfyui lowest notebooks lint docs measure format release clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,13 @@ test-comfyui:
 		"ComfyUI; clone it, install its requirements.txt into $(VENV), and give its folder"; exit 2; }
 	COMFYUI_PATH="$(abspath $(COMFYUI_PATH))" $(BIN)/python -m pytest tests/comfyui
 
+# The fast tests at the lowest versions that pyproject.toml allows, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	$(VENV)-lowest/bin/pytest -n auto -m "not slow and not gpu and not system"
+
 # Executes them in place and strips what differs from run to run.
 notebooks: $(VENV)/.installed
 	$(BIN)/python notebooks/execute.py
@@ -78,4 +85,4 @@ release:
 	$(PYTHON) scripts/release.py $(VERSION)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info
