@@ -12,7 +12,6 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
-from ttsnap.files.pictured import opened
 from ttsnap.pipelines.memory.flops import values_on_meta
 from ttsnap.pipelines.modular.blocks import CallState
 
@@ -136,16 +135,15 @@ def collated(rows: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> di
     return values
 
 
-def taken(pipe: Any, given: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with their pictures decoded, as blocks take them. call: with the sizes.
+def taken(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call as blocks take them.
 
     In calls of a classic LTX tensors are prepared as there; its blocks take them as they are.
     """
-    found = opened(given)
-    image, sides = found.get("image"), (call.get("height"), call.get("width"))
+    image, sides = call.get("image"), (call.get("height"), call.get("width"))
     if isinstance(image, Tensor) and (pipe.classic or "").startswith("LTX"):
-        found["image"] = pipe.video_processor.preprocess(image, *sides)
-    return found
+        return {**call, "image": pipe.video_processor.preprocess(image, *sides)}
+    return dict(call)
 
 
 def source_of(image: Any) -> Tensor:

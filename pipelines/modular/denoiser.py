@@ -12,6 +12,7 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
 from ttsnap.pipelines.denoiser import ENCODING, PipelineDenoiser
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
@@ -62,7 +63,7 @@ class ModularDenoiser(PipelineDenoiser):
         guidance, given = guiders.parted(self.pipe, given, whole.input_names)
         blocks.check_inputs(whole, self.workflow.task, given, self.workflow.unread)
         check_lists(self.workflow, name, given)
-        self._call, scale = taken(self.pipe, given, given), guidance.get("guidance_scale", 1.0)
+        self._call, scale = opened(given), guidance.get("guidance_scale", 1.0)
         check_scheduler(self.pipe.scheduler)
         # Of this call alone: blocks set timesteps in the scheduler, and steps in the guiders.
         own = guiders.own(self.pipe, guidance, from_zero=self.workflow.scale_from_zero)
@@ -96,7 +97,7 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _tried(self) -> tuple[int, CallState]:
         """The first block that draws noise, and the state after all blocks before the loop."""
-        trial = blocks.start(self._whole, {**self._call, "prompt": ""})
+        trial = blocks.start(self._whole, taken(self.pipe, {**self._call, "prompt": ""}))
         return blocks.first_that_draws(self.pipe, self._parts.before, trial, seeded(0))
 
     def _abilities(self) -> set[Capability]:
@@ -126,7 +127,8 @@ class ModularDenoiser(PipelineDenoiser):
     def _encoded(self, prompt: Prompt) -> Encoded:
         call = self._of_prompt(prompt)
         with ENCODING:
-            begun = blocks.run(self.pipe, self._once, blocks.start(self._whole, call))
+            state = blocks.start(self._whole, taken(self.pipe, call))
+            begun = blocks.run(self.pipe, self._once, state)
         source = source_of(call["image"]).to(self.device) if Capability.EDIT in self.can else None
         return Encoded(prompt, begun, self._seeded(begun, seeded(0)), source)
 
@@ -135,7 +137,7 @@ class ModularDenoiser(PipelineDenoiser):
 
     def _of_prompt(self, prompt: Prompt) -> dict[str, Any]:
         """The arguments of the call for a prompt, with its own inputs and negative prompt."""
-        own = taken(self.pipe, prompt.inputs, self._call)
+        own = opened(prompt.inputs)
         check_lists(self.workflow, self.pipe.stock_class().__name__, own)
         if more := sorted(own.keys() - self._call.keys()):
             raise ValueError(f"the prompt {prompt.text[:60]!r} has {', '.join(more)} of its own, and this call is for "

@@ -210,8 +210,9 @@ def listed_for_prompts(workflow: Workflow, call: Mapping[str, Any]) -> dict[str,
     of_each = {name for name in call if "prompt" in name} | workflow.given
     of_each -= {"image"} if workflow.references else set()
     found = {}
-    for name in of_each & call.keys():
-        value: Any = call[name]
+    for name, value in call.items():
+        if name not in of_each:
+            continue
         if isinstance(value, list | tuple):
             found[name] = value
         elif getattr(value, "ndim", 0) == 4 and len(value) > 1:

@@ -299,6 +299,15 @@ def test_a_picture_may_be_a_tensor_or_an_array_as_in_the_classic_call(name: str,
     check_same(name, found(twin(name), name, image=image), classic(name, image=image))
 
 
+def test_rewards_see_a_tensor_as_a_picture_whatever_its_range() -> None:
+    name = "ltx image"
+    tensor = to_tensor(CLASSIC[name].call["image"])[None]
+    for image in (tensor, 2 * tensor - 1):
+        call = twin(name).denoiser(**{**CLASSIC[name].call, "image": image})
+        call.encode(["a cat"])
+        torch.testing.assert_close(call.sources(torch.tensor([0])), tensor, atol=1e-6, rtol=0)
+
+
 def test_a_tensor_of_several_pictures_has_one_for_each_prompt() -> None:
     name, frames = "ltx image", [picture(seed, (64, 32)) for seed in range(2)]
     tensor = torch.stack([to_tensor(frame) for frame in frames])
