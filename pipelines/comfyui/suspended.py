@@ -1,24 +1,22 @@
 """ComfyUI's own samplers, one for each candidate, which stop at every call of the model.
 
-A sampler function is a loop that calls `model(x, sigma)`. Here it runs alone, for one candidate, in a thread of its own
-that waits at every call. The engine gathers the calls of all candidates in one batch, and each thread goes on with its
-row of the answer. So every sampler is exact, with its history and its noise. Threads run one at a time.
+A sampler function is a loop that calls `model(x, sigma)`. Here it runs alone, for one candidate, suspended at every
+call (pipelines/suspended.py). The engine gathers the calls of all candidates in one batch, and each goes on with its
+row of the answer. So every sampler is exact, with its history and its noise.
 """
 
 from __future__ import annotations
 
-import contextvars
-import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttsnap.pipelines.comfyui.guided import GuidedCall, Options
+from ttsnap.pipelines.suspended import Ask, Returned, Suspended
 
 HOOKS = "sampler_post_cfg_function"
 """Where model_options list the functions that see both passes of an evaluation; some samplers add one."""
@@ -50,10 +48,6 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guider, name)
-
-
-class Ended(BaseException):
-    """A sampler's image is wanted no longer."""
 
 
 class FirstCall(BaseException):
@@ -182,63 +176,31 @@ class SuspendedSampler:
     """A sampler under way for one candidate. It ends with the last reference to it, and its thread with it."""
 
     def __init__(self, stock: StockSampler, noise: Tensor, seed: int) -> None:
-        self._stock, self._noise, self._seed = stock, noise, seed
-        self._answers: SimpleQueue[Tensor | None] = SimpleQueue()
-        self._calls: SimpleQueue[ModelCall | Tensor | BaseException] = SimpleQueue()
-        self._waiting: ModelCall | None = None
-        """The call that its thread waits for; None before the thread is started."""
-        self.end: Callable[[], object] = lambda: None
+        self._stock, self._run = stock, partial(_sampled, stock, noise, seed)
+        self._call: Suspended | None = None
+        """None before its first answer."""
 
     def go_on(self, out: Tensor, sigma: float) -> Tensor:
         """Answer the present call, at this noise level, by `out` (...): the input (...) of the next one, or the
         finished latent."""
-        if self._waiting is None:
-            thread = threading.Thread(
-                target=contextvars.copy_context().run,
-                args=(_run, self._stock, self._noise, self._seed, self._calls, self._answers),
-                daemon=True,
-            )
-            self.end = weakref.finalize(self, _end, thread, self._answers)
-            thread.start()
-            self._next()
-        call = self._waiting
-        if call is None or call.level != sigma:
+        if self._call is None:
+            self._call = Suspended(self._run)
+        call = self._call.question
+        if not isinstance(call, ModelCall) or call.level != sigma:
             raise ValueError("this sampler calls the model at other noise levels for one seed than for another, so "
                              "that candidates have no common steps; choose another one")  # fmt: skip
-        self._answers.put(self._stock.answered(call, out[None]))
-        return self._next()[0]
+        self._call.answer(self._stock.answered(call, out[None]))
+        come = self._call.question
+        made: Tensor = come.value if isinstance(come, Returned) else come.x
+        return made[0]
 
-    def _next(self) -> Tensor:
-        """What the thread comes with next: the input (1, ...) of a call, or the finished latent."""
-        come = self._calls.get()
-        if isinstance(come, BaseException):
-            raise come
-        self._waiting = come if isinstance(come, ModelCall) else None
-        return come.x if isinstance(come, ModelCall) else come
-
-
-def _run(
-    stock: StockSampler, noise: Tensor, seed: int, calls: SimpleQueue[Any], answers: SimpleQueue[Tensor | None]
-) -> None:
-    """The work of a candidate's thread."""
-
-    def answer(call: ModelCall) -> Tensor:
-        calls.put(call)
-        if (given := answers.get()) is None:
-            raise Ended
-        return given
-
-    try:
-        with torch.inference_mode():  # a new thread does not inherit it
-            calls.put(stock.run(noise[None], seed, answer))
-    except Ended:
-        pass
-    except BaseException as error:
-        calls.put(error)
+    def end(self) -> None:
+        """End it, and wait until its thread is gone."""
+        if self._call is not None:
+            self._call.close()
 
 
-def _end(thread: threading.Thread, answers: SimpleQueue[Tensor | None]) -> None:
-    """Unwind a candidate's sampler, and wait for its thread."""
-    answers.put(None)
-    if thread is not threading.current_thread():
-        thread.join()
+def _sampled(stock: StockSampler, noise: Tensor, seed: int, ask: Ask) -> Tensor:
+    """What a candidate's thread does."""
+    with torch.inference_mode():  # a new thread does not inherit it
+        return stock.run(noise[None], seed, ask)

@@ -1,0 +1,89 @@
+"""A stock program under way for one candidate, which stops wherever it asks for something.
+
+The program runs alone, in a thread of its own, and waits there at every question until it is answered. So code that
+was written as one loop, a sampler or the call of a pipeline, is carried on step by step from outside. Of the threads
+one runs at a time: whoever answers waits for the next question.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+Ask: TypeAlias = Callable[[Any], Any]
+"""A question -> its answer, as the program sees it."""
+
+
+NAME = "suspended program"
+"""Of its thread."""
+
+
+class Ended(BaseException):
+    """Raised in a program at its question: what it makes is wanted no longer."""
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A program has come to its end."""
+
+    value: Any
+
+
+class Suspended:
+    """A program under way. It ends with the last reference to it, and its thread with it.
+
+    program: is called with what it asks by, and must not hold this object.
+    """
+
+    def __init__(self, program: Callable[[Ask], Any]) -> None:
+        self._questions: SimpleQueue[Any] = SimpleQueue()
+        self._answers: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        run = contextvars.copy_context().run
+        args = (_run, program, self._questions, self._answers)
+        thread = threading.Thread(target=run, args=args, name=NAME, daemon=True)
+        self.close = weakref.finalize(self, _end, thread, self._answers)
+        """Ends the program where it waits, and waits until its thread is gone."""
+        thread.start()
+        self.question = self._next()
+        """What it waits for; `Returned` at its end."""
+
+    def answer(self, value: Any) -> None:
+        """Let it go on with this answer, until its next question. Raises what the program raises."""
+        self._answers.put(lambda: value)
+        self.question = self._next()
+
+    def _next(self) -> Any:
+        come = self._questions.get()
+        if isinstance(come, BaseException):
+            raise come
+        return come
+
+
+def _run(program: Callable[[Ask], Any], questions: SimpleQueue[Any], answers: SimpleQueue[Callable[[], Any]]) -> None:
+    """The work of the thread."""
+
+    def ask(question: Any) -> Any:
+        questions.put(question)
+        return answers.get()()
+
+    try:
+        questions.put(Returned(program(ask)))
+    except Ended:
+        pass
+    except BaseException as error:
+        questions.put(error)
+
+
+def _end(thread: threading.Thread, answers: SimpleQueue[Callable[[], Any]]) -> None:
+    answers.put(_raise_ended)
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+def _raise_ended() -> None:
+    raise Ended
