@@ -41,6 +41,8 @@ FAMILIES: dict[str, str] = {
 }
 SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 """First base of all search pipelines."""
+CALLS = "ttsnap.pipelines.calls.pipeline:calls_search_class"
+CALLS_MIXIN = "ttsnap.pipelines.calls.pipeline:SearchCallsMixin"
 CLASSIC, MODULAR = "ttsnap.pipelines.modular.classic", "ttsnap.pipelines.modular.pipeline"
 """What makes search twins of pipelines that are of no family. Like the families, they are imported when they are
 needed, since they import what loads pipelines."""
@@ -52,10 +54,9 @@ SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
-    A subclass of a supported pipeline gets a twin of its own, unless it has its own `__call__`. Classic pipelines for
-    images, masks, edits and videos (StableDiffusionXLImg2ImgPipeline, WanPipeline, ...) stay what they are; searches
-    with them run over modular pipelines of the same parts. Raises ValueError for a family that is not supported, with
-    those that are.
+    Ten families are known, and classic pipelines for images, masks, edits and videos (WanPipeline, ...) are searched
+    over modular ones of the same parts. The stock call of any other pipeline is suspended where it calls its network
+    and steps its scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be suspended.
     """
     stock: Any = type(pipe)
     cls = search_class(stock)
@@ -75,19 +76,12 @@ def downgrade(pipe: SearchPipeline[Stock]) -> Stock:
     return cast(Stock, copied(pipe, type(pipe).stock_class()) if isinstance(pipe, load_object(SEARCH)) else pipe)
 
 
-def _alike(name: str) -> list[str]:
-    """The classic pipelines that search supports for what one of this name is for; all, where its name does not say."""
-    marks = ("ControlNet", "Img2Img", "Inpaint", "ImageToVideo", "Edit", "Kontext")
-    known = list(dict.fromkeys([*FAMILIES, *load_object(f"{CLASSIC}:MODULAR")]))
-    mark = next((mark for mark in marks if mark in name), None)
-    return [each for each in known if mark is not None and mark in each] or known
-
-
 @functools.cache
 def search_class(cls: Any) -> Any:
     """The search pipeline's class for a pipeline class; the same class where it searches already.
 
-    ValueError for a class of no supported family, and for one with a `__call__` of its own.
+    Classes that no family knows, and those with a `__call__` of their own, are searched by suspending that call.
+    ValueError for one that cannot be suspended.
     """
     if issubclass(cls, load_object(SEARCH)):
         return cls
@@ -97,16 +91,11 @@ def search_class(cls: Any) -> Any:
     if stock and cls.__name__ in load_object(f"{CLASSIC}:MODULAR"):
         return load_object(f"{CLASSIC}:classic_search_class")(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
-    if base is None:
-        raise ValueError(f"search does not support {cls.__name__} yet; supported are {', '.join(_alike(cls.__name__))}")
+    if base is None or cls.__call__ is not base.__call__:
+        return load_object(CALLS)(cls)
     family_class = load_object(FAMILIES[base.__name__])
     if base is cls:
         return family_class
-    if cls.__call__ is not base.__call__:
-        raise ValueError(
-            f"{cls.__name__} has a __call__ of its own, which a search would not run; "
-            f"{family_class.__name__}.from_pipe(pipe) searches with the __call__ of {base.__name__} instead"
-        )
     return twin_class(cls, family_class)
 
 
@@ -116,15 +105,16 @@ def twin_class(stock: Any, base: Any, **members: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         made: Any = object.__reduce_ex__(self, protocol)
         # pickle finds the stock class by its name.
-        return (_restore, (stock,), *made[2:]) if type(self) is twin else made
+        return (_restore, (stock, base), *made[2:]) if type(self) is twin else made
 
     names = {"__module__": __name__, "__reduce_ex__": reduce, **members}
     twin = type(f"Search{stock.__name__}", (base, stock), names)
     return twin
 
 
-def _restore(stock: Any) -> Any:
-    twin = search_class(stock)
+def _restore(stock: Any, base: Any) -> Any:
+    suspends = base is load_object(CALLS_MIXIN)  # which classes may have that another twin has, too
+    twin = load_object(CALLS)(stock) if suspends else search_class(stock)
     return twin.__new__(twin)
 
 

@@ -108,9 +108,9 @@ ALIASES = {**dict(_SAME), **{there: here for here, there in _SAME}}
 
 
 def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
-    """A stock signature and the search arguments, by keyword only."""
-    added = [inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default) for o in DECLARED]
-    return inspect.Signature(sorted([*stock.values(), *added], key=lambda parameter: parameter.kind))
+    """A stock signature and the search arguments, by keyword only, which take the place of stock ones of their name."""
+    added = {o.name: inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default) for o in DECLARED}
+    return inspect.Signature(sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind))
 
 
 def bound(

@@ -62,11 +62,13 @@ class SoundOutput(BaseOutput):
 
 
 def stock_output(call: Callable[..., Any]) -> type[Any]:
-    """The output class that the code of a stock `__call__` names; ImagesOutput unless it names exactly one."""
+    """The output class of images or frames that the code of a stock `__call__` names; ImagesOutput unless it names
+    exactly one."""
     plain: Any = inspect.unwrap(call)
     named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
     output_classes = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
-    return output_classes[0] if len(output_classes) == 1 else ImagesOutput
+    known = [kind for kind in output_classes if {"images", "frames"} & {field.name for field in fields(kind)}]
+    return known[0] if len(known) == 1 else ImagesOutput
 
 
 @functools.cache

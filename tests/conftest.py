@@ -60,6 +60,8 @@ SYSTEM = (
     # What fast tests hold in one case, here in many: classic pipelines over modular blocks, all workflows of those,
     # more schedulers, texts of any length, a CPU in the place of a GPU, requirements, prices.
     *("pipelines/modular/test_classic.py", "gpu/test_pipelines.py"),
+    "pipelines/calls/test_calls.py::test_winners_are_what_the_stock_call_makes_of_their_seeds",
+    "pipelines/calls/test_calls.py::test_searches_from_two_threads_find_what_each_finds_alone",
     "algorithms/test_contract.py::test_a_requirement_that_all_images_meet_changes_nothing",
     "pipelines/test_parity.py::test_a_batch_of_seeds_is_the_stock_batch",
     "simulation/test_drafted.py::test_priced_lockstep_with_drafts_is_the_loop",

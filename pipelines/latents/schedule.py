@@ -250,7 +250,7 @@ def token_shift(scheduler: Any, tokens: int, most: float = 1.15) -> float:
 
 def _full(scheduler: Any, positions: int) -> list[int]:
     """Positions where a step begins. At the others x is an intermediate point, whose estimate serves no other step."""
-    if scheduler.order == 2:
+    if getattr(scheduler, "order", 1) == 2:
         return list(range(0, positions, 2))
     if type(scheduler).__name__ == "PNDMScheduler" and positions > 1:
         return [0, *range(2, positions)]
@@ -295,5 +295,5 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
     # Most flow pipelines pass no generator to the step, so that stock noise comes from torch's global state, which no
     # seed reproduces. Here it always comes from the candidate's generator.
     sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
-    noisy = name in STOCHASTIC or bool(sde or eta)
-    return SchedulerKernel(scheduler, noisy, arguments, begin, copied=name in HISTORY)
+    draws = name in STOCHASTIC or (name not in SUPPORTED and "generator" in takes)
+    return SchedulerKernel(scheduler, draws or bool(sde or eta), arguments, begin, copied=name not in MEMORYLESS)

@@ -128,7 +128,7 @@ class LiveEngine(Engine):
     def offers(self) -> frozenset[Need]:
         """What algorithms may need of it, which depends on whether the sampler draws noise, has a path, no history."""
         simple = self.grid.evals is None and not self.kernel.keeps_history
-        offered = {Need.MIX, Need.ASCEND}
+        offered = {Need.MIX, Need.ASCEND} if self.denoiser.mixes_noise else set[Need]()
         if self.kernel.stochastic:
             offered |= {Need.BRANCH, Need.NEAR} if simple else {Need.BRANCH}
         if simple and Capability.PATH in self.denoiser.can:
@@ -261,6 +261,7 @@ class LiveEngine(Engine):
             outcomes, n = self._score(due)
             scheduler.finish(due[:n])
             done, due = done + outcomes, due[n:]
+        self.denoiser.trim(len(self.store) + len(scheduler))
         return done
 
     def _from_peers(self, batch: ScheduledBatch[Node]) -> list[PendingEval]:

@@ -167,7 +167,7 @@ class RowScorer:
         last = [i for i, row in enumerate(batch) if row.last]
         early = [i for i, row in enumerate(batch) if not row.last]
         with watch("decode", latents.device):
-            images, cost = self._images(latents, last, early)
+            images, cost = self._images(latents, prompts.rows([row.node for row in batch]), last, early)
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
@@ -192,14 +192,17 @@ class RowScorer:
         pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
         return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
 
-    def _images(self, latents: Tensor, last: list[int], early: list[int]) -> tuple[list[Tensor | None], Cost]:
-        """The images of these rows, None where nobody needs one."""
+    def _images(
+        self, latents: Tensor, cond: Tensor, last: list[int], early: list[int]
+    ) -> tuple[list[Tensor | None], Cost]:
+        """The images of these rows of prompts (n,), None where nobody needs one."""
         images: list[Tensor | None] = [None] * len(latents)
         decoded = sorted(last + early) if self.estimates == "decode" else last
         previewed = early if self.estimates == "preview" else []
-        for rows, call in ((decoded, self.denoiser.decode), (previewed, self.denoiser.preview)):
-            for i, image in zip(rows, call(latents[rows]) if rows else (), strict=True):
-                images[i] = image
+        made = self.denoiser.decoded(latents[decoded], cond[decoded]) if decoded else ()
+        seen = self.denoiser.preview(latents[previewed]) if previewed else ()
+        for i, image in zip([*decoded, *previewed], [*made, *seen], strict=True):
+            images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
 
     def _column(self, reward: RewardModel, of: RewardBatch) -> tuple[FloatArray, Exception | None, IntArray]:

@@ -87,6 +87,8 @@ class Node:
     def keep_prediction(self, batch: Prediction, row: int) -> None:
         """Keep one row of a batch's prediction."""
         self.prediction = Prediction(batch.out[row], batch.x0[row])
+        if batch.x is not None:
+            self.latent = batch.x[row]
 
     def after_step(self, latent: Tensor, kernel_state: KernelState) -> Node:
         """Where the step that follows one evaluation has brought this particle."""

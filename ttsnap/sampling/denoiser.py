@@ -149,6 +149,8 @@ class Denoiser(ABC):
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
     offloaded: bool = False
     """Whether only one of its networks is on the device at a time: going from one to another is slow."""
+    mixes_noise: bool = True
+    """Whether latents at step 0 follow from initial noise alone, into which other noise can be mixed."""
     gradient_checkpointing: bool = False
     """Whether a backward pass makes the forward pass again, to save memory."""
 
@@ -201,6 +203,14 @@ class Denoiser(ABC):
     def decode(self, x0: Tensor) -> Tensor:
         """(N, ...) -> images (N, 3, H, W) float32 in [0, 1], or videos (N, T, 3, H, W) where it makes these (`frames`);
         as `predict`, with a graph where gradients are enabled."""
+
+    def decoded(self, x0: Tensor, cond: Tensor) -> Tensor:
+        """As `decode`, of latents of these prompts (N,), as in `predict`: they may end in other ways, as where each has
+        a picture that is painted in."""
+        return self.decode(x0)
+
+    def trim(self, particles: int) -> None:  # noqa: B027 (most keep nothing for particles)
+        """So many particles are left, which is the most for which anything needs to be kept."""
 
     def preview(self, x0: Tensor) -> Tensor:
         """As `decode`, by a small VAE. ValueError where there is none."""

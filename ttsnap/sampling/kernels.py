@@ -25,6 +25,8 @@ class Prediction(NamedTuple):
 
     out: Tensor
     x0: Tensor
+    x: Tensor | None = None
+    """(N, ...) the latents that were evaluated, where the model's own code may change them before; None: as given."""
 
 
 KernelState: TypeAlias = Any

@@ -1,0 +1,374 @@
+"""Any pipeline's stock call as a Denoiser: a frame for each row of a batch, wherever that is in the call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Collection, MutableMapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Generator, Tensor
+
+from ttsnap.core.prompt import Prompt
+from ttsnap.files.pictured import opened
+from ttsnap.pipelines.calls.frame import Frame, StockCall
+from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
+from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
+from ttsnap.pipelines.calls.schedules import schedule_of
+from ttsnap.pipelines.denoiser import PipelineDenoiser
+from ttsnap.pipelines.guidance import Guidance, Outputs
+from ttsnap.pipelines.latents.layouts import Plain
+from ttsnap.pipelines.latents.schedule import Schedule
+from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.pipeline_copy import hooked, shared_copy
+from ttsnap.pipelines.suspended import Returned
+from ttsnap.sampling.denoiser import Capability, Costs
+from ttsnap.sampling.interpolants import Interpolant
+from ttsnap.sampling.kernels import Prediction
+from ttsnap.sampling.rng import seeded
+
+CASTING = threading.Lock()
+"""Held while a call ends that changes the dtype of a part to decode: calls in other threads share it."""
+TYPICAL = "a red circle and a blue square"
+"""The prompt of a rehearsal."""
+
+
+@dataclass(frozen=True)
+class InCall(Guidance):
+    """Guidance that the stock call makes by itself."""
+
+    count: int = 1
+    """Passes of an evaluation."""
+
+    @property
+    def passes(self) -> int:
+        return self.count
+
+    def both(self, *arguments: Any) -> Outputs:
+        raise NotImplementedError
+
+
+class Condition(NamedTuple):
+    """What a frame is begun for: frames of one condition differ in their latents alone."""
+
+    stock: StockCall
+    seed: int
+    """By which it draws what else it draws; 0 where that changes nothing."""
+
+    def key(self, index: int) -> tuple[int, int, int]:
+        """Under which its frames wait that stand at this index."""
+        return id(self.stock), self.seed, index
+
+
+class CallsDenoiser(PipelineDenoiser):
+    """One stock call of a pipeline, whose frames stand at the steps of rows.
+
+    A frame is a cursor, and its latents are put in: any frame of a row's condition that stands at the row's step will
+    do. Where none does, one is begun, and led there without the network.
+    """
+
+    blocks = None
+    cannot: ClassVar[Any] = {
+        Capability.SHARE: "stock calls have conditions of their own; let each have a network of its own",
+        Capability.DRAFT: "searches over stock calls have no drafts yet; leave draft out",
+        Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
+        Capability.NOISE_PROMPTS: "searches over stock calls noise no prompts; leave variety out",
+        Capability.DIFFERENTIATE: "stock calls run without gradients; leave guide out",
+    }
+    rehearsed: Rehearsal
+
+    def read_call(self, call: SimpleNamespace) -> None:
+        self._waiting: dict[tuple[int, int, int], list[Frame]] = {}
+        self._pairs: dict[tuple[int, int], int] = {}
+        self._calls: list[StockCall] = []
+        self._prompts: list[Prompt] = []
+        self._given = {**opened(vars(call)), "output_type": "pt"}
+        self.rehearsed = rehearsed = self._rehearsed()
+        if rehearsed.held:  # frames put processors into parts, which no other search may see
+            vars(self.pipe).update(self._own_parts(rehearsed.held))
+            self.rehearsed = rehearsed = self._rehearsed()
+        made = images_of(rehearsed.made)
+        self.layout = Plain(*made.shape[-2:])
+        self.frames = len(made) if made.ndim > 3 else None
+        self.network = rehearsed.networks[0]  # type: ignore[misc]
+        self.text_length = tuple(rehearsed.latents.shape), rehearsed.passes, rehearsed.nfe_flops
+        self._hub = Hub(rehearsed.networks, rehearsed.held)
+        self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
+
+    def _rehearsed(self) -> Rehearsal:
+        with torch.no_grad():
+            return rehearse(self._stock_call(Prompt(TYPICAL)))
+
+    def _own_parts(self, names: Collection[str]) -> dict[str, torch.nn.Module]:
+        """Copies of these parts over the same weights. ValueError where hooks keep them from being copied."""
+        if hooked(self.pipe):
+            raise ValueError(f"this call puts attention processors into {' and '.join(names)}, which other searches "
+                             "share while networks are offloaded; load the pipeline without offloading")  # fmt: skip
+        return {name: shared_copy(getattr(self.pipe, name)) for name in names}
+
+    def _stock_call(self, prompt: Prompt) -> StockCall:
+        own = opened(prompt.inputs)
+        if prompt.negative is not None:
+            own |= {"negative_prompt": prompt.negative}
+        kind = self.pipe.stock_class()
+        return StockCall(self.pipe, kind.__call__, {**self._given, **own, "prompt": prompt.text})
+
+    def _abilities(self) -> set[Capability]:
+        found = super()._abilities()
+        if self.rehearsed.place == NOWHERE or self.rehearsed.remembers:  # no latents can be put in anywhere
+            found.discard(Capability.PATH)
+        return found | {Capability.EDIT} if "image" in self._given else found
+
+    def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
+        super().set_up(schedule, guidance)
+        redraws = "strength" in inspect.signature(self.pipe.stock_class().__call__).parameters
+        self.mixes_noise = not (self.rehearsed.by_seed or redraws)
+        self.forget_prompts()
+
+    def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
+        moved = path is not None or not isinstance(times, str) or times != "pipeline"
+        flow = self.schedule.prediction == "flow" and Capability.PATH in self.can
+        if self.rehearsed.by_seed and (moved or not flow):
+            raise ValueError("this call keeps more of a seed than its latents, on the model's own path; leave kernel, "
+                             "path and times out")  # fmt: skip
+        super().convert(path, times)
+        self._converted = True
+        self.forget_prompts()
+
+    # --- prompts ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
+        # By identity, since prompts may hold pictures, which are slow to compare.
+        known = {id(prompt): call for prompt, call in zip(self._prompts, self._calls, strict=True)}
+        self._prompts = [Prompt.of(prompt) for prompt in prompts]
+        self._calls = [known.get(id(prompt)) or self._placed(prompt) for prompt in self._prompts]
+        self._pairs = {}
+        living = {id(call) for call in self._calls}
+        for key in [key for key in self._waiting if key[0] not in living]:
+            self._drop(key)
+
+    def _placed(self, prompt: Prompt) -> StockCall:
+        """The call of a prompt, whose frames stop where the rehearsal found that they can."""
+        found = self.rehearsed
+        call = replace(
+            self._stock_call(prompt), place=found.place, networks=frozenset(found.networks), dummies=found.dummies
+        )
+        if self._converted:
+            return replace(call, times=self.schedule.timesteps, scaled=lambda x, index: x)
+        if self.schedule.scale is None:
+            return call
+        # Frames must not hold this object, with which they end.
+        return replace(call, scaled=functools.partial(_scaled, self.schedule))
+
+    def forget_prompts(self) -> None:
+        self._prompts, self._calls, self._pairs = [], [], {}
+        for key in list(self._waiting):
+            self._drop(key)
+
+    def sources(self, cond: Tensor) -> Tensor:
+        from ttsnap.pipelines.modular.conditions import source_of
+
+        images = [source_of(self._condition(i).stock.arguments["image"]) for i in cond.tolist()]
+        return torch.cat(images).to(self.device)
+
+    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
+        if not self.rehearsed.by_seed:
+            return prompts
+        pairs = zip(prompts.tolist(), seeds, strict=True)
+        n = len(self._calls)
+        return torch.tensor([n + self._pairs.setdefault(pair, len(self._pairs)) for pair in pairs])
+
+    def _condition(self, number: int) -> Condition:
+        n = len(self._calls)
+        if number < n:
+            return Condition(self._calls[number], 0)
+        prompt, seed = list(self._pairs)[number - n]
+        return Condition(self._calls[prompt], seed)
+
+    # --- frames -----------------------------------------------------------------------------------------------------
+
+    def _frame(self, condition: Condition, index: int, *, ends: bool = False) -> Frame:
+        """A frame that waits for its latents at this index. ends: whether it comes to its end with them.
+
+        RuntimeError where it would have to remember steps that it has not made.
+        """
+        waiting = self._waiting.get(condition.key(index))
+        if waiting:
+            return waiting.pop()
+        if self.rehearsed.remembers and index > 0 and not ends:
+            raise RuntimeError(f"the stock call of seed {condition.seed} is lost, whose steps depend on those before; "
+                               "search again, with a smaller batch_size where memory was short")  # fmt: skip
+        return self._begun(condition.stock, seeded(condition.seed), index)
+
+    def _begun(self, stock: StockCall, generator: Generator, index: int = 0, **parts: Any) -> Frame:
+        """A new frame, led to this index without its networks. At 0 it has drawn its first latents or, where none can
+        be put in, waits for its network."""
+        frame = stock.begin(generator, parts, index)
+        self._hub.run([frame], networks=False)
+        return frame
+
+    def _keep(self, condition: Condition, frame: Frame) -> None:
+        """Let a frame wait for another row."""
+        self._waiting.setdefault(condition.key(frame.index), []).append(frame)
+
+    def _drop(self, key: tuple[int, int, int]) -> None:
+        for frame in self._waiting.pop(key):
+            frame.close()
+
+    def trim(self, particles: int) -> None:
+        frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
+        for key, frame in frames[: max(0, len(frames) - particles)]:
+            self._waiting[key].remove(frame)
+            frame.close()
+        self._waiting = {key: waiting for key, waiting in self._waiting.items() if waiting}
+
+    # --- sampling ---------------------------------------------------------------------------------------------------
+
+    def init_latents(self, generators: Sequence[Generator]) -> Tensor:
+        return torch.cat([self._noise(generator) for generator in generators])
+
+    def _noise(self, generator: Generator) -> Tensor:
+        """The first latents (1, ...) of the first prompt, after which the generator stands as in the stock call."""
+        condition = Condition(self._calls[0], 0)
+        frame = self._begun(condition.stock, generator)
+        if not self.rehearsed.by_seed:
+            made = _drawn(frame)
+            self._keep(condition, frame)
+            return made
+        if isinstance(frame.question, Drawn):
+            frame.go_on(_drawn(frame))
+            self._hub.run([frame], networks=False)
+        return self._first(frame)
+
+    def _first(self, frame: Frame) -> Tensor:
+        """The first latents (1, ...) of a frame that waits for its network, which is not asked."""
+        while isinstance(asked := frame.question, PartCall):
+            frame.answer(self.rehearsed.dummies.of(frame.real(asked.part), asked))
+        step: Any = asked
+        made: Tensor = step.sample
+        return made
+
+    def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
+        if not self.rehearsed.by_seed:
+            return noise
+        return torch.cat([self._begins(self._condition(number)) for number in cond.tolist()])
+
+    def _begins(self, condition: Condition) -> Tensor:
+        """The first latents (1, ...) of a condition, which differ from seed to seed."""
+        frame = self._frame(condition, 0)
+        if isinstance(frame.question, Drawn):
+            made = _drawn(frame)
+            self._keep(condition, frame)
+            return made
+        return self._first(frame)
+
+    def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
+        conditions = [self._condition(number) for number in cond.tolist()]
+        frames = [self._frame(*pair) for pair in zip(conditions, step.tolist(), strict=True)]
+        given = (self.schedule.scaled(x, step) if self._converted else x).split(1)
+        for frame, row in zip(frames, given, strict=True):
+            if not isinstance(frame.question, PartCall):  # else it has begun with the latents of its seed
+                frame.go_on(row)
+        self._hub.run(frames)
+        asked: list[Any] = [frame.question for frame in frames]
+        out = torch.cat([each.out for each in asked])
+        changed = any(each.sample is not row for each, row in zip(asked, given, strict=True))
+        seen = torch.cat([each.sample for each in asked]) if changed and not self._converted else x
+        for condition, frame in zip(conditions, frames, strict=True):
+            self._keep(condition, frame)
+        self._stepped = self.schedule.stepped(x.dtype, out.dtype)
+        mean = out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # some predict a variance, too
+        return Prediction(out, self.schedule.x0(seen, mean, step), seen if changed else None)
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.decoded(x0, torch.zeros(len(x0), dtype=torch.long))
+
+    def decoded(self, x0: Tensor, cond: Tensor) -> Tensor:
+        return self._ended(x0, cond)
+
+    def preview(self, x0: Tensor) -> Tensor:
+        return self._ended(x0, torch.zeros(len(x0), dtype=torch.long), vae=self.pipe.preview_vae)
+
+    def _ended(self, x0: Tensor, cond: Tensor, **parts: Any) -> Tensor:
+        """Images in [0, 1] of finished latents (N, ...), by the end of the stock call."""
+        x0 = x0.to(self._stepped or self.rehearsed.latents.dtype)
+        last, frames = len(self.schedule.timesteps), list[Frame]()
+        for number in cond.tolist():
+            condition = self._condition(number)
+            if parts:
+                frames.append(self._begun(condition.stock, seeded(condition.seed), last, **parts))
+            else:
+                frames.append(self._frame(condition, last, ends=True))
+        ends = [[pair] for pair in zip(frames, x0.split(1), strict=True)]
+        if not self.rehearsed.casts:
+            ends = [list(chain.from_iterable(ends))]
+        for pairs in ends:
+            with CASTING if self.rehearsed.casts else nullcontext():
+                for frame, row in pairs:
+                    frame.go_on(row)
+                self._hub.run([frame for frame, _ in pairs])
+        images = [images_of(_returned(frame)) for frame in frames]
+        self.image_dtype = images[0].dtype
+        return torch.stack(images).to(x0.device, torch.promote_types(self.image_dtype, torch.float32))
+
+    def costs(self) -> Costs:
+        return Costs(self.rehearsed.nfe_flops, self.rehearsed.decode_flops)
+
+    def memo(self, decoder: str = "decode") -> MutableMapping[Any, Any]:
+        memo: flops.Memo = self.pipe._search_memo
+        networks = [weakref.ref(getattr(self.pipe, name)) for name in self.rehearsed.networks]
+        return memo.of((*networks, decoder, self.text_length, tuple(vars(self.layout).items())))
+
+    _converted = False
+
+
+def _scaled(schedule: Schedule, x: Tensor, index: int) -> Tensor:
+    """The network's input of latents (n, ...) at an index."""
+    return schedule.scaled(x, torch.full([len(x)], index))
+
+
+def _drawn(frame: Frame) -> Tensor:
+    """The first latents of a frame that has just drawn them."""
+    asked = frame.question
+    assert isinstance(asked, Drawn)
+    made: Tensor = asked.made
+    return made
+
+
+def _returned(frame: Frame) -> Any:
+    asked = frame.question
+    assert isinstance(asked, Returned)
+    return asked.value
+
+
+def images_of(made: Any) -> Tensor:
+    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays."""
+    for name in ("images", "frames", "videos"):
+        if hasattr(made, name):
+            return _image(getattr(made, name))
+    return _image(made[0])
+
+
+def _image(made: Any) -> Tensor:
+    while isinstance(made, list | tuple) and len(made) == 1:
+        made = made[0]
+    if isinstance(made, Tensor):
+        return made[0] if made.ndim > 3 and len(made) == 1 else made
+    if isinstance(made, np.ndarray):
+        made = made[0] if made.ndim > 3 and len(made) == 1 else made
+        return torch.from_numpy(made).movedim(-1, -3)
+    if isinstance(made, list | tuple):
+        return torch.stack([_image(one) for one in made])
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(made))[0]

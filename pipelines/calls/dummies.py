@@ -1,0 +1,105 @@
+"""Results of networks and decoders that nobody computes: of the right shapes and dtypes, filled with one number.
+
+They lead a frame to a later step, and tell what a stock call does without a network's time. Shapes come from copies of
+the networks without weights, on the meta device, which also count FLOPs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.profiling.flops import count_flops, on_meta
+
+logger = logging.getLogger(__name__)
+
+
+class Shown(NamedTuple):
+    """What a call makes, on the meta device, and its FLOPs."""
+
+    made: Any
+    flops: float
+
+
+class Dummies:
+    """Of one call of a pipeline."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[nn.Module, nn.Module]] = {}
+        """Copies without weights, by the id of a part, which is held."""
+        self._shown: dict[Any, Shown] = {}
+
+    def of(self, part: nn.Module, call: PartCall, fill: float = 0.0) -> Any:
+        """What this call of a part makes, filled with this number."""
+        device = _device(call, part)
+        return mapped(
+            self.shown(part, call).made, lambda each: torch.full(each.shape, fill, dtype=each.dtype, device=device)
+        )
+
+    def shown(self, part: nn.Module, call: PartCall) -> Shown:
+        """What this call of a part makes, and its FLOPs."""
+        key = (id(part), call.method, _shapes(call.args), _shapes(call.kwargs))
+        if key not in self._shown:
+            self._shown[key] = self._show(part, call)
+        return self._shown[key]
+
+    def _show(self, part: nn.Module, call: PartCall) -> Shown:
+        found: list[Any] = []
+
+        def run(by: nn.Module, args: Any, kwargs: Any) -> None:
+            found.append(getattr(by, call.method)(*args, **kwargs))
+
+        try:
+            if id(part) not in self._copies:
+                self._copies[id(part)] = part, on_meta(part)
+            copy, args, kwargs = self._copies[id(part)][1], _on_meta(call.args), _on_meta(call.kwargs)
+            flops = count_flops(lambda: run(copy, args, kwargs))
+        except Exception:  # what depends on values, or cannot leave its device
+            logger.debug("%s is seen by a real call", call.part, exc_info=True)
+            found.clear()
+            accelerated = _device(call, part).type != "cpu"
+            flops = count_flops(lambda: run(part, call.args, call.kwargs), fused=accelerated)
+        return Shown(_on_meta(found[0]), flops)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The value with all its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        inside = {name: mapped(each, change) for name, each in value.items()}
+        return inside if type(value) is dict else type(value)(**inside)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(each, change) for each in value))
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(each, change) for each in value)
+    return value
+
+
+def _on_meta(value: Any) -> Any:
+    return mapped(value, lambda each: each.to("meta"))
+
+
+def _shapes(value: Any) -> Any:
+    """A value as a key: tensors by shape and dtype, others by type."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, Mapping):
+        return tuple((name, _shapes(inside)) for name, inside in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_shapes, value))
+    return type(value), value if isinstance(value, bool | int | str | None) else None
+
+
+def _device(call: PartCall, part: nn.Module) -> torch.device:
+    """Where the result of a call will be."""
+    for value in (*call.args, *call.kwargs.values()):
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Tensor) and each.ndim:
+                return each.device
+    return next(part.parameters()).device

@@ -1,0 +1,48 @@
+"""What a stock call changes in parts that frames share, and puts back at its end, while other frames are under way.
+
+Perturbed-attention guidance puts processors of its own into a network. SDXL widens its VAE to decode. The rehearsal
+finds the first, which is then held while there are frames; where it finds the second, calls end one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Processor(NamedTuple):
+    """The attention processor of a module."""
+
+    module: Any
+    processor: Any
+
+    def hold(self) -> None:
+        """Put it back, where another call has taken it out."""
+        if self.module.processor is not self.processor:
+            self.module.processor = self.processor
+
+
+def processors(parts: Mapping[str, nn.Module]) -> dict[str, list[Processor]]:
+    """Those of each part."""
+    return {
+        name: [Processor(module, module.processor) for module in part.modules() if hasattr(module, "processor")]
+        for name, part in parts.items()
+    }
+
+
+def changed(before: Mapping[str, list[Processor]], after: Mapping[str, list[Processor]]) -> dict[str, list[Processor]]:
+    """Those of parts in which any differs."""
+    return {
+        name: now
+        for name, now in after.items()
+        if any(one.processor is not other.processor for one, other in zip(before[name], now, strict=True))
+    }
+
+
+def dtypes(parts: Mapping[str, nn.Module]) -> dict[str, torch.dtype]:
+    """The dtype of each part's first weight."""
+    first = {name: next(part.parameters(), None) for name, part in parts.items()}
+    return {name: weight.dtype for name, weight in first.items() if weight is not None}

@@ -1,0 +1,151 @@
+"""Searches with pipelines that no family knows: winners beside stock calls, ledgers, threads, refusals."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections import Counter
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.pipelines import tiny as families
+from ttsnap import search
+from ttsnap.algorithms import make_algorithm
+from ttsnap.loop.budget import Budget
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.calls.denoiser import images_of
+from ttsnap.pipelines.calls.pipeline import calls_search_class
+from ttsnap.pipelines.calls.shared_parts import changed
+from ttsnap.pipelines.calls.shared_parts import processors as all_processors
+from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.pipelines.suspended import NAME
+from ttsnap.sampling.rng import seeded
+
+from .tiny import CASES, SIZE, stock
+
+PROMPTS = ["a fox", "two red hens"]
+
+
+def reward(images: Tensor, prompts: list[str]) -> list[float]:
+    return [float(image.flatten()[::3].mean()) for image in images]
+
+
+def found(pipe: Any, prompts: list[str], **how: Any) -> Any:
+    asked = {"search": "ttsnap", "reward": reward, "seed": 3, "budget": "4images", "output_type": "pt", **how}
+    return pipe(prompt=prompts, **asked)
+
+
+def pictures(out: Any) -> Tensor:
+    made: Tensor = out.images if hasattr(out, "images") else out.frames
+    return made
+
+
+def alone(pipe: Any, prompt: str, seed: int, **call: Any) -> Tensor:
+    """What the stock call makes of a seed."""
+    return images_of(pipe(prompt=prompt, generator=seeded(seed), output_type="pt", **call))
+
+
+def processors(parts: dict[str, Any]) -> Any:
+    return all_processors({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None:
+    pipe, call = stock(name), CASES[name].call
+    before = processors(pipe.components)
+    out = found(upgrade(pipe), PROMPTS, **call)
+    for prompt, result, made in zip(PROMPTS, out.search, pictures(out), strict=True):
+        assert torch.allclose(made, alone(pipe, prompt, result.images[0].seed, **call), atol=1e-5)
+    assert changed(before, processors(pipe.components)) == {}
+
+
+def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() -> None:
+    pipe, call = stock("PixArtAlphaPipeline"), CASES["PixArtAlphaPipeline"].call
+    out = found(upgrade(pipe), PROMPTS[:1], batch_size=1, decode_batch_size=1, **call)
+    assert torch.equal(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call))
+    del out
+    gc.collect()
+    assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
+
+
+@pytest.mark.parametrize("how", [{"search": "rbf", "kernel": "sde", "path": "vp"}, {"search": "smc", "kernel": "sde"}])
+def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None:
+    pipe, call = families.shared("sd3"), {**families.FAMILIES["sd3"].call, "num_inference_steps": 4}
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    ours, theirs = (found(each, PROMPTS, **how, **call) for each in (twin, upgrade(pipe)))
+    assert [result.spent.nfe for result in ours.search] == [result.spent.nfe for result in theirs.search]
+    assert [result.images[0].uid for result in ours.search] == [result.images[0].uid for result in theirs.search]
+    assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
+
+
+def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flops: None) -> None:
+    family = families.FAMILIES["sdxl"]
+    pipe, call = families.shared("sdxl"), {**family.call, "num_inference_steps": 4}
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    engine, known = twin.engine(reward, **call), upgrade(pipe).engine(reward, **call)
+    assert engine.price.passes_per_nfe == known.price.passes_per_nfe == 2
+    assert engine.price.flops.nfe == pytest.approx(known.price.flops.nfe, rel=0.02)
+    assert engine.price.flops.decodes == pytest.approx(known.price.flops.decodes, rel=0.02)
+    results = search(PROMPTS, make_algorithm("ttsnap"), engine, Budget(nfe=17), seed=1)
+    assert engine.denoiser._hub.rows["unet"] == sum(result.spent.nfe for result in results)
+
+
+def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
+    pag, plain = stock("StableDiffusionPAGPipeline"), families.shared("sd15")
+    joins = Counter[str]()
+    for name, pipe in (("pag", upgrade(pag)), ("plain", copied(plain, calls_search_class(type(plain))))):
+        denoiser = pipe.denoiser(**SIZE)
+        denoiser.encode([PROMPTS[0]])
+        x = denoiser.init_latents([seeded(seed) for seed in range(3)])
+        with torch.no_grad():
+            for _ in range(2):
+                denoiser.predict(x, torch.zeros(3).long(), torch.zeros(3).long())
+        joins[name] = denoiser._hub.calls["unet"]
+        assert denoiser._hub.apart == ({"unet"} if name == "pag" else set())
+    assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}  # two apart, two together, the third; then all three
+
+
+def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
+    twins = {name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")}
+    asked = [(name, seed) for name in twins for seed in (0, 5)]
+
+    def run(name: str, seed: int) -> Tensor:
+        return pictures(found(twins[name], PROMPTS[:1], **{**CASES[name].call, "seed": seed}))
+
+    expected, made = {each: run(*each) for each in asked}, dict[Any, Tensor]()
+    threads = [threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in asked:
+        assert torch.allclose(made[each], expected[each], atol=1e-6), each
+
+
+def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
+    pipe = upgrade(stock("PixArtAlphaPipeline"))
+    with pytest.raises(ValueError, match="divisible by 8"):
+        found(pipe, PROMPTS, **{**CASES["PixArtAlphaPipeline"].call, "height": 17})
+    with pytest.raises(ValueError, match="whose call takes prompt"):
+        upgrade(diffusers.DDIMPipeline(unet=None, scheduler=diffusers.DDIMScheduler()))
+    training = copy.copy(stock("PixArtAlphaPipeline"))
+    training.text_encoder = copy.copy(training.text_encoder).train()
+    try:
+        with pytest.raises(ValueError, match="text_encoder"):
+            found(upgrade(training), PROMPTS, **CASES["PixArtAlphaPipeline"].call)
+    finally:
+        training.text_encoder.eval()
+    mean = {"reward": lambda images, prompts: images.mean((1, 2, 3))}
+    with pytest.raises(ValueError, match="gradients"):
+        found(pipe, PROMPTS, guide="dps:1", kernel="sde", **mean, **CASES["PixArtAlphaPipeline"].call)
+
+
+def test_a_call_without_search_is_the_stock_one() -> None:
+    pipe, call = stock("PixArtAlphaPipeline"), CASES["PixArtAlphaPipeline"].call
+    made = upgrade(pipe)(prompt=PROMPTS[0], generator=seeded(0), output_type="pt", **call).images
+    assert torch.equal(made[0], alone(pipe, PROMPTS[0], 0, **call))

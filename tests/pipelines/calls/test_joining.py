@@ -1,0 +1,51 @@
+"""Calls of several frames as one, and what may not be one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, close, joined, parted
+
+
+def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() -> None:
+    table = torch.arange(3.0)
+    calls = [
+        Arguments((torch.full((n, 4), float(n)), torch.tensor(7.0)), {"ids": table.clone(), "more": [torch.ones(n, 1)]})
+        for n in (1, 2)
+    ]
+    one = joined(calls, aligned=True)
+    assert one.args[0].tolist() == [[1.0] * 4, [2.0] * 4, [2.0] * 4]
+    assert (one.args[1].ndim, one.kwargs["more"][0].shape) == (0, (3, 1))
+    assert torch.equal(one.kwargs["ids"], table)
+    apart = joined(
+        [call._replace(args=(call.args[0], torch.tensor(t))) for call, t in zip(calls, (7.0, 3.0), strict=True)],
+        aligned=False,
+    )
+    assert apart.args[1].tolist() == [7.0, 3.0, 3.0]
+    first, second = parted((one.args[0], [one.args[0]] * 3), [1, 2], listed=False)
+    assert (len(first[0]), len(second[1])) == (1, 3)
+    assert close(second[0], calls[1].args[0])
+    assert not close(second[0], calls[1].args[0] + 0.1)
+
+
+def test_lists_are_rows_where_the_input_is_one() -> None:
+    calls = [Arguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n}) for n in (1, 2)]
+    one = joined(calls, aligned=True)
+    assert (len(one.args[0]), len(one.kwargs["texts"])) == (3, 3)
+    assert [len(each) for each in parted(one.args[0], [1, 2], listed=True)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"ids": torch.zeros(3)}, {"ids": torch.ones(3)}),
+        ({"scale": 1.0}, {"scale": 2.0}),
+        ({"texts": torch.zeros(1, 4)}, {"texts": torch.zeros(1, 5)}),
+        ({"a": 1}, {"b": 1}),
+    ],
+)
+def test_what_differs_without_rows_keeps_calls_apart(first: dict[str, object], second: dict[str, object]) -> None:
+    x = torch.zeros(1, 2)
+    with pytest.raises(UnlikeError):
+        joined([Arguments((x,), first), Arguments((x,), second)], aligned=True)

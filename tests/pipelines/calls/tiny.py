@@ -1,0 +1,97 @@
+"""Stock pipelines of classes that no family knows, over the parts of tiny ones, and a small call of each."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import diffusers
+
+from tests.pipelines import tiny
+from tests.pipelines.modular import tiny as modular
+
+STEPS = {"num_inference_steps": 4}
+
+
+class Case(NamedTuple):
+    """A class of diffusers, whose parts it takes, and the arguments of a small call."""
+
+    family: str
+    call: Mapping[str, Any]
+    more: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda parts: {}
+    """Further parts, of those that there are."""
+
+
+def controlnet(parts: Mapping[str, Any]) -> dict[str, Any]:
+    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    return {"controlnet": tiny.jitter(net)}
+
+
+def sixteen(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks for latents of 16 channels."""
+    made = {"transformer": {"in_channels": 16, "out_channels": 16}, "vae": {"latent_channels": 16}}
+    return {name: tiny.jitter(modular.remade(parts[name], **changes)) for name, changes in made.items()}
+
+
+def motion(parts: Mapping[str, Any]) -> dict[str, Any]:
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=parts["unet"].config.block_out_channels,
+        motion_layers_per_block=1,
+        motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
+    )
+    return {"motion_adapter": tiny.jitter(adapter)}
+
+
+def ddim(parts: Mapping[str, Any]) -> dict[str, Any]:
+    betas = tiny.STABLE_DIFFUSION_BETAS
+    return {"scheduler": diffusers.DDIMScheduler(**betas, clip_sample=False, steps_offset=1)}
+
+
+def lcm(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """A network that reads the guidance scale."""
+    unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, time_cond_proj_dim=8)
+    return {"scheduler": diffusers.LCMScheduler(**tiny.STABLE_DIFFUSION_BETAS), "unet": tiny.jitter(unet)}
+
+
+SEEN = {"image": modular.picture(size=(24, 16))}
+REDRAWN = {**SEEN, "strength": 0.6}
+SIZE = {**tiny.SIZE, **STEPS}
+CASES = {
+    "StableDiffusionImg2ImgPipeline": Case("sd15", {**STEPS, **REDRAWN}, ddim),
+    "StableDiffusionControlNetPipeline": Case("sd15", {**STEPS, **SEEN}, controlnet),
+    "StableDiffusionPAGPipeline": Case("sd15", SIZE),
+    "LatentConsistencyModelPipeline": Case("sd15", SIZE, lcm),
+    "AnimateDiffPipeline": Case("sd15", {**SIZE, "num_frames": 3}, motion),
+    "StableDiffusionXLPAGPipeline": Case("sdxl", SIZE),
+    "StableDiffusion3InpaintPipeline": Case(
+        "sd3", {**SIZE, **tiny.SHORT, **REDRAWN, "mask_image": modular.mask().resize((24, 16))}, sixteen
+    ),
+    "FluxInpaintPipeline": Case(
+        "flux", {**SIZE, **tiny.SHORT, **REDRAWN, "mask_image": modular.mask().resize((24, 16))}
+    ),
+    "PixArtAlphaPipeline": Case("pixart_sigma", {**SIZE, "use_resolution_binning": False}),
+    "Flux2KleinInpaintPipeline": Case(
+        "flux2_klein",
+        {
+            **tiny.FAMILIES["flux2_klein"].call,
+            **STEPS,
+            "image": modular.picture(size=(64, 64)),
+            "mask_image": modular.mask().resize((64, 64)),
+        },
+    ),
+}
+
+
+@functools.cache
+def stock(name: str) -> Any:
+    """The stock pipeline of a case, which no test changes."""
+    case, cls = CASES[name], getattr(diffusers, name)
+    parts = dict(tiny.FAMILIES[case.family].build().components)
+    parts |= {"requires_safety_checker": False, "safety_checker": None, "feature_extractor": None}
+    parts |= case.more(parts)
+    takes = inspect.signature(cls.__init__).parameters
+    return tiny.quiet(cls(**{part: value for part, value in parts.items() if part in takes}))
