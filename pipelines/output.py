@@ -66,8 +66,8 @@ def stock_output(call: Callable[..., Any]) -> type[Any]:
     exactly one."""
     plain: Any = inspect.unwrap(call)
     named = [plain.__globals__.get(name) for name in plain.__code__.co_names]
-    output_classes = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
-    known = [kind for kind in output_classes if {"images", "frames"} & {field.name for field in fields(kind)}]
+    kinds: list[Any] = [c for c in named if isinstance(c, type) and issubclass(c, BaseOutput)]
+    known = [kind for kind in kinds if {"images", "frames"} & {field.name for field in fields(kind)}]
     return known[0] if len(known) == 1 else ImagesOutput
 
 

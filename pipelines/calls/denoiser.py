@@ -354,11 +354,20 @@ def _returned(frame: Frame) -> Any:
 
 
 def images_of(made: Any) -> Tensor:
-    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays."""
-    for name in ("images", "frames", "videos"):
-        if hasattr(made, name):
-            return _image(getattr(made, name))
-    return _image(made[0])
+    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays.
+
+    ValueError for anything else, as sound.
+    """
+    named = [getattr(made, name) for name in ("images", "frames", "videos") if hasattr(made, name)]
+    try:
+        image = _image(named[0] if named else made[0])
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError):
+        image = torch.empty(0)
+    if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3, 4):
+        raise ValueError(
+            f"a search ranks images and videos, and this call returns neither, but a {type(made).__name__}"
+        )
+    return image
 
 
 def _image(made: Any) -> Tensor:
@@ -371,4 +380,5 @@ def _image(made: Any) -> Tensor:
         return torch.from_numpy(made).movedim(-1, -3)
     if isinstance(made, list | tuple):
         return torch.stack([_image(one) for one in made])
-    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(made))[0]
+    pixels: Tensor = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(made))
+    return pixels[0]

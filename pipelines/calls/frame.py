@@ -240,7 +240,7 @@ def _asking(name: str, part: Any, ask: Ask) -> Any:
         return functools.wraps(getattr(kind, method))(call)
 
     methods = {method: asks(method) for method in METHODS if hasattr(kind, method)}
-    twin = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
+    twin: Any = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
     vars(twin).update(vars(part))
     return twin
 

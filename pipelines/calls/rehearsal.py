@@ -6,7 +6,7 @@ at which timesteps, and what else it draws. A call whose networks answer with du
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ class _Run:
     drawn: list[Drawn] = field(default_factory=list)
     calls: list[tuple[int, str, str, int]] = field(default_factory=list)
     """(index, part, method, rows) of each call of a part."""
-    flops: Counter[tuple[int, str]] = field(default_factory=Counter)
+    flops: dict[tuple[int, str], float] = field(default_factory=lambda: defaultdict(float))
     """By index and method."""
     times: list[float] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
