@@ -1,0 +1,101 @@
+"""What a rehearsal finds out of a pipeline that nobody knows, and searches that keep to it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ttsnap.core.needs import Need
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.calls.denoiser import CallsDenoiser
+from ttsnap.pipelines.suspended import NAME
+from ttsnap.sampling.rng import seeded
+
+from .toy import toy
+
+PROMPTS = ["a fox", "three red hens"]
+BEHAVIOURS = ("", "inline", "veil", "momentum", "mask", "inline veil momentum mask")
+
+
+def reward(images: Tensor, prompts: list[str]) -> list[float]:
+    return [float(image[0].mean()) for image in images]
+
+
+def found(pipe: Any, **how: Any) -> Any:
+    asked = {"search": "ttsnap", "reward": reward, "seed": 1, "budget": "5images", "output_type": "pt", **how}
+    return pipe(PROMPTS, **asked)
+
+
+@pytest.mark.parametrize("does", BEHAVIOURS)
+def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
+    pipe = toy()
+    out = found(upgrade(pipe), does=does)
+    for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
+        stock = pipe(prompt, generator=seeded(result.images[0].seed), does=does).images[0]
+        assert torch.allclose(made, stock, atol=1e-6)
+
+
+@pytest.mark.parametrize("does", BEHAVIOURS)
+def test_only_what_the_call_allows_is_offered(does: str) -> None:
+    engine = upgrade(toy()).engine(reward, does=does)
+    rehearsed = engine.denoiser.rehearsed
+    assert rehearsed.by_seed == any(word in does for word in ("inline", "veil", "momentum"))
+    assert rehearsed.remembers == ("momentum" in does)
+    assert (Need.MIX in engine.offers) == (not rehearsed.by_seed)
+    assert (Need.RENOISE in engine.offers) == ("inline" not in does and "momentum" not in does)
+
+
+def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
+    """Zero-order search mixes noise, RBF renoises, SMC branches: with rows at many steps, on two paths."""
+    for how in (
+        {"search": "zero-order"},
+        {"search": "rbf", "kernel": "sde", "path": "vp"},
+        {"search": "smc", "kernel": "sde"},
+    ):
+        out = found(upgrade(toy()), does="mask", budget="40nfe", **how)
+        assert [result.spent.nfe <= 40 for result in out.search] == [True, True]
+        assert all(
+            (made[..., :4] - 0.1 * len(prompt) / 4 - 0.5).abs().max() < 1e-5
+            for prompt, made in zip(PROMPTS, out.images, strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("does", "why"), [("global", "global generator"), ("twice", "timesteps"), ("sound", "neither")]
+)
+def test_what_cannot_be_searched_is_refused(does: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        found(upgrade(toy()), does=does)
+
+
+def test_frames_are_no_more_than_particles_and_go_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    trim, counts = CallsDenoiser.trim, list[tuple[int, int]]()
+
+    def counted(self: CallsDenoiser, particles: int) -> None:
+        trim(self, particles)
+        counts.append((sum(thread.name == NAME for thread in threading.enumerate()), particles))
+
+    monkeypatch.setattr(CallsDenoiser, "trim", counted)
+    found(upgrade(toy()), batch_size=4, budget="20images")
+    assert all(frames <= particles for frames, particles in counts)
+    assert max(frames for frames, _ in counts) > 8
+    gc.collect()
+    assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
+
+
+def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread() -> None:
+    pipe = toy()
+
+    def broken(module: Any, args: Any, kwargs: Any) -> None:
+        raise RuntimeError("the network is broken")
+
+    pipe.transformer.register_forward_pre_hook(broken, with_kwargs=True)
+    with pytest.raises(RuntimeError, match="the network is broken"):
+        found(upgrade(pipe))
+    gc.collect()
+    assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
