@@ -58,14 +58,16 @@ def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
     over modular ones of the same parts. The stock call of any other pipeline is suspended where it calls its network
     and steps its scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be suspended.
     """
+    given: Any = pipe
     stock: Any = type(pipe)
     cls = search_class(stock)
     if cls is stock:
         return cast("SearchPipeline[Stock]", pipe)
     from ttsnap.pipelines.pipeline_copy import copied
 
-    if issubclass(cls, load_object(f"{CLASSIC}:SearchClassicMixin")):
-        load_object(f"{CLASSIC}:modular")(pipe)  # refuses settings that its blocks do not know
+    modular = issubclass(cls, load_object(f"{CLASSIC}:SearchClassicMixin"))
+    if modular and given.config.get("expand_timesteps"):  # as Wan 2.2 TI2V has it, of which modular blocks know nothing
+        cls = load_object(CALLS)(stock)
     return cast("SearchPipeline[Stock]", copied(pipe, cls))
 
 

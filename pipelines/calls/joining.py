@@ -74,7 +74,7 @@ def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:
 
 def _tensors(values: Sequence[Tensor], rows: Sequence[int], *, aligned: bool) -> Tensor:
     first = values[0]
-    if any(not isinstance(each, Tensor) or each.shape[1:] != first.shape[1:] for each in values):
+    if any(not isinstance(each, Tensor) or shape_of(each) != shape_of(first) for each in values):
         raise UnlikeError("tensors of other shapes")
     if first.ndim and all(len(each) == n for each, n in zip(values, rows, strict=True)):
         return torch.cat(list(values))

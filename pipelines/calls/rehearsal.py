@@ -122,7 +122,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
     times = torch.tensor(whole.times, dtype=torch.float64)
     steps = torch.as_tensor(scheduler.timesteps).double().cpu()[-len(times) :]
     if len(steps) != len(times) or not torch.allclose(steps.float(), times.float(), rtol=1e-5):
-        raise ValueError(f"search cannot use {name} yet: it steps its scheduler at other timesteps than that lists")
+        raise ValueError(f"search cannot use {name} yet: it steps its scheduler {len(times)} times, at other timesteps "
+                         f"than the {len(steps)} that are listed")  # fmt: skip
     return Rehearsal(
         place,
         tuple(sorted(networks)),

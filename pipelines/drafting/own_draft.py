@@ -98,6 +98,8 @@ def drafting(
                          "draft='FOLDER'")  # fmt: skip
     if not isinstance(sampler.draft, str) or sampler.finish not in (AUTO, DRAFT):
         return sampler
+    if (why := pipe.denoiser_class.cannot.get(Capability.DRAFT)) is not None:
+        raise ValueError(why)
     return finishing(sampler, make_drafter(pipe, type(pipe).denoiser_class.network, sampler.draft).settings, call)
 
 

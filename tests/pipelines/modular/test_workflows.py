@@ -104,7 +104,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "one of two experts": lambda: denoiser("wan22", pipe={"guider_2": ClassifierFreeGuidance(guidance_scale=1.0)}),
     "give num_frames": lambda: denoiser("ltx2", without="num_frames"),
     "LTX25ModularPipeline: .* diffusion model": lambda: upgrade(diffusers.LTX25ModularPipeline()),
-    "expand_timesteps": lambda: upgrade(wan22(expand_timesteps=True)),
+    "expand_timesteps": lambda: modular(wan22(expand_timesteps=True)),
     "has mask_image": lambda: encode("flux kontext", Prompt("x", inputs={"mask_image": picture()})),
     "one image .* got 2": lambda: encode("flux kontext", Prompt("x", inputs={"image": [picture(), picture(1)]})),
     "has a negative": lambda: encode("flux kontext", Prompt("a cat", negative="snow")),
