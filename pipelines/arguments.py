@@ -113,6 +113,13 @@ def signature(stock: Mapping[str, inspect.Parameter]) -> inspect.Signature:
     return inspect.Signature(sorted({**stock, **added}.values(), key=lambda parameter: parameter.kind))
 
 
+def with_prompt(stock: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    """Parameters of a stock call and, where it reads no prompt, one that only rewards read."""
+    prompt = inspect.Parameter("prompt", inspect.Parameter.KEYWORD_ONLY, default=None)
+    given = stock if "prompt" in stock else {**stock, "prompt": prompt}
+    return dict(sorted(given.items(), key=lambda named: named[1].kind))
+
+
 def bound(
     parameters: Mapping[str, inspect.Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
 
-ENCODING = threading.Lock()
+ENCODING = threading.RLock()
 """Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and cuts."""
 
 

@@ -55,7 +55,7 @@ class SearchMixin:
             return  # a subclass of a search pipeline
         if not hasattr(cls, "output_class"):
             cls.output_class = output.stock_output(stock)
-        parameters = inspect.signature(stock).parameters
+        parameters = arguments.with_prompt(inspect.signature(stock).parameters)
 
         @functools.wraps(stock)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:

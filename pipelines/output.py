@@ -133,7 +133,8 @@ def checked(pipe: Any, results: list[Result]) -> tuple[list[Result], list[bool] 
 
 def judged(pipe: Any, images: list[Tensor]) -> tuple[list[Tensor], list[bool] | None]:
     """(images, flags) as of `checked`, of images (3, H, W)."""
-    if getattr(pipe, "safety_checker", None) is None or not images:
+    checks = getattr(pipe, "safety_checker", None) is not None and hasattr(pipe, "run_safety_checker")
+    if not checks or not images:  # Cosmos has a checker that its own call runs
         return images, None
     dtype = getattr(pipe.safety_checker, "dtype", torch.float32)
     device = pipe._execution_device

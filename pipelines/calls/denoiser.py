@@ -104,10 +104,23 @@ class CallsDenoiser(PipelineDenoiser):
         self.text_length = tuple(rehearsed.latents.shape), rehearsed.passes, rehearsed.nfe_flops
         self._hub = Hub(rehearsed.networks, rehearsed.held)
         self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
+        if not torch.allclose(self._ends_as("pt"), self._ends_as("np"), atol=1e-2):
+            self._given["output_type"] = "np"  # as in Kandinsky, whose tensors are not in [0, 1]
 
     def _rehearsed(self) -> Rehearsal:
         with torch.no_grad():
             return rehearse(self._stock_call(Prompt(TYPICAL)))
+
+    @torch.no_grad()
+    def _ends_as(self, output_type: str) -> Tensor:
+        """The image in this form that the stock call makes where its decoder answers zeros."""
+        call = self._placed(Prompt(TYPICAL))
+        call = replace(call, arguments={**call.arguments, "output_type": output_type})
+        frame = self._begun(call, seeded(0), len(self.schedule.timesteps))
+        frame.go_on(self.rehearsed.latents)
+        while isinstance(asked := frame.question, PartCall):
+            frame.answer(call.dummies.of(frame.real(asked.part), asked))
+        return images_of(_returned(frame)).float().cpu()
 
     def _own_parts(self, names: Collection[str]) -> dict[str, torch.nn.Module]:
         """Copies of these parts over the same weights. ValueError where hooks keep them from being copied."""
@@ -121,7 +134,9 @@ class CallsDenoiser(PipelineDenoiser):
         if prompt.negative is not None:
             own |= {"negative_prompt": prompt.negative}
         kind = self.pipe.stock_class()
-        return StockCall(self.pipe, kind.__call__, {**self._given, **own, "prompt": prompt.text})
+        if "prompt" in inspect.signature(kind.__call__).parameters:
+            own |= {"prompt": prompt.text}
+        return StockCall(self.pipe, kind.__call__, {**self._given, **own})
 
     def _abilities(self) -> set[Capability]:
         found = super()._abilities()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ttsnap.pipelines.calls.dummies import Dummies
+from ttsnap.pipelines.calls.dummies import Dummies, mapped
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Place, Question, Step, Stepped
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask, Suspended
@@ -54,7 +55,7 @@ class StockCall:
     dummies: Dummies = field(default_factory=Dummies)
     """What these answer there."""
     kept: dict[Any, Any] = field(default_factory=dict)
-    """What methods in ENCODES returned, by their arguments."""
+    """What methods in ENCODES and encoders returned, by their arguments."""
 
     def begin(self, generator: torch.Generator, parts: Parts | None = None, index: int = 0) -> Frame:
         """A frame, which stops where it waits for its latents at this index: at 0 where its first ones are drawn.
@@ -62,6 +63,14 @@ class StockCall:
         parts: in the place of the pipeline's.
         """
         return Frame(self, generator, parts or {}, index)
+
+    def keep(self, what: tuple[str, ...], args: Any, kwargs: Any, make: Callable[..., Any]) -> Any:
+        """What `make` makes of these arguments, made once for equal ones. Stock calls change lists that they are given,
+        so that each gets lists of its own."""
+        key = (*what, frozen(args), frozen(kwargs))
+        if key not in self.kept:
+            self.kept[key] = make(*args, **kwargs), (args, kwargs)  # held, since the key has their ids
+        return mapped(self.kept[key][0], lambda tensor: tensor)
 
     def real(self, name: str, parts: Parts) -> nn.Module:
         """The part of this name that answers."""
@@ -189,17 +198,17 @@ def _keeping(stock: StockCall, method: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        key = (method.__name__, frozen(args), frozen(kwargs))
-        if key not in stock.kept:
-            with ENCODING:
-                stock.kept[key] = method(*args, **kwargs), (args, kwargs)  # held, since the key has their ids
-        return stock.kept[key][0]
+        with ENCODING:
+            return stock.keep((method.__name__,), args, kwargs, method)
 
     return call
 
 
 def frozen(value: Any) -> Any:
-    """A value as a key: plain ones by what they are, others by who they are."""
+    """A value as a key: tensors and plain ones by what they are, others by who they are."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        return value.shape, value.dtype, hashlib.blake2b(data, digest_size=16).digest()
     if isinstance(value, list | tuple):
         return type(value), tuple(map(frozen, value))
     if isinstance(value, dict):

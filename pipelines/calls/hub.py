@@ -109,8 +109,14 @@ class Hub:
     def _called(self, frame: Frame) -> Any:
         """What a frame waits for, in a call of its own."""
         call = _call(frame)
-        self.calls[call.part] += 1
-        return getattr(frame.real(call.part), call.method)(*call.args, **call.kwargs)
+
+        def made(*args: Any, **kwargs: Any) -> Any:
+            self.calls[call.part] += 1
+            return getattr(frame.real(call.part), call.method)(*args, **kwargs)
+
+        if call.part in self.networks or call.method == "decode":
+            return made(*call.args, **call.kwargs)
+        return frame.stock.keep((call.part, call.method), call.args, call.kwargs, made)
 
 
 def _call(frame: Frame) -> PartCall:

@@ -15,7 +15,7 @@ from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.mixin import SearchMixin
 
-NEEDS = ("prompt", "generator", "output_type")
+NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""
 NOT_TAKEN = {
     "self",

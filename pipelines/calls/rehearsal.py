@@ -106,6 +106,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
         raise ValueError(f"search cannot use {name} yet: its call steps {len({id(s) for s in whole.schedulers})} "
                          "schedulers, and candidates are followed by one")  # fmt: skip
     first = whole.first
+    if len(first.sample) != 1:
+        raise ValueError(f"search cannot use {name} yet: its call steps {len(first.sample)} rows for one image")
     place = _place(whole)
     networks = _networks(whole, candidates, name)
     more = {key: value for key, value in first.more.items() if key != "generator"}
