@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,7 +30,7 @@ from ttsnap.pipelines.guidance import Guidance, Outputs
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
-from ttsnap.pipelines.pipeline_copy import hooked, shared_copy
+from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.pipelines.suspended import Returned
 from ttsnap.sampling.denoiser import Capability, Costs
 from ttsnap.sampling.interpolants import Interpolant
@@ -95,7 +95,7 @@ class CallsDenoiser(PipelineDenoiser):
         self._given = {**opened(vars(call)), "output_type": "pt"}
         self.rehearsed = rehearsed = self._rehearsed()
         if rehearsed.held:  # frames put processors into parts, which no other search may see
-            vars(self.pipe).update(self._own_parts(rehearsed.held))
+            vars(self.pipe).update({name: shared_copy(getattr(self.pipe, name)) for name in rehearsed.held})
             self.rehearsed = rehearsed = self._rehearsed()
         made = images_of(rehearsed.made)
         self.layout = Plain(*made.shape[-2:])
@@ -121,13 +121,6 @@ class CallsDenoiser(PipelineDenoiser):
         while isinstance(asked := frame.question, PartCall):
             frame.answer(call.dummies.of(frame.real(asked.part), asked))
         return images_of(_returned(frame)).float().cpu()
-
-    def _own_parts(self, names: Collection[str]) -> dict[str, torch.nn.Module]:
-        """Copies of these parts over the same weights. ValueError where hooks keep them from being copied."""
-        if hooked(self.pipe):
-            raise ValueError(f"this call puts attention processors into {' and '.join(names)}, which other searches "
-                             "share while networks are offloaded; load the pipeline without offloading")  # fmt: skip
-        return {name: shared_copy(getattr(self.pipe, name)) for name in names}
 
     def _stock_call(self, prompt: Prompt) -> StockCall:
         own = opened(prompt.inputs)
@@ -350,8 +343,10 @@ class CallsDenoiser(PipelineDenoiser):
 
 
 def _scaled(schedule: Schedule, x: Tensor, index: int) -> Tensor:
-    """The network's input of latents (n, ...) at an index."""
-    return schedule.scaled(x, torch.full([len(x)], index))
+    """The network's input of latents (n, ...), or of one number, at an index."""
+    rows = x if x.ndim else x[None]
+    made = schedule.scaled(rows, torch.full([len(rows)], index))
+    return made if x.ndim else made[0]
 
 
 def _drawn(frame: Frame) -> Tensor:

@@ -62,8 +62,7 @@ class Dummies:
         except Exception:  # what depends on values, or cannot leave its device
             logger.debug("%s is seen by a real call", call.part, exc_info=True)
             found.clear()
-            accelerated = _device(call, part).type != "cpu"
-            flops = count_flops(lambda: run(part, call.args, call.kwargs), fused=accelerated)
+            flops = count_flops(lambda: run(part, call.args, call.kwargs))
         return Shown(_on_meta(found[0]), flops)
 
 

@@ -20,14 +20,16 @@ def schedule_of(rehearsed: Rehearsal) -> Schedule:
     """The schedule of a rehearsed call. ValueError for schedulers whose noise levels or estimates are not known."""
     scheduler, name = rehearsed.scheduler, type(rehearsed.scheduler).__name__
     begin = len(scheduler.timesteps) - len(rehearsed.times)
-    if name in SUPPORTED | WHY_NOT.keys():
+    known = name in SUPPORTED | WHY_NOT.keys()
+    if known:
         check_scheduler(scheduler)
-        return laid_open(scheduler, begin=begin, step_arguments=rehearsed.step_arguments)
     try:
         schedule = laid_open(scheduler, begin=begin, step_arguments=rehearsed.step_arguments)
-        known = all(_agrees(schedule, rehearsed, at) for at in {0, len(rehearsed.times) // 2})
+        known = known or all(_agrees(schedule, rehearsed, at) for at in {0, len(rehearsed.times) // 2})
     except (AttributeError, TypeError, RuntimeError, IndexError, ValueError) as error:
-        raise ValueError(f"search cannot use {name} yet: {error}; set pipe.scheduler to another one") from error
+        raise ValueError(
+            f"search cannot use this call's {name} yet: {error}; set pipe.scheduler to another one"
+        ) from error
     if not known:
         raise ValueError(f"search cannot use {name} yet: it makes other x0 estimates than its noise levels say; set "
                          "pipe.scheduler to another one")  # fmt: skip
