@@ -166,8 +166,8 @@ def found(prepared: Prepared, pipe: Any) -> Any:
     call = request.engine.call
     assert set(call) <= set(pipe.call_arguments())
     assert all(isinstance(value, int | float | str | list | None) for value in [*call.values(), request.seed])
-    best = SimpleNamespace(pixels=torch.zeros(*pipe.frames, 3, 2, 2))
-    return SimpleNamespace(results=[SimpleNamespace(best=best)])
+    made = SimpleNamespace(pixels=torch.zeros(*pipe.frames, 3, 2, 2), seed=request.seed + request.search.place)
+    return SimpleNamespace(results=[SimpleNamespace(images=[made])])
 
 
 def write_png(folder: Path, doc: Any) -> None:
@@ -191,7 +191,8 @@ def read_png(folder: Path, name: str = "x.png") -> None:
         if task != TEXT:
             raise ValueError("as of load(), which knows the tasks of a model")
         arguments = {"num_inference_steps", "guidance_scale", "negative_prompt", "sigmas"}
-        return SimpleNamespace(frames=() if name.endswith("png") else (2,), call_arguments=lambda: arguments)
+        frames = () if name.endswith("png") else (2,)
+        return SimpleNamespace(frames=frames, dtype=torch.float32, call_arguments=lambda: arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "load_model", load)

@@ -301,9 +301,9 @@ class CallsDenoiser(PipelineDenoiser):
     # --- images -----------------------------------------------------------------------------------------------------
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self.decoded(x0, torch.zeros(len(x0), dtype=torch.long))
+        return self.decode_rows(x0, torch.zeros(len(x0), dtype=torch.long))
 
-    def decoded(self, x0: Tensor, cond: Tensor) -> Tensor:
+    def decode_rows(self, x0: Tensor, cond: Tensor) -> Tensor:
         return self._ended(x0, cond)
 
     def preview(self, x0: Tensor) -> Tensor:

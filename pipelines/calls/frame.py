@@ -207,7 +207,7 @@ def _keeping(stock: StockCall, method: Callable[..., Any]) -> Callable[..., Any]
 def frozen(value: Any) -> Any:
     """A value as a key: tensors and plain ones by what they are, others by who they are."""
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return value.shape, value.dtype, hashlib.blake2b(data, digest_size=16).digest()
     if isinstance(value, list | tuple):
         return type(value), tuple(map(frozen, value))

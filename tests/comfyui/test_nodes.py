@@ -193,7 +193,8 @@ def test_an_operator_offers_rewards_of_their_own_by_name(tmp_path: Path, monkeyp
     rewards = {"mine": f"{outside}/{MODULE}.py:score", "house": "http://127.0.0.1:9", "taste": "judge:rubric:model=m"}
     with watched(tmp_path / "inside") as watch:
         node = offered(tmp_path, rewards)["TtsnapReward"]
-    assert not [seen for seen in watch.seen if MODULE in seen or "connect" in seen]
+    ran = [seen for seen in watch.seen if not seen.startswith("opened")]  # its text is read, to see what it defines
+    assert not [seen for seen in ran if MODULE in seen or "connect" in seen]
     names = next(one for one in node.define_schema().inputs if one.id == "name").options
     assert names == [*inputs.OFFERED, *rewards]
     [[made]] = node.execute(name="mine", weight=2.0, device="cpu").result

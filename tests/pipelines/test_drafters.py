@@ -383,7 +383,7 @@ def test_stock_makes_the_winner_again_in_two_calls(name: str, redraws: Any, sche
     lines = stock_lines(denoiser, PROMPTS[0], call, 3)
     names: Any = {"torch": torch, "drafter": one_of(type(stock), **{network: drafter.net}), "redraw": one_of(redraws)}
     exec("\n".join([lines[0], f"image = {lines[1][:-1]}, output_type='latent').images"]), names)
-    torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=1e-5)  # latents of SDXL are as large as 10
+    torch.testing.assert_close(found, names["image"], rtol=2e-6, atol=5e-5)  # latents of SDXL are as large as 10
     assert float(found.std()) > 0.1
 
 

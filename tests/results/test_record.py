@@ -101,11 +101,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], 
 
     def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Any:
         models.append((model, loras, []))
-        return SimpleNamespace(call_arguments=lambda: {"num_inference_steps", "guidance_scale", "negative_prompt"})
+        arguments = {"num_inference_steps", "guidance_scale", "negative_prompt"}
+        return SimpleNamespace(dtype=torch.float32, call_arguments=lambda: arguments)
 
     def run(request: SearchRequest, pipe: Any) -> Any:
         models[-1][2].append(request)
-        return SimpleNamespace(results=[SimpleNamespace(best=SimpleNamespace(pixels=torch.zeros(3, 32, 32)))])
+        seeds = range(request.seed, request.seed + request.keep)
+        images = [SimpleNamespace(pixels=torch.zeros(3, 32, 32), seed=seed) for seed in seeds]
+        return SimpleNamespace(results=[SimpleNamespace(images=images)])
 
     monkeypatch.setattr(replay, "load_model", load)
     monkeypatch.setattr("ttsnap.pipelines.run.run", run)

@@ -199,7 +199,7 @@ class RowScorer:
         images: list[Tensor | None] = [None] * len(latents)
         decoded = sorted(last + early) if self.estimates == "decode" else last
         previewed = early if self.estimates == "preview" else []
-        made = self.denoiser.decoded(latents[decoded], cond[decoded]) if decoded else ()
+        made = self.denoiser.decode_rows(latents[decoded], cond[decoded]) if decoded else ()
         seen = self.denoiser.preview(latents[previewed]) if previewed else ()
         for i, image in zip([*decoded, *previewed], [*made, *seen], strict=True):
             images[i] = image

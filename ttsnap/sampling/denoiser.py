@@ -204,7 +204,7 @@ class Denoiser(ABC):
         """(N, ...) -> images (N, 3, H, W) float32 in [0, 1], or videos (N, T, 3, H, W) where it makes these (`frames`);
         as `predict`, with a graph where gradients are enabled."""
 
-    def decoded(self, x0: Tensor, cond: Tensor) -> Tensor:
+    def decode_rows(self, x0: Tensor, cond: Tensor) -> Tensor:
         """As `decode`, of latents of these prompts (N,), as in `predict`: they may end in other ways, as where each has
         a picture that is painted in."""
         return self.decode(x0)
