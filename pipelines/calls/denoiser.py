@@ -135,6 +135,8 @@ class CallsDenoiser(PipelineDenoiser):
         found = super()._abilities()
         if self.rehearsed.place == NOWHERE or self.rehearsed.remembers:  # no latents can be put in anywhere
             found.discard(Capability.PATH)
+        if "vae" not in self.pipe.components:  # which a preview takes the place of
+            found.discard(Capability.PREVIEW)
         return found | {Capability.EDIT} if "image" in self._given else found
 
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
@@ -332,7 +334,19 @@ class CallsDenoiser(PipelineDenoiser):
         return torch.stack(images).to(x0.device, torch.promote_types(self.image_dtype, torch.float32))
 
     def costs(self) -> Costs:
-        return Costs(self.rehearsed.nfe_flops, self.rehearsed.decode_flops)
+        preview = self._preview_flops() if Capability.PREVIEW in self.can else 0.0
+        return Costs(self.rehearsed.nfe_flops, self.rehearsed.decode_flops, preview)
+
+    @torch.no_grad()
+    def _preview_flops(self) -> float:
+        """FLOPs of the end of a call whose decoder is the preview VAE."""
+        call, spent = self._placed(Prompt(TYPICAL)), 0.0
+        frame = self._begun(call, seeded(0), len(self.schedule.timesteps), vae=self.pipe.preview_vae)
+        frame.go_on(self.rehearsed.latents)
+        while isinstance(asked := frame.question, PartCall):
+            spent += call.dummies.shown(frame.real(asked.part), asked).flops
+            frame.answer(call.dummies.of(frame.real(asked.part), asked))
+        return spent
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Any, Any]:
         memo: flops.Memo = self.pipe._search_memo

@@ -76,8 +76,9 @@ class Hub:
         if kind not in self._joins:
             known = [self._called(frame) for frame in frames[:2]]
             self._joins[kind] = self._equal(frames[:2], known, aligned=aligned)
-            if not self._joins[kind]:
+            if not self._joins[kind] and name not in self.apart:
                 self.apart.add(name)
+                logger.warning("rows go through %s one by one: joined, they would not be what each is alone", name)
         rest = frames[len(known) :]
         made = self._joined(rest, aligned=aligned) if self._joins[kind] and len(rest) > 1 else None
         return list(zip(frames, [*known, *(map(self._called, rest) if made is None else made)], strict=True))

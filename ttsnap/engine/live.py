@@ -225,6 +225,7 @@ class LiveEngine(Engine):
         self.store.remove(job, [uid for of, uid in self.store if of == job])
         self.executor.prompts.release(job)
         self.noise.forget(job)
+        self.denoiser.trim(len(self.store) + len(self.scheduler))
         if self.scheduler.turns is not None:
             self.scheduler.turns.share.weights.pop(job, None)
 

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -107,6 +108,20 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
         joins[name] = denoiser._hub.calls["unet"]
         assert denoiser._hub.apart == ({"unet"} if name == "pag" else set())
     assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}  # two apart, two together, the third; then all three
+
+
+def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None:
+    pipe, call = copy.copy(stock("PixArtAlphaPipeline")), CASES["PixArtAlphaPipeline"].call
+    blocks = len(pipe.vae.config.block_out_channels)
+    widths = {f"{side}_block_out_channels": (4,) * blocks for side in ("encoder", "decoder")}
+    depths = {f"num_{side}_blocks": (1,) * blocks for side in ("encoder", "decoder")}
+    twin = upgrade(pipe)
+    twin.preview_vae = diffusers.AutoencoderTiny(latent_channels=4, **widths, **depths).eval()
+    out = found(twin, PROMPTS, **call)
+    assert out.search[0].spent.cost.previews > 0
+    assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
+    costs = twin.denoiser(**call).costs()
+    assert 0 < costs.preview < costs.decode
 
 
 def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
