@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 INPUTS = ("hidden_states", "sample", "x", "z")
 """What networks and decoders call the argument whose first axis is that of their rows."""
@@ -58,6 +58,8 @@ def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:
         first = values[0]
         if isinstance(first, Tensor):
             return _tensors(values, rows, aligned=aligned)
+        if isinstance(first, Generator):  # most decoders take one and draw nothing; of others a trial differs
+            return first.clone_state()
         if isinstance(first, dict):
             if any(not isinstance(each, dict) or each.keys() != first.keys() for each in values):
                 raise UnlikeError("dicts with other names")

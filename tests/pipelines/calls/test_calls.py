@@ -105,9 +105,12 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
         with torch.no_grad():
             for _ in range(2):
                 denoiser.predict(x, torch.zeros(3).long(), torch.zeros(3).long())
+                denoiser.decode(x)
         joins[name] = denoiser._hub.calls["unet"]
         assert denoiser._hub.apart == ({"unet"} if name == "pag" else set())
-    assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}  # two apart, two together, the third; then all three
+        # Two apart, two together, the third; then all three.
+        assert denoiser._hub.calls["vae"] == 2 + 1 + 1 + 1
+    assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}
 
 
 def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None:
