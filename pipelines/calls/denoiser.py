@@ -11,17 +11,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.calls.frame import Frame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.pool import Condition, FramePool
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
 from ttsnap.pipelines.calls.schedules import schedule_of
@@ -58,18 +58,6 @@ class InCall(Guidance):
         raise NotImplementedError
 
 
-class Condition(NamedTuple):
-    """What a frame is begun for: frames of one condition differ in their latents alone."""
-
-    stock: StockCall
-    seed: int
-    """By which it draws what else it draws; 0 where that changes nothing."""
-
-    def key(self, index: int) -> tuple[int, int, int]:
-        """Under which its frames wait that stand at this index."""
-        return id(self.stock), self.seed, index
-
-
 class CallsDenoiser(PipelineDenoiser):
     """One stock call of a pipeline, whose frames stand at the steps of rows.
 
@@ -86,12 +74,12 @@ class CallsDenoiser(PipelineDenoiser):
         Capability.DIFFERENTIATE: "stock calls run without gradients; leave guide out",
     }
     rehearsed: Rehearsal
+    _converted = False
+    """Whether frames are put to other timesteps than their scheduler's, with latents in the network's scale."""
 
     def read_call(self, call: SimpleNamespace) -> None:
-        self._waiting: dict[tuple[int, int, int], list[Frame]] = {}
-        self._pairs: dict[tuple[int, int], int] = {}
-        self._calls: list[StockCall] = []
-        self._prompts: list[Prompt] = []
+        self._prompts, self._calls = list[Prompt](), list[StockCall]()
+        self._numbers, self._seeded = dict[tuple[int, int], int](), list[Condition]()
         self._given = {**opened(vars(call)), "output_type": "pt"}
         self.rehearsed = rehearsed = self._rehearsed()
         if rehearsed.held:  # frames put processors into parts, which no other search may see
@@ -102,7 +90,8 @@ class CallsDenoiser(PipelineDenoiser):
         self.frames = len(made) if made.ndim > 3 else None
         self.network = rehearsed.networks[0]  # type: ignore[misc]
         self.text_length = tuple(rehearsed.latents.shape), rehearsed.passes, rehearsed.nfe_flops
-        self._hub = Hub(rehearsed.networks, rehearsed.held)
+        self.hub = Hub(rehearsed.networks, rehearsed.held)
+        self._frames = FramePool(self.hub, remembers=rehearsed.remembers)
         self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
         if not torch.allclose(self._ends_as("pt"), self._ends_as("np"), atol=1e-2):
             self._given["output_type"] = "np"  # as in Kandinsky, whose tensors are not in [0, 1]
@@ -116,7 +105,7 @@ class CallsDenoiser(PipelineDenoiser):
         """The image in this form that the stock call makes where its decoder answers zeros."""
         call = self._placed(Prompt(TYPICAL))
         call = replace(call, arguments={**call.arguments, "output_type": output_type})
-        frame = self._begun(call, seeded(0), len(self.schedule.timesteps))
+        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps))
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
             frame.answer(call.dummies.of(frame.real(asked.part), asked))
@@ -131,9 +120,14 @@ class CallsDenoiser(PipelineDenoiser):
             own |= {"prompt": prompt.text}
         return StockCall(self.pipe, kind.__call__, {**self._given, **own})
 
+    @property
+    def _puts_in(self) -> bool:
+        """Whether latents can be put in at any step, for any particle."""
+        return self.rehearsed.place != NOWHERE and not self.rehearsed.remembers
+
     def _abilities(self) -> set[Capability]:
         found = super()._abilities()
-        if self.rehearsed.place == NOWHERE or self.rehearsed.remembers:  # no latents can be put in anywhere
+        if not self._puts_in:
             found.discard(Capability.PATH)
         if "vae" not in self.pipe.components:  # which a preview takes the place of
             found.discard(Capability.PREVIEW)
@@ -147,12 +141,15 @@ class CallsDenoiser(PipelineDenoiser):
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         moved = path is not None or not isinstance(times, str) or times != "pipeline"
-        flow = self.schedule.prediction == "flow" and Capability.PATH in self.can
-        if self.rehearsed.by_seed and (moved or not flow):
-            raise ValueError("this call keeps more of a seed than its latents, on the model's own path; leave kernel, "
-                             "path and times out")  # fmt: skip
+        if not self._puts_in:
+            raise ValueError("no latents can be put into this call; leave kernel, path and times out")
+        converted = moved or self.schedule.prediction != "flow"
+        later = len(self.rehearsed.scheduler.timesteps) > len(self.rehearsed.times)
+        if converted and (later or self.rehearsed.by_seed):
+            raise ValueError("this call keeps more of a seed than its latents, or begins at a later step, on the "
+                             "model's own path; leave kernel, path and times out")  # fmt: skip
         super().convert(path, times)
-        self._converted = True
+        self._converted = converted
         self.forget_prompts()
 
     # --- prompts ----------------------------------------------------------------------------------------------------
@@ -162,10 +159,8 @@ class CallsDenoiser(PipelineDenoiser):
         known = {id(prompt): call for prompt, call in zip(self._prompts, self._calls, strict=True)}
         self._prompts = [Prompt.of(prompt) for prompt in prompts]
         self._calls = [known.get(id(prompt)) or self._placed(prompt) for prompt in self._prompts]
-        self._pairs = {}
-        living = {id(call) for call in self._calls}
-        for key in [key for key in self._waiting if key[0] not in living]:
-            self._drop(key)
+        self._numbers, self._seeded = {}, []
+        self._frames.forget_others({id(call) for call in self._calls})
 
     def _placed(self, prompt: Prompt) -> StockCall:
         """The call of a prompt, whose frames stop where the rehearsal found that they can."""
@@ -174,16 +169,14 @@ class CallsDenoiser(PipelineDenoiser):
             self._stock_call(prompt), place=found.place, networks=frozenset(found.networks), dummies=found.dummies
         )
         if self._converted:
-            return replace(call, times=self.schedule.timesteps, scaled=lambda x, index: x)
+            return replace(call, times=self.schedule.timesteps, scaled=_unscaled)
         if self.schedule.scale is None:
             return call
         # Frames must not hold this object, with which they end.
         return replace(call, scaled=functools.partial(_scaled, self.schedule))
 
     def forget_prompts(self) -> None:
-        self._prompts, self._calls, self._pairs = [], [], {}
-        for key in list(self._waiting):
-            self._drop(key)
+        self.encode([])
 
     def sources(self, cond: Tensor) -> Tensor:
         from ttsnap.pipelines.modular.conditions import source_of
@@ -194,53 +187,23 @@ class CallsDenoiser(PipelineDenoiser):
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
         if not self.rehearsed.by_seed:
             return prompts
-        pairs = zip(prompts.tolist(), seeds, strict=True)
-        n = len(self._calls)
-        return torch.tensor([n + self._pairs.setdefault(pair, len(self._pairs)) for pair in pairs])
+        return torch.tensor([self._number(pair) for pair in zip(prompts.tolist(), seeds, strict=True)])
+
+    def _number(self, pair: tuple[int, int]) -> int:
+        """The condition of a prompt and a seed."""
+        if pair not in self._numbers:
+            self._numbers[pair] = len(self._calls) + len(self._seeded)
+            self._seeded.append(Condition(self._calls[pair[0]], pair[1]))
+        return self._numbers[pair]
 
     def _condition(self, number: int) -> Condition:
         n = len(self._calls)
         if number < n:
             return Condition(self._calls[number], 0)
-        prompt, seed = list(self._pairs)[number - n]
-        return Condition(self._calls[prompt], seed)
-
-    # --- frames -----------------------------------------------------------------------------------------------------
-
-    def _frame(self, condition: Condition, index: int, *, ends: bool = False) -> Frame:
-        """A frame that waits for its latents at this index. ends: whether it comes to its end with them.
-
-        RuntimeError where it would have to remember steps that it has not made.
-        """
-        waiting = self._waiting.get(condition.key(index))
-        if waiting:
-            return waiting.pop()
-        if self.rehearsed.remembers and index > 0 and not ends:
-            raise RuntimeError(f"the stock call of seed {condition.seed} is lost, whose steps depend on those before; "
-                               "search again, with a smaller batch_size where memory was short")  # fmt: skip
-        return self._begun(condition.stock, seeded(condition.seed), index)
-
-    def _begun(self, stock: StockCall, generator: Generator, index: int = 0, **parts: Any) -> Frame:
-        """A new frame, led to this index without its networks. At 0 it has drawn its first latents or, where none can
-        be put in, waits for its network."""
-        frame = stock.begin(generator, parts, index)
-        self._hub.run([frame], networks=False)
-        return frame
-
-    def _keep(self, condition: Condition, frame: Frame) -> None:
-        """Let a frame wait for another row."""
-        self._waiting.setdefault(condition.key(frame.index), []).append(frame)
-
-    def _drop(self, key: tuple[int, int, int]) -> None:
-        for frame in self._waiting.pop(key):
-            frame.close()
+        return self._seeded[number - n]
 
     def trim(self, particles: int) -> None:
-        frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
-        for key, frame in frames[: max(0, len(frames) - particles)]:
-            self._waiting[key].remove(frame)
-            frame.close()
-        self._waiting = {key: waiting for key, waiting in self._waiting.items() if waiting}
+        self._frames.trim(particles)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -250,14 +213,14 @@ class CallsDenoiser(PipelineDenoiser):
     def _noise(self, generator: Generator) -> Tensor:
         """The first latents (1, ...) of the first prompt, after which the generator stands as in the stock call."""
         condition = Condition(self._calls[0], 0)
-        frame = self._begun(condition.stock, generator)
+        frame = self._frames.begin(condition.stock, generator)
         if not self.rehearsed.by_seed:
             made = _drawn(frame)
-            self._keep(condition, frame)
+            self._frames.keep(condition, frame)
             return made
         if isinstance(frame.question, Drawn):
             frame.go_on(_drawn(frame))
-            self._hub.run([frame], networks=False)
+            self.hub.run([frame], networks=False)
         return self._first(frame)
 
     def _first(self, frame: Frame) -> Tensor:
@@ -275,27 +238,27 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _begins(self, condition: Condition) -> Tensor:
         """The first latents (1, ...) of a condition, which differ from seed to seed."""
-        frame = self._frame(condition, 0)
+        frame = self._frames.take(condition, 0)
         if isinstance(frame.question, Drawn):
             made = _drawn(frame)
-            self._keep(condition, frame)
+            self._frames.keep(condition, frame)
             return made
         return self._first(frame)
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         conditions = [self._condition(number) for number in cond.tolist()]
-        frames = [self._frame(*pair) for pair in zip(conditions, step.tolist(), strict=True)]
+        frames = [self._frames.take(*pair) for pair in zip(conditions, step.tolist(), strict=True)]
         given = (self.schedule.scaled(x, step) if self._converted else x).split(1)
         for frame, row in zip(frames, given, strict=True):
             if not isinstance(frame.question, PartCall):  # else it has begun with the latents of its seed
                 frame.go_on(row)
-        self._hub.run(frames)
+        self.hub.run(frames)
         asked: list[Any] = [frame.question for frame in frames]
         out = torch.cat([each.out for each in asked])
         changed = any(each.sample is not row for each, row in zip(asked, given, strict=True))
         seen = torch.cat([each.sample for each in asked]) if changed and not self._converted else x
         for condition, frame in zip(conditions, frames, strict=True):
-            self._keep(condition, frame)
+            self._frames.keep(condition, frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
         mean = out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # some predict a variance, too
         return Prediction(out, self.schedule.x0(seen, mean, step), seen if changed else None)
@@ -318,9 +281,9 @@ class CallsDenoiser(PipelineDenoiser):
         for number in cond.tolist():
             condition = self._condition(number)
             if parts:
-                frames.append(self._begun(condition.stock, seeded(condition.seed), last, **parts))
+                frames.append(self._frames.begin(condition.stock, seeded(condition.seed), last, **parts))
             else:
-                frames.append(self._frame(condition, last, ends=True))
+                frames.append(self._frames.take(condition, last, ends=True))
         ends = [[pair] for pair in zip(frames, x0.split(1), strict=True)]
         if not self.rehearsed.casts:
             ends = [list(chain.from_iterable(ends))]
@@ -328,7 +291,7 @@ class CallsDenoiser(PipelineDenoiser):
             with CASTING if self.rehearsed.casts else nullcontext():
                 for frame, row in pairs:
                     frame.go_on(row)
-                self._hub.run([frame for frame, _ in pairs])
+                self.hub.run([frame for frame, _ in pairs])
         images = [images_of(_returned(frame)) for frame in frames]
         self.image_dtype = images[0].dtype
         return torch.stack(images).to(x0.device, torch.promote_types(self.image_dtype, torch.float32))
@@ -341,7 +304,7 @@ class CallsDenoiser(PipelineDenoiser):
     def _preview_flops(self) -> float:
         """FLOPs of the end of a call whose decoder is the preview VAE."""
         call, spent = self._placed(Prompt(TYPICAL)), 0.0
-        frame = self._begun(call, seeded(0), len(self.schedule.timesteps), vae=self.pipe.preview_vae)
+        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps), vae=self.pipe.preview_vae)
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
             spent += call.dummies.shown(frame.real(asked.part), asked).flops
@@ -353,7 +316,10 @@ class CallsDenoiser(PipelineDenoiser):
         networks = [weakref.ref(getattr(self.pipe, name)) for name in self.rehearsed.networks]
         return memo.of((*networks, decoder, self.text_length, tuple(vars(self.layout).items())))
 
-    _converted = False
+
+def _unscaled(x: Tensor, index: int) -> Tensor:
+    """Latents that were scaled before they were put in."""
+    return x
 
 
 def _scaled(schedule: Schedule, x: Tensor, index: int) -> Tensor:
@@ -375,34 +341,3 @@ def _returned(frame: Frame) -> Any:
     asked = frame.question
     assert isinstance(asked, Returned)
     return asked.value
-
-
-def images_of(made: Any) -> Tensor:
-    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays.
-
-    ValueError for anything else, as sound.
-    """
-    named = [getattr(made, name) for name in ("images", "frames", "videos") if hasattr(made, name)]
-    try:
-        image = _image(named[0] if named else made[0])
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError):
-        image = torch.empty(0)
-    if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3, 4):
-        raise ValueError(
-            f"a search ranks images and videos, and this call returns neither, but a {type(made).__name__}"
-        )
-    return image
-
-
-def _image(made: Any) -> Tensor:
-    while isinstance(made, list | tuple) and len(made) == 1:
-        made = made[0]
-    if isinstance(made, Tensor):
-        return made[0] if made.ndim > 3 and len(made) == 1 else made
-    if isinstance(made, np.ndarray):
-        made = made[0] if made.ndim > 3 and len(made) == 1 else made
-        return torch.from_numpy(made).movedim(-1, -3)
-    if isinstance(made, list | tuple):
-        return torch.stack([_image(one) for one in made])
-    pixels: Tensor = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(made))
-    return pixels[0]

@@ -18,7 +18,7 @@ from ttsnap import search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls.denoiser import images_of
+from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.calls.shared_parts import processors as all_processors
@@ -92,7 +92,7 @@ def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flo
     assert engine.price.flops.nfe == pytest.approx(known.price.flops.nfe, rel=0.02)
     assert engine.price.flops.decodes == pytest.approx(known.price.flops.decodes, rel=0.02)
     results = search(PROMPTS, make_algorithm("ttsnap"), engine, Budget(nfe=17), seed=1)
-    assert engine.denoiser._hub.rows["unet"] == sum(result.spent.nfe for result in results)
+    assert engine.denoiser.hub.rows["unet"] == sum(result.spent.nfe for result in results)
 
 
 def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
@@ -106,10 +106,10 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
             for _ in range(2):
                 denoiser.predict(x, torch.zeros(3).long(), torch.zeros(3).long())
                 denoiser.decode(x)
-        joins[name] = denoiser._hub.calls["unet"]
-        assert denoiser._hub.apart == ({"unet"} if name == "pag" else set())
+        joins[name] = denoiser.hub.calls["unet"]
+        assert denoiser.hub.apart == ({"unet"} if name == "pag" else set())
         # Two apart, two together, the third; then all three.
-        assert denoiser._hub.calls["vae"] == 2 + 1 + 1 + 1
+        assert denoiser.hub.calls["vae"] == 2 + 1 + 1 + 1
     assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}
 
 
