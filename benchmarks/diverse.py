@@ -95,7 +95,7 @@ class PoolEngine(DryEngine):
 def made(engine: Any, prompt: str, seeds: int, file: Path) -> Pool:
     """The pool of a prompt, from its file or denoised."""
     if not file.exists():
-        step = engine.grid.step_at(SeedPruning().levels[0])
+        step = engine.grid.step_at(SeedPruning().settled().levels[0])
         images: dict[tuple[int, int], Any] = {}
         scores: dict[tuple[int, int], float] = {}
 

@@ -95,7 +95,7 @@ def main() -> None:
     pipe, rewards = load(a.model, dtype=getattr(torch, a.dtype)), [OCR("line"), PlateColour()]
     kept = ("latents",) if a.student else ()
     engine = pipe.engine(rewards, batch_size=a.batch_size, keep=kept, **call)
-    if missing := {engine.grid.step_at(level) for level in SeedPruning().levels} - {*a.score_steps}:
+    if missing := {engine.grid.step_at(level) for level in SeedPruning().settled().levels} - {*a.score_steps}:
         p.error(f"seed pruning looks at step {', '.join(map(str, missing))}, which --score-steps leaves out; add it")
     prompts = sample_prompts(a.prompts, a.prompt_seed)
     with tempfile.TemporaryDirectory() as temporary:

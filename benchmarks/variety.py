@@ -110,7 +110,7 @@ class Bench:
         self.call = {**defaults(model.name), **model.call}
         plain = self.denoiser(Plain())
         self.grid, self.guided, self.scale = plain.grid, plain.guidance.guided, plain.guidance.scale
-        self.check = plain.grid.step_at(SeedPruning().levels[0])
+        self.check = plain.grid.step_at(SeedPruning().settled().levels[0])
         costs = plain.costs()
         self.flops = Rates(nfe=costs.nfe / plain.passes_per_nfe, decodes=costs.decode)
         self.rewards = [OCR("line")] if self.signs else make_rewards(["scenes", "scenes-strict"])
