@@ -58,7 +58,10 @@ class FramePool:
         self._waiting.setdefault(condition.key(frame.index), []).append(frame)
 
     def trim(self, most: int) -> None:
-        """End frames, those of the earliest places first, until no more than so many wait."""
+        """End frames, those of the earliest places first, until no more than so many wait. Where frames remember, none
+        can take another's place, and nothing tells whose particle is gone: all stay until none is left."""
+        if self.remembers and most > 0:
+            return
         frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
         for key, frame in frames[: max(0, len(frames) - most)]:
             self._waiting[key].remove(frame)

@@ -34,7 +34,7 @@ def found(pipe: Any, **how: Any) -> Any:
 @pytest.mark.parametrize("does", BEHAVIOURS)
 def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
     pipe = toy()
-    out = found(upgrade(pipe), does=does)
+    out = found(upgrade(pipe), does=does, batch_size=3)
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.images[0].seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
