@@ -414,7 +414,7 @@ def test_a_check_of_a_service_tells_its_rates_and_whether_images_are_those_of_on
         assert most is not None
         assert most <= 1, "rounding may differ with the batch"
     assert figures["batches filled of 1 client"] == pytest.approx(12.5)  # two images in a batch of 16
-    assert figures["batches filled of 16 clients"] == pytest.approx(100, abs=40)
+    assert figures["batches filled of 16 clients"] > 3 * 12.5  # how full depends on when they come
     assert figures["latency of 4 clients"] > 0
     assert of_service(found).word == GO
     wrong = Own(caller.url, 0.0, lambda _: None)
