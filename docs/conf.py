@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:.*",
-        r"(torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
+        r"(_thread|torch|numpy|np|nn|diffusers|transformers|PIL|asyncio|collections|contextlib|inspect|pathlib|typing|types|"
         r"logging|starlette|uvicorn|fastapi|ray|annotated_types|pydantic|concurrent|weakref|opentelemetry|httpx)\..*",
     ),
     # Aliases of types, which have no entry, and the bounds within them.

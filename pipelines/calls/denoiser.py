@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
-from ttsnap.pipelines.calls.frame import Frame, StockCall
+from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pool import Condition, FramePool
@@ -223,7 +223,7 @@ class CallsDenoiser(PipelineDenoiser):
             self.hub.run([frame], networks=False)
         return self._first(frame)
 
-    def _first(self, frame: Frame) -> Tensor:
+    def _first(self, frame: CallFrame) -> Tensor:
         """The first latents (1, ...) of a frame that waits for its network, which is not asked."""
         while isinstance(asked := frame.question, PartCall):
             frame.answer(self.rehearsed.dummies.of(frame.real(asked.part), asked))
@@ -277,7 +277,7 @@ class CallsDenoiser(PipelineDenoiser):
     def _ended(self, x0: Tensor, cond: Tensor, **parts: Any) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the end of the stock call."""
         x0 = x0.to(self._stepped or self.rehearsed.latents.dtype)
-        last, frames = len(self.schedule.timesteps), list[Frame]()
+        last, frames = len(self.schedule.timesteps), list[CallFrame]()
         for number in cond.tolist():
             condition = self._condition(number)
             if parts:
@@ -329,7 +329,7 @@ def _scaled(schedule: Schedule, x: Tensor, index: int) -> Tensor:
     return made if x.ndim else made[0]
 
 
-def _drawn(frame: Frame) -> Tensor:
+def _drawn(frame: CallFrame) -> Tensor:
     """The first latents of a frame that has just drawn them."""
     asked = frame.question
     assert isinstance(asked, Drawn)
@@ -337,7 +337,7 @@ def _drawn(frame: Frame) -> Tensor:
     return made
 
 
-def _returned(frame: Frame) -> Any:
+def _returned(frame: CallFrame) -> Any:
     asked = frame.question
     assert isinstance(asked, Returned)
     return asked.value

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies, mapped
-from ttsnap.pipelines.calls.questions import Drawn, PartCall, Place, Question, Step, Stepped
+from ttsnap.pipelines.calls.questions import Drawn, LatentsPlace, PartCall, Question, Step, Stepped
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask, Suspended
 
@@ -44,7 +44,7 @@ class StockCall:
     function: Callable[..., Any]
     """The stock `__call__`."""
     arguments: Mapping[str, Any]
-    place: Place | None = None
+    place: LatentsPlace | None = None
     """None in a rehearsal, which finds it."""
     times: Tensor | None = None
     """Timesteps in the place of the scheduler's; None: its own."""
@@ -57,12 +57,12 @@ class StockCall:
     kept: dict[Any, Any] = field(default_factory=dict)
     """What methods in ENCODES and encoders returned, by their arguments."""
 
-    def begin(self, generator: torch.Generator, parts: Parts | None = None, index: int = 0) -> Frame:
+    def begin(self, generator: torch.Generator, parts: Parts | None = None, index: int = 0) -> CallFrame:
         """A frame, which stops where it waits for its latents at this index: at 0 where its first ones are drawn.
 
         parts: in the place of the pipeline's.
         """
-        return Frame(self, generator, parts or {}, index)
+        return CallFrame(self, generator, parts or {}, index)
 
     def keep(self, what: tuple[str, ...], args: Any, kwargs: Any, make: Callable[..., Any]) -> Any:
         """What `make` makes of these arguments, made once for equal ones. Stock calls change lists that they are given,
@@ -109,7 +109,7 @@ def is_scheduler(part: Any) -> bool:
     return hasattr(part, "step") and hasattr(part, "set_timesteps")
 
 
-class Frame:
+class CallFrame:
     """One stock call under way. It ends with the last reference to it."""
 
     def __init__(self, stock: StockCall, generator: torch.Generator, parts: Parts, index: int = 0) -> None:
@@ -217,7 +217,7 @@ def frozen(value: Any) -> Any:
     return (type(value), value) if isinstance(value, plain) else (type(value), id(value))
 
 
-def _drawing(place: Place | None, method: Callable[..., Any], ask: Ask) -> Callable[..., Any]:
+def _drawing(place: LatentsPlace | None, method: Callable[..., Any], ask: Ask) -> Callable[..., Any]:
     """`prepare_latents`, which asks what the call is to begin with."""
     calls = 0
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ttsnap.pipelines.calls.frame import Frame
+from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, shape_of
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.shared_parts import Processor
@@ -37,7 +37,7 @@ class Hub:
         self._joins: dict[Any, bool] = {}
         """Whether calls of a kind can be."""
 
-    def run(self, frames: Sequence[Frame], *, networks: bool = True) -> None:
+    def run(self, frames: Sequence[CallFrame], *, networks: bool = True) -> None:
         """Answer all calls of parts until each frame waits for something else; without `networks`, or for these."""
         while waiting := [frame for frame in frames if self._asks(frame, networks)]:
             for each in chain.from_iterable(self.held.values()):
@@ -50,13 +50,13 @@ class Hub:
                 for frame in here:
                     frame.answer(answers[frame])
 
-    def _asks(self, frame: Frame, networks: bool) -> bool:
+    def _asks(self, frame: CallFrame, networks: bool) -> bool:
         asked = frame.question
         return isinstance(asked, PartCall) and (networks or asked.part not in self.networks)
 
-    def _batches(self, frames: Sequence[Frame]) -> list[list[Frame]]:
+    def _batches(self, frames: Sequence[CallFrame]) -> list[list[CallFrame]]:
         """Frames whose calls of one part are to be joined."""
-        together: dict[Any, list[Frame]] = {}
+        together: dict[Any, list[CallFrame]] = {}
         for frame in frames:
             call = _call(frame)
             joins = call.part in self.networks or call.method == "decode"
@@ -64,7 +64,7 @@ class Hub:
             together.setdefault(key if joins else id(frame), []).append(frame)
         return list(together.values())
 
-    def _answers(self, name: str, frames: Sequence[Frame]) -> list[tuple[Frame, Any]]:
+    def _answers(self, name: str, frames: Sequence[CallFrame]) -> list[tuple[CallFrame, Any]]:
         """What these frames wait for."""
         self.rows[name] += len(frames)
         if len(frames) == 1:
@@ -83,12 +83,12 @@ class Hub:
         made = self._joined(rest, aligned=aligned) if self._joins[kind] and len(rest) > 1 else None
         return list(zip(frames, [*known, *(map(self._called, rest) if made is None else made)], strict=True))
 
-    def _equal(self, frames: Sequence[Frame], alone: Sequence[Any], *, aligned: bool) -> bool:
+    def _equal(self, frames: Sequence[CallFrame], alone: Sequence[Any], *, aligned: bool) -> bool:
         """Whether calls joined make what they make alone."""
         made = self._joined(frames, aligned=aligned)
         return made is not None and close(made, list(alone))
 
-    def _joined(self, frames: Sequence[Frame], *, aligned: bool) -> list[Any] | None:
+    def _joined(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any] | None:
         """What these frames wait for, in one call; None where they cannot be one. Raises what a lack of memory does."""
         try:
             return self._together(frames, aligned=aligned)
@@ -98,7 +98,7 @@ class Hub:
             logger.debug("calls of %s stay apart: %s", _part(frames[0]), why)
             return None
 
-    def _together(self, frames: Sequence[Frame], *, aligned: bool) -> list[Any]:
+    def _together(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any]:
         """What these frames wait for, in one call. UnlikeError where they cannot be one."""
         calls = [Arguments(_call(frame).args, _call(frame).kwargs) for frame in frames]
         one = joined(calls, aligned=aligned)
@@ -107,7 +107,7 @@ class Hub:
         made = method(*one.args, **one.kwargs)
         return parted(made, [call.rows for call in calls], listed=isinstance(one.input, list))
 
-    def _called(self, frame: Frame) -> Any:
+    def _called(self, frame: CallFrame) -> Any:
         """What a frame waits for, in a call of its own."""
         call = _call(frame)
 
@@ -120,11 +120,11 @@ class Hub:
         return frame.stock.keep((call.part, call.method), call.args, call.kwargs, made)
 
 
-def _call(frame: Frame) -> PartCall:
+def _call(frame: CallFrame) -> PartCall:
     asked = frame.question
     assert isinstance(asked, PartCall)
     return asked
 
 
-def _part(frame: Frame) -> str:
+def _part(frame: CallFrame) -> str:
     return _call(frame).part

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Generator
 
-from ttsnap.pipelines.calls.frame import Frame, StockCall
+from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.sampling.rng import seeded
 
@@ -31,9 +31,9 @@ class FramePool:
 
     def __init__(self, hub: Hub, *, remembers: bool) -> None:
         self.hub, self.remembers = hub, remembers
-        self._waiting: dict[tuple[int, int, int], list[Frame]] = {}
+        self._waiting: dict[tuple[int, int, int], list[CallFrame]] = {}
 
-    def take(self, condition: Condition, index: int, *, ends: bool = False) -> Frame:
+    def take(self, condition: Condition, index: int, *, ends: bool = False) -> CallFrame:
         """A frame that waits for its latents at this index. ends: whether it comes to its end with them.
 
         RuntimeError where it would have to remember steps that it has not made.
@@ -46,14 +46,14 @@ class FramePool:
                                "search again, with a smaller batch_size where memory was short")  # fmt: skip
         return self.begin(condition.stock, seeded(condition.seed), index)
 
-    def begin(self, stock: StockCall, generator: Generator, index: int = 0, **parts: Any) -> Frame:
+    def begin(self, stock: StockCall, generator: Generator, index: int = 0, **parts: Any) -> CallFrame:
         """A new frame, led to this index without its networks. At 0 it has drawn its first latents or, where none can
         be put in, waits for its network. parts: in the place of the pipeline's."""
         frame = stock.begin(generator, parts, index)
         self.hub.run([frame], networks=False)
         return frame
 
-    def keep(self, condition: Condition, frame: Frame) -> None:
+    def keep(self, condition: Condition, frame: CallFrame) -> None:
         """Let a frame wait for another row."""
         self._waiting.setdefault(condition.key(frame.index), []).append(frame)
 

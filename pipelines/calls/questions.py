@@ -44,7 +44,7 @@ class Step(NamedTuple):
 Question: TypeAlias = Drawn | PartCall | Step | Returned
 
 
-class Place(NamedTuple):
+class LatentsPlace(NamedTuple):
     """Where the latents of the first step come from."""
 
     call: int
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     """The entry of the tuple that it returns; None where it returns the latents alone."""
 
 
-NOWHERE = Place(0, None)
+NOWHERE = LatentsPlace(0, None)
 """Of a call whose first latents cannot be put in: its frames begin with those of their seeds."""
 
 

@@ -16,9 +16,9 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies
-from ttsnap.pipelines.calls.frame import Frame, StockCall, stock_scheduler
+from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
 from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, tensors_in
-from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall, Place, Step
+from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
 from ttsnap.pipelines.suspended import Returned
 from ttsnap.sampling.rng import seeded
@@ -30,7 +30,7 @@ Mark = tuple[float, float]
 class Rehearsal(NamedTuple):
     """What a stock call does."""
 
-    place: Place
+    place: LatentsPlace
     networks: tuple[str, ...]
     """The parts that are called in its steps."""
     scheduler: Any
@@ -200,7 +200,7 @@ def _run(
     return run
 
 
-def _answer(run: _Run, frame: Frame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
+def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
     index, decodes = frame.index, asked.method == "decode"
     if asked.part not in asleep and not decodes:
         frame.answer(getattr(frame.real(asked.part), asked.method)(*asked.args, **asked.kwargs))
@@ -233,14 +233,14 @@ def _marked(tensor: Tensor) -> Mark:
     return float(wide.abs().sum()), float((wide * weights).sum())
 
 
-def _place(run: _Run) -> Place:
+def _place(run: _Run) -> LatentsPlace:
     """Where the latents of the first step come from."""
     assert run.first is not None
     for drawn in run.drawn:
         entries = list(enumerate(drawn.made)) if isinstance(drawn.made, tuple) else [(None, drawn.made)]
         for entry, value in entries:
             if isinstance(value, Tensor) and _same(value, run.first.sample):
-                return Place(drawn.call, entry)
+                return LatentsPlace(drawn.call, entry)
     return NOWHERE
 
 
