@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -186,7 +187,18 @@ def _program(stock: StockCall, generator: torch.Generator, parts: Parts, index: 
         **{name: copy.deepcopy(part) for name, part in stock.pipe.components.items() if is_guider(part)},
     )
     with torch.no_grad():  # a new thread does not inherit it
-        return stock.function(pipe, **stock.arguments, generator=generator)
+        return stock.function(pipe, **_own(dict(stock.arguments)), generator=generator)
+
+
+def _own(value: Any) -> Any:
+    """Arguments of which a stock call may change arrays in place, as Kandinsky does with masks."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, list):
+        return list(map(_own, value))
+    if isinstance(value, dict):
+        return {name: _own(inside) for name, inside in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _nothing() -> None:
@@ -206,6 +218,8 @@ def _keeping(stock: StockCall, method: Callable[..., Any]) -> Callable[..., Any]
 
 def frozen(value: Any) -> Any:
     """A value as a key: tensors and plain ones by what they are, others by who they are."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return value.shape, value.dtype, hashlib.blake2b(data, digest_size=16).digest()

@@ -271,8 +271,12 @@ def _depends(stock: StockCall, dummies: Dummies, networks: set[str]) -> tuple[bo
     middle = max(1, len(base.times) // 2)
     led = _run(stock, dummies, networks, 0, start, fills, from_index=middle)
     remembers = _from(led, middle + 1) != _from(base, middle + 1)
-    by_seed = stock.place == NOWHERE or _run(stock, dummies, networks, 1, start, fills).marks != base.marks
-    return by_seed or remembers, remembers
+    if stock.place == NOWHERE or remembers:
+        return True, remembers
+    # One that begins with other latents and is given the same in the middle: Kandinsky keeps its first ones for a mask.
+    begun = _run(stock, dummies, networks, 0, 0.5 * start + 0.25, fills, from_index=middle)
+    keeps_first = _from(begun, middle + 1) != _from(led, middle + 1)
+    return keeps_first or _run(stock, dummies, networks, 1, start, fills).marks != base.marks, False
 
 
 def _from(run: _Run, index: int) -> list[tuple[Mark, ...]]:

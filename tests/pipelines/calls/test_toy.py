@@ -19,7 +19,7 @@ from ttsnap.sampling.rng import seeded
 from .toy import toy
 
 PROMPTS = ["a fox", "three red hens"]
-BEHAVIOURS = ("", "inline", "veil", "momentum", "mask", "inline veil momentum mask")
+BEHAVIOURS = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
 
 
 def reward(images: Tensor, prompts: list[str]) -> list[float]:
@@ -40,11 +40,19 @@ def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
         assert torch.allclose(made, stock, atol=1e-6)
 
 
+def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
+    pipe, shift = toy(), torch.zeros(1, 3, 8, 8)
+    out = found(upgrade(pipe), shift=shift)
+    assert shift.abs().max() == 0
+    stock = pipe(PROMPTS[0], generator=seeded(out.search[0].images[0].seed), shift=shift.clone()).images[0]
+    assert torch.allclose(out.images[0], stock, atol=1e-6)
+
+
 @pytest.mark.parametrize("does", BEHAVIOURS)
 def test_only_what_the_call_allows_is_offered(does: str) -> None:
     engine = upgrade(toy()).engine(reward, does=does)
     rehearsed = engine.denoiser.rehearsed
-    assert rehearsed.by_seed == any(word in does for word in ("inline", "veil", "momentum"))
+    assert rehearsed.by_seed == any(word in does for word in ("inline", "veil", "first", "momentum"))
     assert rehearsed.remembers == ("momentum" in does)
     assert (Need.MIX in engine.offers) == (not rehearsed.by_seed)
     assert (Need.RENOISE in engine.offers) == ("inline" not in does and "momentum" not in does)

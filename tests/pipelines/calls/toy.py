@@ -40,6 +40,7 @@ class ToyPipeline(DiffusionPipeline):
         generator: Generator | None = None,
         output_type: str = "pt",
         does: str = "",
+        shift: Tensor | None = None,
     ) -> Any:
         """does: what it does beside the plain loop; words, separated by blanks."""
         assert generator is not None
@@ -48,9 +49,12 @@ class ToyPipeline(DiffusionPipeline):
         veil = torch.randn(1, 3, 8, 8, generator=generator) if "veil" in does else torch.zeros(())
         noise = torch.randn(1, 3, 8, 8) if "global" in does else torch.zeros(())
         kept, mask = torch.zeros(()), torch.arange(8) < 4
+        first = 0.3 * x if "first" in does else torch.zeros(())
+        if shift is not None:
+            x = x + shift.add_(0.1)  # in place, as no call should
         text = torch.tensor([len(prompt) / 10])
         for t in self.scheduler.timesteps:
-            out = self.transformer(x + 0.3 * veil + noise, t.expand(1), text)
+            out = self.transformer(x + 0.3 * veil + noise + first, t.expand(1), text)
             kept = 0.5 * kept + out if "momentum" in does else out
             x = self.scheduler.step(kept, t, x, return_dict=False)[0]
             if "mask" in does:
