@@ -110,6 +110,21 @@ class TwoCalls(Guidance):
         return call(x, t, *positive), call(x[rows], t[rows], *negative)
 
 
+@dataclass(frozen=True)
+class InCall(Guidance):
+    """Guidance that a stock call, or the blocks of its loop, make by themselves."""
+
+    count: int = 1
+    """Passes, which are more than two where the network is perturbed as well."""
+
+    @property
+    def passes(self) -> int:
+        return self.count
+
+    def both(self, call: Call, x: Tensor, t: Tensor, positive: Fields, negative: Fields, rows: Rows) -> Outputs:
+        raise NotImplementedError
+
+
 class Joined(Guidance):
     """One call: all rows with the prompts, then those whose step is guided, with the negative prompts."""
 

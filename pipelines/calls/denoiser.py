@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
 from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance import Guidance, Outputs
+from ttsnap.pipelines.guidance import Guidance, InCall
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
@@ -41,21 +41,6 @@ CASTING = threading.Lock()
 """Held while a call ends that changes the dtype of a part to decode: calls in other threads share it."""
 TYPICAL = "a red circle and a blue square"
 """The prompt of a rehearsal."""
-
-
-@dataclass(frozen=True)
-class InCall(Guidance):
-    """Guidance that the stock call makes by itself."""
-
-    count: int = 1
-    """Passes of an evaluation."""
-
-    @property
-    def passes(self) -> int:
-        return self.count
-
-    def both(self, *arguments: Any) -> Outputs:
-        raise NotImplementedError
 
 
 class CallsDenoiser(PipelineDenoiser):

@@ -75,7 +75,7 @@ class StockCall:
 
     def real(self, name: str, parts: Parts) -> nn.Module:
         """The part of this name that answers."""
-        return parts.get(name) or self.modules[name]
+        return parts[name] if name in parts else self.modules[name]
 
     @functools.cached_property
     def modules(self) -> dict[str, nn.Module]:

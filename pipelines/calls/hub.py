@@ -38,7 +38,18 @@ class Hub:
         """Whether calls of a kind can be."""
 
     def run(self, frames: Sequence[CallFrame], *, networks: bool = True) -> None:
-        """Answer all calls of parts until each frame waits for something else; without `networks`, or for these."""
+        """Answer all calls of parts until each frame waits for something else; without `networks`, or for these.
+
+        Where anything fails, all of these frames end: one may hold ENCODING, for which other searches wait.
+        """
+        try:
+            self._run(frames, networks=networks)
+        except BaseException:
+            for frame in frames:
+                frame.close()
+            raise
+
+    def _run(self, frames: Sequence[CallFrame], *, networks: bool) -> None:
         while waiting := [frame for frame in frames if self._asks(frame, networks)]:
             for each in chain.from_iterable(self.held.values()):
                 each.hold()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -180,7 +181,22 @@ def _run(
     start: the latents of the first step; None: those of the seed. fills: with what dummies are filled at an index, and
     latents after it. from_index: the first index at which they are; before it all are left as they come.
     """
-    run, frame = _Run(), stock.begin(seeded(seed))
+    run = _Run()
+    with closing(stock.begin(seeded(seed))) as frame:
+        _seen(run, frame, dummies, asleep, start, fills, from_index)
+    return run
+
+
+def _seen(
+    run: _Run,
+    frame: CallFrame,
+    dummies: Dummies,
+    asleep: set[str],
+    start: Tensor | None,
+    fills: Callable[[int], float],
+    from_index: int,
+) -> None:
+    """Carry a frame to its end, and note what it asks."""
     while not isinstance(asked := frame.question, Returned):
         index = frame.index
         if isinstance(asked, Drawn):
@@ -188,7 +204,7 @@ def _run(
             frame.go_on(asked.made if start is None else start)
         elif isinstance(asked, Step):
             if run.first is None:
-                run.first, run.processors = asked, processors(stock.modules)
+                run.first, run.processors = asked, processors(frame.stock.modules)
             run.times.append(float(asked.time))
             run.schedulers.append(asked.scheduler)
             _mark(run, index - 1, (asked.out, asked.sample))
@@ -197,7 +213,6 @@ def _run(
         else:
             _answer(run, frame, asked, dummies, asleep, fills(index) if index >= from_index else 0.0)
     run.made = asked.value
-    return run
 
 
 def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.denoiser import ENCODING, PipelineDenoiser
+from ttsnap.pipelines.guidance import InCall
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import check_scheduler, laid_open
 from ttsnap.pipelines.modular import blocks, guiders
@@ -88,7 +89,7 @@ class ModularDenoiser(PipelineDenoiser):
         begin = len(self.pipe.scheduler.timesteps) - len(self._trial.get("timesteps"))
         arguments = {"eta": given["eta"]} if "eta" in given else {}
         schedule = laid_open(self.pipe.scheduler, begin=begin, step_arguments=arguments)
-        self.set_up(schedule, guiders.InBlocks(scale, count=guiders.passes(self.pipe)))
+        self.set_up(schedule, InCall(scale, count=guiders.passes(self.pipe)))
         if self.workflow.frames_every is not None:
             every = int(getattr(self.pipe, self.workflow.frames_every))
             self.frames = (int(self._trial.get("num_frames")) - 1) // every * every + 1

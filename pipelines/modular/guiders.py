@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import ClassifierFreeGuidance, LTX2Guidance
-from torch import Tensor
 
-from ttsnap.pipelines.guidance import Guidance
 from ttsnap.pipelines.quiet import quiet
 
 OF_SOUND = "audio_guider"
@@ -23,21 +20,6 @@ SETTINGS = ("guidance_scale", "guidance_rescale", "stg_scale", "modality_scale",
 """The settings of guiders that a call may give."""
 EXPERIMENTAL = "diffusers.guiders.guider_utils"
 """The logger that warns at every guider that guiders are experimental: only tested versions are accepted."""
-
-
-@dataclass(frozen=True)
-class InBlocks(Guidance):
-    """Guidance that the blocks of the loop make by themselves."""
-
-    count: int = 1
-    """Passes, which are more than two where guiders perturb the network as well."""
-
-    @property
-    def passes(self) -> int:
-        return self.count
-
-    def both(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
 
 def settings(pipe: Any) -> dict[str, tuple[str, str]]:

@@ -105,5 +105,4 @@ def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread() -> N
     pipe.transformer.register_forward_pre_hook(broken, with_kwargs=True)
     with pytest.raises(RuntimeError, match="the network is broken"):
         found(upgrade(pipe))
-    gc.collect()
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
