@@ -48,8 +48,14 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
 
 
 def own_path(schedule: Schedule) -> Interpolant:
-    """The path that the model was trained on: Linear for flows, otherwise the scheduler's variance-preserving one."""
-    return Linear() if schedule.prediction == "flow" else Discrete(schedule.scheduler.alphas_cumprod)
+    """The path that the model was trained on: Linear for flows, otherwise the scheduler's variance-preserving one.
+    ValueError where that is not known."""
+    if schedule.prediction == "flow":
+        return Linear()
+    if schedule.measured or not hasattr(schedule.scheduler, "alphas_cumprod"):
+        raise ValueError(f"the noise levels of this {type(schedule.scheduler).__name__} are on no path that is known; "
+                         "leave kernel, path and times out")  # fmt: skip
+    return Discrete(schedule.scheduler.alphas_cumprod)
 
 
 def timestep_unit(schedule: Schedule, source: Interpolant) -> float:

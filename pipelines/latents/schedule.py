@@ -69,7 +69,7 @@ class Schedule:
     scale: Tensor | None
     """(P,) by which the network's input is divided, if it is."""
     prediction: str
-    """The network's output: "epsilon", "v_prediction", "sample" or "flow"."""
+    """The network's output: "epsilon", "v_prediction", "sample", "flow" or, from noise to data, "reverse_flow"."""
     grid: Grid
     path: Interpolant | None
     """None but for flows: other schedules have no continuous path."""
@@ -78,6 +78,9 @@ class Schedule:
     kernel: Kernel
     narrows: bool
     """Whether a step leaves x in the dtype of the network's output, even if that is narrower."""
+    measured: tuple[Tensor, Tensor] | None = None
+    """(P,) and (P,): x0 estimates are the first times x plus the second times the output, whatever that is. None: they
+    are what `prediction` says."""
 
     def beginning_at(self, step: int) -> Schedule:
         """This schedule from a grid step on."""
@@ -89,6 +92,7 @@ class Schedule:
             sigma=self.sigma[p:],
             scale=None if self.scale is None else self.scale[p:],
             grid=Grid(self.grid.levels[step:], None if evals is None else evals[step:]),
+            measured=None if self.measured is None else (self.measured[0][p:], self.measured[1][p:]),
             times=None if self.times is None else self.times[step:],
             kernel=begun_later(self.kernel, p),
         )
@@ -121,8 +125,13 @@ class Schedule:
         """The x0 (Tweedie) estimate of the network's output at x, in float32, or float64 for float64."""
         wide, out = (v if v.dtype == torch.float64 else v.float() for v in (x, out))
         alpha, sigma = rows(self.alpha[step], wide), rows(self.sigma[step], wide)
+        if self.measured is not None:
+            of_x, of_out = (rows(values[step], wide) for values in self.measured)
+            return of_x * wide + of_out * out
         if self.prediction == "flow":  # out = eps - x0; alpha + sigma is 1 on the model's own path
             return wide - sigma * out if self.scale is None else (wide - sigma * out) / (alpha + sigma)
+        if self.prediction == "reverse_flow":  # out = x0 - eps
+            return wide + sigma * out
         if self.prediction == "epsilon":
             return (wide - sigma * out) / alpha
         if self.prediction == "sample":
@@ -183,8 +192,6 @@ def laid_open(
     scaled, step_arguments: see make_schedule. ValueError for a scheduler that cannot begin there.
     """
     name = type(scheduler).__name__
-    if begin and name == "PNDMScheduler":
-        raise ValueError("search cannot use PNDMScheduler from a later step on; set pipe.scheduler to another one")
     # Blocks of modular pipelines leave them on the device.
     at = torch.as_tensor(scheduler.timesteps).cpu()[begin:]
     full = _full(scheduler, len(at))
@@ -262,7 +269,9 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
     if getattr(scheduler, "sigmas", None) is not None:
         sigma = torch.as_tensor(scheduler.sigmas).cpu()[:positions].float()
         if type(scheduler).__name__.startswith("FlowMatch"):
-            return 1 - sigma, sigma
+            if scheduler.config.get("invert_sigmas"):  # Mochi's and OmniGen's: shares of the image
+                return sigma, 1 - sigma
+            return (torch.ones_like(sigma) if _grows(scheduler) else 1 - sigma), sigma
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # the DPM-Solver kin keep x at unit variance
             alpha, scaled = scheduler._sigma_to_alpha_sigma_t(sigma)
             return torch.as_tensor(alpha).float().expand_as(sigma), torch.as_tensor(scaled).float()
@@ -271,9 +280,17 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
     return kept.sqrt(), (1 - kept).sqrt()
 
 
+def _grows(scheduler: Any) -> bool:
+    """Whether noise is added to an image that is not scaled down, as in Cosmos 2: its steps read noise in place of
+    velocities."""
+    return float(torch.as_tensor(scheduler.sigmas).max()) > 1
+
+
 def _prediction(scheduler: Any) -> str:
     if type(scheduler).__name__.startswith("FlowMatch"):
-        return "flow"
+        if scheduler.config.get("invert_sigmas"):
+            return "reverse_flow"
+        return "epsilon" if _grows(scheduler) else "flow"
     kind = str(scheduler.config.get("prediction_type", "epsilon"))
     known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
     if kind not in known:
