@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -18,9 +18,11 @@ from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
+from ttsnap.pipelines.calls.ends import End
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
-from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.joining import tensors_in
+from ttsnap.pipelines.calls.pictures import images_of, sound_of
 from ttsnap.pipelines.calls.pool import Condition, FramePool
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
@@ -66,6 +68,7 @@ class CallsDenoiser(PipelineDenoiser):
         self._prompts, self._calls = list[Prompt](), list[StockCall]()
         self._numbers, self._seeded = dict[tuple[int, int], int](), list[Condition]()
         self._given = {**opened(vars(call)), "output_type": "pt"}
+        self._unseen = self._unheard = frozenset[str]()
         self.rehearsed = rehearsed = self._rehearsed()
         if rehearsed.held:  # frames put processors into parts, which no other search may see
             vars(self.pipe).update({name: shared_copy(getattr(self.pipe, name)) for name in rehearsed.held})
@@ -78,23 +81,45 @@ class CallsDenoiser(PipelineDenoiser):
         self.hub = Hub(rehearsed.networks, rehearsed.held)
         self._frames = FramePool(self.hub, remembers=rehearsed.remembers)
         self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
-        if not torch.allclose(self._ends_as("pt"), self._ends_as("np"), atol=1e-2):
+        plain = self._end()
+        self._unseen, self._unheard = self._apart(plain)
+        self._decode_flops = plain.all_flops(self._unseen)
+        same = images_of(plain.made).float().cpu(), images_of(self._end(output_type="np").made)
+        if not torch.allclose(*same, atol=1e-2):
             self._given["output_type"] = "np"  # as in Kandinsky, whose tensors are not in [0, 1]
 
     def _rehearsed(self) -> Rehearsal:
+        self._typical = self._stock_call(Prompt(TYPICAL))
         with torch.no_grad():
-            return rehearse(self._stock_call(Prompt(TYPICAL)))
+            return rehearse(self._typical)
 
     @torch.no_grad()
-    def _ends_as(self, output_type: str) -> Tensor:
-        """The image in this form that the stock call makes where its decoder answers zeros."""
-        call = self._placed(Prompt(TYPICAL))
-        call = replace(call, arguments={**call.arguments, "output_type": output_type})
-        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps))
+    def _end(
+        self, fill: Callable[[str], float] = lambda part: 0.0, *, output_type: str | None = None, **parts: Any
+    ) -> End:
+        """The end of a stock call whose parts answer with these numbers. parts: in the place of the pipeline's."""
+        call = self._stopping(self._typical)
+        if output_type is not None:
+            call = replace(call, arguments={**call.arguments, "output_type": output_type})
+        end = End()
+        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps), **parts)
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
-            frame.answer(call.dummies.of(frame.real(asked.part), asked))
-        return images_of(_returned(frame)).float().cpu()
+            end.flops[asked.part] += call.dummies.shown(frame.real(asked.part), asked).flops
+            end.given[asked.part] += tensors_in((asked.args, asked.kwargs))
+            frame.answer(call.dummies.of(frame.real(asked.part), asked, fill(asked.part)))
+        end.made = _returned(frame)
+        return end
+
+    def _apart(self, plain: End) -> tuple[frozenset[str], frozenset[str]]:
+        """The parts of the end that pictures do without, and those that their sound does without."""
+        if sound_of(plain.made) is None:
+            return frozenset(), frozenset()
+        others = {
+            part: self._end(lambda asked, part=part: 0.5 * (asked == part))  # type: ignore[misc]
+            for part in plain.given
+        }
+        return plain.without(others, images_of), plain.without(others, sound_of)
 
     def _stock_call(self, prompt: Prompt) -> StockCall:
         own = opened(prompt.inputs)
@@ -108,7 +133,7 @@ class CallsDenoiser(PipelineDenoiser):
     @property
     def _puts_in(self) -> bool:
         """Whether latents can be put in at any step, for any particle."""
-        return self.rehearsed.place != NOWHERE and not self.rehearsed.remembers
+        return self.rehearsed.places != NOWHERE and not self.rehearsed.remembers
 
     def _abilities(self) -> set[Capability]:
         found = super()._abilities()
@@ -143,15 +168,20 @@ class CallsDenoiser(PipelineDenoiser):
         # By identity, since prompts may hold pictures, which are slow to compare.
         known = {id(prompt): call for prompt, call in zip(self._prompts, self._calls, strict=True)}
         self._prompts = [Prompt.of(prompt) for prompt in prompts]
-        self._calls = [known.get(id(prompt)) or self._placed(prompt) for prompt in self._prompts]
+        self._calls = [known.get(id(prompt)) or self._stopping(self._stock_call(prompt)) for prompt in self._prompts]
         self._numbers, self._seeded = {}, []
         self._frames.forget_others({id(call) for call in self._calls})
 
-    def _placed(self, prompt: Prompt) -> StockCall:
-        """The call of a prompt, whose frames stop where the rehearsal found that they can."""
+    def _stopping(self, call: StockCall) -> StockCall:
+        """A call whose frames stop where the rehearsal found that they can."""
         found = self.rehearsed
         call = replace(
-            self._stock_call(prompt), place=found.place, networks=frozenset(found.networks), dummies=found.dummies
+            call,
+            places=found.places,
+            fields=found.fields,
+            networks=frozenset(found.networks),
+            dummies=found.dummies,
+            asleep=self._unseen,
         )
         if self._converted:
             return replace(call, times=self.schedule.timesteps, scaled=_unscaled)
@@ -199,12 +229,12 @@ class CallsDenoiser(PipelineDenoiser):
         """The first latents (1, ...) of the first prompt, after which the generator stands as in the stock call."""
         condition = Condition(self._calls[0], 0)
         frame = self._frames.begin(condition.stock, generator)
-        if not self.rehearsed.by_seed:
+        if not self.rehearsed.by_seed and self.rehearsed.fields.plain:
             made = _drawn(frame)
             self._frames.keep(condition, frame)
             return made
         if isinstance(frame.question, Drawn):
-            frame.go_on(_drawn(frame))
+            frame.go_on(None)
             self.hub.run([frame], networks=False)
         return self._first(frame)
 
@@ -224,6 +254,9 @@ class CallsDenoiser(PipelineDenoiser):
     def _begins(self, condition: Condition) -> Tensor:
         """The first latents (1, ...) of a condition, which differ from seed to seed."""
         frame = self._frames.take(condition, 0)
+        if isinstance(frame.question, Drawn) and not self.rehearsed.fields.plain:
+            frame.go_on(None)
+            self.hub.run([frame], networks=False)
         if isinstance(frame.question, Drawn):
             made = _drawn(frame)
             self._frames.keep(condition, frame)
@@ -259,6 +292,15 @@ class CallsDenoiser(PipelineDenoiser):
     def preview(self, x0: Tensor) -> Tensor:
         return self._ended(x0, torch.zeros(len(x0), dtype=torch.long), vae=self.pipe.preview_vae)
 
+    def sound(self, latents: Tensor) -> Tensor | None:
+        if sound_of(self.rehearsed.made) is None:
+            return None
+        call = replace(self._stopping(self._typical), asleep=self._unheard)
+        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps))
+        frame.go_on(latents.to(self._stepped or self.rehearsed.latents.dtype))
+        self.hub.run([frame])
+        return sound_of(_returned(frame))
+
     def _ended(self, x0: Tensor, cond: Tensor, **parts: Any) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the end of the stock call."""
         x0 = x0.to(self._stepped or self.rehearsed.latents.dtype)
@@ -283,18 +325,11 @@ class CallsDenoiser(PipelineDenoiser):
 
     def costs(self) -> Costs:
         preview = self._preview_flops() if Capability.PREVIEW in self.can else 0.0
-        return Costs(self.rehearsed.nfe_flops, self.rehearsed.decode_flops, preview)
+        return Costs(self.rehearsed.nfe_flops, self._decode_flops, preview)
 
-    @torch.no_grad()
     def _preview_flops(self) -> float:
         """FLOPs of the end of a call whose decoder is the preview VAE."""
-        call, spent = self._placed(Prompt(TYPICAL)), 0.0
-        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps), vae=self.pipe.preview_vae)
-        frame.go_on(self.rehearsed.latents)
-        while isinstance(asked := frame.question, PartCall):
-            spent += call.dummies.shown(frame.real(asked.part), asked).flops
-            frame.answer(call.dummies.of(frame.real(asked.part), asked))
-        return spent
+        return self._end(vae=self.pipe.preview_vae).all_flops(self._unseen)
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Any, Any]:
         memo: flops.Memo = self.pipe._search_memo

@@ -13,7 +13,9 @@ import copy
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,16 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies, mapped
-from ttsnap.pipelines.calls.questions import Drawn, LatentsPlace, PartCall, Question, Step, Stepped
+from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, LatentsPlace, PartCall, Question, Step, Stepped
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask, Suspended
 
 METHODS = ("__call__", "encode", "decode")
 """Of parts: those that ask."""
-LATENTS = "prepare_latents"
-"""The method of pipelines that draws the first latents."""
+LATENTS = re.compile(r"prepare_(\w+_)?latents")
+"""What methods of pipelines are called that may draw first latents."""
 ENCODES = ("encode_prompt", "encode_image")
 """Methods of pipelines whose results frames of one prompt share."""
+ASKED = "_asked"
+"""The attribute of a frame's scheduler with how many of its steps have been asked."""
 Parts: TypeAlias = Mapping[str, nn.Module]
 """Parts of a pipeline, by name."""
 
@@ -45,14 +50,18 @@ class StockCall:
     function: Callable[..., Any]
     """The stock `__call__`."""
     arguments: Mapping[str, Any]
-    place: LatentsPlace | None = None
-    """None in a rehearsal, which finds it."""
+    places: Sequence[LatentsPlace] | None = None
+    """Where the first latents of each field come from. None in a rehearsal, which finds it."""
+    fields: Fields | None = None
+    """What a round steps, which is asked as one. None in a rehearsal, where each step asks by itself."""
     times: Tensor | None = None
     """Timesteps in the place of the scheduler's; None: its own."""
     scaled: Callable[[Tensor, int], Tensor] | None = None
     """The network's input of latents at an index; None: what the scheduler makes of them."""
     networks: frozenset[str] = frozenset()
     """The parts that denoise, which a frame that is led to a later step does without."""
+    asleep: frozenset[str] = frozenset()
+    """The parts that a frame does without at its end."""
     dummies: Dummies = field(default_factory=Dummies)
     """What these answer there."""
     kept: dict[Any, Any] = field(default_factory=dict)
@@ -73,6 +82,13 @@ class StockCall:
             self.kept[key] = make(*args, **kwargs), (args, kwargs)  # held, since the key has their ids
         return mapped(self.kept[key][0], lambda tensor: tensor)
 
+    def encoded(self, call: PartCall, parts: Parts, make: Callable[..., Any]) -> Any:
+        """What `make` makes of a call of a part that does not denoise. It is kept where it is made before the first
+        step, but for parts in whose hooks the call looks at more than their results."""
+        if call.begun or any(inside._forward_hooks for inside in self.real(call.part, parts).modules()):
+            return make(*call.args, **call.kwargs)
+        return self.keep((call.part, call.method), call.args, call.kwargs, make)
+
     def real(self, name: str, parts: Parts) -> nn.Module:
         """The part of this name that answers."""
         return parts[name] if name in parts else self.modules[name]
@@ -83,6 +99,11 @@ class StockCall:
         found = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         found.pop("safety_checker", None)
         return found
+
+    @functools.cached_property
+    def draw(self) -> list[str]:
+        """The methods of the pipeline that may draw first latents."""
+        return [name for name in dir(type(self.pipe)) if LATENTS.fullmatch(name)]
 
     @functools.cached_property
     def schedulers(self) -> dict[str, Any]:
@@ -98,8 +119,8 @@ def is_guider(part: Any) -> bool:
 def stock_scheduler(scheduler: Any) -> Any:
     """A frame's scheduler as diffusers made it, with its timesteps set and no step taken."""
     own = copy.copy(scheduler)
-    for name in ("step", "scale_model_input", "set_timesteps"):
-        vars(own).pop(name, None)
+    own.__class__ = type(own).__bases__[0]
+    del vars(own)[ASKED]
     if hasattr(own, "_step_index"):
         own._step_index = None
     return own
@@ -115,6 +136,7 @@ class CallFrame:
 
     def __init__(self, stock: StockCall, generator: torch.Generator, parts: Parts, index: int = 0) -> None:
         self.stock, self.parts, self._steps = stock, parts, max(0, index - 1)
+        self._to = index
         self._call = Suspended(functools.partial(_program, stock, generator, parts, index))
 
     @property
@@ -128,8 +150,14 @@ class CallFrame:
         """The index of the latents that it waits for, or that are under way: 0 before its first step."""
         return self._steps + isinstance(self.question, Step)
 
-    def go_on(self, latents: Tensor) -> None:
-        """Let it go on with these as its latents at `index`."""
+    @property
+    def spent(self) -> bool:
+        """Whether no latents can be put in any more: where a round steps several fields, the others' steps have been
+        answered before that of the last was known."""
+        return self.index > self._to and self.stock.fields is not None and self.stock.fields.count > 1
+
+    def go_on(self, latents: Tensor | None) -> None:
+        """Let it go on with these as its latents at `index`; None: with those that it draws."""
         self._steps = self.index
         self._call.answer(latents)
 
@@ -146,35 +174,69 @@ class CallFrame:
         self._call.close()
 
 
-@dataclass
 class _Led:
-    """What a stock call asks by: it answers itself until the call waits for its latents at index `to`."""
+    """What a stock call asks by: it answers itself until the call waits for its latents at index `to`.
 
-    stock: StockCall
-    parts: Parts
-    to: int
-    ask: Ask
-    index: int = 0
+    A round of the loop is one question. Where it steps several fields, latents are put in at the first, from which the
+    others have theirs; and the guided outputs are known at the last, before which steps leave latents as they are.
+    """
+
+    def __init__(self, stock: StockCall, parts: Parts, to: int, ask: Ask) -> None:
+        self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
+        self.index = 0
+        """Rounds begun."""
+        self._round, self._given = list[Step](), list[Tensor]()
 
     def __call__(self, question: Any) -> Any:
-        self.index += isinstance(question, Step)
-        if self.index >= self.to:
-            return self.ask(question)
         if isinstance(question, Drawn):
-            return question.made
+            return self._drawn(question)
         if isinstance(question, Step):
-            return question.sample
-        if question.part not in self.stock.networks:
+            return self._stepped(question)
+        asleep = self.stock.networks if self.index < self.to else self.stock.asleep if self.index else ()
+        if question.part in asleep:
+            return self.stock.dummies.of(self.stock.real(question.part, self.parts), question)
+        return self.ask(question._replace(begun=self.index > 0))
+
+    def _drawn(self, question: Drawn) -> Any:
+        if self.to > 0:
+            return question.made
+        if self.stock.fields is None:
             return self.ask(question)
-        return self.stock.dummies.of(self.stock.real(question.part, self.parts), question)
+        if question.field == 0:
+            latents = self.ask(question)
+            self._given = [] if latents is None else self.stock.fields.parted(latents)
+        return self._given[question.field] if self._given else question.made
+
+    def _stepped(self, question: Step) -> Any:
+        fields = self.stock.fields
+        if fields is None:
+            self.index += 1
+            return self.ask(question)
+        self.index += not self._round
+        self._round.append(question)
+        steps, last = self._round, len(self._round) == fields.count
+        if last:
+            self._round = []
+        if self.index == self.to:
+            if len(steps) == 1:
+                self._given = fields.parted(self.ask(question))
+            return self._given[len(steps) - 1]
+        if self.index < self.to or not last:
+            return question.sample
+        return fields.parted(self.ask(_joined(fields, steps)))[-1]
+
+
+def _joined(fields: Fields, steps: Sequence[Step]) -> Step:
+    """The steps of a round as one."""
+    out, sample = (fields.joined(values) for values in zip(*((step.out, step.sample) for step in steps), strict=True))
+    return steps[0]._replace(out=out, sample=sample)
 
 
 def _program(stock: StockCall, generator: torch.Generator, parts: Parts, index: int, asks: Ask) -> Any:
     """The stock call, whose parts ask."""
     pipe, ask = copy.copy(stock.pipe), _Led(stock, parts, index, asks)
     methods = {name: _keeping(stock, getattr(pipe, name)) for name in ENCODES if hasattr(pipe, name)}
-    if hasattr(pipe, LATENTS):
-        methods[LATENTS] = _drawing(stock.place, getattr(pipe, LATENTS), ask)
+    methods |= {name: _drawing(stock.places, getattr(pipe, name), ask) for name in stock.draw}
     if hasattr(pipe, "run_safety_checker"):
         vars(pipe)["safety_checker"] = None  # finished images are checked where they go to people
     vars(pipe).update(
@@ -231,23 +293,26 @@ def frozen(value: Any) -> Any:
     return (type(value), value) if isinstance(value, plain) else (type(value), id(value))
 
 
-def _drawing(place: LatentsPlace | None, method: Callable[..., Any], ask: Ask) -> Callable[..., Any]:
-    """`prepare_latents`, which asks what the call is to begin with."""
-    calls = 0
+def _drawing(places: Sequence[LatentsPlace] | None, method: Callable[..., Any], ask: Ask) -> Callable[..., Any]:
+    """A method that draws latents, which asks what the call is to begin with."""
+    calls = Counter[str]()
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        made = method(*args, **kwargs)
-        if place is None:  # a rehearsal finds it
-            return ask(Drawn(calls, made))
-        if place.call != calls:
-            return made
-        if place.entry is None:
-            return ask(Drawn(calls, made))
-        before, after = made[: place.entry], made[place.entry + 1 :]
-        return (*before, ask(Drawn(calls, made[place.entry])), *after)
+        calls[method.__name__] += 1
+        by, made = DrawnBy(method.__name__, calls[method.__name__]), method(*args, **kwargs)
+        if places is None:  # a rehearsal finds them
+            return ask(Drawn(by, made))
+        for of, place in enumerate(places):
+            if place.by != by:
+                continue
+            if place.entry is None:
+                made = ask(Drawn(by, made, of))
+            else:
+                entries = list(made)
+                entries[place.entry] = ask(Drawn(by, entries[place.entry], of))
+                made = tuple(entries)
+        return made
 
     return call
 
@@ -269,32 +334,34 @@ def _asking(name: str, part: Any, ask: Ask) -> Any:
 
 
 def _stepping(scheduler: Any, stock: StockCall, ask: Ask) -> Any:
-    """A copy of a scheduler that asks what its steps make."""
-    own = copy.deepcopy(scheduler)
-    names = [name for name in inspect.signature(own.step).parameters if name != "return_dict"]
-    index = 0
+    """A copy of a scheduler that asks what its steps make, as do copies that the call makes of it."""
+    kind = type(scheduler)
+    names = [name for name in inspect.signature(kind.step).parameters if name not in ("self", "return_dict")]
 
-    def step(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        nonlocal index
+    @functools.wraps(kind.step)  # pipelines read its signature
+    def step(self: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
-        if stock.times is None and getattr(own, "_step_index", 0) is None:
-            own._init_step_index(given["timestep"])
+        if stock.times is None and getattr(self, "_step_index", 0) is None:
+            self._init_step_index(given["timestep"])
         out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
-        moved = ask(Step(out, time, sample, given, own))
-        index += 1
-        if hasattr(own, "_step_index"):
-            own._step_index = index if stock.times is not None else own._step_index + 1
+        moved = ask(Step(out, time, sample, given, self))
+        vars(self)[ASKED] += 1
+        if hasattr(self, "_step_index"):
+            self._step_index = vars(self)[ASKED] if stock.times is not None else self._step_index + 1
         return Stepped(moved) if return_dict else (moved, moved)
 
-    own.step = functools.wraps(own.step)(step)  # pipelines read its signature
+    changes: dict[str, Any] = {"__module__": kind.__module__, "step": step}
     if (scaled := stock.scaled) is not None:
-        own.scale_model_input = lambda sample, timestep=None: scaled(sample, index)
+        changes["scale_model_input"] = lambda self, sample, timestep=None: scaled(sample, vars(self)[ASKED])
     if (times := stock.times) is not None:
-        set_timesteps = own.set_timesteps
 
-        def retimed(*args: Any, **kwargs: Any) -> None:
-            set_timesteps(*args, **kwargs)
-            own.timesteps, own.num_inference_steps = times.to(own.timesteps.device), len(times)
+        @functools.wraps(kind.set_timesteps)
+        def retimed(self: Any, *args: Any, **kwargs: Any) -> None:
+            kind.set_timesteps(self, *args, **kwargs)
+            self.timesteps, self.num_inference_steps = times.to(self.timesteps.device), len(times)
 
-        own.set_timesteps = functools.wraps(set_timesteps)(retimed)
+        changes["set_timesteps"] = retimed
+    own = copy.deepcopy(scheduler)
+    vars(own)[ASKED] = 0
+    own.__class__ = type(kind.__name__, (kind,), changes)
     return own

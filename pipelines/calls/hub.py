@@ -128,7 +128,7 @@ class Hub:
 
         if call.part in self.networks or call.method == "decode":
             return made(*call.args, **call.kwargs)
-        return frame.stock.keep((call.part, call.method), call.args, call.kwargs, made)
+        return frame.stock.encoded(call, frame.parts, made)
 
 
 def _call(frame: CallFrame) -> PartCall:

@@ -29,6 +29,12 @@ def images_of(made: Any) -> Tensor:
     return image
 
 
+def sound_of(made: Any) -> Tensor | None:
+    """The sound (1, channels, samples) of a video that a stock call returned, if it has any."""
+    sound = getattr(made, "audio", None)
+    return sound if isinstance(sound, Tensor) else None
+
+
 def _image(made: Any) -> Tensor:
     while isinstance(made, list | tuple) and len(made) == 1:
         made = made[0]

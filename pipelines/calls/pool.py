@@ -54,7 +54,9 @@ class FramePool:
         return frame
 
     def keep(self, condition: Condition, frame: CallFrame) -> None:
-        """Let a frame wait for another row."""
+        """Let a frame wait for another row, if it can."""
+        if frame.spent:
+            return frame.close()
         self._waiting.setdefault(condition.key(frame.index), []).append(frame)
 
     def trim(self, most: int) -> None:

@@ -9,13 +9,22 @@ from torch import Tensor
 from ttsnap.pipelines.suspended import Returned
 
 
-class Drawn(NamedTuple):
-    """The first latents are drawn. The answer is what the call begins with."""
+class DrawnBy(NamedTuple):
+    """A call of a method that draws latents."""
 
+    method: str
     call: int
-    """Which call of `prepare_latents` it is, from 1 on."""
+    """Which call of this method it is, from 1 on."""
+
+
+class Drawn(NamedTuple):
+    """First latents are drawn. The answer is what the call begins with; None: what is drawn."""
+
+    place: DrawnBy
     made: Any
     """The latents; in a rehearsal all that the method returned."""
+    field: int = 0
+    """Which of the loop's fields they are."""
 
 
 class PartCall(NamedTuple):
@@ -25,6 +34,8 @@ class PartCall(NamedTuple):
     method: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    begun: bool = False
+    """Whether the call has stepped before."""
 
 
 class Step(NamedTuple):
@@ -45,16 +56,15 @@ Question: TypeAlias = Drawn | PartCall | Step | Returned
 
 
 class LatentsPlace(NamedTuple):
-    """Where the latents of the first step come from."""
+    """Where the first latents of a field come from."""
 
-    call: int
-    """The call of `prepare_latents`, from 1 on; 0 where it is not that which makes them (NOWHERE)."""
+    by: DrawnBy
     entry: int | None
-    """The entry of the tuple that it returns; None where it returns the latents alone."""
+    """The entry of the tuple that the method returns; None where it returns the latents alone."""
 
 
-NOWHERE = LatentsPlace(0, None)
-"""Of a call whose first latents cannot be put in: its frames begin with those of their seeds."""
+NOWHERE: tuple[LatentsPlace, ...] = ()
+"""The places of a call whose first latents cannot be put in: its frames begin with those of their seeds."""
 
 
 class Stepped(dict[str, Any]):

@@ -6,8 +6,8 @@ at which timesteps, and what else it draws. A call whose networks answer with du
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies
+from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
 from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, tensors_in
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step
@@ -31,13 +32,17 @@ Mark = tuple[float, float]
 class Rehearsal(NamedTuple):
     """What a stock call does."""
 
-    place: LatentsPlace
+    places: tuple[LatentsPlace, ...]
+    """Where the first latents of each field come from; NOWHERE where those of any cannot be put in."""
+    fields: Fields
     networks: tuple[str, ...]
     """The parts that are called in its steps."""
     scheduler: Any
     """With the timesteps of the call, no step taken."""
+    others: tuple[Any, ...]
+    """The schedulers of further fields."""
     times: Tensor
-    """(P,) the timesteps of its steps, on the CPU."""
+    """(P,) the timesteps of its rounds, on the CPU."""
     step_arguments: Mapping[str, Any]
     """Further arguments of the scheduler's step, without the generator."""
     passes: int
@@ -50,9 +55,10 @@ class Rehearsal(NamedTuple):
     """Whether more than the latents of the first step differs from seed to seed, or from particle to particle."""
     remembers: bool
     """Whether what a step asks depends on more of the steps before than on the latents, as with momentum."""
+    overwrites: bool
+    """Whether the call writes into latents that it has stepped, which schedulers with a history keep."""
     nfe_flops: float
     """Of an evaluation, as the first step makes it."""
-    decode_flops: float
     made: Any
     """What it returned."""
     dummies: Dummies
@@ -70,11 +76,16 @@ class _Run:
     drawn: list[Drawn] = field(default_factory=list)
     calls: list[tuple[int, str, str, int]] = field(default_factory=list)
     """(index, part, method, rows) of each call of a part."""
-    flops: dict[tuple[int, str], float] = field(default_factory=lambda: defaultdict(float))
-    """By index and method."""
+    flops: float = 0.0
+    """Of the networks' calls before the first step."""
     times: list[float] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
-    first: Step | None = None
+    firsts: list[Step] = field(default_factory=list)
+    """The first step of each scheduler, with copies of the latents, which calls may change in place."""
+    places: list[LatentsPlace | None] = field(default_factory=list)
+    """Where these latents come from."""
+    stepped: list[tuple[Tensor, int]] = field(default_factory=list)
+    """These latents, and their version then, which counts changes in place."""
     marks: list[tuple[Mark, ...]] = field(default_factory=list)
     """Of what networks, steps and decoders were given, in order."""
     indices: list[int] = field(default_factory=list)
@@ -101,45 +112,48 @@ def rehearse(stock: StockCall) -> Rehearsal:
     if not torch.equal(before, torch.default_generator.get_state()):
         raise ValueError(f"search cannot use this call of {name}: it draws noise from torch's global generator, which "
                          "no seed makes again")  # fmt: skip
-    if whole.first is None or len(whole.times) == 0:
+    if not whole.firsts:
         raise ValueError(f"search cannot use {name}: its call steps no scheduler, so that there is nothing to suspend")
-    if len({id(each) for each in whole.schedulers}) > 1:
-        raise ValueError(f"search cannot use {name} yet: its call steps {len({id(s) for s in whole.schedulers})} "
-                         "schedulers, and candidates are followed by one")  # fmt: skip
-    first = whole.first
-    if len(first.sample) != 1:
-        raise ValueError(f"search cannot use {name} yet: its call steps {len(first.sample)} rows for one image")
-    place = _place(whole)
+    count = _round(whole, name)
+    first, fields = whole.firsts[0], Fields(tuple(step.sample.shape for step in whole.firsts))
+    found = tuple(place for place in whole.places if place is not None)
+    places = found if len(found) == count else NOWHERE
     networks = _networks(whole, candidates, name)
+    if any(index % count for index, part, *_ in whole.calls if part in networks):
+        raise ValueError(f"search cannot use {name} yet: it calls a network between the steps of one round")
     more = {key: value for key, value in first.more.items() if key != "generator"}
     if held := [key for key, value in more.items() if isinstance(value, Tensor)]:
         raise ValueError(f"search cannot use {name} yet: its steps read {' and '.join(held)}, which is kept from step "
                          "to step")  # fmt: skip
-    placed = replace(stock, place=place)
-    by_seed, remembers = _depends(placed, dummies, networks)
+    by_seed, remembers = _depends(replace(stock, places=places), dummies, networks, count)
+    if remembers and count > 1:
+        raise ValueError(f"search cannot use {name} yet: a step of its {count} schedulers depends on more of those "
+                         "before than on the latents")  # fmt: skip
     at_first = [(part, rows) for index, part, method, rows in whole.calls if index == 0 and part in networks]
     rows: Counter[str] = Counter()
     for part, n in at_first:
         rows[part] += n
     scheduler = stock_scheduler(first.scheduler)
-    times = torch.tensor(whole.times, dtype=torch.float64)
+    times = torch.tensor(whole.times[::count], dtype=torch.float64)
     steps = torch.as_tensor(scheduler.timesteps).double().cpu()[-len(times) :]
     if len(steps) != len(times) or not torch.allclose(steps.float(), times.float(), rtol=1e-5):
         raise ValueError(f"search cannot use {name} yet: it steps its scheduler {len(times)} times, at other timesteps "
                          f"than the {len(steps)} that are listed")  # fmt: skip
     return Rehearsal(
-        place,
+        places,
+        fields,
         tuple(sorted(networks)),
         scheduler,
+        tuple(stock_scheduler(step.scheduler) for step in whole.firsts[1:]),
         times,
         more,
         max(rows.values()),
-        first.sample,
+        fields.joined([step.sample for step in whole.firsts]),
         first.out.dtype,
         by_seed,
         remembers,
-        sum(flops for (index, method), flops in whole.flops.items() if index == 0 and method == "network"),
-        sum(flops for (index, method), flops in whole.flops.items() if method == "decode"),
+        any(latents._version != version for latents, version in whole.stepped),
+        whole.flops,
         whole.made,
         dummies,
         changed(unchanged, whole.processors),
@@ -172,13 +186,13 @@ def _run(
     dummies: Dummies,
     asleep: set[str],
     seed: int,
-    start: Tensor | None = None,
+    start: Sequence[Tensor] | None = None,
     fills: Callable[[int], float] = lambda index: 0.0,
     from_index: int = 0,
 ) -> _Run:
     """Run a call without the parts that are `asleep`, and without decoders.
 
-    start: the latents of the first step; None: those of the seed. fills: with what dummies are filled at an index, and
+    start: the latents of the first round; None: those of the seed. fills: with what dummies are filled at an index, and
     latents after it. from_index: the first index at which they are; before it all are left as they come.
     """
     run = _Run()
@@ -192,7 +206,7 @@ def _seen(
     frame: CallFrame,
     dummies: Dummies,
     asleep: set[str],
-    start: Tensor | None,
+    start: Sequence[Tensor] | None,
     fills: Callable[[int], float],
     from_index: int,
 ) -> None:
@@ -201,10 +215,14 @@ def _seen(
         index = frame.index
         if isinstance(asked, Drawn):
             run.drawn.append(asked)
-            frame.go_on(asked.made if start is None else start)
+            frame.go_on(asked.made if start is None else start[asked.field])
         elif isinstance(asked, Step):
-            if run.first is None:
-                run.first, run.processors = asked, processors(frame.stock.modules)
+            if not run.firsts:
+                run.processors = processors(frame.stock.modules)
+            if all(asked.scheduler is not step.scheduler for step in run.firsts):
+                run.firsts.append(asked._replace(sample=asked.sample.clone()))
+                run.places.append(_place(run, asked.sample))
+                run.stepped.append((asked.sample, asked.sample._version))
             run.times.append(float(asked.time))
             run.schedulers.append(asked.scheduler)
             _mark(run, index - 1, (asked.out, asked.sample))
@@ -218,15 +236,15 @@ def _seen(
 def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
     index, decodes = frame.index, asked.method == "decode"
     if asked.part not in asleep and not decodes:
-        frame.answer(getattr(frame.real(asked.part), asked.method)(*asked.args, **asked.kwargs))
+        frame.answer(frame.stock.encoded(asked, frame.parts, getattr(frame.real(asked.part), asked.method)))
         return
     given = tensors_in((asked.args, asked.kwargs))
     run.calls.append((index, asked.part, asked.method, _rows(asked)))
     _mark(run, index, given)
     if decodes:
         run.dtypes = dtypes(frame.stock.modules)
-    shown = dummies.shown(frame.real(asked.part), asked)
-    run.flops[index, "decode" if decodes else "network"] += shown.flops
+    if index == 0 and not decodes:
+        run.flops += dummies.shown(frame.real(asked.part), asked).flops
     frame.answer(dummies.of(frame.real(asked.part), asked, fill))
 
 
@@ -248,15 +266,26 @@ def _marked(tensor: Tensor) -> Mark:
     return float(wide.abs().sum()), float((wide * weights).sum())
 
 
-def _place(run: _Run) -> LatentsPlace:
-    """Where the latents of the first step come from."""
-    assert run.first is not None
+def _round(run: _Run, name: str) -> int:
+    """How many schedulers a round of the loop steps. ValueError where they do not step in turn."""
+    stepped = [id(scheduler) for scheduler in run.schedulers]
+    count = len(run.firsts)
+    if stepped != stepped[:count] * (len(stepped) // count):
+        raise ValueError(
+            f"search cannot use {name} yet: its call steps {count} schedulers, not in turn, and candidates are "
+            "followed by one loop"
+        )
+    return count
+
+
+def _place(run: _Run, latents: Tensor) -> LatentsPlace | None:
+    """Where these latents come from."""
     for drawn in run.drawn:
         entries = list(enumerate(drawn.made)) if isinstance(drawn.made, tuple) else [(None, drawn.made)]
         for entry, value in entries:
-            if isinstance(value, Tensor) and _same(value, run.first.sample):
-                return LatentsPlace(drawn.call, entry)
-    return NOWHERE
+            if isinstance(value, Tensor) and _same(value, latents):
+                return LatentsPlace(drawn.place, entry)
+    return None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -273,24 +302,27 @@ def _networks(run: _Run, candidates: set[str], name: str) -> set[str]:
     return found
 
 
-def _depends(stock: StockCall, dummies: Dummies, networks: set[str]) -> tuple[bool, bool]:
-    """Whether what a call asks of its networks depends, beside the latents, on the seed; and on the steps before."""
+def _depends(stock: StockCall, dummies: Dummies, networks: set[str], count: int) -> tuple[bool, bool]:
+    """Whether what a call asks of its networks depends, beside the latents, on the seed; and on the steps before.
+
+    count: how many steps a round has.
+    """
 
     def fills(index: int) -> float:
         return 0.25 + 0.125 * (index % 5)
 
     base = _run(stock, dummies, networks, 0, fills=fills)
-    assert base.first is not None
-    start = base.first.sample
+    start = [step.sample for step in base.firsts]
     # A frame that is led to the middle by other latents and results, and from there on given the same.
-    middle = max(1, len(base.times) // 2)
+    middle = count * (max(1, len(base.times) // (2 * count)) - 1) + 1
     led = _run(stock, dummies, networks, 0, start, fills, from_index=middle)
-    remembers = _from(led, middle + 1) != _from(base, middle + 1)
-    if stock.place == NOWHERE or remembers:
+    remembers = _from(led, middle + count) != _from(base, middle + count)
+    if stock.places == NOWHERE or remembers:
         return True, remembers
     # One that begins with other latents and is given the same in the middle: Kandinsky keeps its first ones for a mask.
-    begun = _run(stock, dummies, networks, 0, 0.5 * start + 0.25, fills, from_index=middle)
-    keeps_first = _from(begun, middle + 1) != _from(led, middle + 1)
+    other = [0.5 * each + 0.25 for each in start]
+    begun = _run(stock, dummies, networks, 0, other, fills, from_index=middle)
+    keeps_first = _from(begun, middle + count) != _from(led, middle + count)
     return keeps_first or _run(stock, dummies, networks, 1, start, fills).marks != base.marks, False
 
 

@@ -26,7 +26,7 @@ from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .tiny import CASES, SIZE, stock
+from .tiny import CASES, SIZE, SOUND, stock, with_sound
 
 PROMPTS = ["a fox", "two red hens"]
 
@@ -62,6 +62,25 @@ def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None
     for prompt, result, made in zip(PROMPTS, out.search, pictures(out), strict=True):
         assert torch.allclose(made, alone(pipe, prompt, result.images[0].seed, **call), atol=1e-5)
     assert changed(before, processors(pipe.components)) == {}
+
+
+def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
+    pipe = with_sound()
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    out = found(twin, PROMPTS[:1], budget="2images", **SOUND)
+    generator = seeded(out.search[0].best.seed)
+    made = pipe(prompt=PROMPTS[0], generator=generator, output_type="pt", **SOUND)
+    assert torch.allclose(out.frames, made.frames, atol=1e-5)
+    assert torch.allclose(out.audio, made.audio, atol=1e-5)
+    assert made.audio.std() > 0.01
+    denoiser = twin.denoiser(**SOUND)
+    denoiser.encode(PROMPTS[:1])
+    latents = denoiser.init_latents([seeded(0)])
+    denoiser.decode(latents)
+    assert denoiser.hub.calls["vocoder"] == denoiser.hub.calls["audio_vae"] == 0
+    before = denoiser.hub.calls["vae"]
+    denoiser.sound(latents)
+    assert (denoiser.hub.calls["vocoder"], denoiser.hub.calls["vae"]) == (1, before)
 
 
 def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +22,12 @@ from ttsnap.sampling.rng import seeded
 from .toy import toy
 
 PROMPTS = ["a fox", "three red hens"]
-BEHAVIOURS = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
+ALONE = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
+BEHAVIOURS = (*ALONE, "duet", "duet first", "duet inline mask", "rows")
+
+
+SEEDED = ("inline", "veil", "first", "rows")
+"""What makes a call depend on more of its seed than the latents that can be put in."""
 
 
 def reward(images: Tensor, prompts: list[str]) -> list[float]:
@@ -38,6 +46,45 @@ def test_winners_are_the_stock_calls_whatever_that_does(does: str) -> None:
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.images[0].seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
+    if "duet" in does:
+        each = zip(PROMPTS, out.search, strict=True)
+        sounds = [pipe(p, generator=seeded(result.best.seed), does=does).audio for p, result in each]
+        assert torch.allclose(out.audio, torch.cat(sounds), atol=1e-6)
+
+
+def growing() -> Any:
+    """As Cosmos 2 has it: noise is added to an image that is not scaled down."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    scheduler.register_to_config(sigma_max=3.0, sigma_min=0.02)
+    return scheduler
+
+
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "inverted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),  # Mochi, OmniGen
+    "growing": growing,
+    "flow map": lambda: diffusers.FlowMapEulerDiscreteScheduler(shift=2.0),
+    "edm": lambda: diffusers.EDMEulerScheduler(sigma_max=3.0),
+    "edm multistep": lambda: diffusers.EDMDPMSolverMultistepScheduler(sigma_max=3.0),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
+    pipe = toy(SCHEDULERS[name]())
+    twin = upgrade(pipe)
+    out = found(twin, num_inference_steps=5)
+    stock = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), num_inference_steps=5)
+    assert torch.allclose(out.images[0], stock.images[0], atol=1e-6)
+    assert 0.01 < stock.images.std() < 0.4
+    schedule = twin.denoiser(num_inference_steps=5).schedule
+    # Of an image and noise, the scheduler's own last step makes the image, and so does the estimate.
+    x, out = torch.randn(2, 1, 3, 8, 8, generator=seeded(0))
+    scheduler, last = copy.deepcopy(schedule.scheduler), len(schedule.timesteps) - 1
+    scheduler._step_index = last
+    moved = scheduler.step(out, scheduler.timesteps[last], x).prev_sample
+    assert torch.allclose(schedule.x0(x, out, torch.tensor([last])), moved, atol=1e-5)
+    with pytest.raises(ValueError, match="leave kernel"):
+        found(twin, kernel="sde")
 
 
 def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
@@ -52,10 +99,11 @@ def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
 def test_only_what_the_call_allows_is_offered(does: str) -> None:
     engine = upgrade(toy()).engine(reward, does=does)
     rehearsed = engine.denoiser.rehearsed
-    assert rehearsed.by_seed == any(word in does for word in ("inline", "veil", "first", "momentum"))
+    assert rehearsed.by_seed == any(word in does for word in (*SEEDED, "momentum"))
     assert rehearsed.remembers == ("momentum" in does)
     assert (Need.MIX in engine.offers) == (not rehearsed.by_seed)
-    assert (Need.RENOISE in engine.offers) == ("inline" not in does and "momentum" not in does)
+    kept = any(word in does for word in ("inline", "momentum", "rows"))
+    assert (Need.RENOISE in engine.offers) != kept
 
 
 def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
@@ -64,8 +112,9 @@ def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
         {"search": "zero-order"},
         {"search": "rbf", "kernel": "sde", "path": "vp"},
         {"search": "smc", "kernel": "sde"},
+        {"search": "smc", "kernel": "sde", "does": "mask duet"},
     ):
-        out = found(upgrade(toy()), does="mask", budget="40nfe", **how)
+        out = found(upgrade(toy()), budget="40nfe", **{"does": "mask", **how})
         assert [result.spent.nfe <= 40 for result in out.search] == [True, True]
         assert all(
             (made[..., :4] - 0.1 * len(prompt) / 4 - 0.5).abs().max() < 1e-5
@@ -74,7 +123,15 @@ def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("does", "why"), [("global", "global generator"), ("twice", "timesteps"), ("sound", "neither")]
+    ("does", "why"),
+    [
+        ("global", "global generator"),
+        ("twice", "timesteps"),
+        ("mute", "neither"),
+        ("duet untuned", "noise levels"),
+        ("duet momentum", "before"),
+        ("duet twice", "in turn"),
+    ],
 )
 def test_what_cannot_be_searched_is_refused(does: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):

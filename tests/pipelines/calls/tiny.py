@@ -11,6 +11,7 @@ import diffusers
 
 from tests.pipelines import tiny
 from tests.pipelines.modular import tiny as modular
+from tests.pipelines.modular import tiny_videos as videos
 
 STEPS = {"num_inference_steps": 4}
 
@@ -46,11 +47,6 @@ def motion(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {"motion_adapter": tiny.jitter(adapter)}
 
 
-def ddim(parts: Mapping[str, Any]) -> dict[str, Any]:
-    betas = tiny.STABLE_DIFFUSION_BETAS
-    return {"scheduler": diffusers.DDIMScheduler(**betas, clip_sample=False, steps_offset=1)}
-
-
 def lcm(parts: Mapping[str, Any]) -> dict[str, Any]:
     """A network that reads the guidance scale."""
     unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, time_cond_proj_dim=8)
@@ -61,7 +57,7 @@ SEEN = {"image": modular.picture(size=(24, 16))}
 REDRAWN = {**SEEN, "strength": 0.6}
 SIZE = {**tiny.SIZE, **STEPS}
 CASES = {
-    "StableDiffusionImg2ImgPipeline": Case("sd15", {**STEPS, **REDRAWN}, ddim),
+    "StableDiffusionImg2ImgPipeline": Case("sd15", {**STEPS, **REDRAWN}),
     "StableDiffusionControlNetPipeline": Case("sd15", {**STEPS, **SEEN}, controlnet),
     "StableDiffusionPAGPipeline": Case("sd15", SIZE),
     "LatentConsistencyModelPipeline": Case("sd15", SIZE, lcm),
@@ -95,3 +91,15 @@ def stock(name: str) -> Any:
     parts |= case.more(parts)
     takes = inspect.signature(cls.__init__).parameters
     return tiny.quiet(cls(**{part: value for part, value in parts.items() if part in takes}))
+
+
+@functools.cache
+def with_sound() -> Any:
+    """A stock pipeline for a picture that goes on as a video with its sound."""
+    takes = inspect.signature(diffusers.LTX2ImageToVideoPipeline.__init__).parameters
+    parts = videos.ltx2().components
+    return tiny.quiet(diffusers.LTX2ImageToVideoPipeline(**{part: parts[part] for part in parts if part in takes}))
+
+
+SOUND = {**STEPS, "image": modular.picture(size=(64, 32)), "height": 32, "width": 64, "num_frames": 5, "image_crf": 0}
+"""The arguments of a small call of that."""

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.outputs import BaseOutput
 from torch import Generator, Tensor, nn
 
 
+@dataclass
+class ToyOutput(BaseOutput):
+    images: Tensor | None = None
+    audio: Tensor | None = None
+
+
 class ToyNet(ModelMixin, ConfigMixin):
-    """x, its time and a text's length -> a velocity."""
+    """x, its time and a text's length -> a velocity; beside a sound: one for each."""
 
     @register_to_config
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, timestep: Tensor, text: Tensor, sound: Tensor | None = None) -> Any:
         moved: Tensor = torch.tanh(self.layer(hidden_states) + text[:, None, None, None])
-        return moved * (1 + timestep.view(-1, 1, 1, 1) / 1000)
+        moved = moved * (1 + timestep.float().view(-1, 1, 1, 1) / 1000)
+        if sound is None:
+            return moved
+        heard, seen = sound.mean((1, 2)), hidden_states.mean((1, 2, 3))
+        return moved + 0.5 * heard[:, None, None, None], torch.tanh(sound + seen[:, None, None])
 
 
 class ToyPipeline(DiffusionPipeline):
@@ -31,6 +43,9 @@ class ToyPipeline(DiffusionPipeline):
 
     def prepare_latents(self, generator: Generator) -> Tensor:
         return torch.randn(1, 3, 8, 8, generator=generator)
+
+    def prepare_sound_latents(self, generator: Generator) -> Tensor:
+        return torch.randn(1, 5, 2, generator=generator)
 
     @torch.no_grad()
     def __call__(
@@ -45,6 +60,9 @@ class ToyPipeline(DiffusionPipeline):
         """does: what it does beside the plain loop; words, separated by blanks."""
         assert generator is not None
         self.scheduler.set_timesteps(num_inference_steps)
+        other = copy.deepcopy(self.scheduler)  # as LTX-2 does for a video's sound
+        if "untuned" in does:
+            other.set_timesteps(sigmas=[0.9, 0.5, 0.4, 0.2])
         x = torch.randn(1, 3, 8, 8, generator=generator) if "inline" in does else self.prepare_latents(generator)
         veil = torch.randn(1, 3, 8, 8, generator=generator) if "veil" in does else torch.zeros(())
         noise = torch.randn(1, 3, 8, 8) if "global" in does else torch.zeros(())
@@ -52,24 +70,35 @@ class ToyPipeline(DiffusionPipeline):
         first = 0.3 * x if "first" in does else torch.zeros(())
         if shift is not None:
             x = x + shift.add_(0.1)  # in place, as no call should
-        text = torch.tensor([len(prompt) / 10])
-        for t in self.scheduler.timesteps:
-            out = self.transformer(x + 0.3 * veil + noise + first, t.expand(1), text)
+        if "rows" in does:
+            x = torch.cat([x, x])  # as DiT does for its guidance
+        text = torch.tensor([len(prompt) / 10]).expand(len(x))
+        sound = self.prepare_sound_latents(generator) if "duet" in does else None
+        for t, beside in zip(self.scheduler.timesteps, other.timesteps, strict=True):
+            given = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
+            out = self.transformer(given + 0.3 * veil + noise + first, t.expand(len(x)), text, sound)
+            out, heard = out if isinstance(out, tuple) else (out, None)
+            if "rows" in does:
+                out = out.mean(0, keepdim=True).expand_as(out)
             kept = 0.5 * kept + out if "momentum" in does else out
             x = self.scheduler.step(kept, t, x, return_dict=False)[0]
             if "mask" in does:
                 x = torch.where(mask, 0.1 * len(prompt), x)
+            if "first" in does:
+                x = torch.cat([x[..., :4], x[..., 4:]], dim=-1)  # read before the sound is stepped
+            if sound is not None:
+                sound = other.step(heard, beside, sound, return_dict=False)[0]
             if "twice" in does:
                 x = self.scheduler.step(kept, t, x, return_dict=False)[0]
-        if "sound" in does:
-            return SimpleNamespace(audios=[0.0])
-        return SimpleNamespace(images=(x / 4 + 0.5).clamp(0, 1))
+        if "mute" in does:
+            return ToyOutput(audio=x)
+        return ToyOutput((x[:1] / 4 + 0.5).clamp(0, 1), sound)
 
 
-def toy() -> ToyPipeline:
+def toy(scheduler: Any = None) -> ToyPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = ToyNet().eval()
-    pipe = ToyPipeline(net, FlowMatchEulerDiscreteScheduler(shift=2.0))
+    pipe = ToyPipeline(net, scheduler or FlowMatchEulerDiscreteScheduler(shift=2.0))
     pipe.set_progress_bar_config(disable=True)
     return pipe

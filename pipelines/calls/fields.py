@@ -1,0 +1,42 @@
+"""What one round of a loop steps, as the one tensor of a candidate.
+
+Most loops step one tensor, which has one row. LTX-2 steps a video and its sound, each by a scheduler of its own. DiT
+steps two rows for one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The tensors that a round steps, in order. They share noise levels, steps and kernel."""
+
+    shapes: tuple[torch.Size, ...]
+    """Of each, with its rows."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.shapes)
+
+    @property
+    def plain(self) -> bool:
+        """Whether they are one tensor with one row, which a search can take as it is."""
+        return self.count == 1 and self.shapes[0][0] == 1
+
+    def joined(self, values: Sequence[Tensor]) -> Tensor:
+        """That tensor (1, ...), or the numbers of all of them (1, n)."""
+        return values[0] if self.plain else torch.cat([value.reshape(1, -1) for value in values], dim=1)
+
+    def parted(self, x: Tensor) -> list[Tensor]:
+        """The tensors of one that was joined."""
+        if self.plain:
+            return [x]
+        parts = x.split([shape.numel() for shape in self.shapes], dim=1)
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
