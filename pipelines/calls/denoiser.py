@@ -81,6 +81,11 @@ class CallsDenoiser(PipelineDenoiser):
         self.hub = Hub(rehearsed.networks, rehearsed.held)
         self._frames = FramePool(self.hub, remembers=rehearsed.remembers)
         self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
+        if rehearsed.draws_last and getattr(self.kernel, "stochastic", False):
+            raise ValueError(
+                f"search cannot use {type(self.schedule.scheduler).__name__} here: the call draws noise after its last "
+                "step, too, from the generator of its steps; set pipe.scheduler to one that draws none"
+            )
         plain = self._end()
         self._unseen, self._unheard = self._apart(plain)
         self._decode_flops = plain.all_flops(self._unseen)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.profiling.flops import count_flops, on_meta
@@ -20,10 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Shown(NamedTuple):
-    """What a call makes, on the meta device, and its FLOPs."""
+    """What a call makes, on the meta device, and what it takes."""
 
     made: Any
     flops: float
+    draws: bool
+    """Whether it draws noise."""
 
 
 class Dummies:
@@ -49,10 +52,11 @@ class Dummies:
         return self._shown[key]
 
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
-        found: list[Any] = []
+        found, draws = list[Any](), _Draws()
 
         def run(by: nn.Module, args: Any, kwargs: Any) -> None:
-            found.append(getattr(by, call.method)(*args, **kwargs))
+            with draws:
+                found.append(getattr(by, call.method)(*args, **kwargs))
 
         try:
             if id(part) not in self._copies:
@@ -63,7 +67,22 @@ class Dummies:
             logger.debug("%s is seen by a real call", call.part, exc_info=True)
             found.clear()
             flops = count_flops(lambda: run(part, call.args, call.kwargs))
-        return Shown(_on_meta(found[0]), flops)
+        return Shown(_on_meta(found[0]), flops, draws.found)
+
+
+class _Draws(TorchDispatchMode):
+    """Sees whether noise is drawn. On the meta device none is: its generators are no other device's."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.name():
+            self.found = True
+            if torch.device(kwargs.get("device") or "cpu").type == "meta" and "generator" in kwargs:
+                kwargs.pop("generator")
+                return func.overloadpacket(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

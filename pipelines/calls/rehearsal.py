@@ -20,6 +20,7 @@ from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
 from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, tensors_in
+from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
 from ttsnap.pipelines.suspended import Returned
@@ -55,6 +56,8 @@ class Rehearsal(NamedTuple):
     """Whether more than the latents of the first step differs from seed to seed, or from particle to particle."""
     remembers: bool
     """Whether what a step asks depends on more of the steps before than on the latents, as with momentum."""
+    draws_last: bool
+    """Whether the call draws noise after its last step, as where its decoder does."""
     overwrites: bool
     """Whether the call writes into latents that it has stepped, which schedulers with a history keep."""
     nfe_flops: float
@@ -87,13 +90,15 @@ class _Run:
     stepped: list[tuple[Tensor, int]] = field(default_factory=list)
     """These latents, and their version then, which counts changes in place."""
     marks: list[tuple[Mark, ...]] = field(default_factory=list)
-    """Of what networks, steps and decoders were given, in order."""
+    """Of what networks, steps and decoders were given, in order, and of what the call returned."""
     indices: list[int] = field(default_factory=list)
     """The index at which each of these was."""
     processors: dict[str, list[Processor]] = field(default_factory=dict)
     """At the first step."""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     """At the last decode."""
+    draws: bool = False
+    """Whether a decoder draws noise."""
     made: Any = None
 
 
@@ -126,6 +131,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
         raise ValueError(f"search cannot use {name} yet: its steps read {' and '.join(held)}, which is kept from step "
                          "to step")  # fmt: skip
     by_seed, remembers = _depends(replace(stock, places=places), dummies, networks, count)
+    last, other = len(whole.times), _run(stock, dummies, candidates, 1)
+    draws_last = whole.draws or _from(other, last) != _from(whole, last)
     if remembers and count > 1:
         raise ValueError(f"search cannot use {name} yet: a step of its {count} schedulers depends on more of those "
                          "before than on the latents")  # fmt: skip
@@ -150,8 +157,9 @@ def rehearse(stock: StockCall) -> Rehearsal:
         max(rows.values()),
         fields.joined([step.sample for step in whole.firsts]),
         first.out.dtype,
-        by_seed,
+        by_seed or draws_last,
         remembers,
+        draws_last,
         any(latents._version != version for latents, version in whole.stepped),
         whole.flops,
         whole.made,
@@ -231,6 +239,7 @@ def _seen(
         else:
             _answer(run, frame, asked, dummies, asleep, fills(index) if index >= from_index else 0.0)
     run.made = asked.value
+    _mark(run, frame.index, [images_of(run.made)])
 
 
 def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
@@ -241,10 +250,11 @@ def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asle
     given = tensors_in((asked.args, asked.kwargs))
     run.calls.append((index, asked.part, asked.method, _rows(asked)))
     _mark(run, index, given)
+    shown = dummies.shown(frame.real(asked.part), asked)
     if decodes:
-        run.dtypes = dtypes(frame.stock.modules)
-    if index == 0 and not decodes:
-        run.flops += dummies.shown(frame.real(asked.part), asked).flops
+        run.dtypes, run.draws = dtypes(frame.stock.modules), run.draws or shown.draws
+    elif index == 0:
+        run.flops += shown.flops
     frame.answer(dummies.of(frame.real(asked.part), asked, fill))
 
 

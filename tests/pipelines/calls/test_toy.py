@@ -19,7 +19,7 @@ from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .toy import toy
+from .toy import ToyVae, toy
 
 PROMPTS = ["a fox", "three red hens"]
 ALONE = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
@@ -85,6 +85,18 @@ def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
     assert torch.allclose(schedule.x0(x, out, torch.tensor([last])), moved, atol=1e-5)
     with pytest.raises(ValueError, match="leave kernel"):
         found(twin, kernel="sde")
+
+
+@pytest.mark.parametrize(("vae", "does"), [(ToyVae().eval(), ""), (None, "late")])
+def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae: ToyVae | None, does: str) -> None:
+    pipe = toy(vae=vae)
+    out = found(upgrade(pipe), does=does, batch_size=3)
+    for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
+        stock = pipe(prompt, generator=seeded(result.best.seed), does=does).images[0]
+        assert torch.allclose(made, stock, atol=1e-6)
+    draws = toy(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), vae)
+    with pytest.raises(ValueError, match="after its last step"):
+        found(upgrade(draws), does=does)
 
 
 def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:

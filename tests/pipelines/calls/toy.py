@@ -36,10 +36,24 @@ class ToyNet(ModelMixin, ConfigMixin):
         return moved + 0.5 * heard[:, None, None, None], torch.tanh(sound + seen[:, None, None])
 
 
-class ToyPipeline(DiffusionPipeline):
-    def __init__(self, transformer: ToyNet, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+class ToyVae(ModelMixin, ConfigMixin):
+    """Latents -> an image with grain, as LTX-2.5's diffusion decoder makes it."""
+
+    @register_to_config
+    def __init__(self, grain: float = 0.3) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.scale = nn.Parameter(torch.tensor(grain))
+
+    def decode(self, z: Tensor, generator: Generator | None = None) -> Tensor:
+        return z + self.scale * torch.randn(z.shape, generator=generator, device=z.device)
+
+
+class ToyPipeline(DiffusionPipeline):
+    _optional_components = ("vae",)
+
+    def __init__(self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
 
     def prepare_latents(self, generator: Generator) -> Tensor:
         return torch.randn(1, 3, 8, 8, generator=generator)
@@ -90,15 +104,19 @@ class ToyPipeline(DiffusionPipeline):
                 sound = other.step(heard, beside, sound, return_dict=False)[0]
             if "twice" in does:
                 x = self.scheduler.step(kept, t, x, return_dict=False)[0]
+        if "late" in does:
+            x = x + 0.3 * torch.randn(x.shape, generator=generator)
+        if self.vae is not None:
+            x = self.vae.decode(x, generator=generator)
         if "mute" in does:
             return ToyOutput(audio=x)
         return ToyOutput((x[:1] / 4 + 0.5).clamp(0, 1), sound)
 
 
-def toy(scheduler: Any = None) -> ToyPipeline:
+def toy(scheduler: Any = None, vae: ToyVae | None = None) -> ToyPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = ToyNet().eval()
-    pipe = ToyPipeline(net, scheduler or FlowMatchEulerDiscreteScheduler(shift=2.0))
+    pipe = ToyPipeline(net, scheduler or FlowMatchEulerDiscreteScheduler(shift=2.0), vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe
