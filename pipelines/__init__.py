@@ -6,6 +6,7 @@ It imports the engine and what lies below it, and algorithms and rewards by name
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -43,10 +44,9 @@ SEARCH = "ttsnap.pipelines.mixin:SearchMixin"
 """First base of all search pipelines."""
 CALLS = "ttsnap.pipelines.calls.pipeline:calls_search_class"
 CALLS_MIXIN = "ttsnap.pipelines.calls.pipeline:SearchCallsMixin"
-CLASSIC, MODULAR = "ttsnap.pipelines.modular.classic", "ttsnap.pipelines.modular.pipeline"
-"""What makes search twins of pipelines that are of no family. Like the families, they are imported when they are
-needed, since they import what loads pipelines."""
-
+CLASS_FOR = "ttsnap.pipelines.calls.tasks:class_for"
+"""What makes search twins of pipelines that are of no family. Like the families, it is imported when it is needed,
+since it imports what loads pipelines."""
 SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 """How the names of single files of weights end."""
 
@@ -54,20 +54,15 @@ SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 def upgrade(pipe: Stock) -> SearchPipeline[Stock]:
     """The search twin of a loaded stock pipeline: same weights, hooks and settings; the original stays as it is.
 
-    Ten families are known, and classic pipelines for images, masks, edits and videos (WanPipeline, ...) are searched
-    over modular ones of the same parts. The stock call of any other pipeline is suspended where it calls its network
-    and steps its scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be suspended.
+    Ten families are known. The stock call of any other pipeline is suspended where it calls its network and steps its
+    scheduler (ttsnap.pipelines.calls). ValueError for one that cannot be suspended.
     """
-    given: Any = pipe
     stock: Any = type(pipe)
     cls = search_class(stock)
     if cls is stock:
         return cast("SearchPipeline[Stock]", pipe)
     from ttsnap.pipelines.pipeline_copy import copied
 
-    modular = issubclass(cls, load_object(f"{CLASSIC}:SearchClassicMixin"))
-    if modular and given.config.get("expand_timesteps"):  # as Wan 2.2 TI2V has it, of which modular blocks know nothing
-        cls = load_object(CALLS)(stock)
     return cast("SearchPipeline[Stock]", copied(pipe, cls))
 
 
@@ -87,11 +82,6 @@ def search_class(cls: Any) -> Any:
     """
     if issubclass(cls, load_object(SEARCH)):
         return cls
-    if any(base.__name__ == "ModularPipeline" and base.__module__.startswith("diffusers.") for base in cls.__mro__):
-        return load_object(f"{MODULAR}:modular_search_class")(cls)
-    stock = cls.__name__ not in FAMILIES and cls.__module__.startswith("diffusers.pipelines.")
-    if stock and cls.__name__ in load_object(f"{CLASSIC}:MODULAR"):
-        return load_object(f"{CLASSIC}:classic_search_class")(cls)
     base = next((b for b in cls.__mro__ if b.__name__ in FAMILIES and b.__module__.startswith("diffusers.")), None)
     if base is None or cls.__call__ is not base.__call__:
         return load_object(CALLS)(cls)
@@ -115,7 +105,7 @@ def twin_class(stock: Any, base: Any, **members: Any) -> Any:
 
 
 def _restore(stock: Any, base: Any) -> Any:
-    suspends = base is load_object(CALLS_MIXIN)  # which classes may have that another twin has, too
+    suspends = issubclass(base, load_object(CALLS_MIXIN))  # which classes may have that another twin has, too
     twin = load_object(CALLS)(stock) if suspends else search_class(stock)
     return twin.__new__(twin)
 
@@ -136,7 +126,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
     """A search pipeline from a packaged model's name, a diffusers folder or a hub id. Options go to from_pretrained.
 
     task: what it is to do, where that is not to make images from text: "image-to-image", "inpainting", "editing", ...
-    (ttsnap.pipelines.modular.workflows), by a modular pipeline of the model's parts.
+    (ttsnap.options.model.TASKS), by diffusers' class for it over the model's parts.
     Weights are read from safetensors only, unless `use_safetensors` says otherwise, and no code that comes with a model
     runs without `trust_remote_code=True`. Raises ValueError that says what is wrong when there is no such folder or the
     family is not supported.
@@ -149,10 +139,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
         index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
         if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
             # What searches do not support is refused before anything is loaded.
-            if task not in (None, TEXT) or kind in load_object(f"{CLASSIC}:MODULAR"):
-                load_object(f"{CLASSIC}:check_task")(kind, None if task == TEXT else task)
-            else:
-                search_class(getattr(diffusers, kind))
+            _search_class_for(getattr(diffusers, kind), task)
         options = {**{name: None for name, kind in index.items() if kind == [None, None]}, **options}
     # A packaged model loads at once, and needs no advice to install torchvision: it has no image processor.
     silent = nullcontext() if ours is None else quiet("transformers")
@@ -162,10 +149,17 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )
-    twin = upgrade(pipe) if task in (None, TEXT) else load_object(f"{CLASSIC}:modular")(pipe, task)
+    twin = upgrade(pipe) if task in (None, TEXT) else _search_class_for(type(pipe), task).from_pipe(pipe)
     if ours is not None:
         twin.check_prompt = ours.world.parse
     return twin
+
+
+def _search_class_for(stock: Any, task: str | None) -> Any:
+    """The search twin that does a task with the parts of a stock class. ValueError where there is none."""
+    if task in (None, TEXT):
+        return search_class(stock)
+    return load_object(CALLS)(load_object(CLASS_FOR)(stock, task))
 
 
 def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:
@@ -191,10 +185,13 @@ def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any
 
 def makes_videos(model: str | Path) -> bool:
     """Whether the model in a folder makes videos, by the name of its class: nothing is loaded. False for a hub id."""
+    import diffusers
+    from diffusers import DiffusionPipeline
+
     where = located(model)
     kind = None if where is None else _index(where, (), trusted=True).get("_class_name")
-    modular = load_object(f"{CLASSIC}:MODULAR").get(kind)
-    return modular is not None and load_object(f"{CLASSIC}:workflows_of")(modular)[0].frames_every is not None
+    stock = getattr(diffusers, str(kind), DiffusionPipeline)
+    return "num_frames" in inspect.signature(stock.__call__).parameters
 
 
 def located(model: str | Path) -> Path | None:

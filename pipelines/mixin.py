@@ -140,10 +140,6 @@ class SearchMixin:
         pictures of the first prompt's size, and an empty negative prompt. ValueError for lists of other lengths."""
         return list(prompts), dict(call)
 
-    def resolve_pipeline(self, call: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The pipeline whose engine runs a search of this call, over the same parts, and the call as it takes it."""
-        return self, dict(call)
-
     def denoiser(self, **call: Any) -> Any:
         """The family's Denoiser for these arguments of the stock call (sizes, steps, guidance, negative prompt)."""
         return type(self).denoiser_class(self, **call)

@@ -62,28 +62,25 @@ def run(
     set, prompts under way end with their best finished image. ValueError for what the model refuses.
     """
     interrupts = pipe.interrupts
-    backend, call = pipe.resolve_pipeline(search.engine.call)
-    prompts, shared = backend.split_prompt_inputs(search.prompts, call)
+    prompts, shared = pipe.split_prompt_inputs(search.prompts, search.engine.call)
     wanted = replace(
         search, prompts=tuple(prompts), engine=replace(search.engine, call=shared), eager=on_event is not None
     )
     if search.request.report:
         report = make_rewards(search.request.report, device=pipe._execution_device)
         wanted = replace(wanted, request=replace(search.request, report=tuple(report)))
-    opened = pipe.model_options is not None  # by text, as a replay opens it
-    told = replace(wanted, engine=replace(search.engine, call=search.engine.call if opened else call))
+    told = replace(wanted, engine=search.engine)
 
     def stops() -> bool:
         return pipe.interrupts > interrupts or (should_stop is not None and should_stop())
 
-    with open_engine(wanted.engine, devices or DeviceOptions(), backend) as (engine, denoiser):
+    with open_engine(wanted.engine, devices or DeviceOptions(), pipe) as (engine, denoiser):
         if not search.request.engine.sampler.left_open:  # the model's own is taken where it was checked
             warn_of_doubt(denoiser.drafts, model_name(pipe))
         try:
             with _progress(pipe, wanted, engine) as bar:
                 listeners = [bar] if on_event is None else [bar, on_event]
-                named = pipe if opened else backend, told
-                found = run_on(engine, denoiser, wanted, pipe, listeners, Recorder(), stops, named)
+                found = run_on(engine, denoiser, wanted, pipe, listeners, Recorder(), stops, told)
         finally:
             pipe.maybe_free_model_hooks()
     return replace(
@@ -99,7 +96,7 @@ def run_on(
     listeners: Sequence[Listener] = (),
     recorder: Recorder | None = None,
     should_stop: Callable[[], bool] | None = None,
-    told: tuple[Any, Prepared] | None = None,
+    told: Prepared | None = None,
 ) -> SearchOutcome:
     """Run a search on an engine that is open, and finish what it finds.
 
@@ -123,12 +120,12 @@ def finished(
     pipe: Any,
     denoiser: Any = None,
     recorder: Recorder | None = None,
-    told: tuple[Any, Prepared] | None = None,
+    told: Prepared | None = None,
 ) -> SearchOutcome:
     """What a search found, as every door gives it on: past the safety checker, scored by the rewards that report.
 
-    denoiser: encodes what is edited for rewards that need it. told: the pipeline and the search that the record names,
-    where these are others.
+    denoiser: encodes what is edited for rewards that need it. told: the search that the record names, where
+    that is another.
     """
     report, frames = search.request.report, search.engine.batch.frames
     results, flags = output.checked(pipe, found)
@@ -137,7 +134,7 @@ def finished(
         each = zip(results, search.prompts, sources, strict=True)
         results = [output.reported(result, report, frames, source, prompt.read) for result, prompt, source in each]
     results = output.with_thumbnails(results, {} if recorder is None else recorder.thumbnails, flags)
-    record = record_of(*(told or (pipe, search)), engine.reward_names)
+    record = record_of(pipe, told or search, engine.reward_names)
     return SearchOutcome(results, record, flags, denoiser)
 
 

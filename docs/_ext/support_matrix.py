@@ -1,4 +1,4 @@
-"""`{support-matrix}`: what a search can do with each family, and what it refuses, from the registries of pipelines."""
+"""`{support-matrix}`: what a search can do with each family, from the registry of pipelines."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from supported import markdown, refusals
+from supported import markdown
 
 
 class SupportMatrix(SphinxDirective):
-    """The table, and below it a list of what is refused where there is something."""
+    """The table."""
 
     def run(self) -> list[nodes.Node]:
         made = nodes.container()
-        text = f"{markdown()}\n\n{refusals()}"
-        self.state.nested_parse(StringList(text.splitlines(), "support-matrix"), self.content_offset, made)
+        self.state.nested_parse(StringList(markdown().splitlines(), "support-matrix"), self.content_offset, made)
         return made.children
 
 

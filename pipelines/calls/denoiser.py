@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
 import threading
 import weakref
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -18,21 +18,24 @@ from torch import Generator, Tensor
 
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
+from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.ends import End
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.joining import tensors_in
-from ttsnap.pipelines.calls.pictures import images_of, sound_of
+from ttsnap.pipelines.calls.pictures import images_of, pictures_for, sound_of, source_of
 from ttsnap.pipelines.calls.pool import Condition, FramePool
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
-from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
+from ttsnap.pipelines.calls.rehearsal import Rehearsal, first_shapes, rehearse
 from ttsnap.pipelines.calls.schedules import schedule_of
+from ttsnap.pipelines.calls.tasks import PICTURES
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guidance, InCall
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
 from ttsnap.pipelines.pipeline_copy import shared_copy
+from ttsnap.pipelines.quiet import quiet
 from ttsnap.pipelines.suspended import Returned
 from ttsnap.sampling.denoiser import Capability, Costs
 from ttsnap.sampling.interpolants import Interpolant
@@ -41,6 +44,8 @@ from ttsnap.sampling.rng import seeded
 
 CASTING = threading.Lock()
 """Held while a call ends that changes the dtype of a part to decode: calls in other threads share it."""
+FORMS = ("pt", "np", "pil")
+"""Of pictures that stock calls return, the exact ones first; a call may make others than those."""
 TYPICAL = "a red circle and a blue square"
 """The prompt of a rehearsal."""
 
@@ -67,18 +72,20 @@ class CallsDenoiser(PipelineDenoiser):
     def read_call(self, call: SimpleNamespace) -> None:
         self._prompts, self._calls = list[Prompt](), list[StockCall]()
         self._numbers, self._seeded = dict[tuple[int, int], int](), list[Condition]()
-        self._given = {**opened(vars(call)), "output_type": "pt"}
+        self._given = self._set_guiders(opened(vars(call)))
         self._unseen = self._unheard = frozenset[str]()
-        self.rehearsed = rehearsed = self._rehearsed()
-        if rehearsed.held:  # frames put processors into parts, which no other search may see
-            vars(self.pipe).update({name: shared_copy(getattr(self.pipe, name)) for name in rehearsed.held})
+        self.rehearsed = rehearsed = self._in_a_form_that_it_makes()
+        hooks = any(guiders.puts_hooks(part) for part in self.pipe.components.values())
+        if changed := {*rehearsed.held, *(rehearsed.networks if hooks else ())}:
+            # Frames put processors and hooks into parts, which no other search may see.
+            vars(self.pipe).update({name: shared_copy(getattr(self.pipe, name)) for name in changed})
             self.rehearsed = rehearsed = self._rehearsed()
         made = images_of(rehearsed.made)
         self.layout = Plain(*made.shape[-2:])
         self.frames = len(made) if made.ndim > 3 else None
         self.network = rehearsed.networks[0]  # type: ignore[misc]
         self.text_length = tuple(rehearsed.latents.shape), rehearsed.passes, rehearsed.nfe_flops
-        self.hub = Hub(rehearsed.networks, rehearsed.held)
+        self.hub = Hub(rehearsed.networks, rehearsed.held, alone=hooks)
         self._frames = FramePool(self.hub, remembers=rehearsed.remembers)
         self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
         if rehearsed.draws_last and getattr(self.kernel, "stochastic", False):
@@ -89,14 +96,55 @@ class CallsDenoiser(PipelineDenoiser):
         plain = self._end()
         self._unseen, self._unheard = self._apart(plain)
         self._decode_flops = plain.all_flops(self._unseen)
-        same = images_of(plain.made).float().cpu(), images_of(self._end(output_type="np").made)
-        if not torch.allclose(*same, atol=1e-2):
+        if self._given["output_type"] == "pt" and not self._are_pictures(plain.made):
             self._given["output_type"] = "np"  # as in Kandinsky, whose tensors are not in [0, 1]
+
+    def _set_guiders(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Set the guiders of a modular pipeline, and return the arguments that its blocks take."""
+        vars(self.pipe).update(guiders.set_by(self.pipe, given))
+        takes = self.pipe.blocks.input_names if loops.is_modular(self.pipe.stock_class()) else given
+        return {name: value for name, value in given.items() if name in takes}
+
+    @classmethod
+    def takes_one_each(cls, pipe: Any, call: Mapping[str, Any]) -> bool:
+        """Whether lists of pictures in a stock call are for an image each, and not all for one, as references are.
+
+        With a single prompt the stock call then makes several images, or fails.
+        """
+        seen: Any = cls.__new__(cls)
+        seen.pipe = copy.copy(pipe)
+        first = {name: value[0] for name, value in pictures_for(call).items()}
+        made = []
+        with quiet(loops.LOGGER), torch.no_grad():
+            for given in (call, {**call, **first}):
+                seen._given = {**seen._set_guiders(opened(given)), "output_type": FORMS[0]}
+                try:
+                    made.append(first_shapes(seen._stock_call(Prompt(TYPICAL))))
+                except Exception:
+                    return True
+        return made[0] != made[1]
+
+    def _in_a_form_that_it_makes(self) -> Rehearsal:
+        """The rehearsal of the call with the first of FORMS that it does not refuse."""
+        for form in FORMS:
+            self._given["output_type"] = form
+            try:
+                with quiet(loops.LOGGER):
+                    return self._rehearsed()
+            except ValueError as refused:
+                if "output_type" not in str(refused) or form == FORMS[-1]:
+                    raise
+        raise AssertionError("each form is refused or made")
 
     def _rehearsed(self) -> Rehearsal:
         self._typical = self._stock_call(Prompt(TYPICAL))
         with torch.no_grad():
             return rehearse(self._typical)
+
+    def _are_pictures(self, tensors: Any) -> bool:
+        """Whether tensors that the call returned show what its arrays do, in [0, 1]."""
+        arrays = self._end(output_type="np").made
+        return torch.allclose(images_of(tensors).float().cpu(), images_of(arrays), atol=1e-2)
 
     @torch.no_grad()
     def _end(
@@ -110,9 +158,9 @@ class CallsDenoiser(PipelineDenoiser):
         frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps), **parts)
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
-            end.flops[asked.part] += call.dummies.shown(frame.real(asked.part), asked).flops
+            end.flops[asked.part] += call.dummies.shown(frame.real(asked), asked).flops
             end.given[asked.part] += tensors_in((asked.args, asked.kwargs))
-            frame.answer(call.dummies.of(frame.real(asked.part), asked, fill(asked.part)))
+            frame.answer(call.dummies.of(frame.real(asked), asked, fill(asked.part)))
         end.made = _returned(frame)
         return end
 
@@ -130,10 +178,9 @@ class CallsDenoiser(PipelineDenoiser):
         own = opened(prompt.inputs)
         if prompt.negative is not None:
             own |= {"negative_prompt": prompt.negative}
-        kind = self.pipe.stock_class()
-        if "prompt" in inspect.signature(kind.__call__).parameters:
+        if "prompt" in self.pipe.stock_arguments():
             own |= {"prompt": prompt.text}
-        return StockCall(self.pipe, kind.__call__, {**self._given, **own})
+        return StockCall(self.pipe, self.pipe.stock_call(), {**self._given, **own})
 
     @property
     def _puts_in(self) -> bool:
@@ -148,15 +195,20 @@ class CallsDenoiser(PipelineDenoiser):
             found.discard(Capability.PREVIEW)
         return found | {Capability.EDIT} if "image" in self._given else found
 
+    @property
+    def _redraws(self) -> bool:
+        """Whether first latents are a noised picture, which each prompt may have of its own."""
+        pictured = any(self._given.get(name) is not None for name in PICTURES)
+        return pictured and "strength" in self.pipe.stock_arguments()
+
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
         super().set_up(schedule, guidance)
-        redraws = "strength" in inspect.signature(self.pipe.stock_class().__call__).parameters
-        self.mixes_noise = not (self.rehearsed.by_seed or redraws)
+        self.mixes_noise = not self._begins_by_seed
         self.forget_prompts()
 
     def convert(self, path: str | Interpolant | None = None, times: str | Tensor = "pipeline") -> None:
         moved = path is not None or not isinstance(times, str) or times != "pipeline"
-        if not self._puts_in:
+        if self.rehearsed.remembers or (moved and not self._puts_in):
             raise ValueError("no latents can be put into this call; leave kernel, path and times out")
         converted = moved or self.schedule.prediction != "flow"
         later = len(self.rehearsed.scheduler.timesteps) > len(self.rehearsed.times)
@@ -173,9 +225,24 @@ class CallsDenoiser(PipelineDenoiser):
         # By identity, since prompts may hold pictures, which are slow to compare.
         known = {id(prompt): call for prompt, call in zip(self._prompts, self._calls, strict=True)}
         self._prompts = [Prompt.of(prompt) for prompt in prompts]
-        self._calls = [known.get(id(prompt)) or self._stopping(self._stock_call(prompt)) for prompt in self._prompts]
+        self._calls = [known.get(id(prompt)) or self._encoded(prompt) for prompt in self._prompts]
         self._numbers, self._seeded = {}, []
         self._frames.forget_others({id(call) for call in self._calls})
+
+    @torch.no_grad()
+    def _encoded(self, prompt: Prompt) -> StockCall:
+        """The call of a prompt. ValueError for pictures of its own with which it makes other latents than the rest."""
+        call, wanted = self._stopping(self._stock_call(prompt)), self.rehearsed.fields.shapes
+        if not prompt.inputs:
+            return call
+        made = first_shapes(replace(call, places=None, fields=None))
+        if made != wanted:
+            raise ValueError(
+                "prompts of one search share batches, so that their images must have one size, and "
+                f"{prompt.text[:60]!r} has latents of {_sizes(made)}, others of {_sizes(wanted)}: "
+                "give height and width, or one picture of one size for each"
+            )
+        return call
 
     def _stopping(self, call: StockCall) -> StockCall:
         """A call whose frames stop where the rehearsal found that they can."""
@@ -199,15 +266,18 @@ class CallsDenoiser(PipelineDenoiser):
         self.encode([])
 
     def sources(self, cond: Tensor) -> Tensor:
-        from ttsnap.pipelines.modular.conditions import source_of
-
         images = [source_of(self._condition(i).stock.arguments["image"]) for i in cond.tolist()]
         return torch.cat(images).to(self.device)
 
     def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        if not self.rehearsed.by_seed:
+        if not self._begins_by_seed:
             return prompts
         return torch.tensor([self._number(pair) for pair in zip(prompts.tolist(), seeds, strict=True)])
+
+    @property
+    def _begins_by_seed(self) -> bool:
+        """Whether first latents are of a prompt and a seed, in place of noise for any prompt."""
+        return self.rehearsed.by_seed or self._redraws
 
     def _number(self, pair: tuple[int, int]) -> int:
         """The condition of a prompt and a seed."""
@@ -246,32 +316,37 @@ class CallsDenoiser(PipelineDenoiser):
     def _first(self, frame: CallFrame) -> Tensor:
         """The first latents (1, ...) of a frame that waits for its network, which is not asked."""
         while isinstance(asked := frame.question, PartCall):
-            frame.answer(self.rehearsed.dummies.of(frame.real(asked.part), asked))
+            frame.answer(self.rehearsed.dummies.of(frame.real(asked), asked))
         step: Any = asked
         made: Tensor = step.sample
         return made
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
-        if not self.rehearsed.by_seed:
+        if not self._begins_by_seed:
             return noise
         return torch.cat([self._begins(self._condition(number)) for number in cond.tolist()])
 
     def _begins(self, condition: Condition) -> Tensor:
         """The first latents (1, ...) of a condition, which differ from seed to seed."""
-        frame = self._frames.take(condition, 0)
+        frame = self._frames.begin(condition.stock, seeded(condition.seed))
         if isinstance(frame.question, Drawn) and not self.rehearsed.fields.plain:
             frame.go_on(None)
             self.hub.run([frame], networks=False)
         if isinstance(frame.question, Drawn):
             made = _drawn(frame)
-            self._frames.keep(condition, frame)
+            self._frames.keep(self._followed(condition), frame)
             return made
         return self._first(frame)
 
+    def _followed(self, condition: Condition) -> Condition:
+        """What frames are begun for that follow rows of a condition."""
+        return condition if self.rehearsed.by_seed else condition._replace(seed=0)
+
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        conditions = [self._condition(number) for number in cond.tolist()]
+        conditions = [self._followed(self._condition(number)) for number in cond.tolist()]
         frames = [self._frames.take(*pair) for pair in zip(conditions, step.tolist(), strict=True)]
-        given = (self.schedule.scaled(x, step) if self._converted else x).split(1)
+        scaled = self.schedule.scaled(x, step) if self._converted else x
+        given = laid_out(scaled, self.rehearsed.latents).split(1)
         for frame, row in zip(frames, given, strict=True):
             if not isinstance(frame.question, PartCall):  # else it has begun with the latents of its seed
                 frame.go_on(row)
@@ -311,12 +386,13 @@ class CallsDenoiser(PipelineDenoiser):
         x0 = x0.to(self._stepped or self.rehearsed.latents.dtype)
         last, frames = len(self.schedule.timesteps), list[CallFrame]()
         for number in cond.tolist():
-            condition = self._condition(number)
+            condition = self._followed(self._condition(number))
             if parts:
                 frames.append(self._frames.begin(condition.stock, seeded(condition.seed), last, **parts))
             else:
                 frames.append(self._frames.take(condition, last, ends=True))
-        ends = [[pair] for pair in zip(frames, x0.split(1), strict=True)]
+        latents = laid_out(x0, self.rehearsed.latents).split(1)
+        ends = [[pair] for pair in zip(frames, latents, strict=True)]
         if not self.rehearsed.casts:
             ends = [list(chain.from_iterable(ends))]
         for pairs in ends:
@@ -333,13 +409,30 @@ class CallsDenoiser(PipelineDenoiser):
         return Costs(self.rehearsed.nfe_flops, self._decode_flops, preview)
 
     def _preview_flops(self) -> float:
-        """FLOPs of the end of a call whose decoder is the preview VAE."""
-        return self._end(vae=self.pipe.preview_vae).all_flops(self._unseen)
+        """FLOPs of the end of a call whose decoder is the preview VAE. ValueError for one that it cannot use."""
+        try:
+            return self._end(vae=self.pipe.preview_vae).all_flops(self._unseen)
+        except AttributeError as error:  # of the preview VAE, which the end of the stock call reads
+            raise ValueError(f"the stock call of {self.pipe.stock_class().__name__} cannot decode by preview_vae: "
+                             f"{error}; set pipe.preview_vae to None") from error  # fmt: skip
 
     def memo(self, decoder: str = "decode") -> MutableMapping[Any, Any]:
         memo: flops.Memo = self.pipe._search_memo
         networks = [weakref.ref(getattr(self.pipe, name)) for name in self.rehearsed.networks]
         return memo.of((*networks, decoder, self.text_length, tuple(vars(self.layout).items())))
+
+
+def _sizes(shapes: Sequence[torch.Size]) -> str:
+    return " and ".join(str(tuple(shape)) for shape in shapes)
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x (N, ...) with the memory layout of `like` (1, ...), on which the last digits of a matrix product depend."""
+    strides = like.stride()
+    axes = [0, *sorted(range(1, x.ndim), key=lambda axis: -strides[axis])]
+    if axes == sorted(axes):
+        return x
+    return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
 
 
 def _unscaled(x: Tensor, index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Results of networks and decoders that nobody computes: of the right shapes and dtypes, filled with one number.
+"""Results of networks and decoders that nobody computes: of the right shapes and dtypes, filled by a number.
 
 They lead a frame to a later step, and tell what a stock call does without a network's time. Shapes come from copies of
 the networks without weights, on the meta device, which also count FLOPs.
@@ -38,11 +38,9 @@ class Dummies:
         self._shown: dict[Any, Shown] = {}
 
     def of(self, part: nn.Module, call: PartCall, fill: float = 0.0) -> Any:
-        """What this call of a part makes, filled with this number."""
+        """What this call of a part makes, filled with a ramp up to this number, which tells rows apart."""
         device = _device(call, part)
-        return mapped(
-            self.shown(part, call).made, lambda each: torch.full(each.shape, fill, dtype=each.dtype, device=device)
-        )
+        return mapped(self.shown(part, call).made, lambda each: _ramp(each, fill, device))
 
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""
@@ -97,6 +95,11 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(mapped(each, change) for each in value)
     return value
+
+
+def _ramp(like: Tensor, fill: float, device: torch.device) -> Tensor:
+    steps = torch.linspace(fill / 2, fill, like.numel(), device=device)
+    return steps.view(like.shape).to(like.dtype)
 
 
 def _on_meta(value: Any) -> Any:

@@ -22,14 +22,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ttsnap.pipelines.calls.dummies import Dummies, mapped
 from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.guiders import is_guider
+from ttsnap.pipelines.calls.loops import TREE, begun_by
 from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, LatentsPlace, PartCall, Question, Step, Stepped
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask, Suspended
 
-METHODS = ("__call__", "encode", "decode")
+ENCODE = "encode"
+METHODS = ("__call__", ENCODE, "decode")
 """Of parts: those that ask."""
 LATENTS = re.compile(r"prepare_(\w+_)?latents")
 """What methods of pipelines are called that may draw first latents."""
@@ -37,6 +41,8 @@ ENCODES = ("encode_prompt", "encode_image")
 """Methods of pipelines whose results frames of one prompt share."""
 ASKED = "_asked"
 """The attribute of a frame's scheduler with how many of its steps have been asked."""
+TOKENIZERS = (PreTrainedTokenizerBase, ProcessorMixin)
+"""The kinds of parts that read prompts before encoders do."""
 Parts: TypeAlias = Mapping[str, nn.Module]
 """Parts of a pipeline, by name."""
 
@@ -85,13 +91,14 @@ class StockCall:
     def encoded(self, call: PartCall, parts: Parts, make: Callable[..., Any]) -> Any:
         """What `make` makes of a call of a part that does not denoise. It is kept where it is made before the first
         step, but for parts in whose hooks the call looks at more than their results."""
-        if call.begun or any(inside._forward_hooks for inside in self.real(call.part, parts).modules()):
+        if call.begun or any(inside._forward_hooks for inside in self.real(call, parts).modules()):
             return make(*call.args, **call.kwargs)
         return self.keep((call.part, call.method), call.args, call.kwargs, make)
 
-    def real(self, name: str, parts: Parts) -> nn.Module:
-        """The part of this name that answers."""
-        return parts[name] if name in parts else self.modules[name]
+    def real(self, call: PartCall, parts: Parts) -> nn.Module:
+        """The part that answers a call. A preview VAE decodes alone, and pictures are encoded by the pipeline's own."""
+        own = self.modules[call.part]
+        return own if call.method == ENCODE else parts.get(call.part, own)
 
     @functools.cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -99,6 +106,15 @@ class StockCall:
         found = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         found.pop("safety_checker", None)
         return found
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """Those of the call, by name. `encode_prompt` may set one, and is not called again for what it returned."""
+        if TOKENIZERS not in self.kept:
+            parts = self.pipe.components.items()
+            self.kept[TOKENIZERS] = {name: _locked(part) for name, part in parts if isinstance(part, TOKENIZERS)}
+        made: dict[str, Any] = self.kept[TOKENIZERS]
+        return made
 
     @functools.cached_property
     def draw(self) -> list[str]:
@@ -109,11 +125,6 @@ class StockCall:
     def schedulers(self) -> dict[str, Any]:
         """The schedulers, by name."""
         return {name: part for name, part in self.pipe.components.items() if is_scheduler(part)}
-
-
-def is_guider(part: Any) -> bool:
-    """Whether a part of a pipeline is a guider, which keeps the step of a call, and perhaps results of earlier ones."""
-    return hasattr(part, "set_state") and hasattr(part, "prepare_inputs")
 
 
 def stock_scheduler(scheduler: Any) -> Any:
@@ -165,9 +176,9 @@ class CallFrame:
         """Let it go on with what a part returns."""
         self._call.answer(value)
 
-    def real(self, part: str) -> Any:
-        """The part of this name that answers."""
-        return self.stock.real(part, self.parts)
+    def real(self, call: PartCall) -> nn.Module:
+        """The part that answers a call."""
+        return self.stock.real(call, self.parts)
 
     def close(self) -> None:
         """End it."""
@@ -194,7 +205,7 @@ class _Led:
             return self._stepped(question)
         asleep = self.stock.networks if self.index < self.to else self.stock.asleep if self.index else ()
         if question.part in asleep:
-            return self.stock.dummies.of(self.stock.real(question.part, self.parts), question)
+            return self.stock.dummies.of(self.stock.real(question, self.parts), question)
         return self.ask(question._replace(begun=self.index > 0))
 
     def _drawn(self, question: Drawn) -> Any:
@@ -237,6 +248,8 @@ def _program(stock: StockCall, generator: torch.Generator, parts: Parts, index: 
     pipe, ask = copy.copy(stock.pipe), _Led(stock, parts, index, asks)
     methods = {name: _keeping(stock, getattr(pipe, name)) for name in ENCODES if hasattr(pipe, name)}
     methods |= {name: _drawing(stock.places, getattr(pipe, name), ask) for name in stock.draw}
+    if TREE in vars(pipe):
+        methods[TREE] = begun_by(vars(pipe)[TREE], lambda draw: _drawing(stock.places, draw, ask))
     if hasattr(pipe, "run_safety_checker"):
         vars(pipe)["safety_checker"] = None  # finished images are checked where they go to people
     vars(pipe).update(
@@ -244,8 +257,9 @@ def _program(stock: StockCall, generator: torch.Generator, parts: Parts, index: 
         maybe_free_model_hooks=_nothing,  # other frames are under way
         _progress_bar_config={"disable": True},
         _internal_dict=copy.copy(vars(pipe).get("_internal_dict")),
-        **{name: _asking(name, stock.real(name, parts), ask) for name in stock.modules},
+        **{name: _asking(name, part, parts.get(name, part), ask) for name, part in stock.modules.items()},
         **{name: _stepping(scheduler, stock, ask) for name, scheduler in stock.schedulers.items()},
+        **stock.tokenizers,
         **{name: copy.deepcopy(part) for name, part in stock.pipe.components.items() if is_guider(part)},
     )
     with torch.no_grad():  # a new thread does not inherit it
@@ -272,8 +286,7 @@ def _keeping(stock: StockCall, method: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with ENCODING:
-            return stock.keep((method.__name__,), args, kwargs, method)
+        return stock.keep((method.__name__,), args, kwargs, method)
 
     return call
 
@@ -317,20 +330,42 @@ def _drawing(places: Sequence[LatentsPlace] | None, method: Callable[..., Any], 
     return call
 
 
-def _asking(name: str, part: Any, ask: Ask) -> Any:
-    """A copy of the outer object of a part, over the same inside, whose METHODS ask."""
+def _locked(tokenizer: Any) -> Any:
+    """A copy of the outer object of a tokenizer, which works while no other thread's does: it is set, by each call, to
+    how it pads and cuts."""
+    kind = type(tokenizer)
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with ENCODING:
+            return kind.__call__(self, *args, **kwargs)
+
+    return _twin(tokenizer, {"__call__": call})
+
+
+def _twin(part: Any, methods: dict[str, Any]) -> Any:
+    """A copy of the outer object of a part, over the same inside, with other methods."""
     kind = type(part)
+    twin: Any = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
+    vars(twin).update(vars(part))
+    return twin
+
+
+def _asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
+    """A copy of the outer object of a part, over the same inside, whose METHODS ask.
+
+    own: the pipeline's part of this name, whose methods it has as well.
+    """
 
     def asks(method: str) -> Callable[..., Any]:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             return ask(PartCall(name, method, args, kwargs))
 
+        kind = type(part) if hasattr(type(part), method) else type(own)
         return functools.wraps(getattr(kind, method))(call)
 
-    methods = {method: asks(method) for method in METHODS if hasattr(kind, method)}
-    twin: Any = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
-    vars(twin).update(vars(part))
-    return twin
+    methods = {method: asks(method) for method in METHODS if hasattr(part, method) or hasattr(own, method)}
+    return _twin(part, methods)
 
 
 def _stepping(scheduler: Any, stock: StockCall, ask: Ask) -> Any:

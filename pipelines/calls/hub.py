@@ -23,16 +23,25 @@ logger = logging.getLogger(__name__)
 
 
 class Hub:
-    """Of one call of a pipeline. networks: the parts that denoise. held: attention processors that frames put into
-    them, by part."""
+    """Of one call of a pipeline.
 
-    def __init__(self, networks: Sequence[str], held: Mapping[str, Sequence[Processor]] | None = None) -> None:
-        self.networks, self.held = frozenset(networks), held or {}
+    networks: the parts that denoise. held: attention processors that frames put into them, by part. alone: whether
+    frames change them around single calls, so that each goes through all of its calls before the next.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[str],
+        held: Mapping[str, Sequence[Processor]] | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
+        self.networks, self.held, self.alone = frozenset(networks), held or {}, alone
         self.calls: Counter[str] = Counter()
         """How often each part was called, by its name."""
         self.rows: Counter[str] = Counter()
         """How many calls of frames that answered."""
-        self.apart: set[str] = set()
+        self.apart: set[str] = set(networks) if alone else set()
         """Parts whose calls cannot be joined."""
         self._joins: dict[Any, bool] = {}
         """Whether calls of a kind can be."""
@@ -50,6 +59,10 @@ class Hub:
             raise
 
     def _run(self, frames: Sequence[CallFrame], *, networks: bool) -> None:
+        for frame in frames if self.alone else ():
+            while self._asks(frame, networks):
+                ((_, answer),) = self._answers(_part(frame), [frame])
+                frame.answer(answer)
         while waiting := [frame for frame in frames if self._asks(frame, networks)]:
             for each in chain.from_iterable(self.held.values()):
                 each.hold()
@@ -71,7 +84,7 @@ class Hub:
         for frame in frames:
             call = _call(frame)
             joins = call.part in self.networks or call.method == "decode"
-            key = (id(frame.real(call.part)), call.method, shape_of(call.args), shape_of(call.kwargs))
+            key = (id(frame.real(call)), call.method, shape_of(call.args), shape_of(call.kwargs))
             together.setdefault(key if joins else id(frame), []).append(frame)
         return list(together.values())
 
@@ -114,7 +127,7 @@ class Hub:
         calls = [Arguments(_call(frame).args, _call(frame).kwargs) for frame in frames]
         one = joined(calls, aligned=aligned)
         self.calls[_part(frames[0])] += 1
-        method = getattr(frames[0].real(_part(frames[0])), _call(frames[0]).method)
+        method = getattr(frames[0].real(_call(frames[0])), _call(frames[0]).method)
         made = method(*one.args, **one.kwargs)
         return parted(made, [call.rows for call in calls], listed=isinstance(one.input, list))
 
@@ -124,7 +137,7 @@ class Hub:
 
         def made(*args: Any, **kwargs: Any) -> Any:
             self.calls[call.part] += 1
-            return getattr(frame.real(call.part), call.method)(*args, **kwargs)
+            return getattr(frame.real(call), call.method)(*args, **kwargs)
 
         if call.part in self.networks or call.method == "decode":
             return made(*call.args, **call.kwargs)

@@ -151,5 +151,5 @@ def _near(one: Tensor, other: Tensor) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     share = TOLERANCE.get(one.dtype, 5e-2)
-    most = max(1.0, float(other.abs().nan_to_num().max())) if other.numel() else 1.0
+    most = max(1.0, float(other.detach().abs().nan_to_num().max())) if other.numel() else 1.0
     return torch.allclose(one, other, atol=share * most, rtol=share, equal_nan=True)

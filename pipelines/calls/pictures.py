@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,29 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from ttsnap.pipelines.calls.tasks import PICTURES
+
 FIELDS = ("images", "frames", "videos")
 """What output classes call the field with what was made."""
+
+
+def pictures_for(call: Mapping[str, Any], n: int | None = None) -> dict[str, Sequence[Any]]:
+    """Arguments that are several pictures, n of them: lists, or tensors and arrays (n, ...)."""
+    found: dict[str, Sequence[Any]] = {}
+    for name in PICTURES:
+        value: Any = call.get(name)
+        if isinstance(value, list | tuple) and n in (None, len(value)):
+            found[name] = value
+        elif getattr(value, "ndim", 0) == 4 and len(value) > 1 and n in (None, len(value)):
+            found[name] = [value[i : i + 1] for i in range(len(value))]
+    return found
+
+
+def source_of(image: Any) -> Tensor:
+    """The picture that a call changes, the first of several, as (1, 3, h, w) in [0, 1]."""
+    first = image[0] if isinstance(image, list | tuple) else image
+    made: Tensor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False).preprocess(first)
+    return made / 2 + 0.5 if made.min() < 0 else made
 
 
 def images_of(made: Any) -> Tensor:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.extras import install
+from ttsnap.files.pictured import blanks
 from ttsnap.pipelines import twin_class
+from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
+from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.tasks import task_of
 from ttsnap.pipelines.mixin import SearchMixin
+from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""
@@ -24,6 +31,7 @@ NOT_TAKEN = {
     "output_type",
     "return_dict",
     "latents",
+    "audio_latents",
     "num_images_per_prompt",
     "num_videos_per_prompt",
     "callback",
@@ -31,8 +39,14 @@ NOT_TAKEN = {
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
     "denoising_end",
+    "prompt_embeds_mask",
+    "negative_prompt_embeds_mask",
 }
 """Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of steps."""
+FRAMES = "num_frames"
+"""The argument with the length of a video."""
+LATENT_FRAME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+"""What pipelines call the number of frames that one latent frame stands for."""
 
 
 class SearchCallsMixin(SearchMixin):
@@ -40,27 +54,106 @@ class SearchCallsMixin(SearchMixin):
 
     denoiser_class: ClassVar[Any] = CallsDenoiser
 
-    def call_arguments(self) -> Collection[str]:
+    def stock_call(self) -> Callable[..., Any]:
+        """The stock call, of the pipeline and arguments by name."""
         stock: Any = self.stock_class()
-        parameters = inspect.signature(stock.__call__).parameters.values()
-        plain = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
-        return {name for name in plain - NOT_TAKEN if not name.endswith("prompt_embeds")}
+        return stock.__call__  # type: ignore[no-any-return]
+
+    def stock_arguments(self) -> Mapping[str, Any]:
+        """The arguments of the stock call with their defaults, `inspect.Parameter.empty` where there is none."""
+        parameters = inspect.signature(self.stock_call()).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+
+    def call_arguments(self) -> Collection[str]:
+        names = self.stock_arguments().keys() - NOT_TAKEN
+        return {name for name in names if not name.endswith("prompt_embeds")}
 
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
     ) -> tuple[list[Prompt], dict[str, Any]]:
-        listed = {name: value for name, value in call.items() if "prompt" in name and isinstance(value, list | tuple)}
+        listed: dict[str, Sequence[Any]] = {
+            name: value for name, value in call.items() if "prompt" in name and isinstance(value, list | tuple)
+        }
+        several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
+        if several and self.denoiser_class.takes_one_each(self, {**call, **several}):
+            listed |= several
         own = [{name: values[i] for name, values in listed.items()} for i in range(len(prompts))]
         each = zip(prompts, own, strict=True)
         split = [replace(prompt, inputs={**prompt.inputs, **more}) for prompt, more in each]
-        return split, {**call, **dict.fromkeys(listed, "")}
+        texts = {name: "" for name in listed if "prompt" in name}
+        return split, {**call, **blanks(split[0].inputs), **texts}
+
+    def task_of(self, call: Mapping[str, object]) -> str | None:
+        return task_of(self.stock_arguments(), self.components, call)  # type: ignore[attr-defined]
+
+    def frames_every(self) -> int | None:
+        if FRAMES not in self.stock_arguments():
+            return None
+        found = [getattr(self, name) for name in LATENT_FRAME if hasattr(self, name)]
+        return int(found[0]) if found else 1
+
+    def boundary(self) -> float | None:
+        found: float | None = self.config.get("boundary_ratio")  # type: ignore[attr-defined]
+        return found
+
+
+class SearchModularMixin(SearchCallsMixin):
+    """The same of a modular pipeline. A search takes the inputs of its blocks and the settings of its guiders.
+
+    It returns images or frames, as classic pipelines do, in place of the state of the blocks.
+    """
+
+    def stock_call(self) -> Callable[..., Any]:
+        return loops.called
+
+    def stock_arguments(self) -> Mapping[str, Any]:
+        inputs = self.blocks.inputs  # type: ignore[attr-defined]
+        own = {each.name: each.default for each in inputs if each.name is not None}
+        return {**dict.fromkeys(guiders.settings(self)), **own}
+
+    @property
+    def name_or_path(self) -> str | None:
+        """The folder or hub id that it was loaded from."""
+        where = self._pretrained_model_name_or_path  # type: ignore[attr-defined]
+        return None if where is None else str(where)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Nothing: the ComponentsManager offloads modular pipelines."""
+
+
+def calls_search_class(stock: Any) -> Any:
+    """The search twin of a pipeline class of diffusers. ValueError for one whose call no search can suspend, and for a
+    missing package."""
+    twin = _search_class(stock)
+    _check_installed(stock)
+    return twin
 
 
 @functools.cache
-def calls_search_class(stock: Any) -> Any:
-    """The search twin of a pipeline class of diffusers. ValueError for one whose call no search can suspend."""
+def _search_class(stock: Any) -> Any:
+    if loops.is_modular(stock):
+        return twin_class(stock, SearchModularMixin, output_class=_modular_output(stock))
     parameters = inspect.signature(stock.__call__).parameters if issubclass(stock, DiffusionPipeline) else {}
     if missing := [name for name in NEEDS if name not in parameters]:
         raise ValueError(f"search cannot use {stock.__name__}: it is no pipeline of diffusers whose call takes "
                          f"{' and '.join(missing)}")  # fmt: skip
     return twin_class(stock, SearchCallsMixin)
+
+
+def _check_installed(stock: Any) -> None:
+    """ValueError that says what to install where the code of a class cleans prompts by a package that is missing.
+
+    diffusers imports that package where it is there, and fails with a NameError in the middle of a call where not.
+    """
+    folder = stock.__module__.rpartition(".")[0]
+    beside = [module for name, module in list(sys.modules.items()) if name.startswith(f"{folder}.")]
+    asks = [module.is_ftfy_available for module in beside if "is_ftfy_available" in vars(module)]
+    if asks and not asks[0]():
+        raise ValueError(f"{stock.__name__} cleans prompts by ftfy, which is missing: {install('video')}")
+
+
+def _modular_output(stock: Any) -> type[Any]:
+    made = {each.name for each in stock().blocks.intermediate_outputs}
+    if loops.SOUND in made:
+        return SoundOutput
+    return FramesOutput if "videos" in made else ImagesOutput

@@ -6,7 +6,7 @@ at which timesteps, and what else it draws. A call whose networks answer with du
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,7 @@ class Rehearsal(NamedTuple):
     step_arguments: Mapping[str, Any]
     """Further arguments of the scheduler's step, without the generator."""
     passes: int
-    """Rows that the first step asks of the network which is asked most."""
+    """Rows that a step asks of the network which is asked most, at most."""
     latents: Tensor
     """(1, ...) of the first step, of the seed 0."""
     out: torch.dtype
@@ -61,7 +61,7 @@ class Rehearsal(NamedTuple):
     overwrites: bool
     """Whether the call writes into latents that it has stepped, which schedulers with a history keep."""
     nfe_flops: float
-    """Of an evaluation, as the first step makes it."""
+    """Of an evaluation, as the dearest step makes it."""
     made: Any
     """What it returned."""
     dummies: Dummies
@@ -79,7 +79,7 @@ class _Run:
     drawn: list[Drawn] = field(default_factory=list)
     calls: list[tuple[int, str, str, int]] = field(default_factory=list)
     """(index, part, method, rows) of each call of a part."""
-    flops: float = 0.0
+    flops: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Of the networks' calls before the first step."""
     times: list[float] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
@@ -108,7 +108,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
     ValueError, in one sentence, for a call that a search cannot suspend.
     """
     dummies = stock.dummies
-    name = stock.function.__qualname__.partition(".")[0]
+    name = type(stock.pipe).stock_class().__name__
     _check_training(stock)
     candidates = {part for part, module in stock.modules.items() if _may_denoise(module)}
     before = torch.default_generator.get_state()
@@ -123,7 +123,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
     first, fields = whole.firsts[0], Fields(tuple(step.sample.shape for step in whole.firsts))
     found = tuple(place for place in whole.places if place is not None)
     places = found if len(found) == count else NOWHERE
-    networks = _networks(whole, candidates, name)
+    networks = _networks(whole, candidates, stock.modules, name)
     if any(index % count for index, part, *_ in whole.calls if part in networks):
         raise ValueError(f"search cannot use {name} yet: it calls a network between the steps of one round")
     more = {key: value for key, value in first.more.items() if key != "generator"}
@@ -136,10 +136,10 @@ def rehearse(stock: StockCall) -> Rehearsal:
     if remembers and count > 1:
         raise ValueError(f"search cannot use {name} yet: a step of its {count} schedulers depends on more of those "
                          "before than on the latents")  # fmt: skip
-    at_first = [(part, rows) for index, part, method, rows in whole.calls if index == 0 and part in networks]
-    rows: Counter[str] = Counter()
-    for part, n in at_first:
-        rows[part] += n
+    rows: Counter[tuple[int, str]] = Counter()
+    for index, part, _, n in whole.calls:
+        if part in networks:
+            rows[index, part] += n
     scheduler = stock_scheduler(first.scheduler)
     times = torch.tensor(whole.times[::count], dtype=torch.float64)
     steps = torch.as_tensor(scheduler.timesteps).double().cpu()[-len(times) :]
@@ -161,12 +161,18 @@ def rehearse(stock: StockCall) -> Rehearsal:
         remembers,
         draws_last,
         any(latents._version != version for latents, version in whole.stepped),
-        whole.flops,
+        max(whole.flops.values()),
         whole.made,
         dummies,
         changed(unchanged, whole.processors),
         bool(whole.dtypes) and whole.dtypes != widths,
     )
+
+
+def first_shapes(stock: StockCall) -> tuple[torch.Size, ...]:
+    """The shapes of what the first round of a call steps, run without its networks."""
+    asleep = {part for part, module in stock.modules.items() if _may_denoise(module)}
+    return tuple(step.sample.shape for step in _run(stock, stock.dummies, asleep, 0).firsts)
 
 
 def _check_training(stock: StockCall) -> None:
@@ -245,17 +251,19 @@ def _seen(
 def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
     index, decodes = frame.index, asked.method == "decode"
     if asked.part not in asleep and not decodes:
-        frame.answer(frame.stock.encoded(asked, frame.parts, getattr(frame.real(asked.part), asked.method)))
+        frame.answer(frame.stock.encoded(asked, frame.parts, getattr(frame.real(asked), asked.method)))
         return
+    passes = sum(at == index for at, *_ in run.calls)
     given = tensors_in((asked.args, asked.kwargs))
     run.calls.append((index, asked.part, asked.method, _rows(asked)))
     _mark(run, index, given)
-    shown = dummies.shown(frame.real(asked.part), asked)
+    shown = dummies.shown(frame.real(asked), asked)
     if decodes:
         run.dtypes, run.draws = dtypes(frame.stock.modules), run.draws or shown.draws
-    elif index == 0:
-        run.flops += shown.flops
-    frame.answer(dummies.of(frame.real(asked.part), asked, fill))
+    else:
+        run.flops[index] += shown.flops
+    # Passes of one step differ, as momentum of guidance is seen in their difference alone.
+    frame.answer(dummies.of(frame.real(asked), asked, fill * (1 + passes)))
 
 
 def _rows(asked: PartCall) -> int:
@@ -302,11 +310,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
-def _networks(run: _Run, candidates: set[str], name: str) -> set[str]:
+def _networks(run: _Run, candidates: set[str], modules: Mapping[str, nn.Module], name: str) -> set[str]:
     """The parts that are called in the steps after the first or, where there is one step, before it."""
     last = len(run.times)
+    called = {part for _, part, _, _ in run.calls if part in candidates}
     later = {part for index, part, _, _ in run.calls if 0 < index < last and part in candidates}
-    found = later if last > 1 else {part for _, part, _, _ in run.calls if part in candidates}
+    kinds = {type(modules[part]) for part in later}
+    # Of two experts, the first may be called in the first step alone.
+    found = {part for part in called if type(modules[part]) in kinds} if last > 1 else called
     if not found:
         raise ValueError(f"search cannot use {name}: none of its parts is a network that is called between two steps")
     return found

@@ -99,7 +99,7 @@ REFUSED = [
     (f"{RECORD} --model some/model", "some/model"),  # needs a reward, and here has no hub to come from
     (f"{A} --image red.png", "--image: say by --task what is done with it"),
     (f"{EDIT} image-to-image --strength 1.5", "strength must be at most 1, got 1.5"),
-    (f"{EDIT} inpainting --image red.png", "no modular pipeline does inpainting with the parts of a"),
+    (f"{EDIT} editing --image red.png", "no pipeline class of diffusers does editing with the parts of a"),
     (f"{EDIT} image-to-image --image p.txt", "cannot read"),
     (f"{BENCH} --algorithms 'svdd magic=3'", r"svdd: unknown .*\['magic'\].*; of the sampler, .* kernel, path"),
     (f"{BENCH} --algorithms 'best-of-n n=two'", "best-of-n: n must be a whole number, got 'two'"),

@@ -39,11 +39,11 @@ from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, loa
 from ttsnap.pipelines.arguments import DECLARED
 from ttsnap.pipelines.drafting import drafters
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
-from ttsnap.pipelines.modular.classic import MODULAR
 from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline
 from ttsnap.reward_models.registry import make_rewards
 
+from .modular.test_classic import CLASSIC
 from .tiny import FAMILIES as TINY
 from .tiny import character_tokenizer, quiet, save_lora, sd3, sd15, shared
 
@@ -411,7 +411,7 @@ def test_the_call_that_type_checkers_see_is_the_call_that_pipelines_have() -> No
     parameters = inspect.signature(SearchPipeline.__call__).parameters.values()
     found = [(each.name, each.default) for each in parameters if each.kind is each.KEYWORD_ONLY]
     assert found == [(option.name, option.default) for option in DECLARED]
-    calls = [getattr(diffusers, name).__call__ for name in {*FAMILIES, *MODULAR}]
+    calls = [getattr(diffusers, name).__call__ for name in {*FAMILIES, *(case.kind for case in CLASSIC.values())}]
     stock = {name for call in calls for name in inspect.signature(call).parameters if not name.startswith("_")}
     assert set(READ) <= stock - {"self", "kwargs", "prompt"} == set(CallArguments.__annotations__)
 

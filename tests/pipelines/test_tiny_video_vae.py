@@ -141,7 +141,14 @@ def test_files_are_read_by_their_shapes_or_refused(tmp_path: Path) -> None:
         TinyVideoVAE.from_file(path)
 
 
-@pytest.mark.parametrize("name", sorted(matrix.PREVIEWED_BY_VIDEO_VAES))
+PREVIEWED = {
+    *matrix.PREVIEWED_BY_VIDEO_VAES,
+    *("QwenImageModularPipeline", "WanModularPipeline", "WanImage2VideoModularPipeline", "LTX2ModularPipeline"),
+    *("Wan22ModularPipeline", "Wan22Image2VideoModularPipeline"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PREVIEWED))
 def test_estimates_are_decoded_where_the_table_says_so(name: str) -> None:
     """As many frames as the pipeline's own VAE makes, at eight times the sides of the latents."""
     if name == "QwenImagePipeline":

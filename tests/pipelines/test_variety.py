@@ -22,7 +22,7 @@ from ttsnap.engine.shared_denoiser import SharedDenoiser
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.variety import Repel
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.modular.denoiser import ModularDenoiser
+from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.results import png_info
 from ttsnap.results.record import parse_record
 from ttsnap.sampling.denoiser import Capability
@@ -252,7 +252,7 @@ def test_what_cannot_be_is_refused() -> None:
             sampling(padding, "cads", call)
     for capability, words in ((Capability.COUPLE, "couple no seeds"), (Capability.NOISE_PROMPTS, "noise no prompts")):
         with pytest.raises(ValueError, match=words):
-            ModularDenoiser.must(ModularDenoiser.__new__(ModularDenoiser), capability)
+            CallsDenoiser.must(CallsDenoiser.__new__(CallsDenoiser), capability)
 
 
 @pytest.mark.usefixtures("real_flops")

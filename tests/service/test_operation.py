@@ -122,7 +122,7 @@ def test_what_an_extra_lacks_is_said_before_a_model_is_loaded(
 ) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     if package == "ftfy":
-        monkeypatch.setattr("ttsnap.pipelines.modular.workflows.find_spec", lambda _: None)
+        monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan.is_ftfy_available", lambda: False)
     else:
         monkeypatch.setitem(sys.modules, "av", None)
     given = [str(tmp_path), "--rewards", "brightness", "--state", str(tmp_path / "state")]

@@ -61,6 +61,6 @@ class BenchModel:
 
         wanted = replace(cast("Prepared", search), prompts=tuple(prompts))
         budget = search.budget if wanted.request.budget == Budget() else wanted.request.budget
-        told, seen = (self.pipe, replace(wanted, budget=budget)), Recorder() if sheets else None
+        told, seen = replace(wanted, budget=budget), Recorder() if sheets else None
         found = run_on(engine, self._denoiser, wanted, self.pipe, [listener], seen, told=told)
         return found.results, found.record

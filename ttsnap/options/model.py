@@ -24,7 +24,7 @@ TASKS = (
     "text-to-video",
     "image-to-video",
 )
-"""What models do; which model does what: ttsnap.pipelines.modular.workflows."""
+"""What models do; which class does what: ttsnap.pipelines.calls.tasks."""
 _SHORT = {"img": "image", "txt": "text", "vid": "video", "i": "image", "t": "text", "v": "video"}
 SIGNS = "signs"
 """The name of the embedded model that writes words."""

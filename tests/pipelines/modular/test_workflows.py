@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import pytest
 import torch
-from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance
+from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance, SmoothedEnergyGuidance
 from torchvision.transforms.functional import to_tensor
 
+from tests.pipelines import tiny
 from tests.pipelines.tiny import FAMILIES, shared
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import downgrade, load, search_class, upgrade
-from ttsnap.pipelines.modular.classic import modular
-from ttsnap.pipelines.modular.workflows import ONE_EXPERT, WORKFLOWS, check_version, workflow_for
 
 from .tiny import CASES, ONE, SLOW, bright, image_of, named, picture, stock, twin
 
@@ -48,34 +49,15 @@ def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
 @pytest.mark.parametrize("name", named(FIRST))
 def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
     """Rows of two prompts at different steps share batches, and each image is still that of its seed alone. The ledger
-    is what the network was called for."""
-    workflow, rows = workflow_for(CASES[name].pipeline, CASES[name].call), []
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
-        rows.append(len(x))
-
-    networks = [workflow.network, *["transformer_2"] * (workflow.together == ONE_EXPERT)]
-    hooks = [getattr(stock(name), net).register_forward_pre_hook(count, with_kwargs=True) for net in networks]
-    try:
-        results = found(name, PROMPTS, PRUNING, batch_size=5)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert sum(rows) == sum(result.spent.forward_passes for result in results) > 0
+    is what the networks were called for."""
+    engine = twin(name).engine(bright, batch_size=5, **CASES[name].call)
+    results = search(PROMPTS, PRUNING, engine, seed=2)
+    hub = engine.denoiser.hub
+    answered = sum(hub.rows[part] for part in hub.networks - {"controlnet"})
+    assert answered == sum(each.spent.forward_passes for each in results) > 0
     for result in results:
         difference = (result.best.image - image_of(name, result.best.seed, result.prompt)).abs().max()
         assert difference < CASES[name].tolerance, (name, result.best.seed, float(difference))
-
-
-def test_every_workflow_that_is_not_refused_has_a_case() -> None:
-    tried = {(case.pipeline, workflow_for(case.pipeline, case.call).given) for case in CASES.values()}
-    declared = {(cls, w.given) for cls, workflows in WORKFLOWS.items() for w in workflows if w.why_not is None}
-    assert declared - tried == {("FluxKontextModularPipeline", frozenset())}  # the blocks of FLUX's
-
-
-def wan22(**settings: Any) -> Any:
-    return diffusers.WanPipeline(**CASES["wan22"].parts().components, **settings)
 
 
 def denoiser(name: str, *, pipe: dict[str, Any] | None = None, without: str = "", **given: Any) -> Any:
@@ -95,21 +77,30 @@ def klein() -> Any:
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
-    **{f"this is {version}": lambda version=version: check_version(version) for version in ("0.41.0", "0.43.0", "1.0")},
-    "AnimaModularPipeline yet; .* Stable": lambda: workflow_for("AnimaModularPipeline", {}),
-    "mask_image; .*: no image; image; ": lambda: workflow_for("QwenImageModularPipeline", {"mask_image": picture()}),
-    "AdaptiveProjectedGuidance as guider": lambda: denoiser("sd3", pipe={"guider": AdaptiveProjectedGuidance()}),
-    "from 0.2 to 1.0": lambda: denoiser("sd3", pipe={"guider": ClassifierFreeGuidance(guidance_scale=4.0, start=0.2)}),
-    "at most 192 .* height 384": lambda: denoiser("sd3", height=384, width=8),
-    "one of two experts": lambda: denoiser("wan22", pipe={"guider_2": ClassifierFreeGuidance(guidance_scale=1.0)}),
-    "give num_frames": lambda: denoiser("ltx2", without="num_frames"),
-    "LTX25ModularPipeline: .* diffusion model": lambda: upgrade(diffusers.LTX25ModularPipeline()),
-    "expand_timesteps": lambda: modular(wan22(expand_timesteps=True)),
-    "has mask_image": lambda: encode("flux kontext", Prompt("x", inputs={"mask_image": picture()})),
-    "one image .* got 2": lambda: encode("flux kontext", Prompt("x", inputs={"image": [picture(), picture(1)]})),
-    "has a negative": lambda: encode("flux kontext", Prompt("a cat", negative="snow")),
     "klein reads no negative": lambda: klein().encode([Prompt("a cat", negative="snow")]),
 }
+
+
+GUIDERS: dict[str, Callable[[], Any]] = {
+    "in part": lambda: ClassifierFreeGuidance(guidance_scale=4.0, start=0.3, stop=0.8),
+    "with momentum": lambda: AdaptiveProjectedGuidance(4.0, adaptive_projected_guidance_momentum=-0.5),
+    "by hooks": lambda: SmoothedEnergyGuidance(4.0, seg_guidance_layers=[0]),
+}
+
+
+@pytest.mark.parametrize("which", GUIDERS)
+def test_any_guider_guides_as_in_the_stock_pipeline(which: str) -> None:
+    """Also where searches of two threads would put hooks into one network."""
+    guided, name = copy.copy(stock("sd3")), "sd3"
+    guided.update_components(guider=GUIDERS[which]())
+    hooks = [len(vars(part)) for part in guided.transformer.modules()]
+    how = {"search": PRUNING, "reward": bright, "output_type": "pt", "batch_size": 4, **CASES[name].call}
+    twins = [tiny.quiet(upgrade(guided)) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda twin: twin(prompt=PROMPTS, seed=2, **how).search, twins))
+    for result in (result for results in made for result in results):
+        assert (result.best.image - image_of(name, result.best.seed, result.prompt, guided)).abs().max() < 1e-5
+    assert [len(vars(part)) for part in guided.transformer.modules()] == hooks
 
 
 @pytest.mark.parametrize("said", REFUSED)
@@ -119,14 +110,11 @@ def test_what_cannot_be_is_refused(said: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "given", "words"), [
-    ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "strength"),
+    ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "kernel, path"),
     ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
-    ("sd3 image2image", {"draft": "hot"}, "no drafts"),
     ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
     ("sd3 image2image", {"state": object()}, "values by name"),
-    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "3 entries, .* 1 prompts"),
-    ("wan", {"guidance_scale": 1.0}, "guidance_scale to more than 1"),
-    ("ltx image2video", {"kernel": "sde", "path": "vp"}, "held without noise"),
+    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "batch size"),
 ])  # fmt: skip
 def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -134,21 +122,10 @@ def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any]
 
 
 def test_guidance_scale_is_that_of_a_guider_of_the_call_and_settings_are_those_of_a_classic_pipeline() -> None:
-    assert modular(wan22(boundary_ratio=0.7)).config.boundary_ratio == 0.7
-    check_version("0.42.7")
     pipe, call = twin("sd3"), CASES["sd3"].call
     guided = pipe.denoiser(guidance_scale=2.5, **call)
     assert (guided.pipe.guider.guidance_scale, guided.passes_per_nfe, pipe.guider.guidance_scale) == (2.5, 2, 7.0)
     assert pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 1
-
-
-def test_an_absent_negative_prompt_is_empty_where_it_would_be_the_prompt_itself() -> None:
-    """Stable Diffusion 3's stock blocks guide by two passes on one text then, which is no guidance."""
-    pipe, call = twin("sd3"), {name: v for name, v in CASES["sd3"].call.items() if name != "negative_prompt"}
-    given: list[dict[str, Any]] = [{"guidance_scale": 1.0}, {"negative_prompt": ""}, {}, {"negative_prompt": None}]
-    unguided, *images = (pipe(prompt="x", output_type="pt", **ONE, **{**call, **each}).images for each in given)
-    assert not torch.equal(unguided, images[0])
-    assert all(torch.equal(image, images[0]) for image in images)
 
 
 def test_prompts_carry_their_own_pictures_wherever_they_are_among_others() -> None:
@@ -199,19 +176,6 @@ def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(name
     assert [result.spent.cost.reward_calls for result in results] == [2 * moving.get("frames", 1)] * 2
 
 
-def test_mixed_noise_is_noise_on_the_same_image() -> None:
-    """begin is linear in the noise: x = alpha image + sigma noise, as the scheduler's scale_noise has it."""
-    made = denoiser("sd3 image2image")
-    made.encode(["a cat"])
-    cond = made.conditions(torch.zeros(1, dtype=torch.long), [5])
-    (own,) = made._conditions.rows(cond)
-    other = torch.randn_like(own["latents"])
-    sigma = float(made.schedule.sigma[0])
-    assert 0 < sigma < 1
-    image = (own["latents"] - sigma * own["initial noise"]) / (1 - sigma)
-    torch.testing.assert_close(made.begin(other, cond), sigma * other + (1 - sigma) * image, atol=1e-5, rtol=0)
-
-
 def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
     made = [image_of("flux", 1, "a cat", pipe) for pipe in (twin("flux"), stock("flux"))]
     assert torch.equal(*made)
@@ -225,11 +189,12 @@ def test_twins_of_classes_that_no_file_defines_are_pickled() -> None:
 
 def test_a_model_is_loaded_for_a_task(tmp_path: Path) -> None:
     shared("sd3").save_pretrained(tmp_path)
-    pipe = load(tmp_path, task="image-to-image")
-    assert type(pipe).__name__ == "SearchStableDiffusion3ModularPipeline"
-    assert pipe.name_or_path == str(tmp_path)
-    with pytest.raises(ValueError, match=r"inpainting .* StableDiffusion3Pipeline"):
-        load(tmp_path, task="inpainting")
+    for task, kind in (("image-to-image", "Img2Img"), ("inpainting", "Inpaint")):
+        pipe = load(tmp_path, task=task)
+        assert type(pipe).__name__ == f"SearchStableDiffusion3{kind}Pipeline"
+        assert str(pipe.name_or_path) == str(tmp_path)
+    with pytest.raises(ValueError, match=r"editing .* StableDiffusion3Pipeline"):
+        load(tmp_path, task="editing")
 
 
 @pytest.mark.usefixtures("real_flops")

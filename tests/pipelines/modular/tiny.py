@@ -20,7 +20,6 @@ from tests.pipelines import tiny
 from ttsnap import BestOfN
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.memory.flops import Memo
-from ttsnap.pipelines.modular.workflows import workflow_for
 from ttsnap.sampling.rng import seeded
 
 from . import tiny_videos as videos
@@ -179,10 +178,11 @@ def twin(name: str) -> Any:
 
 def image_of(name: str, seed: int, prompt: str, pipe: Any = None, **more: Any) -> Any:
     """The image (3, H, W), or video (T, 3, H, W), that the stock modular pipeline makes from a seed."""
-    workflow = workflow_for(CASES[name].pipeline, CASES[name].call)
-    how = {"output_type": workflow.ends_with["output_type"], "output": workflow.output, **CASES[name].call, **more}
-    (made,) = (pipe or stock(name))(prompt=prompt, generator=seeded(seed), **how)
-    return to_tensor(made) if isinstance(made, Image.Image) else made
+    form = "pil" if name == "qwen_image inpainting" else "pt"
+    how = {"output_type": form, "output": ["images", "videos"], **CASES[name].call, **more}
+    made = (pipe or stock(name))(prompt=prompt, generator=seeded(seed), **how)
+    (image,) = next(images for images in made.values() if images is not None)
+    return to_tensor(image) if isinstance(image, Image.Image) else image
 
 
 def bright(images: Any, prompts: Any) -> Any:

@@ -1,0 +1,73 @@
+"""The call of a modular pipeline: a tree of blocks with a loop in it, where its first latents are put in."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, ModularPipeline
+from torch import Tensor
+
+from ttsnap.pipelines.calls.pictures import FIELDS
+
+TREE = "_blocks"
+"""The attribute of modular pipelines with their blocks."""
+LATENTS = ("latents", "audio_latents")
+"""Values in the state of a call that a loop begins with."""
+SOUND = "audio"
+LOGGER = "diffusers.modular_pipelines.modular_pipeline"
+"""The logger that prints the traceback of what blocks raise, which is raised anyway."""
+
+
+def is_modular(kind: type[Any]) -> bool:
+    """Whether pipelines of this class are sequences of blocks."""
+    return issubclass(kind, ModularPipeline)
+
+
+def called(pipe: Any, **given: Any) -> Any:
+    """The stock call of a modular pipeline, which returns what was made by name, as classic calls do."""
+    state = type(pipe).stock_class().__call__(pipe, **given)
+    made = {name: state.get(name) for name in (*FIELDS, SOUND)}
+    return SimpleNamespace(**{name: value for name, value in made.items() if value is not None})
+
+
+def begun_by(blocks: Any, asking: Callable[[Callable[[], Any]], Callable[[], Any]]) -> Any:
+    """A copy of a tree of blocks, whose loops ask what latents to begin with.
+
+    asking: makes of a function that returns the loop's own one that asks.
+    """
+    twin = copy.copy(blocks)
+    if isinstance(blocks, LoopSequentialPipelineBlocks):
+        kind: Any = type(blocks)
+        twin.__class__ = _loop_class(kind)
+        twin.asking, twin._progress_bar_config = asking, {"disable": True}
+    elif blocks.sub_blocks:
+        inside = {name: begun_by(block, asking) for name, block in blocks.sub_blocks.items()}
+        twin.sub_blocks = type(blocks.sub_blocks)(inside)
+    return twin
+
+
+@functools.cache
+def _loop_class(kind: Any) -> Any:
+    """A class of loops that ask for their first latents."""
+
+    def call(self: Any, components: Any, state: Any) -> Any:
+        for name in LATENTS:
+            if isinstance(made := state.get(name), Tensor):
+                state.set(name, self.asking(_drawn(kind, name, made))())
+        return kind.__call__(self, components, state)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__call__": call})
+
+
+def _drawn(kind: Any, name: str, made: Tensor) -> Callable[[], Tensor]:
+    """A function that returns the latents of a loop, and has the name of their place."""
+
+    def draw() -> Tensor:
+        return made
+
+    draw.__name__ = f"{kind.__name__}.{name}"
+    return draw
