@@ -203,9 +203,19 @@ class GuidedDenoiser(Denoiser):
     def preview(self, x0: Tensor) -> Tensor:
         if self.previewer is None:
             return super().preview(x0)
-        pictures = [np.array(self.previewer.decode_latent_to_preview(one[None])) for one in x0]
+        made = torch.stack([self._previewed(one[None]) for one in x0])
         self.residency.here = None  # what scores them may load other networks
-        return torch.from_numpy(np.stack(pictures)).movedim(-1, -3).to(self.device).float() / 255
+        return made.movedim(-1, -3).to(self.device, torch.float32)
+
+    def _previewed(self, x0: Tensor) -> Tensor:
+        """The picture (H, W, 3) in [0, 1] of one estimate (1, C, ...), or frames (T, H, W, 3) of a video: all where
+        ComfyUI has a small VAE of videos for the model (TAEHV), else the first."""
+        small: Any = getattr(self.previewer, "taesd", None)
+        if self.frames is not None and hasattr(small, "first_stage_model"):  # TAESD, of images, is no VAE of ComfyUI
+            frames: Tensor = small.decode(x0)[0, ..., :3]
+            return frames.clamp(0, 1)
+        picture = torch.from_numpy(np.array(self.previewer.decode_latent_to_preview(x0))) / 255
+        return picture if self.frames is None else picture[None]
 
     def costs(self) -> Costs:
         return Costs(0.0, 0.0)  # ComfyUI's networks are not counted in FLOPs; latents.py refuses budgets in these

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -256,3 +257,22 @@ def test_videos_are_scored_by_their_frames() -> None:
     assert found.result.best.pixels.shape == (3, 3, 4, 4)
     assert found.result.spent.cost.reward_calls == 3 * found.result.spent.cost.decodes
     assert found.latents.shape == latent.shape
+
+
+def test_rewards_see_frames_of_previews() -> None:
+    """Of the first frame alone, or of all where ComfyUI has a small VAE of videos."""
+    seen: list[tuple[int, ...]] = []
+
+    def first(x0: Tensor) -> Image.Image:
+        seen.append(tuple(x0.shape))
+        return Image.new("RGB", (4, 4))
+
+    small = SimpleNamespace(decode=Vae().decode, first_stage_model=None)
+    for previewer, frames in ((Mock(decode_latent_to_preview=first, taesd=None), 1), (Mock(taesd=small), 3)):
+        events = list[Any]()
+        search = searching(Model(Const()), wanted(), latent=torch.zeros(1, 2, 3, 4, 4), previewer=previewer)
+        search.run(lambda event, _, events=events: events.append(event))  # type: ignore[misc]
+        pictures = [event.image for event in events if event.kind == "score"]
+        assert len(pictures) > SEEDS
+        assert {tuple(picture.shape) for picture in pictures[:SEEDS]} == {(frames, 3, 4, 4)}
+    assert set(seen) == {(1, 2, 3, 4, 4)}
