@@ -16,6 +16,13 @@ from tests.comfyui.server import ComfyPage, ComfyServer, Graph, opened
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.browser]
 LOADERS = {"CheckpointLoaderSimple": (0, 1, 2), "UNETLoader": (0,), "CLIPLoader": (1,), "VAELoader": (2,)}
 """What each output of a loader is among those of the Toy Checkpoint."""
+FOLDERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+"""Where each loader looks for its file."""
 CHANGED: dict[str, dict[str, Any]] = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptyHunyuanLatentVideo": {"width": 64, "height": 64},
@@ -33,6 +40,10 @@ def page(server: ComfyServer) -> Iterator[ComfyPage]:
     ground = Image.new("RGBA", (PICTURE, PICTURE), "white")
     ground.putalpha(Image.linear_gradient("L").resize((PICTURE, PICTURE)).point(lambda value: 255 * (value < 128)))
     ground.save(inputs / "example.png")  # the lower half is to be painted anew
+    for node in (node for workflow in WORKFLOWS.values() for node in workflow["nodes"] if node["type"] in FOLDERS):
+        weights = server.folder / "models" / FOLDERS[node["type"]] / node["widgets_values"][0]
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.touch()  # newer pages mark a loader whose file is not there
     with chromium() as browser, opened(server, browser) as found:
         yield found
 
