@@ -52,8 +52,8 @@ class GuiderDrafts:
         """The guess from latents (N, ...) as guiders take them, at noise levels (N,), of initial noise (N, ...)."""
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
-            self.denoiser.residency.need(self.drafter.guider, at)
-            return self.drafter.painted(at.float(), self.path.sigma(time).to(at.device, torch.float32), noise)
+            told, ask = self.path.sigma(time).to(at.device, torch.float32), self.denoiser.residency.ask
+            return ask(self.drafter.guider, self.drafter.painted, at.float(), told, noise)
 
         return guess(self.path, estimate, x, times_of(sigma, flow=self.drafter.flow), calls, self.first_time)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.prompt import Prompt
+from ttsnap.pipelines.comfyui.fields import Shapes, joined, split
 from ttsnap.sampling import rng
 from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
+
+logger = logging.getLogger(__name__)
 
 Options = Mapping[str, Any]
 """ComfyUI's model_options."""
@@ -34,6 +38,8 @@ class GuidedCall:
     """(1, C, ...) what is redrawn; zeros where an image is made from noise alone."""
     mask: Tensor | None = None
     """(1, C, ...) 1 where the latent is painted anew; None: everywhere."""
+    shapes: Shapes = ()
+    """Of the fields that a nested latent joins in one tensor; none for others."""
 
     @property
     def flow(self) -> bool:
@@ -59,8 +65,19 @@ class GuidedCall:
         made: Tensor = model(x, sigma, denoise_mask=mask, model_options=self.options, seed=None)
         return made
 
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Initial noise (1, ...), as comfy.sample.prepare_noise draws it from torch's global generator."""
+        shapes = self.shapes or (self.latent.shape,)
+        return joined([torch.randn(shape, generator=generator) for shape in shapes])
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """What VAEs decode of latents (N, ...): all, or the video of those with sound, which is their first field."""
+        return split(latents, self.shapes)[0]
+
     def corner(self) -> GuidedCall:
-        """The same call for a small corner of the latent."""
+        """The same call for a small corner of the latent; for all of a nested one, which models take apart."""
+        if self.shapes:
+            return self
         mask = None if self.mask is None else self.mask[..., :4, :4]
         return replace(self, latent=self.latent[..., :4, :4], mask=mask)
 
@@ -94,6 +111,8 @@ class Residency:
         """The guider whose networks are there; None where that is not known."""
         self.cancels = True
         """Whether a user who cancels ends calls."""
+        self.lone: list[Any] = []
+        """Guiders whose networks take one latent a call."""
 
     def need(self, guider: Any, x: Tensor) -> None:
         """Load the networks of a guider for a call with latents x (N, ...), where something else came in between.
@@ -109,6 +128,24 @@ class Residency:
             model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models], memory_required=needed)
             self.here = guider
 
+    def ask(self, guider: Any, call: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """call(*columns) of columns with N rows each, with the networks of a guider.
+
+        It is made row by row where they take no batch, as MiniMax-H3's, which packs one sequence. That is tried.
+        """
+        several = len(columns[0]) > 1
+        if not several or guider not in self.lone:
+            self.need(guider, columns[0])
+            try:
+                return call(*columns)
+            except (ValueError, RuntimeError) as why:
+                if not several or isinstance(why, torch.OutOfMemoryError) or "out of memory" in str(why):
+                    raise
+                logger.info("rows go through the model one by one, as it does not take several: %s", why)
+                self.lone.append(guider)
+        rows = zip(*(column.split(1) for column in columns), strict=True)
+        return torch.cat([self.ask(guider, call, *row) for row in rows])
+
 
 class GuidedDenoiser(Denoiser):
     """A denoiser over a guider, whose conditioning is the only prompt. Its latents are in the network's scale.
@@ -120,7 +157,7 @@ class GuidedDenoiser(Denoiser):
         self.guided, self.vae, self.previewer, self.residency = guided, vae, previewer, Residency()
         self.device, self.passes_per_nfe = guided.latent.device, guided.passes(hooked=hooked)
         self.can = frozenset({Capability.PREVIEW} if previewer is not None else ())
-        shape = guided.latent.shape
+        shape = guided.pictures(guided.latent).shape
         self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
         self._conditions: dict[int, int] = {}
         """The number of each seed's condition, from 0 in the order of the seeds."""
@@ -133,9 +170,8 @@ class GuidedDenoiser(Denoiser):
         out: Tensor | None = None
         for level in sorted(set(sigma.tolist()), reverse=True):
             here = (sigma == level).nonzero()[:, 0]
-            self.residency.need(self.guided.guider, x[: len(here)])
             rows = x if len(here) == len(x) else x[here.to(x.device)]
-            part = call(rows, sigma[here].to(x.device), here)
+            part = self.residency.ask(self.guided.guider, call, rows, sigma[here].to(x.device), here)
             if len(here) == len(x):
                 return part
             out = part.new_empty((len(x), *part.shape[1:])) if out is None else out
@@ -184,15 +220,13 @@ class GuidedDenoiser(Denoiser):
         return self.init_latents([rng.seeded(seed) for seed in self.seeds_of(cond)])
 
     def init_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        # comfy.sample.prepare_noise draws the same for one latent, from torch's global generator.
-        shape = self.guided.latent.shape
-        return torch.cat([torch.randn(shape, generator=each) for each in generators]).to(self.device)
+        return torch.cat([self.guided.noise(each) for each in generators]).to(self.device)
 
     def begin(self, noise: Tensor, cond: Tensor) -> Tensor:
         return self.begin_from(self.guided.latent.expand_as(noise), noise, cond)
 
     def decode(self, x0: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode(self.unscaled(x0))
+        images: Tensor = self.vae.decode(self.guided.pictures(self.unscaled(x0)))
         self.residency.here = None
         if self.frames is None and images.ndim == 5:  # one frame, of a model of videos
             images = images[:, 0]
@@ -203,7 +237,7 @@ class GuidedDenoiser(Denoiser):
     def preview(self, x0: Tensor) -> Tensor:
         if self.previewer is None:
             return super().preview(x0)
-        made = torch.stack([self._previewed(one[None]) for one in x0])
+        made = torch.stack([self._previewed(one[None]) for one in self.guided.pictures(x0)])
         self.residency.here = None  # what scores them may load other networks
         return made.movedim(-1, -3).to(self.device, torch.float32)
 

@@ -17,6 +17,7 @@ from ttsnap.loop.search import searched
 from ttsnap.options.option import changed
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import GuiderDrafts
+from ttsnap.pipelines.comfyui.fields import Shapes, fields_of, joined, nested, split
 from ttsnap.pipelines.comfyui.guided import GuidedCall, GuidedDenoiser
 from ttsnap.pipelines.comfyui.paths import PathDenoiser
 from ttsnap.pipelines.comfyui.stock import StockDenoiser
@@ -46,21 +47,24 @@ class GuiderDrafter(NamedTuple):
 class Inside(NamedTuple):
     """A SAMPLER of ComfyUI that does some work in the middle of `guider.sample`."""
 
-    work: Callable[[GuidedCall], Tensor]
+    work: Callable[[GuidedCall], None]
+    shapes: Shapes
+    """As of GuidedCall."""
 
     def sample(
         self, guider: Any, sigmas: Tensor, args: Any, callback: object, noise: Tensor, latent: Tensor,
         mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
         mask = None if mask is None else mask[:1]
-        return self.work(GuidedCall(guider, sigmas, args["model_options"], latent[:1], mask))
+        self.work(GuidedCall(guider, sigmas, args["model_options"], latent[:1], mask, self.shapes))
+        return latent[:1]
 
 
 class FoundLatents(NamedTuple):
     """What a search found."""
 
     result: Result
-    latents: Tensor
+    latents: Any
     """(K, C, ...) of the result's images, best first, as VAEs and other nodes take them."""
 
 
@@ -80,12 +84,13 @@ class LatentSearch:
     """A SAMPLER of ComfyUI."""
     sigmas: Tensor
     """(K+1,) falling to 0."""
-    latent: Tensor
-    """(1, C, ...) in the VAE's scale; zeros for an image from noise alone."""
+    latent: Any
+    """(1, C, ...) in the VAE's scale; zeros for an image from noise alone. ComfyUI's NestedTensor where it has several
+    fields, whose first is the video."""
     vae: Any
     """ComfyUI's: `decode` makes latents (N, C, ...) in its scale images (N, H, W, 3), or videos, in [0, 1]."""
-    mask: Tensor | None = None
-    """(1, 1, H, W) 1 where the latent is painted anew."""
+    mask: Any = None
+    """(1, 1, H, W) 1 where the latent is painted anew; nested as that."""
     drafter: GuiderDrafter | None = None
     rest: Tensor | None = None
     """(R+1,) falling to 0: the sigmas of an image from its draft; None where images are made from noise."""
@@ -93,8 +98,6 @@ class LatentSearch:
     """What decodes unfinished estimates for rewards, in place of the VAE: ComfyUI's for its previews, or None."""
 
     def __post_init__(self) -> None:
-        if self.latent.is_nested:  # ComfyUI's, of several tensors
-            raise ValueError("latents of videos with sound cannot be searched yet; give a latent of images or frames")
         if self.latent.shape[0] != 1:
             raise ValueError(f"a search makes candidates of one latent, got a batch of {self.latent.shape[0]}; give a "
                              "latent of batch size 1")  # fmt: skip
@@ -118,15 +121,14 @@ class LatentSearch:
         """
         found: list[FoundLatents] = []
 
-        def work(guided: GuidedCall, drafter: GuidedCall | None = None) -> Tensor:
+        def work(guided: GuidedCall, drafter: GuidedCall | None = None) -> None:
             with closing(self._denoiser(guided, drafter)) as denoiser:
                 denoiser.residency.cancels = should_stop is None
                 found.append(self._searched(denoiser, listener, should_stop))
-            return guided.latent
 
-        def drafting(drafter: GuidedCall) -> Tensor:
+        def drafting(drafter: GuidedCall) -> None:
             sigmas = self.sigmas if self.rest is None else self.rest
-            return self._within(self.guider, sigmas, lambda guided: work(guided, drafter))
+            self._within(self.guider, sigmas, lambda guided: work(guided, drafter))
 
         if self.drafter is None:
             self._within(self.guider, self.sigmas, work)
@@ -137,15 +139,18 @@ class LatentSearch:
     @property
     def rows(self) -> int:
         """The largest batch, which ComfyUI makes room for."""
-        return self.request.engine.batch.batch_size or rows_that_fit(self.guider.model_patcher, self.latent)
+        given, latent = self.request.engine.batch.batch_size, joined(fields_of(self.latent))
+        return given or rows_that_fit(self.guider.model_patcher, latent)
 
-    def _within(self, guider: Any, sigmas: Tensor, work: Callable[[GuidedCall], Tensor]) -> Tensor:
+    def _within(self, guider: Any, sigmas: Tensor, work: Callable[[GuidedCall], None]) -> None:
         """Do the work in the middle of `guider.sample`."""
-        latent, seed = self.latent.expand(self.rows, *self.latent.shape[1:]), self.request.seed
-        made: Tensor = guider.sample(
-            torch.zeros_like(latent), latent, Inside(work), sigmas, self.mask, disable_pbar=True, seed=seed
+        rows, fields = self.rows, fields_of(self.latent)
+        latent = [field.expand(rows, *field.shape[1:]) for field in fields]
+        noise = [torch.zeros_like(field) for field in latent]
+        inside = Inside(work, tuple(field.shape for field in fields) if len(fields) > 1 else ())
+        guider.sample(
+            nested(noise), nested(latent), inside, sigmas, self.mask, disable_pbar=True, seed=self.request.seed
         )
-        return made
 
     def _denoiser(self, guided: GuidedCall, drafter: GuidedCall | None = None) -> GuidedDenoiser:
         how, stock = (self.vae, self.previewer), self.request.engine.sampler.kernel == "pipeline"
@@ -180,7 +185,8 @@ class LatentSearch:
         results = searched(request.prompts, request, engine, (kept, listen), should_stop)
         latents = kept.of(results)
         made = denoiser.unscaled(torch.stack(latents) if latents else denoiser.guided.latent[:0].cpu())
-        return FoundLatents(results[0], made.to(intermediate_device()))
+        fields = split(made.to(intermediate_device()), denoiser.guided.shapes)
+        return FoundLatents(results[0], nested(fields))
 
 
 def rows_that_fit(patcher: Any, latent: Tensor) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -191,6 +191,8 @@ class Model:
     rows: list[int] = field(default_factory=list)
     """Of each call of the network."""
     on_call: Callable[[], None] = lambda: None
+    most_rows: int | None = None
+    """Of one call; None for any."""
     latent_format: ClassVar[None] = None
 
     def x0(self, x: Tensor, sigma: Tensor, centre: float) -> Tensor:
@@ -244,8 +246,15 @@ class Guider:
     def sample(
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Tensor | None = None,
         callback: Any = None, disable_pbar: bool = False, seed: int | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Any:  # fmt: skip
         self.inner_model, self.loaded_models, self.conds = self.model_patcher.model, [], {"positive": 1, "negative": 0}
+        if latent_image.is_nested:
+            shapes = [field.shape for field in latent_image.unbind()]
+            latent_image, noise, denoise_mask = (
+                each and pack_latents(each.unbind())[0] for each in (latent_image, noise, denoise_mask)
+            )
+            made = self.sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+            return NestedTensor(unpack_latents(made, shapes))
         if torch.count_nonzero(latent_image):
             latent_image = self.inner_model.process_latent_in(latent_image)
         args: Args = {"model_options": {}, "seed": seed}
@@ -255,6 +264,8 @@ class Guider:
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
         model = self.inner_model
+        if model.most_rows is not None and len(x) > model.most_rows:
+            raise ValueError(f"this model supports batch size {model.most_rows}")
         model.on_call()
         spared = math.isclose(self.cfg, 1) and not model_options.get("disable_cfg1_optimization")
         positive, negative = model.x0(x, sigma, model.centre), model.x0(x, sigma, 0.0)
@@ -263,6 +274,36 @@ class Guider:
         for hook in model_options.get(HOOKS, []):
             x0 = hook({"denoised": x0, "uncond_denoised": negative, "cond_denoised": positive, "input": x})
         return x0
+
+
+class NestedTensor:
+    """comfy.nested_tensor.NestedTensor: several fields."""
+
+    is_nested = True
+
+    def __init__(self, fields: Sequence[Tensor]) -> None:
+        self.fields = list(fields)
+
+    def unbind(self) -> list[Tensor]:
+        return self.fields
+
+    def __getitem__(self, rows: Any) -> NestedTensor:
+        return NestedTensor([field[rows] for field in self.fields])
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.fields[0].shape
+
+
+def pack_latents(fields: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
+    """comfy.utils.pack_latents."""
+    return torch.cat([field.flatten(1)[:, None] for field in fields], -1), [field.shape for field in fields]
+
+
+def unpack_latents(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """comfy.utils.unpack_latents."""
+    parts = packed[:, 0].split([math.prod(shape[1:]) for shape in shapes], -1)
+    return [part.unflatten(-1, shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Vae:
@@ -338,5 +379,7 @@ def comfyui() -> Iterator[Management]:
             "comfy": {}, "comfy.model_management": management, "comfy.model_sampling": {"CONST": Const},
             "comfy.samplers": {"Sampler": Sampler, "KSamplerX0Inpaint": Inpaint},
             "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
+            "comfy.nested_tensor": {"NestedTensor": NestedTensor},
+            "comfy.utils": {"pack_latents": pack_latents, "unpack_latents": unpack_latents},
         })  # fmt: skip
         yield management

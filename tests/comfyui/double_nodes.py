@@ -100,9 +100,9 @@ def nodes_of_comfyui() -> Iterator[Management]:
             if management.bars_hear:
                 management.throw_exception_if_processing_interrupted()
 
+        vars(sys.modules["comfy.utils"]).update(ProgressBar=lambda total: SimpleNamespace(update_absolute=update))
         installed(patch, {
-            "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, *_: latent},
-            "comfy.utils": {"ProgressBar": lambda total: SimpleNamespace(update_absolute=update)},
+            "comfy.sample": {"fix_empty_latent_channels": lambda model, latent, **_: latent},
             "latent_preview": {"get_previewer": lambda *_: None}, "comfy_api": {},
             "nodes": {"KSampler": KSampler, "NODE_CLASS_MAPPINGS": {"Scorer": Scorer},
                       "NODE_DISPLAY_NAME_MAPPINGS": {}},

@@ -128,6 +128,17 @@ def test_a_mask_goes_on_with_the_latents_and_a_row_of_a_batch_does_not(tmp_path:
     assert reports == [True, False]
 
 
+def test_videos_with_sound_go_in_and_come_out_nested(tmp_path: Path) -> None:
+    nodes = offered(tmp_path)
+    links, latent = linked(nodes), double.NestedTensor([torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 3, 5)])
+    given = hostile.given_to(nodes["TtsnapSearchSampler"], links) | {"keep": 2, "latent_image": {"samples": latent}}
+    found, images, *_ = nodes["TtsnapSearchSampler"].execute(**given | {"budget": Budget(images=8)}).result
+    video, sound = found["samples"].unbind()
+    assert (video.shape, sound.shape, images.shape) == ((2, 2, 3, 4, 4), (2, 3, 5), (6, 4, 4, 3))
+    given = hostile.given_to(nodes["TtsnapPickBest"], links) | {"images": torch.rand(2, 8, 8, 3), "keep": 1}
+    assert nodes["TtsnapPickBest"].execute(**given | {"latent": found}).result[0]["samples"].shape == (1, 2, 3, 4, 4)
+
+
 CANCELS = pytest.mark.parametrize(("returns", "times"), [(False, 1), (True, 1), (True, 2)])
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests.comfyui import double
-from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Guider, Model, Stock, Vae
+from tests.comfyui.double import EVALUATIONS, LOOPS, SHAPE, Const, Exploding, Guider, Model, NestedTensor, Stock, Vae
 from ttsnap.core.prompt import Prompt
 from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
 from ttsnap.pipelines.comfyui.drafts import finishing
+from ttsnap.pipelines.comfyui.fields import fields_of
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 
@@ -67,12 +68,13 @@ def half_masked() -> tuple[Tensor, Tensor]:
 
 
 def alone(
-    model: Model, seed: int, name: str, cfg: float, latent: Tensor = EMPTY, mask: Tensor | None = None,
-    at: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model, seed: int, name: str, cfg: float, latent: Any = EMPTY, mask: Any = None, at: Tensor | None = None
+) -> Any:
     """What the sampler makes of a seed without a search, at these sigmas."""
-    noise, at = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)), sigmas(model) if at is None else at
-    return Guider(model, cfg).sample(noise, latent, Stock(LOOPS[name]), at, mask, seed=seed)
+    generator, at = torch.Generator().manual_seed(seed), sigmas(model) if at is None else at
+    noise = [torch.randn(field.shape, generator=generator) for field in fields_of(latent)]
+    given = NestedTensor(noise) if latent.is_nested else noise[0]
+    return Guider(model, cfg).sample(given, latent, Stock(LOOPS[name]), at, mask, seed=seed)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
@@ -259,7 +261,54 @@ def test_videos_are_scored_by_their_frames() -> None:
     assert found.latents.shape == latent.shape
 
 
-def test_rewards_see_frames_of_previews() -> None:
+def with_sound(video: float = 0.0, sound: float = 0.0) -> NestedTensor:
+    return NestedTensor([torch.full((1, 2, 3, 4, 4), video), torch.full((1, 3, 2, 5), sound)])
+
+
+def nested_apart(a: Any, b: Any) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(a.unbind(), b.unbind(), strict=True))
+
+
+@pytest.mark.parametrize("most_rows", [None, 1])
+@pytest.mark.parametrize("name", [*LOOPS, "ode"])
+def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: int | None) -> None:
+    """Where they begin from noise, from a latent that is half painted anew, and from drafts, by a model of one row."""
+    kernel, loop = ("ode", "euler") if name == "ode" else ("pipeline", name)
+    how, model.most_rows = wanted(sampler=SamplerOptions(kernel), keep=2), most_rows
+    mask = with_sound(1.0, 0.0)
+    mask.unbind()[0][..., :2] = 0
+    for given in ({"latent": with_sound()}, {"latent": with_sound(0.3, 0.2), "mask": mask}):
+        model.rows.clear()
+        found = searching(model, how, loop, **given).run()
+        best, spent = found.result.best, found.result.spent
+        assert sum(model.rows) == 2 * spent.nfe
+        assert max(model.rows) == 2 * (most_rows or SEEDS)
+        assert found.latents.shape[0] == len(found.result.images) == 2
+        made = alone(model, best.seed, loop, 2.0, **given)
+        assert nested_apart(made, NestedTensor([field[:1] for field in found.latents.unbind()])) < 1e-4
+        assert torch.allclose(best.pixels.movedim(1, -1), Vae().decode(made.unbind()[0])[0], atol=1e-4)
+        assert spent.cost.reward_calls == 3 * spent.cost.decodes
+    drafts = Model(model.model_sampling, 0.9, 0.5, most_rows=most_rows)
+    drafter, rest = GuiderDrafter(Guider(drafts, 1.0)), sigmas(model)[5:]
+    how = wanted(sampler=SamplerOptions(kernel), budget=Budget(images=4))
+    found = searching(model, how, loop, drafter=drafter, rest=rest, latent=with_sound()).run()
+    seed = found.result.best.seed
+    assert sum(drafts.rows) == found.result.spent.cost.draft_calls == SEEDS
+    draft = alone(drafts, seed, "euler", 1.0, with_sound(), at=sigmas(model)[[0, -1]])
+    assert nested_apart(alone(model, seed, loop, 2.0, draft, at=rest), found.latents) < 1e-4
+
+
+def test_particles_of_videos_with_sound_end_where_the_model_does(model: Model) -> None:
+    model.spread = 1e-4  # it has one image only
+    for name in ("smc", "zero-order"):
+        kernel = "sde" if name == "smc" else "pipeline"
+        how = wanted(sampler=SamplerOptions(kernel), search=name, budget=Budget(nfe=40))
+        found = searching(model, how, latent=with_sound(), cfg=1.0).run()
+        assert nested_apart(with_sound(0.25, 0.25), found.latents) < 1e-2
+
+
+@pytest.mark.parametrize("latent", [torch.zeros(1, 2, 3, 4, 4), with_sound()])
+def test_rewards_see_frames_of_previews(latent: Any) -> None:
     """Of the first frame alone, or of all where ComfyUI has a small VAE of videos."""
     seen: list[tuple[int, ...]] = []
 
@@ -270,7 +319,7 @@ def test_rewards_see_frames_of_previews() -> None:
     small = SimpleNamespace(decode=Vae().decode, first_stage_model=None)
     for previewer, frames in ((Mock(decode_latent_to_preview=first, taesd=None), 1), (Mock(taesd=small), 3)):
         events = list[Any]()
-        search = searching(Model(Const()), wanted(), latent=torch.zeros(1, 2, 3, 4, 4), previewer=previewer)
+        search = searching(Model(Const()), wanted(), latent=latent, previewer=previewer)
         search.run(lambda event, _, events=events: events.append(event))  # type: ignore[misc]
         pictures = [event.image for event in events if event.kind == "score"]
         assert len(pictures) > SEEDS

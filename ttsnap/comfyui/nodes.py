@@ -36,7 +36,7 @@ WEIGHT = io.Float.Input("weight", default=1.0, min=-1000.0, max=1000.0, step=0.1
                         tooltip="What its scores are multiplied by; below 0 where they should be low.")  # fmt: skip
 MORE = REWARD.Input("more", optional=True, tooltip="Further rewards, whose scores are added.")
 RETURN = "return the best so far"
-SIZE = "downscale_ratio_spacial"
+SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 """What newer versions note in an empty latent until it has been sampled."""
 
 
@@ -140,8 +140,8 @@ def search_sampler(
         how = comfy.samplers.KSampler(model, of, model.load_device, name, scheduler, denoise, model.model_options)
         return how.sigmas  # type: ignore[no-any-return]
 
-    empty = [latent_image[SIZE]] if SIZE in latent_image else []
-    latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], *empty)
+    sizes = {key: latent_image[key] for key in SIZES if key in latent_image}
+    latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"], **sizes)
     fast, kind = previews == "previewer", model.model.latent_format
     previewer = latent_preview.get_previewer(model.load_device, kind) if fast else None
     if fast and previewer is None:
@@ -164,7 +164,7 @@ def search_sampler(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
         latent_image.get("noise_mask"), drafts, rest, previewer,
     ).run(progress.listen, progress.should_stop if progress.returns else None)  # fmt: skip
-    known = {key: value for key, value in latent_image.items() if key not in ("batch_index", SIZE)}
+    known = {key: value for key, value in latent_image.items() if key not in ("batch_index", *SIZES)}
     stock = sampler_name not in KERNELS and "batch_index" not in latent_image
     report = inputs.reported(result, f"{algorithm} {options}".strip(), again if stock else None)
     seeds, scores = [image.seed for image in result.images], [image.reward for image in result.images]
@@ -232,8 +232,9 @@ def pick_best(images: Tensor, reward: tuple[Weighted, ...], prompt: str, keep: i
     scores, report = inputs.values_of(images, prompt, reward)
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:keep]
     if latent is not None:
-        if len(latent["samples"]) != len(images):
-            raise ValueError(f"got {len(latent['samples'])} latents of {len(images)} images; connect one for each")
+        given = latent["samples"].shape[0]  # nested ones have no length
+        if given != len(images):
+            raise ValueError(f"got {given} latents of {len(images)} images; connect one for each")
         latent = {**latent, "samples": latent["samples"][best]}
     return latent, images[best], [scores[i] for i in best], report
 
