@@ -46,14 +46,14 @@ class GuiderDrafts:
     @torch.no_grad()
     def guess(self, x: Tensor, step: Tensor, cond: Tensor, calls: int) -> Tensor:
         noise = x if self.drafter.mask is None else self.denoiser.noise_of(cond)
-        return self.guessed(*self.denoiser.in_model(x, step), noise, calls)
+        return self.guessed(*self.denoiser.in_model(x, step), noise, cond, calls)
 
-    def guessed(self, x: Tensor, sigma: Tensor, noise: Tensor, calls: int) -> Tensor:
+    def guessed(self, x: Tensor, sigma: Tensor, noise: Tensor, cond: Tensor, calls: int) -> Tensor:
         """The guess from latents (N, ...) as guiders take them, at noise levels (N,), of initial noise (N, ...)."""
 
         def estimate(at: Tensor, time: Tensor) -> Tensor:
-            told, ask = self.path.sigma(time).to(at.device, torch.float32), self.denoiser.residency.ask
-            return ask(self.drafter.guider, self.drafter.painted, at.float(), told, noise)
+            told = self.path.sigma(time).to(at.device, torch.float32)
+            return self.denoiser.ask(self.drafter, self.drafter.painted, cond, at.float(), told, noise)
 
         return guess(self.path, estimate, x, times_of(sigma, flow=self.drafter.flow), calls, self.first_time)
 
@@ -95,7 +95,7 @@ class FromDrafts:
         drafts, drafter = self.drafts, self.drafts.drafter
         sigma = drafter.sigmas[:1]
         x = drafter.noised(noise, drafter.latent.expand_as(noise))
-        guess = drafts.guessed(x, sigma.expand(len(noise)), noise, drafts.calls)
+        guess = drafts.guessed(x, sigma.expand(len(noise)), noise, cond, drafts.calls)
         return guess, drafts.denoiser.begin_from(guess, noise, cond)
 
 

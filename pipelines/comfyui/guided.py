@@ -53,6 +53,14 @@ class GuidedCall:
         x: Tensor = scaling.noise_scaling(self.sigmas[0], noise.clone(), latent, most)  # some add the latent in place
         return x
 
+    def told(self, seed: int, call: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """call(*columns), while the guider tells its model what it does for this seed."""
+        usual, self.guider.conds = self.guider.conds, self.conds(seed)
+        try:
+            return call(*columns)
+        finally:
+            self.guider.conds = usual
+
     def painted(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """x0 estimates of latents (N, ...) at noise levels (N,), with the latent where the mask keeps it; that is
         noised by initial noise (N, ...)."""
@@ -73,6 +81,20 @@ class GuidedCall:
     def pictures(self, latents: Tensor) -> Tensor:
         """What VAEs decode of latents (N, ...): all, or the video of those with sound, which is their first field."""
         return split(latents, self.shapes)[0]
+
+    def conds(self, seed: int) -> dict[str, list[Any]]:
+        """What the guider tells its model, as for an image of this seed: some models noise what they are given."""
+        from comfy.samplers import encode_model_conds
+
+        model, noise = self.guider.inner_model, torch.zeros_like(self.latent)
+        given: dict[str, Any] = {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
+        if self.shapes:
+            given["latent_shapes"] = self.shapes
+        how: Any = (noise, noise.device)
+        return {
+            name: encode_model_conds(model.extra_conds, [*told], *how, name, **given)
+            for name, told in self.guider.conds.items()
+        }
 
     def corner(self) -> GuidedCall:
         """The same call for a small corner of the latent; for all of a nested one, which models take apart."""
@@ -103,6 +125,19 @@ def levels(sigmas: Tensor, *, flow: bool) -> tuple[float, ...]:
     return tuple((wide if flow else wide / (1 + wide)).tolist())
 
 
+def alike(a: Any, b: Any) -> bool:
+    """Whether two things that a model is told are equal, with all tensors in them."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return alike(vars(a), vars(b)) if hasattr(a, "__dict__") else bool(np.array_equal(a, b))
+
+
 class Residency:
     """Whose networks are on the device. ComfyUI may unload them when it loads others."""
 
@@ -111,8 +146,6 @@ class Residency:
         """The guider whose networks are there; None where that is not known."""
         self.cancels = True
         """Whether a user who cancels ends calls."""
-        self.lone: list[Any] = []
-        """Guiders whose networks take one latent a call."""
 
     def need(self, guider: Any, x: Tensor) -> None:
         """Load the networks of a guider for a call with latents x (N, ...), where something else came in between.
@@ -127,24 +160,6 @@ class Residency:
             needed = guider.model_patcher.model.memory_required([2 * len(x), *x.shape[1:]])
             model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models], memory_required=needed)
             self.here = guider
-
-    def ask(self, guider: Any, call: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-        """call(*columns) of columns with N rows each, with the networks of a guider.
-
-        It is made row by row where they take no batch, as MiniMax-H3's, which packs one sequence. That is tried.
-        """
-        several = len(columns[0]) > 1
-        if not several or guider not in self.lone:
-            self.need(guider, columns[0])
-            try:
-                return call(*columns)
-            except (ValueError, RuntimeError) as why:
-                if not several or isinstance(why, torch.OutOfMemoryError) or "out of memory" in str(why):
-                    raise
-                logger.info("rows go through the model one by one, as it does not take several: %s", why)
-                self.lone.append(guider)
-        rows = zip(*(column.split(1) for column in columns), strict=True)
-        return torch.cat([self.ask(guider, call, *row) for row in rows])
 
 
 class GuidedDenoiser(Denoiser):
@@ -161,9 +176,39 @@ class GuidedDenoiser(Denoiser):
         self.frames = int(shape[2]) if len(shape) == 5 and shape[2] > 1 else None
         self._conditions: dict[int, int] = {}
         """The number of each seed's condition, from 0 in the order of the seeds."""
+        self._seeded: dict[int, bool] = {}
+        """Whether what a guider tells its model depends on the seed, by the guider's id."""
+        self._lone: set[int] = set()
+        """Guiders that take one latent a call, by their ids."""
 
-    def by_level(self, call: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
-        """call(rows of x, their sigmas, their numbers) of latents x (N, ...) at noise levels (N,), in one call a level.
+    def ask(self, guided: GuidedCall, call: Callable[..., Tensor], cond: Tensor, *columns: Tensor) -> Tensor:
+        """call(*columns) of columns with N rows each, of these conditions (N,), with the networks of a guider.
+
+        It is made row by row where the model takes no batch, as MiniMax-H3, which packs one sequence; that is tried.
+        And where it is told other things for each seed.
+        """
+        guider, key = guided.guider, id(guided.guider)
+        self.residency.need(guider, columns[0])
+        if key not in self._seeded:
+            self._seeded[key] = not alike(guided.conds(0), guided.conds(1))
+        if len(cond) == 1:
+            return guided.told(self.seeds_of(cond)[0], call, *columns) if self._seeded[key] else call(*columns)
+        if not self._seeded[key] and key not in self._lone:
+            try:
+                return call(*columns)
+            except (ValueError, RuntimeError) as why:
+                if isinstance(why, torch.OutOfMemoryError) or "out of memory" in str(why):
+                    raise
+                logger.info("rows go through the model one by one, as it does not take several: %s", why)
+                self._lone.add(key)
+        rows = zip(*(column.split(1) for column in (cond, *columns)), strict=True)
+        return torch.cat([self.ask(guided, call, *row) for row in rows])
+
+    def by_level(
+        self, call: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, cond: Tensor
+    ) -> Tensor:
+        """call(rows of x, their sigmas, their conditions) of latents x (N, ...) at noise levels (N,), in one call a
+        level.
 
         Ranges of conditioning, ControlNets and hooks read the noise level of a call's first row alone.
         """
@@ -171,7 +216,8 @@ class GuidedDenoiser(Denoiser):
         for level in sorted(set(sigma.tolist()), reverse=True):
             here = (sigma == level).nonzero()[:, 0]
             rows = x if len(here) == len(x) else x[here.to(x.device)]
-            part = self.residency.ask(self.guided.guider, call, rows, sigma[here].to(x.device), here)
+            told = cond[here]
+            part = self.ask(self.guided, call, told, rows, sigma[here].to(x.device), told)
             if len(here) == len(x):
                 return part
             out = part.new_empty((len(x), *part.shape[1:])) if out is None else out

@@ -37,10 +37,10 @@ class PathDenoiser(GuidedDenoiser):
         return self.guided.noised(noise, latent) * float(self.scale[0])
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        def call(x: Tensor, sigma: Tensor, here: Tensor) -> Tensor:
-            return self.guided.painted(x, sigma, x if self.guided.mask is None else self.noise_of(cond[here]))
+        def call(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+            return self.guided.painted(x, sigma, x if self.guided.mask is None else self.noise_of(cond))
 
-        x0 = self.by_level(call, *self.in_model(x, step))
+        x0 = self.by_level(call, *self.in_model(x, step), cond)
         return Prediction(x0, x0)
 
 

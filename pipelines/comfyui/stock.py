@@ -75,10 +75,10 @@ class StockDenoiser(GuidedDenoiser):
         return x, self.sigmas[torch.from_numpy(self.grid.calls)[step]]
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
-        out = self.by_level(self._call, x, self.sigmas[step])
+        out = self.by_level(self._call, x, self.sigmas[step], cond)
         return Prediction(out, self.kept(out[:, READ.index("denoised")] if self.rehearsal.hooked else out))
 
-    def _call(self, x: Tensor, sigma: Tensor, here: Tensor) -> Tensor:
+    def _call(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         """What a call answers: x0 estimates (n, ...) or, for samplers that read both passes, (n, 3, ...) as READ."""
         guided = self.guided
         if not self.rehearsal.hooked:

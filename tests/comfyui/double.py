@@ -193,6 +193,8 @@ class Model:
     on_call: Callable[[], None] = lambda: None
     most_rows: int | None = None
     """Of one call; None for any."""
+    noised: bool = False
+    """Whether the positive text is told with noise of the seed."""
     latent_format: ClassVar[None] = None
 
     def x0(self, x: Tensor, sigma: Tensor, centre: float) -> Tensor:
@@ -201,6 +203,9 @@ class Model:
         a = 1 - s if isinstance(self.model_sampling, Const) else torch.ones_like(s)
         gain = a * self.spread**2 / (a**2 * self.spread**2 + s**2)
         return centre + gain * (x - a * centre)
+
+    def extra_conds(self, seed: int, **_: Any) -> dict[str, float]:
+        return {"offset": (seed % 7) / 10} if self.noised else {}
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         return latent * 2
@@ -231,6 +236,13 @@ class Patcher:
         return 0
 
 
+def encode_model_conds(
+    extra_conds: Any, conds: list[Any], noise: Tensor, device: Any, prompt_type: str, **more: Any
+) -> list[Any]:
+    """comfy.samplers.encode_model_conds."""
+    return [{**each, "model_conds": {**each["model_conds"], **extra_conds(**more)}} for each in conds]
+
+
 class Guider:
     """A CFGGuider."""
 
@@ -247,7 +259,11 @@ class Guider:
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Tensor | None = None,
         callback: Any = None, disable_pbar: bool = False, seed: int | None = None,
     ) -> Any:  # fmt: skip
-        self.inner_model, self.loaded_models, self.conds = self.model_patcher.model, [], {"positive": 1, "negative": 0}
+        self.inner_model, self.loaded_models = self.model_patcher.model, []
+        self.conds = {
+            name: encode_model_conds(self.inner_model.extra_conds, [{"model_conds": {}}], noise, None, name, seed=seed)
+            for name in ("positive", "negative")
+        }
         if latent_image.is_nested:
             shapes = [field.shape for field in latent_image.unbind()]
             latent_image, noise, denoise_mask = (
@@ -268,7 +284,8 @@ class Guider:
             raise ValueError(f"this model supports batch size {model.most_rows}")
         model.on_call()
         spared = math.isclose(self.cfg, 1) and not model_options.get("disable_cfg1_optimization")
-        positive, negative = model.x0(x, sigma, model.centre), model.x0(x, sigma, 0.0)
+        offset = self.conds["positive"][0]["model_conds"].get("offset", 0.0)
+        positive, negative = model.x0(x, sigma, model.centre + offset), model.x0(x, sigma, 0.0)
         model.rows.append(len(x) * (1 if spared else 2))
         x0 = positive if spared else negative + self.cfg * (positive - negative)
         for hook in model_options.get(HOOKS, []):
@@ -377,7 +394,9 @@ def comfyui() -> Iterator[Management]:
             patch.delitem(sys.modules, name)
         installed(patch, {
             "comfy": {}, "comfy.model_management": management, "comfy.model_sampling": {"CONST": Const},
-            "comfy.samplers": {"Sampler": Sampler, "KSamplerX0Inpaint": Inpaint},
+            "comfy.samplers": {
+                "Sampler": Sampler, "KSamplerX0Inpaint": Inpaint, "encode_model_conds": encode_model_conds,
+            },
             "comfy.model_patcher": {"set_model_options_post_cfg_function": _with_hook},
             "comfy.nested_tensor": {"NestedTensor": NestedTensor},
             "comfy.utils": {"pack_latents": pack_latents, "unpack_latents": unpack_latents},

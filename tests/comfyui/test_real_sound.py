@@ -143,6 +143,19 @@ def test_the_winner_is_the_stock_samplers_video_and_sound(sounding: Sounding, na
     check(found, sounding.stock(found.result.best.seed, name))
 
 
+def test_a_first_frame_is_noised_by_each_seed_as_the_stock_sampler_does(sounding: Sounding) -> None:
+    if sounding.shapes[0][1] != 24:
+        pytest.skip("MiniMax-H3 alone noises the frames that it is given")
+    frame = {"resolved_frame_index": 0, "latent": torch.ones(1, 24, 1, 4, 4)}
+    [[text, _]], negative = sounding.texts
+    given = {"minimax_keyframes": [frame], "minimax_visual_cond_noise_aug": 0.5}
+    framed = sounding._replace(texts=([[text, given]], negative))
+    found = framed.search(wanted()).run()
+    seed = found.result.best.seed
+    assert seed != wanted().seed
+    assert apart(found.latents, framed.stock(seed)) < 1e-5
+
+
 def test_the_sound_that_a_mask_keeps_stays(sounding: Sounding) -> None:
     latent, mask = sounding.latent(0.3, 0.2), sounding.latent(1, 0)
     mask.unbind()[0][..., :2] = 0

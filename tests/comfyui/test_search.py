@@ -298,6 +298,20 @@ def test_videos_with_sound_are_the_samplers(model: Model, name: str, most_rows: 
     assert nested_apart(alone(model, seed, loop, 2.0, draft, at=rest), found.latents) < 1e-4
 
 
+@pytest.mark.parametrize("name", [*LOOPS, "ode"])
+def test_what_is_noised_by_the_seed_is_so_for_each_candidate(model: Model, name: str) -> None:
+    """As frames that a video begins with."""
+    kernel, loop = ("ode", "euler") if name == "ode" else ("pipeline", name)
+    how, model.noised = wanted(sampler=SamplerOptions(kernel), budget=Budget(images=4)), True
+    found = searching(model, how, loop).run()
+    assert sum(model.rows) == 2 * found.result.spent.nfe
+    assert torch.allclose(alone(model, found.result.best.seed, loop, 2.0), found.latents, atol=1e-4)
+    drafts, rest = Model(model.model_sampling, 0.9, 0.5, noised=True), sigmas(model)[5:]
+    found = searching(model, how, loop, drafter=GuiderDrafter(Guider(drafts, 1.0)), rest=rest).run()
+    draft = alone(drafts, found.result.best.seed, "euler", 1.0, at=sigmas(model)[[0, -1]])
+    assert torch.allclose(alone(model, found.result.best.seed, loop, 2.0, draft, at=rest), found.latents, atol=1e-4)
+
+
 def test_particles_of_videos_with_sound_end_where_the_model_does(model: Model) -> None:
     model.spread = 1e-4  # it has one image only
     for name in ("smc", "zero-order"):
