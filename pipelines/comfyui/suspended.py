@@ -50,10 +50,6 @@ class StandIn:
         return getattr(self._guider, name)
 
 
-class FirstCall(BaseException):
-    """A sampler has made its first call of the model."""
-
-
 @dataclass(frozen=True)
 class StockSampler:
     """A SAMPLER of ComfyUI, as the stock KSampler would run it on this call."""
@@ -88,16 +84,10 @@ class StockSampler:
 
     def first_input(self, noise: Tensor, seed: int) -> Tensor:
         """What the sampler calls the model with first: (1, ...)."""
-        asked: list[Tensor] = []
-
-        def answer(call: ModelCall) -> Tensor:
-            asked.append(call.x)
-            raise FirstCall
-
-        try:
-            return self.run(noise, seed, answer)
-        except FirstCall:
-            return asked[0]
+        begun = Suspended(partial(_sampled, self, noise[0], seed))
+        asked: Tensor = begun.question.x
+        begun.close()
+        return asked
 
     def answered(self, call: ModelCall, out: Tensor) -> Tensor:
         """The x0 estimate (1, ...) that a call gets, of `out` (1, ...) or (1, 3, ...) as StockDenoiser.predict gives
