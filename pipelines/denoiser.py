@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
@@ -27,6 +27,12 @@ from ttsnap.sampling.kernels import Prediction
 
 ENCODING = threading.RLock()
 """Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and cuts."""
+
+
+NO_FLOW_MAP = (
+    "draft self is for flow maps, whose network reads the time that it is to arrive at, and that of "
+    "this call reads none; draft hot takes any model"
+)
 
 
 class PipelineDenoiser(Denoiser):
@@ -196,6 +202,30 @@ class PipelineDenoiser(Denoiser):
         vars(twin).update(pipe=copy.copy(self.pipe), **more)
         vars(twin.pipe)[self.network] = net
         return twin
+
+    def by_drafter(self, net: Any, scale: float | None, *, arrives: bool = False) -> Self:
+        """A copy, as of `by`, which evaluates as drafters do: by this network, guided at this scale.
+
+        None: without guidance, or at the call's scale where the network reads one. arrives: whether
+        the network, a flow map, is told to arrive at the end, guided as the call is. ValueError for
+        guidance that needs negative prompts, where the call encodes none, and for no flow map.
+        """
+        if arrives:
+            raise ValueError(NO_FLOW_MAP)
+        twin, own = self.by(net, drafts=None, _stepped=None), self.guidance
+        if scale is not None and twin.embeds:
+            twin.embedded_scale, scale = scale, None
+        if scale is not None and not own.guided:
+            raise ValueError(f"this draft is made at guidance {scale:g}, for which this call of "
+                             f"{type(twin).__name__} encodes no negative prompt; guide by more than 1")  # fmt: skip
+        own_scale = own.scale if scale is None else scale
+        twin.guidance = replace(own, guided=scale is not None, scale=own_scale)
+        twin.passes_per_nfe = twin.guidance.passes
+        return twin
+
+    def draft_flops(self, twin: Callable[[], Self]) -> float:
+        """FLOPs of one forward pass of a drafter. twin: makes the copy that evaluates by it."""
+        return flops.counted_draft(self, twin)
 
     def meta_twin(self) -> Self:
         """A copy with all tensors that `predict` and a decode read on the meta device."""

@@ -25,6 +25,10 @@ Rows: TypeAlias = slice | list[int]
 Outputs: TypeAlias = tuple[Tensor, Tensor]
 
 
+SCALES = ("true_cfg_scale", "guidance_scale")
+"""The arguments of stock calls with a guidance scale, that of two passes first."""
+
+
 class Texts(NamedTuple):
     """The encoded prompts."""
 

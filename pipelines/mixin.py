@@ -121,6 +121,11 @@ class SearchMixin:
         """The arguments of the stock call that a search honours, beside the prompt."""
         return {*type(self).denoiser_class.honours.split()}
 
+    def denoising_network(self) -> str:
+        """The name of the part that denoises."""
+        name: str = type(self).denoiser_class.network
+        return name
+
     def task_of(self, call: Mapping[str, object]) -> str | None:
         """What a call with these arguments does, where that is not to make images from text alone."""
         return None

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.calls import guiders, loops
+from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, Told, draft_call, reads_arrival
 from ttsnap.pipelines.calls.ends import End
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import Hub
@@ -29,8 +30,9 @@ from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, PartCall
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, first_shapes, rehearse
 from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.calls.tasks import PICTURES
-from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance import Guidance, InCall
+from ttsnap.pipelines.denoiser import NO_FLOW_MAP, PipelineDenoiser
+from ttsnap.pipelines.guidance import SCALES, Guidance, InCall
+from ttsnap.pipelines.latents.convert import own_path, timestep_unit
 from ttsnap.pipelines.latents.layouts import Plain
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
@@ -60,17 +62,24 @@ class CallsDenoiser(PipelineDenoiser):
     blocks = None
     cannot: ClassVar[Any] = {
         Capability.SHARE: "stock calls have conditions of their own; let each have a network of its own",
-        Capability.DRAFT: "searches over stock calls have no drafts yet; leave draft out",
         Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
         Capability.NOISE_PROMPTS: "searches over stock calls noise no prompts; leave variety out",
         Capability.DIFFERENTIATE: "stock calls run without gradients; leave guide out",
     }
     rehearsed: Rehearsal
+    reads_scale = "guidance_embeds"
+    _whole: Schedule
+    """Of the call from its first step on, of which `schedule` is the end where particles begin later."""
+    _draft: DraftCall | None = None
+    """Of a copy that evaluates as a drafter does."""
+    _arrives = False
+    """Whether it is told to arrive at the end."""
     _converted = False
     """Whether frames are put to other timesteps than their scheduler's, with latents in the network's scale."""
 
     def read_call(self, call: SimpleNamespace) -> None:
         self._prompts, self._calls = list[Prompt](), list[StockCall]()
+        self._draft_calls = dict[tuple[int, float | None, bool], tuple[Any, DraftCall]]()
         self._numbers, self._seeded = dict[tuple[int, int], int](), list[Condition]()
         self._given = self._set_guiders(opened(vars(call)))
         self._unseen = self._unheard = frozenset[str]()
@@ -87,7 +96,7 @@ class CallsDenoiser(PipelineDenoiser):
         self.text_length = tuple(rehearsed.latents.shape), rehearsed.passes, rehearsed.nfe_flops
         self.hub = Hub(rehearsed.networks, rehearsed.held, alone=hooks)
         self._frames = FramePool(self.hub, remembers=rehearsed.remembers)
-        self.set_up(schedule_of(rehearsed), InCall(count=rehearsed.passes))
+        self.set_up(schedule_of(rehearsed), InCall(self._scale(), count=rehearsed.passes))
         if rehearsed.draws_last and getattr(self.kernel, "stochastic", False):
             raise ValueError(
                 f"search cannot use {type(self.schedule.scheduler).__name__} here: the call draws noise after its last "
@@ -155,7 +164,7 @@ class CallsDenoiser(PipelineDenoiser):
         if output_type is not None:
             call = replace(call, arguments={**call.arguments, "output_type": output_type})
         end = End()
-        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps), **parts)
+        frame = self._frames.begin(call, seeded(0), len(self._whole.timesteps), **parts)
         frame.go_on(self.rehearsed.latents)
         while isinstance(asked := frame.question, PartCall):
             end.flops[asked.part] += call.dummies.shown(frame.real(asked), asked).flops
@@ -191,6 +200,8 @@ class CallsDenoiser(PipelineDenoiser):
         found = super()._abilities()
         if not self._puts_in:
             found.discard(Capability.PATH)
+        if not (self._puts_in and self._known_path):
+            found.discard(Capability.DRAFT)
         if "vae" not in self.pipe.components:  # which a preview takes the place of
             found.discard(Capability.PREVIEW)
         return found | {Capability.EDIT} if "image" in self._given else found
@@ -201,8 +212,18 @@ class CallsDenoiser(PipelineDenoiser):
         pictured = any(self._given.get(name) is not None for name in PICTURES)
         return pictured and "strength" in self.pipe.stock_arguments()
 
+    def must(self, can: Capability) -> None:
+        super().must(can)
+        if can is Capability.DRAFT and not self._puts_in:
+            raise ValueError("no latents can be put into this call, or its steps depend on those before; leave draft "
+                             "out")  # fmt: skip
+        if can is Capability.DRAFT and not self._known_path:
+            raise ValueError(f"drafts are told times of the path that a model was trained on, which is not known of "
+                             f"{type(self.schedule.scheduler).__name__}; leave draft out")  # fmt: skip
+
     def set_up(self, schedule: Schedule, guidance: Guidance) -> None:
         super().set_up(schedule, guidance)
+        self._whole = schedule
         self.mixes_noise = not self._begins_by_seed
         self.forget_prompts()
 
@@ -211,13 +232,40 @@ class CallsDenoiser(PipelineDenoiser):
         if self.rehearsed.remembers or (moved and not self._puts_in):
             raise ValueError("no latents can be put into this call; leave kernel, path and times out")
         converted = moved or self.schedule.prediction != "flow"
-        later = len(self.rehearsed.scheduler.timesteps) > len(self.rehearsed.times)
-        if converted and (later or self.rehearsed.by_seed):
+        if converted and (self._begins_later or self.rehearsed.by_seed):
             raise ValueError("this call keeps more of a seed than its latents, or begins at a later step, on the "
                              "model's own path; leave kernel, path and times out")  # fmt: skip
         super().convert(path, times)
         self._converted = converted
         self.forget_prompts()
+
+    @property
+    def _known_path(self) -> bool:
+        """Whether it is known on which path between data and noise the model was trained."""
+        kind = self.schedule.prediction
+        discrete = kind in ("epsilon", "v_prediction", "sample")
+        return kind == "flow" or (discrete and hasattr(self.schedule.scheduler, "alphas_cumprod"))
+
+    @property
+    def _begins_later(self) -> bool:
+        """Whether the call begins at a later step than its scheduler, with a picture under noise."""
+        return len(self.rehearsed.scheduler.timesteps) > len(self.rehearsed.times)
+
+    def begin_later(self, step: int, image_nfe: int) -> None:
+        if self._begins_later:
+            raise ValueError("particles of this call begin with a picture under noise, not with noise; set finish to "
+                             "noise, so that drafts only rank")  # fmt: skip
+        whole = self._whole
+        super().begin_later(step, image_nfe)
+        self._whole = whole
+
+    @property
+    def _ahead(self) -> int:
+        """Evaluations of the call before the first position of `schedule`."""
+        return len(self._whole.timesteps) - len(self.schedule.timesteps)
+
+    def native_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        return height or self.layout.height, width or self.layout.width
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
@@ -256,11 +304,12 @@ class CallsDenoiser(PipelineDenoiser):
             asleep=self._unseen,
         )
         if self._converted:
-            return replace(call, times=self.schedule.timesteps, scaled=_unscaled)
-        if self.schedule.scale is None:
+            told = self._converted_told()
+            return replace(call, times=told.times, sigmas=told.sigmas, scaled=_unscaled)
+        if self._whole.scale is None:
             return call
         # Frames must not hold this object, with which they end.
-        return replace(call, scaled=functools.partial(_scaled, self.schedule))
+        return replace(call, scaled=functools.partial(_scaled, self._whole))
 
     def forget_prompts(self) -> None:
         self.encode([])
@@ -344,7 +393,8 @@ class CallsDenoiser(PipelineDenoiser):
 
     def predict(self, x: Tensor, step: Tensor, cond: Tensor) -> Prediction:
         conditions = [self._followed(self._condition(number)) for number in cond.tolist()]
-        frames = [self._frames.take(*pair) for pair in zip(conditions, step.tolist(), strict=True)]
+        indices = (step + self._ahead).tolist()
+        frames = [self._frames.take(*pair) for pair in zip(conditions, indices, strict=True)]
         scaled = self.schedule.scaled(x, step) if self._converted else x
         given = laid_out(scaled, self.rehearsed.latents).split(1)
         for frame, row in zip(frames, given, strict=True):
@@ -358,8 +408,71 @@ class CallsDenoiser(PipelineDenoiser):
         for condition, frame in zip(conditions, frames, strict=True):
             self._frames.keep(condition, frame)
         self._stepped = self.schedule.stepped(x.dtype, out.dtype)
-        mean = out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # some predict a variance, too
-        return Prediction(out, self.schedule.x0(seen, mean, step), seen if changed else None)
+        x0 = self.schedule.x0(seen, _mean(out, x), step)
+        return Prediction(out, x0, seen if changed else None)
+
+    # --- drafts -----------------------------------------------------------------------------------------------------
+
+    def by_drafter(self, net: Any, scale: float | None, *, arrives: bool = False) -> Self:
+        key = id(net), scale, arrives
+        if key not in self._draft_calls:
+            self._draft_calls[key] = net, self._draft_call(net, scale, arrives)
+        _, found = self._draft_calls[key]
+        twin = self.by(found.net, drafts=None, _stepped=None, _draft=found, _arrives=arrives)
+        twin.guidance, twin.passes_per_nfe = InCall(count=found.passes), found.passes
+        return twin
+
+    def _draft_call(self, net: Any, scale: float | None, arrives: bool) -> DraftCall:
+        if scale is not None and self._scale_name is None:
+            raise ValueError(f"this draft is made at guidance {scale:g}, which no argument of this call says")
+        guided = None if scale is None else {str(self._scale_name): scale}
+        call, rehearsed = self._stopping(self._typical), self.rehearsed
+        own = shared_copy(net) if rehearsed.held or self.hub.alone else net
+        frames = FramePool(Hub(rehearsed.networks, alone=self.hub.alone), remembers=False)
+        made = draft_call(rehearsed, call, own, frames, {} if arrives else guided)
+        if arrives and not reads_arrival(made, call, Told.of(rehearsed.scheduler), rehearsed.latents):
+            raise ValueError(NO_FLOW_MAP)
+        return made
+
+    def draft_flops(self, twin: Callable[[], Self]) -> float:
+        found = twin()._draft
+        assert found is not None
+        return found.flops / found.passes
+
+    def guided(self, x: Tensor, t: Tensor, step: Tensor, at: Tensor) -> Tensor:
+        assert self._draft is not None  # as a drafter, in whose frames each row is told its timestep
+        asked = zip((step + self._ahead).tolist(), t.tolist(), at.tolist(), strict=True)
+        rows = [DraftRow(self._followed(self._condition(number)), i, self._told(i, told)) for i, told, number in asked]
+        return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
+
+    def _told(self, index: int, timestep: float) -> Told:
+        """What the scheduler of a frame says that is to evaluate at an index, but is told this timestep."""
+        own = self._converted_told() if self._converted else Told.of(self.rehearsed.scheduler)
+        position = len(own.times) - len(self._whole.timesteps) + index
+        told = own.at(position, timestep)
+        return told.arriving(position) if self._arrives else told._replace(sigmas=None)
+
+    def _converted_told(self) -> Told:
+        """What the scheduler of a frame says at the times to which the call was converted."""
+        whole = self._whole
+        times = whole.timesteps.float()
+        if whole.prediction != "flow":
+            return Told(times)
+        levels = times / timestep_unit(whole, own_path(whole))
+        return Told(times, torch.cat([levels, torch.zeros(1)]))
+
+    @property
+    def _scale_name(self) -> str | None:
+        """The argument of the call that guides by two passes or, where the network reads a scale, that one."""
+        names = [name for name in SCALES if name in self._typical.takes]
+        return names[-1 if self.embeds else 0] if names else None
+
+    def _scale(self) -> float:
+        """The guidance scale of the call, 1 where it has none."""
+        if (name := self._scale_name) is None:
+            return 1.0
+        value = self._given.get(name, self._typical.takes[name].default)
+        return float(value) if isinstance(value, int | float) else 1.0
 
     # --- images -----------------------------------------------------------------------------------------------------
 
@@ -376,7 +489,7 @@ class CallsDenoiser(PipelineDenoiser):
         if sound_of(self.rehearsed.made) is None:
             return None
         call = replace(self._stopping(self._typical), asleep=self._unheard)
-        frame = self._frames.begin(call, seeded(0), len(self.schedule.timesteps))
+        frame = self._frames.begin(call, seeded(0), len(self._whole.timesteps))
         frame.go_on(latents.to(self._stepped or self.rehearsed.latents.dtype))
         self.hub.run([frame])
         return sound_of(_returned(frame))
@@ -384,7 +497,7 @@ class CallsDenoiser(PipelineDenoiser):
     def _ended(self, x0: Tensor, cond: Tensor, **parts: Any) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the end of the stock call."""
         x0 = x0.to(self._stepped or self.rehearsed.latents.dtype)
-        last, frames = len(self.schedule.timesteps), list[CallFrame]()
+        last, frames = len(self._whole.timesteps), list[CallFrame]()
         for number in cond.tolist():
             condition = self._followed(self._condition(number))
             if parts:
@@ -406,7 +519,8 @@ class CallsDenoiser(PipelineDenoiser):
 
     def costs(self) -> Costs:
         preview = self._preview_flops() if Capability.PREVIEW in self.can else 0.0
-        return Costs(self.rehearsed.nfe_flops, self._decode_flops, preview)
+        draft = 0.0 if self.drafts is None else self.drafts.flops()
+        return Costs(self.rehearsed.nfe_flops, self._decode_flops, preview, draft)
 
     def _preview_flops(self) -> float:
         """FLOPs of the end of a call whose decoder is the preview VAE. ValueError for one that it cannot use."""
@@ -433,6 +547,11 @@ def laid_out(x: Tensor, like: Tensor) -> Tensor:
     if axes == sorted(axes):
         return x
     return x.permute(axes).contiguous().permute([axes.index(axis) for axis in range(x.ndim)])
+
+
+def _mean(out: Tensor, x: Tensor) -> Tensor:
+    """A network's output without a variance, which some predict, too."""
+    return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out
 
 
 def _unscaled(x: Tensor, index: int) -> Tensor:

@@ -28,7 +28,7 @@ from ttsnap.pipelines.calls.dummies import Dummies, mapped
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.guiders import is_guider
 from ttsnap.pipelines.calls.loops import TREE, begun_by
-from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, LatentsPlace, PartCall, Question, Step, Stepped
+from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, LatentsPlace, PartCall, Question, Step, Stepped, permuted
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask, Suspended
 
@@ -43,6 +43,8 @@ ASKED = "_asked"
 """The attribute of a frame's scheduler with how many of its steps have been asked."""
 TOKENIZERS = (PreTrainedTokenizerBase, ProcessorMixin)
 """The kinds of parts that read prompts before encoders do."""
+WHOLE = "_whole"
+"""The attribute of a frame's scheduler with whether its own timesteps are whole numbers."""
 Parts: TypeAlias = Mapping[str, nn.Module]
 """Parts of a pipeline, by name."""
 
@@ -62,6 +64,8 @@ class StockCall:
     """What a round steps, which is asked as one. None in a rehearsal, where each step asks by itself."""
     times: Tensor | None = None
     """Timesteps in the place of the scheduler's; None: its own."""
+    sigmas: Tensor | None = None
+    """Noise levels in the place of the scheduler's, beside `times`; None: its own."""
     scaled: Callable[[Tensor, int], Tensor] | None = None
     """The network's input of latents at an index; None: what the scheduler makes of them."""
     networks: frozenset[str] = frozenset()
@@ -100,6 +104,11 @@ class StockCall:
         own = self.modules[call.part]
         return own if call.method == ENCODE else parts.get(call.part, own)
 
+    @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments that the call takes."""
+        return inspect.signature(self.function).parameters
+
     @functools.cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The parts that ask, by name."""
@@ -132,6 +141,7 @@ def stock_scheduler(scheduler: Any) -> Any:
     own = copy.copy(scheduler)
     own.__class__ = type(own).__bases__[0]
     del vars(own)[ASKED]
+    vars(own).pop(WHOLE, None)
     if hasattr(own, "_step_index"):
         own._step_index = None
     return own
@@ -319,12 +329,11 @@ def _drawing(places: Sequence[LatentsPlace] | None, method: Callable[..., Any], 
         for of, place in enumerate(places):
             if place.by != by:
                 continue
-            if place.entry is None:
-                made = ask(Drawn(by, made, of))
-            else:
-                entries = list(made)
-                entries[place.entry] = ask(Drawn(by, entries[place.entry], of))
-                made = tuple(entries)
+            drawn = made if place.entry is None else made[place.entry]
+            begun = ask(Drawn(by, permuted(drawn, place.axes), of))
+            begun = permuted(begun, place.axes, back=True)
+            at = place.entry
+            made = begun if at is None else (*made[:at], begun, *made[at + 1 :])
         return made
 
     return call
@@ -393,7 +402,19 @@ def _stepping(scheduler: Any, stock: StockCall, ask: Ask) -> Any:
         @functools.wraps(kind.set_timesteps)
         def retimed(self: Any, *args: Any, **kwargs: Any) -> None:
             kind.set_timesteps(self, *args, **kwargs)
+            vars(self)[WHOLE] = not self.timesteps.is_floating_point()
             self.timesteps, self.num_inference_steps = times.to(self.timesteps.device), len(times)
+            if stock.sigmas is not None:
+                self.sigmas = stock.sigmas.to(self.sigmas.device)
+
+        def add_noise(self: Any, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+            # Those that are whole know no others.
+            near = timesteps.round().long() if vars(self).get(WHOLE) else timesteps
+            added: Tensor = kind.add_noise(self, samples, noise, near)
+            return added
+
+        if hasattr(kind, "add_noise"):
+            changes["add_noise"] = add_noise
 
         changes["set_timesteps"] = retimed
     own = copy.deepcopy(scheduler)

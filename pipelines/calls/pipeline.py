@@ -18,6 +18,7 @@ from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.rehearsal import main_first, may_denoise
 from ttsnap.pipelines.calls.tasks import task_of
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
@@ -67,6 +68,10 @@ class SearchCallsMixin(SearchMixin):
     def call_arguments(self) -> Collection[str]:
         names = self.stock_arguments().keys() - NOT_TAKEN
         return {name for name in names if not name.endswith("prompt_embeds")}
+
+    def denoising_network(self) -> str:
+        parts: Any = self
+        return main_first(name for name, part in parts.components.items() if may_denoise(part))[0]
 
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]

@@ -61,10 +61,19 @@ class LatentsPlace(NamedTuple):
     by: DrawnBy
     entry: int | None
     """The entry of the tuple that the method returns; None where it returns the latents alone."""
+    axes: tuple[int, ...] | None = None
+    """How the call permutes these axes before its first step, if it does (AnyFlow)."""
 
 
 NOWHERE: tuple[LatentsPlace, ...] = ()
 """The places of a call whose first latents cannot be put in: its frames begin with those of their seeds."""
+
+
+def permuted(latents: Tensor, axes: tuple[int, ...] | None, *, back: bool = False) -> Tensor:
+    """Latents with their axes in this order; back: from this order."""
+    if axes is None:
+        return latents
+    return latents.permute(tuple(map(axes.index, range(len(axes)))) if back else axes)
 
 
 class Stepped(dict[str, Any]):

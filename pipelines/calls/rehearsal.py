@@ -7,9 +7,10 @@ at which timesteps, and what else it draws. A call whose networks answer with du
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,13 @@ from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
 from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, tensors_in
 from ttsnap.pipelines.calls.pictures import images_of
-from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step
+from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step, permuted
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
 from ttsnap.pipelines.suspended import Returned
 from ttsnap.sampling.rng import seeded
 
+MAIN = ("transformer", "unet")
+"""What pipelines call the network that denoises, where they have several."""
 Mark = tuple[float, float]
 """Two sums over a tensor, by which it is known again."""
 
@@ -37,7 +40,7 @@ class Rehearsal(NamedTuple):
     """Where the first latents of each field come from; NOWHERE where those of any cannot be put in."""
     fields: Fields
     networks: tuple[str, ...]
-    """The parts that are called in its steps."""
+    """The parts that are called in its steps, the main one first."""
     scheduler: Any
     """With the timesteps of the call, no step taken."""
     others: tuple[Any, ...]
@@ -110,7 +113,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
     dummies = stock.dummies
     name = type(stock.pipe).stock_class().__name__
     _check_training(stock)
-    candidates = {part for part, module in stock.modules.items() if _may_denoise(module)}
+    candidates = {part for part, module in stock.modules.items() if may_denoise(module)}
     before = torch.default_generator.get_state()
     unchanged, widths = processors(stock.modules), dtypes(stock.modules)
     whole = _run(stock, dummies, candidates, 0)
@@ -149,7 +152,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
     return Rehearsal(
         places,
         fields,
-        tuple(sorted(networks)),
+        main_first(networks),
         scheduler,
         tuple(stock_scheduler(step.scheduler) for step in whole.firsts[1:]),
         times,
@@ -171,7 +174,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
 
 def first_shapes(stock: StockCall) -> tuple[torch.Size, ...]:
     """The shapes of what the first round of a call steps, run without its networks."""
-    asleep = {part for part, module in stock.modules.items() if _may_denoise(module)}
+    asleep = {part for part, module in stock.modules.items() if may_denoise(module)}
     return tuple(step.sample.shape for step in _run(stock, stock.dummies, asleep, 0).firsts)
 
 
@@ -190,7 +193,7 @@ def _drops(part: nn.Module) -> bool:
     return any(inside.training and inside.p > 0 for inside in dropouts)
 
 
-def _may_denoise(module: nn.Module) -> bool:
+def may_denoise(module: Any) -> bool:
     """Whether a part may be a network that denoises: one of diffusers' that neither encodes nor decodes."""
     return isinstance(module, ModelMixin) and not hasattr(module, "decode")
 
@@ -266,6 +269,23 @@ def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asle
     frame.answer(dummies.of(frame.real(asked), asked, fill * (1 + passes)))
 
 
+def main_first(networks: Iterable[str]) -> tuple[str, ...]:
+    """Names of networks, that of the one first which others, as ControlNets, lead."""
+    return tuple(sorted(networks, key=lambda name: (name not in MAIN, name)))
+
+
+@torch.no_grad()
+def evaluated(frame: CallFrame, networks: Collection[str]) -> tuple[int, float]:
+    """Passes of the first evaluation, and its FLOPs, of a frame that has begun. No network is asked."""
+    rows, flops, dummies = Counter[str](), 0.0, frame.stock.dummies
+    while isinstance(asked := frame.question, PartCall):
+        if asked.part in networks:
+            rows[asked.part] += _rows(asked)
+            flops += dummies.shown(frame.real(asked), asked).flops
+        frame.answer(dummies.of(frame.real(asked), asked))
+    return max(rows.values()), flops
+
+
 def _rows(asked: PartCall) -> int:
     try:
         return Arguments(asked.args, asked.kwargs).rows
@@ -301,13 +321,22 @@ def _place(run: _Run, latents: Tensor) -> LatentsPlace | None:
     for drawn in run.drawn:
         entries = list(enumerate(drawn.made)) if isinstance(drawn.made, tuple) else [(None, drawn.made)]
         for entry, value in entries:
-            if isinstance(value, Tensor) and _same(value, latents):
-                return LatentsPlace(drawn.place, entry)
+            if isinstance(value, Tensor):
+                orders = [axes for axes in _orders(value) if _same(permuted(value, axes), latents)]
+                if orders:
+                    return LatentsPlace(drawn.place, entry, orders[0])
     return None
 
 
+def _orders(latents: Tensor) -> Iterator[tuple[int, ...] | None]:
+    """In which a call may put the axes of its latents, beside that of rows."""
+    yield None
+    yield from ((0, *rest) for rest in permutations(range(1, latents.ndim)))
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
+    """Whether these are the same latents, but for a cast."""
+    return one is other or (one.shape == other.shape and torch.equal(one.to(other), other))
 
 
 def _networks(run: _Run, candidates: set[str], modules: Mapping[str, nn.Module], name: str) -> set[str]:

@@ -19,7 +19,7 @@ from ttsnap.core.names import unknown
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign
 from ttsnap.options.model import EMBEDDED
-from ttsnap.options.sampler import HOT, calls_of
+from ttsnap.options.sampler import HOT, SELF, calls_of
 from ttsnap.pipelines.arguments import refuse_step_caches
 from ttsnap.pipelines.drafting.known_drafters import KnownDrafter, known_drafter, names_for
 from ttsnap.pipelines.lora import LOADING, hub_file, tuned_layers, under_lora
@@ -49,6 +49,8 @@ class Drafter:
     settings: DraftSettings = field(default_factory=DraftSettings)
     calls: int = 1
     """The calls of a guess."""
+    arrives: bool = False
+    """Whether it is the model itself, a flow map, told to arrive at the end."""
 
 
 DraftSpec: TypeAlias = str | nn.Module | Drafter
@@ -61,6 +63,7 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     spec is one of these. ":CALLS" after a text says how many calls a guess takes.
     - a name of known_drafters.KNOWN: published few-step weights, which say their number of calls, too.
     - "hot": the model itself, at a lower noise level than the latents have; or a .json file with its settings.
+    - "self": the model itself, which has to be a flow map, from any step to the end.
     - "embedded": the packaged model's own draft.
     - a LoRA: a folder, a .safetensors file, a hub id, or owner/name/file.safetensors.
     - a network: a folder or a hub id, also of a whole pipeline.
@@ -83,6 +86,8 @@ def make_drafter(pipe: Any, network: str, spec: DraftSpec) -> Drafter:
     if where == HOT or where.endswith(HOT_FILE):
         settings = HOT_SETTINGS if where == HOT else read_hot(path)
         return Drafter(getattr(pipe, network), settings, calls)
+    if where == SELF:
+        return Drafter(getattr(pipe, network), calls=calls, arrives=True)
     key, state = ("draft", where, network, known), (_state(base), _stamps(path))
     memo = vars(pipe).setdefault("_search_memo", Memo())
     if memo.get(key, (None,))[0] != state:
@@ -100,7 +105,7 @@ def _loaded(pipe: Any, network: str, where: str, known: KnownDrafter | None) -> 
     said, base = f"draft {where}", _bare(getattr(pipe, network))
     if not Path(where).exists():
         if "/" not in where:
-            names = (HOT, EMBEDDED, *names_for(base))
+            names = (HOT, SELF, EMBEDDED, *names_for(base))
             raise ValueError(unknown("draft", where, names, ", or the path of a folder or a file, or a hub id"))
         repository = hub_file(where, said)[0]
         with foreign(f"{said}: cannot load it"):

@@ -17,7 +17,6 @@ from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
-from ttsnap.pipelines.memory.flops import counted_draft
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import begins_as_noise, call_times, guess, unchecked
 from ttsnap.sampling.interpolants import level, rows
@@ -73,6 +72,7 @@ class Drafting:
     def guessed(self, schedule: Schedule, x: Tensor, position: Tensor, cond: Tensor, calls: int) -> Tensor:
         """The guess from x (N, ...) at positions (N,) of this schedule."""
         twin, path = self.twin(), own_path(schedule)
+        twin.schedule = schedule  # to which positions belong
         alpha, sigma = schedule.alpha[position].double(), schedule.sigma[position].double()
         # Onto the path that the network was trained on, at equal signal-to-noise ratio. Most models are there already.
         t = path.inverse_ratio(alpha / sigma)
@@ -98,7 +98,7 @@ class Drafting:
         return float(level(path, call_times(t, calls, self.drafter.settings.first_time)[-1][1]))
 
     def flops(self) -> float:
-        return counted_draft(self.denoiser, self.twin)
+        return self.denoiser.draft_flops(self.twin)
 
     def doubt(self, model: str) -> str | None:
         """A warning where the drafter was not checked for this model (by its name), number of steps and guidance."""
@@ -106,21 +106,9 @@ class Drafting:
         return unchecked(self.drafter.settings, model, steps, self.denoiser.scale)
 
     def twin(self) -> PipelineDenoiser:
-        """A copy of the present denoiser, with its encoded prompts, and the drafter's network and guidance.
-
-        ValueError for guidance that needs negative prompts, where the call encodes none.
-        """
-        twin = self.denoiser.by(self.drafter.net, drafts=None, _stepped=None)
-        own = self.denoiser.guidance
-        scale = self.drafter.settings.guidance
-        if scale is not None and twin.embeds:
-            twin.embedded_scale, scale = scale, None
-        if scale is not None and not own.guided:
-            raise ValueError(f"this draft is made at guidance {scale:g}, for which this call of "
-                             f"{type(twin).__name__} encodes no negative prompt; guide by more than 1")  # fmt: skip
-        twin.guidance = replace(own, guided=scale is not None, scale=own.scale if scale is None else scale)
-        twin.passes_per_nfe = twin.guidance.passes
-        return twin
+        """A copy of the present denoiser, with its encoded prompts, which evaluates by the drafter."""
+        how = self.drafter
+        return self.denoiser.by_drafter(how.net, how.settings.guidance, arrives=how.arrives)
 
 
 def stock_lines(denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int) -> list[str]:

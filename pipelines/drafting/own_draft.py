@@ -22,6 +22,7 @@ from ttsnap.files.reading import read_object
 from ttsnap.options.option import Spec, same
 from ttsnap.options.sampler import AUTO, DRAFT, NOISE, SamplerOptions, calls_of
 from ttsnap.pipelines.drafting.drafters import make_drafter
+from ttsnap.pipelines.guidance import SCALES
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.packaged import draft_folder
 from ttsnap.pipelines.pipeline_copy import hooked
@@ -33,8 +34,6 @@ from ttsnap.sampling.drafts import Checked, DraftSettings, read_draft
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
 _STEPS = "num_inference_steps"
-_SCALES = ("true_cfg_scale", "guidance_scale")
-"""The arguments with a guidance scale, that of two passes first."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class OwnDraft:
         """
         if not (_drafts(algorithm) and sampler.stock and suits_drafts(rewards)):
             return False
-        measured = (_STEPS, *_SCALES)
+        measured = (_STEPS, *SCALES)
         if not all(self._has(name, value) for name, value in call.items() if name not in measured):
             return False
         return (found := checked_at(self.settings, call)) is not None and found.pays
@@ -78,7 +77,7 @@ class OwnDraft:
 
 def checked_at(settings: DraftSettings, call: Mapping[str, Any]) -> Checked | None:
     """What was measured of a drafter at the steps and the guidance of a call."""
-    steps, scale = call.get(_STEPS), next((call[name] for name in _SCALES if name in call), None)
+    steps, scale = call.get(_STEPS), next((call[name] for name in SCALES if name in call), None)
     return next((c for c in settings.checked if (c.steps, c.guidance_scale) == (steps, scale)), None)
 
 
@@ -100,7 +99,7 @@ def drafting(
         return sampler
     if (why := pipe.denoiser_class.cannot.get(Capability.DRAFT)) is not None:
         raise ValueError(why)
-    return finishing(sampler, make_drafter(pipe, type(pipe).denoiser_class.network, sampler.draft).settings, call)
+    return finishing(sampler, make_drafter(pipe, pipe.denoising_network(), sampler.draft).settings, call)
 
 
 def finishing(sampler: SamplerOptions, settings: DraftSettings, call: Mapping[str, Any]) -> SamplerOptions:
@@ -124,7 +123,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     if defaults.draft is None or Capability.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
         return None
     folder = Path(pipe.name_or_path)
-    network = getattr(pipe, type(pipe).denoiser_class.network)
+    network = getattr(pipe, pipe.denoising_network())
     own = Path(str(network.config.get("_name_or_path"))).parent == folder and _own_scheduler(pipe.scheduler, folder)
     fused = isinstance(pipe, LoraBaseMixin) and pipe.num_fused_loras > 0
     if not own or fused or adapters(pipe) or hooked(pipe):

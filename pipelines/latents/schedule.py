@@ -30,7 +30,7 @@ FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, and no history.
 MEMORYLESS = {
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
-    "TCDScheduler", "FlowMatchLCMScheduler",
+    "TCDScheduler", "FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler",
 }  # fmt: skip
 # These keep earlier predictions, or the start of a step of several evaluations.
 HISTORY = {
@@ -51,8 +51,10 @@ STOCHASTIC = {
 # A step leaves latents in the dtype of the network's output. Other schedulers keep that of the latents, if it is wider.
 NARROWING = {
     FLOW_EULER, "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
 }  # fmt: skip
+FLOWS = ("FlowMatch", "FlowMap")
+"""How the names of schedulers begin whose networks predict velocities."""
 WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
 
 
@@ -268,7 +270,7 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
     """alpha and sigma (P,) float32 at every position."""
     if getattr(scheduler, "sigmas", None) is not None:
         sigma = torch.as_tensor(scheduler.sigmas).cpu()[:positions].float()
-        if type(scheduler).__name__.startswith("FlowMatch"):
+        if type(scheduler).__name__.startswith(FLOWS):
             if scheduler.config.get("invert_sigmas"):  # Mochi's and OmniGen's: shares of the image
                 return sigma, 1 - sigma
             return (torch.ones_like(sigma) if _grows(scheduler) else 1 - sigma), sigma
@@ -287,7 +289,7 @@ def _grows(scheduler: Any) -> bool:
 
 
 def _prediction(scheduler: Any) -> str:
-    if type(scheduler).__name__.startswith("FlowMatch"):
+    if type(scheduler).__name__.startswith(FLOWS):
         if scheduler.config.get("invert_sigmas"):
             return "reverse_flow"
         return "epsilon" if _grows(scheduler) else "flow"

@@ -402,7 +402,8 @@ def test_every_family_that_drafts_finishes_drafts(name: str) -> None:
 
 @pytest.mark.parametrize(("draft", "said"), [
     ("", "cannot read draft ''"), ("hot:0", "draft 'hot:0'.* 1 to 16"), ("hot:17", "draft 'hot:17'"),
-    ("hot:-1", "draft 'hot:-1'"), ("nowhere", "'nowhere'; choose one of hot, embedded"), ("embeded:2", "embedded"),
+    ("hot:-1", "draft 'hot:-1'"), ("nowhere", "'nowhere'; choose one of hot, self, embedded"),
+    ("embeded:2", "embedded"),
     ("/nowhere/at/all", "no such folder"), ("a/b/c.bin", "no such folder"), (3, "got int"),
     (torch.nn.Linear(1, 1), "Linear.* SD3Transformer2DModel"),
 ])  # fmt: skip

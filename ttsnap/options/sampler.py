@@ -16,6 +16,8 @@ AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
 HOT = "hot"
 """The model as its own drafter, called with a noise level below the true one."""
+SELF = "self"
+"""A flow map as its own drafter, which goes from any step to the end in one call."""
 
 
 NOISE, DRAFT = "noise", "draft"
@@ -37,7 +39,7 @@ def calls_of(text: str) -> tuple[str, int]:
     where, calls = (head, int(tail)) if numbered else (text, 1)
     if not where.strip() or not 1 <= calls <= MOST_CALLS:
         raise ValueError(
-            f"cannot read draft {text!r}: give hot, a folder or a hub id, and after it the calls of a guess, "
+            f"cannot read draft {text!r}: give hot, self, a folder or a hub id, and after it the calls of a guess, "
             f"1 to {MOST_CALLS}, as in FOLDER:2"
         )
     return where, calls
@@ -48,7 +50,7 @@ def comes_along(draft: str) -> bool:
 
     The text is read as by who opens it: "embedded:evil" is a folder, and "embedded:2" is one where that exists.
     """
-    return draft in (AUTO, NONE) or calls_of(draft)[0] in (HOT, EMBEDDED)
+    return draft in (AUTO, NONE) or calls_of(draft)[0] in (HOT, SELF, EMBEDDED)
 
 
 class Finish(NamedTuple):
@@ -111,7 +113,8 @@ class SamplerOptions(Settings):
         AUTO,
         "what guesses finished images, for searches that look at such guesses: auto (the model's own, in searches for "
         "images that are known to gain by it; record and bench take none), none, embedded (the embedded model's own), "
-        "hot (the model itself; also the .json file in which it was checked), published few-step weights by a name of "
+        "hot (the model itself; also the .json file in which it was checked), self (the model itself, where it is a "
+        "flow map), published few-step weights by a name of "
         "docs/drafts.md, as sdxl-hyper-4, or a LoRA or a network made for it (folder, .safetensors file or hub id), "
         "with its calls as in FOLDER:2",
         python="None is none. A network, or a Drafter, is taken as it is (ttsnap.pipelines.drafting.drafters).",

@@ -53,6 +53,23 @@ def lcm(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {"scheduler": diffusers.LCMScheduler(**tiny.STABLE_DIFFUSION_BETAS), "unet": tiny.jitter(unet)}
 
 
+def flow_map(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """A network that reads the time to arrive at."""
+    net = diffusers.AnyFlowTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        rope_max_seq_len=16,
+    )
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler(shift=3.0)
+    return {**videos.wan_parts(), "transformer": tiny.jitter(net), "scheduler": scheduler}
+
+
 SEEN = {"image": modular.picture(size=(24, 16))}
 REDRAWN = {**SEEN, "strength": 0.6}
 SIZE = {**tiny.SIZE, **STEPS}
@@ -62,6 +79,7 @@ CASES = {
     "StableDiffusionPAGPipeline": Case("sd15", SIZE),
     "LatentConsistencyModelPipeline": Case("sd15", SIZE, lcm),
     "AnimateDiffPipeline": Case("sd15", {**SIZE, "num_frames": 3}, motion),
+    "AnyFlowPipeline": Case("sd15", {**modular.CLIP, **STEPS, "height": 16}, flow_map),
     "StableDiffusionXLPAGPipeline": Case("sdxl", SIZE),
     "StableDiffusion3InpaintPipeline": Case(
         "sd3", {**SIZE, **tiny.SHORT, **REDRAWN, "mask_image": modular.mask().resize((24, 16))}, sixteen
