@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 
 from ttsnap.core.names import did_you_mean, unknown
 from ttsnap.files.hub import require_repository
+from ttsnap.files.pictured import SUFFIXES
 from ttsnap.files.reading import foreign
+from ttsnap.options.call import CALL
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
@@ -124,9 +127,24 @@ def check_call(pipe: Any, call: Mapping[str, Any], task: str = TEXT) -> None:
         strange = sorted(set(call) - set(takes))
         meant = "".join(did_you_mean(name, takes) for name in strange)
         raise ValueError(f"unknown argument(s) {strange} for this pipeline; it takes {takes}{meant}")
+    texts = {name for name, value in call.items() if name not in CALL and _has_text(value)}
+    if texts and (named := sorted(texts & picture_arguments(pipe))):
+        given, ends = call[named[0]], " or ".join(SUFFIXES)
+        raise ValueError(f"{named[0]} takes a picture, got {given!r:.80}; give a file that ends in {ends}")
     if task != TEXT and (does := pipe.task_of(call) or TEXT) != task:
         raise ValueError(f"the task is {task}, and a call with these pictures does {does}; give the pictures of the "
                          "task (--image, --mask-image, --control-image, or a prompt set that names them)")  # fmt: skip
+
+
+def _has_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and any(map(_has_text, value)))
+
+
+def picture_arguments(pipe: Any) -> set[str]:
+    """The names of arguments of a pipeline's stock call that are pictures, by its signature."""
+    parameters = inspect.signature(pipe.stock_class().__call__).parameters.values()
+    annotated = {each.name for each in parameters if "Image" in str(each.annotation)}
+    return annotated | {each.name for each in parameters if {"image", "video"} & set(each.name.split("_"))}
 
 
 def _preview_vae(name: str) -> Any:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from ttsnap.core.prompt import Prompt
 from ttsnap.extras import install
 from ttsnap.files.pictured import blanks
+from ttsnap.options.call import NOT_TAKEN
 from ttsnap.pipelines import twin_class
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
@@ -25,25 +26,6 @@ from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
 NEEDS = ("generator", "output_type")
 """Arguments that a stock call must take."""
-NOT_TAKEN = {
-    "self",
-    "prompt",
-    "generator",
-    "output_type",
-    "return_dict",
-    "latents",
-    "audio_latents",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "callback",
-    "callback_steps",
-    "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs",
-    "denoising_end",
-    "prompt_embeds_mask",
-    "negative_prompt_embeds_mask",
-}
-"""Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of steps."""
 FRAMES = "num_frames"
 """The argument with the length of a video."""
 LATENT_FRAME = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")

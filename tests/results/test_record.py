@@ -50,7 +50,7 @@ REFUSED: list[dict[str, Any]] = [
     {"report": "evil.py:score"}, {"search__reward_file": "x"}, {"call__num_inference_steps": 10**7},
     {"call__num_inference_steps": 2.5}, {"call__num_inference_steps": True}, {"call__height": 10**6},
     {"call__guidance_scale": "4"}, {"call__sigmas": [1.0, [0.5]]}, {"call__sigmas": [0.5] * 1001},
-    {"call__negative_prompt": "x" * 10001}, {"pictures": {"size": "a" * 64}}, {"pictures": {"image": "a" * 63}},
+    {"call__negative_prompt": "x" * 10001}, {"pictures": {"Size": "a" * 64}}, {"pictures": {"image": "a" * 63}},
     {"pictures": {"image": []}}, {"call__negative_prompt": {"a": 1}},
     {"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, {"prompt": "x" * 10001}, {"prompt": None}, {"seed": -1},
     {"seed": "7"}, {"model": ["x"]}, {"model": "a\x1b[2J"}, {"noises": "orthogonal"}, {"path": "polynomial"},
@@ -92,6 +92,27 @@ def test_what_ttsnap_writes_is_read_and_every_plain_argument_of_every_family_kno
     for family in FAMILIES.values():
         takes = {name for name in pkgutil.resolve_name(family).denoiser_class.honours.split() if "embeds" not in name}
         assert {name for name in takes if not name.endswith("attention_mask")} <= {*CALL}, family
+
+
+def test_arguments_that_no_option_names_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    others = {"pag_scale": 2.5, "boxes": [[0, 0.5], [1, 1]], "phrases": ["a cat", "b"], "guess_mode": True}
+    forged(tmp_path, **{f"call__{name}": value for name, value in others.items()})
+    assert read_record(tmp_path / "theirs.png").call.items() >= others.items()
+    for strange in (
+        {"font": "theirs.png"},
+        {"fonts": ["a", str(tmp_path)]},
+        {"image": "https://host/a.png"},
+        {"kwargs": {"a": 1}},
+        {"frames": 10**9},
+        {"rows": [[[1]]]},
+        {"_private": 1},
+        {"latents": 1},
+        {f"a{i}": 1 for i in range(101)},
+    ):
+        forged(tmp_path, **{f"call__{name}": value for name, value in strange.items()})
+        with pytest.raises(ValueError, match=r"theirs\.png"):
+            read_record(tmp_path / "theirs.png")
 
 
 @pytest.fixture

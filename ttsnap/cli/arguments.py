@@ -104,7 +104,8 @@ def add_sampler(p: Any, *, recorded: bool = False) -> None:
         type=Values,
         default={},
         metavar="JSON",
-        help="more arguments of the pipeline's call, as --call.clip_skip 1",
+        help="more arguments of the pipeline's call by name, as --call.clip_skip 1 or, of pictures, "
+        "--call.ip_adapter_image face.png",
     )
 
 

@@ -16,7 +16,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.hub import require_repository
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import WRITTEN, PictureOptions
+from ttsnap.options.call import WRITTEN, PictureOptions, pictured_call
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions, Kept
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
@@ -94,7 +94,8 @@ def engine_spec(
 
     refuse_credentials(a.reward)  # before it is written into a file
     written = {name: a[option.flag] for name, option in WRITTEN.items()}
-    call = {**{k: v for k, v in written.items() if v is not None}, **a.call, **_picture_arguments(a, prompts)}
+    call = {name: value for name, value in written.items() if value is not None}
+    call |= pictured_call(a.call) | _picture_arguments(a, prompts)
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
     return EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
+from ttsnap.files.pictured import SUFFIXES
 from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
@@ -117,9 +118,15 @@ def _strange(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             or (key == "attention" and "hub" in value)
             or (key in ("algorithm", "algorithms", "compare") and ".py:" in plain)
             or (key == "algorithms" and re.search(r"[\\/~]|\.\.", plain))  # an arm, as "nested first=a.json"
-            or (name.removeprefix("record.").partition(".")[0] not in _TEXTS and _is_away(value))
+            or (not _is_text(name.removeprefix("record."), value) and _is_away(value))
         ):
             yield name, value
+
+
+def _is_text(name: str, value: str) -> bool:
+    """Whether the value of an option is a text, and no file: an argument of the call may be a picture."""
+    head = name.partition(".")[0]
+    return head in _TEXTS and (head != "call" or PurePath(value).suffix.lower() not in SUFFIXES)
 
 
 def _is_away(text: str) -> bool:

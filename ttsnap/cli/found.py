@@ -151,7 +151,9 @@ def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments
     if joules is not None and per is not None and memory is not None:
         print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory")
     if result.images and plain and not run.record.sampler.finishes and result.particles.parent[result.best.uid] < 0:
-        arguments = "".join(f", {k}={v!r}" for k, v in call.items())
+        pictures = {name: _loaded(given) for name, given in a.call.items() if name not in call}
+        written = {name: repr(value) for name, value in call.items()} | pictures
+        arguments = "".join(f", {name}={value}" for name, value in written.items())
         seed = result.best.seed
         dtype = run.record.dtype
         print(f"  the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:")
@@ -171,6 +173,13 @@ def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments
         if lines := stock_lines(run.denoiser, result.prompt, call, result.best.seed):
             print("  the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is image-to-image:")
             print("\n".join(f"    {line}" for line in lines))
+
+
+def _loaded(files: object) -> str:
+    """The pictures of --call as plain diffusers is given them."""
+    if isinstance(files, list):
+        return f"[{', '.join(map(_loaded, files))}]"
+    return f"load_image({files!r})"
 
 
 def _counts(spent: Spent) -> str:

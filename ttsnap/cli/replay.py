@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.settings import Count
 from ttsnap.loop.budget import Budget
-from ttsnap.options.call import PictureOptions
+from ttsnap.options.call import PictureOptions, pictured_call
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import comes_along
@@ -51,6 +51,14 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     p.add_argument("files", type=str, nargs="+", metavar="FILE", help="PNGs, or videos, written by ttsnap")
     arguments.add_options(p, PictureOptions, without=("strength",))
+    p.add_argument(
+        "--call",
+        type=arguments.Values,
+        default={},
+        metavar="JSON",
+        help="other pictures that it was made of, by argument of the pipeline's call, as "
+        "--call.ip_adapter_image face.png",
+    )
     p.add_argument("--model", type=str | None, help="use this model instead of the one named in the PNG")
     p.add_argument(
         "--lora",
@@ -128,8 +136,12 @@ def _wanted(path: Path, a: Arguments) -> ReplayFile:
         if record.shared:
             again = "its search shared a budget with others, and only all of them together find it again"
         raise ValueError(f"{path} {how}, so the seed alone does not make it again; {again}")
-    pictures = arguments.read(PictureOptions, a).read(record.task or TEXT)
-    _check_pictures(path, record.pictures or {}, digests(pictures))
+    others = pictured_call(a.call)
+    if plain := sorted(others.keys() - digests(others).keys()):
+        raise ValueError(f"--call.{plain[0]} is no picture; what else {path} was made of is in its metadata")
+    pictures = arguments.read(PictureOptions, a).read(record.task or TEXT) | others
+    listed = () if record.task is None else WITH_FILES
+    _check_pictures(path, record.pictures or {}, digests(pictures), listed)
     wanted = ReplayFile(path, data, record, pictures)
     wanted.pixels()  # refuses a damaged or a huge picture before a model is loaded
     return wanted
@@ -203,13 +215,21 @@ def _replay(wanted: ReplayFile, place: Path, pipe: Any, draft: str | None, batch
         )
 
 
-def _check_pictures(path: Path, noted: Mapping[Any, str | list[str]], given: Mapping[str, str | list[str]]) -> None:
-    """ValueError unless the pictures given are those that the file was made of, by their digests."""
+def _check_pictures(
+    path: Path,
+    noted: Mapping[Any, str | list[str]],
+    given: Mapping[str, str | list[str]],
+    listed: Collection[str],
+) -> None:
+    """ValueError unless the pictures given are those that the file was made of, by their digests.
+
+    listed: those that have an option of their own; others are given with --call.
+    """
     for name in (*noted, *given):
-        option = f"--{name.replace('_', '-')}"
-        if name not in WITH_FILES or isinstance(noted.get(name), list):
-            raise ValueError(f"{path} was made of pictures that this command does not take: {name} is several, or the "
-                             "end of a video; make it again in Python, from its seed")  # fmt: skip
+        option = f"--{name.replace('_', '-')}" if name in listed else f"--call.{name}"
+        if name in listed and isinstance(noted.get(name), list):
+            raise ValueError(f"{path} was made of several pictures for {option}, which takes one; make it again in "
+                             "Python, from its seed")  # fmt: skip
         if name not in given:
             raise ValueError(f"{path} was made of a picture with the digest {noted[name]}; give it by {option}")
         if name not in noted:

@@ -14,6 +14,8 @@ from PIL import Image
 from ttsnap.files.reading import PICTURE_BYTES, PIXELS, opened_picture, read_bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""How the names of their files end."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin
@@ -63,14 +64,22 @@ def read_text(name: str, text: str, hint: Any) -> Any:
     try:
         return check(name, value, hint)
     except ValueError as error:
-        raise ValueError(f"{error}{_EXAMPLES.get(get_origin(kinds[0]), '')}") from None
+        raise ValueError(f"{error}{_example(name, get_origin(kinds[0]), text)}") from None
 
 
 _EXAMPLES: dict[object, str] = {
-    dict: "; write it as --call.clip_skip 1",
-    list: "; write it as '[2, 6]'",
-    Sequence: "; write it as '[2, 6]'",
+    dict: "--call.clip_skip 1",
+    list: "'[2, 6]'",
+    Sequence: "'[2, 6]'",
 }
+
+
+def _example(name: str, kind: object, text: str) -> str:
+    """How a value of an option is written, after an error: of KEY=VALUE with this key and this value."""
+    pair = re.fullmatch(r"(\w+)=(.+)", text)
+    if kind is dict and pair is not None:
+        return f"; write it as {name}.{pair[1]} {shlex.quote(pair[2])}"
+    return f"; write it as {_EXAMPLES[kind]}" if kind in _EXAMPLES else ""
 
 
 def parse_yaml(text: str | bytes, where: object) -> Json:

@@ -5,12 +5,14 @@ Which of them one family takes is its denoiser's matter (ttsnap.pipelines.openin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Interval, Len, MaxLen
 
-from ttsnap.files.pictured import Picture
+from ttsnap.files.pictured import SUFFIXES, Picture
 from ttsnap.files.settings import Fraction, Settings, Share
 from ttsnap.options.model import TEXT
 from ttsnap.options.option import Option, changed, option, options_of
@@ -98,6 +100,46 @@ class CallOptions(Settings):
 CALL: dict[str, Option] = {option.name: option for option in options_of(CallOptions)}
 WRITTEN = {name: argument for name, argument in CALL.items() if argument.metavar is not None}
 """The arguments with a flag; others are given with --call."""
+NOT_TAKEN = {
+    "self",
+    "prompt",
+    "generator",
+    "output_type",
+    "return_dict",
+    "latents",
+    "audio_latents",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "callback",
+    "callback_steps",
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
+    "denoising_end",
+    "prompt_embeds_mask",
+    "negative_prompt_embeds_mask",
+}
+"""Arguments of stock calls that a search does not take: seeds make latents, and listeners hear of steps."""
+_Plain = bool | Annotated[int, Interval(ge=-(2**16), le=2**16)] | Annotated[float, Interval(ge=-1e5, le=1e5)] | Text
+_Row = Annotated[list[_Plain], MaxLen(1000)]
+OTHER = _Plain | Annotated[list[_Plain | _Row], MaxLen(1000)]
+"""The type of arguments that are not listed, in a file: numbers, texts, and lists of these or of rows of them."""
+
+
+def pictured_call(call: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of --call, with the pictures of files whose names arguments hold that are not listed.
+
+    ValueError for a file that is no picture.
+    """
+    return {name: value if name in CALL else _pictured(name, value) for name, value in call.items()}
+
+
+def _pictured(name: str, value: object) -> object:
+    if isinstance(value, list) and value:
+        each = [_pictured(name, one) for one in value]
+        return each if all(isinstance(one, Picture) for one in each) else value
+    if isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES:
+        return Picture.read(Path(value).expanduser(), mask="mask" in name)
+    return value
 
 
 @dataclass(frozen=True)

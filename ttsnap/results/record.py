@@ -9,6 +9,7 @@ Python to import, or servers to call.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +24,11 @@ from ttsnap.core.results import Result
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import texts_in
 from ttsnap.files.settings import Json, Natural, NotNegative, Rule, Word, check, hints_of
-from ttsnap.options.call import CALL, Text
+from ttsnap.options.call import CALL, NOT_TAKEN, OTHER, Text
+from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.search import SearchOptions
 from ttsnap.version import __version__
 
 Place = Annotated[
@@ -36,8 +39,9 @@ Score = Annotated[float, Interval(ge=-1e300, le=1e300)] | None
 Scores = Annotated[Mapping[str, Score], MaxLen(100)]
 Object = dict[str, Any]
 Digest = Annotated[str, Rule("a digest", re.compile("[0-9a-f]{64}").fullmatch)]
-Shown = Literal["control_image", "image", "last_image", "mask_image"]
-"""Arguments of the models' own calls that are pictures."""
+NAME, MOST_ARGUMENTS = re.compile("[a-z][a-z0-9_]{0,59}"), 100
+Name = Annotated[str, Rule("the name of an argument", NAME.fullmatch)]
+"""Of an argument of a model's own call."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -92,7 +96,7 @@ class SearchRecord:
     lora: Place | Annotated[list[Place], Len(1, 16)] | None = None
     task: Word | None = None
     dtype: Dtype | None = None
-    pictures: Annotated[Mapping[Shown, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 4)] | None = None
+    pictures: Annotated[Mapping[Name, Digest | Annotated[list[Digest], Len(1, 16)]], Len(1, 16)] | None = None
     """Digests of the pictures that it was made of, by argument of the call."""
     require: Annotated[list[Place], MaxLen(16)] | None = None
     diversity: NotNegative | None = None
@@ -154,7 +158,7 @@ class SearchRecord:
         search = _checked(top.pop("search"), _SEARCH, "search.", where)
         if missing := sorted({"algorithm", "budget", "reward"} - set(search)):
             raise ValueError(f"the ttsnap metadata of {where} lacks {missing} in search")
-        checked_call(top["call"], where)
+        checked_call(top["call"], where, others=True)
         image = {name: top.pop(name) for name in _TOP if name in top}
         image |= {name: search.pop(name) for name in hints_of(FoundImage) if name in search}
         sampler = {name: top.pop(name) for name in _SAMPLER if name in top}
@@ -207,6 +211,9 @@ _ALL = hints_of(SearchRecord) | hints_of(FoundImage)
 _HINTS = {_NAMES.get(name, name): _ALL[name] for name in (*_OWN, *_TOP)} | _SAMPLER | {"search": Object}
 _SEARCH = {name: _ALL[name] for name in ("algorithm", "options", "budget", "require", "diversity", "likeness", "shared",
                                          *(name for name in hints_of(FoundImage) if name not in _TOP))}  # fmt: skip
+_SEARCH_ARGUMENTS = {
+    option.name for kind in (SearchOptions, SamplerOptions, BatchOptions, DeviceOptions) for option in options_of(kind)
+}
 _NEEDED = {"prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "search"}
 
 
@@ -230,12 +237,35 @@ def removed(name: object) -> str:
     return f"ttsnap 0.1.0 was the last version with {what} ({name})" if what else ""
 
 
-def checked_call(call: object, where: object) -> dict[str, Any]:
-    """The arguments of a model's own call from a file. ValueError that names what is none or does not fit."""
+def checked_call(call: object, where: object, *, others: bool = False) -> dict[str, Any]:
+    """The arguments of a model's own call from a file. ValueError that names what is none or does not fit.
+
+    others: also those that are not listed, as data: whether the model's call takes them is for
+    whoever calls it. Their texts name no file of this machine, and no address.
+    """
     if not isinstance(call, dict):
         raise ValueError(f"{where} must hold an object of arguments, got {str(call)[:60]}")
-    _checked(call, {name: argument.hint for name, argument in CALL.items()}, "call.", where)
+    hints = {name: argument.hint for name, argument in CALL.items()}
+    if others and len(call) <= MOST_ARGUMENTS:
+        refused = {*CALL, *NOT_TAKEN, *_SEARCH_ARGUMENTS}
+        more = {n: value for n, value in call.items() if n not in refused and NAME.fullmatch(n)}
+        hints |= dict.fromkeys(more, OTHER)
+        for name, value in more.items():
+            if named := [text for text in _texts(value) if _leads_away(text)]:
+                raise ValueError(f"{where} has {named[0][:60]!r} for call.{name}: a file of this machine, or an "
+                                 "address, which no file may name")  # fmt: skip
+    _checked(call, hints, "call.", where)
     return dict(call)
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def _leads_away(text: str) -> bool:
+    return "://" in text or os.path.exists(os.path.expanduser(text))
 
 
 def _checked(found: Mapping[str, object], known: Mapping[str, Any], prefix: str, where: object) -> dict[str, Any]:
