@@ -242,9 +242,11 @@ class CallsDenoiser(PipelineDenoiser):
     @property
     def _known_path(self) -> bool:
         """Whether it is known on which path between data and noise the model was trained."""
-        kind = self.schedule.prediction
-        discrete = kind in ("epsilon", "v_prediction", "sample")
-        return kind == "flow" or (discrete and hasattr(self.schedule.scheduler, "alphas_cumprod"))
+        try:
+            own_path(self.schedule)
+        except ValueError:
+            return False
+        return True
 
     @property
     def _begins_later(self) -> bool:

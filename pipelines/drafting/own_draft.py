@@ -118,7 +118,7 @@ def warn_of_doubt(drafts: Any, model: str) -> None:
 
 def own_draft(pipe: Any) -> OwnDraft | None:
     """The drafter that the pipeline's folder names. None for a pipeline that differs from its folder: with a LoRA,
-    another network or scheduler, or offloading. ValueError for a damaged draft.json."""
+    another class, network or scheduler, or offloading. ValueError for a damaged draft.json."""
     defaults = defaults_of(pipe)
     if defaults.draft is None or Capability.DRAFT in pipe.denoiser_class.cannot or not pipe.name_or_path:
         return None
@@ -126,6 +126,7 @@ def own_draft(pipe: Any) -> OwnDraft | None:
     network = getattr(pipe, pipe.denoising_network())
     own = Path(str(network.config.get("_name_or_path"))).parent == folder and _own_scheduler(pipe.scheduler, folder)
     fused = isinstance(pipe, LoraBaseMixin) and pipe.num_fused_loras > 0
+    own = own and read_object(folder / "model_index.json").get("_class_name") == pipe.stock_class().__name__
     if not own or fused or adapters(pipe) or hooked(pipe):
         return None
     where, _ = calls_of(defaults.draft)

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ttsnap.core.grid import Grid
-from ttsnap.pipelines.latents.schedule import Schedule
+from ttsnap.pipelines.latents.schedule import FLOW_MAP, Schedule
 from ttsnap.sampling.interpolants import Discrete, Interpolant, Linear, level, transfer
 from ttsnap.sampling.kernels import Ode
 from ttsnap.sampling.paths import make_path, times_on
@@ -27,6 +27,9 @@ def convert(schedule: Schedule, path: str | Interpolant | None = None, times: st
     path, times: as of ttsnap.sampling.paths. Initial latents are standard normal noise. ValueError for unknown names
     and times that do not fall.
     """
+    if type(schedule.scheduler).__name__.startswith(FLOW_MAP):
+        raise ValueError("a flow map predicts the way to the next step, by which its own scheduler alone steps; leave "
+                         "kernel, path and times out")  # fmt: skip
     source = own_path(schedule)
     target = source if path is None else make_path(path)
     at = times_on(target, times, torch.tensor(schedule.grid.levels[:-1], dtype=torch.float64))

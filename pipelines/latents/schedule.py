@@ -30,7 +30,7 @@ FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 # One evaluation a step, and no history.
 MEMORYLESS = {
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
-    "TCDScheduler", "FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler",
+    "TCDScheduler", "FlowMatchLCMScheduler",
 }  # fmt: skip
 # These keep earlier predictions, or the start of a step of several evaluations.
 HISTORY = {
@@ -53,8 +53,10 @@ NARROWING = {
     FLOW_EULER, "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
 }  # fmt: skip
-FLOWS = ("FlowMatch", "FlowMap")
-"""How the names of schedulers begin whose networks predict velocities."""
+FLOW_MAP = "FlowMap"
+"""How the names of schedulers of flow maps begin."""
+FLOWS = ("FlowMatch", FLOW_MAP)
+"""How those begin whose networks predict velocities, or means of them."""
 WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
 
 

@@ -106,7 +106,7 @@ def test_arguments_that_no_option_names_are_data(tmp_path: Path, monkeypatch: py
         {"kwargs": {"a": 1}},
         {"frames": 10**9},
         {"rows": [[[1]]]},
-        {"_private": 1},
+        {"Private": 1},
         {"latents": 1},
         {f"a{i}": 1 for i in range(101)},
     ):

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -44,7 +45,7 @@ def figures(out: Any) -> list[Any]:
     ],
 )
 def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path, real_flops: None) -> None:
-    pipe, call = families.shared(name), {**families.FAMILIES[name].call, "num_inference_steps": 5}
+    pipe, call = families.FAMILIES[name].build(), {**families.FAMILIES[name].call, "num_inference_steps": 5}
     if how["draft"] == "lora":
         how = {**how, "draft": str(families.save_lora(pipe, tmp_path))}
     twin = copied(pipe, calls_search_class(type(pipe)))
@@ -104,6 +105,7 @@ def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
         (sd3, {"draft": "self", **families.FAMILIES["sd3"].call}, "flow map"),
         (toy(), {"draft": "hot", "does": "momentum"}, "steps depend"),
         (toy(), {"draft": "hot", "does": "inline"}, "no latents"),
+        (toy(diffusers.EDMEulerScheduler(sigma_max=3.0)), {"draft": "hot"}, "EDMEulerScheduler"),
         (stock(redrawn), {"draft": "hot", "finish": 0.04, **CASES[redrawn].call}, "picture under noise"),
     ):
         with pytest.raises(ValueError, match=why):
