@@ -14,6 +14,7 @@ from torch import Tensor
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.drafting.drafters import Drafter, DraftSpec, make_drafter
+from ttsnap.pipelines.guidance import InCall
 from ttsnap.pipelines.latents.convert import own_path, timestep_unit
 from ttsnap.pipelines.latents.layouts import Packed
 from ttsnap.pipelines.latents.schedule import Schedule
@@ -112,12 +113,15 @@ class Drafting:
 
 
 def stock_lines(denoiser: PipelineDenoiser, prompt: str, call: Mapping[str, Any], seed: int) -> list[str]:
-    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took several calls.
+    """Lines by which stock diffusers makes a finished draft of a seed again; none where it took several calls, or where
+    no family knows the pipeline, and so not what redraws.
 
     `drafter` in them is the pipeline with the drafter's network, `redraw` the family's image-to-image pipeline.
     """
     drafts = denoiser.drafts
     if not isinstance(drafts, Drafting) or drafts.start is None or drafts.calls > 1:
+        return []
+    if isinstance(denoiser.guidance, InCall):
         return []
     whole, twin, settings = drafts.start.whole, drafts.twin(), drafts.drafter.settings
     first = {"sigmas": [settings.first_time]}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.pipelines.calls.tiny import stock
 from ttsnap.cluster.devices import alone
 from ttsnap.cluster.engine import ClusterEngine
 from ttsnap.options.engine import DeviceOptions
@@ -53,6 +55,17 @@ def test_a_call_on_two_devices_finds_what_it_finds_on_one(pipe: Any) -> None:
         assert (a.best.seed, a.spent.cost) == (b.best.seed, b.spent.cost)
         torch.testing.assert_close(a.best.pixels, b.best.pixels, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(one.images, two.images, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("local")
+def test_a_class_that_no_family_knows_takes_its_drafter_and_arguments_along(tmp_path: Path) -> None:
+    stock("StableDiffusionPAGPipeline").save_pretrained(tmp_path)
+    pipe, size = loaded(model=tmp_path), {"height": 16, "width": 24}
+    how = {**HOW, **size, "search": "ttsnap", "reward": "brightness", "budget": "12nfe", "pag_scale": 2.0}
+    how |= {"draft": "hot", "finish": 0.5, "kernel": "ode", "output_type": "pt"}
+    one, two = (pipe("a red circle", devices=n, **how) for n in (1, 2))
+    assert one.search[0].spent.cost == two.search[0].spent.cost
+    torch.testing.assert_close(one.images, two.images, atol=1e-5, rtol=0)
 
 
 @pytest.mark.usefixtures("local")
