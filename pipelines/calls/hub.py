@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any
 
-import torch
-
+from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, shape_of
 from ttsnap.pipelines.calls.questions import PartCall
@@ -117,7 +116,7 @@ class Hub:
         try:
             return self._together(frames, aligned=aligned)
         except (RuntimeError, ValueError, IndexError, TypeError) as why:
-            if isinstance(why, torch.OutOfMemoryError) or "out of memory" in str(why):
+            if lacks_memory(why):
                 raise
             logger.debug("calls of %s stay apart: %s", _part(frames[0]), why)
             return None

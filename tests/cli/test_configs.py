@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ttsnap.cli import COMMANDS, generate, main, record
+from ttsnap.core.memory import NotEnoughMemoryError
 
 MODULE = "ttsnap_evil"
 
@@ -205,6 +206,15 @@ def test_what_cannot_be_done_is_one_sentence(error: Exception, said: str, monkey
     monkeypatch.setattr(generate, "run", fail)
     assert main(["generate", "a"]) == 2
     assert capsys.readouterr().err == f"ttsnap: error: {said}\n"
+    for short in (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. Of"), NotEnoughMemoryError("2.00 GiB")):
+        error = short
+        assert main(["generate", "a", "--offload", "model", "--decode-batch-size", "1"]) == 2
+        told = capsys.readouterr().err
+        assert (told.count("\n"), "2.00 GiB" in told, "--offload group" in told) == (1, True, True)
+        assert main(["generate", "a"]) == 2
+        told = capsys.readouterr().err
+        assert "--offload model" in told
+        assert "--decode-batch-size 1" in told
     error = KeyError("a mistake of ours stays visible")
     with pytest.raises(KeyError):
         main(["generate", "a"])

@@ -145,6 +145,29 @@ def test_an_actor_that_keeps_dying_ends_the_search_with_what_was_found(mixture: 
     assert "ended with what was found" in found.warnings[0]
 
 
+def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(mixture: Any) -> None:
+    made: list[LiveEngine] = []
+
+    def cramped() -> LiveEngine:
+        made.append(live := mixture(build("best-of-n")))
+        predict = live.denoiser.predict
+
+        def full(x: Any, *rest: Any) -> Any:
+            if made[0] is live and live.nfe > STEPS * 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return predict(x, *rest)
+
+        live.denoiser.predict = full  # type: ignore[method-assign]
+        return live
+
+    cluster = ClusterEngine(LocalPool(cramped, 2))
+    (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), keep=99)
+    assert 3 <= len(found.images) < 200 // STEPS
+    assert all(np.isfinite(candidate.reward) for candidate in found.images)
+    assert "memory ran out" in " ".join(found.warnings)
+    assert cluster.group.ran == spent([found]) == Cost().plus(*(live.ran for live in made))
+
+
 def add(run: Run, nfe: int) -> RunningRequest:
     """A search for the best of as many seeds as such a budget affords."""
     spec = prepared(LoopSearch(build("best-of-n"), Budget(nfe=nfe)), run.engine)

@@ -27,6 +27,7 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core.cost import Cost, SeedGroups
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ByStep, Draft, EstimatorAt, estimates
+from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import NOTHING, Need
 from ttsnap.core.plans import image_cost
@@ -545,7 +546,7 @@ def test_a_group_is_evaluated_whole_or_not_at_all() -> None:
 def test_a_group_that_does_not_fit_is_refused() -> None:
     live = grouped()
     live.denoiser.groups.begin = Mock(side_effect=torch.OutOfMemoryError)  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="smaller groups"):
+    with pytest.raises(NotEnoughMemoryError, match="smaller groups"):
         search(["a"], BestOfN(3), live)
     assert live.batch_size == 4
 

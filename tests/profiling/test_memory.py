@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.counted import Brightness
+from tests.counted import Brightness, Counted
+from tests.engine.test_drafts import MIXTURE, Drafting
+from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.cost import Cost
+from ttsnap.core.looks import Draft
+from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.moves import fresh
+from ttsnap.core.needs import NOTHING
+from ttsnap.core.results import Result
 from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
+from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.memory import Gauge, fit_rows
+from ttsnap.rewards.reward_model import FunctionReward
 
 
 class FakeGauge(Gauge):
@@ -82,9 +94,91 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(engine: Any, monkeypat
     assert outcome(live) == expected
     assert (live.batch_size, live.decode_batch_size, live.stats["out_of_memory"]) == (2, 1, 5)
     assert live.denoiser.calls == live.nfe == expected[1]
-    cramp("predict", 0)
-    with pytest.raises(torch.OutOfMemoryError):
-        outcome(live)
+
+
+LACKS: dict[str, Callable[[], Exception]] = {
+    "cuda": lambda: torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 23.64 GiB of which 1.20 GiB is free."
+    ),
+    "launch": lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cudnn": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if ..."),
+    "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate "
+                                "memory: you tried to allocate 68719476736 bytes."),
+}  # fmt: skip
+PLACES = ("predict", "decode", "init_latents", "reward", "guess")
+PRUNED = SeedPruning(6, (0.5,), steps=(2,))
+
+
+class Cramped:
+    """Raises where it gets more than `most` rows, from its call `after` on."""
+
+    def __init__(self, call: Any, error: Callable[[], Exception], most: int, after: int = 0) -> None:
+        self.call, self.error, self.most, self.after, self.made = call, error, most, after, 0
+
+    def __call__(self, x: Any, *rest: Any) -> Any:
+        self.made += 1
+        if self.made > self.after and len(x) > self.most:
+            raise self.error()
+        return self.call(x, *rest)
+
+
+def cramped(place: str, *how: Any, batch: int = 4) -> LiveEngine:
+    """An engine, with a drafter where that is cramped."""
+    reward = Brightness()
+    judge = FunctionReward(Cramped(reward, *how) if place == "reward" else reward, "brightness")
+    kind: Any = Drafting if place == "guess" else Counted
+    live = LiveEngine(kind(*MIXTURE, steps=8), [judge], EngineOptions(batch, batch))
+    if place == "guess":
+        live.denoiser.drafts.guess = Cramped(live.denoiser.drafts.guess, *how)  # type: ignore[union-attr, misc]
+    elif place != "reward":
+        setattr(live.denoiser, place, Cramped(getattr(live.denoiser, place), *how))
+    return live
+
+
+def cramped_search(live: LiveEngine, place: str) -> Result:
+    shared = {"draft_share": 0.5} if place == "guess" else {}
+    return search(["a"], replace(PRUNED, **shared), live, keep=3, seed=5)[0]
+
+
+@pytest.mark.parametrize("kind", LACKS)
+@pytest.mark.parametrize("place", PLACES)
+def test_any_lack_of_memory_halves_a_batch_and_changes_nothing_else(place: str, kind: str) -> None:
+    free = cramped_search(cramped(place, LACKS[kind], 9), place)
+    live = cramped(place, LACKS[kind], 1)
+    found = cramped_search(live, place)
+    assert live.stats["out_of_memory"]
+    assert [(c.seed, c.reward) for c in found.images] == [(c.seed, c.reward) for c in free.images]
+    assert (found.spent.cost, found.warnings) == (free.spent.cost, free.warnings)
+    assert live.ran == found.spent.cost
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> None:
+    with pytest.raises(NotEnoughMemoryError, match=r"2.00 GiB needed, 1.20 GiB free"):
+        cramped_search(cramped(place, LACKS["cuda"], 0), place)
+    live = cramped(place, LACKS["cublas"], 0, 11 if place == "predict" else 1, batch=1)
+    drafts = Played((lambda p: fresh(2, 8), lambda p: fresh(3, 0, look=Draft())), NOTHING)
+    algorithm: Any = drafts if place == "guess" else BestOfN(6)
+    results = search(["a", "b"], algorithm, live, keep=3)
+    first, second = results
+    assert 0 < len(first.images) < 3
+    assert all(np.isfinite(candidate.reward) and candidate.image is not None for candidate in first.images)
+    assert "CUBLAS_STATUS_ALLOC_FAILED" in " ".join(first.warnings)
+    assert (second.images, first.spent.ended) == ((), "stopped")
+    assert live.ran == first.spent.cost + second.spent.cost
+    assert live.denoiser.calls == live.stats["nfe"]  # type: ignore[attr-defined]
+
+
+def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends() -> None:
+    live = cramped("predict", LACKS["cpu"], 0, 20, batch=1)
+    live._sizes._sizes = (1, 9)  # two have arrived by then, and wait for others
+    (result,) = search(["a"], BestOfN(6), live, keep=6)
+    assert (len(result.images), result.spent.nfe, live.denoiser.decodes) == (2, 20, 2)
+    live = cramped("decode", LACKS["cpu"], 0, 1)
+    live._sizes._sizes = (4, 2)  # the first two of four
+    (result,) = search(["a"], BestOfN(4), live, keep=6)
+    assert (len(result.images), result.spent.nfe, result.spent.cost.decodes) == (2, 32, 2)
 
 
 def test_padding_asks_for_few_batch_sizes_and_counts_real_rows(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

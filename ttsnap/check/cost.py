@@ -11,6 +11,7 @@ import torch
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup, in_short
 from ttsnap.core.cost import Rates
+from ttsnap.core.memory import lacks_memory
 from ttsnap.loop.search import search
 from ttsnap.pipelines.memory.acceleration import SDPA, use_attention
 from ttsnap.results.media import save_png
@@ -55,7 +56,9 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
         setup.say(f"timing {title}")
         try:
             each = Figure.of_seconds(lambda size=size: _evaluate(denoiser, size), size)  # type: ignore[misc]
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             rung.missing[title] = "out of memory"
             break
         rung.figures[title] = each

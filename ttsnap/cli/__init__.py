@@ -17,6 +17,7 @@ from ttsnap.cli.common import check_names
 from ttsnap.cli.loading import CLOCK, speaks
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import Interrupted
+from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory, shortage
 from ttsnap.core.names import unknown
 from ttsnap.files.reading import printable
 from ttsnap.rewards.reward_model import RewardError
@@ -99,22 +100,37 @@ def parse(argv: Sequence[str]) -> tuple[Command, Arguments]:
     parser.error("no command is given; --help lists all, and ttsnap generate PROMPT is where to begin")
 
 
+def short_of_memory(error: Exception, given: Arguments) -> str:
+    """A lack of memory in a sentence, with what the command has against it."""
+    if not isinstance(error, NotEnoughMemoryError | RuntimeError):  # in RAM, where none of these helps
+        return f"not enough memory: {error}".rstrip(": ")
+    ways = {"none": ["--offload model"], "model": ["--offload group"]}.get(given.get("offload"), [])
+    ways += ["--decode-batch-size 1"] if given.get("decode_batch_size", 1) != 1 else []
+    ways += ["a smaller or quantised model"] if "model" in given else []
+    what = str(error) if isinstance(error, NotEnoughMemoryError) else shortage(error)
+    return f"not enough memory: {what}" + ("; try " + " or ".join(ways) if ways else "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status, 2 after one line of explanation for bad input, 128 + the signal's number
     after a signal."""
     CLOCK.start()
+    given = Arguments()
     try:
         command, given = parse(sys.argv[1:] if argv is None else argv)
         check_names(given)
         return command.run(given)
-    except (ValueError, OSError, MemoryError) as error:
-        # Bad input. Any other exception is a mistake of ours: a traceback.
-        said = f"not enough memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else str(error)
-        print(f"ttsnap: error: {printable(said)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"ttsnap: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except RewardError as error:
         print(f"ttsnap: error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not lacks_memory(error):  # a mistake of ours: a traceback
+            raise
+        print(f"ttsnap: error: {printable(short_of_memory(error, given))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stopped:
         if speaks():
             print(f"\n{str(stopped) or 'interrupted'}", file=sys.stderr)

@@ -134,7 +134,7 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
             try:
                 asked = prepare(search.request, decisions_of(pipe)).on(first)  # what was left to the model
                 runs[name] = run(asked, pipe, devices, should_stop=stop)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, MemoryError) as error:
                 if not runs:
                     raise
                 print(f"{name} did not run: {error}", file=sys.stderr)  # what was found before is written

@@ -105,10 +105,16 @@ class ActorGroup:
         self._postponed[actor].clear()
         self.flights[actor].append(Flight(ticket, call, then, failed, ahead))
 
-    def post_ahead(self, actor: int, call: Call[AnswerT], then: Callable[[AnswerT], None]) -> None:
+    def post_ahead(
+        self,
+        actor: int,
+        call: Call[AnswerT],
+        then: Callable[[AnswerT], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         """Send a call, unless the actor has enough of these to do already."""
         if sum(flight.ahead for flight in self.flights[actor]) < AHEAD:
-            self.post(actor, call, then, ahead=True)
+            self.post(actor, call, then, failed=failed, ahead=True)
 
     def ask(self, actors: Iterable[int], call: Call[AnswerT]) -> list[AnswerT]:
         """The answers of these actors. Where some raise, so does this, once all have answered."""
@@ -176,7 +182,7 @@ class ActorGroup:
         self.pool.restart(actor)
         self.revived(actor)
         for flight in lost:
-            if flight.failed is not None:  # somebody waits for the answer
+            if flight.failed is not None and not flight.ahead:  # somebody waits for the answer
                 self.post(actor, flight.call, flight.then, failed=flight.failed)
 
     @property

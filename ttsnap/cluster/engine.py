@@ -48,6 +48,8 @@ class ClusterEngine(Engine):
         self._logs: dict[int, JobLog] = {}
         self._weights: dict[int, float] = {}
         self._arrived: list[Outcome] = []
+        self._failures: list[Exception] = []
+        """Of batches, which `tick` raises: another call may hear of them."""
         self._cancelling: dict[int, dict[int, Outcome | None]] = {}
         self._credited = Cost()
         self.sent = [0] * len(self.actors)
@@ -184,6 +186,8 @@ class ClusterEngine(Engine):
         self._go_on()
         if self.pending() and self.group.busy:
             self.group.listen(1.0)
+            if self._failures:
+                raise self._failures.pop()
             self._go_on()
         return self.arrived()
 
@@ -214,7 +218,8 @@ class ClusterEngine(Engine):
         """Keep actors with rows at work."""
         for actor, sent in enumerate(self.sent):
             if sent:
-                self.group.post_ahead(actor, Call(EngineActor.tick), partial(self._completed, actor))
+                completed = partial(self._completed, actor)
+                self.group.post_ahead(actor, Call(EngineActor.tick), completed, self._failures.append)
 
     def _completed(self, actor: int, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:

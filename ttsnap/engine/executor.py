@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -53,7 +53,8 @@ class Executor:
         self.differentiate(batch.gradients, stepper)
         if batch.evaluations:
             lanes = {0: self._evaluate, LANE: self._begin}
-            call = lanes.get(batch.lane, partial(self._draft, batch.lane))
+            begins = {node for node in batch.evaluations if self.noise.begin_calls and node.latent is None}
+            call = lanes.get(batch.lane, partial(self._draft, batch.lane, begins))
             with self.watch("denoise", self.noise.device):
                 self.sizes.run([*(PendingEval(self.peer, node) for node in batch.evaluations), *others], call)
 
@@ -113,18 +114,19 @@ class Executor:
         if evaluated:
             self.count(Cost(evaluated, coupled=coupled), self.noise.ahead)
 
-    def _draft(self, calls: int, pending: Sequence[PendingEval]) -> None:
-        """One guess of so many calls by the drafter at each of these nodes, or the draft by which it begins."""
-        beginning = [node for _, node in pending if self.noise.begin_calls and node.latent is None]
-        pending = [one for one in pending if one.node not in beginning]
-        self.count(Cost(draft_calls=calls * (len(beginning) + len(pending))))
+    def _draft(self, calls: int, begins: Collection[Node], pending: Sequence[PendingEval]) -> None:
+        """One guess of so many calls by the drafter at each of these nodes, or the draft by which it `begins`."""
+        beginning = [node for _, node in pending if node in begins and node.latent is None]
+        pending = [one for one in pending if one.node not in begins]
         if beginning:
             self.noise.drafted(beginning)
+            self.count(Cost(draft_calls=calls * len(beginning)))
         if not pending:
             return
         x, at, cond = self._batch(pending)
         steps = torch.as_tensor(np.searchsorted(self.denoiser.grid.calls, at.numpy()))
         guess = drafts_of(self.denoiser).guess(x, steps, cond, calls)
+        self.count(Cost(draft_calls=calls * len(pending)))
         for i, (_, node) in enumerate(pending):
             node.keep_prediction(Prediction(guess, guess), i)
 

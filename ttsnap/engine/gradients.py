@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost, Rates
+from ttsnap.core.memory import lacks_memory
 from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
 from ttsnap.sampling.denoiser import Denoiser
 from ttsnap.sampling.interpolants import rows
@@ -93,9 +94,9 @@ class Differentiator:
             (gradient,) = torch.autograd.grad(value(), leaf)
             self._found = True
             return gradient
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if lacks_memory(error):
+                raise
             if not self._found:
                 raise RewardError(f"the first gradient failed: {said(names, error)}{place_of(error)}") from error
             logger.warning("no gradient of %s: %s", names, error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory
 from ttsnap.engine.store import Node
 from ttsnap.sampling.denoiser import GroupStart
 from ttsnap.sampling.kernels import KernelState
@@ -65,9 +66,13 @@ class Groups:
         keys = [node.key for node in group]
         try:
             latents, states = self.start.begin(torch.stack(noise), cond(group), keys, list(generators))
-        except torch.OutOfMemoryError:
-            raise ValueError(f"the {len(group)} seeds of a group are one call of the network, for which there is too "
-                             "little memory; take smaller groups, as variety repel:4") from None  # fmt: skip
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            raise NotEnoughMemoryError(
+                f"the {len(group)} seeds of a group are one call of the network, for which there is too "
+                "little memory; take smaller groups, as variety repel:4"
+            ) from None
         return zip(latents, states, strict=True)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ttsnap.core.cost import NAMES, Cost, Price
+from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
@@ -249,17 +250,29 @@ class LiveEngine(Engine):
 
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
+        """NotEnoughMemoryError where one row is too many; first all rows are scored that can be, and told."""
         scheduler, executor = self.scheduler, self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
         batch = next_batch(scheduler.first(self.batch_size), self.batch_size)
-        executor.forward(batch, self.stepper, self._from_peers(batch))
+        full = True
+        try:
+            executor.forward(batch, self.stepper, self._from_peers(batch))
+        except NotEnoughMemoryError:
+            if not scheduler.arrived:
+                raise
+            full = False
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
         done = [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
-        due = scheduler.due(self.decode_batch_size, hold=self.denoiser.offloaded)
+        due = scheduler.due(self.decode_batch_size, hold=self.denoiser.offloaded) if full else [*scheduler.arrived]
         while due:
-            outcomes, n = self._score(due)
+            try:
+                outcomes, n = self._score(due)
+            except NotEnoughMemoryError:
+                if not done:
+                    raise
+                break
             scheduler.finish(due[:n])
             done, due = done + outcomes, due[n:]
         self.denoiser.trim(len(self.store) + len(scheduler))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttsnap.core.cost import Cost
+from ttsnap.core.memory import lacks_memory
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, EngineLost
@@ -57,7 +58,8 @@ class Run(Submission):
     def turn(self) -> None:
         """One round: take prompts up, ask their algorithms, charge and submit; then one batch of the engine.
 
-        Where the engine is lost, all requests end with what they have."""
+        Where the engine is lost, all requests end with what they have; so they do where memory is too short for one
+        row more, but where nothing has an image: then that is raised."""
         try:
             for request in list(self.requests):
                 self._take_up(request)
@@ -71,6 +73,9 @@ class Run(Submission):
                     self._wind_up(request, TIMED)
         except EngineLost as lost:
             self._end_all(str(lost))
+        except Exception as error:
+            if not lacks_memory(error) or not self._end_short(error):
+                raise
         self.requests = [request for request in self.requests if not request.done]
 
     def stop(self, request: RunningRequest) -> None:
@@ -216,6 +221,23 @@ class Run(Submission):
             request.active.clear()
             request.queue.clear()
         self.requests = []
+
+    def _end_short(self, error: Exception) -> bool:
+        """No row fits into memory any more: all end with what is finished, and what did not run is refunded. False, and
+        nothing done, where nothing is finished."""
+        for outcome in self.engine.arrived():
+            self._collect(outcome)
+        if not any(job.finished for request in self.requests for job in request.jobs):
+            return False
+        self.lost = True
+        for request in self.requests:
+            request.ended = STOPPED
+            self._forget_queue(request)
+        for job in [job for request in self.requests for job in request.active]:
+            self._recall(job)
+            job.warnings.append(Notice("memory ran out; the search ends with what it has", str(error)))
+            self._end(job)
+        return True
 
     def _forget_queue(self, request: RunningRequest) -> None:
         """Prompts that were not taken up yet never are."""

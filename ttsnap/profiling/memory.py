@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from ttsnap.core.memory import lacks_memory
+
 logger = logging.getLogger(__name__)
 SHARE = 0.85
 """Of what is free, the share that a batch may plan with: allocators fragment, and other processes grow."""
@@ -54,7 +56,9 @@ def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int
     gauge.reset()
     try:
         run(3)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
         logger.info("three rows do not fit into memory: batches of 2 at most")
         return 2, 4
     row = max(1.0, (gauge.peak() - one) / 2)

@@ -208,6 +208,8 @@ def _scores(
         results = search(prompts, algorithm, engine, seed=first, on_event=listen)
     except RewardError as error:
         raise ValueError(str(error)) from error
+    if short := [result for result in results if result.spent.finished < len(unit.seeds)]:
+        raise ValueError(f"a unit was not finished: {'; '.join(short[0].warnings)}")
     scores = np.stack([result.particles.scores for result in results])
     for name, final in zip(header.rewards, np.moveaxis(scores[:, :, -1], -1, 0), strict=True):
         if np.isnan(final).all():

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray, FloatArray
+from ttsnap.core.memory import lacks_memory
 from ttsnap.core.outcome import chosen
 from ttsnap.core.protocols import Scores
 from ttsnap.rewards.reward_model import RewardError, RewardModel, place_of, said
@@ -40,7 +40,7 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
 
     A reward is a user's code and may do anything. An exception marks the batch as failed: one broken score must not
     cost a long search its other images. A reward may write into its images: pass a copy of images that are needed
-    later. OutOfMemoryError alone is raised, where there are several images: fewer may fit.
+    later. A lack of memory alone is raised: fewer images may fit, and where one does not, none will.
     """
     n = len(prompts)
     try:
@@ -48,7 +48,7 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
         if scores.shape != (n,):
             raise ValueError(f"returned shape {scores.shape} for {n} images; it must be ({n},)")
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) and n > 1:
+        if lacks_memory(error):
             raise
         logger.debug("reward %r failed", reward, exc_info=True)
         return np.full(n, np.nan), error
@@ -62,8 +62,9 @@ def score_in_parts(
     """As score_images, in halves where memory runs out."""
     try:
         return score_images(reward, images, prompts, levels, name)
-    except torch.OutOfMemoryError:  # Raised for several images only.
-        n = len(prompts) // 2
+    except Exception as error:  # a lack of memory, as all others are told
+        if (n := len(prompts) // 2) == 0:
+            return np.full(1, np.nan), said(name, error)
         halves = (slice(None, n), slice(n, None))
         parts = [score_in_parts(reward, images[half], prompts[half], levels[half], name) for half in halves]
         return np.concatenate([scores for scores, _ in parts]), parts[0][1] or parts[1][1]

@@ -175,3 +175,20 @@ def test_an_error_in_the_middle_of_a_call_is_its_own_and_leaves_no_thread() -> N
     with pytest.raises(RuntimeError, match="the network is broken"):
         found(upgrade(pipe))
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
+
+
+def test_calls_of_frames_for_which_memory_is_short_are_halved_and_still_joined() -> None:
+    pipe, rows = toy(), list[int]()
+    free = found(upgrade(pipe), batch_size=8)
+
+    def cramped(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(len(args[0] if args else kwargs["hidden_states"]))
+        if rows[-1] > 4:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    pipe.transformer.register_forward_pre_hook(cramped, with_kwargs=True)
+    short = found(upgrade(pipe), batch_size=8)
+    later = rows[rows.index(max(rows)) + 1 :]
+    assert max(rows) > 4 >= max(later) > 1
+    for one, other in zip(free.search, short.search, strict=True):
+        assert (one.best.seed, one.spent.cost) == (other.best.seed, other.spent.cost)
