@@ -317,4 +317,5 @@ def _kernel(scheduler: Any, arguments: dict[str, Any], begin: int) -> Kernel:
     # seed reproduces. Here it always comes from the candidate's generator.
     sde = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
     draws = name in STOCHASTIC or (name not in SUPPORTED and "generator" in takes)
-    return SchedulerKernel(scheduler, draws or bool(sde or eta), arguments, begin, copied=name not in MEMORYLESS)
+    kept, known = name not in MEMORYLESS, name in SUPPORTED
+    return SchedulerKernel(scheduler, draws or bool(sde or eta), arguments, begin, copied=kept, apart=not known)

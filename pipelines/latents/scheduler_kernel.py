@@ -1,8 +1,8 @@
 """Steps by a diffusers scheduler's own `step`, for rows at different positions, exact under pruning and branching.
 
-Stock schedulers step one batch at one position, and keep earlier predictions and the position of that batch. Here a
-scheduler without such a history steps all rows of one position together. One with a history is copied for every
-candidate. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers. So its seed
+Stock schedulers step one batch at one position, and keep earlier predictions and the position of that batch. Here rows
+of one position step together. Where schedulers have a history, each group of rows has a copy, and rows of equal history
+join one. The noise of a candidate comes from the generator that drew its initial noise, as in diffusers. So its seed
 alone reproduces its image. A branch gets a generator of its own.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,11 @@ class Memory(NamedTuple):
     """The candidate: seed and branch."""
     generator: torch.Generator
     scheduler: Any = None
-    """Its own copy, where schedulers have a history."""
+    """The copy of the rows with which it stepped last, where schedulers have a history."""
+    rows: int = 0
+    """How many these are; 0 before the first step."""
+    row: int = 0
+    """Which of them it is."""
 
     def at(self, key: rng.Source) -> tuple[rng.Key, torch.Generator]:
         """The candidate that takes the step of this key (seed, branch, step), and the generator of its noise.
@@ -75,8 +80,10 @@ class SchedulerKernel:
     begin: int = 0
     """The scheduler's position where the call begins: a later one where an image is redrawn."""
     copied: bool = False
-    """Whether every candidate has a copy of the scheduler with a history of its own (DPM-Solver++, UniPC, Heun). The
-    others make one evaluation a step, and keep nothing but the generator of their noise (DDIM, Euler ancestral)."""
+    """Whether candidates have copies of the scheduler with their history (DPM-Solver++, UniPC, Heun). The others make
+    one evaluation a step, and keep nothing but the generator of their noise (DDIM, Euler ancestral)."""
+    apart: bool = False
+    """Whether rows step one by one, by copies of a scheduler of which little is known."""
 
     @property
     def keeps_history(self) -> bool:
@@ -96,12 +103,28 @@ class SchedulerKernel:
         after = [Memory(*before.at(key)) for before, key in zip(state, keys, strict=True)]
         if not self.copied:
             return self._by_position(x, out, k, [memory.generator for memory in after]), after
-        after = [memory._replace(scheduler=_copied(b.scheduler)) for memory, b in zip(after, state, strict=True)]
-        moved = [
-            self._step(memory.scheduler, x[i : i + 1], out[i : i + 1], int(k[i]), [memory.generator])
-            for i, memory in enumerate(after)
-        ]
-        return torch.cat(moved), after
+        return self._with_histories(x, out, k, state, after)
+
+    def _with_histories(
+        self, x: Tensor, out: Tensor, k: Tensor, before: Sequence[Memory], after: list[Memory]
+    ) -> tuple[Tensor, list[Memory]]:
+        """One call of a copy's step for all rows of equal position and history; what they remember then."""
+        kinds = {} if self.apart else {id(memory.scheduler): _kind(memory) for memory in before}
+        groups: dict[Any, list[int]] = {}
+        for i, (position, memory) in enumerate(zip(k.tolist(), before, strict=True)):
+            kind = i if self.apart else kinds[id(memory.scheduler)]
+            groups.setdefault((position, kind), []).append(i)
+        moved: dict[int, Tensor] = {}
+        for (position, _), here in groups.items():
+            scheduler = _gathered([before[i] for i in here])
+            generators = [after[i].generator for i in here]
+            part = self._step(scheduler, _taken(x, here), _taken(out, here), position, generators)
+            for row, i in enumerate(here):
+                after[i] = after[i]._replace(scheduler=scheduler, rows=len(here), row=row)
+            if len(groups) == 1:
+                return part, after
+            moved.update(zip(here, part.unbind(), strict=True))
+        return torch.stack([moved[i] for i in range(len(x))]), after
 
     def _by_position(self, x: Tensor, out: Tensor, k: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
         """One call of scheduler.step for all rows of each position."""
@@ -109,9 +132,8 @@ class SchedulerKernel:
         for position in positions:
             here = (k == position).nonzero()[:, 0].tolist()
             own = None if generators is None else [generators[i] for i in here]
-            at = here if len(positions) > 1 else slice(None)
             self.scheduler._step_index = position
-            part = self._step(self.scheduler, x[at], out[at], position, own)
+            part = self._step(self.scheduler, _taken(x, here), _taken(out, here), position, own)
             if len(positions) == 1:
                 return part
             for i, row in zip(here, part, strict=True):
@@ -145,10 +167,50 @@ def begun_later(kernel: Kernel, position: int) -> Kernel:
     return replace(kernel, scheduler=scheduler, begin=begin)
 
 
-def _copied(scheduler: Any) -> Any:
-    """A copy of a scheduler with its history. Tensors are shared, since schedulers replace them."""
-    own = copy.copy(scheduler)
+def _taken(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows of x (N, ...). Not by an index, which would be copied to the device."""
+    if len(rows) == len(x):
+        return x
+    each = x.unbind()
+    return torch.stack([each[i] for i in rows])
+
+
+def _gathered(memories: Sequence[Memory]) -> Any:
+    """A scheduler with the history of these candidates, which are of one kind. Tensors are shared, since schedulers
+    replace them, where these are all rows of one."""
+    first = memories[0]
+    own = copy.copy(first.scheduler)
+    whole = all(m.scheduler is first.scheduler and m.row == i for i, m in enumerate(memories))
+    each = [] if whole and len(memories) == first.rows else [(vars(m.scheduler), m.row) for m in memories]
+
+    def joined(value: Any, of: Callable[[Mapping[str, Any]], Any]) -> Any:
+        if not each or not _by_row(value, first.rows):
+            return value
+        return torch.cat([of(history)[row : row + 1] for history, row in each])
+
     for name, value in vars(own).items():
         if isinstance(value, list):
-            setattr(own, name, list(value))
+            made = [joined(v, lambda h, name=name, i=i: h[name][i]) for i, v in enumerate(value)]  # type: ignore[misc]
+            setattr(own, name, made)
+        else:
+            setattr(own, name, joined(value, itemgetter(name)))
     return own
+
+
+def _kind(memory: Memory) -> Hashable:
+    """What rows must share to step together: their history, but for tensors with a row for each."""
+
+    def kind(value: Any) -> Hashable:
+        if isinstance(value, list):
+            return tuple(map(kind, value))
+        if isinstance(value, Tensor):
+            by_row = _by_row(value, memory.rows)
+            return (value.shape[1:], value.dtype) if by_row else (value.data_ptr(), value.shape)
+        return value if isinstance(value, int | float | str | None) else id(value)
+
+    return tuple((name, kind(value)) for name, value in vars(memory.scheduler).items())
+
+
+def _by_row(value: Any, rows: int) -> bool:
+    """Whether part of a history is a tensor with a row for each candidate; numbers are for all of them."""
+    return isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import diffusers
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, search
@@ -19,7 +21,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.schedule import SUPPORTED, laid_open, make_schedule
+from ttsnap.pipelines.latents.schedule import HISTORY, SUPPORTED, laid_open, make_schedule
 from ttsnap.pipelines.latents.scheduler_kernel import SchedulerKernel
 from ttsnap.rewards.reward_model import FunctionReward
 from ttsnap.sampling.interpolants import rows
@@ -184,6 +186,62 @@ def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> Non
         assert found[-1] == pytest.approx(found[0], abs=1e-6)
     assert len(set(found[0].values())) == 4
     assert found[0][0] == pytest.approx(expected.best.reward, abs=1e-6)
+
+
+class Operators(TorchDispatchMode):
+    """Counts what runs."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def one_by_one(kernel: Any, noise: Any, outs: Any) -> list[list[Any]]:
+    """Where each row is after each position, alone."""
+    found = []
+    for i, row in enumerate(noise.split(1)):
+        states, found = [kernel.init(row[0], (i, 0), seeded(i))], [*found, [row]]
+        for p, out in enumerate(outs[:, i : i + 1]):
+            row, states = kernel.step(row, Prediction(out, out), torch.tensor([p]), [(i, 0, p)], states)
+            found[i].append(row)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(HISTORY))
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_rows_of_equal_history_step_together_to_the_bit(name: str, kind: Any) -> None:
+    schedule, draw = make_schedule(scheduler(name), 5), random.Random(0)
+    kernel: Any = schedule.kernel
+    noise = torch.randn(5, 4, 5, 7, generator=seeded(0)).to(kind)
+    outs = torch.randn(len(schedule.timesteps), *noise.shape, generator=seeded(1)).to(kind)
+    alone = one_by_one(kernel, noise, outs)
+    x, at = dict(enumerate(noise)), dict.fromkeys(range(len(noise)), 0)
+    states = {i: kernel.init(x[i], (i, 0), seeded(i)) for i in x}
+    while left := [i for i in x if at[i] < len(outs)]:
+        some = draw.sample(left, draw.randint(1, len(left)))
+        out, k = torch.stack([outs[at[i], i] for i in some]), torch.tensor([at[i] for i in some])
+        here, before = torch.stack([x[i] for i in some]), [states[i] for i in some]
+        moved, after = kernel.step(here, Prediction(out, out), k, [(i, 0, at[i]) for i in some], before)
+        for i, row, state in zip(some, moved, after, strict=True):
+            x[i], states[i], at[i] = row, state, at[i] + 1
+            assert torch.equal(row, alone[i][at[i]][0])
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_step_of_eight_rows_takes_few_more_operators_than_the_stock_step(name: str) -> None:
+    schedule = make_schedule(scheduler(name), 6)
+    kernel, stock = schedule.kernel, copy.deepcopy(schedule.scheduler)
+    x = torch.randn(8, 4, 5, 7, generator=seeded(0))
+    states: Any = [kernel.init(row, (i, 0), seeded(i)) for i, row in enumerate(x)]
+    for p, n in enumerate((8, 8, 4, 4)):  # half of them are pruned
+        keys, out = [(i, 0, p) for i in range(n)], x[:n]
+        with (ours := Operators()):
+            _, states = kernel.step(out, Prediction(out, out), torch.full([n], p), keys, states[:n])
+        with (theirs := Operators()):
+            stock.step(x, stock.timesteps[p], x)
+        assert ours.count <= 1.5 * theirs.count
 
 
 def test_only_a_flow_goes_back_to_noisier_steps() -> None:
