@@ -19,7 +19,7 @@ from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.loop.budget import Budget
-from ttsnap.loop.request import STOPPED, Listener, LoopSearch
+from ttsnap.loop.request import SHORT, Listener, LoopSearch
 from ttsnap.loop.search import foreseen, prepared
 from ttsnap.options.record import BenchOptions
 from ttsnap.results.media import save_png
@@ -185,7 +185,7 @@ def _searched(
             on_done(1)
 
     results, record = model.run(search, texts, engine, listen, sheets=bench.options.sheets)
-    if short := [result for result in results if result.spent.ended == STOPPED]:
+    if short := [result for result in results if result.spent.ended == SHORT]:
         raise ValueError(f"a search ended early and is not kept: {'; '.join(short[0].warnings)}")
     images = []
     for i, result in enumerate(results):

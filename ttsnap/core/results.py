@@ -44,7 +44,8 @@ class Spent:
     seconds_before: float = 0.0
     """Seconds before the run, in which the engine was measured and prompts were encoded. No budget pays them."""
     ended: str = ""
-    """The cap that ended the search, as "6 s were up", or "stopped"; empty where its algorithm had all it wanted."""
+    """What ended the search: a cap, as "6 s were up", "stopped", "out of memory"; empty where its algorithm had all it
+    wanted."""
     usage: RunUsage = field(default_factory=RunUsage)
     """Memory and energy (profiling/meter.py); energy by this prompt's share."""
     seeds: int = 0

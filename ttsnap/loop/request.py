@@ -28,8 +28,8 @@ from ttsnap.loop.job import Job
 from ttsnap.loop.ledger import Ledger
 
 Listener = Callable[[Event], None]
-STOPPED, TIMED = "stopped", "timed"
-"""Why a request has ended that someone ended early, or its time."""
+STOPPED, TIMED, SHORT = "stopped", "timed", "out of memory"
+"""Why a request has ended that someone ended early, or its time, or a lack of memory."""
 PARTS = 4
 """In how many parts the seeds of a move are begun."""
 
@@ -93,7 +93,7 @@ class RunningRequest:
     stopping: bool = False
     """Whether nothing new is begun."""
     ended: str = ""
-    """Why: STOPPED or TIMED."""
+    """Why: STOPPED, TIMED or SHORT."""
 
     @classmethod
     def of(

@@ -14,7 +14,7 @@ from ttsnap.core.protocols import Engine, EngineLost
 from ttsnap.core.validate import check_declared, validate
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.job import Job, Notice, Proposal
-from ttsnap.loop.request import STOPPED, TIMED, Listener, LoopSearch, RunningRequest
+from ttsnap.loop.request import SHORT, STOPPED, TIMED, Listener, LoopSearch, RunningRequest
 from ttsnap.loop.submission import Submission
 
 
@@ -231,7 +231,7 @@ class Run(Submission):
             return False
         self.lost = True
         for request in self.requests:
-            request.ended = STOPPED
+            request.ended = SHORT
             self._forget_queue(request)
         for job in [job for request in self.requests for job in request.active]:
             self._recall(job)
