@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from ttsnap.profiling.meter import Meter, integrate, open_energy, peak_rss
+from ttsnap.profiling.meter import Meter, Stopwatch, integrate, open_energy, peak_rss
 
 UUID = "7a1b6c1e-0000-4000-8000-00000000000b"
 
@@ -59,6 +59,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         call = lambda *_, name=name, value=value: (calls.update([name]), value)[1]  # noqa: E731
         monkeypatch.setattr(torch.cuda, name, call)
     return calls
+
+
+def test_a_stopwatch_records_on_the_stream_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, recorded = torch.device("cuda:1"), []
+
+    def event(device: Any, enable_timing: bool) -> Any:
+        return SimpleNamespace(
+            record=lambda stream: recorded.append((device, stream)), synchronize=int, elapsed_time=lambda end: 2000.0
+        )
+
+    monkeypatch.setattr(torch, "Event", event)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: f"stream of {device}")
+    watch = Stopwatch(["decode"])
+    with watch("decode", device):
+        pass
+    assert recorded == [(device, "stream of cuda:1")] * 2
+    assert watch.seconds == {"decode": 2.0}
 
 
 @pytest.mark.parametrize("refuse", [(), ("uuid",)])

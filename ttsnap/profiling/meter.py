@@ -145,12 +145,12 @@ class Stopwatch:
             finally:
                 self._sums[phase] += time.perf_counter() - begin
             return
-        start, end = (torch.Event(device=device.type, enable_timing=True) for _ in range(2))
-        start.record()
+        start, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
+        start.record(torch.accelerator.current_stream(device))  # by default that of the device which is current
         try:
             yield
         finally:
-            end.record()
+            end.record(torch.accelerator.current_stream(device))
             self._events.append((phase, start, end))
 
     @property
