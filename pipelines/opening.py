@@ -36,16 +36,25 @@ def placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     accelerator = _accelerator()
     if device in ("auto", "gpu"):
         device = accelerator.type if accelerator is not None else "cpu" if device == "auto" else "cuda"
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" and not cpu_multiplies_bfloat16() else "bfloat16"
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
+    if dtype not in ("auto", *known):
         raise ValueError(unknown("dtype", dtype, ("auto", *known)))
     try:
         place = torch.device(device)
     except RuntimeError:  # which lists dozens of back-ends
         raise ValueError(unknown("device", device, ("auto", "gpu", "cuda:1", *_devices(accelerator)))) from None
-    return place, known[dtype]
+    return place, fast_dtype(place) if dtype == "auto" else known[dtype]
+
+
+def fast_dtype(place: torch.device) -> torch.dtype:
+    """bfloat16, or what a device without instructions for it is better at: GPUs before Ampere only emulate it."""
+    if place.type == "cpu":
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+    if place.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(place):
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.float16
+    return torch.bfloat16
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -62,8 +71,10 @@ def reward_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype
 
 
 def settled(options: ModelOptions, kind: str) -> ModelOptions:
-    """A model for processes with devices of one kind, "cuda" or "cpu"; on CPUs in the dtype that fits this machine."""
-    dtype = str(placement(kind, options.dtype)[1]).removeprefix("torch.") if kind == "cpu" else options.dtype
+    """A model for processes with devices of one kind, as "cuda" or "cpu", in the dtype that fits this machine where it
+    has such devices."""
+    here = kind in {torch.device(name).type for name in _devices(_accelerator())}
+    dtype = str(placement(kind, options.dtype)[1]).removeprefix("torch.") if here else options.dtype
     return replace(options, device=kind, dtype=dtype)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +131,13 @@ def test_auto_is_what_the_cpu_multiplies_and_a_png_is_made_again_in_its_own_dtyp
     assert reward_placement("cpu", "auto")[1] == torch.float32, "scores differ by little"
     assert settled(ModelOptions(), "cpu") == ModelOptions(device="cpu", dtype="bfloat16"), "on other machines, too"
     assert settled(ModelOptions(), "cuda").dtype == "auto"
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.device", lambda place: nullcontext())
+        for emulates, kind in ((True, torch.float16), (False, torch.bfloat16)):
+            there = partial(lambda emulates, including_emulation: including_emulation or not emulates, emulates)
+            patch.setattr("torch.cuda.is_bf16_supported", there)
+            assert placement("cuda:1", "auto") == (torch.device("cuda:1"), kind)
     assert main(["generate", PROMPT, "--budget", "12nfe", *QUICK]) == 0
     assert "the winner in plain diffusers, the pipeline in bfloat16:" in capsys.readouterr().out
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})

@@ -55,7 +55,9 @@ class ModelOptions(Settings):
     )
     device: str = option("auto", "auto, cpu, gpu, cuda, cuda:1, mps", common=True)
     dtype: str = option(
-        "auto", "auto (bfloat16; float32 on a CPU without its instructions), float32, bfloat16, float16", common=True
+        "auto",
+        "auto (bfloat16; float16 on a GPU without its instructions, float32 on such a CPU), float32, bfloat16, float16",
+        common=True,
     )
     offload: Literal["none", "model", "group"] = option(
         "none",
