@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 
 from ttsnap.core.protocols import Engine
@@ -36,13 +37,29 @@ def open_engine(spec: EngineSpec, where: DeviceOptions, pipe: Any) -> Iterator[t
         if not alone(where, kind):
             if spec.sampler.variety is not None:
                 raise ValueError(f"variety {spec.sampler.variety} keeps seeds apart on one device; leave devices out")
-            denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
-            there = elsewhere(spec, pipe, kind, previews=Capability.PREVIEW in denoiser.can)
-            with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:
-                yield cluster, denoiser
+            with in_ram(pipe):
+                denoiser = pipe.sampling_denoiser(spec.sampler, **spec.call)
+                there = elsewhere(spec, pipe, kind, previews=Capability.PREVIEW in denoiser.can)
+                with clustered(there, lambda bare: EngineBuilder(bare).build, where) as cluster:
+                    yield cluster, denoiser
             return
     engine = pipe.engine_of(spec)
     yield engine, engine.denoiser
+
+
+@contextmanager
+def in_ram(pipe: Any) -> Iterator[None]:
+    """Keep a pipeline off its device, where an actor loads a copy of it, until the block ends."""
+    place = pipe.device
+    if place.type == "cpu" or getattr(pipe, "_all_hooks", ()):  # an offloaded one is in RAM
+        yield
+        return
+    pipe.to("cpu")
+    torch.accelerator.empty_cache()
+    try:
+        yield
+    finally:
+        pipe.to(place)
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,12 @@ def test_what_other_processes_cannot_make_is_refused(pipe: Any, monkeypatch: pyt
 
 def test_how_many_devices_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.xpu.device_count", lambda: 2)
+    monkeypatch.setattr("torch.mps.device_count", lambda: 1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    several = [(2, "cpu"), ("all", "cpu"), ("all", "cuda"), ("auto", "cuda")]
+    several = [(2, "cpu"), ("all", "cpu"), ("all", "cuda"), ("auto", "cuda"), ("auto", "xpu")]
     assert not any(alone(DeviceOptions(devices), kind) for devices, kind in several)
-    assert all(alone(DeviceOptions(devices), kind) for devices, kind in [(1, "cuda"), ("auto", "cpu")])
+    assert all(alone(DeviceOptions(devices), kind) for devices, kind in [(1, "cuda"), ("auto", "cpu"), ("all", "mps")])
     assert not alone(DeviceOptions(1, "auto"), "cpu")
     for wrong in (0, -1, "both", True, "2"):
         with pytest.raises(ValueError, match=f"devices must be .*got {wrong!r}"):

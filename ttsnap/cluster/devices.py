@@ -82,7 +82,7 @@ def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
 
     from ttsnap.cluster.ray_pool import Hosts
 
-    gpu = kind == "cuda"
+    gpu = kind != "cpu"
     free = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     with closing(Hosts(max(1, _number(options, free, kind)), gpu=gpu)) as processes:
         yield processes
@@ -90,11 +90,11 @@ def hosts(options: DeviceOptions, kind: str) -> Iterator[Hosts]:
 
 def _here(kind: str) -> int:
     """Devices of this machine."""
-    return torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
+    return os.cpu_count() or 1 if kind == "cpu" else torch.get_device_module(kind).device_count()
 
 
 def _number(options: DeviceOptions, free: int, kind: str) -> int:
     """How many of those that are there are meant."""
     if isinstance(options.devices, int):
         return options.devices
-    return free if options.devices == "all" or kind == "cuda" else 1
+    return free if options.devices == "all" or kind != "cpu" else 1
