@@ -70,6 +70,7 @@ def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
     assert gauge.most <= 500 + 0.85 * 9_500 < gauge.most + 200
     assert fit_rows(run, gauge, 7)[0] == 7
     assert fit_rows(run, gauge, 1) == (1, 1)
+    assert fit_rows(run, gauge, 7, 4) == (7, 5)
     small = FakeGauge(1_000)
     assert fit_rows(lambda n: small.hold(400 * n), small, 64) == (2, 4)
     with pytest.raises(torch.OutOfMemoryError):
@@ -165,7 +166,7 @@ def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> Non
     assert 0 < len(first.images) < 3
     assert all(np.isfinite(candidate.reward) and candidate.image is not None for candidate in first.images)
     assert "CUBLAS_STATUS_ALLOC_FAILED" in " ".join(first.warnings)
-    assert (second.images, first.spent.ended) == ((), "stopped")
+    assert (second.images, first.spent.ended) == ((), "out of memory")
     assert live.ran == first.spent.cost + second.spent.cost
     assert live.denoiser.calls == live.stats["nfe"]  # type: ignore[attr-defined]
 
@@ -195,7 +196,7 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
     assert engine(batch_size=None).batch_size == 16
     asked = []
 
-    def planned(run: Any, gauge: Any, most: int) -> tuple[int, int]:
+    def planned(run: Any, gauge: Any, most: int, several: int = 3) -> tuple[int, int]:
         run(2)
         asked.append(most)
         return (5, 2) if len(asked) == 1 else (3, 2)
@@ -208,6 +209,23 @@ def test_batch_sizes_are_planned_where_memory_can_be_measured(engine: Any, monke
     assert asked == [64, 5]
     assert result.spent.calibration == Cost(2, 2, 4)
     assert live.denoiser.calls == result.spent.nfe + 2
+
+
+def test_a_compiled_network_is_called_with_powers_of_two_alone(engine: Any, monkeypatch: Any, caplog: Any) -> None:
+    gauge, seen = FakeGauge(1_000), set[int]()
+    monkeypatch.setattr("ttsnap.engine.batch_sizes.gauge_of", lambda device: gauge)
+    live = engine(batch_size=None, decode_batch_size=2, padded=True)
+    predict = live.denoiser.predict
+
+    def held(x: Any, *rest: Any) -> Any:
+        seen.add(len(x))
+        gauge.hold(65 * len(x))
+        return predict(x, *rest)
+
+    monkeypatch.setattr(live.denoiser, "predict", held)
+    search(["a"], SeedPruning(21, (0.5,), steps=(2,)), live)
+    assert (live.batch_size, seen) == (8, {1, 4, 8})  # 13 would fit
+    assert [record.message for record in caplog.records if "compiling" in record.message][-1].endswith("2")
 
 
 def test_offloaded_networks_change_places_rarely(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

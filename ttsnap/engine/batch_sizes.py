@@ -113,12 +113,18 @@ MOST = 64
 
 
 def sizes_for(
-    denoiser: Denoiser, scorer: RowScorer, prompts: Sequence[Prompt], denoise: int | None, decode: int | None
+    denoiser: Denoiser,
+    scorer: RowScorer,
+    prompts: Sequence[Prompt],
+    denoise: int | None,
+    decode: int | None,
+    *,
+    padded: bool = False,
 ) -> tuple[int, int, Cost]:
     """The two batch sizes that fit into memory, those given staying, and what finding them took.
 
     They are kept with the pipeline, where the denoiser offers to. prompts: those of the search, if one has started; to
-    be encoded again afterwards, where something was spent.
+    be encoded again afterwards, where something was spent. padded: as in EngineOptions.
     """
     gauge = gauge_of(denoiser.device)
     if gauge is None:
@@ -126,21 +132,30 @@ def sizes_for(
         return denoise, decode or denoise, Cost()
     memo, key, spent = (
         denoiser.memo(),
-        ("batches", scorer.names, scorer.shown, scorer.likeness and scorer.likeness.name, denoise, decode),
+        ("batches", scorer.names, scorer.shown, scorer.likeness and scorer.likeness.name, denoise, decode, padded),
         Cost(),
     )
     if key not in memo:
         denoiser.encode(prompts[:1] or [Prompt("")])
-        *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode)
+        *memo[key], spent = fit_batches(denoiser, scorer, gauge, denoise, decode, padded=padded)
     denoise, decode = memo[key]
     return denoise, decode, spent
 
 
 @torch.no_grad()
 def fit_batches(
-    denoiser: Denoiser, scorer: RowScorer, gauge: Gauge, denoise: int | None, decode: int | None
+    denoiser: Denoiser,
+    scorer: RowScorer,
+    gauge: Gauge,
+    denoise: int | None,
+    decode: int | None,
+    *,
+    padded: bool = False,
 ) -> tuple[int, int, Cost]:
-    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took."""
+    """The two batch sizes that fit into memory, those given staying, for prompts that are encoded; and what it took.
+
+    padded: a network is compiled for each size that it is called with, so that only powers of two are tried and found.
+    """
     spent, tokens = Cost(), 0
 
     def judge(n: int) -> None:
@@ -153,7 +168,9 @@ def fit_batches(
         scorer.features(list(images))
 
     if denoise is None:
-        denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST)
+        denoise, rows = fit_rows(lambda n: _predict(denoiser, n), gauge, MOST, 4 if padded else 3)
+        if padded:
+            denoise = 1 << (denoise.bit_length() - 1)
         spent += Cost(rows)
     if decode is None:
         decode, rows = fit_rows(judge, gauge, denoise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, MutableMapping, Sequence
 from functools import partial
 
@@ -21,6 +22,8 @@ from ttsnap.engine.store import Mixed, Node
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.sampling.denoiser import drafts_of
 from ttsnap.sampling.kernels import Prediction
+
+logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -43,6 +46,8 @@ class Executor:
         self.network, self.denoiser, self.prompts = network, noise.denoiser, noise.prompts
         self.peer = Peer(noise, stats, network.start_of(self.denoiser))
         self.watch = Stopwatch(("denoise", "decode", "reward", "gradient"))
+        self.compiled: set[int] = self.denoiser.memo().setdefault("compiled", set()) if padded else set()
+        """Sizes of batches that a compiled network was called with."""
 
     def forward(self, batch: ScheduledBatch[Node], stepper: Stepper, others: Sequence[PendingEval] = ()) -> None:
         """One batch of the scheduler: first the nodes that get gradients, then the others in one denoiser call.
@@ -137,6 +142,9 @@ class Executor:
         rows = list(pending)
         if self.padded:
             rows += rows[-1:] * (bucket_of(len(rows), buckets(self.sizes.batch_size)) - len(rows))
+            if len(rows) not in self.compiled:
+                self.compiled.add(len(rows))
+                logger.warning("compiling for batches of %d: sizes so far: %d", len(rows), len(self.compiled))
         x = torch.stack([node.x for _, node in rows])
         at = torch.tensor([peer.start + node.position for peer, node in rows])
         return x, at, torch.cat([peer.noise.prompts.rows([node]) for peer, node in rows])

@@ -154,7 +154,9 @@ class LiveEngine(Engine):
 
     def _found_sizes(self, denoise: int | None, decode: int | None) -> tuple[int, int]:
         prompts = self.executor.prompts
-        denoise, decode, spent = sizes_for(self.denoiser, self.scorer, prompts.living, denoise, decode)
+        denoise, decode, spent = sizes_for(
+            self.denoiser, self.scorer, prompts.living, denoise, decode, padded=self.executor.padded
+        )
         if spent != Cost() and prompts.living:  # it encoded a prompt of its own
             prompts.encode()
         self.calibration_cost += spent

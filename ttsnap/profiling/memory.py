@@ -42,8 +42,8 @@ def gauge_of(device: torch.device) -> Gauge | None:
     return Gauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
-def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int, int]:
-    """The largest batch up to `most` whose peak fits, from a run of one row and one of three; and the rows that ran.
+def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int, several: int = 3) -> tuple[int, int]:
+    """The largest batch up to `most` whose peak fits, from a run of one row and one of several; and the rows that ran.
 
     What a batch takes is taken to rise by as much with every row. Modules that an offload hook brings in by the first
     run count as taken. At least 1: where one row does not fit, its own error is raised.
@@ -55,15 +55,15 @@ def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int) -> tuple[int
         return 1, 1
     gauge.reset()
     try:
-        run(3)
+        run(several)
     except Exception as error:
         if not lacks_memory(error):
             raise
-        logger.info("three rows do not fit into memory: batches of 2 at most")
-        return 2, 4
-    row = max(1.0, (gauge.peak() - one) / 2)
+        logger.info("%d rows do not fit into memory: batches of 2 at most", several)
+        return 2, 1 + several
+    row = max(1.0, (gauge.peak() - one) / (several - 1))
     rows = 1 + int((taken + SHARE * free - one) // row)
     batch_size = max(1, min(most, rows))
     mib = [v / 2**20 for v in (row, free)]
     logger.info("a row takes %.0f MiB and %.0f MiB are free: batches of %d", *mib, batch_size)
-    return batch_size, 4
+    return batch_size, 1 + several
