@@ -104,7 +104,8 @@ class PipelineDenoiser(Denoiser):
         vars(self.pipe)["scheduler"] = schedule.scheduler  # prepare_latents scales by its init_noise_sigma
         self.passes_per_nfe = guidance.passes
         self.grid, self.kernel = schedule.grid, schedule.kernel
-        self.offloaded = bool(getattr(self.pipe, "_all_hooks", ()))  # enable_model_cpu_offload
+        stay = getattr(self.pipe, "_exclude_from_cpu_offload", ())
+        self.offloaded = bool(getattr(self.pipe, "_all_hooks", ())) and "vae" not in stay  # enable_model_cpu_offload
         self.gradient_checkpointing = bool(getattr(self.net, "is_gradient_checkpointing", False))
         if schedule.path is not None and schedule.times is not None:
             self.path, self.times = schedule.path, schedule.times

@@ -18,6 +18,9 @@ from ttsnap.options.call import CALL
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
+from ttsnap.profiling.memory import SHARE, gauge_of
+
+DECODER = "vae"
 
 
 def opened(options: ModelOptions) -> Any:
@@ -111,10 +114,39 @@ def placed(pipe: Any, place: torch.device, offload: str) -> Any:
     if offload == "none":
         return pipe.to(place)
     if offload == "model":
+        keep_decoder(pipe, place)
         pipe.enable_model_cpu_offload(device=place)
     else:
         pipe.enable_group_offload(onload_device=place, offload_type="leaf_level", use_stream=place.type == "cuda")
     return pipe
+
+
+def keep_decoder(pipe: Any, place: torch.device) -> None:
+    """Let `enable_model_cpu_offload` leave the VAE on the device where it fits beside the largest other network.
+
+    Each batch of decodes would move the denoiser off the device and back.
+    """
+    gauge, sizes, order = gauge_of(place), weights(pipe), getattr(pipe, "model_cpu_offload_seq", None)
+    if gauge is None or order is None or DECODER not in sizes:
+        return
+    if sizes.pop(DECODER) + max(sizes.values(), default=0) <= SHARE * gauge.free():
+        pipe.model_cpu_offload_seq = "->".join(name for name in order.split("->") if name != DECODER)
+        pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, DECODER]
+
+
+def weights(pipe: Any) -> dict[str, int]:
+    """Bytes of the networks of a pipeline, by name."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {name: sum(each.nbytes for each in part.parameters()) for name, part in networks.items()}
+
+
+def moves(pipe: Any) -> str:
+    """Which networks take turns on the device, and which stay, under `enable_model_cpu_offload`."""
+    stay = pipe._exclude_from_cpu_offload
+    told = {name: f"{name} ({size / 2**30:.2f} GiB)" for name, size in weights(pipe).items()}
+    turns = ", ".join(said for name, said in told.items() if name not in stay)
+    kept = ", ".join(said for name, said in told.items() if name in stay)
+    return f"take turns on the device: {turns}; stay there: {kept or 'none'}"
 
 
 def prepare(pipe: Any, options: ModelOptions) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -39,6 +40,7 @@ from ttsnap.pipelines import FAMILIES, custom_pipeline, defaults, downgrade, loa
 from ttsnap.pipelines.arguments import DECLARED
 from ttsnap.pipelines.drafting import drafters
 from ttsnap.pipelines.families.stable_diffusion_3 import SearchStableDiffusion3Pipeline as Twin
+from ttsnap.pipelines.opening import moves, placed
 from ttsnap.pipelines.output import reported, search_output, stock_output
 from ttsnap.pipelines.search_pipeline import CallArguments, SearchPipeline
 from ttsnap.reward_models.registry import make_rewards
@@ -338,6 +340,19 @@ def test_offload(stock: Any, winner: Any, offload: str, before: bool, monkeypatc
         torch.testing.assert_close(found(twin, reward=reward).images, winner.images, atol=1e-5, rtol=0)
     assert {device.type for device in seen} == {"cpu"}
     torch.testing.assert_close(plain(stock, winner.search[0].best.seed), winner.images, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("gib", "stays"), [(1e-6, False), (1, True)])
+def test_a_vae_that_fits_beside_the_denoiser_does_not_send_it_away(
+    stock: Any, winner: Any, gib: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.pipelines.opening.gauge_of", lambda place: SimpleNamespace(free=lambda: gib * 2**30))
+    twin = placed(upgrade(stock), torch.device("cpu"), "model")
+    for _ in range(2):  # a call ends by setting hooks anew
+        torch.testing.assert_close(found(twin).images, winner.images, atol=1e-5, rtol=0)
+        assert hasattr(twin.transformer, "_hf_hook")
+        assert hasattr(twin.vae, "_hf_hook") is twin.denoiser(**TINY["sd3"].call).offloaded is not stays
+    assert ("stay there: vae" in moves(twin)) is stays
 
 
 def test_step_caches_are_refused(stock: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -200,7 +201,10 @@ def load_model(
     with loading(name, bars=model not in PACKAGED):
         pipe = opening().loaded(model, kind, loras, task)
     pipe.model_options = ModelOptions(model, next(iter(loras), None), task or TEXT, device, dtype)
-    return opening().placed(pipe, place, offload)
+    placed = opening().placed(pipe, place, offload)
+    if offload == "model":
+        print(opening().moves(placed), file=sys.stderr)
+    return placed
 
 
 def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any, Prepared]:

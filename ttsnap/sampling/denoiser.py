@@ -148,7 +148,7 @@ class Denoiser(ABC):
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
     offloaded: bool = False
-    """Whether only one of its networks is on the device at a time: going from one to another is slow."""
+    """Whether denoiser and decoder are on the device in turns: going from one to the other is slow."""
     mixes_noise: bool = True
     """Whether latents at step 0 follow from initial noise alone, into which other noise can be mixed."""
     gradient_checkpointing: bool = False
