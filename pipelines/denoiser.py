@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
 
+from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines.arguments import refuse_step_caches
-from ttsnap.pipelines.guidance import Guidance, Texts
+from ttsnap.pipelines.guidance import Guidance, Texts, bytes_of, on, taken
 from ttsnap.pipelines.latents.convert import convert
-from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings
+from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs, Encodings, joined
 from ttsnap.pipelines.latents.layouts import Plain, unscaled
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory import flops
+from ttsnap.profiling.memory import fitting, gauge_of
 from ttsnap.sampling.denoiser import Capability, Costs, Denoiser
 from ttsnap.sampling.interpolants import Interpolant
 from ttsnap.sampling.kernels import Prediction
 
+logger = logging.getLogger(__name__)
+PART = 16
+"""Prompts of a call of the text encoders."""
 ENCODING = threading.RLock()
 """Held while prompts are encoded: fast tokenizers are set, by each call, to how it pads and cuts."""
 
@@ -53,6 +60,8 @@ class PipelineDenoiser(Denoiser):
     """Whether encode_prompt returns all positive fields before all negative ones. In other families they alternate."""
     encodes_apart: ClassVar[bool] = False
     """Whether a prompt's encoding is the same in any batch, as it is padded to a fixed length. Then it is kept."""
+    shared_texts: ClassVar[int] = 0
+    """How many of the text fields, which are the last, are the same for all prompts."""
     noise_dtype: ClassVar[torch.dtype | None] = None
     """The dtype of initial noise; None: that of the encoded prompts."""
     reads_scale: ClassVar[str | None] = None
@@ -74,6 +83,8 @@ class PipelineDenoiser(Denoiser):
     """The encoded prompts."""
     image_dtype: torch.dtype = torch.float32
     """The dtype in which the VAE decoded the last images, before `decode` widened them."""
+    _in_ram = False
+    """Whether encoded prompts are not on the device."""
     _stepped: torch.dtype | None = None
     """The dtype in which the scheduler's steps leave latents; None before any prediction."""
 
@@ -175,11 +186,35 @@ class PipelineDenoiser(Denoiser):
     def _encode(self, inputs: EncoderInputs, prompts: Sequence[Prompt], n: int | None = None, **more: Any) -> list[Any]:
         """What the pipeline's encode_prompt returns for these prompts and inputs. n: see EncoderInputs.arguments."""
 
+        whole = not inputs.alike or n not in (None, len(prompts))
+
         def encode(some: Sequence[Prompt]) -> Any:
             with ENCODING:
-                return self.pipe.encode_prompt(**inputs.arguments(some, n), device=self.device, **more)
+                given = inputs.arguments(some, n if whole else None)
+                return self.pipe.encode_prompt(**given, device=self.device, **more)
 
-        return list(self._encodings(prompts, encode) if self.encodes_apart and inputs.alike else encode(prompts))
+        if whole:
+            return list(encode(prompts))
+        parts = partial(self._in_parts, encode)
+        return list(self._encodings(prompts, parts) if self.encodes_apart else parts(prompts))
+
+    def _in_parts(self, encode: Callable[[Sequence[Prompt]], Any], prompts: Sequence[Prompt]) -> list[Any]:
+        """What encode(prompts) returns, for a part of them at a time. It goes to RAM where it would fill the device."""
+        parts: list[Any] = []
+        size = at = 0
+
+        def lacks(n: int, short: str) -> None:
+            if n < 2:
+                raise NotEnoughMemoryError(f"encoding one prompt takes more memory than there is: {short}")
+            logger.warning("out of memory: prompts are encoded %d at a time", n // 2)
+
+        while at < len(prompts):
+            part, size = fitting(prompts[at : at + (size or PART)], encode, lacks)
+            if not parts and (gauge := gauge_of(self.device)) is not None and self.prompt_noise is None:
+                self._in_ram |= bytes_of(part) // size * len(prompts) > gauge.free() // 4
+            parts.append(on(part, torch.device("cpu")) if self._in_ram else part)
+            at += size
+        return joined(parts, self.shared_texts)
 
     def pixels(self, vae: Any, x0: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] of finished latents."""
@@ -241,7 +276,11 @@ class PipelineDenoiser(Denoiser):
         x (N, ...), scaled for the network, and t (N,), the scheduler's timesteps, are on the device. step (N,),
         positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
         """
-        texts, at = (self.texts, at) if self.prompt_noise is None else self.prompt_noise.texts(self.texts, step, at)
+        texts = self.texts
+        if self.prompt_noise is not None:
+            texts, at = self.prompt_noise.texts(texts, step, at)
+        elif self._in_ram:
+            texts, at = texts.each(lambda fields: on(taken(fields, at), x.device)), torch.arange(len(at))
         return self.guidance(self.call, x, t, step, texts, at)
 
     def forward(self, *inputs: Any, **more: Any) -> Tensor:

@@ -151,6 +151,17 @@ def taken(fields: Fields, at: Tensor) -> list[Any]:
     return [take(field, at) for field in fields]
 
 
+def on(fields: Fields, device: torch.device) -> list[Any]:
+    """These fields on a device."""
+    each = [[row.to(device) for row in field] if isinstance(field, list) else field for field in fields]
+    return [field.to(device) if isinstance(field, Tensor) else field for field in each]
+
+
+def bytes_of(fields: Fields) -> int:
+    """What these fields take of memory."""
+    return sum(row.nbytes for field in fields if field is not None for row in field)
+
+
 def chained(first: Fields, second: Fields) -> list[Any]:
     """The rows of these fields, tensors or lists, then those of the others, as one batch."""
     return [

@@ -24,6 +24,7 @@ class FluxDenoiser(PipelineDenoiser):
 
     layout: Packed
     embeddings = 2
+    shared_texts = 1
     reads_scale = "guidance_embeds"
     honours = (
         "height width num_inference_steps sigmas guidance_scale true_cfg_scale prompt_2 negative_prompt "

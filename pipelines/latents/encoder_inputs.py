@@ -8,6 +8,7 @@ from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ttsnap.core.prompt import Prompt
 
@@ -102,6 +103,30 @@ class Encodings:
         known = self._rows | (_by_prompt(new, encode(new)) if new else {})
         self._rows = {prompt: known[prompt] for prompt in prompts}
         return [_stacked(column) for column in zip(*(known[prompt] for prompt in prompts), strict=True)]
+
+
+def joined(parts: Sequence[Any], shared: int = 0) -> list[Any]:
+    """What was encoded for some prompts at a time, as for all at once: encoders that pad to the longest pad by zeros.
+
+    shared: how many fields, which are the last, are the same for all prompts.
+    """
+    if len(parts) == 1:
+        return list(parts[0])
+    fields = list(zip(*parts, strict=True))
+    own = fields[: len(fields) - shared]
+    return [*(_field(each, fields[0]) for each in own), *(each[0] for each in fields[len(own) :])]
+
+
+def _field(parts: Sequence[Any], texts: Sequence[Any]) -> Any:
+    """One field of all prompts. A mask that is None is one of no padding. texts: the field that is never None."""
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    if all(part is None for part in parts) and len({text.shape[1] for text in texts}) == 1:
+        return None
+    pairs = zip(parts, texts, strict=True)
+    there = [text.new_ones(text.shape[:2], dtype=torch.long) if part is None else part for part, text in pairs]
+    most = max(part.shape[1] for part in there)
+    return torch.cat([pad(part, [0, 0] * (part.ndim - 2) + [0, most - part.shape[1]]) for part in there])
 
 
 def _by_prompt(prompts: Sequence[Prompt], parts: Parts) -> dict[Prompt, tuple[Tensor | None, ...]]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import diffusers
 import peft
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttsnap import BestOfN
+from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.latents.encoder_inputs import EncoderInputs
@@ -494,3 +496,43 @@ def test_what_does_not_fit_the_prompts_is_refused() -> None:
             EncoderInputs(*given, {}).arguments(prompts)
     for name in ("negative_prompt", "prompt"):
         assert EncoderInputs({name: "n"}, NONE, {}).arguments(TWO)[name] == ["n", "own"]
+
+
+MANY = [" ".join(["a cat"] * n) for n in (1, 3, 2, 1, 5, 1, 1)]
+
+
+def fields(denoiser: Any) -> list[Any]:
+    """The encoded prompts of a denoiser, flat."""
+    return [row for side in denoiser.texts if side is not None for field in side if field is not None for row in field]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_prompts_are_encoded_in_parts_which_are_halved_where_memory_runs_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin, seen = upgrade(FAMILIES[name].build()), list[int]()
+    denoiser = twin.denoiser(**arguments(name))
+    denoiser.encode(MANY)
+    whole, encode = fields(denoiser), denoiser.pipe.encode_prompt
+
+    def cramped(*given: Any, **more: Any) -> Any:
+        n = len(more["prompt"])
+        if n > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        seen.append(n)
+        return encode(*given, **more)
+
+    vars(denoiser.pipe)["encode_prompt"] = cramped
+    monkeypatch.setattr("ttsnap.pipelines.denoiser.PART", 5)
+    monkeypatch.setattr("ttsnap.pipelines.denoiser.gauge_of", lambda device: SimpleNamespace(free=lambda: 1))
+    denoiser.forget_prompts()
+    denoiser.encode(MANY)
+    assert seen[:4] == [2, 2, 2, 1]
+    for ours, expected in zip(fields(denoiser), whole, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    x, at = denoiser.init_latents([generator(i) for i in range(2)]), torch.tensor([4, 1])
+    assert denoiser.predict(x, torch.zeros(2, dtype=torch.long), at).x0.isfinite().all()  # texts are in RAM
+    denoiser.pipe.encode_prompt = Mock(side_effect=MemoryError)
+    denoiser.forget_prompts()
+    with pytest.raises(NotEnoughMemoryError):
+        denoiser.encode(MANY)

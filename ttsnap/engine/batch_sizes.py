@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ttsnap.core.cost import Cost, Rates
-from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory, shortage
+from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.prompt import Prompt
 from ttsnap.engine.scoring import RowScorer
-from ttsnap.profiling.memory import Gauge, fit_rows, gauge_of
+from ttsnap.profiling.memory import Gauge, fit_rows, fitting, gauge_of
 from ttsnap.rewards.reward_model import RewardModel
 from ttsnap.rewards.scoring import ask
 from ttsnap.sampling import rng
@@ -64,25 +64,15 @@ class BatchSizes:
         What the call returned, and how many of the first rows it took. decoding: a batch of images, not of rows for the
         denoiser. NotEnoughMemoryError where one row is too many.
         """
-        while True:
-            n = min(len(batch), self._found()[int(decoding)])
-            try:
-                return call(batch[:n]), n
-            except NotEnoughMemoryError:  # fewer would not help
-                raise
-            except Exception as error:
-                if not lacks_memory(error):
-                    raise
-                logger.debug("out of memory with %d rows", n, exc_info=True)
-                short = shortage(error)
-            # Outside the handler, whose traceback would hold on to what was allocated.
+
+        def lacks(n: int, short: str) -> None:
             self._stats["out_of_memory"] += 1
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
             if n < 2:
                 what = "decoding and scoring one image" if decoding else "denoising one image"
                 raise NotEnoughMemoryError(f"{what} takes more memory than there is: {short}")
             self._halve(n // 2, decoding)
+
+        return fitting(batch[: self._found()[int(decoding)]], call, lacks)
 
     def _halve(self, half: int, decoding: bool) -> None:
         denoise, decode = self._found()

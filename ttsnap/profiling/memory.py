@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
-from ttsnap.core.memory import lacks_memory
+from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory, shortage
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 SHARE = 0.85
 """Of what is free, the share that a batch may plan with: allocators fragment, and other processes grow."""
 
@@ -40,6 +43,29 @@ class Gauge:
 def gauge_of(device: torch.device) -> Gauge | None:
     """None where PyTorch does not tell what is allocated (CPU, MPS)."""
     return Gauge(device) if device.type == "cuda" and torch.cuda.is_available() else None
+
+
+def fitting(batch: Sequence[T], call: Callable[[Sequence[T]], R], lacks: Callable[[int, str], None]) -> tuple[R, int]:
+    """call(batch), or of the first half as often as memory runs out; and how many of the first rows that took.
+
+    lacks: told of each lack, with the rows that were tried and what was short; raises where that was one row.
+    """
+    n = len(batch)
+    while True:
+        try:
+            return call(batch[:n]), n
+        except NotEnoughMemoryError:  # fewer would not help
+            raise
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            logger.debug("out of memory with %d rows", n, exc_info=True)
+            short = shortage(error)
+        # Outside the handler, whose traceback would hold on to what was allocated.
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        lacks(n, short)
+        n //= 2
 
 
 def fit_rows(run: Callable[[int], object], gauge: Gauge, most: int, several: int = 3) -> tuple[int, int]:
