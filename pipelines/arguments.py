@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -247,7 +248,15 @@ def source_of(
         return checked_seed(seed)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator= must be a torch.Generator, got {generator!r}; seed= takes a number")
-    return torch.default_generator if generator is None else generator
+    if generator is None:
+        return torch.default_generator
+    if generator.device.type != "cpu":
+        warnings.warn(
+            f"a search draws noise on the CPU, and takes the seed alone of a generator on {generator.device}: the "
+            "stock call makes another image of it; pass torch.Generator().manual_seed(...) to both",
+            stacklevel=2,
+        )
+    return generator
 
 
 def first_seed(source: int | torch.Generator) -> int:

@@ -35,6 +35,12 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class OnDevice(torch.Generator):
+    """As one of a GPU."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
 def used(seed: int) -> torch.Generator:
     """A generator that something was drawn from."""
     found = generator(seed)
@@ -51,6 +57,8 @@ def seeds(out: Any) -> list[int]:
 def test_every_seed_that_torch_takes_is_taken(seed: int) -> None:
     assert first_seed(source_of(None, generator(seed), 1)) == seed % 2**32
     assert first_seed(source_of(seed, None, 1)) == seed % 2**64
+    with pytest.warns(UserWarning, match="on the CPU"):
+        source_of(None, OnDevice(), 1)
 
 
 def test_a_generator_gives_its_own_seed_once_and_then_draws_others() -> None:

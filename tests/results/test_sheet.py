@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from tests.engine.test_drafts import made
 from ttsnap import SeedPruning, make_algorithm, search
+from ttsnap.core.outcome import thinned
 from ttsnap.core.results import Result
 from ttsnap.engine.live import LiveEngine
+from ttsnap.engine.scoring import OnDevice, SmallCopies
 from ttsnap.results import lineage, outputs, sheet
 from ttsnap.results.lineage import CandidateAtStep, Origins, chain, choose, hidden_below, most_wanted, origins, place
 from ttsnap.sampling.kernels import Sde
@@ -215,3 +218,15 @@ def test_a_sheet_of_many_tries_is_mostly_pictures(name: str, searched: Any, look
         look = CandidateAtStep(uid, step)
         below[origin[look]] += look not in origin.values() and step < max(result.particles.step)
     assert max(below.values()) <= lineage.SIBLINGS
+
+
+def test_small_copies_of_the_estimates_of_a_batch_leave_the_device_together(monkeypatch: Any) -> None:
+    images = [torch.rand(3, 400, 600), None, torch.rand(3, 400, 600), torch.rand(2, 3, 8, 8)]
+    shapes, cpu = list[Any](), torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (shapes.append(len(x)), cpu(x))[1])
+    copies = SmallCopies(images, [0, 2, 3])
+    for row in (2, 0, 3):
+        image = images[row]
+        assert image is not None
+        assert torch.equal(OnDevice(image, 0.5, copies, row).small(), thinned(image))
+    assert shapes == [2, 1]

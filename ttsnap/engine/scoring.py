@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.cost import Cost, Price, Rates, SeedGroups
 from ttsnap.core.grid import Grid
-from ttsnap.core.outcome import Decoded, Here, Outcome
+from ttsnap.core.outcome import Decoded, Here, Outcome, thinned
 from ttsnap.engine.rows import Row
 from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.options.option import Spec
@@ -57,6 +57,31 @@ class ScoredRows(NamedTuple):
             kept=[{"latent": self.latents[i]} for i in at] if latents else (),
             unspent=Cost(tokens=int(self.tokens_left[list(at)].sum())),
         )
+
+
+class SmallCopies:
+    """Small copies of the estimates of a batch. They leave the device together, once one is asked for."""
+
+    def __init__(self, images: Sequence[Tensor | None], rows: Sequence[int]) -> None:
+        self._images, self._rows, self._copies = images, rows, dict[int, Tensor]()
+
+    def __getitem__(self, row: int) -> Tensor:
+        for rows in _alike(self._images, self._rows):
+            small = _pictures([None if each is None else thinned(each) for each in self._images], rows)
+            self._copies.update(zip(rows, small.cpu(), strict=True))
+        self._images, self._rows = (), ()
+        return self._copies[row]
+
+
+@dataclass(frozen=True)
+class OnDevice(Here):
+    """An estimate, on the device where it was decoded."""
+
+    batch: SmallCopies = field(repr=False)
+    row: int
+
+    def small(self) -> Tensor:
+        return self.batch[self.row]
 
 
 class RewardBatch(NamedTuple):
@@ -189,7 +214,15 @@ class RowScorer:
         described = self.features_taken * sum(image is not None for image in images)
         bases = len(last) * self.bases
         cost += Cost(0, 0, len(batch) * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
-        pictures = [None if image is None else Here(image, at) for image, at in zip(images, levels, strict=True)]
+        copies = SmallCopies(images, early)
+
+        def picture(image: Tensor | None, row: int) -> Decoded | None:
+            if image is None:
+                return None
+            here = batch[row].last or image.device.type == "cpu"
+            return Here(image, levels[row]) if here else OnDevice(image, levels[row], copies, row)
+
+        pictures = [picture(image, row) for row, image in enumerate(images)]
         return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
 
     def _images(
