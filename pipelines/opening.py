@@ -20,8 +20,6 @@ from ttsnap.pipelines import load
 from ttsnap.pipelines.lora import load_lora
 from ttsnap.profiling.memory import SHARE, gauge_of
 
-DECODER = "vae"
-
 
 def opened(options: ModelOptions) -> Any:
     """All at once. ValueError for an unknown model, device, dtype or VAE, and for a LoRA that does not fit."""
@@ -127,11 +125,11 @@ def keep_decoder(pipe: Any, place: torch.device) -> None:
     Each batch of decodes would move the denoiser off the device and back.
     """
     gauge, sizes, order = gauge_of(place), weights(pipe), getattr(pipe, "model_cpu_offload_seq", None)
-    if gauge is None or order is None or DECODER not in sizes:
+    if gauge is None or order is None or "vae" not in sizes:
         return
-    if sizes.pop(DECODER) + max(sizes.values(), default=0) <= SHARE * gauge.free():
-        pipe.model_cpu_offload_seq = "->".join(name for name in order.split("->") if name != DECODER)
-        pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, DECODER]
+    if sizes.pop("vae") + max(sizes.values(), default=0) <= SHARE * gauge.free():
+        pipe.model_cpu_offload_seq = "->".join(name for name in order.split("->") if name != "vae")
+        pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, "vae"]
 
 
 def weights(pipe: Any) -> dict[str, int]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -109,10 +108,11 @@ class SchedulerKernel:
         self, x: Tensor, out: Tensor, k: Tensor, before: Sequence[Memory], after: list[Memory]
     ) -> tuple[Tensor, list[Memory]]:
         """One call of a copy's step for all rows of equal position and history; what they remember then."""
-        kinds = {} if self.apart else {id(memory.scheduler): _kind(memory) for memory in before}
+        apart = self.apart or len(before) == 1
+        kinds = {} if apart else {id(memory.scheduler): _kind(memory) for memory in before}
         groups: dict[Any, list[int]] = {}
         for i, (position, memory) in enumerate(zip(k.tolist(), before, strict=True)):
-            kind = i if self.apart else kinds[id(memory.scheduler)]
+            kind = i if apart else kinds[id(memory.scheduler)]
             groups.setdefault((position, kind), []).append(i)
         moved: dict[int, Tensor] = {}
         for (position, _), here in groups.items():
@@ -178,22 +178,18 @@ def _taken(x: Tensor, rows: Sequence[int]) -> Tensor:
 def _gathered(memories: Sequence[Memory]) -> Any:
     """A scheduler with the history of these candidates, which are of one kind. Tensors are shared, since schedulers
     replace them, where these are all rows of one."""
-    first = memories[0]
+    first, rows = memories[0], [memory.row for memory in memories]
+    whole = rows == list(range(first.rows)) and all(memory.scheduler is first.scheduler for memory in memories)
     own = copy.copy(first.scheduler)
-    whole = all(m.scheduler is first.scheduler and m.row == i for i, m in enumerate(memories))
-    each = [] if whole and len(memories) == first.rows else [(vars(m.scheduler), m.row) for m in memories]
 
-    def joined(value: Any, of: Callable[[Mapping[str, Any]], Any]) -> Any:
-        if not each or not _by_row(value, first.rows):
-            return value
-        return torch.cat([of(history)[row : row + 1] for history, row in each])
+    def joined(values: Sequence[Any]) -> Any:
+        if whole or not _by_row(values[0], first.rows):
+            return values[0]
+        return torch.cat([value[row : row + 1] for value, row in zip(values, rows, strict=True)])
 
     for name, value in vars(own).items():
-        if isinstance(value, list):
-            made = [joined(v, lambda h, name=name, i=i: h[name][i]) for i, v in enumerate(value)]  # type: ignore[misc]
-            setattr(own, name, made)
-        else:
-            setattr(own, name, joined(value, itemgetter(name)))
+        each = [vars(memory.scheduler)[name] for memory in memories]
+        setattr(own, name, list(map(joined, zip(*each, strict=True))) if isinstance(value, list) else joined(each))
     return own
 
 

@@ -71,7 +71,8 @@ def search(
 
     ValueError, before any compute, where the budget cannot pay for one image, the algorithm does not fit the grid, or
     the engine cannot do what the algorithm needs. RuntimeError for an algorithm that keeps making moves which cost
-    nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images.
+    nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images. A MemoryError, as
+    core.memory.NotEnoughMemoryError, where one row does not fit; a search with an image by then ends with what it has.
     """
     spec = LoopSearch(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
     return searched(prompts, spec, engine, [] if on_event is None else [on_event], should_stop, clock)
