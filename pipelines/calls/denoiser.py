@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,13 +18,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from ttsnap.core.cost import Cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, Told, draft_call, reads_arrival
 from ttsnap.pipelines.calls.ends import End
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall
-from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
 from ttsnap.pipelines.calls.joining import tensors_in
 from ttsnap.pipelines.calls.pictures import images_of, pictures_for, sound_of, source_of
 from ttsnap.pipelines.calls.pool import Condition, FramePool
@@ -345,6 +348,18 @@ class CallsDenoiser(PipelineDenoiser):
 
     def trim(self, particles: int) -> None:
         self._frames.trim(particles)
+
+    def tried(self) -> Cost:
+        rows, self.hub.tried = self.hub.tried, Counter()
+        most = Counter[str]()  # of parts that one evaluation or decode calls, that with the most rows
+        for (part, instead), n in rows.items():
+            kind = "nfe" if part in self.rehearsed.networks else "previews" if instead else "decodes"
+            most[kind] = max(most[kind], n)
+        return Cost(**{**most, "nfe": math.ceil(most["nfe"] / self.rehearsed.passes)})
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return tuple(ONE_BY_ONE.format(part) for part in sorted(self.hub.apart))
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

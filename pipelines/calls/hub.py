@@ -14,11 +14,14 @@ from typing import Any
 
 from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, shape_of
+from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, rows_of, shape_of
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.shared_parts import Processor
 
 logger = logging.getLogger(__name__)
+
+ONE_BY_ONE = "rows go through {} one by one: joined, they would not be what each is alone"
+"""What to say of a part."""
 
 
 class Hub:
@@ -42,6 +45,8 @@ class Hub:
         """How many calls of frames that answered."""
         self.apart: set[str] = set(networks) if alone else set()
         """Parts whose calls cannot be joined."""
+        self.tried = Counter[tuple[str, bool]]()
+        """Rows that were made again to try it, of each part, and whether that was in the place of the pipeline's."""
         self._joins: dict[Any, bool] = {}
         """Whether calls of a kind can be."""
 
@@ -94,14 +99,15 @@ class Hub:
             return [(frames[0], self._called(frames[0]))]
         aligned = len({frame.index for frame in frames}) == 1
         call = _call(frames[0])
-        kind = (name, call.method, aligned, shape_of(call.args), shape_of(call.kwargs))
+        kind = (id(frames[0].real(name)), call.method, aligned, shape_of(call.args), shape_of(call.kwargs))
         known: list[Any] = []
         if kind not in self._joins:
             known = [self._called(frame) for frame in frames[:2]]
             self._joins[kind] = self._equal(frames[:2], known, aligned=aligned)
+            self.tried[name, name in frames[0].parts] += sum(rows_of(_call(frame)) for frame in frames[:2])
             if not self._joins[kind] and name not in self.apart:
                 self.apart.add(name)
-                logger.warning("rows go through %s one by one: joined, they would not be what each is alone", name)
+                logger.warning(ONE_BY_ONE.format(name))
         rest = frames[len(known) :]
         made = self._joined(rest, aligned=aligned) if self._joins[kind] and len(rest) > 1 else None
         return list(zip(frames, [*known, *(map(self._called, rest) if made is None else made)], strict=True))

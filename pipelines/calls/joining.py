@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ttsnap.pipelines.calls.questions import PartCall
+
 INPUTS = ("hidden_states", "sample", "x", "z")
 """What networks and decoders call the argument whose first axis is that of their rows."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -43,6 +45,14 @@ class Arguments(NamedTuple):
         """The argument with a row for each: a tensor, or a list with one tensor a row."""
         named = [self.kwargs[name] for name in INPUTS if name in self.kwargs]
         return (*named, *self.args, None)[0]
+
+
+def rows_of(call: PartCall) -> int:
+    """How many rows a call has; 1 where that is not to be seen."""
+    try:
+        return Arguments(call.args, call.kwargs).rows
+    except UnlikeError:
+        return 1
 
 
 def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
-from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, tensors_in
+from ttsnap.pipelines.calls.joining import rows_of, tensors_in
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step, permuted
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
@@ -258,7 +258,7 @@ def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asle
         return
     passes = sum(at == index for at, *_ in run.calls)
     given = tensors_in((asked.args, asked.kwargs))
-    run.calls.append((index, asked.part, asked.method, _rows(asked)))
+    run.calls.append((index, asked.part, asked.method, rows_of(asked)))
     _mark(run, index, given)
     shown = dummies.shown(frame.real(asked), asked)
     if decodes:
@@ -280,17 +280,10 @@ def evaluated(frame: CallFrame, networks: Collection[str]) -> tuple[int, float]:
     rows, flops, dummies = Counter[str](), 0.0, frame.stock.dummies
     while isinstance(asked := frame.question, PartCall):
         if asked.part in networks:
-            rows[asked.part] += _rows(asked)
+            rows[asked.part] += rows_of(asked)
             flops += dummies.shown(frame.real(asked), asked).flops
         frame.answer(dummies.of(frame.real(asked), asked))
     return max(rows.values()), flops
-
-
-def _rows(asked: PartCall) -> int:
-    try:
-        return Arguments(asked.args, asked.kwargs).rows
-    except UnlikeError:
-        return 1
 
 
 def _mark(run: _Run, index: int, tensors: Any) -> None:

@@ -23,7 +23,8 @@ SAME, CLOSE = 0.02, 0.1
 def parity(setup: Setup) -> Rung:
     """Best-of-4 of the first prompt in a batch that fits, again, and one by one; its winner by a stock call."""
     rung, prompt = Rung("parity"), setup.prompts[0]
-    whole, winner = _images(setup, None)
+    whole, winner, told = _images(setup, None)
+    rung.said += told
     if len(whole) < SEEDS:
         rung.missing["parity"] = f"{SEEDS} images do not fit into the time; give more --minutes"
         return rung
@@ -69,12 +70,13 @@ def _in_255ths(difference: Any) -> Figure:
     return Figure(float(difference.mean()), float(difference.min()), float(difference.max()), "of 255")
 
 
-def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int]:
-    """The images (H, W, 3) uint8 by seed, those that the time allows, and which one won."""
+def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int, list[str]]:
+    """The images (H, W, 3) uint8 by seed, those that the time allows; which one won; how they were computed."""
     engine = setup.engine(batch_size)
     (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS,
                        should_stop=lambda: setup.left <= 0)  # fmt: skip
-    return {found.seed: to_uint8(found.pixels) for found in result.images}, result.best.seed
+    images = {found.seed: to_uint8(found.pixels) for found in result.images}
+    return images, result.best.seed, list(engine.notices)
 
 
 def _stock(setup: Setup, prompt: Any, seed: int) -> Any:

@@ -179,6 +179,11 @@ class Engine(ABC):
         return {}
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What results should say of how it computes."""
+        return ()
+
+    @property
     def timings(self) -> Mapping[str, float]:
         """Seconds by phase since `start`; none where it does not take the time."""
         return {}

@@ -163,6 +163,10 @@ class LiveEngine(Engine):
         return denoise, decode
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        return self.denoiser.notices
+
+    @property
     def capacity(self) -> int:
         """Pending rows that keep it busy."""
         return 2 * self.batch_size
@@ -278,6 +282,7 @@ class LiveEngine(Engine):
             scheduler.finish(due[:n])
             done, due = done + outcomes, due[n:]
         self.denoiser.trim(len(self.store) + len(scheduler))
+        self.calibration_cost += self.denoiser.tried()
         return done
 
     def _from_peers(self, batch: ScheduledBatch[Node]) -> list[PendingEval]:

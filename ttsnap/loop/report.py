@@ -82,7 +82,7 @@ def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) ->
     if engine.draft_calls and images and drafts and not job.ledger.spent.draft_calls:
         why = "this search looks at none; seed-pruning with draft_share > 0 does"
         found.append(Notice(f"the draft was not used: {why}"))
-    return found
+    return found + [Notice(said) for said in engine.notices]
 
 
 def _refusals(job: Job, images: Sequence[Candidate]) -> list[Notice]:

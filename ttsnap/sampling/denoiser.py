@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.sampling import rng
@@ -211,6 +212,15 @@ class Denoiser(ABC):
 
     def trim(self, particles: int) -> None:  # noqa: B027 (most keep nothing for particles)
         """So many particles are left, which is the most for which anything needs to be kept."""
+
+    def tried(self) -> Cost:
+        """What it has computed since this was last asked, to find how to compute what it is asked for."""
+        return Cost()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever reads results should know of how they were computed."""
+        return ()
 
     def preview(self, x0: Tensor) -> Tensor:
         """As `decode`, by a small VAE. ValueError where there is none."""

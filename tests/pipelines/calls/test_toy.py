@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae: ToyVae | None
     for prompt, result, made in zip(PROMPTS, out.search, out.images, strict=True):
         stock = pipe(prompt, generator=seeded(result.best.seed), does=does).images[0]
         assert torch.allclose(made, stock, atol=1e-6)
+        assert any("vae" in said for said in result.warnings) == (vae is not None)  # its rows go one by one
     draws = toy(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), vae)
     with pytest.raises(ValueError, match="after its last step"):
         found(upgrade(draws), does=does)
@@ -116,6 +118,18 @@ def test_only_what_the_call_allows_is_offered(does: str) -> None:
     assert (Need.MIX in engine.offers) == (not rehearsed.by_seed)
     kept = any(word in does for word in ("inline", "momentum", "rows"))
     assert (Need.RENOISE in engine.offers) != kept
+
+
+def test_rows_that_are_made_twice_to_try_joining_are_told() -> None:
+    pipe, rows = toy(vae=ToyVae().eval()), Counter[str]()
+    pipe.transformer.register_forward_hook(lambda module, args, made: rows.update(nfe=len(args[0])))
+    pipe.vae.layer.register_forward_hook(lambda module, args, made: rows.update(decodes=len(args[0])))
+    twin = upgrade(pipe)
+    spent = [result.spent for result in found(twin, batch_size=3).search]
+    tried = spent[0].calibration
+    assert tried.nfe > 0
+    assert rows == {"nfe": sum(each.cost.nfe for each in spent) + tried.nfe,
+                    "decodes": sum(each.cost.decodes for each in spent) + tried.decodes}  # fmt: skip
 
 
 def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:

@@ -42,10 +42,11 @@ class ToyVae(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, grain: float = 0.3) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(grain))
+        self.grain, self.layer = grain, nn.Conv2d(3, 3, 1)
 
     def decode(self, z: Tensor, generator: Generator | None = None) -> Tensor:
-        return z + self.scale * torch.randn(z.shape, generator=generator, device=z.device)
+        made: Tensor = self.layer(z)
+        return made + self.grain * torch.randn(z.shape, generator=generator, device=z.device)
 
 
 class ToyPipeline(DiffusionPipeline):
