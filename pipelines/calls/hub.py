@@ -14,7 +14,7 @@ from typing import Any
 
 from ttsnap.core.memory import lacks_memory
 from ttsnap.pipelines.calls.frame import CallFrame
-from ttsnap.pipelines.calls.joining import Arguments, close, joined, parted, rows_of, shape_of
+from ttsnap.pipelines.calls.joining import Alike, Arguments, close, joined, parted, rows_of, shape_of
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.shared_parts import Processor
 
@@ -49,6 +49,7 @@ class Hub:
         """Rows that were made again to try it, of each part, and whether that was in the place of the pipeline's."""
         self._joins: dict[Any, bool] = {}
         """Whether calls of a kind can be."""
+        self._alike = Alike()
 
     def run(self, frames: Sequence[CallFrame], *, networks: bool = True) -> None:
         """Answer all calls of parts until each frame waits for something else; without `networks`, or for these.
@@ -130,7 +131,7 @@ class Hub:
     def _together(self, frames: Sequence[CallFrame], *, aligned: bool) -> list[Any]:
         """What these frames wait for, in one call. UnlikeError where they cannot be one."""
         calls = [Arguments(_call(frame).args, _call(frame).kwargs) for frame in frames]
-        one = joined(calls, aligned=aligned)
+        one = joined(calls, aligned=aligned, equal=self._alike)
         self.calls[_part(frames[0])] += 1
         method = getattr(frames[0].real(_call(frames[0])), _call(frames[0]).method)
         made = method(*one.args, **one.kwargs)

@@ -8,6 +8,7 @@ A value with a row for each of a call's rows is concatenated. What has none must
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,50 @@ def rows_of(call: PartCall) -> int:
         return 1
 
 
-def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:
+class Alike:
+    """Whether two tensors are equal, which waits for the device once for each of them while it lives unchanged."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[int, tuple[weakref.ref[Tensor], int, object]] = {}
+        """Equal tensors have one object, by their ids."""
+
+    def __call__(self, one: Tensor, other: Tensor) -> bool:
+        bases = one._base, other._base  # a timestep is an entry of its scheduler's list
+        if one.numel() == 1 and bases[0] is not None and bases[1] is not None:
+            places = one.storage_offset(), other.storage_offset()
+            if places[0] == places[1] and self._same(*bases):
+                return True
+        return self._same(one, other)
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        kind = self._kind(other)
+        if kind is self._kind(one):
+            return True
+        if one.shape != other.shape or one.dtype != other.dtype or not torch.equal(one, other):
+            return False
+        self._keep(one, kind)
+        return True
+
+    def _kind(self, tensor: Tensor) -> object:
+        known = self._kinds.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            return self._keep(tensor, object())
+        return known[2]
+
+    def _keep(self, tensor: Tensor, kind: object) -> object:
+        kinds, key = self._kinds, id(tensor)
+        self._kinds[key] = weakref.ref(tensor, lambda _: kinds.pop(key, None)), version_of(tensor), kind
+        return kind
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was changed in place; 0 where nothing counts that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def joined(
+    calls: Sequence[Arguments], *, aligned: bool, equal: Callable[[Tensor, Tensor], bool] = torch.equal
+) -> Arguments:
     """One call of several. aligned: whether all frames are at one index, and so at one timestep.
 
     UnlikeError where they differ in what has no rows.
@@ -67,7 +111,7 @@ def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:
     def join(values: Sequence[Any]) -> Any:
         first = values[0]
         if isinstance(first, Tensor):
-            return _tensors(values, rows, aligned=aligned)
+            return _tensors(values, rows, equal, aligned=aligned)
         if isinstance(first, Generator):  # most decoders take one and draw nothing; of others a trial differs
             return first.clone_state()
         if isinstance(first, dict):
@@ -84,7 +128,9 @@ def joined(calls: Sequence[Arguments], *, aligned: bool) -> Arguments:
     return Arguments(args, {name: join([call.kwargs[name] for call in calls]) for name in calls[0].kwargs})
 
 
-def _tensors(values: Sequence[Tensor], rows: Sequence[int], *, aligned: bool) -> Tensor:
+def _tensors(
+    values: Sequence[Tensor], rows: Sequence[int], equal: Callable[[Tensor, Tensor], bool], *, aligned: bool
+) -> Tensor:
     first = values[0]
     if any(not isinstance(each, Tensor) or shape_of(each) != shape_of(first) for each in values):
         raise UnlikeError("tensors of other shapes")
@@ -92,7 +138,7 @@ def _tensors(values: Sequence[Tensor], rows: Sequence[int], *, aligned: bool) ->
         return torch.cat(list(values))
     if first.numel() == 1 and first.ndim < 2 and not aligned:  # a timestep for all rows of a call
         return torch.cat([each.expand(n) for each, n in zip(values, rows, strict=True)])
-    if any(each is not first and not torch.equal(each, first) for each in values):
+    if any(each is not first and not equal(each, first) for each in values):
         raise UnlikeError("tensors without rows that differ")
     return first
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
-from ttsnap.pipelines.calls.joining import rows_of, tensors_in
+from ttsnap.pipelines.calls.joining import rows_of, tensors_in, version_of
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step, permuted
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
@@ -163,7 +163,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
         by_seed or draws_last,
         remembers,
         draws_last,
-        any(latents._version != version for latents, version in whole.stepped),
+        any(version_of(latents) != version for latents, version in whole.stepped),
         max(whole.flops.values()),
         whole.made,
         dummies,
@@ -239,7 +239,7 @@ def _seen(
             if all(asked.scheduler is not step.scheduler for step in run.firsts):
                 run.firsts.append(asked._replace(sample=asked.sample.clone()))
                 run.places.append(_place(run, asked.sample))
-                run.stepped.append((asked.sample, asked.sample._version))
+                run.stepped.append((asked.sample, version_of(asked.sample)))
             run.times.append(float(asked.time))
             run.schedulers.append(asked.scheduler)
             _mark(run, index - 1, (asked.out, asked.sample))

@@ -6,18 +6,20 @@ import copy
 import gc
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pipelines import tiny as families
 from ttsnap import search
 from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.calls import frame
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
@@ -130,6 +132,49 @@ def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
         # Two apart, two together, the third; then all three.
         assert denoiser.hub.calls["vae"] == 2 + 1 + 1 + 1
     assert joins == {"pag": 2 + 1 + 1 + 3, "plain": 2 + 1 + 1 + 1}
+
+
+class Waits(TorchDispatchMode):
+    """Counts reads of values, for which a device is waited for, of the thread that enters it."""
+
+    counts: ClassVar = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, key = frame._program, frame.frozen
+
+    def watched(*args: Any) -> Any:
+        with Waits():
+            return program(*args)
+
+    def hashed(value: Any) -> Any:
+        Waits.counts["hashed"] += isinstance(value, Tensor)
+        return key(value)
+
+    monkeypatch.setattr(frame, "_program", watched)
+    monkeypatch.setattr(frame, "frozen", hashed)
+    pipe, call = families.shared(name), {**families.FAMILIES[name].call, "num_inference_steps": 4}
+    denoiser = copied(pipe, calls_search_class(type(pipe))).denoiser(**call)
+    denoiser.encode(PROMPTS[:1])
+    x, cond = denoiser.init_latents([seeded(seed) for seed in range(3)]), torch.zeros(3).long()
+    with torch.no_grad(), Waits():
+        for k in range(4):
+            step = torch.full((3,), k)
+            if k == 2:  # before it, joining is tried, and what frames keep is compared
+                Waits.counts.clear()
+            x, _ = denoiser.kernel.step(x, denoiser.predict(x, step, cond), step, [(0, 0, k)] * 3, [None] * 3)
+        ours = Waits.counts.total()
+        Waits.counts.clear()
+        pipe(prompt=PROMPTS[0], generator=seeded(0), output_type="latent", **call)
+    assert ours <= 2 / 4 * Waits.counts.total()
 
 
 def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None:
