@@ -307,6 +307,7 @@ class CallsDenoiser(PipelineDenoiser):
             networks=frozenset(found.networks),
             dummies=found.dummies,
             asleep=self._unseen,
+            hooked=found.hooked,
         )
         if self._converted:
             told = self._converted_told()

@@ -19,6 +19,9 @@ class Fields:
 
     shapes: tuple[torch.Size, ...]
     """Of each, with its rows."""
+    late: bool = False
+    """Whether what the first ones' steps make may be written when the last one's is known, since nobody reads it
+    before."""
 
     @property
     def count(self) -> int:

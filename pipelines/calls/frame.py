@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from ttsnap.pipelines.calls.dummies import Dummies, mapped
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.guiders import is_guider
+from ttsnap.pipelines.calls.joining import version_of
 from ttsnap.pipelines.calls.loops import TREE, begun_by
 from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, LatentsPlace, PartCall, Question, Step, Stepped, permuted
 from ttsnap.pipelines.denoiser import ENCODING
@@ -39,14 +39,29 @@ LATENTS = re.compile(r"prepare_(\w+_)?latents")
 """What methods of pipelines are called that may draw first latents."""
 ENCODES = ("encode_prompt", "encode_image")
 """Methods of pipelines whose results frames of one prompt share."""
-ASKED = "_asked"
-"""The attribute of a frame's scheduler with how many of its steps have been asked."""
 TOKENIZERS = (PreTrainedTokenizerBase, ProcessorMixin)
 """The kinds of parts that read prompts before encoders do."""
 WHOLE = "_whole"
 """The attribute of a frame's scheduler with whether its own timesteps are whole numbers."""
 Parts: TypeAlias = Mapping[str, nn.Module]
 """Parts of a pipeline, by name."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was made of arguments."""
+
+    made: Any
+    arguments: Any
+    """Held, since keys have their ids."""
+    arrays: list[Tensor]
+    """Those in them."""
+    versions: list[int]
+
+    def of(self, arrays: Sequence[Tensor]) -> bool:
+        """Whether it was made of these, which are compared where they are: embeddings may have hundreds of MB."""
+        pairs = zip(self.arrays, arrays, strict=True)
+        return self.versions == list(map(version_of, self.arrays)) and all(torch.equal(*pair) for pair in pairs)
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,12 @@ class StockCall:
     """The parts that denoise, which a frame that is led to a later step does without."""
     asleep: frozenset[str] = frozenset()
     """The parts that a frame does without at its end."""
+    hooked: frozenset[str] = frozenset()
+    """The parts in which the call puts hooks."""
     dummies: Dummies = field(default_factory=Dummies)
-    """What these answer there."""
+    """What networks and others answer where a frame does without them."""
     kept: dict[Any, Any] = field(default_factory=dict)
-    """What methods in ENCODES and encoders returned, by their arguments."""
+    """What methods in ENCODES and encoders returned, by their arguments but for what is in arrays."""
 
     def begin(self, generator: torch.Generator, parts: Parts | None = None, index: int = 0) -> CallFrame:
         """A frame, which stops where it waits for its latents at this index: at 0 where its first ones are drawn.
@@ -87,15 +104,17 @@ class StockCall:
     def keep(self, what: tuple[str, ...], args: Any, kwargs: Any, make: Callable[..., Any]) -> Any:
         """What `make` makes of these arguments, made once for equal ones. Stock calls change lists that they are given,
         so that each gets lists of its own."""
-        key = (*what, frozen(args), frozen(kwargs))
-        if key not in self.kept:
-            self.kept[key] = make(*args, **kwargs), (args, kwargs)  # held, since the key has their ids
-        return mapped(self.kept[key][0], lambda tensor: tensor)
+        given, entries = arrays_in((args, kwargs)), self.kept.setdefault((*what, frozen(args), frozen(kwargs)), [])
+        found = next((entry for entry in entries if entry.of(given)), None)
+        if found is None:
+            found = Kept(make(*args, **kwargs), (args, kwargs), given, list(map(version_of, given)))
+            entries.append(found)
+        return mapped(found.made, lambda tensor: tensor)
 
-    def encoded(self, call: PartCall, parts: Parts, make: Callable[..., Any]) -> Any:
+    def encoded(self, call: PartCall, make: Callable[..., Any]) -> Any:
         """What `make` makes of a call of a part that does not denoise. It is kept where it is made before the first
         step, but for parts in whose hooks the call looks at more than their results."""
-        if call.begun or any(inside._forward_hooks for inside in self.real(call, parts).modules()):
+        if call.begun or call.part in self.hooked:
             return make(*call.args, **call.kwargs)
         return self.keep((call.part, call.method), call.args, call.kwargs, make)
 
@@ -139,9 +158,8 @@ class StockCall:
 def stock_scheduler(scheduler: Any) -> Any:
     """A frame's scheduler as diffusers made it, with its timesteps set and no step taken."""
     own = copy.copy(scheduler)
-    own.__class__ = type(own).__bases__[0]
-    del vars(own)[ASKED]
-    vars(own).pop(WHOLE, None)
+    for name in ("step", "scale_model_input", "set_timesteps", "add_noise", "__deepcopy__", WHOLE):
+        vars(own).pop(name, None)
     if hasattr(own, "_step_index"):
         own._step_index = None
     return own
@@ -175,7 +193,8 @@ class CallFrame:
     def spent(self) -> bool:
         """Whether no latents can be put in any more: where a round steps several fields, the others' steps have been
         answered before that of the last was known."""
-        return self.index > self._to and self.stock.fields is not None and self.stock.fields.count > 1
+        fields = self.stock.fields
+        return fields is not None and fields.count > 1 and not fields.late and self.index > self._to
 
     def go_on(self, latents: Tensor | None) -> None:
         """Let it go on with these as its latents at `index`; None: with those that it draws."""
@@ -206,7 +225,7 @@ class _Led:
         self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
         self.index = 0
         """Rounds begun."""
-        self._round, self._given = list[Step](), list[Tensor]()
+        self._round, self._given, self._late = list[Step](), list[Tensor](), list[Tensor]()
 
     def __call__(self, question: Any) -> Any:
         if isinstance(question, Drawn):
@@ -242,9 +261,17 @@ class _Led:
             if len(steps) == 1:
                 self._given = fields.parted(self.ask(question))
             return self._given[len(steps) - 1]
-        if self.index < self.to or not last:
+        if self.index < self.to:
             return question.sample
-        return fields.parted(self.ask(_joined(fields, steps)))[-1]
+        if not last:
+            self._late.append(torch.zeros_like(question.sample) if fields.late else question.sample)
+            return self._late[-1]
+        parts, late = fields.parted(self.ask(_joined(fields, steps))), self._late
+        self._late = []
+        if fields.late:
+            for moved, part in zip(late, parts, strict=False):
+                moved.copy_(part)
+        return parts[-1]
 
 
 def _joined(fields: Fields, steps: Sequence[Step]) -> Step:
@@ -302,18 +329,27 @@ def _keeping(stock: StockCall, method: Callable[..., Any]) -> Callable[..., Any]
 
 
 def frozen(value: Any) -> Any:
-    """A value as a key: tensors and plain ones by what they are, others by who they are."""
+    """A value as a key: arrays by shape, dtype and device, plain values by what they are, others by who they are."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        return value.shape, value.dtype, hashlib.blake2b(data, digest_size=16).digest()
+        return value.shape, value.dtype, value.device
     if isinstance(value, list | tuple):
         return type(value), tuple(map(frozen, value))
     if isinstance(value, dict):
         return tuple((name, frozen(inside)) for name, inside in value.items())
     plain = str | bool | int | float | None | torch.dtype | torch.device
     return (type(value), value) if isinstance(value, plain) else (type(value), id(value))
+
+
+def arrays_in(value: Any) -> list[Tensor]:
+    """The arrays in a value as tensors, in order."""
+    if isinstance(value, np.ndarray):
+        return [torch.from_numpy(value.copy())]  # changes in place of which nobody counts
+    if isinstance(value, list | tuple | dict):
+        inside = value.values() if isinstance(value, dict) else value
+        return [array for each in inside for array in arrays_in(each)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _drawing(places: Sequence[LatentsPlace] | None, method: Callable[..., Any], ask: Ask) -> Callable[..., Any]:
@@ -379,45 +415,54 @@ def _asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
 
 def _stepping(scheduler: Any, stock: StockCall, ask: Ask) -> Any:
     """A copy of a scheduler that asks what its steps make, as do copies that the call makes of it."""
-    kind = type(scheduler)
-    names = [name for name in inspect.signature(kind.step).parameters if name not in ("self", "return_dict")]
+    own = copy.deepcopy(scheduler)
+    _ask_for_steps(own, stock, ask, 0)
+    return own
 
-    @functools.wraps(kind.step)  # pipelines read its signature
-    def step(self: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+
+def _ask_for_steps(own: Any, stock: StockCall, ask: Ask, index: int) -> None:
+    """Let a scheduler ask what its steps make, the next of which is at this index."""
+    names = [name for name in inspect.signature(own.step).parameters if name != "return_dict"]
+
+    def step(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        nonlocal index
         given = dict(zip(names, args, strict=False)) | kwargs
-        if stock.times is None and getattr(self, "_step_index", 0) is None:
-            self._init_step_index(given["timestep"])
+        if stock.times is None and getattr(own, "_step_index", 0) is None:
+            own._init_step_index(given["timestep"])
         out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
-        moved = ask(Step(out, time, sample, given, self))
-        vars(self)[ASKED] += 1
-        if hasattr(self, "_step_index"):
-            self._step_index = vars(self)[ASKED] if stock.times is not None else self._step_index + 1
+        moved = ask(Step(out, time, sample, given, own))
+        index += 1
+        if hasattr(own, "_step_index"):
+            own._step_index = index if stock.times is not None else own._step_index + 1
         return Stepped(moved) if return_dict else (moved, moved)
 
-    changes: dict[str, Any] = {"__module__": kind.__module__, "step": step}
+    def copied(memo: dict[int, Any]) -> Any:
+        twin = object.__new__(type(own))
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(stock_scheduler(own)).items()})
+        vars(twin).update({name: vars(own)[name] for name in ("_step_index", WHOLE) if name in vars(own)})
+        _ask_for_steps(twin, stock, ask, index)
+        return twin
+
+    changes: dict[str, Any] = {"step": functools.wraps(own.step)(step), "__deepcopy__": copied}
     if (scaled := stock.scaled) is not None:
-        changes["scale_model_input"] = lambda self, sample, timestep=None: scaled(sample, vars(self)[ASKED])
+        changes["scale_model_input"] = lambda sample, timestep=None: scaled(sample, index)
     if (times := stock.times) is not None:
+        set_timesteps, add_noise = own.set_timesteps, getattr(own, "add_noise", None)
 
-        @functools.wraps(kind.set_timesteps)
-        def retimed(self: Any, *args: Any, **kwargs: Any) -> None:
-            kind.set_timesteps(self, *args, **kwargs)
-            vars(self)[WHOLE] = not self.timesteps.is_floating_point()
-            self.timesteps, self.num_inference_steps = times.to(self.timesteps.device), len(times)
+        def retimed(*args: Any, **kwargs: Any) -> None:
+            set_timesteps(*args, **kwargs)
+            vars(own)[WHOLE] = not own.timesteps.is_floating_point()
+            own.timesteps, own.num_inference_steps = times.to(own.timesteps.device), len(times)
             if stock.sigmas is not None:
-                self.sigmas = stock.sigmas.to(self.sigmas.device)
+                own.sigmas = stock.sigmas.to(own.sigmas.device)
 
-        def add_noise(self: Any, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        def noised(samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
             # Those that are whole know no others.
-            near = timesteps.round().long() if vars(self).get(WHOLE) else timesteps
-            added: Tensor = kind.add_noise(self, samples, noise, near)
+            near = timesteps.round().long() if vars(own).get(WHOLE) else timesteps
+            added: Tensor = add_noise(samples, noise, near)  # type: ignore[misc]
             return added
 
-        if hasattr(kind, "add_noise"):
-            changes["add_noise"] = add_noise
-
-        changes["set_timesteps"] = retimed
-    own = copy.deepcopy(scheduler)
-    vars(own)[ASKED] = 0
-    own.__class__ = type(kind.__name__, (kind,), changes)
-    return own
+        if add_noise is not None:
+            changes["add_noise"] = noised
+        changes["set_timesteps"] = functools.wraps(set_timesteps)(retimed)
+    vars(own).update(changes)  # wrapped, since pipelines read the signatures

@@ -100,7 +100,7 @@ class Hub:
             return [(frames[0], self._called(frames[0]))]
         aligned = len({frame.index for frame in frames}) == 1
         call = _call(frames[0])
-        kind = (id(frames[0].real(name)), call.method, aligned, shape_of(call.args), shape_of(call.kwargs))
+        kind = (id(frames[0].real(call)), call.method, aligned, shape_of(call.args), shape_of(call.kwargs))
         known: list[Any] = []
         if kind not in self._joins:
             known = [self._called(frame) for frame in frames[:2]]
@@ -147,7 +147,7 @@ class Hub:
 
         if call.part in self.networks or call.method == "decode":
             return made(*call.args, **call.kwargs)
-        return frame.stock.encoded(call, frame.parts, made)
+        return frame.stock.encoded(call, made)
 
 
 def _call(frame: CallFrame) -> PartCall:

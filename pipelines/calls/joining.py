@@ -64,10 +64,10 @@ class Alike:
         """Equal tensors have one object, by their ids."""
 
     def __call__(self, one: Tensor, other: Tensor) -> bool:
-        bases = one._base, other._base  # a timestep is an entry of its scheduler's list
-        if one.numel() == 1 and bases[0] is not None and bases[1] is not None:
-            places = one.storage_offset(), other.storage_offset()
-            if places[0] == places[1] and self._same(*bases):
+        base, other_base = one._base, other._base  # a timestep is an entry of its scheduler's list
+        if one.numel() == 1 and base is not None and other_base is not None:
+            here = one.storage_offset() == other.storage_offset()
+            if here and self._same(base, other_base):
                 return True
         return self._same(one, other)
 

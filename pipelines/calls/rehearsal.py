@@ -14,7 +14,7 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies
@@ -69,6 +69,8 @@ class Rehearsal(NamedTuple):
     """What it returned."""
     dummies: Dummies
     """What its networks answered."""
+    hooked: frozenset[str]
+    """The parts in which the call puts hooks."""
     held: Mapping[str, list[Processor]]
     """Attention processors that the call has put into its networks, by part."""
     casts: bool
@@ -96,6 +98,10 @@ class _Run:
     """Of what networks, steps and decoders were given, in order, and of what the call returned."""
     indices: list[int] = field(default_factory=list)
     """The index at which each of these was."""
+    given: list[tuple[Mark, ...]] = field(default_factory=list)
+    """Those of what networks and decoders were given."""
+    hooked: set[str] = field(default_factory=set)
+    """Parts in which there were hooks."""
     processors: dict[str, list[Processor]] = field(default_factory=dict)
     """At the first step."""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
@@ -121,6 +127,11 @@ def rehearse(stock: StockCall) -> Rehearsal:
         raise ValueError(f"search cannot use this call of {name}: it draws noise from torch's global generator, which "
                          "no seed makes again")  # fmt: skip
     if not whole.firsts:
+        if inner := [part for part, value in vars(stock.pipe).items() if isinstance(value, DiffusionPipeline)]:
+            raise ValueError(
+                f"search cannot use {name}: its call runs other pipelines; search with the last one, "
+                f"pipe.{inner[-1]}, and give it what pipe.{inner[0]} makes"
+            )
         raise ValueError(f"search cannot use {name}: its call steps no scheduler, so that there is nothing to suspend")
     count = _round(whole, name)
     first, fields = whole.firsts[0], Fields(tuple(step.sample.shape for step in whole.firsts))
@@ -134,6 +145,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
         raise ValueError(f"search cannot use {name} yet: its steps read {' and '.join(held)}, which is kept from step "
                          "to step")  # fmt: skip
     by_seed, remembers = _depends(replace(stock, places=places), dummies, networks, count)
+    if count > 1:
+        fields = replace(fields, late=_late(replace(stock, places=NOWHERE), dummies, networks, fields))
     last, other = len(whole.times), _run(stock, dummies, candidates, 1)
     draws_last = whole.draws or _from(other, last) != _from(whole, last)
     if remembers and count > 1:
@@ -167,6 +180,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
         max(whole.flops.values()),
         whole.made,
         dummies,
+        frozenset(whole.hooked),
         changed(unchanged, whole.processors),
         bool(whole.dtypes) and whole.dtypes != widths,
     )
@@ -254,12 +268,17 @@ def _seen(
 def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asleep: set[str], fill: float) -> None:
     index, decodes = frame.index, asked.method == "decode"
     if asked.part not in asleep and not decodes:
-        frame.answer(frame.stock.encoded(asked, frame.parts, getattr(frame.real(asked), asked.method)))
+        real = frame.real(asked)
+        if any(inside._forward_hooks for inside in real.modules()):
+            run.hooked.add(asked.part)
+        stock = replace(frame.stock, hooked=frozenset(run.hooked))
+        frame.answer(stock.encoded(asked, getattr(real, asked.method)))
         return
     passes = sum(at == index for at, *_ in run.calls)
     given = tensors_in((asked.args, asked.kwargs))
     run.calls.append((index, asked.part, asked.method, rows_of(asked)))
     _mark(run, index, given)
+    run.given.append(run.marks[-1])
     shown = dummies.shown(frame.real(asked), asked)
     if decodes:
         run.dtypes, run.draws = dtypes(frame.stock.modules), run.draws or shown.draws
@@ -367,6 +386,17 @@ def _depends(stock: StockCall, dummies: Dummies, networks: set[str], count: int)
     begun = _run(stock, dummies, networks, 0, other, fills, from_index=middle)
     keeps_first = _from(begun, middle + count) != _from(led, middle + count)
     return keeps_first or _run(stock, dummies, networks, 1, start, fills).marks != base.marks, False
+
+
+def _late(stock: StockCall, dummies: Dummies, networks: set[str], fields: Fields) -> bool:
+    """Whether what the first steps of a round make is read by nobody before its last one."""
+
+    def fills(index: int) -> float:
+        return 0.25 + 0.125 * (index % 5)
+
+    apart = _run(stock, dummies, networks, 0, fills=lambda index: fills(-(-index // fields.count)))
+    joined = _run(replace(stock, fields=replace(fields, late=True)), dummies, networks, 0, fills=fills)
+    return apart.given == joined.given
 
 
 def _from(run: _Run, index: int) -> list[tuple[Mark, ...]]:

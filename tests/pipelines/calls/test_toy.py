@@ -20,7 +20,7 @@ from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .toy import ToyVae, toy
+from .toy import ToyCombined, ToyVae, toy
 
 PROMPTS = ["a fox", "three red hens"]
 ALONE = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
@@ -162,6 +162,16 @@ def test_states_go_on_in_other_frames_and_children_from_their_parents() -> None:
 def test_what_cannot_be_searched_is_refused(does: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         found(upgrade(toy()), does=does)
+
+
+def test_pipelines_in_a_pipeline_are_named() -> None:
+    with pytest.raises(ValueError, match=r"pipe\.decoder_pipe"):
+        found(upgrade(ToyCombined(**toy().components)))
+
+
+@pytest.mark.parametrize(("does", "late"), [("duet", True), ("duet first", False), ("duet inline mask", False)])
+def test_frames_that_step_several_fields_stay_where_nobody_reads_between_their_steps(does: str, late: bool) -> None:
+    assert upgrade(toy()).denoiser(does=does).rehearsed.fields.late == late
 
 
 def test_frames_are_no_more_than_particles_and_go_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:

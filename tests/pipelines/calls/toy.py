@@ -114,6 +114,18 @@ class ToyPipeline(DiffusionPipeline):
         return ToyOutput((x[:1] / 4 + 0.5).clamp(0, 1), sound)
 
 
+class ToyCombined(ToyPipeline):
+    """Two loops, as Kandinsky's combined pipelines have them."""
+
+    def __init__(self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None) -> None:
+        super().__init__(transformer, scheduler, vae)
+        self.prior_pipe, self.decoder_pipe = (ToyPipeline(transformer, scheduler, vae) for _ in range(2))
+
+    def __call__(self, prompt: str, generator: Generator | None = None, output_type: str = "pt") -> Any:
+        self.prior_pipe(prompt, generator=generator)
+        return self.decoder_pipe(prompt, generator=generator)
+
+
 def toy(scheduler: Any = None, vae: ToyVae | None = None) -> ToyPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
