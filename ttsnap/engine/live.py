@@ -257,6 +257,13 @@ class LiveEngine(Engine):
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
         """NotEnoughMemoryError where one row is too many; first all rows are scored that can be, and told."""
+        try:
+            return self._tick()
+        except Exception:
+            self.denoiser.trim(0)  # errors are kept for long, and with them all that waits here
+            raise
+
+    def _tick(self) -> list[Outcome]:
         scheduler, executor = self.scheduler, self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
