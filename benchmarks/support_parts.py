@@ -1191,9 +1191,11 @@ PIPELINES: list[Any] = [
         },
     ),
     ("(Wan|LucyEdit).*", {"transformer": {}}, {}),
+    ("Wan22.*", {"transformer_2": {}}, {}),
+    ("Wan22Image2Video", {"transformer": SEES_LATENTS, "transformer_2": SEES_LATENTS}, {}),
     ("LucyEdit", {"transformer": {"in_channels": 32}}, {}),
     (
-        "WanImageToVideo",
+        "WanImage(To|2)Video",
         {
             "image_processor": {},
             "image_encoder": {},

@@ -38,13 +38,16 @@ def source_of(image: Any) -> Tensor:
 def images_of(made: Any) -> Tensor:
     """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays.
 
-    ValueError for anything else, as sound or depth.
+    Where it is transparent, it lies on white. ValueError for anything else, as sound or depth.
     """
     named = [getattr(made, name) for name in FIELDS if hasattr(made, name)]
     try:
         image = _image(named[0] if named else made[0])
     except (TypeError, ValueError, AttributeError, IndexError, KeyError):
         image = torch.empty(0)
+    if image.ndim in (3, 4) and image.shape[-3] == 4:  # as Qwen-Image-2.1 makes it
+        colour, alpha = image.split([3, 1], dim=-3)
+        image = colour * alpha + 1 - alpha
     if image.ndim not in (3, 4) or image.shape[-3] != 3:
         raise ValueError("a search ranks images and videos in colour, and this call returns neither, but a "
                          f"{type(made).__name__}")  # fmt: skip

@@ -190,11 +190,15 @@ def test_ledgers_are_what_the_parts_were_called_for(name: str) -> None:
 @pytest.mark.timeout(7200)
 def test_the_ledgers_of_300_random_searches(real_flops: None) -> None:
     rng, ran = random.Random(1), 0
-    for _ in range(32):
+    for _ in range(36):
         for name in ALL:
             asked = drawn(rng)
             sampler = {option: value for option, value in asked.how.items() if option != "search"}
-            ran += charged(*engine_of(name, rng, **sampler), asked, flops=True)
+            try:
+                engine, rows = engine_of(name, rng, **sampler)
+            except ValueError:  # its call does not allow this scheduler
+                continue
+            ran += charged(engine, rows, asked, flops=True)
     assert ran >= 300
 
 

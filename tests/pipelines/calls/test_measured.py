@@ -1,0 +1,51 @@
+"""docs/reference/support.csv says what searches do with the classes of diffusers."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import random
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "reference" / "support.csv"
+
+
+@pytest.fixture
+def support(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("support")
+
+
+def lines() -> list[dict[str, str]]:
+    with PAGE.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_classes_of_diffusers_the_newest_first(support: Any) -> None:
+    names = [line["pipeline"] for line in lines()]
+    assert set(names) <= set(dir(diffusers))
+    assert names == sorted(set(names), key=support.place)
+    assert sum(line["search"] == "equal" for line in lines()) >= 130
+
+
+def test_five_lines_are_measured_again(support: Any) -> None:
+    equal = [line for line in lines() if line["search"] == "equal"]
+    for line in random.Random(0).sample(equal, 5):
+        found = support.measure(line["pipeline"])
+        assert (found.search, found.rows) == (line["search"], line["rows"]), found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BriaPipeline",  # it asks for the very class of its scheduler
+        "QwenImage21Pipeline",  # its pictures are transparent
+    ],
+)
+def test_calls_that_were_refused_once(name: str, support: Any) -> None:
+    assert support.measure(name).search == "equal"
