@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ttsnap.pipelines.calls.joining import holds_memory
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.profiling.flops import count_flops, on_meta
 
@@ -45,9 +46,12 @@ class Dummies:
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""
         key = (id(part), call.method, _shapes(call.args), _shapes(call.kwargs))
-        if key not in self._shown:
-            self._shown[key] = self._show(part, call)
-        return self._shown[key]
+        if key in self._shown:
+            return self._shown[key]
+        shown = self._show(part, call)
+        if not holds_memory((call.args, call.kwargs, shown.made)):  # which each frame's own calls fill and read
+            self._shown[key] = shown
+        return shown
 
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
         found, draws = list[Any](), _Draws()

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -19,6 +20,8 @@ from ttsnap.pipelines.calls.questions import PartCall
 
 INPUTS = ("hidden_states", "sample", "x", "z")
 """What networks and decoders call the argument whose first axis is that of their rows."""
+PLAIN = (Tensor, Generator, bool, int, float, str, np.ndarray, np.generic, torch.dtype, torch.device)
+"""Arguments that stay as they are from call to call."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far a joined result may be from that of a call alone, as a share of the largest value."""
 
@@ -193,6 +196,15 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return [tensor for one in inside for tensor in tensors_in(one)]
+
+
+def holds_memory(value: Any) -> bool:
+    """Whether a value is, or holds, an object of its own kind, as a cache of keys and values that a network fills."""
+    if isinstance(value, Mapping):
+        return any(map(holds_memory, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_memory, value))
+    return not (value is None or isinstance(value, PLAIN))
 
 
 def close(made: Any, alone: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall, stock_scheduler
-from ttsnap.pipelines.calls.joining import rows_of, tensors_in, version_of
+from ttsnap.pipelines.calls.joining import holds_memory, rows_of, tensors_in, version_of
 from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.questions import NOWHERE, Drawn, LatentsPlace, PartCall, Step, permuted
 from ttsnap.pipelines.calls.shared_parts import Processor, changed, dtypes, processors
@@ -102,6 +102,8 @@ class _Run:
     """Those of what networks and decoders were given."""
     hooked: set[str] = field(default_factory=set)
     """Parts in which there were hooks."""
+    filling: set[str] = field(default_factory=set)
+    """Parts that were given objects of their own kind, which they may fill for later calls."""
     processors: dict[str, list[Processor]] = field(default_factory=dict)
     """At the first step."""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
@@ -145,6 +147,8 @@ def rehearse(stock: StockCall) -> Rehearsal:
         raise ValueError(f"search cannot use {name} yet: its steps read {' and '.join(held)}, which is kept from step "
                          "to step")  # fmt: skip
     by_seed, remembers = _depends(replace(stock, places=places), dummies, networks, count)
+    if whole.filling & networks:  # a frame that is led without its networks has an empty cache
+        by_seed = remembers = True
     if count > 1:
         fields = replace(fields, late=_late(replace(stock, places=NOWHERE), dummies, networks, fields))
     last, other = len(whole.times), _run(stock, dummies, candidates, 1)
@@ -274,6 +278,8 @@ def _answer(run: _Run, frame: CallFrame, asked: PartCall, dummies: Dummies, asle
         stock = replace(frame.stock, hooked=frozenset(run.hooked))
         frame.answer(stock.encoded(asked, getattr(real, asked.method)))
         return
+    if holds_memory((asked.args, asked.kwargs)):
+        run.filling.add(asked.part)
     passes = sum(at == index for at, *_ in run.calls)
     given = tensors_in((asked.args, asked.kwargs))
     run.calls.append((index, asked.part, asked.method, rows_of(asked)))

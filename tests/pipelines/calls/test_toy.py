@@ -23,7 +23,7 @@ from ttsnap.sampling.rng import seeded
 from .toy import ToyCombined, ToyVae, toy
 
 PROMPTS = ["a fox", "three red hens"]
-ALONE = ("", "inline", "veil", "first", "momentum", "mask", "inline veil first momentum mask")
+ALONE = ("", "inline", "veil", "first", "momentum", "cache", "mask", "inline veil first momentum mask")
 BEHAVIOURS = (*ALONE, "duet", "duet first", "duet inline mask", "rows")
 
 
@@ -113,10 +113,10 @@ def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
 def test_only_what_the_call_allows_is_offered(does: str) -> None:
     engine = upgrade(toy()).engine(reward, does=does)
     rehearsed = engine.denoiser.rehearsed
-    assert rehearsed.by_seed == any(word in does for word in (*SEEDED, "momentum"))
-    assert rehearsed.remembers == ("momentum" in does)
+    assert rehearsed.by_seed == any(word in does for word in (*SEEDED, "momentum", "cache"))
+    assert rehearsed.remembers == ("momentum" in does or "cache" in does)
     assert (Need.MIX in engine.offers) == (not rehearsed.by_seed)
-    kept = any(word in does for word in ("inline", "momentum", "rows"))
+    kept = any(word in does for word in ("inline", "momentum", "cache", "rows"))
     assert (Need.RENOISE in engine.offers) != kept
 
 

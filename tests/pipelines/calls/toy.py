@@ -19,6 +19,13 @@ class ToyOutput(BaseOutput):
     audio: Tensor | None = None
 
 
+@dataclass
+class ToyCache:
+    """What a network keeps of its first call, as keys and values of a picture that is edited."""
+
+    first: Tensor | None = None
+
+
 class ToyNet(ModelMixin, ConfigMixin):
     """x, its time and a text's length -> a velocity; beside a sound: one for each."""
 
@@ -27,8 +34,18 @@ class ToyNet(ModelMixin, ConfigMixin):
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, text: Tensor, sound: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        sound: Tensor | None = None,
+        cache: ToyCache | None = None,
+    ) -> Any:
         moved: Tensor = torch.tanh(self.layer(hidden_states) + text[:, None, None, None])
+        if cache is not None:
+            cache.first = moved if cache.first is None else cache.first
+            moved = moved + 0.5 * cache.first
         moved = moved * (1 + timestep.float().view(-1, 1, 1, 1) / 1000)
         if sound is None:
             return moved
@@ -88,10 +105,11 @@ class ToyPipeline(DiffusionPipeline):
         if "rows" in does:
             x = torch.cat([x, x])  # as DiT does for its guidance
         text = torch.tensor([len(prompt) / 10]).expand(len(x))
+        cache = ToyCache() if "cache" in does else None
         sound = self.prepare_sound_latents(generator) if "duet" in does else None
         for t, beside in zip(self.scheduler.timesteps, other.timesteps, strict=True):
             given = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
-            out = self.transformer(given + 0.3 * veil + noise + first, t.expand(len(x)), text, sound)
+            out = self.transformer(given + 0.3 * veil + noise + first, t.expand(len(x)), text, sound, cache)
             out, heard = out if isinstance(out, tuple) else (out, None)
             if "rows" in does:
                 out = out.mean(0, keepdim=True).expand_as(out)
