@@ -23,6 +23,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.files.pictured import opened
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.drafts import DraftCall, DraftRow, Told, draft_call, reads_arrival
+from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.ends import End
 from ttsnap.pipelines.calls.frame import CallFrame, StockCall
 from ttsnap.pipelines.calls.hub import ONE_BY_ONE, Hub
@@ -149,9 +150,16 @@ class CallsDenoiser(PipelineDenoiser):
         raise AssertionError("each form is refused or made")
 
     def _rehearsed(self) -> Rehearsal:
-        self._typical = self._stock_call(Prompt(TYPICAL))
+        typical = self._stock_call(Prompt(TYPICAL))
+        self._typical = replace(typical, dummies=Dummies(self._shown(typical)))
         with torch.no_grad():
             return rehearse(self._typical)
+
+    def _shown(self, call: StockCall) -> dict[Any, Any]:
+        """What calls of the pipeline's parts make, which is kept with the pipeline while its parts are the same."""
+        parts = list(call.modules.values())
+        memo: flops.Memo = self.pipe._search_memo
+        return memo.of(("shown", *map(weakref.ref, parts), *map(flops.filling, parts)))
 
     def _are_pictures(self, tensors: Any) -> bool:
         """Whether tensors that the call returned show what its arrays do, in [0, 1]."""

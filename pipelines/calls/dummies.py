@@ -7,6 +7,7 @@ the networks without weights, on the meta device, which also count FLOPs.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,12 +32,12 @@ class Shown(NamedTuple):
 
 
 class Dummies:
-    """Of one call of a pipeline."""
+    """Of one call of a pipeline. shown: what others of the same networks have seen, and where this one adds to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: dict[Any, Shown] | None = None) -> None:
         self._copies: dict[int, tuple[nn.Module, nn.Module]] = {}
         """Copies without weights, by the id of a part, which is held."""
-        self._shown: dict[Any, Shown] = {}
+        self._shown: dict[Any, Shown] = {} if shown is None else shown
 
     def of(self, part: nn.Module, call: PartCall, fill: float = 0.0) -> Any:
         """What this call of a part makes, filled with a ramp up to this number, which tells rows apart."""
@@ -45,7 +46,7 @@ class Dummies:
 
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""
-        key = (id(part), call.method, _shapes(call.args), _shapes(call.kwargs))
+        key = (weakref.ref(part), call.method, _shapes(call.args), _shapes(call.kwargs))
         if key in self._shown:
             return self._shown[key]
         shown = self._show(part, call)

@@ -141,10 +141,10 @@ def setting_of(denoiser: Any, decoder: str) -> tuple[Hashable, ...]:
     """What the cost and the memory of a row depend on: networks, size, passes, length of texts."""
     parts = (denoiser.net, denoiser.pipe.vae if decoder == "decode" else denoiser.pipe.preview_vae)
     call = (denoiser.layout.height, denoiser.layout.width, denoiser.passes_per_nfe, denoiser.text_length)
-    return (*(weakref.ref(part) for part in parts), *map(_filling, parts), *call)
+    return (*(weakref.ref(part) for part in parts), *map(filling, parts), *call)
 
 
-def _filling(part: Any) -> tuple[Any, ...]:
+def filling(part: Any) -> tuple[Any, ...]:
     """What may change within a network: the number of weights, and the names of active LoRA adapters."""
     size = sum(parameter.numel() for parameter in part.parameters())
     try:
