@@ -130,6 +130,10 @@ class SearchMixin:
         """What a call with these arguments does, where that is not to make images from text alone."""
         return None
 
+    def needs_picture(self) -> bool:
+        """Whether its call needs a picture."""
+        return False
+
     def frames_every(self) -> int | None:
         """How many frames of a video one latent frame stands for; None where it makes images."""
         return None

@@ -85,6 +85,7 @@ class CallsDenoiser(PipelineDenoiser):
         self._prompts, self._calls = list[Prompt](), list[StockCall]()
         self._draft_calls = dict[tuple[int, float | None, bool], tuple[Any, DraftCall]]()
         self._numbers, self._seeded = dict[tuple[int, int], int](), list[Condition]()
+        self._check_lists(vars(call))
         self._given = self._set_guiders(opened(vars(call)))
         self._unseen = self._unheard = frozenset[str]()
         self.rehearsed = rehearsed = self._in_a_form_that_it_makes()
@@ -130,12 +131,20 @@ class CallsDenoiser(PipelineDenoiser):
         made = []
         with quiet(loops.LOGGER), torch.no_grad():
             for given in (call, {**call, **first}):
-                seen._given = {**seen._set_guiders(opened(given)), "output_type": FORMS[0]}
                 try:
+                    seen._given = {**seen._set_guiders(opened(given)), "output_type": FORMS[0]}
                     made.append(first_shapes(seen._stock_call(Prompt(TYPICAL))))
                 except Exception:
                     return True
         return made[0] != made[1]
+
+    def _check_lists(self, call: Mapping[str, Any]) -> None:
+        """ValueError for several pictures where the stock call takes one for each image."""
+        several = pictures_for(call)
+        if several and self.takes_one_each(self.pipe, call):
+            task = self.pipe.task_of(call)
+            counts = " and ".join(f"one {name}, got {len(values)}" for name, values in several.items())
+            raise ValueError(f"{task} takes for each prompt {counts}")
 
     def _in_a_form_that_it_makes(self) -> Rehearsal:
         """The rehearsal of the call with the first of FORMS that it does not refuse."""
@@ -296,6 +305,7 @@ class CallsDenoiser(PipelineDenoiser):
         call, wanted = self._stopping(self._stock_call(prompt)), self.rehearsed.fields.shapes
         if not prompt.inputs:
             return call
+        self._check_lists({**self._given, **prompt.inputs})
         made = first_shapes(replace(call, places=None, fields=None))
         if made != wanted:
             raise ValueError(

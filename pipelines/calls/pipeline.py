@@ -15,12 +15,12 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.extras import install
 from ttsnap.files.pictured import blanks
 from ttsnap.options.call import NOT_TAKEN
-from ttsnap.pipelines import twin_class
+from ttsnap.pipelines import search_class, twin_class
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.pictures import pictures_for
 from ttsnap.pipelines.calls.rehearsal import main_first, may_denoise
-from ttsnap.pipelines.calls.tasks import task_of
+from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
 
@@ -70,8 +70,26 @@ class SearchCallsMixin(SearchMixin):
         texts = {name: "" for name in listed if "prompt" in name}
         return split, {**call, **blanks(split[0].inputs), **texts}
 
+    def denoiser(self, **call: Any) -> Any:
+        twin = self._from_text(call)
+        if twin is None:
+            return super().denoiser(**call)
+        takes = twin.call_arguments()
+        return twin.denoiser(**{name: value for name, value in call.items() if name in takes})
+
+    def _from_text(self, call: Mapping[str, Any]) -> Any | None:
+        """The search twin for images of text over the same parts, where a call lacks the picture that its own class
+        redraws; None where it does not, or diffusers has no such class."""
+        if "image" not in self.stock_arguments() or call.get("image") is not None:
+            return None
+        kind = class_for(self.stock_class(), TEXT_TO_IMAGE)
+        return None if kind is self.stock_class() else search_class(kind).from_pipe(self)
+
     def task_of(self, call: Mapping[str, object]) -> str | None:
         return task_of(self.stock_arguments(), self.components, call)  # type: ignore[attr-defined]
+
+    def needs_picture(self) -> bool:
+        return self.stock_arguments().get("image") is inspect.Parameter.empty
 
     def frames_every(self) -> int | None:
         if FRAMES not in self.stock_arguments():
@@ -95,8 +113,14 @@ class SearchModularMixin(SearchCallsMixin):
 
     def stock_arguments(self) -> Mapping[str, Any]:
         inputs = self.blocks.inputs  # type: ignore[attr-defined]
-        own = {each.name: each.default for each in inputs if each.name is not None}
+        empty = inspect.Parameter.empty
+        own = {each.name: empty if each.required else each.default for each in inputs if each.name is not None}
         return {**dict.fromkeys(guiders.settings(self)), **own}
+
+    def needs_picture(self) -> bool:
+        blocks: Any = self.blocks  # type: ignore[attr-defined]
+        ways = getattr(blocks, "_workflow_map", None) or {}
+        return super().needs_picture() or (bool(ways) and all("image" in given for given in ways.values()))
 
     @property
     def name_or_path(self) -> str | None:
@@ -135,7 +159,7 @@ def _check_installed(stock: Any) -> None:
     folder = stock.__module__.rpartition(".")[0]
     beside = [module for name, module in list(sys.modules.items()) if name.startswith(f"{folder}.")]
     asks = [module.is_ftfy_available for module in beside if "is_ftfy_available" in vars(module)]
-    if asks and not asks[0]():
+    if not all(available() for available in asks):
         raise ValueError(f"{stock.__name__} cleans prompts by ftfy, which is missing: {install('video')}")
 
 

@@ -80,7 +80,7 @@ ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {"caller": (
     ("url", {"image": None, "url": ["http://127.0.0.1:1/a.png"]}), ("url", {"image": [PICTURE] * 16, "url": URI}),
     (None, {"size": "17x33"}, "33"),
     (None, {"image": [PICTURE] * 2}, "got 2"), (None, {"image": [PICTURE] * 2, "stream": "true"}, "got 2"),
-    (None, {"mask": PICTURE}, "image-to-image"),
+    (None, {"mask": PICTURE}, "settings"),
 ), "videos": (
     ("size", "64x99"), ("seconds", "100"), ("seconds", "-1"), ("seconds", "abc"), ("prompt", {"prompt": None}),
     ("num_frames", {"seconds": "4", "num_frames": 5}, "both"), ("num_frames", 999), ("fps", 0), ("frames", 33),

@@ -15,11 +15,9 @@ from ttsnap.options.sampler import AUTO, SamplerOptions
 from ttsnap.pipelines import recommended
 from ttsnap.pipelines.drafting.own_draft import own_draft
 from ttsnap.pipelines.lora import lora_networks
-from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.reward_models.registry import named, refuse_credentials, without_queries
 from ttsnap.rewards.reward_model import RewardModel
-from ttsnap.sampling.denoiser import Capability
 from ttsnap.service.engines import Engines
 from ttsnap.service.loras import LoraFolder
 
@@ -85,21 +83,13 @@ def offer_of(
         searches,
         dict if loras is None else LoraFolder(Path(loras).expanduser()),
         edits=edits if every is None else "image" in takes,
-        needs_picture=every is not None and _needs_picture(engines.pipe),
+        needs_picture=every is not None and engines.pipe.needs_picture(),
         frames_every=every,
         frame_rate=every is not None and "frame_rate" in takes,
         boundary=engines.pipe.boundary(),
         true_cfg="true_cfg_scale" in takes,
     )
     return with_drafts(offer, draft, engines.pipe, engines.rewards)
-
-
-def _needs_picture(pipe: SearchMixin) -> bool:
-    try:
-        pipe.task_of({})
-    except ValueError:
-        return True
-    return False
 
 
 def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[str, RewardModel]) -> ServingCatalog:
@@ -110,7 +100,7 @@ def with_drafts(offer: ServingCatalog, draft: str, pipe: Any, rewards: Mapping[s
     if drafter is not None:  # errors of a drafter come at once
         pipe.sampling_denoiser(replace(named, draft=drafter), **offer.defaults(offer.model).call)
     if own is None or own.name != drafter:
-        lost = draft == AUTO and Capability.DRAFT in pipe.denoiser_class.cannot and offer.defaults(offer.model).draft
+        lost = draft == AUTO and own is None and offer.defaults(offer.model).draft
         return replace(offer, draft=drafter, undrafted=UNDRAFTED if lost else None)
 
     def drafted(
