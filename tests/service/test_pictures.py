@@ -119,7 +119,7 @@ def test_an_absent_negative_prompt_leaves_a_request_guided(editing: Caller, draw
         return [told["data"][0]["reward"] for told in (edited(editing, drawn[0], **own), editing.made(**own))]
 
     absent, empty, unguided = rewards(), rewards(negative_prompt=""), rewards(guidance_scale=1)
-    assert absent == pytest.approx(empty, abs=1e-6)
+    assert absent == pytest.approx(empty, abs=1e-5)  # a batch rounds otherwise
     assert all(abs(a - b) > 1e-4 for a, b in zip(absent, unguided, strict=True))
 
 
