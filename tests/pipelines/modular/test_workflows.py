@@ -114,7 +114,7 @@ def test_what_cannot_be_is_refused(said: str) -> None:
     ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
     ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
     ("sd3 image2image", {"state": object()}, "values by name"),
-    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "batch size"),
+    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "got 3"),
 ])  # fmt: skip
 def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
