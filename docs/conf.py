@@ -64,7 +64,7 @@ nitpick_ignore_regex = [
     # Aliases of types, which have no entry, and the bounds within them.
     (
         r"py:class",
-        r"rng\.Key|Device|Command|KernelState|CallState|Count|Share|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|re\.Pattern|WIDTH_HEIGHT.*",
+        r"rng\.Key|Device|Command|KernelState|CallState|Count|Share|Positive|Name|Steps|Scale|Quality|Format|Annotated\[.*|re\.compile.*|re\.Pattern|None\.Pattern\..*|WIDTH_HEIGHT.*",
     ),
     (r"py:class", r"inf|[\d.]+(e\+\d+)?"),
     (r"py:class", r"ObjectRef|ObjectRefGenerator|DiffusionPipeline"),  # imported for type checks alone
