@@ -149,7 +149,11 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
         pipe = DiffusionPipeline.from_pretrained(
             model if where is None else where, **{"use_safetensors": True, **options}
         )
-    twin = upgrade(pipe) if task in (None, TEXT) else _search_class_for(type(pipe), task).from_pipe(pipe)
+    if task in (None, TEXT):
+        twin = upgrade(pipe)
+    else:
+        twin = _search_class_for(type(pipe), task).from_pipe(pipe)
+        vars(twin)["task"] = task
     if ours is not None:
         twin.check_prompt = ours.world.parse
     return twin

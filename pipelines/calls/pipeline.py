@@ -36,6 +36,8 @@ class SearchCallsMixin(SearchMixin):
     """First base of the search twin of a pipeline that no family knows, before its stock class."""
 
     denoiser_class: ClassVar[Any] = CallsDenoiser
+    task: str | None = None
+    """What it was loaded for, where that was said: it then makes images of text, too."""
 
     def stock_call(self) -> Callable[..., Any]:
         """The stock call, of the pipeline and arguments by name."""
@@ -80,7 +82,7 @@ class SearchCallsMixin(SearchMixin):
     def _from_text(self, call: Mapping[str, Any]) -> Any | None:
         """The search twin for images of text over the same parts, where a call lacks the picture that its own class
         redraws; None where it does not, or diffusers has no such class."""
-        if "image" not in self.stock_arguments() or call.get("image") is not None:
+        if self.task is None or "image" not in self.stock_arguments() or call.get("image") is not None:
             return None
         kind = class_for(self.stock_class(), TEXT_TO_IMAGE)
         return None if kind is self.stock_class() else search_class(kind).from_pipe(self)
