@@ -37,8 +37,8 @@ CLAIM = """
 `ttsnap check MODEL`, and [send what it wrote](contributing.md).
 GO, NO-GO and undecided count alike. Other models and cards are as welcome.
 
-**A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the figures, and
-whether the files name a path, a host, a user or a key.
+**A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the
+figures, and whether the files name a path, a host, a user or a key.
 """
 MODELS = {
     "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
