@@ -44,6 +44,7 @@ from ttsnap.core.moves import Move, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
 from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
 from ttsnap.loop.search import search
@@ -174,12 +175,15 @@ def against_live(drafted: Recording, engine: LiveEngine, budget: Budget, n: int,
 
     played: searches of the recorded seeds in random order."""
     algorithm, prompts, seed = SeedPruning(draft_calls=1), drafted.prompts, drafted.first_seed
-    live = search(prompts, algorithm, engine, budget, utility=SOFT, seed=seed)
-    replayed = search(prompts, algorithm, ReplayEngine(drafted), budget, utility=SOFT, seed=seed)
+    live = search(prompts, algorithm, engine, budget, selection=Selection(utility=SOFT), seed=seed)
+    replayed = search(prompts, algorithm, ReplayEngine(drafted), budget, selection=Selection(utility=SOFT), seed=seed)
     alike = [x.best.seed == y.best.seed and x.spent.cost == y.spent.cost and
              [(m["uids"], m["stop"]) for m in x.trace] == [(m["uids"], m["stop"]) for m in y.trace]
              for x, y in zip(live, replayed, strict=True)]  # fmt: skip
-    other = [search(prompts, algorithm, engine, budget, utility=SOFT, seed=seed + (i + 1) * APART) for i in range(n)]
+    other = [
+        search(prompts, algorithm, engine, budget, selection=Selection(utility=SOFT), seed=seed + (i + 1) * APART)
+        for i in range(n)
+    ]
     right = np.array([[r.best.scores[REWARDS[1]] for r in found] for found in other])
     lead = right.mean(0) - played.scores[:, played.budgets.index(budget), 1]
     whole, error = right.mean(0), len(prompts) ** -0.5

@@ -31,6 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
 from ttsnap.loop.dry import DryEngine
 from ttsnap.pipelines import load
 from ttsnap.reward_models.likeness import make_likeness
@@ -167,7 +168,9 @@ def main() -> None:
                 for seed in range(a.seeds):
                     order = np.random.default_rng([number, seed]).permutation(a.pool)
                     engine = PoolEngine(live[draft], pool, features, order)
-                    (found,) = search([prompt], algorithm, engine, f"{nfe}nfe", keep=a.keep, diversity=weight)
+                    (found,) = search(
+                        [prompt], algorithm, engine, f"{nfe}nfe", selection=Selection(keep=a.keep, diversity=weight)
+                    )
                     kept = order[[candidate.seed for candidate in found.images]]
                     pairs = np.triu_indices(len(kept), 1)
                     far = [matrix[np.ix_(kept, kept)][pairs].mean() for matrix in (apart, between)]

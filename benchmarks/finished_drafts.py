@@ -34,6 +34,7 @@ from ttsnap import BestOfN, Budget, SeedPruning, __version__, scenes, search, si
 from ttsnap.core.metrics import spearman
 from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.options.record import RecordOptions
@@ -145,7 +146,7 @@ def recorded(
         "rank correlation with its draft": told(ranks[np.isfinite(ranks)]),
     }
     if a.alike:
-        many = search(prompts, BestOfN(a.alike), engine, keep=a.alike)
+        many = search(prompts, BestOfN(a.alike), engine, selection=Selection(keep=a.alike))
         row["distance between images"] = told(np.array([apart([c.pixels for c in r.images]) for r in many]))
     return made, row
 
@@ -158,7 +159,7 @@ def live(pipe: Any, way: str, prompts: list[str], cap: int, a: argparse.Namespac
                          finish=finish, **call)  # fmt: skip
     if cap < engine.price.evaluations(image_cost(engine.grid, 3, engine.price)):
         return {}
-    results = search(prompts, SeedPruning(), engine, Budget(nfe=cap), utility=SOFT, seed=10_000)
+    results = search(prompts, SeedPruning(), engine, Budget(nfe=cap), selection=Selection(utility=SOFT), seed=10_000)
     return {
         "one image by": way,
         "NFE": cap,

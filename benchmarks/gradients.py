@@ -26,6 +26,7 @@ from runs import SETTINGS, cell, diversity, flops_of, parser, read, winners, wri
 
 from ttsnap import make_algorithm, search
 from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import make
 from ttsnap.files.writing import markdown
 from ttsnap.pipelines import load
@@ -107,7 +108,9 @@ def run(pipe: Any, name: str, nfe: int, seed: int, prompts: list[str], metrics: 
     engine = pipe.engine(rewards, batch_size=a.batch_size, **{k: v for k, v in how.items() if k != "watched"}, **call)
     budget, utility = flops_of(nfe, pipe.engine(a.reward, **call)), make([1.0, 0.0] if watched else "mean")
     begin = time.perf_counter()
-    results = search(prompts, make_algorithm(build(nfe)), engine, budget, utility=utility, seed=seed * 100_000)
+    results = search(
+        prompts, make_algorithm(build(nfe)), engine, budget, selection=Selection(utility=utility), seed=seed * 100_000
+    )
     found = {**winners(results, metrics), "seconds": time.perf_counter() - begin, "engine_seconds": engine.timings}
     return {**found, **(changed(results) if watched else {})}
 

@@ -34,7 +34,8 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Price, Rates
-from ttsnap.core.particles import Particles, Utility
+from ttsnap.core.particles import Particles
+from ttsnap.core.utility import Utility
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.folder import load_recording
 from ttsnap.recordings.replay import Recording, ReplayEngine
@@ -64,7 +65,7 @@ class Trusting(PriceOfCompute):
         f, rows = self.forecast, np.arange(len(state.stage))
         uid = particles.moved[:, 0]
         j = np.clip(state.stage[rows, uid], 0, len(f.checks) - 1)
-        x = particles.utility(particles.scores[:, :, f.steps])  # (B, n, d), nan where not looked at
+        x = particles.selection.values(particles.scores[:, :, f.steps])  # (B, n, d), nan where not looked at
         after = super()._learn(state, particles)
         if self.known is None:
             seen = np.nan_to_num(x[rows, uid] - after.mean)

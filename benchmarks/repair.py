@@ -26,6 +26,7 @@ from arguments import add_dtype
 from torch import Tensor
 
 from ttsnap import BestOfN, Budget, SeedPruning, __version__, search
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
 from ttsnap.files.writing import markdown
 from ttsnap.pipelines import defaults, load
@@ -67,7 +68,14 @@ def main() -> None:
     right: dict[str, list[np.ndarray]] = {}
     children: list[np.ndarray] = []
     for seed in a.seeds:
-        half = search(prompts, SeedPruning(), engine, Budget(nfe=a.budget // 2), utility=SOFT, seed=seed, keep=2)
+        half = search(
+            prompts,
+            SeedPruning(),
+            engine,
+            Budget(nfe=a.budget // 2),
+            selection=Selection(utility=SOFT, keep=2),
+            seed=seed,
+        )
         right.setdefault("the first half", []).append(np.array([r.best.scores["scenes-strict"] for r in half]))
         images = [[image.seed for image in r.images] for r in half]
         spent = np.array([engine.price.evaluations(r.spent.cost) for r in half])
@@ -75,7 +83,9 @@ def main() -> None:
         right.setdefault("repair", []).append(found)
         children.append(verdicts)
         for name in a.methods:
-            whole = search(prompts, METHODS[name], engine, Budget(nfe=a.budget), utility=SOFT, seed=seed)
+            whole = search(
+                prompts, METHODS[name], engine, Budget(nfe=a.budget), selection=Selection(utility=SOFT), seed=seed
+            )
             right.setdefault(name, []).append(np.array([r.best.scores["scenes-strict"] for r in whole]))
         report(a, right, np.concatenate(children))
 

@@ -31,6 +31,7 @@ from ttsnap import BestOfN, Budget, SeedPruning, __version__
 from ttsnap.core.grid import Task
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Event, Spent
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import Utility, weighted
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.search import search
@@ -199,9 +200,14 @@ def plot(
                 finished.append(event)
 
         (found,) = search(
-            [shown.prompt], named[name], engine, shown.budget, utility=first(engine.reward_names), seed=shown.seed,
+            [shown.prompt],
+            named[name],
+            engine,
+            shown.budget,
+            selection=Selection(first(engine.reward_names)),
+            seed=shown.seed,
             on_event=listen,
-        )  # fmt: skip
+        )
         winner = found.best.uid
         rows.append((name, found.spent, sorted(finished, key=lambda e: (e.uids[0] != winner, -e.scores[0]))))
     images = [[still(event.image) for event in finished] for _, _, finished in rows]

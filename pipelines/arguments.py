@@ -21,6 +21,7 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Option, changed, options_of, same, taken
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.pipeline_copy import registered
 from ttsnap.request.request import checked_seed
 
@@ -32,12 +33,13 @@ class SearchArguments(NamedTuple):
     sampler: SamplerOptions
     batches: BatchOptions
     devices: DeviceOptions = DeviceOptions()
+    selection: SelectionOptions = SelectionOptions()
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> SearchArguments:
         """From the arguments of a call, out of which they are taken; those that are not there at their defaults."""
         how = taken(SearchOptions, given), taken(SamplerOptions, given), taken(BatchOptions, given)
-        return cls(*how, taken(DeviceOptions, given))
+        return cls(*how, taken(DeviceOptions, given), taken(SelectionOptions, given))
 
     @property
     def changed(self) -> list[str]:
@@ -46,9 +48,8 @@ class SearchArguments(NamedTuple):
         return [name for name in given if name != "draft" or self.sampler.draft is not None]
 
 
-DECLARED = [
-    option for kind in (SearchOptions, SamplerOptions, BatchOptions, DeviceOptions) for option in options_of(kind)
-]
+KINDS = (SearchOptions, SelectionOptions, SamplerOptions, BatchOptions, DeviceOptions)
+DECLARED = [option for kind in KINDS for option in options_of(kind)]
 """The search arguments: what each is called, its default, and the words that explain it."""
 
 

@@ -16,13 +16,14 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import taken
 from ttsnap.options.sampler import DRAFT, Finish, SamplerOptions
+from ttsnap.options.selection import listed
 from ttsnap.pipelines import arguments, output, pipeline_copy
 from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import decisions_of, run
 from ttsnap.pipelines.variety import couple_seeds, noise_prompts
-from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare, reward_tuple
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.drafts import fitting, sized
@@ -163,7 +164,7 @@ class SearchMixin:
         """
         how = taken(SamplerOptions, given), taken(EngineOptions, given)
         call = defaults_of(self).completed(given)
-        return self.engine_of(EngineSpec(model_of(self), reward_tuple(reward), *how, call), network)
+        return self.engine_of(EngineSpec(model_of(self), listed(reward), *how, call), network)
 
     def engine_of(self, spec: EngineSpec, network: SharedDenoiser | None = None) -> LiveEngine:
         """The engine of a spec, whose call is complete, as above."""
@@ -229,18 +230,13 @@ class SearchMixin:
         with arguments.drawn(arguments.source_of(wanted.seed, generator, len(prompts) * keep)) as seed:
             request = SearchRequest(
                 tuple(prompts),
-                EngineSpec(model_of(self), reward_tuple(wanted.reward), asked.sampler, batch, call),
+                EngineSpec(model_of(self), listed(wanted.reward), asked.sampler, batch, call),
                 wanted.search,
                 Budget.parse(wanted.budget, wanted.effort),
                 seed,
                 keep,
                 shared=wanted.shared,
-                utility=wanted.utility,
-                report=reward_tuple(wanted.report),
-                diverse=wanted.diverse,
-                diversity=wanted.diversity,
-                likeness=wanted.likeness,
-                require=reward_tuple(wanted.require),
+                selection=asked.selection,
             )
             search = prepare(request, decisions_of(self))
             stock_call |= search.engine.call

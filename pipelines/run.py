@@ -66,9 +66,8 @@ def run(
     wanted = replace(
         search, prompts=tuple(prompts), engine=replace(search.engine, call=shared), eager=on_event is not None
     )
-    if search.request.report:
-        report = make_rewards(search.request.report, device=pipe._execution_device)
-        wanted = replace(wanted, request=replace(search.request, report=tuple(report)))
+    if reported := search.request.selection.reported:
+        wanted = wanted.reporting(make_rewards(reported, device=pipe._execution_device))
     told = replace(wanted, engine=search.engine)
 
     def stops() -> bool:
@@ -103,7 +102,7 @@ def run_on(
     recorder: keeps thumbnails for the results; None for none. told: as of `finished`. ValueError where reports cannot
     see what is made.
     """
-    shown_of(denoiser, search.engine.batch.frames).check(search.request.report)
+    shown_of(denoiser, search.engine.batch.frames).check(search.request.selection.reported)
     latents = FinishedLatents(engine.grid.steps) if "latents" in search.engine.batch.keep else None
     heard = [each for each in (recorder, latents, *listeners) if each is not None]
     found = searched(search.prompts, search, engine, heard, should_stop)
@@ -127,7 +126,7 @@ def finished(
     denoiser: encodes what is edited for rewards that need it. told: the search that the record names, where
     that is another.
     """
-    report, frames = search.request.report, search.engine.batch.frames
+    report, frames = search.request.selection.reported, search.engine.batch.frames
     results, flags = output.checked(pipe, found)
     if report:
         sources = [None] * len(results) if denoiser is None else output.sources_of(denoiser, search.prompts, report)

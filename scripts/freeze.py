@@ -330,6 +330,7 @@ def drawn() -> dict[str, Any]:
     from tests.counted import Brightness, Counted
     from tests.scripted import Scripted, noisy
     from ttsnap import Budget, make_algorithm, search
+    from ttsnap.core.selection import Selection
     from ttsnap.engine.live import LiveEngine
     from ttsnap.options.engine import EngineOptions
     from ttsnap.sampling.kernels import KERNELS
@@ -354,7 +355,9 @@ def drawn() -> dict[str, Any]:
         told: Any
         try:
             made = make_algorithm(name, **options)
-            results = search(prompts, made, engine, Budget(**caps), seed=seed, keep=keep, shared=shared)
+            results = search(
+                prompts, made, engine, Budget(**caps), seed=seed, selection=Selection(keep=keep), shared=shared
+            )
             told = [response_fields(result) for result in results]
         except (ValueError, RuntimeError) as error:
             told = str(error)

@@ -7,6 +7,7 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Candidate, Event, Result, show_by
+from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import search
 from ttsnap.version import __version__
@@ -21,6 +22,7 @@ __all__ = [
     "Prompt",
     "Result",
     "SeedPruning",
+    "Selection",
     "make_algorithm",
     "search",
     "__version__",

@@ -22,6 +22,7 @@ from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core import Task
+from ttsnap.core.selection import Selection
 
 from ..scripted import Scripted, noisy  # noqa: TID252
 
@@ -84,7 +85,7 @@ def test_checks_by_level_at_the_end_of_a_coarse_grid_are_dropped(name: str, step
 
 @pytest.mark.parametrize(("nfe", "images"), [(400, 6), (45, 2)])
 def test_as_many_survive_as_are_to_be_kept(nfe: int, images: int) -> None:
-    (result,) = search([""], SeedPruning(), Scripted(noisy(0), grid=GRID), f"{nfe}nfe", keep=6)
+    (result,) = search([""], SeedPruning(), Scripted(noisy(0), grid=GRID), f"{nfe}nfe", selection=Selection(keep=6))
     assert len(result.images) == images
     assert images == 6 or "6 images" in result.warnings[-1]
 

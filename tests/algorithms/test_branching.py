@@ -15,6 +15,7 @@ from ttsnap.algorithms.rbf import RBF
 from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.core import Need, Price, Rates, fresh, perturb
+from ttsnap.core.selection import Selection
 
 from ..scripted import Played, Score, Scripted, noisy, ranked  # noqa: TID252
 
@@ -166,7 +167,7 @@ def test_scoring_and_finishing_are_planned_for() -> None:
 
 def test_top_noises() -> None:
     score = noisy(4)
-    (result,) = search([""], TopNoises(10, 3), Scripted(score), keep=2)
+    (result,) = search([""], TopNoises(10, 3), Scripted(score), selection=Selection(keep=2))
     top = sorted(range(10), key=lambda u: -score(u, 0))[:3]
     assert result.spent.nfe == 10 + 3 * 7
     assert sorted(np.flatnonzero(result.particles.finished).tolist()) == sorted(top)

@@ -12,6 +12,7 @@ import pytest
 from tests.cover import each_once
 from ttsnap import Event, Result, SeedPruning, make_algorithm, search
 from ttsnap.algorithms.by_hand import BEST, DROP, FINISH, ByHand, UserCommand
+from ttsnap.core.selection import Selection
 from ttsnap.request.allowlist import OFFERED
 
 
@@ -21,8 +22,11 @@ def hand(when: Callable[[Event], Sequence[UserCommand]]) -> tuple[list[UserComma
     return said, lambda event: said.extend(when(event))
 
 
-def run(engine: Callable[..., Any], algorithm: Any, budget: str | None = "150nfe", **more: Any) -> Result:
-    return search(["a"], algorithm, engine(prompts=1, kernel="sde"), budget, **more)[0]
+def run(
+    engine: Callable[..., Any], algorithm: Any, budget: str | None = "150nfe", keep: int = 1, **more: Any
+) -> Result:
+    made = engine(prompts=1, kernel="sde")
+    return search(["a"], algorithm, made, budget, selection=Selection(keep=keep), **more)[0]
 
 
 @pytest.mark.parametrize("name", OFFERED)

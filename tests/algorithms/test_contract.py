@@ -31,6 +31,7 @@ from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core import Algorithm, Need
 from ttsnap.core.looks import estimates
 from ttsnap.core.requirement import Gate
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.rewards import RewardError
 
@@ -119,8 +120,10 @@ def test_books_balance_and_the_best_that_meet_a_requirement_are_returned(
     rewards = [Coarse("one", nan if least is None else 0, broken if least is None else 0, spared=True),
                Brightness("two", 0 if least is None else min(nan, 0.3), spared=True)]  # fmt: skip
     gate = None if least is None else Gate.of([f"two>={least}"], ["one", "two"], counted=1)
-    results, started = played(engine, build(name), rewards, budget, shared=shared, prompts=prompts, after=after,
-                              keep=keep, gate=gate, **how)  # fmt: skip
+    selection = Selection(keep=keep, gate=gate)
+    results, started = played(
+        engine, build(name), rewards, budget, shared=shared, prompts=prompts, after=after, selection=selection, **how
+    )
     assert started
     assert after is not None or len(started) == prompts
     assert least is not None or all(results[job].images for job in started)
@@ -175,7 +178,9 @@ def test_any_cut_leaves_images_within_the_budget_and_little_of_it(
     algorithm: Algorithm, nfe: int, cap: str, fail: float, keep: int
 ) -> None:
     """On an engine of scores alone, which makes each search in a millisecond or a few."""
-    (result,) = search([""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe{cap}", keep=keep)
+    (result,) = search(
+        [""], algorithm, Scripted(noisy(nfe, fail), STEPS), f"{nfe}nfe{cap}", selection=Selection(keep=keep)
+    )
     assert 1 <= len(result.images) <= keep
     assert STEPS <= result.spent.nfe <= nfe
     assert not cap or result.spent.cost.decodes <= 9
@@ -211,7 +216,7 @@ def test_batch_and_company_change_nothing(
         live = fitting(engine, algorithm, [Coarse(nan=nan)], size)
         denoiser: Any = live.denoiser
         denoiser._by_prompt = denoiser._by_prompt[[PROMPTS.index(p) for p in prompts]]
-        return search(prompts, algorithm, live, Budget(nfe=nfe), keep=keep, seed=seed)
+        return search(prompts, algorithm, live, Budget(nfe=nfe), selection=Selection(keep=keep), seed=seed)
 
     try:
         together, again, alone = run(PROMPTS[:2], batch), run(PROMPTS[:2], batch), run(PROMPTS[1:2], 1)
@@ -230,7 +235,7 @@ def test_batch_and_company_change_nothing(
 def test_a_requirement_that_all_images_meet_changes_nothing(engine: Any, name: str, shared: bool) -> None:
     def run(gate: Gate | None, rewards: list[Any]) -> list[Result]:
         live = fitting(engine, build(name), rewards, 4)
-        return search(PROMPTS, build(name), live, Budget(nfe=60), keep=2, shared=shared, gate=gate)
+        return search(PROMPTS, build(name), live, Budget(nfe=60), selection=Selection(keep=2, gate=gate), shared=shared)
 
     one = Coarse("one")
     plain, same = run(None, [one]), run(Gate.of(["one>=-9"], ["one"]), [one])

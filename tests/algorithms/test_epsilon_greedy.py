@@ -15,6 +15,7 @@ from tests.counted import Brightness
 from ttsnap import Grid, search
 from ttsnap.algorithms.epsilon_greedy import EpsilonGreedy
 from ttsnap.core import Kind, Move, Need, Particles, Rows, advance, fresh, perturb
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
@@ -66,7 +67,7 @@ def test_near_noise_is_a_mixture_with_that_of_a_sibling(engine: Any, at: int) ->
         denoiser = engine().denoiser
         kernel = Watched(denoiser.path, denoiser.times)
         live = LiveEngine(denoiser, [Brightness()], EngineOptions(batch), kernel=kernel)
-        (result,) = search(["a"], script, live, seed=7, keep=3)
+        (result,) = search(["a"], script, live, seed=7, selection=Selection(keep=3))
         assert result.particles.parent.tolist() == [-1, 0, 0, 0, 0, 0]
         # The evaluation at the parent is paid once, whoever uses it.
         assert result.spent.nfe == live.nfe == at + 1 + 5 + 2 * (6 - at) + 7 - at

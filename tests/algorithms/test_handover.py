@@ -23,6 +23,7 @@ from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.verifier_threshold import VerifierThreshold
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.core import Task, fresh, utility
+from ttsnap.core.selection import Selection
 
 from ..scripted import Played, Scripted, noisy  # noqa: TID252
 
@@ -66,14 +67,14 @@ def test_pruning_takes_its_share_of_the_budget(nfe: int) -> None:
 @pytest.mark.parametrize("algorithm", [RBF(2), VerifierThreshold(2), NoiseAscent(rounds=2)], ids=lambda a: name_of(a))
 def test_ranks_among_images_are_refused_where_one_is_valued_by_itself(algorithm: Any) -> None:
     with pytest.raises(ValueError, match=f"rank_sum .* {name_of(algorithm)}"):
-        search([""], algorithm, Scripted(noisy(1)), "90nfe", utility=utility.rank_sum)
+        search([""], algorithm, Scripted(noisy(1)), "90nfe", selection=Selection(utility=utility.rank_sum))
 
 
 def test_what_the_first_search_rejects_is_neither_refined_nor_returned() -> None:
     """As noise-ascent rejects what other rewards dislike."""
     rejecting = Played((lambda p: fresh(4, 8), lambda p: dataclasses.replace(fresh(0, 0), reject=p.ranked()[:1])))
     worse = Scripted(lambda uid, step: -float(uid))
-    (result,) = search([""], Refined(rejecting, ZeroOrder(rounds=3, n=2)), worse, "200nfe", keep=9)
+    (result,) = search([""], Refined(rejecting, ZeroOrder(rounds=3, n=2)), worse, "200nfe", selection=Selection(keep=9))
     first, *after = result.trace
     assert set(first["parents"]) == {-1}
     assert set(after[0]["parents"]) == {1}  # the second best

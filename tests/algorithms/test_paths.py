@@ -14,6 +14,7 @@ from ttsnap.algorithms.depth_first import DepthFirst
 from ttsnap.algorithms.search_over_paths import SearchOverPaths
 from ttsnap.algorithms.tree import BestFirst
 from ttsnap.algorithms.zero_order import ZeroOrder
+from ttsnap.core.selection import Selection
 
 from ..scripted import Scripted, noisy, ranked  # noqa: TID252
 
@@ -75,7 +76,7 @@ def test_search_over_paths_in_steps() -> None:
 
 def test_search_over_paths_keeps_as_many_streams_as_images(engine: Any) -> None:
     """The sampler draws no noise: candidates differ by what noised them."""
-    (result,) = search(["a"], SearchOverPaths(1), engine(), keep=5)
+    (result,) = search(["a"], SearchOverPaths(1), engine(), selection=Selection(keep=5))
     assert len({c.reward for c in result.images}) == 5
 
 

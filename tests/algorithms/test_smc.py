@@ -20,6 +20,7 @@ from ttsnap import Grid, make_algorithm, search
 from ttsnap.algorithms.smc.resampling import RESAMPLERS, ess, log_sum_exp, normalised, temper_by_ess
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core import Outcome, Plan, Task
+from ttsnap.core.selection import Selection
 from ttsnap.loop.dry import DryEngine
 
 GRID = Grid(tuple(np.linspace(1, 0, 7)))
@@ -155,7 +156,7 @@ def test_estimates_are_unbiased(potential: str, temper: str, resampler: str, thr
     lam = 0.4 if potential == "sum" else 1.0  # the sum's weights have heavy tails
     algorithm = Watched(12, lam, potential, temper, None, resampler, threshold, shrink=shrink, **everywhere)
     chain, runs = Chain(lambda x: 2.0 - 0.3 * (x - 1) ** 2), 300
-    search([f"{i}" for i in range(runs)], algorithm, chain, utility=first_reward)
+    search([f"{i}" for i in range(runs)], algorithm, chain, selection=Selection(utility=first_reward))
     assert len(algorithm.seen) == runs
     c = 0.6 * lam  # exp(2 lam - c (x - 1)^2 / 2)
     precision = 1 / chain.variance + c
@@ -170,7 +171,7 @@ def test_estimates_are_unbiased(potential: str, temper: str, resampler: str, thr
 @pytest.mark.parametrize("temper", TEMPERS)
 def test_without_resampling_weights_are_those_of_the_finished_reward(potential: str, temper: str) -> None:
     algorithm = Watched(7, 3.0, potential, temper, ess=0.0, **everywhere)
-    search(["a"], algorithm, Chain(lambda x: x - 40), utility=first_reward)
+    search(["a"], algorithm, Chain(lambda x: x - 40), selection=Selection(utility=first_reward))
     ((state, scores),) = algorithm.seen
     np.testing.assert_allclose(state.logw, 3.0 * scores[:, 0] - np.log(7), atol=1e-9)
     np.testing.assert_allclose(state.total, 3.0 * scores[:, 0], atol=1e-9)
@@ -182,7 +183,7 @@ def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str)
     found = []
     for shift in (0.0, 1e4, -1e4):
         algorithm = Watched(16, 2.0, potential, temper, **everywhere)
-        (result,) = search(["a"], algorithm, Chain(lambda x, c=shift: x + c), utility=first_reward)
+        (result,) = search(["a"], algorithm, Chain(lambda x, c=shift: x + c), selection=Selection(utility=first_reward))
         found.append((algorithm.seen[0][0], [(m["parents"], m["uids"], m["drop"]) for m in result.trace]))
     for (state, moves), shift in zip(found[1:], (1e4, -1e4), strict=True):
         assert moves == found[0][1]
@@ -193,7 +194,7 @@ def test_adding_to_all_rewards_changes_nothing_else(potential: str, temper: str)
 
 def test_copies_come_apart(engine: Any) -> None:
     greedy = SMC(6, 1e6, "current", "constant", ess=1.0, every=2, first=1.0, last=0.0)
-    (result,) = search(["a"], greedy, engine(kernel="ddim"), keep=6)
+    (result,) = search(["a"], greedy, engine(kernel="ddim"), selection=Selection(keep=6))
     assert len(set(result.trace[-1]["parents"])) == 1
     assert len(torch.unique(torch.stack([c.image for c in result.images]), dim=0)) == 6
 
@@ -226,7 +227,7 @@ def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) ->
         "always": lambda uids, stop: stop >= 0,
     }[rule]
     algorithm = Watched(8, 1.0, potential, temper, **everywhere)
-    (result,) = search(["a"], algorithm, Failing(missing), utility=first_reward, keep=2)
+    (result,) = search(["a"], algorithm, Failing(missing), selection=Selection(utility=first_reward, keep=2))
     state, _ = algorithm.seen[0]
     assert result.images
     assert not np.isnan(state.logw).any()
@@ -242,7 +243,7 @@ def test_missing_scores_weigh_nothing(potential: str, temper: str, rule: str) ->
 
 def test_the_funnel_narrows() -> None:
     algorithm = Watched(40, 1.0, shrink=0.25, **everywhere)
-    (result,) = search(["a"], algorithm, Chain(linear), utility=first_reward)
+    (result,) = search(["a"], algorithm, Chain(linear), selection=Selection(utility=first_reward))
     assert [len(m["uids"]) for m in result.trace] == [40, 30, 23, 17, 13, 10]
 
 

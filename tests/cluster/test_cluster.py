@@ -19,6 +19,7 @@ from ttsnap.core.needs import Need
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.clock import RequestClock
@@ -161,7 +162,7 @@ def test_a_device_without_memory_for_a_row_ends_the_search_with_what_was_found(m
         return live
 
     cluster = ClusterEngine(LocalPool(cramped, 2))
-    (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), keep=99)
+    (found,) = search(PROMPTS[:1], build("best-of-n"), cluster, Budget(nfe=200), selection=Selection(keep=99))
     assert 3 <= len(found.images) < 200 // STEPS
     assert all(np.isfinite(candidate.reward) for candidate in found.images)
     assert "memory ran out" in " ".join(found.warnings)
@@ -276,7 +277,7 @@ class Large(ByText):
 
 def test_only_kept_images_reach_the_driver(mixture: Any) -> None:
     cluster, pool = on_actors(partial(mixture, kind=Large), build("best-of-n"))
-    found = search(["a"], make_algorithm("best-of-n", n=24), cluster, keep=2)
+    found = search(["a"], make_algorithm("best-of-n", n=24), cluster, selection=Selection(keep=2))
     image, small = 3 * 256 * 256 * 4, 3 * 256 * 256
     assert len(Shelf.images) == 24
     assert [candidate.pixels.shape for candidate in found[0].images] == [(3, 256, 256)] * 2
@@ -286,12 +287,12 @@ def test_only_kept_images_reach_the_driver(mixture: Any) -> None:
 
 def test_an_image_that_is_lost_with_its_machine_gives_way_to_the_next_best(mixture: Any) -> None:
     algorithm = make_algorithm("best-of-n", n=6)
-    plain = search(["a"], algorithm, mixture(algorithm), keep=2)[0]
+    plain = search(["a"], algorithm, mixture(algorithm), selection=Selection(keep=2))[0]
 
     def lose(event: Any) -> None:
         if event.kind == "score" and event.uids[0] == plain.best.uid:
             Shelf.images[event.picture.place.number] = b""
 
-    found = search(["a"], algorithm, on_actors(mixture, algorithm)[0], keep=1, on_event=lose)[0]
+    found = search(["a"], algorithm, on_actors(mixture, algorithm)[0], selection=Selection(keep=1), on_event=lose)[0]
     assert found.best.uid == plain.images[1].uid
     assert f"the image of seed {plain.best.seed} is lost" in found.warnings[0]

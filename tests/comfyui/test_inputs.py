@@ -27,8 +27,8 @@ def test_a_request_says_what_the_node_was_given() -> None:
     grey = Weighted(make_reward("colourfulness"), -0.5)
     made = request(rewards=[BRIGHT, grey], budget=Budget(nfe=40), seed=2**64 - 1, keep=2, batch_size=4)
     assert made.prompt.read == "a red circle"
-    assert (made.seed, made.keep, made.budget.nfe, made.engine.batch.batch_size) == (2**64 - 1, 2, 40, 4)
-    assert made.utility(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
+    assert (made.seed, made.selection.keep, made.budget.nfe, made.engine.batch.batch_size) == (2**64 - 1, 2, 40, 4)
+    assert made.selection.values(np.array([[1.0, 2.0], [3.0, 10.0]])).tolist() == [0.0, -2.0]
     assert made.engine.sampler.kernel == "pipeline"
     assert request().budget == USUAL
     assert request().engine.batch.batch_size is None

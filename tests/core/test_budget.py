@@ -6,8 +6,8 @@ import pytest
 from ttsnap import Budget, Cost, Grid
 from ttsnap.core import Kind, Move, Outcome, Price, Rates, Spent, Task, advance, fresh, renoise
 from ttsnap.core.plans import finish_cost, resolve
+from ttsnap.core.selection import BEST
 from ttsnap.core.table import ParticleTable
-from ttsnap.core.utility import mean
 from ttsnap.loop.budget import task_of
 from ttsnap.loop.dry import DryEngine
 from ttsnap.loop.ledger import Ledger
@@ -65,7 +65,7 @@ def test_the_task_counts_the_tightest_cap_in_evaluations() -> None:
 
 
 def table(*moves: Move) -> ParticleTable:
-    t = ParticleTable(GRID.steps, 1, mean)
+    t = ParticleTable(GRID.steps, 1, BEST)
     for move in moves:
         plan = resolve(move, t.view, GRID, 1)
         t.place(plan)

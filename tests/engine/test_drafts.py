@@ -33,6 +33,7 @@ from ttsnap.core.needs import NOTHING, Need
 from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.results import Event, Result
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget, task_of
 from ttsnap.loop.dry import DryEngine
@@ -475,11 +476,11 @@ def test_drafts_then_pruning_then_branching_streams_in_one_search() -> None:
 def test_a_perfect_draft_ends_as_its_seed_does() -> None:
     """x0 estimates of a drafter without error: put back by the seed's noise, they lie on the line to its end, from
     which few steps end near it; the nearer to the end they begin, the nearer."""
-    (plain,) = search(["a"], BestOfN(6), LiveEngine(Finishing(0).whole, [bright()]), keep=6)
+    (plain,) = search(["a"], BestOfN(6), LiveEngine(Finishing(0).whole, [bright()]), selection=Selection(keep=6))
     ends = {c.seed: c.pixels for c in plain.images}
     off = []
     for begin in (4, 7):
-        (finished,) = search(["a"], BestOfN(6), finishing(begin, error=0.0), keep=6)
+        (finished,) = search(["a"], BestOfN(6), finishing(begin, error=0.0), selection=Selection(keep=6))
         off.append(max(float((c.pixels - ends[c.seed]).abs().max()) for c in finished.images))
     assert off[1] < off[0] < 0.1
     assert off[1] < 0.05
@@ -514,7 +515,7 @@ def test_finishes_are_read_and_written() -> None:
 
 
 def found(live: LiveEngine, prompts: Sequence[str] = "a", n: int = 6) -> dict[tuple[str, int], Tensor]:
-    results = search(prompts, BestOfN(n), live, keep=n, seed=3)
+    results = search(prompts, BestOfN(n), live, selection=Selection(keep=n), seed=3)
     return {(result.prompt, image.seed): image.pixels for result in results for image in result.images}
 
 

@@ -22,6 +22,8 @@ from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Grid
 from ttsnap.core.needs import Gradient
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import make
 from ttsnap.engine.gradient_steppers import AscentStepper
 from ttsnap.engine.live import LiveEngine
@@ -150,11 +152,14 @@ def test_it_stops_at_its_target() -> None:
 def test_a_held_out_reward_that_falls_ends_the_climb() -> None:
     """A reward that is hacked: what is climbed rises while what is meant falls."""
     meant = FunctionReward(lambda images, prompts: -score(images, prompts), "meant")
-    (guarded,), (free,) = (
-        search(["a"], NoiseAscent(rounds=12, held_out=held_out, weights=(1, 0)),
-               engine(mixture(), [FunctionReward(score, "hacked"), meant]), utility=make([1.0, 0.0]), keep=4)
-        for held_out in (1, None)
-    )  # fmt: skip
+    selection = Selection(make([1.0, 0.0]), keep=4)
+
+    def climbed(held_out: int | None) -> Result:
+        algorithm = NoiseAscent(rounds=12, held_out=held_out, weights=(1, 0))
+        made = engine(mixture(), [FunctionReward(score, "hacked"), meant])
+        return search(["a"], algorithm, made, selection=selection)[0]
+
+    guarded, free = climbed(1), climbed(None)
     start = guarded.particles.scores[0, -1]
     assert len(guarded.particles) == 4  # three strikes
     assert [c.uid for c in guarded.images] == [0]

@@ -12,6 +12,7 @@ from ttsnap import BestOfN, Budget, SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core.cost import Cost, Price, Rates
 from ttsnap.core.outcome import Here, chosen
+from ttsnap.core.selection import Selection
 from ttsnap.engine.batch_sizes import fit_batches
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.job import Job
@@ -47,7 +48,7 @@ def test_frames_are_chosen_evenly() -> None:
 def test_a_reward_of_images_gets_a_few_frames_and_one_of_videos_all_in_one_call_a_video() -> None:
     frames, videos, denoiser = Mean(), Motion(), Clips(9)
     live = engine(denoiser, frames, videos, frames=3)
-    results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(2,)), live, keep=2)
+    results = search(PROMPTS, SeedPruning(4, (0.5,), steps=(2,)), live, selection=Selection(keep=2))
     assert (frames.shapes, videos.shapes) == ({(3, 4, 6)}, {(9, 3, 4, 6)})
     looks = sum(result.spent.cost.decodes for result in results)
     assert (frames.images, videos.images, denoiser.decodes) == (3 * looks, looks, looks)
@@ -98,7 +99,7 @@ def test_previews_may_have_fewer_frames() -> None:
 
 def test_a_reward_of_edits_sees_what_each_prompt_edits() -> None:
     live = engine(Clips(4, sources=SOURCES), Near(), frames=2)
-    results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), live, keep=2)
+    results = search(PROMPTS, SeedPruning(5, (0.4,), steps=(3,)), live, selection=Selection(keep=2))
     for source, result in zip(SOURCES, results, strict=True):
         for found in result.images:
             means = found.pixels[[1, 3]].double().mean((1, 2, 3))
@@ -122,8 +123,8 @@ def test_a_recorded_search_of_videos_costs_the_same_when_played_back() -> None:
     there, _ = Header.read(json.dumps(Header.of(every).to_json()), "there")  # type: ignore[arg-type]
     assert there.price.calls(2) == 4
     algorithm = SeedPruning(6, (0.5, 0.5), steps=(1, 4))
-    played = search(PROMPTS, algorithm, ReplayEngine(there.recording(every.columns)), keep=2)
-    for one, other in zip(search(PROMPTS, algorithm, live, keep=2), played, strict=True):
+    played = search(PROMPTS, algorithm, ReplayEngine(there.recording(every.columns)), selection=Selection(keep=2))
+    for one, other in zip(search(PROMPTS, algorithm, live, selection=Selection(keep=2)), played, strict=True):
         assert one.spent.cost == other.spent.cost
         assert [(c.seed, c.scores) for c in one.images] == [(c.seed, c.scores) for c in other.images]
     older = Header.of(Recording(("a",), every.scores[:1], every.grid, live.reward_names)).to_json()
@@ -203,11 +204,11 @@ def test_of_large_videos_only_the_best_are_held(bound: str, monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(Job, "take", taken)
-    wanted = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
+    wanted = search(["a"], BestOfN(9), engine(Clips(4), Mean()), selection=Selection(keep=2))[0]
     assert max(held) > 3
     held.clear()
     monkeypatch.setattr(f"ttsnap.loop.job.{bound}", 3 * 4 * 4 * 3 * 4 * 6)  # bytes of three videos
-    found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), keep=2)[0]
+    found = search(["a"], BestOfN(9), engine(Clips(4), Mean()), selection=Selection(keep=2))[0]
     assert max(held) <= 3
     assert [c.seed for c in found.images] == [c.seed for c in wanted.images]
     assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(wanted.images, found.images, strict=True))

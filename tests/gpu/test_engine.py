@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ttsnap import BestOfN, search
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.record import RecordOptions
 from ttsnap.pipelines import upgrade
@@ -69,13 +70,13 @@ def test_planned_batches_fit_into_what_is_free(card: torch.device) -> None:
 
 @ONLY_GPU
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(card: torch.device) -> None:
-    (expected,) = search(["a cat"], BestOfN(16), hungry(card, batch_size=2), keep=16)
+    (expected,) = search(["a cat"], BestOfN(16), hungry(card, batch_size=2), selection=Selection(keep=16))
     engine = hungry(card, batch_size=16)
     torch.accelerator.empty_cache()
     total = torch.cuda.get_device_properties(card).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(card) + 6.5 * ROW) / total, card)
     try:
-        (result,) = search(["a cat"], BestOfN(16), engine, keep=16)
+        (result,) = search(["a cat"], BestOfN(16), engine, selection=Selection(keep=16))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, card)
     assert 1 <= engine.batch_size < 8

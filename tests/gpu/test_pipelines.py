@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.algorithms.smc.smc import SMC
+from ttsnap.core.selection import Selection
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.arguments import first_seed
 from ttsnap.pipelines.drafting.drafting import use_drafter
@@ -115,7 +116,7 @@ def test_gradients_and_log_ratios_are_those_of_the_cpu(name: str, through: str, 
         pipe = upgrade(copy.deepcopy(stock).to(place))
         guide = f"tilted:0.3:{through}:0.9-0.5"
         engine = pipe.engine(redder_left, kernel="sde", guide=guide, batch_size=rows, **call)
-        (result,) = search(["a cat"], SMC(n=4, ess=0.0), engine, keep=4)
+        (result,) = search(["a cat"], SMC(n=4, ess=0.0), engine, selection=Selection(keep=4))
         assert result.spent.cost.gradients > 0
         ratios.append(torch.tensor(result.particles.log_ratio))
     assert ratios[0].isfinite().all()

@@ -12,6 +12,7 @@ import torch
 from tests.counted import Brightness
 from ttsnap import BestOfN, Budget, Result, SeedPruning, search
 from ttsnap.core.diversity import objective
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 
@@ -35,8 +36,10 @@ def kept(result: Result) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("algorithm", [BestOfN(12), SeedPruning(16)])
 def test_one_image_and_no_weight_are_what_a_plain_search_finds(engine: Any, algorithm: Any) -> None:
     for keep, diversity in ((1, 5.0), (3, 0.0)):
-        plain = search(PROMPTS, algorithm, engine(), keep=keep)
-        found = search(PROMPTS, algorithm, engine(features="pixels"), keep=keep, diversity=diversity)
+        plain = search(PROMPTS, algorithm, engine(), selection=Selection(keep=keep))
+        found = search(
+            PROMPTS, algorithm, engine(features="pixels"), selection=Selection(keep=keep, diversity=diversity)
+        )
         for one, other in zip(plain, found, strict=True):
             assert kept(one) == kept(other)
             assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(one.images, other.images, strict=True))
@@ -45,8 +48,8 @@ def test_one_image_and_no_weight_are_what_a_plain_search_finds(engine: Any, algo
 
 def test_the_group_is_the_best_of_all_that_hold_the_winner(engine: Any) -> None:
     """By brute force over the finished images. Groups of two hold the winner and one more: greedy is exact there."""
-    everything = search(PROMPTS, BestOfN(14), engine(), keep=14)
-    found = search(PROMPTS, BestOfN(14), engine(features=Colour()), keep=2, diversity=1.0)
+    everything = search(PROMPTS, BestOfN(14), engine(), selection=Selection(keep=14))
+    found = search(PROMPTS, BestOfN(14), engine(features=Colour()), selection=Selection(keep=2, diversity=1.0))
     for whole, result in zip(everything, found, strict=True):
         values = np.array([candidate.reward for candidate in whole.images])
         features = np.array([(candidate.pixels.flatten() - 0.5).double().numpy() for candidate in whole.images])
@@ -62,7 +65,7 @@ def test_ledger_equals_counter(engine: Any, algorithm: Any, budget: str | None, 
     colour, reward, ticks = Colour(), Brightness(), itertools.count()
     live = engine(rewards=[reward], batch_size=batch, features=colour)
     stopped = budget == "stopped"
-    results = search(PROMPTS, algorithm, live, None if stopped else budget, keep=3, diversity=1.0,
+    results = search(PROMPTS, algorithm, live, None if stopped else budget, selection=Selection(keep=3, diversity=1.0),
                      should_stop=lambda: stopped and next(ticks) > 30)  # fmt: skip
     spent = [result.spent for result in results]
     assert sum(each.cost.features for each in spent) == colour.images == live.denoiser.decodes > 0
@@ -76,7 +79,7 @@ def test_ledger_equals_counter(engine: Any, algorithm: Any, budget: str | None, 
 def test_what_features_take_is_priced(engine: Any) -> None:
     live = engine(features="pixels")
     live._price = None
-    (one,) = search(["a"], BestOfN(4), live, keep=2, diversity=1.0)
+    (one,) = search(["a"], BestOfN(4), live, selection=Selection(keep=2, diversity=1.0))
     assert one.spent.to_json()["features"] == 4
     seconds = engine(features="pixels")
     assert seconds.calibrate().features == 2
@@ -86,7 +89,12 @@ def test_what_features_take_is_priced(engine: Any) -> None:
 def test_batches_and_other_prompts_change_nothing(engine: Any) -> None:
     """Also where images that are not among the best are let go on the way."""
     found = [
-        search(prompts, BestOfN(70), engine(batch_size=batch, features="pixels"), keep=3, diversity=1.0)[0]
+        search(
+            prompts,
+            BestOfN(70),
+            engine(batch_size=batch, features="pixels"),
+            selection=Selection(keep=3, diversity=1.0),
+        )[0]
         for prompts, batch in ((["a"], 8), (["a", "b"], 64))
     ]
     assert kept(found[0]) == kept(found[1])
@@ -101,7 +109,7 @@ def test_batches_and_other_prompts_change_nothing(engine: Any) -> None:
 def test_what_cannot_be_compared_is_refused(engine: Any, features: Any, diversity: float, said: str) -> None:
     live = engine(features=features)
     with pytest.raises(ValueError, match=said):
-        search(["a"], BestOfN(4), live, keep=2, diversity=diversity)
+        search(["a"], BestOfN(4), live, selection=Selection(keep=2, diversity=diversity))
     assert live.nfe == 0 or callable(features)
 
 
@@ -112,8 +120,10 @@ def test_images_without_a_score_are_not_chosen_for_being_different(engine: Any) 
             scores[images[:, 0].flatten(1).mean(1) > 0.5] = float("nan")
             return scores
 
-    (plain,) = search(["a"], BestOfN(24), engine(rewards=[Failing()]), keep=3)
-    (found,) = search(["a"], BestOfN(24), engine(rewards=[Failing()], features=Colour()), keep=3, diversity=90.0)
+    (plain,) = search(["a"], BestOfN(24), engine(rewards=[Failing()]), selection=Selection(keep=3))
+    (found,) = search(
+        ["a"], BestOfN(24), engine(rewards=[Failing()], features=Colour()), selection=Selection(keep=3, diversity=90.0)
+    )
     assert all(np.isfinite(candidate.reward) for candidate in found.images)
     assert kept(found) != kept(plain)
 
@@ -123,6 +133,6 @@ def test_videos_are_compared_by_the_frames_that_rewards_see(engine: Any) -> None
     live = engine()
     live.denoiser.frames = 6
     live = LiveEngine(live.denoiser, [Brightness(times=2)], EngineOptions(4, frames=2, features=colour))
-    (found,) = search(["a"], BestOfN(6), live, Budget(nfe=48), keep=2, diversity=1.0)
+    (found,) = search(["a"], BestOfN(6), live, Budget(nfe=48), selection=Selection(keep=2, diversity=1.0))
     assert found.spent.cost.features == 6
     assert colour.images == 12

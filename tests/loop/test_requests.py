@@ -95,8 +95,15 @@ def test_what_comes_and_goes_keeps_the_books_and_finds_what_it_finds_alone(
         assert all(r.images for r in mine)
         if spec.shared and len(prompts) > 1:
             continue  # how full the batch is decides how far a round of a shared budget goes
-        alone = search(prompts, spec.algorithm, living(engine, 1), spec.budget, seed=spec.seed, keep=spec.keep,
-                       shared=spec.shared)  # fmt: skip
+        alone = search(
+            prompts,
+            spec.algorithm,
+            living(engine, 1),
+            spec.budget,
+            selection=spec.selection,
+            seed=spec.seed,
+            shared=spec.shared,
+        )
         for one, other in zip(mine, alone, strict=True):
             assert [c.uid for c in one.images] == [c.uid for c in other.images]
             assert one.spent.cost == other.spent.cost

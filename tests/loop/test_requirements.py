@@ -19,7 +19,8 @@ from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import Price
 from ttsnap.core.looks import estimates
 from ttsnap.core.requirement import Gate, Requirement
-from ttsnap.core.utility import check_scores_each, first, mean, rank_sum
+from ttsnap.core.selection import Selection
+from ttsnap.core.utility import first, rank_sum
 from ttsnap.loop.dry import DryEngine
 from ttsnap.recordings.replay import Recording, ReplayEngine
 
@@ -60,9 +61,10 @@ def test_all_must_be_met_and_refusals_are_counted_by_each() -> None:
         Gate.of(["a>1", "c>1"], ["a", "b"])
     with pytest.raises(ValueError, match="finite bound"):
         Requirement("x", "==", 1)
-    assert first(mean, 1)(np.array([[1.0, 9.0], [3.0, 0.0]])).tolist() == [1, 3]
+    counted = Gate.of(["a>0", "b<=1"], ["a", "b"], counted=1)
+    assert Selection(gate=counted).values(np.array([[1.0, 9.0], [3.0, 0.0]])).tolist() == [1, 3]
     with pytest.raises(ValueError, match="rank_sum"):
-        check_scores_each(first(rank_sum, 1), "rbf")
+        Selection(rank_sum, gate=counted).check_scores_each("rbf")
 
 
 class Falling(DryEngine):
@@ -79,7 +81,7 @@ class Falling(DryEngine):
 @pytest.mark.parametrize(("first", "seeds"), [(0, 4), (2, 4), (4, 5), (7, 8), (11, 10), (99, 10)])
 def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(first: int, seeds: int) -> None:
     dry = Falling(first)
-    (result,) = search(["x"], BestOfN(4), dry, Budget(nfe=80), gate=dry.gate, keep=3)
+    (result,) = search(["x"], BestOfN(4), dry, Budget(nfe=80), selection=Selection(gate=dry.gate, keep=3))
     assert result.spent.seeds == seeds
     assert [c.seed for c in result.images] == [s for s in range(seeds) if s >= first][:3]
     assert result.spent.refused == {"late>=0.5": min(first, seeds)}
@@ -92,10 +94,10 @@ def test_what_is_left_of_a_budget_goes_to_further_seeds_until_one_passes(first: 
 
 def test_a_search_without_a_budget_or_that_is_stopped_does_not_go_on() -> None:
     dry, ticks = Falling(99), itertools.count()
-    (result,) = search(["x"], BestOfN(4), dry, gate=dry.gate)
+    (result,) = search(["x"], BestOfN(4), dry, selection=Selection(gate=dry.gate))
     assert (result.spent.seeds, result.images) == (4, ())
     stop = lambda: next(ticks) > 4  # noqa: E731
-    (result,) = search(["x"], BestOfN(1), dry, Budget(nfe=400), gate=dry.gate, should_stop=stop)
+    (result,) = search(["x"], BestOfN(1), dry, Budget(nfe=400), selection=Selection(gate=dry.gate), should_stop=stop)
     assert 1 < result.spent.seeds < 10
 
 
@@ -105,7 +107,9 @@ def test_the_priced_policy_does_not_take_a_refused_image_for_its_best(engine: An
     forecast = fit(recording.scores[..., 0], engine().grid.levels, estimates(1, 3, 5, 8))
     for bound, best in ((9.0, [-np.inf] * 3), (0.0, None)):
         gate = Gate.of([Requirement("brightness", ">=", bound)], recording.reward_names)
-        results = search(PROMPTS, PriceOfCompute(forecast, 20), engine(), "80nfe", seed=40, gate=gate)
+        results = search(
+            PROMPTS, PriceOfCompute(forecast, 20), engine(), "80nfe", seed=40, selection=Selection(gate=gate)
+        )
         found = [float(r.state.best) for r in results]
         assert found == (best or [r.best.reward for r in results])
 
@@ -121,7 +125,9 @@ def test_ranks_are_those_among_the_images_that_pass(engine: Any) -> None:
     dry = Table(engine().grid, ("a", "b", "ok"))
     best = {}
     for name, gate in (("all", None), ("gated", Gate.of(["ok"], dry.reward_names, 2))):
-        (result,) = search(["x"], BestOfN(5), dry, utility=rank_sum if gate else first(rank_sum, 2), gate=gate)
+        (result,) = search(
+            ["x"], BestOfN(5), dry, selection=Selection(utility=rank_sum if gate else first(rank_sum, 2), gate=gate)
+        )
         best[name] = (result.best.seed, result.best.reward)
     assert best == {"all": (1, 9.0), "gated": (0, 3.0)}
 
@@ -137,7 +143,7 @@ def test_images_that_differ_are_chosen_among_those_that_pass() -> None:
 
     dry = Featured(3, price=Price(features=1))
     for weight, seeds in ((0.0, [3, 4]), (9.0, [3, 6])):
-        (result,) = search(["x"], BestOfN(8), dry, gate=dry.gate, keep=2, diversity=weight)
+        (result,) = search(["x"], BestOfN(8), dry, selection=Selection(gate=dry.gate, keep=2, diversity=weight))
         assert [candidate.seed for candidate in result.images] == seeds
 
 
@@ -148,8 +154,10 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
     middle = float(np.quantile(recording.scores[:, :, -1], 0.7))
     gate = Gate.of([Requirement("brightness", "<=", middle)], recording.reward_names)
     algorithm = make_algorithm(name)
-    live = search(PROMPTS, algorithm, engine(batch_size=5), "80nfe", seed=40, keep=2, gate=gate)
-    replayed = search(PROMPTS, algorithm, ReplayEngine(recording), "80nfe", seed=40, keep=2, gate=gate)
+    live = search(PROMPTS, algorithm, engine(batch_size=5), "80nfe", seed=40, selection=Selection(keep=2, gate=gate))
+    replayed = search(
+        PROMPTS, algorithm, ReplayEngine(recording), "80nfe", seed=40, selection=Selection(keep=2, gate=gate)
+    )
     for a, b in zip(live, replayed, strict=True):
         assert [c.seed for c in a.images] == [c.seed for c in b.images]
         assert a.spent.cost == b.spent.cost
@@ -157,4 +165,4 @@ def test_a_recording_replayed_finds_what_the_live_search_finds(engine: Any, name
         assert all(c.reward <= middle for c in a.images)
     never = Gate.of(["brightness>9"], recording.reward_names)
     with pytest.raises(ValueError, match=r"recorded are 40\.\.59"):
-        search(PROMPTS, BestOfN(20), ReplayEngine(recording), "400nfe", seed=40, gate=never)
+        search(PROMPTS, BestOfN(20), ReplayEngine(recording), "400nfe", seed=40, selection=Selection(gate=never))

@@ -18,6 +18,7 @@ from tests.scripted import Played
 from ttsnap import BestOfN, Budget, Grid, Prompt, SeedPruning, search
 from ttsnap.core import Kind, Move, Need, Price, Rates, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import NOTHING, Needs
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.store import Node
 from ttsnap.loop.dry import DryEngine
@@ -126,7 +127,7 @@ def test_ledger_equals_counter_and_no_budget_is_exceeded(
 
 def test_best_of_n_returns_the_best_seed(engine: Any) -> None:
     live = engine(steps=6)
-    (result,) = search(["a"], BestOfN(7), live, seed=100, keep=7)
+    (result,) = search(["a"], BestOfN(7), live, seed=100, selection=Selection(keep=7))
     assert sorted(c.seed for c in result.images) == list(range(100, 107))
     x = live.denoiser.init_latents([seeded(s) for s in range(100, 107)])
     live.denoiser.encode(["a"])
@@ -179,7 +180,7 @@ def test_the_rest_of_a_budget_is_for_drafts_of_further_seeds() -> None:
         ends = [budget.shortfall(dry_costs(wide := SeedPruning(n).widened(m), dry, keep)(n + m, budget), price)
                 for m in range(1, 30)]  # fmt: skip
         assert sized.n == n + next(m for m, short in enumerate(ends) if short), (text, keep, wide)
-        found, bare = (search([""], s, dry, keep=keep)[0] for s in (sized, SeedPruning(n)))
+        found, bare = (search([""], s, dry, selection=Selection(keep=keep))[0] for s in (sized, SeedPruning(n)))
         assert [len(m["uids"]) for m in found.trace[1:]] == [len(m["uids"]) for m in bare.trace[1:]]
         fewer += sized.n > n
     assert fewer > 1
@@ -267,7 +268,7 @@ def test_images_that_are_nothing_but_nan_end_the_search(engine: Any) -> None:
 ])  # fmt: skip
 def test_a_reward_that_fails_later_costs_scores_only(engine: Any, when: Any, batch: int, error: bool) -> None:
     live = engine(rewards=[Fails("mine", when, error)], batch_size=batch)
-    results = search(PROMPTS, BestOfN(8), live, "64nfe", keep=8)
+    results = search(PROMPTS, BestOfN(8), live, "64nfe", selection=Selection(keep=8))
     assert any("no score for particle" in w for r in results for w in r.warnings)
     for result in results:
         failed = [c.seed for c in result.images if np.isnan(c.reward)]
@@ -283,7 +284,7 @@ def test_recorded_and_dry_scores_may_be_missing(engine: Any) -> None:
     recording = Recording(("a",), scores, engine().grid, ("r",))
     (result,) = search(["a"], BestOfN(8), ReplayEngine(recording))
     assert result.best.seed == 7
-    (nothing,) = search(["a"], BestOfN(4), ReplayEngine(recording), keep=2)
+    (nothing,) = search(["a"], BestOfN(4), ReplayEngine(recording), selection=Selection(keep=2))
     assert np.isnan([c.reward for c in nothing.images]).all()
     assert "no image has a score" in " ".join(nothing.warnings)
 
@@ -371,7 +372,7 @@ def test_moves_that_cost_nothing_come_to_an_end(engine: Any, idle: Any) -> None:
 
 @pytest.mark.parametrize("first", [2**63 - 2, 2**64 - 2])
 def test_the_largest_seeds_count_on_as_those_of_torch(engine: Any, first: int) -> None:
-    (result,) = search(["a"], BestOfN(4), engine(), seed=first, keep=4)
+    (result,) = search(["a"], BestOfN(4), engine(), seed=first, selection=Selection(keep=4))
     seeds = [(first + i) % 2**64 for i in range(4)]
     assert sorted(c.seed for c in result.images) == sorted(seeds)
     assert result.trace[0]["seeds"] == seeds
@@ -402,7 +403,7 @@ def test_perturbed_noise_is_mixed_and_paid_in_full(engine: Any) -> None:
     for batch in (1, 16):
         live = engine(batch_size=batch)
         seen = inputs(live)
-        (result,) = search(["a"], whole, live, seed=5, keep=6)
+        (result,) = search(["a"], whole, live, seed=5, selection=Selection(keep=6))
         assert counts(result) == (6 * 8, 6, 6)
         assert live.denoiser.calls == 48
         found.append(torch.cat([x[step == 0] for x, step in seen]))

@@ -64,7 +64,11 @@ def test_what_strangers_may_ask_for() -> None:
         return prepare(request_of(given, OFFER, SearchLimits()), ModelDefaults())
 
     search, plain = asked(n=4, diverse=True), asked(n=4)
-    assert (search.diversity, search.request.likeness, search.engine.batch.features) == (1.0, None, "auto")
+    assert (search.selection.diversity, search.request.selection.likeness, search.engine.batch.features) == (
+        1.0,
+        None,
+        "auto",
+    )
     assert plain.engine == asked(diverse=True).engine != search.engine
     with pytest.raises(ValueError, match=r"unknown key.* likeness"):
         asked(likeness="dino")

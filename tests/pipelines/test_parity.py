@@ -18,6 +18,7 @@ from torch import Tensor
 from ttsnap import BestOfN, Event, SeedPruning, search
 from ttsnap.core.protocols import Algorithm
 from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.pipelines import upgrade
 
 from .test_families import PROMPTS, generator, relative
@@ -178,7 +179,7 @@ class Case:
             if event.kind == "score" and event.step == engine.grid.steps:
                 last[event.job, event.uids[0]] = event
 
-        results = search(PROMPTS, algorithm, engine, seed=SEED, keep=keep, on_event=listen)
+        results = search(PROMPTS, algorithm, engine, seed=SEED, selection=Selection(keep=keep), on_event=listen)
         return results, {(job, int(results[job].particles.seed[uid])): e.image for (job, uid), e in last.items()}
 
     def batch(self) -> Tensor:

@@ -17,6 +17,7 @@ from tests.scripted import Played
 from ttsnap import BestOfN, SeedPruning, search
 from ttsnap.core.moves import advance, fresh
 from ttsnap.core.needs import Need
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.pipelines import upgrade
@@ -180,7 +181,7 @@ def test_branches_come_apart_and_the_first_goes_on_as_if_alone(name: str) -> Non
     for batch in (1, 3, 8):
         live = engine(denoiser := Solved(name, 5, **noisy), batch)
         assert Need.BRANCH in live.offers
-        (result,) = search(["a"], twins, live, seed=3, keep=4)
+        (result,) = search(["a"], twins, live, seed=3, selection=Selection(keep=4))
         found.append({c.uid: c.reward for c in result.images})
         assert denoiser.calls == result.spent.nfe == 2 + 1 + 4 * 2
         assert found[-1] == pytest.approx(found[0], abs=1e-6)
@@ -283,7 +284,9 @@ def test_converted_prediction_is_that_of_the_models_own_path(name: str, path: st
 
 
 def images(twin: Any, call: dict[str, Any], **how: Any) -> torch.Tensor:
-    (result,) = search(["a cat"], BestOfN(4), twin.engine("brightness", batch_size=4, **call, **how), keep=4)
+    (result,) = search(
+        ["a cat"], BestOfN(4), twin.engine("brightness", batch_size=4, **call, **how), selection=Selection(keep=4)
+    )
     by_seed = {c.seed: c.image for c in result.images}
     return torch.stack([by_seed[s] for s in range(4)])
 

@@ -13,6 +13,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.video_processor import VideoProcessor
 
 from ttsnap import BestOfN, search
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import output
@@ -39,7 +40,7 @@ def test_frames_are_as_the_stock_processor_makes_them(output_type: str) -> None:
 
 
 def test_the_stock_output_class_holds_videos_as_frames(tmp_path: Path) -> None:
-    results = search(["a", "b"], BestOfN(2), LiveEngine(Clips(), [make_reward(Mean())]), keep=1)
+    results = search(["a", "b"], BestOfN(2), LiveEngine(Clips(), [make_reward(Mean())]), selection=Selection(keep=1))
     frames: Any = output.converted([r.best.pixels for r in results], "pil", torch.float32, CPU)
     made = output.make_output(WanPipelineOutput, frames, results)
     assert isinstance(made, WanPipelineOutput)
@@ -55,7 +56,7 @@ def test_metrics_see_videos_and_sources_as_rewards_do() -> None:
     sources = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     denoiser: Any = Clips(6, sources=sources)
     metrics = [make_reward(metric) for metric in (Mean(), Motion(), Near())]
-    results = search(["a", "b"], BestOfN(2), LiveEngine(denoiser, metrics), keep=2)
+    results = search(["a", "b"], BestOfN(2), LiveEngine(denoiser, metrics), selection=Selection(keep=2))
     given = output.sources_of(denoiser, ["a", "b"], metrics)
     assert output.sources_of(denoiser, ["a", "b"], metrics[:2]) == [None, None]
     again = [output.reported(result, metrics, 4, source) for result, source in zip(results, given, strict=True)]

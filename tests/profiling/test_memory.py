@@ -25,6 +25,7 @@ from ttsnap.core.memory import NotEnoughMemoryError
 from ttsnap.core.moves import fresh
 from ttsnap.core.needs import NOTHING
 from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
@@ -78,7 +79,7 @@ def test_planned_batch_fits_and_nearly_fills(weights: int) -> None:
 
 
 def outcome(engine: LiveEngine, prompts: tuple[str, ...] = ("a", "b")) -> Any:
-    results = search(prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, keep=3)
+    results = search(prompts, SeedPruning(7, (0.5,), steps=(2,)), engine, selection=Selection(keep=3))
     return [[(c.seed, round(c.reward, 6)) for c in r.images] for r in results], sum(r.spent.nfe for r in results)
 
 
@@ -139,7 +140,7 @@ def cramped(place: str, *how: Any, batch: int = 4) -> LiveEngine:
 
 def cramped_search(live: LiveEngine, place: str) -> Result:
     shared = {"draft_share": 0.5} if place == "guess" else {}
-    return search(["a"], replace(PRUNED, **shared), live, keep=3, seed=5)[0]
+    return search(["a"], replace(PRUNED, **shared), live, selection=Selection(keep=3), seed=5)[0]
 
 
 @pytest.mark.parametrize("kind", LACKS)
@@ -161,7 +162,7 @@ def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> Non
     live = cramped(place, LACKS["cublas"], 0, 11 if place == "predict" else 1, batch=1)
     drafts = Played((lambda p: fresh(2, 8), lambda p: fresh(3, 0, look=Draft())), NOTHING)
     algorithm: Any = drafts if place == "guess" else BestOfN(6)
-    results = search(["a", "b"], algorithm, live, keep=3)
+    results = search(["a", "b"], algorithm, live, selection=Selection(keep=3))
     first, second = results
     assert 0 < len(first.images) < 3
     assert all(np.isfinite(candidate.reward) and candidate.image is not None for candidate in first.images)
@@ -174,11 +175,11 @@ def test_one_row_too_many_ends_a_search_with_what_is_finished(place: str) -> Non
 def test_images_that_wait_to_be_scored_are_scored_before_a_search_ends() -> None:
     live = cramped("predict", LACKS["cpu"], 0, 20, batch=1)
     live._sizes._sizes = (1, 9)  # two have arrived by then, and wait for others
-    (result,) = search(["a"], BestOfN(6), live, keep=6)
+    (result,) = search(["a"], BestOfN(6), live, selection=Selection(keep=6))
     assert (len(result.images), result.spent.nfe, live.denoiser.decodes) == (2, 20, 2)
     live = cramped("decode", LACKS["cpu"], 0, 1)
     live._sizes._sizes = (4, 2)  # the first two of four
-    (result,) = search(["a"], BestOfN(4), live, keep=6)
+    (result,) = search(["a"], BestOfN(4), live, selection=Selection(keep=6))
     assert (len(result.images), result.spent.nfe, result.spent.cost.decodes) == (2, 32, 2)
 
 
@@ -249,7 +250,7 @@ def test_latents_that_are_not_finite_cost_their_particle_only(engine: Any, monke
     decode = live.denoiser.decode
     broken = torch.tensor([float("nan"), 0, 0, 0]).view(4, 1, 1, 1)  # the first of a batch
     monkeypatch.setattr(live.denoiser, "decode", lambda x0: decode(x0) + broken[: len(x0)])
-    (result,) = search(["a"], BestOfN(6), live, keep=6)
+    (result,) = search(["a"], BestOfN(6), live, selection=Selection(keep=6))
     assert sum(c.reward == c.reward for c in result.images) == 4
     assert any("nan or inf" in warning and "bfloat16" in warning for warning in result.warnings)
 

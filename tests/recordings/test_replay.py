@@ -23,8 +23,8 @@ from ttsnap.core.grid import Grid
 from ttsnap.core.looks import ESTIMATE, Estimator, estimates
 from ttsnap.core.moves import Kind, fresh
 from ttsnap.core.plans import Plan, resolve
+from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
-from ttsnap.core.utility import mean
 from ttsnap.loop.budget import task_of
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
@@ -54,7 +54,9 @@ def test_replay_equals_live(engine: Any) -> None:
     recording = recorded(engine, PROMPTS)
     for algorithm in (BestOfN(9), SeedPruning(12, (0.5, 0.5), steps=(1, 4)), SeedPruning(None, (0.4,), steps=(3,))):
         engines = engine(batch_size=5), ReplayEngine(recording)
-        assert_same(*(search(PROMPTS, algorithm, one, "80nfe", seed=40, keep=2) for one in engines))
+        assert_same(
+            *(search(PROMPTS, algorithm, one, "80nfe", seed=40, selection=Selection(keep=2)) for one in engines)
+        )
 
 
 @pytest.mark.parametrize(("width", "shared"), each_once([1, 4], [False, True]))
@@ -92,7 +94,7 @@ def test_unpaid_columns_are_hidden() -> None:
     engine = ReplayEngine(Recording(("a",), np.arange(12.0).reshape(1, 4, 3, 1), GRID, ("r",)))
     with pytest.raises(ValueError, match="been paid"):
         engine.scores(0, np.array([1]), np.array([2]), ESTIMATE)
-    plan = resolve(fresh(1, 1), ParticleTable(2, 1, mean).view, engine.grid, 1, seed=1)
+    plan = resolve(fresh(1, 1), ParticleTable(2, 1, BEST).view, engine.grid, 1, seed=1)
     engine.submit(0, plan)
     assert engine.scores(0, np.array([1]), np.array([1]), ESTIMATE) == 4
     with pytest.raises(ValueError, match="been paid"):
@@ -187,7 +189,15 @@ def test_the_loop_and_lockstep_on_any_recording(data: Any) -> None:
     algorithm, budget = data.draw(algorithms(recording)), data.draw(budgets(recording))
     shared, keep = data.draw(st.booleans()), data.draw(st.integers(1, 3))
     engine = Spy(recording, capacity=data.draw(st.sampled_from([1, 3, 100])))
-    results = search(recording.prompts, algorithm, engine, budget, shared=shared, keep=keep, seed=recording.first_seed)
+    results = search(
+        recording.prompts,
+        algorithm,
+        engine,
+        budget,
+        shared=shared,
+        selection=Selection(keep=keep),
+        seed=recording.first_seed,
+    )
     spent = [r.spent for r in results]
     # The ledger is what the engine was asked for, counted independently.
     assert [s.nfe for s in spent] == engine.evaluations.sum(1).tolist()

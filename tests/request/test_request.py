@@ -16,6 +16,7 @@ from ttsnap.files.settings import FieldError
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.offer import SearchFields, ServingCatalog, notes_of, request_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
@@ -27,10 +28,11 @@ TUNED = {"tuned": SeedPruning(denoising_steps=6)}
 OFFER = ServingCatalog("embedded", ("scenes",), lambda _: ModelDefaults(CALL), TUNED)
 
 
-def prepared(*rewards: str, search: Any = "best-of-n", require: tuple[Any, ...] = (), **how: Any) -> Prepared:
-    more = {"utility": how.pop("utility")} if "utility" in how else {}
-    engine = EngineSpec(ModelOptions(), rewards, **how)
-    request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), require=require, **more)
+def prepared(
+    *rewards: str, search: Any = "best-of-n", require: tuple[Any, ...] = (), utility: Any = "mean", **how: Any
+) -> Prepared:
+    engine, selection = EngineSpec(ModelOptions(), rewards, **how), SelectionOptions(utility, require)
+    request = SearchRequest((Prompt("a"),), engine, search, Budget(nfe=100), selection=selection)
     return prepare(request, ModelDefaults(CALL, reward="scenes"))
 
 
@@ -46,11 +48,11 @@ def test_what_is_only_required_comes_behind_the_rewards() -> None:
     search = prepared("scenes", "clip", require=("ocr:line>0.9", "clip>20", "safe", "safe<2"))
     assert search.engine.rewards == ("scenes", "clip", "ocr:line", "safe")
     assert search.rewards == ("scenes", "clip")
-    gate = search.gate
+    gate = search.selection.gate
     assert gate is not None
     assert (gate.columns, gate.counted, gate.scores_more) == ((2, 1, 3, 3), 2, True)
     again = replace(search, engine=replace(search.engine, rewards=("A", "B", "C", "D")))  # as where they are loaded
-    assert (again.gate, again.rewards) == (gate, ("A", "B"))
+    assert (again.selection.gate, again.rewards) == (gate, ("A", "B"))
     alone = prepared(require=("ocr",))  # it waits for the reward that the model recommends
     assert (alone.engine.rewards, alone.rewards) == (("scenes", "ocr"), ("scenes",))
     assert alone.request.engine.rewards == (), "what is asked for stays as it is"

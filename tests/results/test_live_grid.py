@@ -11,6 +11,7 @@ from PIL import Image
 
 from ttsnap.core.outcome import Here
 from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
 from ttsnap.core.utility import weighted
 from ttsnap.results.live_grid import FRAME, MOST, SIDE, LiveGrid
 
@@ -20,7 +21,7 @@ RED, GREEN, BLUE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 @pytest.fixture
 def grid() -> LiveGrid:
     """It draws at every change."""
-    made = LiveGrid(weighted([1.0, -1.0]), clock=lambda: made.next + 1)
+    made = LiveGrid(Selection(weighted([1.0, -1.0])), clock=lambda: made.next + 1)
     made.next = 0.0
     return made
 
@@ -59,7 +60,7 @@ def test_pictures_stand_as_they_began_dropped_ones_dim_and_the_best_framed(grid:
 
 def test_a_grid_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    grid = LiveGrid(weighted([1.0]), clock=lambda: now)
+    grid = LiveGrid(Selection(weighted([1.0])), clock=lambda: now)
     assert [grid.take(told) is not None for told in (Event("tick"), scored(0, RED, 0.1), scored(1, RED, 0.1))] == [
         False,
         True,
@@ -75,7 +76,7 @@ def test_a_grid_is_drawn_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyP
         return Image.new("RGB", (8, 8))
 
     monkeypatch.setattr(LiveGrid, "picture", slow)
-    grid, drawn = LiveGrid(weighted([1.0]), clock=lambda: now), 0
+    grid, drawn = LiveGrid(Selection(weighted([1.0])), clock=lambda: now), 0
     for uid in range(800):
         drawn += grid.take(scored(uid, RED, 0.1)) is not None
         now += 0.05

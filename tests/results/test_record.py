@@ -19,7 +19,7 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.options.call import CALL
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.pipelines import FAMILIES
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import Prepared
 from ttsnap.results.record import read_record
 
 PLAIN: dict[str, Any] = {
@@ -116,18 +116,18 @@ def test_arguments_that_no_option_names_are_data(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], list[SearchRequest]]]:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...], list[Prepared]]]:
     """What `ttsnap replay` loaded, and what it searched for with it: model, LoRA and requests."""
-    models: list[tuple[str, tuple[str, ...], list[SearchRequest]]] = []
+    models: list[tuple[str, tuple[str, ...], list[Prepared]]] = []
 
     def load(model: str, device: str, dtype: str, *, loras: tuple[str, ...], task: str) -> Any:
         models.append((model, loras, []))
         arguments = {"num_inference_steps", "guidance_scale", "negative_prompt"}
         return SimpleNamespace(dtype=torch.float32, call_arguments=lambda: arguments)
 
-    def run(request: SearchRequest, pipe: Any) -> Any:
+    def run(request: Prepared, pipe: Any) -> Any:
         models[-1][2].append(request)
-        seeds = range(request.seed, request.seed + request.keep)
+        seeds = range(request.seed, request.seed + request.selection.keep)
         images = [SimpleNamespace(pixels=torch.zeros(3, 32, 32), seed=seed) for seed in seeds]
         return SimpleNamespace(results=[SimpleNamespace(images=images)])
 

@@ -16,6 +16,7 @@ from tests.engine.test_drafts import made
 from ttsnap import SeedPruning, make_algorithm, search
 from ttsnap.core.outcome import thinned
 from ttsnap.core.results import Result
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.engine.scoring import OnDevice, SmallCopies
 from ttsnap.results import lineage, outputs, sheet
@@ -107,7 +108,7 @@ def no_overlap(shown: Origins, columns: dict[CandidateAtStep, int]) -> bool:
 
 
 def test_pruned_candidates_are_dimmed_and_the_winner_is_framed(searched: Any) -> None:
-    result, recorder = searched(SeedPruning(6, (0.5, 0.5), steps=(2, 5)), keep=2)
+    result, recorder = searched(SeedPruning(6, (0.5, 0.5), steps=(2, 5)), selection=Selection(keep=2))
     picture = recorder.sheet(result)
     cell, pitch = sheet.CELL, sheet.CELL + sheet.TEXT + sheet.GAP
     assert picture.height == sheet.HEAD + 3 * pitch + sheet.MARGIN
@@ -166,7 +167,7 @@ def test_words_count_the_seeds_that_started_and_tell_long_ones_and_drafts_apart(
 
 
 def test_kept_images_are_framed_and_the_source_stands_left_of_the_first_row(searched: Any) -> None:
-    result, recorder = searched(pruned(), keep=3)
+    result, recorder = searched(pruned(), selection=Selection(keep=3))
     plain, source = recorder.sheet(result), Image.new("RGB", (sheet.CELL, sheet.CELL), "orange")
     shown, pitch = recorder.sheet(replace(result, source=source)), sheet.CELL + sheet.MARGIN
     assert shown.width == plain.width + pitch

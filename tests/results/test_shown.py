@@ -24,6 +24,7 @@ from ttsnap.algorithms.top_noises import TopNoises
 from ttsnap.algorithms.zero_order import ZeroOrder
 from ttsnap.cli import main
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
@@ -63,7 +64,7 @@ def pictures(page: str) -> list[Image.Image]:
 
 def test_a_result_and_an_output_are_a_line(engine: Callable[..., Any], found: Any) -> None:
     prompt = "a very long prompt " * 20
-    results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), keep=2)
+    results = search(["a", prompt], SeedPruning(6, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2))
     for result in results:
         assert len(line := repr(result)) < 200
         assert f"2 images, the best of seed {result.best.seed} with reward {result.best.reward:.4g}" in line
@@ -154,7 +155,7 @@ def test_thumbnails_of_large_images_are_near_those_of_all_pixels() -> None:
 
 
 def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) -> None:
-    results = search(["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), keep=2)
+    results = search(["a", "b", "c"], SeedPruning(4, (0.5,), steps=(2,)), engine(), selection=Selection(keep=2))
     seen = {job: {(0, 2): object()} for job in range(3)}
     flags = [False, False, False, True, False, False]
     assert [bool(r.thumbnails) for r in with_thumbnails(results, seen, flags)] == [True, False, True]
@@ -162,7 +163,7 @@ def test_what_a_safety_checker_flags_has_no_sheet(engine: Callable[..., Any]) ->
 
 
 def test_files_and_metadata(engine: Any, tmp_path: Path) -> None:
-    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), keep=2)
+    results = search(["a", "b: c/d"], SeedPruning(6, (0.5, 0.5), steps=(2, 5)), engine(), selection=Selection(keep=2))
     written = write_results(tmp_path, results, RECORD)
     names = {p.name for p in tmp_path.iterdir()}
     assert len(names - {"trace.json", "000-a-sheet.png", "001-b-c-d-sheet.png"}) == len(names) - 3 == 4
@@ -183,7 +184,7 @@ def test_images_without_a_score_are_written(engine: Any, tmp_path: Path) -> None
     """A reward that breaks down after its first batch: all images are unscored, and none of them is lost."""
     scores = iter([1.0])
     reward = FunctionReward(lambda images, _: [next(scores, float("nan"))] * len(images), "mine")
-    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), keep=2)
+    results = search(["a"], SeedPruning(4, (0.5,), steps=(2,)), engine(rewards=[reward]), selection=Selection(keep=2))
     (paths,) = write_results(tmp_path, results, RECORD)
     assert [read_record(path).image.reward for path in paths] == [None] * 2
     assert "ttsnap reward" not in Image.open(paths[0]).info["parameters"]

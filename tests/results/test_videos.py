@@ -17,6 +17,7 @@ from tests import bombs
 from ttsnap import SeedPruning, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.core import utility
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.pictures import exif_with, texts_in, video_pixels
 from ttsnap.options.call import VideoOptions
@@ -41,7 +42,9 @@ RECORD = SearchRecord("toy", "Ode", {"num_inference_steps": 6}, SamplerOptions()
 def finished() -> tuple[list[Any], outputs.Recorder]:
     recorder, live = outputs.Recorder(), LiveEngine(Clips(6, size=(32, 48)), [Mean(), Motion()], EngineOptions(4))
     algorithm = SeedPruning(5, (0.6, 0.5), steps=(2, 4))
-    return search(["a bear 🐻 dances", "b: c/d"], algorithm, live, keep=2, on_event=recorder), recorder
+    return search(
+        ["a bear 🐻 dances", "b: c/d"], algorithm, live, selection=Selection(keep=2), on_event=recorder
+    ), recorder
 
 
 @pytest.mark.parametrize("ending", FORMATS)

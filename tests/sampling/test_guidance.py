@@ -17,6 +17,7 @@ from ttsnap import make_algorithm, search
 from ttsnap.algorithms.keep_all import KeepAll
 from ttsnap.algorithms.smc.smc import SMC
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.selection import Selection
 from ttsnap.engine.gradients import Differentiator
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.budget import Budget
@@ -164,7 +165,7 @@ def test_guided_smc_estimates_the_same_constant_and_mean(spec: str) -> None:
     found, algorithm = [], SMC(6, 1.0, "difference", every=2, first=1.0, last=0.0, ess=0.7)
     engine = engine_of(gaussian(), FunctionReward(quadratic, "r"), guide=spec, kernel=Ddim)
     for seed in range(40):
-        (result,) = search([""], algorithm, engine, seed=1000 * seed, keep=6)
+        (result,) = search([""], algorithm, engine, seed=1000 * seed, selection=Selection(keep=6))
         images = {c.uid: points(c.image[None])[0].numpy() for c in result.images}
         weights = zip(np.exp(result.state.logw), result.state.uids.tolist(), strict=True)
         found.append([np.exp(result.state.log_z), *np.sum([weight * images[uid] for weight, uid in weights], 0)])

@@ -13,6 +13,7 @@ from tests.scripted import Played
 from ttsnap import search
 from ttsnap.core.moves import advance, fresh, perturb
 from ttsnap.core.needs import Gradient, Need
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.sampling import rng
@@ -60,7 +61,7 @@ def test_each_particle_carries_its_own_history(batch: int) -> None:
         lambda particles: perturb([1], 0.5, 2),
         lambda particles: advance(particles, [0, 1, 2, 3], 4),
     )
-    search(["a"], Played(moves, frozenset({Need.BRANCH, Need.MIX})), live, seed=5, keep=4)
+    search(["a"], Played(moves, frozenset({Need.BRANCH, Need.MIX})), live, seed=5, selection=Selection(keep=4))
     assert states == {
         0: ((5, 0), (5, 0, 0), (5, 0, 1), (5, 0, 2), (5, 0, 3)),
         1: ((6, 0), (6, 0, 0), (6, 0, 1), (6, 0, 2), (6, 0, 3)),

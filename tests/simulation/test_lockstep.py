@@ -14,6 +14,7 @@ from ttsnap.algorithms.pricing.fitting import fit
 from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute
 from ttsnap.core import Kind, Move, Price, Rates, Rows, Task, fresh, utility
 from ttsnap.core.looks import estimates
+from ttsnap.core.selection import Selection
 from ttsnap.recordings.replay import Recording, ReplayEngine
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders
@@ -50,7 +51,7 @@ def agrees(out: Any, loop: Any) -> None:
 @pytest.mark.parametrize(("rewards", "combine"), [(1, utility.mean), (2, utility.mean), (2, utility.rank_sum)])
 def test_lockstep_is_the_loop(algorithm: Any, rewards: int, combine: Any) -> None:
     r = recording(25, 16, rewards=rewards)
-    loop = search(r.prompts, algorithm, ReplayEngine(r), utility=combine)
+    loop = search(r.prompts, algorithm, ReplayEngine(r), selection=Selection(utility=combine))
     agrees(lockstep(algorithm, in_order(r), 25, Task(GRID), rewards=rewards, utility=combine), loop)
 
 

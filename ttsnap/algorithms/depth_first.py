@@ -97,7 +97,7 @@ class DepthFirst(Settings):
         known = np.flatnonzero(~np.isnan(seen).any(axis=-1))
         if uid not in known:
             return False
-        values = np.asarray(particles.utility(seen[known]), float)
+        values = particles.selection.values(seen[known])
         least = np.quantile(values, self.quantile) if self.thresholds is None else self.thresholds[state.j]
         return bool(values[known == uid][0] >= least)
 

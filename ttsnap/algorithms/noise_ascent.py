@@ -20,7 +20,6 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, ascend, fresh
 from ttsnap.core.needs import Gradient, Needs
 from ttsnap.core.particles import Particles
-from ttsnap.core.utility import check_scores_each
 from ttsnap.files.settings import Count, Natural, Settings
 
 
@@ -93,7 +92,7 @@ class NoiseAscent(Settings):
 
     def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         if not s.phase:
-            check_scores_each(particles.utility, name_of(self))
+            particles.selection.check_scores_each(name_of(self))
             return self._start(s, particles)
         drop = reject = np.empty(0, int)
         new = int(particles.moved[0])

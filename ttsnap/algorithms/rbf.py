@@ -17,7 +17,6 @@ from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import Need
 from ttsnap.core.particles import Particles
-from ttsnap.core.utility import check_scores_each
 from ttsnap.files.settings import Count, Settings
 
 
@@ -87,7 +86,7 @@ class RBF(Settings):
 
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         task, now = state.task, len(particles)
-        check_scores_each(particles.utility, name_of(self))
+        particles.selection.check_scores_each(name_of(self))
         if state.done:
             return None, state
         if not now:

@@ -58,7 +58,7 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
 
 def lines_of(bench: Bench, there: OpenBench) -> list[Line]:
     """A line for each algorithm."""
-    return summarize(bench.arms, bench.prompts, _in_order(bench, there), bench.search.utility is not rank_sum)
+    return summarize(bench.arms, bench.prompts, _in_order(bench, there), bench.search.selection.utility is not rank_sum)
 
 
 def _in_order(bench: Bench, there: OpenBench) -> list[Found]:

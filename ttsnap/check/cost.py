@@ -12,6 +12,7 @@ from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup, in_short
 from ttsnap.core.cost import Rates
 from ttsnap.core.memory import lacks_memory
+from ttsnap.core.selection import Selection
 from ttsnap.loop.search import search
 from ttsnap.pipelines.memory.acceleration import SDPA, use_attention
 from ttsnap.results.media import save_png
@@ -111,7 +112,9 @@ def _metered(setup: Setup, rung: Rung, size: int, preview: Figure | None) -> Non
         return
     setup.say(f"timing a search of {n} images")
     recorder = Recorder()
-    (result,) = search(setup.prompts[:1], BestOfN(n), engine, utility=setup.utility, on_event=recorder)
+    (result,) = search(
+        setup.prompts[:1], BestOfN(n), engine, selection=Selection(utility=setup.utility), on_event=recorder
+    )
     spent = result.spent
     taken, by, of = spent.seconds, spent.seconds_by, spent.cost
     rates = Rates(

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from ttsnap.core import utility as utilities
-from ttsnap.core.particles import Utility
 from ttsnap.core.prompt import Prompt
+from ttsnap.core.utility import Utility
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.reading import read_object
 from ttsnap.files.settings import build, to_json

@@ -10,6 +10,7 @@ import torch
 
 from ttsnap.algorithms.best_of_n import BestOfN
 from ttsnap.check.ladder import Figure, Rung, Setup
+from ttsnap.core.selection import Selection
 from ttsnap.loop.search import search
 from ttsnap.results.media import to_uint8
 
@@ -73,8 +74,13 @@ def _in_255ths(difference: Any) -> Figure:
 def _images(setup: Setup, batch_size: int | None) -> tuple[dict[int, Any], int, list[str]]:
     """The images (H, W, 3) uint8 by seed, those that the time allows; which one won; how they were computed."""
     engine = setup.engine(batch_size)
-    (result,) = search(setup.prompts[:1], BestOfN(SEEDS), engine, utility=setup.utility, keep=SEEDS,
-                       should_stop=lambda: setup.left <= 0)  # fmt: skip
+    (result,) = search(
+        setup.prompts[:1],
+        BestOfN(SEEDS),
+        engine,
+        selection=Selection(setup.utility, keep=SEEDS),
+        should_stop=lambda: setup.left <= 0,
+    )
     images = {found.seed: to_uint8(found.pixels) for found in result.images}
     return images, result.best.seed, list(engine.notices)
 

@@ -29,6 +29,7 @@ from ttsnap.options.option import values
 from ttsnap.options.record import BenchOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.request import Prepared
 from ttsnap.version import versions
 
@@ -92,8 +93,8 @@ def parser() -> Parser:
             "them; the others are compared with the first"
         ),
     )
-    without = ("search", "seed", "require", "diverse", "diversity", "likeness")
-    arguments.add_options(find, SearchOptions, without=without)
+    arguments.add_options(find, SearchOptions, without=("search", "seed"))
+    arguments.add_options(find, SelectionOptions, "utility", "report")
     arguments.add_sampler(p.add_argument_group("sampler"))
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions)

@@ -37,7 +37,7 @@ class BenchModel:
         if self.pipe is None:
             self.pipe, self._first = common.loaded(self._a, searches[bench.arms[0].name], self._devices)
         self.bench = bench._replace(searches={name: search.on(self._first) for name, search in searches.items()})
-        for reward in self._first.request.report:
+        for reward in self._first.request.selection.reported:
             reward.check([prompt.read for prompt in bench.texts])
         return self
 

@@ -21,7 +21,8 @@ from ttsnap.options.call import WRITTEN, PictureOptions, pictured_call
 from ttsnap.options.engine import BatchOptions, DeviceOptions, EngineOptions, Kept
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import NOISE, SamplerOptions
-from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare, reward_tuple
+from ttsnap.options.selection import SelectionOptions, listed
+from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
 from ttsnap.reward_models.registry import LIKENESSES, REWARDS, named
 from ttsnap.reward_models.registry import check_names as check_rewards
 
@@ -98,16 +99,22 @@ def engine_spec(
     call = {name: value for name, value in written.items() if value is not None}
     call |= pictured_call(a.call) | _picture_arguments(a, prompts)
     batch = EngineOptions.of(arguments.read(BatchOptions, a), keep)
-    return EngineSpec(arguments.read(ModelOptions, a), reward_tuple(a.reward), sampler, batch, call)
+    return EngineSpec(arguments.read(ModelOptions, a), listed(a.reward), sampler, batch, call)
 
 
 def asked(a: Arguments, prompts: Sequence[Prompt], search: Any, engine: EngineSpec) -> SearchRequest:
     """What a command that searches is asked for: by its options, those that it has."""
     return SearchRequest(
-        tuple(prompts), engine, search, budget_of(a), a.seed, a.get("keep", 1), a.get("options", {}), a.shared,
-        a.utility, reward_tuple(report_of(a)), a.get("diverse", False), a.get("diversity"), a.get("likeness"),
-        reward_tuple(a.get("require")),
-    )  # fmt: skip
+        tuple(prompts),
+        engine,
+        search,
+        budget_of(a),
+        a.seed,
+        a.get("keep", 1),
+        a.get("options", {}),
+        a.shared,
+        replace(arguments.read(SelectionOptions, a), report=report_of(a)),
+    )
 
 
 def prepared(request: SearchRequest) -> Prepared:
@@ -156,7 +163,7 @@ def check_names(given: Arguments) -> None:
         located(given.model)
     for name in ("reward", "report", "base"):
         check_rewards(given.get(name) or None)
-    check_rewards([Requirement.parse(text).reward for text in reward_tuple(given.get("require"))])
+    check_rewards([Requirement.parse(text).reward for text in listed(given.get("require"))])
     check_rewards([named(text)[1] for text in given.get("rewards", [])])
     known, likeness = (*LIKENESSES, *REWARDS), given.get("likeness")
     if likeness is not None and likeness.partition(":")[0] not in known:
@@ -219,7 +226,8 @@ def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any,
 
         here = alone(devices, place.type)
     rewards = load_rewards(search.engine.rewards, device=place) if here else search.engine.rewards
-    report = load_rewards(search.request.report, device=place) if search.request.report else ()
+    reported = search.request.selection.reported
+    report = load_rewards(reported, device=place) if reported else ()
     device, offload = (a.device, a.offload) if here else ("cpu", "none")
     model = arguments.read(ModelOptions, a)
     pipe = load_model(a.model, device, a.dtype, offload, model.loras, a.task)
@@ -227,7 +235,7 @@ def loaded(a: Arguments, search: Prepared, devices: DeviceOptions) -> tuple[Any,
     prepare(pipe, model)
     model = replace(model, dtype=str(kind).removeprefix("torch."))
     engine = replace(search.engine, model=model, rewards=tuple(rewards))
-    return pipe, replace(search, engine=engine, request=replace(search.request, report=tuple(report)))
+    return pipe, replace(search, engine=engine).reporting(tuple(report))
 
 
 def opening() -> Any:

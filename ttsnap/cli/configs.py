@@ -20,9 +20,10 @@ from ttsnap.options.model import PACKAGED, ModelOptions
 from ttsnap.options.option import options_of
 from ttsnap.options.sampler import SamplerOptions, comes_along
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.reward_models.registry import REWARDS, refuse_credentials, without_queries
 
-_KINDS = (SearchOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
+_KINDS = (SearchOptions, SelectionOptions, SamplerOptions, ModelOptions, DeviceOptions, WorkerOptions)
 _DECLARED = (*(option for kind in _KINDS for option in options_of(kind)), *WRITTEN.values())
 
 

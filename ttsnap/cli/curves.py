@@ -14,7 +14,7 @@ from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_signals
 from ttsnap.files.settings import Natural
 from ttsnap.options.engine import WorkerOptions
-from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 
 if TYPE_CHECKING:
     from ttsnap.loop.budget import Budget
@@ -35,7 +35,7 @@ def add_recording_arguments(p: Parser) -> None:
     p.add_argument(
         "--scores", type=str, default="noise_aware", help="of a published tensor: noise_aware or base scores"
     )
-    arguments.add_options(p, SearchOptions, "utility")
+    arguments.add_options(p, SelectionOptions, "utility")
     orders = "decides the random orders in which recorded seeds are searched"
     p.add_argument("--seed", type=Natural, default=0, help=orders)
     arguments.add_options(p, WorkerOptions, "workers")

@@ -21,6 +21,7 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.request import Prepared, prepare
 
 DESCRIPTION = """Find the best image for a prompt that a compute budget can buy.
@@ -75,6 +76,7 @@ def add_search(p: Any) -> None:
         "algorithms NAME",
     )
     arguments.add_options(p, SearchOptions, without=("search", "seed"))
+    arguments.add_options(p, SelectionOptions)
     p.add_argument(
         "--compare",
         type=str | None,
@@ -156,4 +158,6 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
     if count > 1:
         tabulate(out, runs)
     print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
-    return int(bool(first.gate) and not all(result.images for found in runs.values() for result in found.results))
+    return int(
+        bool(first.selection.gate) and not all(result.images for found in runs.values() for result in found.results)
+    )

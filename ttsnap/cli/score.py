@@ -8,7 +8,7 @@ from ttsnap.cli import arguments, common
 from ttsnap.cli.parser import Arguments, Parser
 from ttsnap.cli.signals import left_by_signals
 from ttsnap.options.model import ModelOptions
-from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 
 DESCRIPTION = """Score the images of a folder, and write a ranked CSV and a contact sheet to another one.
 
@@ -30,7 +30,7 @@ def parser() -> Parser:
     p = Parser(DESCRIPTION)
     p.add_argument("folder", type=str, help="folder with PNG, JPEG or WebP images, or videos")
     p.add_argument("--reward", type=str, nargs="+", required=True, help=arguments.REWARD)
-    arguments.add_options(p, SearchOptions, "utility")
+    arguments.add_options(p, SelectionOptions, "utility")
     p.add_argument("--prompt", type=str | None, help="one prompt for all images")
     p.add_argument("--prompts-file", type=str | None, help="text file, one prompt a line, one line an image")
     p.add_argument("--source", type=str | None, help="the image that all of these edit, for rewards of edits")

@@ -23,6 +23,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import SamplerOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
@@ -142,7 +143,9 @@ def search_by(
     how, batches = SamplerOptions(KERNELS.get(sampler, "pipeline")), EngineOptions(batch_size=batch_size or None)
     spec = EngineSpec(ModelOptions("ComfyUI"), tuple(each.reward for each in rewards), how, batches)
     weights = [each.weight for each in rewards]
-    asked = SearchRequest((Prompt(prompt),), spec, search, budget or USUAL, seed, keep, utility=weights)
+    asked = SearchRequest(
+        (Prompt(prompt),), spec, search, budget or USUAL, seed, keep, selection=SelectionOptions(utility=weights)
+    )
     return prepare(asked, ModelDefaults())
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ttsnap.comfyui import inputs
 from ttsnap.comfyui.inputs import KERNELS, LINKED, USUAL, NodeReward, Weighted
-from ttsnap.core.particles import Utility
 from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import Finish
 from ttsnap.pipelines.comfyui.drafts import finishing
@@ -73,9 +73,9 @@ class Progress:
     returns: whether it then ends with its best image. A second time it is stopped even so.
     """
 
-    def __init__(self, utility: Utility, *, returns: bool) -> None:
+    def __init__(self, selection: Selection, *, returns: bool) -> None:
         self.returns, self.cancelled = returns, False
-        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(utility), 0.0, 0.0
+        self.bar, self.pictures, self.spent, self.planned = ProgressBar(1), LiveGrid(selection), 0.0, 0.0
 
     def listen(self, event: Event, cap: Budget) -> None:
         """Counts evaluations of the budget's cap; where there is none, its seconds, or evaluations of all moves."""
@@ -159,7 +159,7 @@ def search_sampler(
         whole, rest = finishing(drafter.finish, sigmas, steps, model.model)
         again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
     drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
-    progress = Progress(request.utility, returns=on_cancel == RETURN)
+    progress = Progress(request.selection, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
         latent_image.get("noise_mask"), drafts, rest, previewer,

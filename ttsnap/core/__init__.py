@@ -10,11 +10,13 @@ from ttsnap.core.looks import Estimate, Estimator
 from ttsnap.core.moves import Kind, Move, Rows, advance, ascend, fresh, perturb, renoise
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.particles import Particles, Utility
+from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Adopting, Algorithm, Engine, Refining, Reward, Widening
 from ttsnap.core.results import Candidate, Event, Result, Spent
+from ttsnap.core.selection import Selection
+from ttsnap.core.utility import Utility
 
 __all__ = [
     "Adopting",
@@ -44,6 +46,7 @@ __all__ = [
     "Refining",
     "Reward",
     "Rows",
+    "Selection",
     "Spent",
     "Task",
     "Utility",

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
-from ttsnap.core.diversity import diverse
-
-if TYPE_CHECKING:
-    from ttsnap.core.requirement import Gate
-
-Utility = Callable[[FloatArray], FloatArray]
-"""Scores (N, R) -> one number per row (N,), higher is better. It may compare rows with one another (ranks)."""
+from ttsnap.core.selection import BEST, Selection
 
 
 @dataclass(frozen=True)
@@ -45,18 +38,14 @@ class Particles:
     guidance."""
     has_gradient: BoolArray
     """(N,) whether the gradient at its step is paid."""
-    utility: Utility
-    """Makes one number of R scores."""
+    selection: Selection = BEST
+    """What counts as best, and which finished images are returned."""
     moved: IntArray = field(default_factory=lambda: np.empty(0, int))
     """(n,) uid that each row of the algorithm's last move took on or made, -1 for rows that the budget cut off."""
     left: FloatArray | float = np.inf
     """What this prompt may still spend of its allowance, in evaluations as Task counts them."""
     features: FloatArray | None = None
     """(N, D) of what was scored last, by which images are compared, nan where there are none; None where all are."""
-    diversity: float = 0.0
-    """How much it counts that particles are unlike each other, against their values (core/diversity.py)."""
-    gate: Gate | None = None
-    """What finished images must meet to be returned."""
     owing: bool = False
     """Whether the group of the next fresh seed is not paid, though others of it came before: they were taken back."""
 
@@ -65,8 +54,8 @@ class Particles:
 
     @property
     def seeds(self) -> int:
-        """How many of them started from a fresh seed."""
-        return int(np.count_nonzero(self.parent < 0))
+        """How many of them started from a fresh seed. In lockstep all did."""
+        return int(np.count_nonzero(self.parent < 0)) if self.parent.ndim == 1 else len(self)
 
     @property
     def finished(self) -> BoolArray:
@@ -77,9 +66,7 @@ class Particles:
     @property
     def refused(self) -> BoolArray:
         """(N,) whether the image is done and must not be returned."""
-        if self.gate is None:
-            return np.zeros(self.scored.shape, bool)
-        done: BoolArray = self.finished & ~self.gate.admits(self.scores[..., -1, :])
+        done: BoolArray = self.finished & ~self.selection.admits(self.scores[..., -1, :])
         return done
 
     def value(self, uids: IntArray | Sequence[int]) -> FloatArray:
@@ -89,16 +76,16 @@ class Particles:
         scored = take(self.scored, rows)
         lead = () if rows.ndim == 1 else (np.arange(len(rows))[:, None],)
         last = self.scores[(*lead, rows, scored)]
-        if self.gate is None and not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
-            return np.asarray(self.utility(last), float)
+        selection = self.selection
+        if selection.gate is None and not (np.count_nonzero(scored < 0) or np.count_nonzero(np.isnan(last))):
+            return selection.values(last)
         if rows.ndim > 1:
             return np.stack([self.of(b).value(rows[b]) for b in range(len(rows))])
         good = (scored >= 0) & ~np.isnan(last).any(axis=-1)
-        if self.gate is not None:
-            good &= (scored < self.scores.shape[-2] - 1) | self.gate.admits(last)
+        good &= (scored < self.scores.shape[-2] - 1) | selection.admits(last)
         out = np.full(len(rows), -np.inf)
         if good.any():
-            out[good] = self.utility(last[good])
+            out[good] = selection.values(last[good])
         return out
 
     def ranked(self, uids: IntArray | Sequence[int] | None = None) -> IntArray:
@@ -113,13 +100,9 @@ class Particles:
 
         ranked: best first. Both parts of the result are.
         """
-        if not self.diversity or self.features is None or not 1 < k < len(ranked):
+        if self.features is None:
             return ranked
-        values, features = self.value(ranked), self.features[ranked]
-        if not np.isfinite(features[np.isfinite(values)]).all():
-            return ranked
-        group = np.sort(diverse(values, features, k, self.diversity))
-        return np.concatenate([ranked[group], np.delete(ranked, group)])
+        return ranked[self.selection.spread(self.value(ranked), self.features[ranked], k)]
 
     def others(self, uids: IntArray | Sequence[int]) -> IntArray:
         """Uids of the living but these, ascending: what a move drops that goes on from these alone."""
@@ -127,13 +110,11 @@ class Particles:
 
     def after_move(self, moved: IntArray, left: float) -> Particles:
         """The same particles, with what came of the last move."""
-        columns = self.seed, self.parent, self.step, self.cached, self.alive, self.scores, self.scored
-        more = self.utility, moved, left, self.features, self.diversity, self.gate, self.owing
-        return Particles(*columns, self.log_ratio, self.has_gradient, *more)
+        return replace(self, moved=moved, left=left)
 
     def of(self, b: int | IntArray) -> Particles:
         """Search b, or several searches, of a stack of searches in lockstep (see simulation/lockstep.py)."""
         left = np.broadcast_to(self.left, len(self.step))
         columns = {**vars(self), "left": left}
-        same = ("utility", "features", "diversity", "gate", "owing")  # no search in lockstep compares images
+        same = ("selection", "features", "owing")  # no search in lockstep compares images
         return Particles(**{name: column if name in same else column[b] for name, column in columns.items()})

@@ -7,20 +7,16 @@ import numpy as np
 from ttsnap.core.arrays import BoolArray, FloatArray, IntArray
 from ttsnap.core.moves import ASCEND, CONTINUE
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.particles import Particles, Utility
+from ttsnap.core.particles import Particles
 from ttsnap.core.plans import Plan
-from ttsnap.core.requirement import Gate
-from ttsnap.core.utility import first
+from ttsnap.core.selection import Selection
 
 
 class ParticleTable:
     """Arrays with spare room; `view` shows the part in use without copying it."""
 
-    def __init__(
-        self, steps: int, rewards: int, utility: Utility, diversity: float = 0.0, gate: Gate | None = None
-    ) -> None:
-        self._diversity, self._gate = diversity, gate
-        self._utility = first(utility, gate.counted) if gate is not None and gate.scores_more else utility
+    def __init__(self, steps: int, rewards: int, selection: Selection) -> None:
+        self._selection = selection
         self._n, self._owing = 0, False
         self._seed = np.empty(0, np.uint64)
         self._ints = np.empty((3, 0), int)  # parent, step, scored
@@ -39,10 +35,7 @@ class ParticleTable:
             array.flags.writeable = False
         seen = (seed, ints[0], ints[1], flags[0], flags[1], scores, ints[2])
         features = None if self._features is None else self._features[:n]
-        return Particles(
-            *seen, ratio, flags[2], self._utility, features=features, diversity=self._diversity, gate=self._gate,
-            owing=self._owing,
-        )  # fmt: skip
+        return Particles(*seen, ratio, flags[2], self._selection, features=features, owing=self._owing)
 
     def place(self, plan: Plan) -> None:
         """Add the particles that a plan makes, and mark those that it drops, or takes a gradient of."""

@@ -5,14 +5,17 @@ A utility maps scores (..., N, R) to (..., N) float64, higher is better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.names import unknown
-from ttsnap.core.particles import Utility
+
+Utility: TypeAlias = Callable[[FloatArray], FloatArray]
+"""It may compare rows with one another (ranks)."""
 
 
 def mean(scores: FloatArray) -> FloatArray:
@@ -61,15 +64,6 @@ def make(spec: str | Sequence[float], rewards: int = 0) -> Utility:
     if spec not in UTILITIES:
         raise ValueError(unknown("utility", spec, sorted(UTILITIES), ", or give a list of weights"))
     return UTILITIES[spec]
-
-
-def check_scores_each(utility: Utility, name: str) -> None:
-    """ValueError for an algorithm of this name, which compares images that were valued apart, where the utility only
-    ranks images among each other."""
-    while isinstance(utility, partial) and utility.func is _of_first:
-        utility = utility.args[0]
-    if utility is rank_sum:
-        raise ValueError(f"rank_sum only ranks images among each other; {name} needs a score of each: use mean")
 
 
 def described(spec: str | Sequence[float], rewards: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from ttsnap.algorithms.by_hand import ByHand, State, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
+from ttsnap.core.selection import Selection
 from ttsnap.demo.form import DemoLimits, title_of
 from ttsnap.demo.html import FULL, LARGE, short, thumbnail_uri
 from ttsnap.demo.worker import Models, RunningSearch, SearchThread, prepare, run_search
@@ -185,8 +186,10 @@ def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:
         return f"{head}: it runs with n = {made.n}{what} whatever the budget."
     calls = spent.cost.draft_calls // max(1, spent.seeds)  # per seed
     engine = DryEngine(grid, request.engine.rewards, price=spent.price, draft_calls=calls)
-    sized: Any = fit(made, engine, Budget(nfe=allowed), request.keep)
-    (larger,) = search_dry([""], replace(sized, n=sized.n + 1), engine, keep=request.keep)
+    sized: Any = fit(made, engine, Budget(nfe=allowed), request.selection.keep)
+    (larger,) = search_dry(
+        [""], replace(sized, n=sized.n + 1), engine, selection=Selection(keep=request.selection.keep)
+    )
     if (more := larger.spent.nfe) <= allowed:
         return f"{head}: it came to its end with less."
     return f"{head}: it ran with n = {sized.n}{what}, and n = {sized.n + 1} would take {more:,g}."

@@ -26,7 +26,7 @@ def python_lines(search: Prepared, device: str = "cpu", dtype: str = "float32") 
         **{option.name: value for option, value in _changed(search)},
         "seed": request.seed,
         **({"num_images_per_prompt": request.keep} if request.keep > 1 else {}),
-        **({"diverse": True} if request.diverse else {}),
+        **({"diverse": True} if request.selection.diverse else {}),
         **{name: value for name, value in search.call.items() if name != "image"},
     }
     task = task_of(request)
@@ -64,7 +64,7 @@ def command_line(search: Prepared) -> str:
         **{option.dashed: search.call.get(name) for name, option in WRITTEN.items()},
         "--seed": request.seed,
         "--keep": request.keep if request.keep > 1 else None,
-        "--diverse": request.diverse or None,
+        "--diverse": request.selection.diverse or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     words = [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in given.items()]

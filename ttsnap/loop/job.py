@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 MOST_SPARE, MOST_HELD = 2**30, 2**32
 """Bytes of finished images or videos of one prompt above which only those are held that may still be returned, and
 above which no more than will be: one video may take 400 MB."""
-AMONG = 8
-"""Of how many times as many good images those are chosen that differ."""
 MOST_SEEDS = 4096
 """Seeds of a prompt after which no more are begun in place of refused ones, whatever the budget."""
 
@@ -109,7 +107,7 @@ class Job:
     def goes_on(self) -> bool:
         """Whether what its algorithm leaves of a budget goes to further images, as none so far may be returned."""
         particles = self.particles
-        if particles.gate is None or (particles.finished & ~particles.refused).any():
+        if particles.selection.gate is None or (particles.finished & ~particles.refused).any():
             return False
         return self.ledger.capped and particles.seeds < MOST_SEEDS
 
@@ -156,10 +154,10 @@ class Job:
         if plan.look != ESTIMATE:
             self.trace[-1]["look"] = plan.look.name
 
-    def take(self, outcome: Outcome, end: int, keep: int) -> None:
+    def take(self, outcome: Outcome, end: int) -> None:
         """Rows of the plan are done: note scores, and the images of those that came to step `end`.
 
-        Images that cannot be among the `keep` best any more are let go now and then.
+        Images that cannot be among the best any more are let go now and then.
         """
         self.table.record(outcome)
         self.waiting -= len(outcome.uids)
@@ -173,11 +171,11 @@ class Job:
         self._note_failures(outcome)
         for i in np.flatnonzero(outcome.step == end).tolist():
             self.images[uids[i]] = outcome.images[i]
-        most = self._candidates(keep)
+        keep, most = self.particles.selection.keep, self.particles.selection.candidates
         if len(self.images) > most and (len(self.images) > most + 3 * keep + 32 or self._held > MOST_SPARE):
             self.images = {uid: self.images[uid] for uid in self.ranking()[:most]}
         if len(self.images) > keep and self._held > MOST_HELD:
-            self.images = {uid: self.images[uid] for uid in self.chosen(keep)}
+            self.images = {uid: self.images[uid] for uid in self.chosen()}
 
     @property
     def _held(self) -> int:
@@ -190,19 +188,16 @@ class Job:
         uids = np.array(sorted(admitted - self.rejected or admitted), int)
         return [int(u) for u in self.particles.ranked(uids)]
 
-    def chosen(self, keep: int) -> list[int]:
+    def chosen(self) -> list[int]:
         """Uids of the images to return, best first: the best, or of many good ones some that differ."""
-        best = np.array(self.ranking()[: self._candidates(keep)], int)
-        return [int(uid) for uid in self.particles.spread(best, keep)[:keep]]
+        selection = self.particles.selection
+        best = np.array(self.ranking()[: selection.candidates], int)
+        return [int(uid) for uid in self.particles.spread(best, selection.keep)[: selection.keep]]
 
-    def _candidates(self, keep: int) -> int:
-        """Of how many of the best images those to return are chosen. All others can be let go at any time."""
-        return AMONG * keep if self.particles.diversity else keep
-
-    def settle(self, keep: int) -> None:
-        """Nothing more comes: fetch the `keep` best images to this process, and let all others go."""
+    def settle(self) -> None:
+        """Nothing more comes: fetch the images to return to this process, and let all others go."""
         found: dict[int, Decoded | None] = {}
-        self.kept = self.chosen(keep)
+        self.kept = self.chosen()
         while ahead := [uid for uid in self.kept if uid not in found]:
             for uid in ahead:
                 picture = self.images[uid]
@@ -213,7 +208,7 @@ class Job:
                     sentence = f"the image of seed {seed} is lost, and the next best one takes its place"
                     self.warnings.append(Notice(sentence, str(lost)))
                     del self.images[uid]
-            self.kept = self.chosen(keep)
+            self.kept = self.chosen()
         self.images = {uid: found.get(uid) for uid in self.images}
 
     def _note_failures(self, outcome: Outcome) -> None:

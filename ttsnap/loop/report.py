@@ -15,17 +15,17 @@ from ttsnap.loop.request import TIMED, RunningRequest
 
 def report(request: RunningRequest, engine: Engine, usage: RunUsage) -> list[Result]:
     """A Result for each job of a request that is done. usage: what the run used besides (profiling/meter.py)."""
-    jobs, keep, watch = request.jobs, request.spec.keep, request.watch
+    jobs, watch = request.jobs, request.watch
     taken = [engine.price.evaluations(job.ledger.spent) for job in jobs]
     total = sum(taken) or 1
     times = watch.seconds, watch.before
     for job in jobs:
         if job.ended == TIMED:  # how, is known at the end
             job.ended = request.time_is_up
-    return [_result(job, engine, keep, times, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
+    return [_result(job, engine, times, usage, nfe / total) for job, nfe in zip(jobs, taken, strict=True)]
 
 
-def _result(job: Job, engine: Engine, keep: int, times: tuple[float, float], usage: RunUsage, share: float) -> Result:
+def _result(job: Job, engine: Engine, times: tuple[float, float], usage: RunUsage, share: float) -> Result:
     """times: seconds of the run, and before it; share: of this job in the evaluations of all."""
     seconds, before = times
     particles, images = job.particles, _candidates(job, engine.reward_names)
@@ -42,11 +42,11 @@ def _result(job: Job, engine: Engine, keep: int, times: tuple[float, float], usa
         seeds=_started(particles),
         finished=int(particles.finished.sum()),
         gain_of_second_half=_second_half(particles),
-        refused={} if particles.gate is None else particles.gate.refusals(particles.scores[particles.finished, -1]),
+        refused=particles.selection.refusals(particles.scores[particles.finished, -1]),
         calibration=engine.calibration_cost,
         lost=engine.lost,
     )
-    found = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images, keep))))
+    found = (spent, tuple(job.trace), particles, tuple(map(str, notices(job, engine, images))))
     return Result(job.prompt.text, images, *found, state=job.state, levels=engine.grid.levels)
 
 
@@ -68,9 +68,9 @@ def _candidates(job: Job, names: Sequence[str]) -> tuple[Candidate, ...]:
     )
 
 
-def notices(job: Job, engine: Engine, images: Sequence[Candidate], keep: int) -> list[Notice]:
+def notices(job: Job, engine: Engine, images: Sequence[Candidate]) -> list[Notice]:
     """What to say of a job that is done, and of the images that came of it."""
-    found = list(job.warnings)
+    found, keep = list(job.warnings), job.particles.selection.keep
     if not images and not job.trace:
         found.append(Notice("stopped before this prompt was taken up"))
     elif images and not any(np.isfinite(candidate.reward) for candidate in images):
@@ -89,9 +89,9 @@ def _refusals(job: Job, images: Sequence[Candidate]) -> list[Notice]:
     """How many images were refused, by what, and what it means where all were."""
     particles = job.particles
     refused, finished = int(particles.refused.sum()), int(particles.finished.sum())
-    if particles.gate is None or not refused:
+    if not refused:
         return []
-    counts = particles.gate.refusals(particles.scores[particles.finished, -1])
+    counts = particles.selection.refusals(particles.scores[particles.finished, -1])
     by = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     said = [Notice(f"{refused} of {finished} finished images were refused (by {by})")]
     if not images:

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import CONTINUE
 from ttsnap.core.outcome import Outcome
-from ttsnap.core.particles import Utility
 from ttsnap.core.plans import Plan, image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine
-from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event
+from ttsnap.core.selection import BEST, Selection
 from ttsnap.core.table import ParticleTable
 from ttsnap.loop.budget import Budget, Cap, tightest
 from ttsnap.loop.clock import Pace, PlannedMove, RequestClock
@@ -36,25 +34,19 @@ PARTS = 4
 
 @dataclass(frozen=True)
 class LoopSearch:
-    """How each of some prompts is searched. ValueError for a seed or keep out of range."""
+    """How each of some prompts is searched. ValueError for a seed out of range."""
 
     algorithm: Algorithm
     """Decides what to denoise."""
     budget: Budget = field(default_factory=Budget)
     """Caps per prompt."""
-    utility: Utility = utilities.mean
-    """Makes one number of an image's scores."""
+    selection: Selection = BEST
+    """What counts as best, and how many images come back."""
     seed: int = 0
     """Candidate i of a prompt starts from the noise of torch seed `seed + i`, in 0..2^64 - 1; 0 comes after the
     last."""
-    keep: int = 1
-    """How many finished images come back."""
     shared: bool = False
     """Whether prompts draw on one pot of the budget times their number."""
-    diversity: float = 0.0
-    """How much it counts that kept images are unlike each other, against their values (core/diversity.py)."""
-    gate: Gate | None = None
-    """What images must meet to be returned."""
     eager: bool = False
     """Whether some seeds are scored before the others begin, for whoever waits for pictures."""
     plan: tuple[PlannedMove, ...] = ()
@@ -62,10 +54,6 @@ class LoopSearch:
     goes to further images."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.keep != int(self.keep):
-            raise ValueError(f"keep must be {'at least 1' if self.keep < 1 else 'a whole number'}, got {self.keep}")
-        if not 0 <= self.diversity < np.inf:
-            raise ValueError(f"diversity must be a finite number from 0 on, got {self.diversity}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in 0..2^64 - 1, as torch has them, got {self.seed}")
 
@@ -107,19 +95,18 @@ class RunningRequest:
     ) -> RunningRequest:
         """A request whose jobs are numbered from `first` on; all of them are queued."""
         cap, rewards, price = tightest(spec.budget, engine), len(engine.reward_names), engine.price
-        task, whole = cap.task(spec.keep, spec.shared), image_cost(engine.grid, rewards, price)
+        task, whole = cap.task(spec.selection.keep, spec.shared), image_cost(engine.grid, rewards, price)
         pot = Ledger(spec.budget.times(len(prompts)), price) if spec.shared else None
 
         def job(place: int, prompt: Prompt) -> Job:
             """What the prompt draws depends on its text for rewards and the seed alone, not on other prompts."""
             ledger = Ledger(spec.budget, price) if pot is None else Ledger(Budget(), price, pot)
             ledger.hold(whole)
-            diversity = spec.diversity if spec.keep > 1 else 0.0
-            table = ParticleTable(engine.grid.steps, rewards, spec.utility, diversity, gate)
+            table = ParticleTable(engine.grid.steps, rewards, selection)
             rng = np.random.default_rng([spec.seed % 2**32, zlib.crc32(prompt.read.encode())])
             return Job(first + place, place, prompt, ledger, table, spec.algorithm.init(task), rng)
 
-        gate = None if spec.gate is None else spec.gate.named(engine.reward_names)
+        selection = spec.selection.named(engine.reward_names)
         jobs = tuple(job(i, prompt) for i, prompt in enumerate(prompts))
         timed = price.seconds is not None and watch.deadline < np.inf and len(engine.timings) > 0
         pace = Pace(engine, price.seconds, watch, spec.plan) if price.seconds is not None and timed else None

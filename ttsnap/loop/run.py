@@ -216,7 +216,7 @@ class Run(Submission):
             for job in request.active:
                 job.warnings.append(Notice("the engine is lost; the search ends with what it has", why))
                 job.ledger.close()
-                job.settle(request.spec.keep)
+                job.settle()
                 request.tell("end", job)
             request.active.clear()
             request.queue.clear()
@@ -250,7 +250,7 @@ class Run(Submission):
         job.ended = request.ended or job.ended or TIMED * request.uses_time
         if job.failures > 1:
             job.warnings.append(Notice(f"{job.failures} scores failed in all"))
-        job.settle(request.spec.keep)
+        job.settle()
         self._release(job)
         request.tell("end", job)
 

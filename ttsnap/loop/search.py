@@ -17,16 +17,14 @@ from functools import cache
 import numpy as np
 
 from ttsnap.algorithms import name_of
-from ttsnap.core import utility as utilities
 from ttsnap.core.cost import Cost
 from ttsnap.core.names import FieldError
 from ttsnap.core.needs import Gradient, missing
-from ttsnap.core.particles import Utility
 from ttsnap.core.plans import image_cost
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm, Engine, RunUsage, Widening
-from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
+from ttsnap.core.selection import BEST, Selection
 from ttsnap.loop.budget import Budget, task_of, tightest
 from ttsnap.loop.clock import Pace, PlannedMove, RequestClock, work_of
 from ttsnap.loop.dry import DryEngine
@@ -44,12 +42,9 @@ def search(
     engine: Engine,
     budget: Budget | str | None = None,
     *,
-    utility: Utility = utilities.mean,
+    selection: Selection = BEST,
     seed: int = 0,
-    keep: int = 1,
     shared: bool = False,
-    diversity: float = 0.0,
-    gate: Gate | None = None,
     on_event: Listener | None = None,
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -58,13 +53,12 @@ def search(
 
     budget: caps per prompt; with `shared` the prompts draw on one pot of that many times the number of prompts. A cap
         in seconds is for all prompts together (seconds times prompts): the engine is theirs in common.
+    selection: what counts as best, and how many images come back, as Selection(keep=4). With a gate, as
+        Selection(gate=Gate.of(["ocr>0.99"], engine.reward_names)), images must meet what it requires. Where the
+        algorithm ends and none has met it, the loop makes more, one by one, until one does or the budget is used up;
+        there may be none in the end.
     seed: candidate i of a prompt starts from the noise of torch seed `seed + i`; seeds are those of torch, from 0 to
         2^64 - 1, and 0 comes after the last.
-    keep: how many finished images come back, best first.
-    diversity: how much it counts that these are unlike each other (core/diversity.py); 0 for the best ones.
-    gate: what images must meet to be returned: Gate.of(["ocr>0.99"], engine.reward_names). Where the algorithm ends
-        and no image has met it, the loop makes more, one by one, until one does or the budget is used up; there may be
-        none in the end.
     on_event: called with every Event.
     should_stop: called once per batch. When it says True, running prompts end with their best finished image; one is
         finished first if there is none. Prompts not yet taken up come back without images.
@@ -74,7 +68,7 @@ def search(
     nothing. rewards.RewardError (a RuntimeError) where a reward fails on all of the first images. A MemoryError, as
     core.memory.NotEnoughMemoryError, where one row does not fit; a search with an image by then ends with what it has.
     """
-    spec = LoopSearch(algorithm, Budget.parse(budget), utility, seed, keep, shared, diversity, gate)
+    spec = LoopSearch(algorithm, Budget.parse(budget), selection, seed, shared)
     return searched(prompts, spec, engine, [] if on_event is None else [on_event], should_stop, clock)
 
 
@@ -107,7 +101,7 @@ def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
     """The same search, checked, with as many seeds as its budget affords; its engine is ready for it. ValueError as of
     `check_spec`."""
     check_spec(spec, engine)
-    sized = dataclasses.replace(spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.keep))
+    sized = dataclasses.replace(spec, algorithm=fit(spec.algorithm, engine, spec.budget, spec.selection.keep))
     if sized.algorithm is spec.algorithm or spec.budget.seconds is None or engine.price.seconds is None:
         return sized
     while True:
@@ -122,7 +116,8 @@ def prepared(spec: LoopSearch, engine: Engine) -> LoopSearch:
 def foreseen(spec: LoopSearch, engine: Engine) -> tuple[Cost, float | None]:
     """What the search of a prompt takes by its plan, with random scores; and seconds, where the engine measured its
     price in them. spec: prepared."""
-    cost = search([""], spec.algorithm, _dry(engine), spec.budget, keep=spec.keep)[0].spent.cost
+    (result,) = search([""], spec.algorithm, _dry(engine), spec.budget, selection=_counted(spec))
+    cost = result.spent.cost
     return cost, None if engine.price.seconds is None else _seconds(dry_moves(spec, engine), engine)
 
 
@@ -149,11 +144,16 @@ def dry_moves(spec: LoopSearch, engine: Engine) -> tuple[PlannedMove, ...]:
     dry.capacity = engine.capacity
     run = Run(dry)
     nothing = PlannedMove(np.zeros(0), 0)  # by which moves are begun in parts, as they will be
-    bare = LoopSearch(spec.algorithm, spec.budget, keep=spec.keep, plan=(nothing,))
+    bare = LoopSearch(spec.algorithm, spec.budget, _counted(spec), plan=(nothing,))
     request = run.add([Prompt("")], bare, RequestClock(float, 0.0), listen)
     while run.busy:
         run.turn()
     return tuple(moves)
+
+
+def _counted(spec: LoopSearch) -> Selection:
+    """As many images as it returns, of random scores."""
+    return Selection(keep=spec.selection.keep)
 
 
 def _dry(engine: Engine) -> DryEngine:
@@ -172,7 +172,7 @@ def check_spec(spec: LoopSearch, engine: Engine) -> None:
                          "how-to \"Write an algorithm\"")  # fmt: skip
     if why := missing(algorithm.needs, engine.offers):
         raise ValueError(f"{name_of(algorithm)} {why}")
-    if spec.diversity and spec.keep > 1 and not engine.price.features:
+    if spec.selection.differing and not engine.price.features:
         raise ValueError(
             "images that differ are to be kept, and this engine takes no features by which to compare them; have a "
             "live engine take some, as EngineOptions(features='pixels')"
@@ -180,7 +180,7 @@ def check_spec(spec: LoopSearch, engine: Engine) -> None:
     for need in algorithm.needs:
         if isinstance(need, Gradient):
             engine.differentiate(need)
-    task = task_of(budget, engine, spec.keep, spec.shared)
+    task = task_of(budget, engine, spec.selection.keep, spec.shared)
     untimed = budget.seconds is not None and engine.price.seconds is None
     if untimed:
         # What that affords is measured below; until then, any amount will do to see whether the algorithm fits.
@@ -218,7 +218,7 @@ def dry_costs(algorithm: Algorithm, engine: Engine, keep: int = 1) -> Costs:
     def run(n: int, unheld: Budget) -> Cost:
         dry = _dry(engine)
         sized = dataclasses.replace(algorithm, n=n)  # type: ignore[type-var]
-        spent: Cost = search([""], sized, dry, unheld, keep=keep)[0].spent.cost
+        spent: Cost = search([""], sized, dry, unheld, selection=Selection(keep=keep))[0].spent.cost
         return spent
 
     return lambda n, budget: run(n, tightest(budget, engine).unheld)

@@ -118,5 +118,5 @@ class Submission:
     def _collect(self, outcome: Outcome) -> None:
         request = self._of_job[outcome.job]
         job = request.jobs[outcome.job - request.jobs[0].index]
-        job.take(outcome, self.grid.steps, request.spec.keep)
+        job.take(outcome, self.grid.steps)
         request.tell_scores(job, outcome, self.engine)

@@ -1,4 +1,4 @@
-"""The settings of a search: algorithm, rewards, budget, seed, listeners."""
+"""The settings of a search: algorithm, reward, budget, seed, listeners."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttsnap.core.results import Event
-from ttsnap.files.settings import NotNegative, Settings
+from ttsnap.files.settings import Settings
 from ttsnap.options.option import Spec, option
 
 
 @dataclass(frozen=True)
 class SearchOptions(Settings):
-    """The settings of a search, except for its prompts and its sampler."""
+    """The settings of a search, except for its prompts, its sampler and what counts as best."""
 
     search: Spec = option(
         None,
@@ -57,55 +57,6 @@ class SearchOptions(Settings):
         shell="without either it is medium",
     )
     shared: bool = option(False, "put all prompts' budgets together; each takes what it needs")
-    utility: Spec = option(
-        "mean",
-        "how several rewards become one number: mean, rank_sum or a list of weights",
-        python="A function of scores is taken as it is (ttsnap.core.utility).",
-        written=str | list[float],
-    )
-    require: Spec = option(
-        None,
-        "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as 'ocr>0.99'; REWARD alone is "
-        "REWARD>=0.5; a list for several, or the option again",
-        python="The search goes on while the budget lasts, and may return no image. A "
-        "`ttsnap.core.requirement.Requirement` may name a function.",
-        written=str | list[str] | None,
-        metavar="REQUIREMENT",
-        loads="reward",
-        many=True,
-        recorded=False,
-    )
-    report: Spec = option(
-        None,
-        "rewards that only score the returned images, outside the budget",
-        python="What they say is in `Candidate.metrics`.",
-        written=str | list[str] | None,
-        metavar="REWARD",
-        loads="reward",
-    )
-    diverse: bool = option(
-        False,
-        "keep images that are good and unlike each other, not just the best ones",
-        python="The best image is always among them. Their number is `num_images_per_prompt`.",
-        common=True,
-    )
-    diversity: NotNegative | None = option(
-        None,
-        "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of the rewards worse "
-        "where it is farther from the others by the mean distance",
-        unset="1",
-        metavar="WEIGHT",
-    )
-    likeness: Spec = option(
-        None,
-        "with diverse, by what images are compared: pixels (colours and layout), dino, reward (the features of the "
-        "first reward that has some), or a reward with features, as clip; dino and those take NAME:FOLDER",
-        python="A function of images (N, 3, H, W) in [0, 1] that returns features (N, D) is taken as it is.",
-        unset="the reward's features, else pixels",
-        written=str | None,
-        metavar="NAME",
-        loads="likeness",
-    )
     seed: int | None = option(
         None,
         "candidate i starts from seed + i",

@@ -24,6 +24,7 @@ from ttsnap.options.call import CALL, Scale, Steps
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import option
 from ttsnap.options.sampler import AUTO, NOISE, SamplerOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.request.allowlist import kernel_for, search_of
 from ttsnap.request.limits import SearchLimits
 from ttsnap.request.request import AlgorithmSpec, EngineSpec, Lora, ModelDefaults, Prepared, SearchRequest, fitted_steps
@@ -144,9 +145,11 @@ def request_of(
         _budget(given, effort, steps, limits),
         secrets.randbelow(2**31) if given.seed is None else given.seed,
         given.n,
-        report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
-        diverse=given.diverse,
-        require=_requirements(given.require, offer, limits) if given.require else (),
+        selection=SelectionOptions(
+            report=limits.rewards_of(given.report, offer.rewards, "report") if given.report else (),
+            diverse=given.diverse,
+            require=_requirements(given.require, offer, limits) if given.require else (),
+        ),
     )
 
 

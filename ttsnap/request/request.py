@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 
 from ttsnap.algorithms import make_algorithm, spec_of
 from ttsnap.algorithms.seed_pruning import SeedPruning
-from ttsnap.core import utility as utilities
 from ttsnap.core.needs import Need, declared
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Algorithm
-from ttsnap.core.requirement import Gate, Requirement
+from ttsnap.core.selection import Selection
 from ttsnap.files.pictured import blanks
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import LoopSearch
@@ -23,6 +22,7 @@ from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.option import Spec
 from ttsnap.options.sampler import AUTO, SamplerOptions
+from ttsnap.options.selection import SelectionOptions, listed
 
 AlgorithmSpec: TypeAlias = str | Mapping[str, object] | Algorithm
 """What make_algorithm takes. From a stranger, only what `ttsnap.request.allowlist.search_of` let pass."""
@@ -133,30 +133,15 @@ class SearchRequest:
     """Of the algorithm, over those that `search` has."""
     shared: bool = False
     """Whether the prompts share their budgets."""
-    utility: Spec = "mean"
-    """What makes one number of several rewards."""
-    report: tuple[Spec, ...] = ()
-    """Rewards that only score the returned images."""
-    diverse: bool = False
-    """Whether these are to be unlike each other, as far as they are good; else the best are returned."""
-    diversity: float | None = None
-    """How much that counts (core/diversity.py); None: 1."""
-    likeness: Spec = None
-    """By what they are compared, as `make_likeness` takes it. The engine measures it where several are to differ."""
-    require: tuple[str | Requirement, ...] = ()
-    """What images must meet to be returned. Rewards that are only required join those of the engine, behind them."""
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
+    """What counts as best. Rewards that are only required join those of the engine, behind them."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("no prompts: give at least one")
         checked_seed(self.seed)
-        for requirement in self.require:
-            Requirement.parse(requirement)
-        for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
-            if value is not None and not self.diverse:
-                raise ValueError(f"{name} {value} is for images that differ: ask for these by diverse (--diverse, "
-                                 f"diverse=True), or leave {name} out")  # fmt: skip
-        LoopSearch(self.algorithm, keep=self.keep, diversity=self.diversity or 0.0)
+        Selection(keep=self.keep)
+        LoopSearch(self.algorithm)
 
     @cached_property
     def algorithm(self) -> Algorithm:
@@ -207,12 +192,17 @@ class Prepared(LoopSearch):
     @property
     def rewards(self) -> tuple[Spec, ...]:
         """The rewards that are searched for, without those that are only required."""
-        return self.engine.rewards[: None if self.gate is None else self.gate.counted]
+        return self.engine.rewards[: None if self.selection.gate is None else self.selection.gate.counted]
 
     def on(self, loaded: Prepared) -> Prepared:
         """The same search on the model and by the rewards that another one has loaded."""
         engine = replace(self.engine, model=loaded.engine.model, rewards=loaded.engine.rewards)
-        return replace(self, engine=engine, request=replace(self.request, report=loaded.request.report))
+        return replace(self, engine=engine).reporting(loaded.request.selection.report)
+
+    def reporting(self, rewards: Spec) -> Prepared:
+        """The same search, with these rewards to score the images that it returns."""
+        selection = replace(self.request.selection, report=rewards)
+        return replace(self, request=replace(self.request, selection=selection))
 
     @property
     def doubt(self) -> str | None:
@@ -229,7 +219,7 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
     ValueError where there is no reward, for prompts that the model cannot read, and for what its drafter refuses.
     """
     algorithm, asked = request.algorithm, request.engine
-    rewards = asked.rewards or reward_tuple(model.reward)
+    rewards = asked.rewards or listed(model.reward)
     if not rewards:
         raise ValueError(
             f"a search with model {asked.model.model} needs a --reward: file.py:function, module:attribute or a known "
@@ -249,30 +239,35 @@ def prepare(request: SearchRequest, model: ModelDefaults) -> Prepared:
         sampler = model.drafted(algorithm, sampler, rewards, own)
     # Engines are for prompts of one shape, whatever these show.
     call |= blanks(prompts[0].inputs) | ({} if prompts[0].negative is None else {"negative_prompt": ""})
-    gate, scored = None, rewards
-    if required := tuple(map(Requirement.parse, request.require)):
-        scored = tuple(dict.fromkeys((*rewards, *(one.reward for one in required))))
-        gate = Gate.of(required, scored, len(rewards))
-        if gate.scores_more and (sampler.guide is not None or Need.ASCEND in declared(algorithm.needs)):
-            raise ValueError("gradients follow all rewards of an engine, also those that are only required; "
-                             "require what is searched for, or search without gradients")  # fmt: skip
-    diversity = 0.0 if not request.diverse else 1.0 if request.diversity is None else request.diversity
-    likeness = (request.likeness or AUTO) if diversity and request.keep > 1 else None
-    utility = request.utility if callable(request.utility) else utilities.make(request.utility, len(rewards))
+    selection = request.selection.read(request.keep, rewards)
+    gate = selection.gate
+    if (
+        gate is not None
+        and gate.scores_more
+        and (sampler.guide is not None or Need.ASCEND in declared(algorithm.needs))
+    ):
+        raise ValueError(
+            "gradients follow all rewards of an engine, also those that are only required; require what is searched "
+            "for, or search without gradients"
+        )
+    compared = (request.selection.likeness or AUTO) if selection.differing else None
+    engine = replace(
+        asked,
+        rewards=request.selection.scored(rewards),
+        call=call,
+        sampler=sampler,
+        batch=replace(asked.batch, features=compared),
+    )
     return Prepared(
         algorithm,
         request.budget,
-        utility,
+        selection,
         checked_seed(request.seed),
-        request.keep,
         request.shared,
-        diversity,
-        gate,
         request=request,
         prompts=prompts,
-        engine=replace(asked, rewards=scored, call=call, sampler=sampler,
-                       batch=replace(asked.batch, features=likeness)),
-    )  # fmt: skip
+        engine=engine,
+    )
 
 
 def checked_seed(seed: object) -> int:
@@ -280,10 +275,3 @@ def checked_seed(seed: object) -> int:
     if not isinstance(seed, Integral) or not -SEEDS // 2 <= int(seed) < SEEDS:
         raise ValueError(f"seed must be a whole number in [-2^63, 2^64), as torch takes it, got {seed!r}")
     return int(seed) % SEEDS
-
-
-def reward_tuple(rewards: Spec) -> tuple[Spec, ...]:
-    """Rewards as users give them, one, several or none, as those of a spec."""
-    if isinstance(rewards, list | tuple):
-        return tuple(rewards)
-    return () if rewards is None else (rewards,)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from ttsnap.core.particles import Utility
 from ttsnap.core.results import Event
+from ttsnap.core.selection import Selection
 from ttsnap.results.media import still
 
 SIDE, MOST_SIDE, GAP = 768, 256, 5
@@ -27,7 +27,8 @@ GROUND, FRAME, DIM = "#202020", "#3ddc84", 0.65
 class LiveGrid:
     """Draws the events of one search."""
 
-    utility: Utility
+    selection: Selection
+    """What makes one number of a candidate's scores."""
     clock: Callable[[], float] = time.monotonic
     pictures: dict[int, Image.Image] = field(default_factory=dict)
     """By candidate."""
@@ -41,7 +42,7 @@ class LiveGrid:
     def take(self, event: Event) -> Image.Image | None:
         """Apply an event: a new grid, where one is due."""
         if event.kind == "score" and event.picture is not None:
-            (uid,), score = event.uids, float(self.utility(np.array([event.scores]))[0])
+            (uid,), score = event.uids, float(self.selection.values(np.array([event.scores]))[0])
             self.pictures[uid], self.changed = still(event.picture.small()), True
             self.ranks[uid] = True, event.step, score if math.isfinite(score) else -math.inf
         elif event.kind == "drop" and (dropped := self.ranks.keys() & set(event.uids)):

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ttsnap.core.arrays import FloatArray
-from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Reward
+from ttsnap.core.utility import Utility
 from ttsnap.files import reading as files
 from ttsnap.files.pictures import is_video, texts_in, video_pixels
 from ttsnap.files.writing import write_text

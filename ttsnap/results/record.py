@@ -29,6 +29,7 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.option import Spec, options_of
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
+from ttsnap.options.selection import SelectionOptions
 from ttsnap.version import __version__
 
 Place = Annotated[
@@ -212,7 +213,9 @@ _HINTS = {_NAMES.get(name, name): _ALL[name] for name in (*_OWN, *_TOP)} | _SAMP
 _SEARCH = {name: _ALL[name] for name in ("algorithm", "options", "budget", "require", "diversity", "likeness", "shared",
                                          *(name for name in hints_of(FoundImage) if name not in _TOP))}  # fmt: skip
 _SEARCH_ARGUMENTS = {
-    option.name for kind in (SearchOptions, SamplerOptions, BatchOptions, DeviceOptions) for option in options_of(kind)
+    option.name
+    for kind in (SearchOptions, SelectionOptions, SamplerOptions, BatchOptions, DeviceOptions)
+    for option in options_of(kind)
 }
 _NEEDED = {"prompt", "seed", "model", "call", "kernel", "ttsnap", "sampler", "search"}
 

@@ -179,7 +179,7 @@ def _paste(
 
 
 def _score(p: Particles, look: CandidateAtStep) -> str:
-    score = p.utility(p.scores[look.uid : look.uid + 1, look.step])[0]
+    score = p.selection.values(p.scores[look.uid : look.uid + 1, look.step])[0]
     return f"{score:.3f}" if np.isfinite(score) else "failed"
 
 

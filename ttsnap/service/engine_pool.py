@@ -133,8 +133,8 @@ class PooledEngine:
             self._check(name, request.prompt)
         limits, now = self.limits.of_jobs if ticket.job else self.limits, time.monotonic()
         ticket.seconds = limits.seconds_of(request.budget)
-        allowance = task_of(spec.budget, engine, request.keep).allowance
-        listener = Progress(ticket, allowance, request.gate, self._safe)
+        allowance = task_of(spec.budget, engine, request.selection.keep).allowance
+        listener = Progress(ticket, allowance, request.selection, self._safe)
         limit = ticket.seconds != request.budget.seconds
         watch = RequestClock(time.monotonic, now, now + ticket.seconds, limit=limit)
         self.under_way[ticket] = self.run.add([request.prompt], spec, watch, listener)
@@ -158,7 +158,7 @@ class PooledEngine:
         A clock of its own ends it in time. ValueError for a search that does not fit.
         """
         budget = replace(self.limits.capped(request.budget, self.engine.grid), seconds=None)
-        key = (request.request.label, budget, request.keep)
+        key = (request.request.label, budget, request.selection.keep)
         spec: LoopSearch = replace(request, algorithm=self._fitted.get(key) or request.algorithm, budget=budget)
         if key not in self._fitted:
             spec = prepared(spec, self.engine)
@@ -217,25 +217,25 @@ class PooledEngine:
             why = f"{type(algorithm.error).__name__}; choose other options or another search"
             return RequestError(500, f"the search failed: {why}", "search")
         found = report(running, self.engine, RunUsage())
-        reported = tuple(self.rewards[name] for name in request.request.report)
+        reported = tuple(self.rewards[name] for name in request.request.selection.reported)
         # The drafter's name would tell of the operator's files, and the image is made again without it.
         engine = replace(request.engine, sampler=replace(request.engine.sampler, draft=None))
-        told = replace(request, engine=engine, request=replace(request.request, report=reported))
+        told = replace(request, engine=engine).reporting(reported)
         outcome = finished(found, told, self.engine, self.pipe)
         (result,) = outcome.results
         if not result.images:
-            if self.run.lost or request.gate is None:
+            if self.run.lost or request.selection.gate is None:
                 return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
-            said = [notice.sentence for notice in notices(running.jobs[0], self.engine, (), request.keep)]
+            said = [notice.sentence for notice in notices(running.jobs[0], self.engine, ())]
             return RequestError(422, "; ".join(said), "require", "requirement_not_met")
         ticket.nfe = result.spent.nfe
         warnings = [*ticket.notes, *taken_as(request, result), *[UNCHECKED] * self._unchecked]
-        warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images, request.keep)]
+        warnings += [notice.sentence for notice in notices(running.jobs[0], self.engine, result.images)]
         if flagged := sum(outcome.flags or ()):
             warnings.append(f"the model's safety checker replaced {flagged} of {len(result.images)} images")
         for warning in result.warnings[len(found[0].warnings) :]:
             logger.warning("%s", warning, extra=private(request.prompt))
-        for name in request.request.report:
+        for name in request.request.selection.reported:
             if not all(math.isfinite(candidate.metrics[name]) for candidate in result.images):
                 warnings.append(f"the reported reward {name} did not score every image")
         return Done(result, outcome.record, tuple(warnings))

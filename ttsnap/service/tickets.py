@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ttsnap.core.outcome import Decoded
-from ttsnap.core.requirement import Gate
 from ttsnap.core.results import Event, Result
+from ttsnap.core.selection import BEST, Selection
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.request.request import Prepared
 from ttsnap.results.record import SearchRecord
@@ -101,11 +101,11 @@ class Progress:
         self,
         ticket: PendingRequest,
         allowance: float,
-        gate: Gate | None = None,
+        selection: Selection = BEST,
         safe: Callable[[Tensor], bool] = lambda image: True,
     ) -> None:
         """safe: whether a partial image may be shown."""
-        self.ticket, self.gate, self.safe = ticket, gate, safe
+        self.ticket, self.selection, self.safe = ticket, selection, safe
         self.allowance = allowance
         """Evaluations that the budget affords."""
         self.sent = 0
@@ -124,10 +124,10 @@ class Progress:
             self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
         elif event.kind == "score":
             self._arrive(event.uids)
-            scores, shown = event.scores, True
-            if (gate := self.gate) is not None:  # an estimate may become an image that is refused
-                scores, shown = scores[: gate.counted], not event.look and bool(gate.admits(np.array(scores)))
-            value = sum(scores) / len(scores)
+            scores, gate = np.array([event.scores]), self.selection.gate
+            value = float(self.selection.values(scores)[0])
+            # An estimate may become an image that is refused.
+            shown = gate is None or (not event.look and bool(gate.admits(scores)[0]))
             shown = shown and self.ticket.partials > 0 and event.picture is not None
             if shown and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture

@@ -94,7 +94,7 @@ class Traces(Observer):
                 "ttsnap.search": search,
                 "ttsnap.rewards": [str(reward) for reward in request.rewards],
                 "ttsnap.budget": str(request.budget),
-                "ttsnap.images": request.keep,
+                "ttsnap.images": request.selection.keep,
             }
         )
         self._spans[ticket] = _Spans(parent, self.tracer.start_span("queue", set_span_in_context(parent)))

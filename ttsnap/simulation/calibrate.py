@@ -17,7 +17,7 @@ from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Rates
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, estimates
-from ttsnap.core.particles import Utility
+from ttsnap.core.utility import Utility
 from ttsnap.recordings.replay import Recording
 from ttsnap.simulation.lockstep import lockstep
 from ttsnap.simulation.orders import Orders

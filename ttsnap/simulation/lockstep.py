@@ -19,9 +19,11 @@ from ttsnap.core.arrays import BoolArray, FloatArray, IntArray, take
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import Kind, Move, Rows
-from ttsnap.core.particles import Particles, Utility
+from ttsnap.core.particles import Particles
 from ttsnap.core.plans import begin_nfe, draft_calls
 from ttsnap.core.protocols import Algorithm, AlgorithmState
+from ttsnap.core.selection import Selection
+from ttsnap.core.utility import Utility
 from ttsnap.core.validate import check_idle
 from ttsnap.simulation.shared_budget import SharedBudget, Tally
 
@@ -97,7 +99,7 @@ class _Lockstep:
         ints, flags = np.empty((b, 0), int), np.empty((b, 0), bool)
         scores = np.empty((b, 0, task.grid.steps + 1, rewards))
         arrays = ints, ints, ints, flags, flags, scores, ints, scores[:, :, 0, 0], flags
-        self.particles = Particles(*arrays, utility, ints, np.zeros(b))
+        self.particles = Particles(*arrays, Selection(utility), ints, np.zeros(b))
         self.moved = ints
         self.paid = Tally(*(np.zeros(b, int) for _ in Tally._fields))
 
@@ -194,7 +196,7 @@ class _Lockstep:
         self.particles = Particles(
             seed, parent, _widened(p.step, more, 0), _widened(p.cached, more, False), _widened(p.alive, more, True),
             scores, _widened(p.scored, more, -1), np.broadcast_to(0.0, (self.b, n)),
-            np.broadcast_to(False, (self.b, n)), p.utility, p.moved, p.left,
+            np.broadcast_to(False, (self.b, n)), p.selection, p.moved, p.left,
         )  # fmt: skip
 
     def finish(self, chosen: dict[int, int]) -> None:
@@ -214,10 +216,10 @@ class _Lockstep:
         final = self.particles.scores[:, :, -1]
         if np.ptp(done.sum(1)) == 0:  # all searches finished as many images
             uids = np.flatnonzero(done).reshape(self.b, -1) % len(self.particles)
-            value = self.particles.utility(final[searches[:, None], uids])
+            value = self.particles.selection.values(final[searches[:, None], uids])
         else:
             uids, value = np.broadcast_to(np.arange(done.shape[1]), done.shape), np.full(done.shape, -np.inf)
-            value[done] = self.particles.utility(final[done][:, None])[:, 0]
+            value[done] = self.particles.selection.values(final[done][:, None])[:, 0]
         best = value.argmax(1)
         return Outcomes(uids[searches, best], value[searches, best], self.paid)
 

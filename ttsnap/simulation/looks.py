@@ -11,7 +11,7 @@ from ttsnap.core import metrics
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.looks import ESTIMATE, Draft, EstimatorAt, read_look
-from ttsnap.core.particles import Utility
+from ttsnap.core.utility import Utility
 from ttsnap.recordings.replay import Recording
 
 

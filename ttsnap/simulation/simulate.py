@@ -17,8 +17,8 @@ from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.looks import ESTIMATE
 from ttsnap.core.needs import Need, declared
-from ttsnap.core.particles import Utility
 from ttsnap.core.protocols import Algorithm
+from ttsnap.core.utility import Utility
 from ttsnap.loop.budget import Budget
 from ttsnap.loop.search import Costs, dry_costs
 from ttsnap.recordings.replay import Recording, ReplayEngine

@@ -16,7 +16,7 @@ from ttsnap.algorithms.seed_pruning import SeedPruning
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import varied
-from ttsnap.core.particles import Utility
+from ttsnap.core.utility import Utility
 from ttsnap.files.unbroken import Unbroken
 from ttsnap.loop.budget import Budget
 from ttsnap.recordings.kept import KeptNumbers

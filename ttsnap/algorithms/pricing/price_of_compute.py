@@ -28,7 +28,6 @@ from ttsnap.core.looks import ESTIMATE, ByStep, Estimator
 from ttsnap.core.moves import Kind, Move, Rows, fresh
 from ttsnap.core.needs import Needs
 from ttsnap.core.particles import Particles
-from ttsnap.core.utility import check_scores_each
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
@@ -127,7 +126,7 @@ class PriceOfCompute:
     def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
         lead = particles.step.shape[:-1]
         if not len(particles):
-            check_scores_each(particles.utility, "price-of-compute")
+            particles.selection.check_scores_each("price-of-compute")
             most = int(state.tariff.cap / max(state.tariff.costs[0], 1e-6)) + 1
             return fresh(min(self.n, most), 0, score=False), state
         begun = state.stage.shape == particles.step.shape
@@ -176,7 +175,7 @@ class PriceOfCompute:
             straight = stop != checks[np.clip(j, 0, d - 1)]  # to the end, past its checks
             j = np.where(straight, d - 1, np.clip(j, 0, d - 1))
             lead = (np.arange(len(uid))[:, None],) if uid.ndim > 1 else ()
-            x = particles.utility(particles.scores[(*lead, uid, checks)])
+            x = particles.selection.values(particles.scores[(*lead, uid, checks)])
             last = np.take_along_axis(x, j[..., None], -1)[..., 0]
             failed = went & np.isnan(last)
             x = np.where(np.arange(d) <= j[..., None], np.nan_to_num(x), 0.0)
@@ -186,7 +185,7 @@ class PriceOfCompute:
                 mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
                 squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
             done = went & ~failed & (j == d - 1)
-            if particles.gate is not None:
+            if particles.selection.gate is not None:
                 done &= ~particles.refused[(*lead, uid[..., 0])]
             best = np.where(done, np.fmax(best, last), best)
             reached = np.where(failed, -1, j + 1)

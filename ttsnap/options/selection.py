@@ -1,0 +1,113 @@
+"""What counts as best, as users write it; `core/selection.py` is what a search makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ttsnap.core import utility as utilities
+from ttsnap.core.requirement import Gate, Requirement
+from ttsnap.core.selection import Selection
+from ttsnap.files.settings import NotNegative, Settings
+from ttsnap.options.option import Spec, option
+
+
+@dataclass(frozen=True)
+class SelectionOptions(Settings):
+    """What counts as best, and what is measured of the images that come back.
+
+    ValueError where it can be refused without the rewards: a requirement that cannot be read, and a diversity or
+    a likeness of images that are not asked to differ.
+    """
+
+    utility: Spec = option(
+        "mean",
+        "how several rewards become one number: mean, rank_sum or a list of weights",
+        python="A function of scores is taken as it is (ttsnap.core.utility).",
+        written=str | list[float],
+    )
+    require: Spec = option(
+        None,
+        "what an image must meet to be returned: REWARD>=NUMBER, also with >, <= or <, as 'ocr>0.99'; REWARD alone is "
+        "REWARD>=0.5; a list for several, or the option again",
+        python="The search goes on while the budget lasts, and may return no image. A "
+        "`ttsnap.core.requirement.Requirement` may name a function.",
+        written=str | list[str] | None,
+        metavar="REQUIREMENT",
+        loads="reward",
+        many=True,
+        recorded=False,
+    )
+    report: Spec = option(
+        None,
+        "rewards that only score the returned images, outside the budget",
+        python="What they say is in `Candidate.metrics`.",
+        written=str | list[str] | None,
+        metavar="REWARD",
+        loads="reward",
+    )
+    diverse: bool = option(
+        False,
+        "keep images that are good and unlike each other, not just the best ones",
+        python="The best image is always among them. Their number is `num_images_per_prompt`.",
+        common=True,
+    )
+    diversity: NotNegative | None = option(
+        None,
+        "with diverse, how much unlikeness counts: with 1, an image may be a standard deviation of the rewards worse "
+        "where it is farther from the others by the mean distance",
+        unset="1",
+        metavar="WEIGHT",
+    )
+    likeness: Spec = option(
+        None,
+        "with diverse, by what images are compared: pixels (colours and layout), dino, reward (the features of the "
+        "first reward that has some), or a reward with features, as clip; dino and those take NAME:FOLDER",
+        python="A function of images (N, 3, H, W) in [0, 1] that returns features (N, D) is taken as it is.",
+        unset="the reward's features, else pixels",
+        written=str | None,
+        metavar="NAME",
+        loads="likeness",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.requirements  # noqa: B018  (they are read, and refused, at once)
+        for name, value in (("diversity", self.diversity), ("likeness", self.likeness)):
+            if value is not None and not self.diverse:
+                raise ValueError(
+                    f"{name} {value} is for images that differ: ask for these by diverse (--diverse, diverse=True), "
+                    f"or leave {name} out"
+                )
+
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """What images must meet, each read."""
+        return tuple(map(Requirement.parse, listed(self.require)))
+
+    @property
+    def reported(self) -> tuple[Spec, ...]:
+        """The rewards that only score the images that come back."""
+        return listed(self.report)
+
+    def scored(self, rewards: Sequence[Spec]) -> tuple[Spec, ...]:
+        """These rewards, and behind them those that are only required."""
+        return tuple(dict.fromkeys((*rewards, *(one.reward for one in self.requirements))))
+
+    def read(self, keep: int, rewards: Sequence[Spec]) -> Selection:
+        """The value that a search carries. keep: how many images come back. rewards: those that are searched for.
+
+        ValueError for a utility that is none, or that has weights for another number of rewards."""
+        weight = 1.0 if self.diversity is None else self.diversity
+        utility = self.utility if callable(self.utility) else utilities.make(self.utility, len(rewards))
+        required = self.requirements
+        gate = Gate.of(required, self.scored(rewards), len(rewards)) if required else None
+        return Selection(utility, keep, weight if self.diverse else 0.0, gate)
+
+
+def listed(given: Spec) -> tuple[Any, ...]:
+    """Names or objects as users give them: one, several or none."""
+    if isinstance(given, list | tuple):
+        return tuple(given)
+    return () if given is None else (given,)
