@@ -16,12 +16,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ttsnap.core.arrays import FloatArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import ESTIMATE, Draft, Estimator
 from ttsnap.core.moves import Move, advance, fresh
 from ttsnap.core.needs import NOTHING
 from ttsnap.core.particles import Particles
-from ttsnap.core.plans import draft_calls
+from ttsnap.core.plans import costs_in_turn
 from ttsnap.files.settings import Count, Decay, Fraction, Settings
 
 
@@ -132,7 +133,8 @@ class SeedPruning(Settings):
             return ()
         calls = self.draft_calls or task.draft_calls
         # Drafts take n * one, n * keep survivors the rest.
-        one, rest = task.draft_cost * calls + task.checking, sum(costs_of_checks(checks, task, begun=True))
+        shares = np.cumprod([1.0, *(check.keep for check in checks[:-1])])
+        one, rest = task.draft_cost * calls + task.checking, float(shares @ _costs(checks, task, begun=True))
         keep = one / rest * (1 - share) / share
         return (Check(0, min(1.0, keep), Draft(calls)),)
 
@@ -141,7 +143,7 @@ class SeedPruning(Settings):
         total, (*checks, _) = 0.0, self.init(task).checks
         if task.groups is not None:
             total += task.groups.whole * math.ceil(n / task.groups.size)
-        for one, check in zip(costs_of_checks(checks, task, shares=False), checks, strict=True):
+        for one, check in zip(_costs(checks, task).tolist(), checks, strict=True):
             total += n * one
             n = max(task.keep, self.survivors(n, check.keep))
         return total
@@ -176,23 +178,10 @@ _BEST_DRAFTS = Settled(keep=(), levels=(), draft_share=0.5)
 """That for seeds whose drafts are finished."""
 
 
-def costs_of_checks(checks: Sequence[Check], task: Task, *, shares: bool = True, begun: bool = False) -> list[float]:
+def _costs(checks: Sequence[Check], task: Task, *, begun: bool = False) -> FloatArray:
     """What each check takes of one seed, in evaluations as Task counts them, from the check before it on.
 
-    shares: times the share of seeds that come to it. begun: whether the drafts are paid by which seeds begin.
+    begun: whether the drafts are paid by which seeds begin.
     """
-    costs, at, paid, share = list[float](), 0, False, 1.0
-    for check in checks:
-        extra, made, here = 0.0, 0, np.array([check.step])
-        rows = fresh(1, check.step, look=check.look).rows
-        drafts = int(draft_calls(rows, check.look, task.grid.steps, task.begin_calls)[0])
-        if costs or begun:
-            drafts -= task.begin_calls
-        if check.step < task.grid.steps:
-            made = int(check.look.evaluations(here)[0])
-            extra = made - 1
-        extra += task.draft_cost * drafts
-        costs.append(share * (task.evaluations(at, check.step, paid=paid) + extra))
-        at, paid = check.step, made > 0
-        share *= check.keep if shares else 1.0
-    return costs
+    steps, looks = np.array([check.step for check in checks]), [check.look for check in checks]
+    return task.spent(costs_in_turn(steps, looks, task, begun=begun))

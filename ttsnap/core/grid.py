@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from ttsnap.core.arrays import IntArray
-from ttsnap.core.cost import SeedGroups
+from ttsnap.core.arrays import FloatArray, IntArray
+from ttsnap.core.cost import Price, SeedGroups
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ class Task:
     """Calls of the drafter by which each seed begins, where drafts are finished (Price)."""
     groups: SeedGroups | None = None
     """By which seeds begin (Price)."""
+
+    @cached_property
+    def price(self) -> Price:
+        """By which rows count, one reward call a score and one decode a finished image."""
+        return Price(estimates="nothing", begin_calls=self.begin_calls, groups=self.groups)
+
+    def spent(self, costs: Mapping[str, IntArray]) -> FloatArray:
+        """What costs by this price (`plans.row_costs`) are in evaluations, of each row."""
+        finals = costs["decodes"]
+        total: FloatArray = costs["nfe"] + self.checking * (costs["reward_calls"] - finals) + self.score_cost * finals
+        return total + self.draft_cost * costs["draft_calls"] if "draft_calls" in costs else total
 
     @property
     def checking(self) -> float:

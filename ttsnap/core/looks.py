@@ -117,6 +117,20 @@ class ByStep(Estimator):
         return counts
 
 
+@dataclass(frozen=True)
+class InTurn(Estimator):
+    """A look for each row, in their order."""
+
+    looks: tuple[Estimator, ...]
+    name: ClassVar[str] = "in turn"
+
+    def evaluations(self, stop: IntArray) -> IntArray:
+        return np.array([int(look.evaluations(at)) for look, at in zip(self.looks, stop, strict=True)], int)
+
+    def draft_calls(self, stop: IntArray) -> IntArray:
+        return np.array([int(look.draft_calls(at)) for look, at in zip(self.looks, stop, strict=True)], int)
+
+
 _WRITTEN = re.compile(r"(estimate|draft)(?::([0-9]{1,4}))?")
 
 

@@ -5,15 +5,16 @@ Everything after the algorithm reads the plan: the ledger, the table of particle
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from ttsnap.core.arrays import BoolArray, IntArray
+from ttsnap.core.arrays import BoolArray, IntArray, take
 from ttsnap.core.cost import PLAIN, Cost, GuidedSteps, Price, SeedGroups
-from ttsnap.core.grid import Grid
-from ttsnap.core.looks import Estimator
+from ttsnap.core.grid import Grid, Task
+from ttsnap.core.looks import Estimator, InTurn
 from ttsnap.core.moves import ASCEND, BRANCH, CONTINUE, FRESH, MIX, NEAR, Move, Rows
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.particles import Particles
@@ -54,6 +55,8 @@ def draft_calls(rows: Rows, look: Estimator, steps: int, begin_calls: int = 0) -
 
 def begin_nfe(rows: Rows, seeds: int, groups: SeedGroups, owing: bool = False) -> IntArray:
     """Evaluations (n,) by which rows begin that follow so many fresh seeds. owing: as of Particles."""
+    if not np.count_nonzero(from_noise(rows)):  # as of the rows in lockstep that go on
+        return np.zeros(rows.stop.shape, int)
     fresh = rows.kind == FRESH
     (index,) = fresh.nonzero()
     place = (seeds + np.arange(len(index))) % groups.size
@@ -77,7 +80,8 @@ def row_costs(
 ) -> RowCosts:
     """What each of these rows costs, for so many rewards; of `price` count all but the rates.
 
-    rows: resolved (plans.py), so that `parent` is the particle whose state a row starts from.
+    rows: (n,), resolved (plans.py), so that `parent` is the particle whose state a row starts from. In lockstep they
+    and `particles` have a leading axis of searches, (B, n), and so do the costs.
     A row from step a to b takes the evaluations of the steps between: b - a, where each takes one. A row that is scored
     before the end takes that of its look, too: one at b for the x0 estimate. It takes one less if the evaluation at a
     is paid already. Children of one particle share its evaluation and its gradient: the first row that uses one pays.
@@ -85,21 +89,18 @@ def row_costs(
     ahead = rows.score & (rows.stop < grid.steps)
     nfe = grid.calls[rows.stop] - grid.calls[rows.start]
     if np.count_nonzero(ahead):
-        nfe[ahead] += look.evaluations(rows.stop[ahead])
-    (users,) = ((nfe > 0) & goes_on(rows)).nonzero()
-    if len(users):
-        parents = rows.parent[users]
-        paid = particles.cached[parents]
-        if np.count_nonzero(rows.kind[users] != CONTINUE):  # of rows that CONTINUE, no two have one parent
-            paid |= ~first_ones(parents, len(particles))
-        nfe[users] -= paid
-    if price.groups is not None:
-        begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
-        nfe = nfe + begin
+        nfe = nfe + ahead * look.evaluations(rows.stop)
+    users = (nfe > 0) & goes_on(rows)
+    if np.count_nonzero(users):
+        paid = users & take(particles.cached, rows.parent)
+        if np.count_nonzero(users & (rows.kind != CONTINUE)):  # of rows that CONTINUE, no two have one parent
+            paid[users] |= ~first_ones(rows.parent[users], len(particles))
+        nfe = nfe - paid
     decodes = rows.score if price.estimates == "decode" else rows.score & ~ahead
     costs: RowCosts = {"nfe": nfe, "decodes": decodes.astype(int), "reward_calls": rows.score * price.calls(rewards)}
     if price.groups is not None:
-        costs["coupled"] = np.where(rows.kind == FRESH, begin, 0)
+        begin = begin_nfe(rows, particles.seeds, price.groups, particles.owing)
+        costs |= {"nfe": nfe + begin, "coupled": np.where(rows.kind == FRESH, begin, 0)}
     if price.estimates == "preview":
         costs["previews"] = ahead.astype(int)
     if np.count_nonzero(drafts := draft_calls(rows, look, grid.steps, price.begin_calls)):
@@ -111,8 +112,8 @@ def row_costs(
         costs["features"] = made.astype(int)
     if price.bases:
         costs["base_calls"] = (rows.score & ~ahead) * price.bases
-    (up,) = (rows.kind == ASCEND).nonzero()
-    if len(up):  # a particle's gradient is paid once
+    up = rows.kind == ASCEND
+    if np.count_nonzero(up):  # a particle's gradient is paid once
         parents = rows.parent[up]
         new = np.zeros(len(nfe), int)
         new[up] = first_ones(parents, len(particles)) & ~particles.has_gradient[parents]
@@ -139,6 +140,21 @@ def _with_gradients(costs: RowCosts, price: Price, gradients: IntArray, backward
     more = {"nfe": nfe, "decodes": gradients, "reward_calls": gradients * price.asked,
             "gradients": gradients, "backwards": backwards}  # fmt: skip
     return costs | {kind: costs[kind] + column if kind in costs else column for kind, column in more.items()}
+
+
+def costs_in_turn(steps: IntArray, looks: Sequence[Estimator], task: Task, *, begun: bool = False) -> RowCosts:
+    """What each stop (n,) takes of one particle that is scored at these steps (n,) by these looks, one after another.
+
+    begun: whether that by which the particle begins is paid. Groups of seeds are left out.
+    """
+    look, n = InTurn(tuple(looks)), len(steps)
+    kind, none, no = np.full(n, CONTINUE), np.zeros(n, int), np.zeros(n, bool)
+    if not begun:
+        kind[0] = FRESH
+    rows = Rows(kind, np.arange(n), np.append(0, steps[:-1]), steps, ~no, np.ones(n))
+    cached = np.append(False, look.evaluations(steps)[:-1] > 0)
+    before = Particles(none, none, rows.start, cached, ~no, np.empty((n, 0, 1)), none, np.zeros(n), no)
+    return row_costs(rows, look, before, task.grid, 1, replace(task.price, groups=None))
 
 
 def finish_cost(

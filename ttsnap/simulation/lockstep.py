@@ -20,7 +20,7 @@ from ttsnap.core.grid import Task
 from ttsnap.core.looks import Estimator
 from ttsnap.core.moves import Kind, Move, Rows
 from ttsnap.core.particles import Particles
-from ttsnap.core.plans import begin_nfe, draft_calls
+from ttsnap.core.plans import row_costs
 from ttsnap.core.protocols import Algorithm, AlgorithmState
 from ttsnap.core.selection import Selection
 from ttsnap.core.utility import Utility
@@ -126,20 +126,10 @@ class _Lockstep:
         return self.move
 
     def takes(self, move: Move) -> Tally:
-        """What a move takes in each search, as `row_costs` counts it for one.
-
-        Two rows of one search never have one parent, since no lockstep algorithm branches."""
-        rows, grid = move.rows, self.task.grid
-        ahead = rows.score & (rows.stop < grid.steps)
-        calls = grid.calls[rows.stop] - grid.calls[rows.start]
-        if ahead.any():
-            calls = calls + ahead * move.look.evaluations(rows.stop)
-        if rows.parent.ndim > 1:
-            calls = calls - (take(self.particles.cached, rows.parent) & (calls > 0))
-        if (groups := self.task.groups) is not None and rows.parent.ndim == 1:  # no lockstep algorithm mixes noise
-            calls = calls + begin_nfe(rows, len(self.particles), groups)
-        drafts = draft_calls(rows, move.look, grid.steps, self.task.begin_calls)
-        columns = calls, drafts, rows.score, rows.score & ~ahead
+        """What a move takes in each search. No two rows of one have one parent: no lockstep algorithm branches."""
+        costs = row_costs(move.rows, move.look, self.particles, self.task.grid, 1, self.task.price)
+        drafts = costs.get("draft_calls", np.zeros(1, int))
+        columns = costs["nfe"], drafts, costs["reward_calls"], costs["decodes"]
         return Tally(*(np.broadcast_to(a.sum(-1), self.b) for a in columns))
 
     def carry_out(self, searches: IntArray, move: Move, takes: Tally) -> None:

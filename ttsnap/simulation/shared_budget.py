@@ -26,8 +26,8 @@ class Tally(NamedTuple):
 
     def spent(self, task: Task) -> FloatArray:
         """(B,) the whole, in evaluations."""
-        total: FloatArray = self.nfe + task.checking * (self.scored - self.finals) + task.score_cost * self.finals
-        return total + task.draft_cost * self.drafts if task.draft_cost else total
+        counts = {"nfe": self.nfe, "draft_calls": self.drafts, "reward_calls": self.scored, "decodes": self.finals}
+        return task.spent(counts)
 
 
 class Served(NamedTuple):

@@ -19,6 +19,7 @@ from ttsnap.algorithms.pricing.forecast import Forecast
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.looks import read_look
+from ttsnap.core.plans import costs_in_turn
 
 STATES = np.linspace(-4.5, 4.5, 91)
 """Standardised forecasts (mu - m_R) / s on which reservation values are tabulated."""
@@ -173,11 +174,9 @@ def costs_of(f: Forecast, task: Task) -> tuple[FloatArray, FloatArray]:
     A check takes the evaluations up to its step, that of its look or the calls of the drafter, and a score. The
     particle goes on with its look's evaluation; the drafter's calls are paid for the look alone.
     """
-    ahead, looks = f.steps < task.grid.steps, [read_look(check.look) for check in f.checks]
-    stops = f.steps[:, None]
-    made = ahead * np.concatenate([look.evaluations(at) for look, at in zip(looks, stops, strict=True)])
-    drafts = ahead * np.concatenate([look.draft_calls(at) for look, at in zip(looks, stops, strict=True)])
-    paid = task.grid.calls[f.steps] + made
-    costs = np.diff(paid, prepend=0) + task.draft_cost * drafts + np.where(ahead, task.checking, task.score_cost)
+    looks = [read_look(check.look) for check in f.checks]
+    taken = costs_in_turn(f.steps, looks, task)
+    paid = np.cumsum(taken["nfe"])
+    costs = task.spent(taken)
     finish = np.append(task.grid.nfe - np.append(0, paid[:-1]) + task.score_cost, 0.0)
     return costs, finish
