@@ -4,7 +4,8 @@ python scripts/freeze.py write FOLDER [PART ...]     # in the root of any checko
 python scripts/freeze.py compare BEFORE AFTER        # prints what differs; exit status 1 where anything does
 
 The parts are the metadata and pixels that searches leave behind, the replies of services, what networks are given, and
-random searches with their ledgers. Times, versions and ids are left out.
+random searches with their ledgers. `pairs` has what reaches far (finished drafts, variety, requirements, diversity),
+each alone and every two of them. Times, versions and ids are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -51,7 +53,7 @@ def still(value: Any, key: str = "") -> Any:
     if isinstance(value, torch.Tensor):
         return [list(value.shape), str(value.dtype), digest(value.detach().cpu().float().numpy().tobytes())]
     if isinstance(value, np.ndarray | np.generic):
-        return still(torch.as_tensor(value)) if value.ndim and value.dtype.kind in "fiub" else value.tolist()
+        return still(torch.tensor(value)) if value.ndim and value.dtype.kind in "fiub" else value.tolist()
     if isinstance(value, Image.Image):
         told = {name: text for name, text in value.info.items() if name in ("parameters", "ttsnap")}
         return {"pixels": digest(value.tobytes()), "size": list(value.size), **still(told)}
@@ -154,6 +156,79 @@ def searches() -> dict[str, Any]:
     return found
 
 
+FEATURES = {
+    "finish": ["--draft", "embedded", "--finish", "0.6:4"],
+    "variety": ["--variety", "repel:2"],
+    "require": ["--require", "brightness>0.2"],
+    "diverse": ["--diverse"],
+}
+"""Of a search, as the command line has them."""
+RECORDED = ("finish", "variety")
+"""Those that recordings have, too."""
+
+
+def pairs() -> dict[str, Any]:
+    """Searches, replays, recordings and plans by each feature, and by every two of them; also what refuses both."""
+    from tests.shallow import shallow
+
+    chosen = [names for size in range(3) for names in itertools.combinations(FEATURES, size)]
+    found: dict[str, Any] = {}
+    with shallow():
+        for names in chosen:
+            words = [word for name in names for word in FEATURES[name]]
+            for algorithm in ("best-of-n", "seed-pruning"):
+                found[" ".join((algorithm, *names))] = paired(algorithm, words)
+            if set(names) <= set(RECORDED):
+                found[" ".join(("recorded", *names))] = recorded(words)
+    return found
+
+
+def paired(algorithm: str, words: list[str]) -> dict[str, Any]:
+    """A search by the command line, what it says, and its best image made again."""
+    folder = Path(tempfile.mkdtemp(dir="."))
+    search = ["generate", OTHER, "--algorithm", algorithm, "--budget", "60nfe", "--keep", "3", "--seed", "3"]
+    found = {"run": said([*search, *QUICK, *words, "--out", str(folder / "made")]), **files_in(folder)}
+    for path in sorted((folder / "made").glob("01-*.png")):
+        again = folder / "again.png"
+        found["replay"] = said(["replay", str(path), "--device", "cpu", "--out", str(again)])
+        found["same"] = body_of(again.read_bytes()) == body_of(path.read_bytes())
+    return found
+
+
+def recorded(words: list[str]) -> dict[str, Any]:
+    """A recording, its numbers, and searches that are played back on it, one by one and in lockstep."""
+    from ttsnap import BestOfN, SeedPruning, search
+    from ttsnap.recordings.folder import load_recording
+    from ttsnap.recordings.replay import ReplayEngine
+    from ttsnap.simulation.simulate import curve
+
+    folder = Path(tempfile.mkdtemp(dir="."))
+    run = said(["record", OTHER, PROMPT, "--seeds", "6", *QUICK, *words, "--out", str(folder / "made")])
+    found: dict[str, Any] = {"run": run, **files_in(folder)}
+    if run["status"]:
+        return found
+    recording = load_recording(folder / "made")
+    looks = {str(look): scores for look, scores in recording.looks.items()}
+    found["scores"] = still({"steps": recording.scores, "scored": recording.scored, "looks": looks})
+    for algorithm in (BestOfN(4), SeedPruning(4, (0.5,))):
+        name = type(algorithm).__name__
+        results = search(recording.prompts, algorithm, ReplayEngine(recording), "40nfe", seed=0)
+        found[f"replayed {name}"] = [response_fields(result) for result in results]
+        found[f"curve {name}"] = still(vars(curve(recording, algorithm, ["20nfe", "40nfe"], repeats=5)))
+    return found
+
+
+def said(words: list[str]) -> dict[str, Any]:
+    """How a command ends, and its lines of numbers and refusals."""
+    from ttsnap.cli import main
+
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(words)
+    refused = [line for line in error.getvalue().splitlines() if line.startswith("ttsnap: error")]
+    return still({"status": status, "out": out.getvalue().splitlines(), "refused": refused})  # type: ignore[no-any-return]
+
+
 def called() -> dict[str, Any]:
     """Calls of pipelines in Python, with what no text can say."""
     from ttsnap import SeedPruning
@@ -230,6 +305,9 @@ def replies() -> dict[str, Any]:
         "zip": {"response_format": "file", "n": 2, **best}, "branched": {"search": "svdd"},
         "options": {"search": {"name": "best-of-n", "n": 3}}, "required": {"require": "brightness>0.2"},
         "refused": {"require": "brightness>2"}, "diverse": {"diverse": True, "n": 3, **best},
+        "required and diverse": {"require": "brightness>0.2", "diverse": True, "n": 2, **best},
+        "drafted and required": {"require": "brightness>0.2", "budget": "60nfe", "draft": True},
+        "drafted and diverse": {"diverse": True, "n": 2, "budget": "60nfe", "draft": True},
         "drafted": {"budget": "60nfe", "draft": True}, "sized": {"size": "32x48"},
         "undrafted": {"draft": False, "quality": "low", "budget": None}, "both": {"quality": "low"},
         "negative": {"negative_prompt": "noise", "guidance_scale": 3}, "no budget": {"budget": "2nfe"},
@@ -366,8 +444,12 @@ def drawn() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "drawn": drawn, "calls": calls, "searches": searches, "replies": replies
-}  # fmt: skip
+    "drawn": drawn,
+    "calls": calls,
+    "searches": searches,
+    "pairs": pairs,
+    "replies": replies,
+}
 
 
 def write(folder: Path, names: list[str]) -> None:
