@@ -6,8 +6,7 @@
 Models: the embedded one at its own guidance and at a strong one, its few-step version, a copy of that whose seeds look
 alike (look_alike.py), and `signs`. Methods are wrappers of the denoiser:
 
-- `cads`: the encoded prompt is noised at high noise levels, and annealed to itself (arXiv 2310.17347), by noise of the
-  particle's seed and step, in units of the encoding's own spread. The cost is that of the model.
+- `repel`: groups of seeds push each other apart at high noise levels (ttsnap.sampling.repel).
 - `interval`: guidance only where the noise level is in (low, high] (arXiv 2404.07724). Elsewhere the pass without the
   prompt is saved, and the saved FLOPs are spent on more seeds.
 - `scale`: another guidance scale at all levels, to tell what a limited interval is worth beside that.

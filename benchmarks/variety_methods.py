@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsnap.options import variety
 from ttsnap.options.variety import Repel
-from ttsnap.pipelines.variety import noise_prompts
 from ttsnap.sampling.kernels import Prediction
 from ttsnap.sampling.repel import coupled
 
@@ -53,21 +51,6 @@ class Interval(Plain):
 
 
 @dataclass(frozen=True)
-class Cads(Plain):
-    """The encoded prompt under noise that is annealed, as `variety="cads"` has it."""
-
-    scale: float
-    low: float = variety.Cads().low
-    high: float = variety.Cads().high
-
-    def set_up(self, d: Any) -> None:
-        noise_prompts(d, variety.Cads(self.scale, self.low, self.high))
-
-    def predict(self, d: Any, x: Tensor, k: int, cond: Tensor, seeds: Sequence[int]) -> Prediction:
-        return super().predict(d, x, k, d.conditions(cond, seeds), seeds)
-
-
-@dataclass(frozen=True)
 class Repelled(Plain):
     """Groups of seeds that push each other apart down to noise level `level`, as `variety="repel"` does."""
 
@@ -88,10 +71,7 @@ class Repelled(Plain):
 
 def methods(guided: bool, scale: float) -> dict[str, list[Plain]]:
     """The settings of each method that one is chosen from."""
-    found: dict[str, list[Plain]] = {"none": [Plain()], "cads": [Cads(0.1), Cads(0.25)]}
-    found["repel"] = [Repelled(), Repelled(0.6)]
+    found: dict[str, list[Plain]] = {"none": [Plain()], "repel": [Repelled(), Repelled(0.6)]}
     if guided:
         found["interval"] = [Interval(0.0, 0.8), Interval(0.2, 0.8), Interval(0.2, 0.8, 1.5 * scale)]
-    else:
-        found["cads"] += [Cads(0.25, 0.8, 1.0), Cads(0.5, 0.6, 1.4)]
     return found

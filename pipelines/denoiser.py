@@ -52,8 +52,6 @@ class PipelineDenoiser(Denoiser):
     """The arguments of the stock call, besides the prompt, that a search takes: names, separated by blanks."""
     network: ClassVar[str] = "transformer"
     """The pipeline's attribute that is the denoising network."""
-    embeddings: ClassVar[int] = 0
-    """How many of the text fields, which are the first, are embeddings that are the same in any batch."""
     blocks: ClassVar[str | None] = "transformer_blocks"
     """The network's attribute that is its list of transformer blocks, if it has one."""
     halves: ClassVar[bool] = False
@@ -125,7 +123,6 @@ class PipelineDenoiser(Denoiser):
     def _abilities(self) -> set[Capability]:
         """What this call can do, before `cannot` is taken away."""
         found = {Capability.SHARE, Capability.DRAFT, Capability.DIFFERENTIATE, Capability.COUPLE}
-        found |= {Capability.NOISE_PROMPTS} if self.embeddings else set()
         if self.schedule.path is not None and self.schedule.times is not None:
             found.add(Capability.PATH)
         if getattr(self.pipe, "preview_vae", None) is not None:
@@ -210,7 +207,7 @@ class PipelineDenoiser(Denoiser):
 
         while at < len(prompts):
             part, size = fitting(prompts[at : at + (size or PART)], encode, lacks)
-            if not parts and (gauge := gauge_of(self.device)) is not None and self.prompt_noise is None:
+            if not parts and (gauge := gauge_of(self.device)) is not None:
                 self._in_ram |= bytes_of(part) // size * len(prompts) > gauge.free() // 4
             parts.append(on(part, torch.device("cpu")) if self._in_ram else part)
             at += size
@@ -277,9 +274,7 @@ class PipelineDenoiser(Denoiser):
         positions in the schedule, and at (N,), rows of the encoded prompts, are on the CPU.
         """
         texts = self.texts
-        if self.prompt_noise is not None:
-            texts, at = self.prompt_noise.texts(texts, step, at)
-        elif self._in_ram:
+        if self._in_ram:
             texts, at = texts.each(lambda fields: on(taken(fields, at), x.device)), torch.arange(len(at))
         return self.guidance(self.call, x, t, step, texts, at)
 

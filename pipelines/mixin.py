@@ -22,7 +22,7 @@ from ttsnap.pipelines.drafting.drafting import finish_drafts, use_drafter
 from ttsnap.pipelines.model_defaults import defaults_of
 from ttsnap.pipelines.record import model_of
 from ttsnap.pipelines.run import decisions_of, run
-from ttsnap.pipelines.variety import couple_seeds, noise_prompts
+from ttsnap.pipelines.variety import couple_seeds
 from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
 from ttsnap.reward_models.registry import make_rewards
 from ttsnap.sampling.denoiser import Capability
@@ -187,8 +187,6 @@ class SearchMixin:
         denoiser = self._sampled(sampler, call)
         if (how := sampler.repel) is not None:
             couple_seeds(denoiser, how, sampler.kernel)
-        if (noise := sampler.cads) is not None:
-            noise_prompts(denoiser, noise)
         if sampler.draft is None or not sampler.finishes:
             return denoiser
         written = denoiser.drafts.drafter.settings.finish if sampler.finish == DRAFT else sampler.finish

@@ -1,29 +1,26 @@
-"""Seeds of a pipeline that are kept apart: in groups, coupled by Repel, or by noise of their prompts, as in CADS
-(ttsnap.sampling.repel, ttsnap.sampling.cads)."""
+"""Seeds of a pipeline that are kept apart: in groups, coupled by Repel (ttsnap.sampling.repel)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import floor
 from typing import Any
 from weakref import proxy
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ttsnap.options.option import Spec
-from ttsnap.options.variety import Cads, Repel
+from ttsnap.options.variety import Repel
 from ttsnap.pipelines.denoiser import PipelineDenoiser
-from ttsnap.pipelines.guidance import Guidance, Texts, taken
+from ttsnap.pipelines.guidance import Guidance
 from ttsnap.pipelines.latents.schedule import Schedule
 from ttsnap.pipelines.memory.flops import counted_coupled
 from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling import rng
-from ttsnap.sampling.cads import gamma, noised
 from ttsnap.sampling.denoiser import Capability
 from ttsnap.sampling.kernels import Kernel, KernelState, make_kernel
 from ttsnap.sampling.repel import coupled
@@ -98,51 +95,3 @@ class CoupledStart:
             sources = [(*key, position) for key in keys]
             x, states = self.kernel.step(x, prediction, at, sources, states)
         return x, states
-
-
-def noise_prompts(denoiser: PipelineDenoiser, how: Cads) -> None:
-    """Let each seed read its encoded prompt under noise of its own. ValueError for a family that cannot say which of
-    its text fields are embeddings, or pads them by the batch."""
-    denoiser.must(Capability.NOISE_PROMPTS)
-    if Capability.NOISE_PROMPTS not in denoiser.can:
-        raise ValueError(f"{type(denoiser).__name__} pads prompts to the longest of a batch, on which variety cads "
-                         "would depend; leave variety out, or take repel")  # fmt: skip
-    levels = np.repeat(denoiser.grid.levels[:-1], np.diff(denoiser.grid.calls))
-    denoiser.prompt_noise = NoisedPrompts(how, tuple(gamma(level, how) for level in levels), denoiser.embeddings)
-
-
-@dataclass(frozen=True)
-class NoisedPrompts:
-    """Encoded prompts under noise of their seeds (ttsnap.sampling.denoiser.PromptNoise)."""
-
-    how: Cads
-    left: tuple[float, ...]
-    """Gamma at each position of the schedule."""
-    embeddings: int
-    """How many text fields are noised; others are masks and ids."""
-    known: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Numbers of pairs of an encoded prompt and a seed: -1, -2, ..., in order."""
-
-    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        pairs = zip(prompts.tolist(), seeds, strict=True)
-        return torch.tensor([self.known.setdefault(pair, -1 - len(self.known)) for pair in pairs])
-
-    def texts(self, texts: Texts, step: Tensor, cond: Tensor) -> tuple[Texts, Tensor]:
-        pairs = list(self.known)
-        rows = [(pairs[-1 - c][0], (pairs[-1 - c][1], k)) if c < 0 else (c, None)
-                for c, k in zip(cond.tolist(), step.tolist(), strict=True)]  # fmt: skip
-        at = torch.tensor([prompt for prompt, _ in rows])
-        keys = [None if key is None or self.left[key[1]] == 1 else key for _, key in rows]
-        if self.how.scale == 0 or not any(keys):
-            return texts, at
-        positive = taken(texts.positive, at)
-        for i in range(self.embeddings):
-            positive[i] = self._noised(positive[i], keys, i)
-        return Texts(positive, None if texts.negative is None else taken(texts.negative, at)), torch.arange(len(at))
-
-    def _noised(self, y: Any, keys: Sequence[rng.Key | None], index: int) -> Any:
-        """One field, a tensor (N, ...) or a list with one tensor a row. Each row is noised by itself, so that its last
-        digits depend on no other."""
-        rows = [one if key is None else noised(one, self.left[key[1]], self.how.scale, (*key, index))
-                for one, key in zip(y, keys, strict=True)]  # fmt: skip
-        return rows if isinstance(y, list) else torch.stack(rows)

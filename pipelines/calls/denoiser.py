@@ -67,7 +67,6 @@ class CallsDenoiser(PipelineDenoiser):
     cannot: ClassVar[Any] = {
         Capability.SHARE: "stock calls have conditions of their own; let each have a network of its own",
         Capability.COUPLE: "searches over stock calls couple no seeds; leave variety out",
-        Capability.NOISE_PROMPTS: "searches over stock calls noise no prompts; leave variety out",
         Capability.DIFFERENTIATE: "stock calls run without gradients; leave guide out",
     }
     rehearsed: Rehearsal

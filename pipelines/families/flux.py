@@ -23,7 +23,6 @@ class FluxDenoiser(PipelineDenoiser):
     """One call of a FluxPipeline. Latents are packed tokens."""
 
     layout: Packed
-    embeddings = 2
     shared_texts = 1
     reads_scale = "guidance_embeds"
     honours = (

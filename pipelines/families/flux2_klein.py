@@ -25,7 +25,6 @@ class Flux2KleinDenoiser(PipelineDenoiser):
     """One call of a Flux2KleinPipeline without images to edit. Latents are packed tokens."""
 
     layout: Packed
-    embeddings = 1
     _begins: Tensor = torch.zeros(1, dtype=torch.long)
     """The positions at which grids begin: 0, and that of every call that was merged."""
     honours = (

@@ -30,7 +30,6 @@ class PixArtSigmaDenoiser(PipelineDenoiser):
     bins: ClassVar[dict[int, Any]] = BINS
     halves = True
     encodes_apart = True
-    embeddings = 1
     honours = (
         "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "
         "prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask clean_caption "

@@ -28,7 +28,6 @@ class SanaDenoiser(PipelineDenoiser):
 
     halves = True
     encodes_apart = True
-    embeddings = 1
     noise_dtype = torch.float32
     honours = (
         "negative_prompt num_inference_steps timesteps sigmas guidance_scale height width eta prompt_embeds "

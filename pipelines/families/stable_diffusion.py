@@ -66,7 +66,6 @@ class StableDiffusionDenoiser(PipelineDenoiser):
     network = "unet"
     blocks = None
     encodes_apart = True
-    embeddings = 1
     reads_scale = READS_SCALE
     honours = (
         "height width num_inference_steps timesteps sigmas guidance_scale negative_prompt eta prompt_embeds "

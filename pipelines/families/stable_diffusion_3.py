@@ -22,7 +22,6 @@ class StableDiffusion3Denoiser(PipelineDenoiser):
     """One call of a StableDiffusion3Pipeline."""
 
     encodes_apart = True
-    embeddings = 2
     honours = (
         "height width num_inference_steps sigmas guidance_scale prompt_2 prompt_3 negative_prompt negative_prompt_2 "
         "negative_prompt_3 prompt_embeds negative_prompt_embeds pooled_prompt_embeds negative_pooled_prompt_embeds "

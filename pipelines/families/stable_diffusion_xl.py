@@ -32,7 +32,6 @@ class StableDiffusionXLDenoiser(PipelineDenoiser):
     network = "unet"
     blocks = None
     encodes_apart = True
-    embeddings = 2
     reads_scale = READS_SCALE
     honours = (
         "prompt_2 height width num_inference_steps timesteps sigmas guidance_scale negative_prompt negative_prompt_2 "

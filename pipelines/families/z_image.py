@@ -26,7 +26,6 @@ class ZImageDenoiser(PipelineDenoiser):
     """
 
     blocks = "layers"
-    embeddings = 1
     noise_dtype = torch.float32
     honours = (
         "height width num_inference_steps sigmas guidance_scale cfg_normalization cfg_truncation negative_prompt "

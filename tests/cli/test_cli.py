@@ -92,7 +92,7 @@ def test_images_that_fail_a_requirement_are_not_written(tmp_path: Path, capsys: 
     assert json.loads(Path("none/trace.json").read_text())["results"][0]["spent"]["nfe"] == 60
 
 
-@pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"], ["--variety", "cads:0.5"]])
+@pytest.mark.parametrize("variety", [[], ["--variety", "repel:2"]])
 def test_half_precision_and_seeds_beyond_2_63(
     variety: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -552,7 +552,7 @@ VARIED: list[dict[str, Any]] = [
     {"seed": 2, "guidance_scale": 1.0, "num_inference_steps": 3, "width": 32},
     {"draft": "hot", "finish": "0.6"},
     {"variety": "repel:2:0.75:3:0.2"},
-    {"variety": "cads:1:0.1:0.5", "diverse": True},
+    {"diverse": True},
     {"kernel": "sde", "path": "cosine", "guide": "dps:1"},
     {"kernel": "sde", "times": "uniform", "search": SMC(n=3), "budget": "30nfe"},
 ]

@@ -54,6 +54,7 @@ REFUSED: list[dict[str, Any]] = [
     {"pictures": {"image": []}}, {"call__negative_prompt": {"a": 1}},
     {"call__joint_attention_kwargs": {"ip_adapter_masks": 1}}, {"prompt": "x" * 10001}, {"prompt": None}, {"seed": -1},
     {"seed": "7"}, {"model": ["x"]}, {"model": "a\x1b[2J"}, {"noises": "orthogonal"}, {"path": "polynomial"},
+    {"variety": "cads:0.1:0.6:0.9"},
     {"kernel": "sde:tan:1"}, {"noises": ["a"]}, {"kernel": 3}, {"search__reward": "high"}, {"call": [1]},
 ]  # fmt: skip
 

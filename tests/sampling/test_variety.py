@@ -1,19 +1,16 @@
-"""Repel against its formula, token by token, and encoded prompts under annealed noise against theirs."""
+"""Repel against its formula, token by token."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ttsnap.options.sampler import SamplerOptions
-from ttsnap.options.variety import Cads, Repel, parse
+from ttsnap.options.variety import Repel, parse
 from ttsnap.sampling import repel
-from ttsnap.sampling.cads import STREAM, gamma, noised
 from ttsnap.sampling.repel import repelled
-from ttsnap.sampling.rng import generator, seeded
+from ttsnap.sampling.rng import seeded
 
 
 def by_formula(h: Tensor, kept: Tensor, how: Repel) -> Tensor:
@@ -49,50 +46,14 @@ def test_tokens_move_by_the_formula(n: int, length: int, monkeypatch: pytest.Mon
     assert torch.equal(repelled(h[:1], kept[:1], Repel(1)), h[:1])
 
 
-def test_gamma_falls_from_one_to_nothing() -> None:
-    levels = (0.0, 0.6, 0.7, 0.9, 1.0)
-    assert [gamma(level, Cads(low=0.6, high=0.9)) for level in levels] == pytest.approx([1, 1, 2 / 3, 0, 0], abs=1e-12)
-
-
-def test_a_prompt_is_noised_by_formula() -> None:
-    y = torch.randn(5, 4, generator=seeded(0), dtype=torch.float64) * 3 + 2
-    n = torch.randn(5, 4, generator=generator((STREAM, 7, 1)), dtype=torch.float64)
-    hat = math.sqrt(0.3) * y + 0.5 * math.sqrt(0.7) * y.std(correction=0) * n
-    expected = (hat - hat.mean()) / hat.std(correction=0) * y.std(correction=0) + y.mean()
-    torch.testing.assert_close(noised(y, 0.3, 0.5, (7, 1)), expected)
-    assert torch.equal(noised(y, 1.0, 0.5, (7, 1)), y)
-    assert torch.equal(noised(y, 0.0, 0.0, (7, 1)), y)
-
-
-def test_padding_stays_and_is_not_counted() -> None:
-    y = torch.randn(5, 4, generator=seeded(0)).to(torch.bfloat16)
-    y[3] = 0
-    made, there = noised(y, 0.3, 0.5, (7,)), torch.tensor([0, 1, 2, 4])
-    assert made.dtype == y.dtype
-    assert (made[3] == 0).all()
-    assert (made[there] != y[there]).any()
-    torch.testing.assert_close(made[there].float().std(), y[there].float().std(), atol=0.01, rtol=0)
-    assert (noised(torch.zeros(4), 0.3, 0.5, (7,)) == 0).all()
-    assert noised(torch.ones(4), 0.3, 0.5, (7,)).isfinite().all()
-
-
 def test_what_the_option_says() -> None:
     assert parse("repel") == Repel(8, 0.9, 3.0, 0.7, 0.2)
     assert parse("repel:4:0.8:1.2:.65:0") == Repel(4, 0.8, 1.2, 0.65, 0.0)
-    assert parse("cads") == Cads(0.1, 0.6, 0.9)
-    assert parse("cads:0.25:.3:1.4") == Cads(0.25, 0.3, 1.4)
-    options = SamplerOptions(variety="cads")
-    assert (options.cads, options.repel, options.stock) == (Cads(), None, False)
     refused = {"repell": "did you mean repel", "repel:": "size", "repel:0": "1 to 99, got '0'", "repel:8.5": "whole",
                "repel:8:1.5": "the level.*'1.5'", "repel:8:nan": "the level", "repel:8:.9:-1": "the factor",
-               "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop", "cads:": "the scale of",
-               "cads:-1": "scale", "cads:0.1:1.5": "the low", "cadsy": "mean cads", "cads:1:0.9": "below its high",
-               "cads:1:.6:.6": "0.6 and 0.6", "cads:1:0:1:1": "scale:low:high"}  # fmt: skip
+               "repel:8:0.9:3:0.7:0.2:1": "size:level:factor:threshold:drop"}  # fmt: skip
     for text, words in refused.items():
         with pytest.raises(ValueError, match=words):
             SamplerOptions(variety=text)
     with pytest.raises(ValueError, match="set finish to noise"):
         SamplerOptions(variety="repel", draft="hot", finish="0.6")
-    for more in ({"draft": "hot"}, {"finish": "draft"}):
-        with pytest.raises(ValueError, match="leave draft"):
-            SamplerOptions(variety="cads", **more)

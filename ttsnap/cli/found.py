@@ -165,8 +165,6 @@ def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments
         print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
     elif result.images and run.record.sampler.repel and result.particles.parent[result.best.uid] < 0:
         print("  `ttsnap replay` makes the winner again with the seeds that it began with; plain diffusers does not")
-    elif result.images and run.record.sampler.cads and result.particles.parent[result.best.uid] < 0:
-        print("  `ttsnap replay` makes the winner again from its seed; plain diffusers noises no prompt and does not")
     elif result.images and run.record.sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines
 

@@ -243,7 +243,7 @@ class SharedDenoiser:
     def welcome(self, denoiser: Denoiser, *, guided: bool) -> None:
         """Get the denoiser of another engine ready to share it. guided: whether its steps follow gradients. ValueError
         for one whose engine must have a network of its own."""
-        if guided or any(part is not None for part in (denoiser.drafts, denoiser.groups, denoiser.prompt_noise)):
+        if guided or denoiser.drafts is not None or denoiser.groups is not None:
             raise ValueError("engines share a network where they neither draft nor follow gradients nor keep seeds "
                              "apart; let one that does have its own")  # fmt: skip
         denoiser.encode([Prompt("")])  # noise is drawn in the dtype of encoded prompts

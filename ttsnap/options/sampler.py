@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ttsnap.files.settings import Json, Settings, Word
 from ttsnap.options.model import EMBEDDED
 from ttsnap.options.option import Spec, changed, option, options_of, values
-from ttsnap.options.variety import Cads, Repel, parse
+from ttsnap.options.variety import Repel, parse
 
 AUTO, NONE = "auto", "none"
 """As a drafter: the one that the model's folder names, where it is known to help; and no drafter."""
@@ -134,8 +134,7 @@ class SamplerOptions(Settings):
         None,
         "how seeds that look alike are kept apart: repel (groups of 8 seeds push each other apart while they are "
         "noise), with the size of groups, the noise level down to which they do, factor, threshold and drop, as in "
-        "repel:8:0.9:3:0.7:0.2; or cads (each seed's encoded prompt is noised), with scale and noise levels, as in "
-        "cads:0.1:0.6:0.9",
+        "repel:8:0.9:3:0.7:0.2",
         written=Word | None,
     )
 
@@ -147,11 +146,6 @@ class SamplerOptions(Settings):
         if self.repel is not None and self.finishes:
             raise ValueError("seeds that variety repel keeps apart begin as noise, not as drafts; set finish to noise")
         if isinstance(self.draft, str) and self.draft == NONE:
-            object.__setattr__(self, "draft", None)
-        if self.cads is not None:
-            if self.finishes or not (self.draft is None or self.left_open):
-                raise ValueError(f"drafts are made of prompts without noise; leave draft and finish out, or variety "
-                                 f"{self.variety}")  # fmt: skip
             object.__setattr__(self, "draft", None)
 
     def drafted_by(self, drafter: Spec) -> SamplerOptions:
@@ -166,14 +160,7 @@ class SamplerOptions(Settings):
     @property
     def repel(self) -> Repel | None:
         """Groups of seeds that begin together. ValueError for another text."""
-        made = None if self.variety is None else parse(self.variety)
-        return made if isinstance(made, Repel) else None
-
-    @property
-    def cads(self) -> Cads | None:
-        """Noise of each seed's encoded prompt. ValueError for another text."""
-        made = None if self.variety is None else parse(self.variety)
-        return made if isinstance(made, Cads) else None
+        return None if self.variety is None else parse(self.variety)
 
     @property
     def finishes(self) -> bool:

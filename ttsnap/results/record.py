@@ -150,7 +150,8 @@ class SearchRecord:
         if (noises := fields.pop("noises", "independent")) not in ("independent", None):  # an option of old versions
             why = removed(noises) or f"no version of ttsnap had noises {noises!r:.60}"
             raise ValueError(f"{where} cannot be made again: {why}")
-        for name in (fields.get("path"), *str(fields.get("kernel")).split(":")[1:2]):
+        kept_apart = str(fields.get("variety")).partition(":")[0]
+        for name in (fields.get("path"), *str(fields.get("kernel")).split(":")[1:2], kept_apart):
             if why := removed(name):
                 raise ValueError(f"{where} cannot be made again: {why}")
         if missing := sorted(_NEEDED - set(fields)):
@@ -229,15 +230,20 @@ REMOVED = {
     "orthogonal": "orthogonal initial noises",
     "spectral-evolution": "evolution in the low frequencies of the noise",
     "polynomial": "polynomial paths",
+    "cads": "prompts that each seed reads under noise",
     **dict.fromkeys(("sin", "sin2", "exp", "clipping", "tan"), "rare amounts of noise"),
 }
 """Names in files of earlier versions, and what they meant (docs/journal)."""
+LAST = {"cads": "0.2.0.dev0 of November 2026"}
+"""The last versions that knew them, where not 0.1.0."""
 
 
 def removed(name: object) -> str:
     """Why a file that names this cannot be followed; empty for what was not removed."""
     what = REMOVED.get(name) if isinstance(name, str) else None
-    return f"ttsnap 0.1.0 was the last version with {what} ({name})" if what else ""
+    if not what:
+        return ""
+    return f"ttsnap {LAST.get(str(name), '0.1.0')} was the last version with {what} ({name})"
 
 
 def checked_call(call: object, where: object, *, others: bool = False) -> dict[str, Any]:

@@ -37,8 +37,6 @@ class Capability(StrEnum):
     """It takes a drafter, which guesses finished images."""
     COUPLE = "couple"
     """Groups of seeds may take their first steps together (`groups`)."""
-    NOISE_PROMPTS = "noise prompts"
-    """Each seed may read its encoded prompt under noise of its own (`prompt_noise`)."""
 
 
 class Costs(NamedTuple):
@@ -84,16 +82,6 @@ class GroupStart(Protocol):
 
         keys: (seed, branch) of each; generators: by which its noise was drawn.
         """
-
-
-class PromptNoise(Protocol):
-    """How each seed reads its encoded prompt under noise of its own."""
-
-    def conditions(self, prompts: Tensor, seeds: Sequence[int]) -> Tensor:
-        """As `Denoiser.conditions`: numbers below 0, beside those of prompts, which mean the prompt as it is."""
-
-    def texts(self, texts: Any, step: Tensor, cond: Tensor) -> tuple[Any, Tensor]:
-        """Encoded prompts, and which of their rows (N,) are read at positions step (N,) under conditions (N,)."""
 
 
 class Drafts(Protocol):
@@ -144,8 +132,6 @@ class Denoiser(ABC):
     drafts: Drafts | None = None
     groups: GroupStart | None = None
     """None where each particle begins by itself."""
-    prompt_noise: PromptNoise | None = None
-    """None where all seeds read the prompt as it is."""
     frames: int | None = None
     """T, the frames of each video that it makes; None where it makes images. A preview may have fewer."""
     offloaded: bool = False
@@ -170,7 +156,7 @@ class Denoiser(ABC):
 
         A call numbers its conditions where they differ from seed to seed: a VAE may sample the image that is edited.
         """
-        return prompts if self.prompt_noise is None else self.prompt_noise.conditions(prompts, seeds)
+        return prompts
 
     def sources(self, cond: Tensor) -> Tensor:
         """The images (N, 3, h, w) float in [0, 1] that these prompts (N,) edit, as in `predict`; they need not have the
