@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ttsnap.files.settings import Count, Decay, Json, Natural, NotNegative, Positive, Settings, Share
@@ -12,6 +13,8 @@ from ttsnap.options.option import option
 from ttsnap.reward_models.noise_aware import KINDS
 from ttsnap.reward_models.registry import REWARDS
 
+PRESETS = Path(__file__).parent / "presets"
+"""Recipes by name, each a file of settings."""
 TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """Trackers of accelerate, each with the modules one of which it needs."""
 

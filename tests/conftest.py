@@ -41,7 +41,7 @@ SYSTEM = (
     *("test_wheel.py", "bench/test_bench.py", "cli/test_cli_record.py", "cli/test_cli_simulate.py"),
     *("distill/test_run.py", "distill/test_cli.py", "distill/draft/test_run.py", "distill/draft/test_cli.py"),
     *("distill/draft/test_on_paper.py", "simulation/test_processes.py"),
-    "bench/test_presets.py::test_each_gets_what_the_first_takes_and_the_table_has_the_papers_layout",
+    "bench/test_presets.py::test_parts_have_their_budgets_and_the_table_has_the_papers_layout",
     *("check", "cli/test_cli_pictures.py"),
     "pipelines/test_model_defaults.py::test_the_command_line_says_which_searches_had_drafts_and_no_strangers_drafter_is_loaded",
     "cli/test_own_algorithm.py::test_simulate_takes_it_to_its_workers",

@@ -3,3 +3,8 @@
 It imports the core, files, options, algorithms, the loop, results and recordings, and no torch. The door that runs a
 benchmark makes the engines.
 """
+
+from pathlib import Path
+
+PRESETS = Path(__file__).parent / "presets"
+"""Protocols of papers by name, each a file of settings."""

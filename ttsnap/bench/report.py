@@ -27,7 +27,7 @@ def title_of(bench: Bench) -> str:
     prompts, repeats = len(bench.prompts), bench.options.repeats
     each = f"{prompts} prompt{'s' * (prompts > 1)} x {repeats} image{'s' * (repeats > 1)}"
     pot = ", shared" if bench.search.shared else ""
-    each += f", a budget of {bench.budget} each{pot}"
+    each += f", a budget of {bench.search.budget} each{pot}"
     return f"{each}; ± is the standard error over prompts, costs are per image"
 
 
@@ -41,7 +41,7 @@ def write_report(bench: Bench, there: OpenBench) -> tuple[str, bool]:
     summary: dict[str, Json] = {
         "prompts": len(bench.prompts),
         "repeats": bench.options.repeats,
-        "budget": bench.budget,
+        "budget": str(bench.search.budget),
         "shared": bench.search.shared,
         "first": lines[0].name,
         "algorithms": [line.to_json() for line in lines],

@@ -18,7 +18,6 @@ from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine
 from ttsnap.core.results import Event, Result
 from ttsnap.files.unbroken import Unbroken
-from ttsnap.loop.budget import Budget
 from ttsnap.loop.request import SHORT, Listener, LoopSearch
 from ttsnap.loop.search import foreseen, prepared
 from ttsnap.options.record import BenchOptions
@@ -47,11 +46,6 @@ class Bench(NamedTuple):
     def search(self) -> LoopSearch:
         """The first arm's."""
         return self.searches[self.arms[0].name]
-
-    @property
-    def budget(self) -> str:
-        """What each search may spend, in words."""
-        return f"what {self.arms[0].name} takes" if self.options.as_first else str(self.search.budget)
 
     @property
     def images(self) -> int:
@@ -103,14 +97,13 @@ def run(bench: Bench, there: OpenBench, model: Model, on_done: Callable[[int], N
     on_done(bench.images - sum(len(work.places) for work in left))
     if not left:
         return
-    budget = _budget(bench, model)
     firsts = list({work.arm.setup: work.arm for work in reversed(left)}.values())[::-1]
     for first in firsts[1:]:  # what does not fit is refused before anything is computed
         with model.engine(first) as engine:
-            _fitted(bench, first, engine, budget)
+            _fitted(bench, first, engine)
     for first in firsts:
         with model.engine(first) as engine:
-            specs = _fitted(bench, first, engine, budget)
+            specs = _fitted(bench, first, engine)
             for work in left:
                 if work.arm.setup == first.setup:
                     with Unbroken():
@@ -139,30 +132,21 @@ class Foreseen(NamedTuple):
 
 def plan(bench: Bench, model: Model) -> list[Foreseen]:
     """What an image of each arm takes. Seconds are measured, by a few calls of each engine."""
-    budget, found = _budget(bench, model), dict[str, Foreseen]()
+    found: dict[str, Foreseen] = {}
     for first in {arm.setup: arm for arm in reversed(bench.arms)}.values():
         with model.engine(first) as engine:
             engine.calibrate()
-            for name, spec in _fitted(bench, first, engine, budget).items():
+            for name, spec in _fitted(bench, first, engine).items():
                 cost, seconds = foreseen(spec, engine)
                 flops, images = engine.price.flops.of(cost), bench.images // len(bench.arms)
                 found[name] = Foreseen(name, cost, flops, seconds or math.nan, images)
     return [found[arm.name] for arm in bench.arms]
 
 
-def _budget(bench: Bench, model: Model) -> Budget:
-    """Each arm's for a prompt. In place of one, what the plan of the first arm takes on its engine."""
-    if not bench.options.as_first:
-        return bench.search.budget
-    with model.engine(bench.arms[0]) as engine:
-        cost, price = foreseen(prepared(bench.search, engine), engine)[0], engine.price
-    return Budget(flops=price.flops.of(cost)) if price.flops.nfe else Budget(nfe=math.ceil(price.evaluations(cost)))
-
-
-def _fitted(bench: Bench, first: Arm, engine: Engine, budget: Budget) -> dict[str, LoopSearch]:
+def _fitted(bench: Bench, first: Arm, engine: Engine) -> dict[str, LoopSearch]:
     """The search of each arm that shares an engine with this one, by name, with as many seeds as the budget affords."""
     engine.check(bench.texts)
-    budget = budget.on(engine.grid)
+    budget = bench.search.budget.on(engine.grid)
     specs: dict[str, LoopSearch] = {}
     for arm in [arm for arm in bench.arms if arm.setup == first.setup]:
         try:

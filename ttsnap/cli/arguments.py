@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+from ttsnap.cli.configs import presets_in
 from ttsnap.cli.help import Common
 from ttsnap.cli.parser import Arguments
 from ttsnap.options.call import WRITTEN
@@ -34,10 +36,11 @@ def add_config(p: Any) -> None:
     )
 
 
-def add_preset(p: Any, presets: Mapping[str, Mapping[str, Any]], text: str) -> None:
-    """--preset. presets: options of the command by name."""
+def add_preset(p: Any, presets: Path, text: str) -> None:
+    """--preset. presets: a folder of files of settings, as --config reads them."""
     p.presets = presets
-    p.add_argument("--preset", type=str | None, metavar="NAME", help=Common(f"{text}: {', '.join(presets)}"))
+    names = ", ".join(presets_in(presets))
+    p.add_argument("--preset", type=str | None, metavar="NAME", help=Common(f"{text}: {names}"))
 
 
 def add_prompts(p: Any) -> None:

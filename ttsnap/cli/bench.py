@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsnap.algorithms import own_algorithm
-from ttsnap.bench.presets import PARTS, PRESETS
+from ttsnap.bench import PRESETS
 from ttsnap.cli import arguments, common
 from ttsnap.cli.bench_model import BenchModel
+from ttsnap.cli.configs import read_preset
 from ttsnap.cli.curves import read_span
 from ttsnap.cli.help import Common
-from ttsnap.cli.parser import Arguments, Parser
+from ttsnap.cli.parser import PARTS, Arguments, Parser
 from ttsnap.cli.signals import resumable
 from ttsnap.extras import install
 from ttsnap.files.pictured import digests
 from ttsnap.files.writing import write_text
-from ttsnap.loop.budget import Budget
 from ttsnap.options.call import PictureOptions
 from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import PACKAGED, TEXT, ModelOptions
@@ -144,15 +144,13 @@ def run(a: Arguments) -> int:
 
 
 def _parts(a: Arguments) -> dict[str, Arguments]:
-    """The benchmarks of a preset, each with algorithms and a folder of its own; else the one that is asked for."""
-    if a.preset is None:
-        return {"": a}
-    if a.algorithms != list(ALGORITHMS):
-        raise ValueError(f"--preset {a.preset} names its algorithms; leave --algorithms out")
-    return {
-        name: Arguments(**{**vars(a), "algorithms": list(algorithms), "out": str(Path(a.out or ".") / name)})
-        for name, algorithms in PARTS[a.preset].items()
-    }
+    """The benchmarks of a preset, each with settings and a folder of its own; else the one that is asked for."""
+    parts = {} if a.preset is None else read_preset(PRESETS, a.preset).get(PARTS, {})
+    for name in sorted({name for part in parts.values() for name in part}):
+        if a[name] != parser().get_default(name):
+            raise ValueError(f"--preset {a.preset} says {name} for each of its parts; leave --{name} out")
+    out = Path(a.out or ".")
+    return {name: Arguments(**{**vars(a), **part, "out": str(out / name)}) for name, part in parts.items()} or {"": a}
 
 
 def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
@@ -169,10 +167,6 @@ def _planned(a: Arguments) -> tuple[Bench, PromptSet, Prepared]:
     arms = read_arms(a.algorithms, arguments.read(SamplerOptions, a).drafted_by(None))  # studies name their drafters
     engine = common.engine_spec(a, texts, arms[0].sampler)
     request = common.asked(a, texts, ALGORITHMS[0], engine)
-    if a.as_first:
-        if a.budget is not None or a.effort is not None or a.shared:
-            raise ValueError("--as-first stands in place of a budget: leave out --budget, --effort and --shared")
-        request = replace(request, budget=Budget())
     plain = common.prepared(request)
     common.check_affordable(plain)
     searches = {}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from argparse import Action
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from ttsnap.core.names import unknown
 from ttsnap.core.requirement import Requirement
 from ttsnap.files.pictured import SUFFIXES
-from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml
+from ttsnap.files.plain_yaml import YAML_BYTES, parse_yaml, read_yaml
 from ttsnap.files.reading import read_once
 from ttsnap.files.settings import check, kinds_of
 from ttsnap.options.call import WRITTEN
@@ -58,6 +58,20 @@ def read_config(known: Mapping[str, Action], path: str, words: Sequence[str]) ->
             "because a configuration says so. Add --trust where you trust the file"
         )
     return found
+
+
+def presets_in(folder: Path) -> list[str]:
+    """The names of the presets that come with ttsnap, each a YAML file in this folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def read_preset(folder: Path, name: str) -> dict[str, Any]:
+    """The settings of a preset, over those of the preset that it names itself. ValueError for another name."""
+    if name not in (names := presets_in(folder)):
+        raise ValueError(unknown("preset", name, names))
+    found: Any = read_yaml(folder / f"{name}.yaml")
+    below = found.pop("preset", None)
+    return found if below is None else {**read_preset(folder, below), **found}
 
 
 def settings_in(known: Mapping[str, Action], data: Mapping[str, Any], where: str, section: str = "") -> dict[str, Any]:

@@ -33,8 +33,7 @@ examples:
 
 def parser() -> Parser:
     """The command's arguments: every key of distill.config.DistillConfig."""
-    from ttsnap.distill.config import DistillConfig
-    from ttsnap.distill.presets import PRESETS
+    from ttsnap.distill.config import PRESETS, DistillConfig
 
     p = Parser(DESCRIPTION)
     arguments.add_config(p)

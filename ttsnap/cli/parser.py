@@ -6,13 +6,14 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 import yaml
 
-from ttsnap.cli.configs import read_config, settings_in
+from ttsnap.cli.configs import read_config, read_preset, settings_in
 from ttsnap.cli.help import Formatter, metavar, page, with_default
-from ttsnap.core.names import did_you_mean, unknown
+from ttsnap.core.names import did_you_mean
 from ttsnap.files.plain_yaml import parse_yaml, read_text
 from ttsnap.files.settings import kinds_of, plain
 from ttsnap.loop.budget import UNITS
@@ -70,6 +71,8 @@ class _Store(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+PARTS = "parts"
+"""Settings of the parts of a preset, by their names, which are no option: `ttsnap bench` runs one after the other."""
 _TYPED = "_typed"
 """Where a namespace has what was typed of options that may be given again, while arguments are read."""
 
@@ -106,8 +109,8 @@ class Parser(argparse.ArgumentParser):
     The `type` of an argument is a type hint, as in declarations. What is typed wins over files.
     """
 
-    presets: Mapping[str, Mapping[str, Any]] = {}
-    """Options by the names of --preset. Files and what is typed win over them."""
+    presets: Path | None = None
+    """The folder of what --preset names. Files of --config and what is typed win over it."""
 
     def __init__(self, description: str, epilog: str | None = None, **more: Any) -> None:
         # No abbreviations: read_config looks for options by their whole names.
@@ -142,10 +145,10 @@ class Parser(argparse.ArgumentParser):
                 given |= read_config(self.settings(), path, options)
         typed = _values(options, "--preset")
         preset = typed[-1] if typed else given.get("preset")
-        if self.presets and preset is not None:
-            if preset not in self.presets:
-                raise ValueError(unknown("preset", str(preset), self.presets))
-            given = settings_in(self.settings(), self.presets[preset], f"the preset {preset}") | given
+        if self.presets is not None and preset is not None:
+            found = read_preset(self.presets, str(preset))
+            found.pop(PARTS, None)
+            given = settings_in(self.settings(), found, f"the preset {preset}") | given
         return self._whole(given, words)
 
     def filled(self, data: Mapping[str, Any], where: str) -> Arguments:

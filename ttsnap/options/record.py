@@ -87,10 +87,6 @@ class BenchOptions(Settings):
         unset="1, with --shared 16",
         metavar="N",
     )
-    as_first: bool = option(
-        False, "in place of a budget: every algorithm may spend what the first one's plan takes for a prompt, in FLOPs "
-        "where they are known, else in NFE; the first needs its number of seeds"
-    )  # fmt: skip
     sheets: bool = option(
         False, "write a contact sheet of each search into its prompt's folder: what it scored, dropped and finished"
     )
