@@ -59,7 +59,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "full, level not told": {"student": {"kind": "full", "level_embedding": False}},
     "order: uniform": {"order": "uniform"},
     "order: noisy to clean": {"order": "noisy-to-clean"},
-    "loss: MSE with uncertainty": {"loss": {"name": "mse-uncertain"}},
     "loss: pairwise": {"loss": {"name": "pairwise"}},
 }
 STEPS = [0, 1, 2, 3, 4, 5, 6, 8, 10]

@@ -15,8 +15,6 @@ from ttsnap.reward_models.registry import REWARDS
 
 PRESETS = Path(__file__).parent / "presets"
 """Recipes by name, each a file of settings."""
-TRACKERS = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-"""Trackers of accelerate, each with the modules one of which it needs."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class StudentConfig(Settings):
 class LossConfig(Settings):
     """What is minimised. Losses count in standard deviations of the targets within a prompt."""
 
-    name: Literal["mse", "mse-uncertain", "pairwise"] = option("mse", "one of mse, mse-uncertain, pairwise")
-    centred: bool = option(True, "mse, mse-uncertain: compare seeds of a prompt only, less their mean")
+    name: Literal["mse", "pairwise"] = option("mse", "mse or pairwise")
+    centred: bool = option(True, "mse: compare seeds of a prompt only, less their mean")
     plain: NotNegative = option(0.1, "weight of the plain mean squared error, which is added to keep the scores' scale")
     temperature: Positive = option(1.0, "pairwise: what scores are divided by to be compared")
 
@@ -95,7 +93,7 @@ class DistillConfig(Settings):
     groups: Count = option(8, "prompts per optimiser step, each at one noise level")
     group_size: Count = option(8, "seeds per prompt of a batch, compared with each other")
     lr: Positive | tuple[Positive, ...] = option(1e-4, "AdamW's learning rate, or a list, likewise", common=True)
-    schedule: Literal["linear", "cosine", "rex"] = option("rex", "how the learning rate falls: linear, cosine, rex")
+    schedule: Literal["linear", "rex"] = option("rex", "how the learning rate falls: linear or rex")
     final_lr: Share = option(0.05, "the share of the learning rate that is left at the end")
     warmup: Natural = option(20, "steps over which the learning rate rises")
     span: Literal["run", "level"] = option(
@@ -110,9 +108,6 @@ class DistillConfig(Settings):
     validation: Decay = option(0.1, "share of the prompts that is held out and evaluated")
     batch_size: Count = option(64, "images per call when scoring and evaluating", determines=False)
     checkpoint_every: NotNegative = option(CHECKPOINT_SECONDS, "seconds between checkpoints", determines=False)
-    trackers: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = option(
-        (), "where the run is reported: trackio, tensorboard, wandb", determines=False
-    )
     workers: Natural = option(0, "processes that read images", determines=False)
     cache: Natural = option(256, "megabytes of compressed images to keep in memory", determines=False)
     device: Literal["auto", "cpu"] = option("auto", "auto (as accelerate finds) or cpu", determines=False, common=True)

@@ -19,7 +19,6 @@ from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.files import reading as files
 from ttsnap.files.settings import Json, Settings, build
-from ttsnap.recordings.kept import KeptNumbers
 from ttsnap.results.record import plain
 from ttsnap.reward_models.registry import make_reward
 
@@ -88,13 +87,11 @@ class Evaluation(Settings):
 def evaluate(
     rewards: Mapping[str, Reward], finals: Sequence[FloatArray], frames: Frames, prompts: Sequence[int],
     steps: Sequence[int], *, batch_size: int = 64, member: Member = ALONE, held_out: bool | None = None,
-    kept_in: Path | None = None,
 ) -> Evaluation:  # fmt: skip
     """Measure rewards, by name, on the estimates at `steps` against final rewards, (S,) for each of `prompts`.
 
-    Of every prompt as many seeds are measured as the prompt with the fewest has. kept_in: a folder for the scores so
-    far, by which an interrupted evaluation of the same rewards resumes. ValueError for fewer than 2, and for a
-    reward whose scores are not finite.
+    Of every prompt as many seeds are measured as the prompt with the fewest has. ValueError for fewer than 2, and for
+    a reward whose scores are not finite.
     """
     if not prompts:
         raise ValueError("there are no prompts to evaluate")
@@ -106,18 +103,13 @@ def evaluate(
     rows: list[dict[str, Any]] = [{"step": step, "level": frames.levels[step]} for step in ordered]
     entries = [Frame(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
     with progress(len(entries) * len(rewards), "evaluate", "image", member.shown) as bar:
-        for i, (name, given) in enumerate(rewards.items()):
+        for name, given in rewards.items():
             reward = make_reward(given)
             score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
             frames.require(space, ordered)
-            path = None if kept_in is None else kept_in / f"scores-{i}.safetensors"
-            with KeptNumbers(
-                path, "scores", {"reward": name, "data": frames.identity}, len(entries), writes=member.is_main
-            ) as kept:
-                member.wait()  # all have read before one writes
-                scores = score_entries(
-                    score, frames, entries, space, batch_size=batch_size, member=member, bar=bar, name=name, kept=kept
-                )
+            scores = score_entries(
+                score, frames, entries, space, batch_size=batch_size, member=member, bar=bar, name=name
+            )
             for row, step_scores in zip(rows, scores.reshape(len(rows), len(prompts), seeds), strict=True):
                 row[name] = measure(step_scores, final)
     return Evaluation(tuple(rewards), len(prompts), seeds, held_out, rows=tuple(rows))

@@ -19,9 +19,9 @@ from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
 from ttsnap.distill.student import DefersToBase, Student, StudentReward, make_student
-from ttsnap.distill.train import Curriculum, check_trackers, train
-from ttsnap.files.plain_yaml import load_settings, save_settings
-from ttsnap.files.settings import Json, to_json
+from ttsnap.distill.train import Curriculum, train
+from ttsnap.files.plain_yaml import load_settings, read_yaml, save_settings
+from ttsnap.files.settings import Json, build, to_json
 from ttsnap.files.writing import locked, write_json
 from ttsnap.options.option import determining
 from ttsnap.recordings.header import differences
@@ -41,8 +41,9 @@ Recorder = Callable[[dict[str, Json]], None]
 def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None = None, bar: bool = False) -> Evaluation:
     """Train a noise-aware reward, export it to out/reward, and evaluate the exported reward on held-out prompts.
 
-    The same call resumes an interrupted run: recordings after their last unit, targets and evaluation after the last
-    batch that was saved, training after its last checkpoint. Ctrl-C and SIGTERM wait until the batch at hand is saved.
+    The same call resumes an interrupted run: recordings after their last unit, targets after the last batch that was
+    saved, training after its last checkpoint; an evaluation is made anew. Ctrl-C and SIGTERM wait until the batch at
+    hand is done.
     A finished run returns its evaluation. docs/distill.md lists the files. Under a launcher every process calls this,
     and gets the result.
 
@@ -64,7 +65,6 @@ def distill(config: DistillConfig, out: str | Path, *, record: Recorder | None =
             "name the folder in `recordings`, or give record="
         )
     check_out(config, out)
-    check_trackers(config)
     member = processes.start("distill", cpu=config.device == "cpu", shown=bar, announced=bar)
     with ExitStack() as held:
         member.alone(lambda: _begin(config, out, held, record))
@@ -108,20 +108,15 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     plan = Curriculum(
         curriculum.stages(steps, config.order, config.steps_per_level), tuple(kept), targets, spread(targets, kept)
     )
-    uncertainty = train(student, frames, plan, config, out, member)
+    train(student, frames, plan, config, out, member)
 
     measured = tested or kept
     other = student.name if student.name != base.name else f"{student.name}-na"
     rewards = {base.name: student.base, other: StudentReward(student)}
     evaluation = evaluate(
         rewards, [targets[p] for p in measured], frames, measured, steps,
-        batch_size=config.batch_size, member=member, held_out=bool(tested), kept_in=out,
+        batch_size=config.batch_size, member=member, held_out=bool(tested),
     )  # fmt: skip
-    if uncertainty is not None:
-        with torch.no_grad():
-            for row in evaluation.rows:  # the learned standard deviation of the error, in units of the reward
-                level = torch.tensor([row["level"]], device=member.device)
-                row["sigma"] = float(torch.exp(uncertainty(level) / 2)) * plan.scale
     below = 0.0
     if isinstance(student, DefersToBase) and evaluation.held_out:
         below = student.base_below = base_below(evaluation)
@@ -218,13 +213,16 @@ def exported(found: Evaluation, below: float) -> Evaluation:
     rows = []
     for row in found.rows:
         if row["level"] <= below:
-            unused = {**row[student], **({"sigma": row["sigma"]} if "sigma" in row else {})}
-            row = {"step": row["step"], "level": row["level"], base: row[base], student: row[base], "unused": unused}
+            row = {**row, student: row[base], "unused": row[student]}
         rows.append(row)
     return replace(found, rows=tuple(rows), base_below=below)
 
 
 def held_out_prompts(path: Path, texts: tuple[str, ...]) -> list[int]:
     """Numbers of the prompts that a run with this config.yaml held out, if these are the prompts of its recordings."""
-    config = load_settings(DistillConfig, path)
+    data = read_yaml(path, "configuration")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no configuration: expected keys and values, got {data!r:.80}")
+    told = {name: data[name] for name in ("validation", "seed") if name in data}  # others may be of earlier versions
+    config = build(DistillConfig, {"reward": "any", "recordings": ["any"], **told})
     return curriculum.held_out(texts, config.validation, config.seed)[1]

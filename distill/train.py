@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum
-from ttsnap.distill.config import TRACKERS, DistillConfig
+from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.curriculum import Group, Stage
 from ttsnap.distill.data import Frame, Frames
-from ttsnap.distill.losses import Uncertainty, group_loss
+from ttsnap.distill.losses import group_loss
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
 from ttsnap.distill.training import Loop, Weights
 from ttsnap.files.settings import Json
-from ttsnap.options.option import determining, options_of
+from ttsnap.options.option import determining
 
 Part: TypeAlias = tuple[Tensor, list[str], Tensor, Tensor]
 """x (N, ...), N prompts, noise levels (N,), targets (P, G) with P G = N."""
-UNCERTAINTY_LR = 0.01
-"""Of the log-variances, which move by about 1 where a network's weights move by 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +79,11 @@ class Batches(Dataset[Part]):
 
 def train(
     student: Student, frames: Frames, plan: Curriculum, config: DistillConfig, out: Path, member: Member = ALONE
-) -> Uncertainty | None:
+) -> None:
     """Train to the end, from the last checkpoint in out/checkpoints where there is one.
 
-    The student then holds the averaged weights. Returns the learned uncertainty of loss "mse-uncertain", else None. On
-    a CPU a resumed run ends with the same bits as an undisturbed one. ValueError for a checkpoint of another run, and
-    for a loss that is not finite; OSError where the disk is full.
+    The student then holds the averaged weights. On a CPU a resumed run ends with the same bits as an undisturbed one.
+    ValueError for a checkpoint of another run, and for a loss that is not finite; OSError where the disk is full.
     """
     if config.groups % (config.accumulation * member.count):
         raise ValueError(
@@ -97,29 +91,22 @@ def train(
             f"({config.accumulation} x {member.count})"
         )
     student.network.to(member.device)
-    uncertainty = Uncertainty().to(member.device) if config.loss.name == "mse-uncertain" else None
     parameters = dict(student.trainable())
-    extra = {f"uncertainty.{n}": p for n, p in (uncertainty or nn.Module()).named_parameters()}
     if not parameters:
         raise ValueError("the student has nothing to train: its trainable() is empty")
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim <= 1]},
-        {"params": list(extra.values()), "lr": UNCERTAINTY_LR},
     ]
     filled = [group for group in groups if group["params"]]
     rates = curriculum.per_level("lr", config.lr, len(plan.stages))
     optimizer = torch.optim.AdamW(filled, lr=rates[0], betas=(0.9, 0.999), weight_decay=0.0)
-    weights = Weights({**parameters, **extra})
+    weights = Weights(parameters)
     about: dict[str, Json] = {"config": determining(config), "data": frames.identity}
     loop = Loop(
         weights, optimizer, out, about, plan.steps, config.ema, config.clip, config.checkpoint_every, member,
-        parts=config.accumulation, unused=True, trackers=config.trackers,
+        parts=config.accumulation, unused=True,
     )  # fmt: skip
-    settings = {option.name: attrgetter(option.name)(config) for option in options_of(DistillConfig)}
-    # Trackers take numbers and texts only.
-    plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
-    loop.accelerator.init_trackers("ttsnap-distill", plain)
 
     def begin_earlier(first: int) -> None:
         for stage in plan.stages:
@@ -146,8 +133,7 @@ def train(
         x, level, target = (tensor.to(member.device) for tensor in (x, level, target))
         with torch.autocast(member.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = student.predict(x, prompts, level).float().view_as(target) / plan.scale
-            log_variance = None if uncertainty is None else uncertainty(level).view_as(target)
-            return group_loss(prediction, target / plan.scale, config.loss, log_variance)
+            return group_loss(prediction, target / plan.scale, config.loss)
 
     def losses(step: int) -> list[Callable[[], Tensor]]:
         nonlocal began
@@ -163,14 +149,9 @@ def train(
         at = curriculum.stage_at(plan.stages, done - 1).at
         level = None if at is None else frames.levels[at]
         seconds = round(time.perf_counter() - began, 4)
-        figures = {"level": level, "loss": loss, "lr": rates[0] * factor(done - 1), "seconds": seconds}
-        loop.accelerator.log({key: value for key, value in figures.items() if value is not None}, done)
-        return {**figures}
+        return {"level": level, "loss": loss, "lr": rates[0] * factor(done - 1), "seconds": seconds}
 
     loop.run(first, factor, losses, measure)
-    for tracker in loop.accelerator.trackers:
-        tracker.finish()
-    return uncertainty
 
 
 def _ignore_ctrl_c(worker: int) -> None:
@@ -180,25 +161,17 @@ def _ignore_ctrl_c(worker: int) -> None:
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "rex": lambda done: (1 - done) / (0.5 + 0.5 * (1 - done)),
 }
 """The share of the learning rate that is left, given the share of the steps that is done.
 
-cosine: arXiv 1608.03983 without restarts. rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
+rex: high for long, then steep, for fixed budgets (arXiv 2107.04197)."""
 
 
 def scheduled(step: int, steps: int, *, schedule: str, final: float = 0.0, warmup: int = 0) -> float:
     """The factor of step 0..steps-1: it rises over `warmup` steps, and falls from 1 to `final` after the last step."""
     rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rising * (final + (1 - final) * SCHEDULES[schedule](step / steps))
-
-
-def check_trackers(config: DistillConfig) -> None:
-    """ValueError for a tracker of the configuration that is not installed."""
-    for tracker in config.trackers:
-        if not any(importlib.util.find_spec(module) for module in TRACKERS[tracker]):
-            raise ValueError(f"the tracker {tracker} is not installed: pip install {TRACKERS[tracker][0]}")
 
 
 @torch.no_grad()

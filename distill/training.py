@@ -84,8 +84,6 @@ class Loop:
     """Parts of a process's share of a batch, computed one after the other to save memory."""
     unused: bool = False
     """Whether a step may leave parameters unused, as those of other noise levels."""
-    trackers: Sequence[str] = ()
-    """Trackers of accelerate, where figures are reported."""
     prefix: str = ""
     """What goes before the names of settings in messages ("training.")."""
 
@@ -97,8 +95,6 @@ class Loop:
             cpu=self.member.device.type == "cpu",
             mixed_precision="no",  # losses choose it
             gradient_accumulation_steps=self.parts,
-            log_with=[*self.trackers] or None,
-            project_dir=str(self.out),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.unused)],
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint's are those of its step

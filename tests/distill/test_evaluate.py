@@ -73,7 +73,7 @@ def test_rewards_on_recorded_estimates(tmp_path: Path) -> None:
 def ranked(base: list[float], student: list[float], held_out: bool = True) -> Evaluation:
     """An evaluation with these rank correlations at the noise levels .2, .4 and .8."""
     rows = [
-        {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}, "sigma": 0.1}
+        {"step": k, "level": v, "base": {"spearman": b}, "na": {"spearman": s}}
         for k, v, b, s in zip((8, 6, 2), (0.2, 0.4, 0.8), base, student, strict=True)
     ]
     return Evaluation(("base", "na"), 4, 4, held_out, rows=tuple(rows))
@@ -95,7 +95,7 @@ def test_what_is_exported_is_told_from_what_was_trained() -> None:
     found = exported(raw, base_below(raw))
     assert [row["na"]["spearman"] for row in found.rows] == [0.9, 0.8, 0.5]
     unused = [row.get("unused") for row in found.rows]
-    assert unused == [{"spearman": 0.7, "sigma": 0.1}, {"spearman": 0.6, "sigma": 0.1}, None]
+    assert unused == [{"spearman": 0.7}, {"spearman": 0.6}, None]
     assert found.rows[2] == raw.rows[2]
     nowhere = ranked([0.9, 0.8, 0.2], [0.7, 0.6, NAN])
     assert nowhere.to_json()["levels"][2]["na"]["spearman"] is None

@@ -13,16 +13,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ttsnap.distill import checkpoints, run
-from ttsnap.distill.config import TRACKERS, DistillConfig
+from ttsnap.distill.config import DistillConfig
 from ttsnap.distill.curriculum import held_out, stages
 from ttsnap.distill.data import Frames
 from ttsnap.distill.evaluate import Evaluation
@@ -39,7 +37,7 @@ from .kills import calls, ended, killed
 from .world import WORLD, TinyStudent, settings, write_recording
 
 LAST = Path("checkpoints/00000160")
-UNCERTAIN = {"loss": {"name": "mse-uncertain"}}
+UNLIKE: dict[str, Any] = {"loss": {"plain": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def student(kind: str, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    distill(make(recording, **UNCERTAIN, checkpoint_every=0), out)
+    distill(make(recording, **UNLIKE, checkpoint_every=0), out)
     return out
 
 
@@ -86,15 +84,13 @@ def left_by(out: Path) -> dict[str, Any]:
 def test_ranks_of_noisy_estimates_rise_well_above_the_base(
     recording: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make(recording, **UNCERTAIN, workers=1)
+    config = make(recording, **UNLIKE, workers=1)
     monkeypatch.setattr(run, "train", None)
     found = distill(config, undisturbed)  # which is finished
     assert (found.rows[-1]["level"], found.names, found.held_out) == (1.0, ("brightness", "tiny"), True)
     for row in found.rows[1:]:
         assert row["tiny"]["spearman"] > row["brightness"]["spearman"] + 0.15, row
         assert row["tiny"]["spearman"] > 0.85
-    for row in found.rows:
-        assert 0.2 * row["tiny"]["rmse"] < row["sigma"] < 8 * row["tiny"]["rmse"], row
     lines = metrics(undisturbed)
     assert [line["step"] for line in lines] == list(range(1, 161))
     assert [lines[i]["level"] for i in (0, 40, 80, 120, 159)] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -106,7 +102,6 @@ def test_ranks_of_noisy_estimates_rise_well_above_the_base(
     for name, p in TinyStudent.load(undisturbed / "reward").trainable().items():
         assert torch.equal(p, state[f"average.{name.replace('.', '/')}"])
         assert not torch.equal(p, state[f"parameter.{name.replace('.', '/')}"])
-    assert state["average.uncertainty/log_variance"].any()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -154,20 +149,20 @@ def test_two_starts_at_once_do_not_mix_their_settings(recording: Path, tmp_path:
 def test_signals_wait_until_all_is_saved(
     recording: Path, undisturbed: Path, tmp_path: Path, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In targets, training and evaluation: each is gone on with where it was."""
+    """In targets and training, which are gone on with where they were, and in the evaluation, which is made anew."""
     asked, polls, ends, ask = Counter[str](), 0, Counter[str](), Unbroken.__call__
 
     def signalled(self: Unbroken) -> bool:
         nonlocal polls
         polls += 1
         asked[where := sys._getframe(1).f_code.co_name] += 1
-        if polls % 9 == 0:
+        if polls % 9 == 0 and ends["score_entries"] < 12:  # at last an evaluation is left in peace
             ends[where] += 1
             os.kill(os.getpid(), signal.SIGINT)
         return ask(self)
 
     monkeypatch.setattr(Unbroken, "__call__", signalled)
-    config = make(recording, **UNCERTAIN, batch_size=4)
+    config = make(recording, **UNLIKE, batch_size=4)
     for _ in range(100):
         with contextlib.suppress(KeyboardInterrupt):
             distill(config, tmp_path / "out")
@@ -196,9 +191,9 @@ def test_readers_in_other_processes_change_nothing(recording: Path, quick: Any, 
 def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undisturbed: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
     for changes, message in (
-        ({**UNCERTAIN, "seed": 1}, "seed is 0, not 1"),
-        ({}, r'loss\.name is "mse-uncertain", not "mse"'),
-        ({**UNCERTAIN, "lr": 0.02}, r"lr is 0\.01, not 0\.02"),
+        ({**UNLIKE, "seed": 1}, "seed is 0, not 1"),
+        ({}, r"loss\.plain is 0\.2, not 0\.1"),
+        ({**UNLIKE, "lr": 0.02}, r"lr is 0\.01, not 0\.02"),
     ):
         with pytest.raises(ValueError, match=message):
             distill(make(recording, **changes), undisturbed)
@@ -214,7 +209,7 @@ def test_other_settings_are_refused_and_nothing_is_changed(recording: Path, undi
     out = tmp_path / "out"
     shutil.copytree(undisturbed / "checkpoints", out / "checkpoints")
     save_settings(make(recording), out / "config.yaml")
-    with pytest.raises(ValueError, match=r"00000160 .*config\.loss\.name is"):
+    with pytest.raises(ValueError, match=r"00000160 .*config\.loss\.plain is"):
         distill(make(recording), out)
 
 
@@ -286,31 +281,6 @@ def test_bad_input_is_refused(recording: Path, tmp_path: Path, changes: dict[str
         distill(make(recording, **changes), tmp_path / "out")
 
 
-def test_trackers_get_the_settings_and_the_figures_of_every_step(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Tracked(Accelerator):
-        def __init__(self, log_with: list[str], project_dir: str, **options: Any) -> None:
-            super().__init__(**options)
-            tracker.made(log_with, Path(project_dir))
-            self.trackers, self.init_trackers = [tracker], tracker.begun
-
-    tracker = MagicMock()
-    config, out = make(recording, trackers=["trackio"], steps_per_level=1), tmp_path / "out"
-    monkeypatch.setitem(TRACKERS, "trackio", ("no_such_module",))
-    with pytest.raises(ValueError, match=r"trackio .*no_such_module"):
-        distill(config, out)
-    monkeypatch.setitem(TRACKERS, "trackio", ("json",))
-    monkeypatch.setattr("accelerate.Accelerator", Tracked)
-    distill(config, out)
-    tracker.made.assert_called_once_with(["trackio"], out)
-    told = tracker.begun.call_args.args[1]
-    assert (told["loss.name"], told["lr"], told["recordings"]) == ("mse", 0.01, str((str(recording),)))
-    logged = [(call.kwargs["step"], sorted(call.args[0])) for call in tracker.log.call_args_list]
-    assert logged == [(step, ["level", "loss", "lr", "seconds"]) for step in (1, 2, 3, 4)]
-    tracker.finish.assert_called_once_with()
-
-
 def test_parts_and_processes_share_a_step_between_them(recording: Path) -> None:
     frames = Frames([recording])
     whole, parts = make(recording), make(recording, accumulation=2)
@@ -343,7 +313,7 @@ def test_students_hear_of_stages_also_after_a_restart(recording: Path, tmp_path:
 
 
 @pytest.mark.parametrize("changes", [
-    {"order": "uniform", "schedule": "cosine"},
+    {"order": "uniform"},
     {"order": "noisy-to-clean", "schedule": "linear", "ema": 0},
     {"loss": {"name": "pairwise", "temperature": 0.5}, "accumulation": 2},
     {"loss": {"centred": False, "plain": 0.0}, **student("TinyStudent", space="latents")},
