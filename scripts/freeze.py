@@ -177,15 +177,17 @@ def pairs() -> dict[str, Any]:
         for names in chosen:
             words = [word for name in names for word in FEATURES[name]]
             for algorithm in ("best-of-n", "seed-pruning"):
-                found[" ".join((algorithm, *names))] = paired(algorithm, words)
+                name = " ".join((algorithm, *names))
+                found[name] = paired(algorithm, words, Path(name))
             if set(names) <= set(RECORDED):
-                found[" ".join(("recorded", *names))] = recorded(words)
+                name = " ".join(("recorded", *names))
+                found[name] = recorded(words, Path(name))
     return found
 
 
-def paired(algorithm: str, words: list[str]) -> dict[str, Any]:
+def paired(algorithm: str, words: list[str], folder: Path) -> dict[str, Any]:
     """A search by the command line, what it says, and its best image made again."""
-    folder = Path(tempfile.mkdtemp(dir="."))
+    folder.mkdir()
     search = ["generate", OTHER, "--algorithm", algorithm, "--budget", "60nfe", "--keep", "3", "--seed", "3"]
     found = {"run": said([*search, *QUICK, *words, "--out", str(folder / "made")]), **files_in(folder)}
     for path in sorted((folder / "made").glob("01-*.png")):
@@ -195,14 +197,14 @@ def paired(algorithm: str, words: list[str]) -> dict[str, Any]:
     return found
 
 
-def recorded(words: list[str]) -> dict[str, Any]:
+def recorded(words: list[str], folder: Path) -> dict[str, Any]:
     """A recording, its numbers, and searches that are played back on it, one by one and in lockstep."""
     from ttsnap import BestOfN, SeedPruning, search
     from ttsnap.recordings.folder import load_recording
     from ttsnap.recordings.replay import ReplayEngine
     from ttsnap.simulation.simulate import curve
 
-    folder = Path(tempfile.mkdtemp(dir="."))
+    folder.mkdir()
     run = said(["record", OTHER, PROMPT, "--seeds", "6", *QUICK, *words, "--out", str(folder / "made")])
     found: dict[str, Any] = {"run": run, **files_in(folder)}
     if run["status"]:
@@ -219,14 +221,15 @@ def recorded(words: list[str]) -> dict[str, Any]:
 
 
 def said(words: list[str]) -> dict[str, Any]:
-    """How a command ends, and its lines of numbers and refusals."""
+    """How a command ends, what it prints but for shares of seconds, and what it refuses."""
     from ttsnap.cli import main
 
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         status = main(words)
     refused = [line for line in error.getvalue().splitlines() if line.startswith("ttsnap: error")]
-    return still({"status": status, "out": out.getvalue().splitlines(), "refused": refused})  # type: ignore[no-any-return]
+    told = [line for line in out.getvalue().splitlines() if " between them;" not in line]
+    return still({"status": status, "out": told, "refused": refused})  # type: ignore[no-any-return]
 
 
 def called() -> dict[str, Any]:
