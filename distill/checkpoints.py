@@ -49,20 +49,18 @@ def latest(folder: Path, about: Mapping[str, Json]) -> tuple[int, Path] | None:
     """(step, folder of its files) of the last checkpoint that is not damaged; None without one.
 
     A damaged checkpoint is skipped with a warning. ValueError, which names the settings that differ, for a checkpoint
-    whose settings are not those in `about`, and for one of an older ttsnap.
+    whose settings are not those in `about`.
     """
     for path in reversed(_all(folder)):
         try:
             state = files.read_object(path / ABOUT)
             step, there = check("step", state["step"], int), state["about"]
-            digests = check("files", state.get("files", {}), Mapping[str, str])
-            if digests != {name: sha256(path / Path(name).name) for name in digests}:
+            digests = check("files", state["files"], Mapping[str, str])
+            if not digests or digests != {name: sha256(path / Path(name).name) for name in digests}:
                 raise ValueError("its files are not those that were written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); resuming from the one before", path, error)
             continue
-        if not digests:
-            raise ValueError(f"{path} is of ttsnap 0.1; end the run with that version, or choose another folder")
         mismatches = differences(there, json.loads(json.dumps(about)))
         if mismatches:
             raise ValueError(

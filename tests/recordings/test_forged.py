@@ -78,9 +78,6 @@ def test_no_benchmark_is_written_through_a_link(bench: Path, precious: Path) -> 
         there.add([Found("arm", 0, 0, 3, 4, None, {}, {}, {})])
     assert precious.read_text() == "mine"
     assert json.loads(found.read_text())["seed"] == 4
-    (bench / "journal.bin").write_text("")
-    with pytest.raises(ValueError, match=r"remove journal\.bin"):
-        OpenBench(bench, {})
 
 
 def test_no_folder_is_written_through_a_link(folder: Path, bench: Path, tmp_path: Path) -> None:

@@ -244,18 +244,6 @@ def test_other_files_are_left_alone(recorder: Any, tmp_path: Path) -> None:
     recorder(tmp_path)
 
 
-def test_an_unfinished_recording_of_an_earlier_version_is_refused(recorder: Any, tmp_path: Path) -> None:
-    journal = cut(recorder, tmp_path / "r", 0) / "journal.bin"
-    journal.write_bytes(b"units")
-    for refused in (recorder, progress):
-        with pytest.raises(ValueError, match=r"remove journal\.bin"):
-            refused(tmp_path / "r")
-    journal.unlink()  # as the message says
-    made = recorder(tmp_path / "r")
-    journal.write_bytes(b"units")  # of a process that was killed at the very end
-    np.testing.assert_array_equal(recorder(tmp_path / "r").scores, made.scores)
-
-
 def test_recordings_of_the_old_format_are_read_and_resumed(recorder: Any, tmp_path: Path) -> None:
     """Prices without guidance, `decode_estimates`, a header without a checksum."""
     whole, old = recorder(tmp_path / "whole"), cut(recorder, tmp_path / "old", 60)

@@ -13,7 +13,7 @@ from ttsnap.files.reading import read_object
 from ttsnap.files.settings import Json, build, to_json
 from ttsnap.files.writing import locked, write_json
 from ttsnap.recordings.header import differences
-from ttsnap.results.folders import check_same, refuse_journal
+from ttsnap.results.folders import check_same
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class OpenBench:
         with ExitStack() as held:
             held.enter_context(locked(folder))
             check_folder(folder, settings)  # again: another process may have begun here just before
-            refuse_journal(folder)
             if not (folder / BENCH).exists():
                 write_json(folder / BENCH, settings)
             records = [build(Found, read_object(path)) for path in sorted(folder.glob(FOUND))]

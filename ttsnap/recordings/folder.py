@@ -27,7 +27,7 @@ from ttsnap.files.writing import locked, write_text, write_whole
 from ttsnap.recordings.header import HEADER_CRC, Header, Unit, checksum, differences
 from ttsnap.recordings.replay import PUBLISHED, Recording, recording_of
 from ttsnap.recordings.shards import RecordedImage, Shard, read_shard, read_shards
-from ttsnap.results.folders import check_same, refuse_journal
+from ttsnap.results.folders import check_same
 
 RECORDING, SCORES, IMAGES = "recording.json", "scores.safetensors", "images"
 UNIT_FILES = "unit-*.safetensors"
@@ -219,9 +219,8 @@ def unpacked(path: Path, key: str, what: str) -> tuple[FloatArray, dict[str, Jso
 def _units_of(folder: Path, header: Header) -> dict[int, tuple[FloatArray, Shard | None]]:
     """The scores and the shard of each unit that is in a folder, by the unit's index.
 
-    ValueError for a damaged file, for one of other settings, and for a folder that an earlier version began.
+    ValueError for a damaged file, and for one of other settings.
     """
-    refuse_journal(folder)
     names, digest = {path.name for path in folder.glob(UNIT_FILES)}, header.digest()
     units = [unit for unit in header.units() if unit.file in names] if names else []
     return {unit.index: _read_unit(folder / unit.file, unit, header, digest) for unit in units}

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from ttsnap.files.writing import LOCK, locked, part_of
 
-JOURNAL = "journal.bin"
-"""Where earlier versions kept what was done of a recording or a benchmark."""
 PROBE = bytes(2**16)
 """Written to a folder and removed as a test: a full disk lets files be made, but not filled."""
 
@@ -50,15 +48,6 @@ def check_same(folder: Path, about: str, differing: Callable[[], list[str]], wha
         if others:
             names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise ValueError(f"{folder} holds other files ({names}); choose another folder")
-
-
-def refuse_journal(folder: Path) -> None:
-    """ValueError for a folder with the journal of an earlier version: an unfinished recording, or any benchmark."""
-    if (folder / JOURNAL).exists() or (folder / JOURNAL).is_symlink():
-        raise ValueError(
-            f"{folder} is of a version of ttsnap before 0.2, which kept {JOURNAL}: resume it with that version, or "
-            f"remove {JOURNAL}, and everything is made again"
-        )
 
 
 @contextlib.contextmanager
