@@ -95,19 +95,20 @@ class EpsilonGreedy(Settings):
         move = self._round(state.streams, step, tries, particles, rng)
         return move, state._replace(left=state.left - tries, tried=True)
 
-    def _learn(self, state: State, round_: IntArray, particles: Particles) -> State:
-        """Take in the last round (by turns of the streams); after a step's last one, go on from its best candidates."""
+    def _learn(self, state: State, tried: IntArray, particles: Particles) -> State:
+        """Take in the last round, whose candidates (n,) are by turns of the streams, -1 where the budget ended. After
+        the last round of a step, streams go on from their best candidates."""
         if not state.tried:
             return state
         streams = []
-        for i, (at, top) in enumerate(state.streams):
-            tried = np.append(top, round_[i :: len(state.streams)])
-            tried = tried[tried >= 0]
-            streams.append(PivotStream(at, int(tried[particles.value(tried).argmax()]) if len(tried) else -1))
+        for i, stream in enumerate(state.streams):
+            candidates = np.append(stream.top, tried[i :: len(state.streams)])
+            ranked = particles.ranked(candidates[candidates >= 0])
+            streams.append(PivotStream(stream.at, int(ranked[0]) if len(ranked) else -1))
         if state.left:
             return state._replace(streams=tuple(streams))
-        moved = tuple(PivotStream(s.top) for s in streams if s.top >= 0)
-        return state._replace(streams=moved or tuple(streams), left=self.n or 1)
+        ahead = [PivotStream(stream.top) for stream in streams if stream.top >= 0]
+        return state._replace(streams=tuple(ahead or streams), left=self.n or 1)
 
     def _round(
         self, streams: tuple[PivotStream, ...], step: int, tries: int, particles: Particles, rng: np.random.Generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,63 +114,99 @@ def describe(run: SearchOutcome, index: int, paths: Sequence[Path], a: Arguments
 
     plain: whether plain diffusers makes the winner again, which is then told.
     """
-    result, call = run.results[index], run.record.call
-    s = result.spent
+    result = run.results[index]
     print(f"\n{result.prompt}")
+    lines = [
+        *_images(run, index, paths),
+        *_search(run, result),
+        *_compute(result.spent),
+        *_again(run, result, a, plain),
+    ]
+    for line in lines:
+        print(f"  {line}")
+
+
+def _images(run: SearchOutcome, index: int, paths: Sequence[Path]) -> Iterator[str]:
+    """The images that came back, best first, and the pictures of the whole search."""
+    result = run.results[index]
     for warning in result.warnings:
-        print(f"  warning: {warning}")
+        yield f"warning: {warning}"
     for rank, candidate in enumerate(result.images, 1):
         path = paths[rank - 1] if paths else "(not written)"
-        print(f"  {rank}. seed {candidate.seed}: {_scores(candidate)}   {path}")
-    if paths:
-        print(f"  contact sheet: {sheet_path(paths[0].parent, run.results, index)}")
-        large = enlarged_path(paths[0].parent, run.results, index)
-        if large.exists():
-            print(f"  the best, {TIMES} times as large: {large}")
-    ended = f"; {s.ended}{' by you' * (s.ended == STOPPED)}" if s.ended else ""
-    print(f"  spent {_counts(s)} of a budget of {s.budget}{ended}")
-    print(f"  {s.seeds} seeds started, {s.finished} finished")
+        yield f"{rank}. seed {candidate.seed}: {_scores(candidate)}   {path}"
+    if not paths:
+        return
+    folder = paths[0].parent
+    yield f"contact sheet: {sheet_path(folder, run.results, index)}"
+    large = enlarged_path(folder, run.results, index)
+    if large.exists():
+        yield f"the best, {TIMES} times as large: {large}"
+
+
+def _search(run: SearchOutcome, result: Result) -> Iterator[str]:
+    """How far the search went: its budget, its seeds, its drafts, and whether more would help."""
+    spent, sampler = result.spent, run.record.sampler
+    ended = ""
+    if spent.ended:
+        ended = f"; {spent.ended} by you" if spent.ended == STOPPED else f"; {spent.ended}"
+    yield f"spent {_counts(spent)} of a budget of {spent.budget}{ended}"
+    yield f"{spent.seeds} seeds started, {spent.finished} finished"
     if _drafted(result):
-        finished = "said which seeds to denoise" if not run.record.sampler.finishes else "were finished"
-        print(f"  drafts by {run.record.sampler.told()['draft']} {finished} (--draft none searches without)")
+        use = "were finished" if sampler.finishes else "said which seeds to denoise"
+        yield f"drafts by {sampler.told()['draft']} {use} (--draft none searches without)"
     if result.saturated:
-        gain = s.gain_of_second_half
-        print(f"  the last half of the finished images raised the best by {gain:.2g}: more budget would buy little")
-    by, flops, usage, gradients, pulled = s.flops_by, s.flops or 1.0, s.usage, "", ""
-    if s.cost.gradients:
+        gain = f"{spent.gain_of_second_half:.2g}"
+        yield f"the last half of the finished images raised the best by {gain}: more budget would buy little"
+
+
+def _compute(spent: Spent) -> Iterator[str]:
+    """What the search took in FLOPs, seconds and energy, by phase."""
+    by, flops, gradients, pulled = spent.flops_by, spent.flops or 1.0, "", ""
+    if spent.cost.gradients:
         gradients = f", {by['gradient'] / flops:.0%} backward passes"
-        pulled = f", {_share(s, 'gradient')} gradients with the evaluations made for them"
-    between = 1 - sum(s.seconds_by.values()) / (s.seconds or 1.0)
-    print(
-        f"  {s.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, {by['decode'] / flops:.0%} "
-        f"decoder, {by['reward'] / flops:.0%} reward{gradients}; {s.seconds:.1f} s: {_share(s, 'denoise')} "
-        f"denoiser, {_share(s, 'decode')} decoder, {_share(s, 'reward')} reward{pulled}, "
-        f"{between:.0%} between them; {s.seconds_before:.1f} s before, to warm up"
+        pulled = f", {_share(spent, 'gradient')} gradients with the evaluations made for them"
+    between = 1 - sum(spent.seconds_by.values()) / (spent.seconds or 1.0)
+    computed = (
+        f"{spent.flops / 1e12:.4g} TFLOPs: {by['denoise'] / flops:.0%} denoiser, "
+        f"{by['decode'] / flops:.0%} decoder, {by['reward'] / flops:.0%} reward{gradients}"
     )
-    joules, per, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
-    if joules is not None and per is not None and memory is not None:
-        print(f"  {joules:.4g} J of the GPU, {per:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory")
-    if result.images and plain and not run.record.sampler.finishes and result.particles.parent[result.best.uid] < 0:
-        pictures = {name: _loaded(given) for name, given in a.call.items() if name not in call}
-        written = {name: repr(value) for name, value in call.items()} | pictures
-        arguments = "".join(f", {name}={value}" for name, value in written.items())
-        seed = result.best.seed
+    timed = (
+        f"{spent.seconds:.1f} s: {_share(spent, 'denoise')} denoiser, {_share(spent, 'decode')} decoder, "
+        f"{_share(spent, 'reward')} reward{pulled}, {between:.0%} between them"
+    )
+    yield f"{computed}; {timed}; {spent.seconds_before:.1f} s before, to warm up"
+    usage = spent.usage
+    joules, each, memory = (usage[name] for name in ("energy_joules", "energy_joules_per_image", "peak_memory_bytes"))
+    if joules is not None and each is not None and memory is not None:
+        yield f"{joules:.4g} J of the GPU, {each:.4g} J an image; at most {memory / 2**30:.3g} GiB of its memory"
+
+
+def _again(run: SearchOutcome, result: Result, a: Arguments, plain: bool) -> Iterator[str]:
+    """How the winner is made again: by plain diffusers where it can, else by `ttsnap replay`."""
+    sampler, call = run.record.sampler, run.record.call
+    if not result.images:
+        return
+    seed, from_noise = result.best.seed, result.particles.parent[result.best.uid] < 0
+    if plain and from_noise and not sampler.finishes:
         dtype = run.record.dtype
-        print(f"  the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:")
+        yield f"the winner in plain diffusers{'' if dtype == 'float32' else f', the pipeline in {dtype}'}:"
         if a.lora is not None:
             from ttsnap.pipelines.lora import parse_lora
 
             where, scale = parse_lora(a.lora)
-            print(f"    pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])")
-        print(f"    pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))")
-    elif result.images and run.record.sampler.repel and result.particles.parent[result.best.uid] < 0:
-        print("  `ttsnap replay` makes the winner again with the seeds that it began with; plain diffusers does not")
-    elif result.images and run.record.sampler.finishes:
+            yield f"  pipe.load_lora_weights({where!r}, adapter_name='lora'); pipe.set_adapters(['lora'], [{scale}])"
+        pictures = {name: _loaded(given) for name, given in a.call.items() if name not in call}
+        written = {name: repr(value) for name, value in call.items()} | pictures
+        arguments = "".join(f", {name}={value}" for name, value in written.items())
+        yield f"  pipe(prompt={result.prompt!r}{arguments}, generator=torch.Generator().manual_seed({seed}))"
+    elif sampler.repel and from_noise:
+        yield "`ttsnap replay` makes the winner again with the seeds that it began with; plain diffusers does not"
+    elif sampler.finishes:
         from ttsnap.pipelines.drafting.drafting import stock_lines
 
-        if lines := stock_lines(run.denoiser, result.prompt, call, result.best.seed):
-            print("  the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is image-to-image:")
-            print("\n".join(f"    {line}" for line in lines))
+        if lines := stock_lines(run.denoiser, result.prompt, call, seed):
+            yield "the winner in plain diffusers: `drafter` has the drafter's network, `redraw` is image-to-image:"
+            yield from (f"  {line}" for line in lines)
 
 
 def _loaded(files: object) -> str:

@@ -11,6 +11,7 @@ by which sequential Monte Carlo weighs, so that its target stays what it was (Pa
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from ttsnap.sampling.interpolants import rows
 from ttsnap.sampling.kernels import GaussianKernel, Prediction
 
 KINDS = ("dps", "twisted", "tilted")
+_WRITTEN = re.compile(r"([^:]+)(?::([^:]*))??(?::(denoiser|x0)?)?(?::([0-9.]+)-([0-9.]+))?")
+"""Kind, scale, what gradients go through, and the first and the last noise level."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,18 @@ class RewardGuidance:
         """
         if isinstance(text, RewardGuidance):
             return text
-        kind, *rest = text.strip().split(":")
+        match = _WRITTEN.fullmatch(text.strip())
         try:
-            levels = [float(v) for v in rest.pop().split("-")] if rest and "-" in rest[-1][1:] else [0.75, 0.3]
-            scale, through = ([*rest, "", ""])[:2] if len(rest) < 3 and len(levels) == 2 else ("too long", "")
-            return cls(kind, float(scale or 1.0), through or "denoiser", levels[0], levels[1])
+            if match is None:
+                raise ValueError("it has other parts")
+            kind, scale, through, first, last = match.groups()
+            levels = (float(first), float(last)) if first else (cls.first, cls.last)
+            return cls(kind, float(scale or cls.scale), through or cls.through, *levels)
         except ValueError as error:
-            raise ValueError(f"cannot read guidance {text!r}: {error}; write it like dps:1, twisted:10, tilted:0.1, "
-                             "dps:1:x0, or dps:1:x0:0.9-0.2 for noise levels") from None  # fmt: skip
+            raise ValueError(
+                f"cannot read guidance {text!r}: {error}; write it like dps:1, twisted:10, tilted:0.1, dps:1:x0, or "
+                "dps:1:x0:0.9-0.2 for noise levels"
+            ) from None
 
     def steps(self, grid: Grid) -> tuple[bool, ...]:
         """(K,) which steps are guided."""
