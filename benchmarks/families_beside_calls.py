@@ -23,9 +23,8 @@ import torch
 from families import FAMILIES, build
 
 from ttsnap.pipelines import upgrade
-from ttsnap.pipelines.calls.dummies import mapped
-from ttsnap.pipelines.calls.joining import shape_of, tensors_in
 from ttsnap.pipelines.calls.pipeline import calls_search_class
+from ttsnap.pipelines.calls.values import mapped, shape_of, tensors_in
 from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.quiet import quiet
 from ttsnap.sampling.rng import seeded

@@ -1,6 +1,17 @@
-"""Searches with any pipeline of diffusers: its stock call runs for each candidate, suspended where search decides.
+"""Searches with any pipeline of diffusers: its stock call runs for each candidate of a search.
 
-A `CallFrame` is one stock call under way. It stops where its latents are drawn, where a network or a decoder is
-called, and where the scheduler steps. The `Hub` answers the calls of many frames in one batch. A `Rehearsal`, which
-asks no network, tells what no table says of the pipeline. A `CallsDenoiser` makes a Denoiser of them.
+    upgrade(pipe)                   pipeline.py: the search twin of any class
+        │ opening.py: one call, opened for a search
+        ├── rehearsal.py            what the call does, found without its networks
+        └── denoiser.py             a Denoiser: rows of a search, as frames
+                │ conditions.py     what each row is of: a prompt, perhaps a seed
+                ├── pool.py         frames that wait, by condition and step
+                │     └── frame.py  one stock call under way, in a thread of its own
+                ├── hub.py          joins the calls of many frames ──> network, decoder
+                ├── first_latents.py, ends.py    where frames begin; images of their ends
+                └── drafts.py       the same call, by a drafter
+
+A frame is suspended where search decides: where first latents are drawn, where a part is called,
+and where the scheduler steps (questions.py). All between these is the pipeline's own code, so that
+a winner is the image that the stock call makes of its seed.
 """

@@ -1,58 +1,38 @@
 """How a stock call evaluates by a drafter: in frames of their own, which end with the evaluation.
 
-Such a frame has the drafter's network in the place of the model's, is told other timesteps than the scheduler's, and is
-led to its step without a network.
+Such a frame has the drafter's network in the place of the model's. It is told other timesteps than
+the scheduler's, and led to its step without a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttsnap.pipelines.calls.frame import StockCall
-from ttsnap.pipelines.calls.joining import tensors_in
-from ttsnap.pipelines.calls.pool import Condition, FramePool
-from ttsnap.pipelines.calls.rehearsal import Rehearsal, evaluated
+from ttsnap.pipelines.calls.conditions import Condition
+from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.joining import rows_of
+from ttsnap.pipelines.calls.pool import FramePool
+from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.times import unscaled
+from ttsnap.pipelines.calls.told import Told
+from ttsnap.pipelines.calls.values import tensors_in
+from ttsnap.pipelines.denoiser import NO_FLOW_MAP
 from ttsnap.pipelines.guidance import SCALES
+from ttsnap.pipelines.pipeline_copy import shared_copy
 from ttsnap.sampling.rng import seeded
 
 UNGUIDED = (1.0, 0.0)
 """Scales at which stock calls do without guidance; most at the first."""
-
-
-class Told(NamedTuple):
-    """What the scheduler of a draft's frame says."""
-
-    times: Tensor
-    """(P,) timesteps."""
-    sigmas: Tensor | None = None
-    """(P + 1,) noise levels; None: its own."""
-
-    @classmethod
-    def of(cls, scheduler: Any) -> Told:
-        """What a scheduler says, whose timesteps are set."""
-        times = torch.as_tensor(scheduler.timesteps).cpu()
-        sigmas = getattr(scheduler, "sigmas", None)
-        known = sigmas is not None and len(sigmas) > len(times)
-        wide = times if times.is_floating_point() else times.float()
-        return cls(wide, torch.as_tensor(sigmas).cpu() if known else None)
-
-    def at(self, position: int, timestep: float) -> Told:
-        """Another timestep at a position."""
-        times = self.times.clone()
-        times[position] = timestep
-        return self._replace(times=times)
-
-    def arriving(self, position: int) -> Told:
-        """Nothing after a position, so that the step from it arrives at the end."""
-        after = torch.arange(len(self.times) + 1) > position
-        sigmas = None if self.sigmas is None else self.sigmas.masked_fill(after[: len(self.sigmas)], 0)
-        return Told(self.times.masked_fill(after[:-1], 0), sigmas)
 
 
 @dataclass(frozen=True)
@@ -81,64 +61,89 @@ class DraftCall:
 
     def evaluate(self, rows: Sequence[DraftRow], x: Tensor) -> Tensor:
         """The guided output (N, ...) for latents x (N, ...), scaled as the network reads them."""
-        frames = [
-            self.frames.begin(self.call(row), seeded(row.condition.seed), row.index, **{self.network: self.net})
-            for row in rows
-        ]
-        for frame, latents in zip(frames, x.split(1), strict=True):
-            frame.go_on(latents)
-        self.frames.hub.run(frames)
-        asked: list[Any] = [frame.question for frame in frames]
+        frames = [self._begin(row) for row in rows]
+        self.frames.go_on(frames, x.split(1))
+        made = torch.cat([frame.step.out for frame in frames])
         for frame in frames:
             frame.close()
-        return torch.cat([each.out for each in asked])
+        return made
 
-    def call(self, row: DraftRow) -> StockCall:
-        """The stock call of a row."""
-        call = self._guided(row.condition.stock)
-        return replace(call, times=row.told.times, sigmas=row.told.sigmas, scaled=_unscaled)
+    def asked(self, row: DraftRow, latents: Tensor) -> list[Tensor]:
+        """The tensors that the network is given for a row."""
+        frame = self._begin(row)
+        self.frames.go_on([frame], [latents], networks=False)
+        given = tensors_in(frame.call.given)
+        frame.close()
+        return given
+
+    def _begin(self, row: DraftRow) -> CallFrame:
+        stock = replace(self._guided(row.condition.stock), told=row.told, scaled=unscaled)
+        parts = {self.network: self.net}
+        return self.frames.begin(stock, seeded(row.condition.seed), row.index, **parts)
 
     def _guided(self, call: StockCall) -> StockCall:
         return replace(call, arguments={**call.arguments, **self.guided})
 
+    @torch.no_grad()
     def counted(self, call: StockCall, latents: Tensor) -> DraftCall:
         """The same, with what an evaluation takes. latents: of the first step of this call."""
         frame = self.frames.begin(self._guided(call), seeded(0), **{self.network: self.net})
         frame.go_on(latents)
-        passes, flops = evaluated(frame, self.frames.hub.networks)
+        passes, flops = _evaluated(frame, self.frames.hub.networks)
         return replace(self, passes=passes, flops=flops)
 
 
-@torch.no_grad()
 def draft_call(
-    rehearsed: Rehearsal, call: StockCall, net: Any, frames: FramePool, guided: Mapping[str, float] | None
+    rehearsed: Rehearsal,
+    call: StockCall,
+    net: Any,
+    guided: Mapping[str, float] | None,
+    *,
+    alone: bool,
 ) -> DraftCall:
-    """The call of a drafter. guided: arguments that guide it; None: none, where the call can do without guidance."""
-    network, takes = rehearsed.networks[0], call.takes
-    found = DraftCall(network, net, frames, guided or {}).counted(call, rehearsed.latents)
-    scales = SCALES if guided is None else ()
-    for name, none in product([name for name in scales if name in takes], UNGUIDED):
-        other = replace(found, guided={**found.guided, name: none}).counted(call, rehearsed.latents)
-        found = other if other.passes < found.passes else found
+    """The call of a drafter.
+
+    guided: arguments that guide it; None: none, where the call can do without guidance. alone:
+    whether frames change parts around single calls, as in the hub.
+    """
+    network = rehearsed.networks[0]
+    own = shared_copy(net) if rehearsed.held or alone else net
+    frames = FramePool(Hub(rehearsed.networks, alone=alone), remembers=False)
+    found = DraftCall(network, own, frames, guided or {}).counted(call, rehearsed.latents)
+    if guided is not None:
+        return found
+    names = [name for name in SCALES if name in call.takes]
+    for name, none in product(names, UNGUIDED):
+        less = replace(found, guided={**found.guided, name: none})
+        other = less.counted(call, rehearsed.latents)
+        if other.passes < found.passes:
+            found = other
     return found
 
 
 @torch.no_grad()
-def reads_arrival(draft: DraftCall, call: StockCall, told: Told, latents: Tensor) -> bool:
-    """Whether the network of a call reads where its first step arrives, as flow maps do; of a call of one step True."""
+def check_arrival(rehearsed: Rehearsal, call: StockCall, draft: DraftCall) -> None:
+    """ValueError where the network does not read where its first step arrives, as flow maps do.
+
+    Of a call of one step that is not to be seen.
+    """
+    told = Told.of(rehearsed.scheduler)
     if len(told.times) == 1:
-        return True
-    seen = []
-    for each in (told, told.arriving(0)):
-        row = DraftRow(Condition(call, 0), 0, each)
-        frame = draft.frames.begin(draft.call(row), seeded(0), **{draft.network: draft.net})
-        frame.go_on(latents)
-        draft.frames.hub.run([frame], networks=False)
-        asked: Any = frame.question
-        seen.append(tensors_in((asked.args, asked.kwargs)))
-        frame.close()
-    return any(not torch.equal(one, other) for one, other in zip(*seen, strict=True))
+        return
+    one, other = (
+        draft.asked(DraftRow(Condition(call, 0), 0, each), rehearsed.latents)
+        for each in (told, told.arriving(0))
+    )
+    if all(map(torch.equal, one, other)):
+        raise ValueError(NO_FLOW_MAP)
 
 
-def _unscaled(x: Tensor, index: int) -> Tensor:
-    return x
+def _evaluated(frame: CallFrame, networks: Collection[str]) -> tuple[int, float]:
+    """Passes and FLOPs of the evaluation that a frame waits for. No network is asked."""
+    rows, flops = Counter[str](), 0.0
+    while isinstance(asked := frame.question, PartCall):
+        shown = frame.answer_dummy()
+        if asked.part in networks:
+            rows[asked.part] += rows_of(asked)
+            flops += shown.flops
+    return max(rows.values()), flops

@@ -1,22 +1,21 @@
-"""Results of networks and decoders that nobody computes: of the right shapes and dtypes, filled by a number.
+"""Results of networks and decoders that nobody computes: right in shape and dtype, a ramp in value.
 
-They lead a frame to a later step, and tell what a stock call does without a network's time. Shapes come from copies of
-the networks without weights, on the meta device, which also count FLOPs.
+They lead a frame to a later step, and show what a stock call does without a network's time. Shapes
+come from copies of the networks without weights, on the meta device, which also count FLOPs.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ttsnap.pipelines.calls.joining import holds_memory
 from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.values import holds_memory, leaves, mapped, size_of
 from ttsnap.profiling.flops import count_flops, on_meta
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,10 @@ class Shown(NamedTuple):
 
 
 class Dummies:
-    """Of one call of a pipeline. shown: what others of the same networks have seen, and where this one adds to it."""
+    """Of one call of a pipeline.
+
+    shown: what other calls of the same parts have seen, and where this one adds to it.
+    """
 
     def __init__(self, shown: dict[Any, Shown] | None = None) -> None:
         self._copies: dict[int, tuple[nn.Module, nn.Module]] = {}
@@ -40,41 +42,47 @@ class Dummies:
         self._shown: dict[Any, Shown] = {} if shown is None else shown
 
     def of(self, part: nn.Module, call: PartCall, fill: float = 0.0) -> Any:
-        """What this call of a part makes, filled with a ramp up to this number, which tells rows apart."""
+        """What this call makes, filled with a ramp up to this number, which tells rows apart."""
         device = _device(call, part)
-        return mapped(self.shown(part, call).made, lambda each: _ramp(each, fill, device))
+        return mapped(self.shown(part, call).made, lambda like: _ramp(like, fill, device))
 
     def shown(self, part: nn.Module, call: PartCall) -> Shown:
         """What this call of a part makes, and its FLOPs."""
-        key = (weakref.ref(part), call.method, _shapes(call.args), _shapes(call.kwargs))
+        key = weakref.ref(part), call.method, size_of(call.args), size_of(call.kwargs)
         if key in self._shown:
             return self._shown[key]
         shown = self._show(part, call)
-        if not holds_memory((call.args, call.kwargs, shown.made)):  # which each frame's own calls fill and read
+        # Each frame's own calls fill and read what holds memory.
+        if not holds_memory((call.given, shown.made)):
             self._shown[key] = shown
         return shown
 
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
         found, draws = list[Any](), _Draws()
 
-        def run(by: nn.Module, args: Any, kwargs: Any) -> None:
+        def run(by: nn.Module, given: tuple[Any, Any]) -> None:
+            args, kwargs = given
             with draws:
                 found.append(getattr(by, call.method)(*args, **kwargs))
 
         try:
-            if id(part) not in self._copies:
-                self._copies[id(part)] = part, on_meta(part)
-            copy, args, kwargs = self._copies[id(part)][1], _on_meta(call.args), _on_meta(call.kwargs)
-            flops = count_flops(lambda: run(copy, args, kwargs))
+            copy, given = self._copy(part), _on_meta(call.given)
+            flops = count_flops(lambda: run(copy, given))
         except Exception:  # what depends on values, or cannot leave its device
             logger.debug("%s is seen by a real call", call.part, exc_info=True)
             found.clear()
-            flops = count_flops(lambda: run(part, call.args, call.kwargs))
+            flops = count_flops(lambda: run(part, call.given))
         return Shown(_on_meta(found[0]), flops, draws.found)
+
+    def _copy(self, part: nn.Module) -> nn.Module:
+        """A part without weights."""
+        if id(part) not in self._copies:
+            self._copies[id(part)] = part, on_meta(part)
+        return self._copies[id(part)][1]
 
 
 class _Draws(TorchDispatchMode):
-    """Sees whether noise is drawn. On the meta device none is: its generators are no other device's."""
+    """Sees whether noise is drawn. On the meta device none is: generators are of other devices."""
 
     found = False
 
@@ -88,20 +96,6 @@ class _Draws(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with all its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        inside = {name: mapped(each, change) for name, each in value.items()}
-        return inside if type(value) is dict else type(value)(**inside)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(each, change) for each in value))
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(each, change) for each in value)
-    return value
-
-
 def _ramp(like: Tensor, fill: float, device: torch.device) -> Tensor:
     steps = torch.linspace(fill / 2, fill, like.numel(), device=device)
     return steps.view(like.shape).to(like.dtype)
@@ -111,21 +105,9 @@ def _on_meta(value: Any) -> Any:
     return mapped(value, lambda each: each.to("meta"))
 
 
-def _shapes(value: Any) -> Any:
-    """A value as a key: tensors by shape and dtype, others by type."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype
-    if isinstance(value, Mapping):
-        return tuple((name, _shapes(inside)) for name, inside in value.items())
-    if isinstance(value, list | tuple):
-        return type(value), tuple(map(_shapes, value))
-    return type(value), value if isinstance(value, bool | int | str | None) else None
-
-
 def _device(call: PartCall, part: nn.Module) -> torch.device:
     """Where the result of a call will be."""
-    for value in (*call.args, *call.kwargs.values()):
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, Tensor) and each.ndim:
-                return each.device
+    for leaf in leaves(call.given):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return leaf.device
     return next(part.parameters()).device

@@ -1,17 +1,33 @@
-"""What the end of a stock call, after its last step, asks of its parts, and what it needs each of them for.
+"""The ends of stock calls, after their last step: images of finished latents, and sound of videos.
 
-A call with sound decodes that, too. Pictures of estimates do without, and the sound of a winner without its pictures.
+A call with sound decodes that, too. Pictures of estimates do without, and the sound of a winner
+without its pictures. Which part is for what is seen where each in turn answers something else.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.pictures import images_of, sound_of
+from ttsnap.pipelines.calls.pool import FramePool
+from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.rehearsal import Rehearsal
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.values import tensors_in
+from ttsnap.sampling.rng import seeded
+
+CASTING = threading.Lock()
+"""Held while a call ends that changes the dtype of a part to decode: other threads share it."""
+Fill = Callable[[str], float]
+"""The name of a part -> with what its dummies are filled."""
 
 
 @dataclass
@@ -29,13 +45,18 @@ class End:
         """Of all parts but these."""
         return sum(flops for part, flops in self.flops.items() if part not in asleep)
 
-    def without(self, others: Mapping[str, End], of: Callable[[Any], Tensor | None]) -> frozenset[str]:
+    def without(
+        self,
+        others: Mapping[str, End],
+        of: Callable[[Any], Tensor | None],
+    ) -> frozenset[str]:
         """The parts on which this of what is made does not depend.
 
         others: the end where one part answered with another number, by that part.
         """
+        own = of(self.made)
         reads = {part: self._readers(other) for part, other in others.items()}
-        needed = {part for part, other in others.items() if not _equal([of(self.made)], [of(other.made)])}
+        needed = {part for part, other in others.items() if not _equal([own], [of(other.made)])}
         while more := {part for part in others if reads[part] & needed} - needed:
             needed |= more
         return frozenset(others.keys() - needed)
@@ -45,5 +66,69 @@ class End:
         return {part for part in self.given if not _equal(self.given[part], other.given[part])}
 
 
-def _equal(some: list[Any], others: list[Any]) -> bool:
-    return len(some) == len(others) and all(torch.equal(*pair) for pair in zip(some, others, strict=True))
+@dataclass
+class Ends:
+    """Those of one call of a pipeline."""
+
+    frames: FramePool
+    rehearsed: Rehearsal
+    unseen: frozenset[str] = frozenset()
+    """The parts that pictures do without."""
+    unheard: frozenset[str] = frozenset()
+    """The parts that sound does without."""
+
+    def know(self, call: StockCall, last: int) -> End:
+        """Find what pictures and sound do without; returns the end of this call with all parts.
+
+        last: the index of finished latents.
+        """
+        plain = self.seen(call, last)
+        if sound_of(plain.made) is not None:
+
+            def other(part: str) -> End:
+                return self.seen(call, last, lambda asked: 0.5 * (asked == part))
+
+            others = {part: other(part) for part in plain.given}
+            self.unseen = plain.without(others, images_of)
+            self.unheard = plain.without(others, sound_of)
+        return plain
+
+    @torch.no_grad()
+    def seen(
+        self,
+        call: StockCall,
+        last: int,
+        fill: Fill = lambda part: 0.0,
+        **parts: Any,
+    ) -> End:
+        """The end of a call, whose parts answer with dummies. parts: in place of the pipeline's."""
+        end = End()
+        frame = self.frames.begin(call, seeded(0), last, **parts)
+        frame.go_on(self.rehearsed.latents)
+        while isinstance(asked := frame.question, PartCall):
+            end.given[asked.part] += tensors_in(asked.given)
+            end.flops[asked.part] += frame.answer_dummy(fill(asked.part)).flops
+        end.made = frame.returned
+        return end
+
+    def images(self, frames: Sequence[CallFrame], latents: Sequence[Tensor]) -> list[Tensor]:
+        """Images in [0, 1] of finished latents (1, ...), which frames wait for."""
+        if not self.rehearsed.casts:
+            self.frames.go_on(frames, latents)
+        else:
+            for frame, each in zip(frames, latents, strict=True):
+                with CASTING:
+                    self.frames.go_on([frame], [each])
+        return [images_of(frame.returned) for frame in frames]
+
+    def sound(self, call: StockCall, last: int, latents: Tensor) -> Tensor | None:
+        """The sound of a video with finished latents, if it has any."""
+        if sound_of(self.rehearsed.made) is None:
+            return None
+        frame = self.frames.begin(replace(call, asleep=self.unheard), seeded(0), last)
+        self.frames.go_on([frame], [latents])
+        return sound_of(frame.returned)
+
+
+def _equal(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))

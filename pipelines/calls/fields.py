@@ -1,7 +1,7 @@
 """What one round of a loop steps, as the one tensor of a candidate.
 
-Most loops step one tensor, which has one row. LTX-2 steps a video and its sound, each by a scheduler of its own. DiT
-steps two rows for one image.
+Most loops step one tensor, which has one row. LTX-2 steps a video and its sound, each by a
+scheduler of its own. DiT steps two rows for one image.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Fields:
     shapes: tuple[torch.Size, ...]
     """Of each, with its rows."""
     late: bool = False
-    """Whether what the first ones' steps make may be written when the last one's is known, since nobody reads it
-    before."""
+    """Whether nobody reads what the first ones' steps make before the last one's is known, so that
+    it may be written then."""
 
     @property
     def count(self) -> int:
@@ -35,7 +35,9 @@ class Fields:
 
     def joined(self, values: Sequence[Tensor]) -> Tensor:
         """That tensor (1, ...), or the numbers of all of them (1, n)."""
-        return values[0] if self.plain else torch.cat([value.reshape(1, -1) for value in values], dim=1)
+        if self.plain:
+            return values[0]
+        return torch.cat([value.reshape(1, -1) for value in values], dim=1)
 
     def parted(self, x: Tensor) -> list[Tensor]:
         """The tensors of one that was joined."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers.guiders.guider_utils import BaseGuidance
 
+from ttsnap.pipelines.calls.parts import guiders_of, is_guider
 from ttsnap.pipelines.quiet import quiet
 
 PLACES = {"guider": ("", ""), "guider_2": ("", "_2"), "audio_guider": ("audio_", "")}
@@ -16,52 +17,49 @@ EXPERIMENTAL = "diffusers.guiders.guider_utils"
 SCALE = "guidance_scale"
 
 
-def is_guider(part: Any) -> bool:
-    """Whether a part of a pipeline is a guider, which keeps the step of a call, and perhaps results of earlier ones."""
-    return hasattr(part, "set_state") and hasattr(part, "prepare_inputs")
-
-
 def puts_hooks(part: Any) -> bool:
-    """Whether a part of a pipeline is a guider that hooks the network's layers around some of its calls."""
+    """Whether a part is a guider that hooks the network's layers around some of its calls."""
     return is_guider(part) and type(part).cleanup_models is not BaseGuidance.cleanup_models
 
 
 def settings(pipe: Any) -> dict[str, tuple[str, str]]:
-    """The arguments of a call that set the pipeline's guiders, each with the guider and its setting.
+    """The arguments of a call that set guiders, each with the guider and its setting.
 
     Examples: guidance_scale, guidance_scale_2 for the second expert, audio_guidance_scale.
     """
-    return {
-        f"{before}{setting}{after}": (name, setting)
-        for name, guider in _guiders(pipe).items()
-        for before, after in [PLACES[name]]
-        for setting in _own_settings(guider)
-    }
+    found = {}
+    for name, guider in _guiders(pipe).items():
+        before, after = PLACES[name]
+        for setting in _own_settings(guider):
+            found[f"{before}{setting}{after}"] = name, setting
+    return found
 
 
 def set_by(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """New guiders of a pipeline, by name, with what arguments of a call set.
 
-    guidance_scale is that of both experts unless guidance_scale_2 is given, and enables a disabled guider.
+    guidance_scale is that of both experts unless guidance_scale_2 is given. It enables a disabled
+    guider.
     """
     known = settings(pipe)
     given = {name: value for name, value in call.items() if name in known and value is not None}
     if SCALE in given and f"{SCALE}_2" in known:
         given = {f"{SCALE}_2": given[SCALE], **given}
-    changes: dict[str, dict[str, Any]] = {name: {} for name in _guiders(pipe)}
+    changes: dict[str, dict[str, Any]] = {}
     for argument, value in given.items():
         name, setting = known[argument]
-        changes[name][setting] = value
+        change = changes.setdefault(name, {})
+        change[setting] = value
+        if setting == SCALE:
+            change["enabled"] = True
     with quiet(EXPERIMENTAL):
-        return {name: getattr(pipe, name).new(**_enabled(change)) for name, change in changes.items() if change}
-
-
-def _enabled(change: Mapping[str, Any]) -> dict[str, Any]:
-    return {"enabled": True, **change} if SCALE in change else dict(change)
+        guiders = _guiders(pipe)
+        return {name: guiders[name].new(**change) for name, change in changes.items()}
 
 
 def _guiders(pipe: Any) -> dict[str, Any]:
-    return {name: getattr(pipe, name) for name in PLACES if is_guider(getattr(pipe, name, None))}
+    found = guiders_of(pipe)
+    return {name: found[name] for name in PLACES if name in found}
 
 
 def _own_settings(guider: Any) -> list[str]:

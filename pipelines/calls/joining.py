@@ -1,27 +1,27 @@
 """Calls of one network by several frames as one call, and its result as theirs.
 
-    calls = [((), {"sample": (2, 4, 8, 8), "timestep": ()}), ...]    # of two frames
-    joined(calls)                                                     # {"sample": (4, 4, 8, 8), "timestep": ()}
+    calls                  # two of {"sample": (2, 4, 8, 8), "timestep": ()}
+    one = joined(calls)    # {"sample": (4, 4, 8, 8), "timestep": ()}
+    parted(out, [2, 2])    # two of (2, 4, 8, 8), where out is what one makes
 
-A value with a row for each of a call's rows is concatenated. What has none must be equal in all calls.
+A value with a row for each of a call's rows is concatenated. What has none must be equal in all.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.values import shape_of, tensors_in
 
 INPUTS = ("hidden_states", "sample", "x", "z")
 """What networks and decoders call the argument whose first axis is that of their rows."""
-PLAIN = (Tensor, Generator, bool, int, float, str, np.ndarray, np.generic, torch.dtype, torch.device)
-"""Arguments that stay as they are from call to call."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far a joined result may be from that of a call alone, as a share of the largest value."""
 
@@ -59,158 +59,118 @@ def rows_of(call: PartCall) -> int:
         return 1
 
 
-class Alike:
-    """Whether two tensors are equal, which waits for the device once for each of them while it lives unchanged."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[int, tuple[weakref.ref[Tensor], int, object]] = {}
-        """Equal tensors have one object, by their ids."""
-
-    def __call__(self, one: Tensor, other: Tensor) -> bool:
-        base, other_base = one._base, other._base  # a timestep is an entry of its scheduler's list
-        if one.numel() == 1 and base is not None and other_base is not None:
-            here = one.storage_offset() == other.storage_offset()
-            if here and self._same(base, other_base):
-                return True
-        return self._same(one, other)
-
-    def _same(self, one: Tensor, other: Tensor) -> bool:
-        kind = self._kind(other)
-        if kind is self._kind(one):
-            return True
-        if one.shape != other.shape or one.dtype != other.dtype or not torch.equal(one, other):
-            return False
-        self._keep(one, kind)
-        return True
-
-    def _kind(self, tensor: Tensor) -> object:
-        known = self._kinds.get(id(tensor))
-        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
-            return self._keep(tensor, object())
-        return known[2]
-
-    def _keep(self, tensor: Tensor, kind: object) -> object:
-        kinds, key = self._kinds, id(tensor)
-        self._kinds[key] = weakref.ref(tensor, lambda _: kinds.pop(key, None)), version_of(tensor), kind
-        return kind
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often it was changed in place; 0 where nothing counts that."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def joined(
-    calls: Sequence[Arguments], *, aligned: bool, equal: Callable[[Tensor, Tensor], bool] = torch.equal
+    calls: Sequence[Arguments],
+    *,
+    aligned: bool,
+    equal: Callable[[Tensor, Tensor], bool] = torch.equal,
 ) -> Arguments:
     """One call of several. aligned: whether all frames are at one index, and so at one timestep.
 
     UnlikeError where they differ in what has no rows.
     """
-    rows, listed = [call.rows for call in calls], isinstance(calls[0].input, list)
+    first = calls[0]
     if len({(len(call.args), tuple(call.kwargs)) for call in calls}) > 1:
         raise UnlikeError("calls with other arguments")
+    rows = [call.rows for call in calls]
+    join = _Join(rows, isinstance(first.input, list), aligned, equal)
+    args = tuple(join(column) for column in zip(*(call.args for call in calls), strict=True))
+    kwargs = {name: join([call.kwargs[name] for call in calls]) for name in first.kwargs}
+    return Arguments(args, kwargs)
 
-    def join(values: Sequence[Any]) -> Any:
+
+@dataclass(frozen=True)
+class _Join:
+    """Makes one argument of those of several calls."""
+
+    rows: Sequence[int]
+    """Of each call."""
+    listed: bool
+    """Whether they are entries of lists."""
+    aligned: bool
+    equal: Callable[[Tensor, Tensor], bool]
+
+    def __call__(self, values: Sequence[Any]) -> Any:
         first = values[0]
         if isinstance(first, Tensor):
-            return _tensors(values, rows, equal, aligned=aligned)
-        if isinstance(first, Generator):  # most decoders take one and draw nothing; of others a trial differs
+            return self._tensors(values)
+        if isinstance(first, Generator):
+            # Most decoders take one and draw nothing. Of others a trial differs.
             return first.clone_state()
         if isinstance(first, dict):
-            if any(not isinstance(each, dict) or each.keys() != first.keys() for each in values):
-                raise UnlikeError("dicts with other names")
-            return {name: join([each[name] for each in values]) for name in first}
-        if isinstance(first, list | tuple) and first and all(type(each) is type(first) for each in values):
-            return _lists(values, rows if listed else None, join)
+            return self._dicts(values)
+        alike = all(type(each) is type(first) for each in values)
+        if isinstance(first, list | tuple) and first and alike:
+            return self._lists(values)
         if any(each is not first and each != first for each in values):
             raise UnlikeError(f"values without rows that differ, as {first!r:.40}")
         return first
 
-    args = tuple(join(column) for column in zip(*(call.args for call in calls), strict=True))
-    return Arguments(args, {name: join([call.kwargs[name] for call in calls]) for name in calls[0].kwargs})
+    def _tensors(self, values: Sequence[Tensor]) -> Tensor:
+        first = values[0]
+        if any(not isinstance(each, Tensor) for each in values):
+            raise UnlikeError("tensors and others")
+        if any(shape_of(each) != shape_of(first) for each in values):
+            raise UnlikeError("tensors of other shapes")
+        if first.ndim and self._have_rows(values):
+            return torch.cat(list(values))
+        if first.numel() == 1 and first.ndim < 2 and not self.aligned:
+            # A timestep for all rows of a call.
+            each_rows = zip(values, self.rows, strict=True)
+            return torch.cat([value.expand(n) for value, n in each_rows])
+        if any(each is not first and not self.equal(each, first) for each in values):
+            raise UnlikeError("tensors without rows that differ")
+        return first
 
+    def _dicts(self, values: Sequence[Any]) -> dict[str, Any]:
+        first = values[0]
+        if any(not isinstance(each, dict) or each.keys() != first.keys() for each in values):
+            raise UnlikeError("dicts with other names")
+        return {name: self([each[name] for each in values]) for name in first}
 
-def _tensors(
-    values: Sequence[Tensor], rows: Sequence[int], equal: Callable[[Tensor, Tensor], bool], *, aligned: bool
-) -> Tensor:
-    first = values[0]
-    if any(not isinstance(each, Tensor) or shape_of(each) != shape_of(first) for each in values):
-        raise UnlikeError("tensors of other shapes")
-    if first.ndim and all(len(each) == n for each, n in zip(values, rows, strict=True)):
-        return torch.cat(list(values))
-    if first.numel() == 1 and first.ndim < 2 and not aligned:  # a timestep for all rows of a call
-        return torch.cat([each.expand(n) for each, n in zip(values, rows, strict=True)])
-    if any(each is not first and not equal(each, first) for each in values):
-        raise UnlikeError("tensors without rows that differ")
-    return first
+    def _lists(self, values: Sequence[Any]) -> Any:
+        """Rows are joined in order, other entries with those in their place."""
+        first = values[0]
+        if self.listed and self._have_rows(values):
+            return type(first)(one for each in values for one in each)
+        if any(len(each) != len(first) for each in values):
+            raise UnlikeError("lists of other lengths")
+        return type(first)(self(column) for column in zip(*values, strict=True))
 
-
-def _lists(values: Sequence[Any], rows: Sequence[int] | None, join: Callable[[Sequence[Any]], Any]) -> Any:
-    """rows: of the calls, where they are entries of lists; else each entry is joined with the others in its place."""
-    first = values[0]
-    if rows is not None and all(len(each) == n for each, n in zip(values, rows, strict=True)):
-        return type(first)(one for each in values for one in each)
-    if any(len(each) != len(first) for each in values):
-        raise UnlikeError("lists of other lengths")
-    return type(first)(join(column) for column in zip(*values, strict=True))
+    def _have_rows(self, values: Sequence[Any]) -> bool:
+        """Whether each value is as long as its call has rows."""
+        return all(len(value) == n for value, n in zip(values, self.rows, strict=True))
 
 
 def parted(made: Any, rows: Sequence[int], *, listed: bool) -> list[Any]:
-    """The result of a joined call as those of calls with so many rows. listed: whether rows are entries of lists.
+    """The result of a joined call as those of calls with so many rows.
 
-    UnlikeError where it has no rows.
+    listed: whether rows are entries of lists. UnlikeError where it has no rows.
     """
     if isinstance(made, Tensor):
         if made.ndim == 0 or len(made) != sum(rows):
             raise UnlikeError(f"a result of {tuple(made.shape)} for {sum(rows)} rows")
         return list(made.split(list(rows)))
     if listed and isinstance(made, list) and len(made) == sum(rows):
-        ends = torch.tensor(rows).cumsum(0).tolist()
+        ends = accumulate(rows)
         return [made[end - n : end] for end, n in zip(ends, rows, strict=True)]
     if isinstance(made, Mapping):
         named = {name: parted(value, rows, listed=listed) for name, value in made.items()}
         return [type(made)(**{name: named[name][i] for name in named}) for i in range(len(rows))]
     if isinstance(made, tuple | list):
-        each = [parted(value, rows, listed=listed) for value in made]
-        return [type(made)(column[i] for column in each) for i in range(len(rows))]
+        entries = [parted(value, rows, listed=listed) for value in made]
+        return [type(made)(column[i] for column in entries) for i in range(len(rows))]
     if made is None or isinstance(made, bool | int | float | str):
         return [made] * len(rows)
     raise UnlikeError(f"a result of type {type(made).__name__}")
 
 
-def shape_of(value: Any) -> Any:
-    """What calls of one batch agree in: the shapes of tensors but for their rows, and what holds them."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.shape[1:], value.ndim
-    if isinstance(value, Mapping):
-        return tuple((name, shape_of(inside)) for name, inside in value.items())
-    if isinstance(value, list | tuple):
-        return type(value), tuple(map(shape_of, value))
-    return type(value)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a value, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [tensor for one in inside for tensor in tensors_in(one)]
-
-
-def holds_memory(value: Any) -> bool:
-    """Whether a value is, or holds, an object of its own kind, as a cache of keys and values that a network fills."""
-    if isinstance(value, Mapping):
-        return any(map(holds_memory, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(holds_memory, value))
-    return not (value is None or isinstance(value, PLAIN))
-
-
 def close(made: Any, alone: Any) -> bool:
     """Whether two results are equal but for rounding."""
-    pairs = list(zip(tensors_in(made), tensors_in(alone), strict=False))
-    return len(tensors_in(made)) == len(tensors_in(alone)) and all(_near(*pair) for pair in pairs)
+    some, others = tensors_in(made), tensors_in(alone)
+    if len(some) != len(others):
+        return False
+    return all(_near(*pair) for pair in zip(some, others, strict=True))
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
@@ -219,5 +179,6 @@ def _near(one: Tensor, other: Tensor) -> bool:
     if not one.is_floating_point():
         return torch.equal(one, other)
     share = TOLERANCE.get(one.dtype, 5e-2)
-    most = max(1.0, float(other.detach().abs().nan_to_num().max())) if other.numel() else 1.0
-    return torch.allclose(one, other, atol=share * most, rtol=share, equal_nan=True)
+    largest = float(other.detach().abs().nan_to_num().max()) if other.numel() else 0.0
+    atol = share * max(1.0, largest)
+    return torch.allclose(one, other, atol=atol, rtol=share, equal_nan=True)

@@ -1,4 +1,7 @@
-"""The call of a modular pipeline: a tree of blocks with a loop in it, where its first latents are put in."""
+"""The call of a modular pipeline: a tree of blocks with a loop in it.
+
+First latents are put in where the loop begins, since blocks of many kinds draw them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, ModularPipeline
+from diffusers.modular_pipelines.modular_pipeline import (
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+)
 from torch import Tensor
 
 from ttsnap.pipelines.calls.pictures import FIELDS
@@ -28,7 +34,7 @@ def is_modular(kind: type[Any]) -> bool:
 
 
 def called(pipe: Any, **given: Any) -> Any:
-    """The stock call of a modular pipeline, which returns what was made by name, as classic calls do."""
+    """The stock call of a modular pipeline. It returns what was made by name, as others do."""
     state = type(pipe).stock_class().__call__(pipe, **given)
     made = {name: state.get(name) for name in (*FIELDS, SOUND)}
     return SimpleNamespace(**{name: value for name, value in made.items() if value is not None})

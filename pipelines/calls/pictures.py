@@ -1,4 +1,4 @@
-"""What a stock call returns, as pictures."""
+"""Pictures that a stock call is given, and those that it returns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def source_of(image: Any) -> Tensor:
 
 
 def images_of(made: Any) -> Tensor:
-    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned, as pictures or arrays.
+    """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned.
 
     Where it is transparent, it lies on white. ValueError for anything else, as sound or depth.
     """
@@ -49,8 +49,10 @@ def images_of(made: Any) -> Tensor:
         colour, alpha = image.split([3, 1], dim=-3)
         image = colour * alpha + 1 - alpha
     if image.ndim not in (3, 4) or image.shape[-3] != 3:
-        raise ValueError("a search ranks images and videos in colour, and this call returns neither, but a "
-                         f"{type(made).__name__}")  # fmt: skip
+        raise ValueError(
+            "a search ranks images and videos in colour, and this call returns neither, but a "
+            f"{type(made).__name__}"
+        )
     return image
 
 

@@ -18,8 +18,9 @@ from ttsnap.options.call import NOT_TAKEN
 from ttsnap.pipelines import search_class, twin_class
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
+from ttsnap.pipelines.calls.opening import takes_one_each
+from ttsnap.pipelines.calls.parts import denoisers_of, main_first
 from ttsnap.pipelines.calls.pictures import pictures_for
-from ttsnap.pipelines.calls.rehearsal import main_first, may_denoise
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
 from ttsnap.pipelines.output import FramesOutput, ImagesOutput, SoundOutput
@@ -45,9 +46,10 @@ class SearchCallsMixin(SearchMixin):
         return stock.__call__  # type: ignore[no-any-return]
 
     def stock_arguments(self) -> Mapping[str, Any]:
-        """The arguments of the stock call with their defaults, `inspect.Parameter.empty` where there is none."""
+        """The arguments of the stock call with their defaults, `Parameter.empty` where is none."""
         parameters = inspect.signature(self.stock_call()).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+        named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
+        return {each.name: each.default for each in named}
 
     def call_arguments(self) -> Collection[str]:
         names = self.stock_arguments().keys() - NOT_TAKEN
@@ -55,20 +57,22 @@ class SearchCallsMixin(SearchMixin):
 
     def denoising_network(self) -> str:
         parts: Any = self
-        return main_first(name for name, part in parts.components.items() if may_denoise(part))[0]
+        return main_first(denoisers_of(parts.components))[0]
 
     def split_prompt_inputs(
         self, prompts: Sequence[Prompt], call: Mapping[str, Any]
     ) -> tuple[list[Prompt], dict[str, Any]]:
-        listed: dict[str, Sequence[Any]] = {
-            name: value for name, value in call.items() if "prompt" in name and isinstance(value, list | tuple)
-        }
+        listed: dict[str, Sequence[Any]] = {}
+        for name, value in call.items():
+            if "prompt" in name and isinstance(value, list | tuple):
+                listed[name] = value
         several = pictures_for(call, len(prompts)) if len(prompts) > 1 else {}
-        if several and self.denoiser_class.takes_one_each(self, {**call, **several}):
+        if several and takes_one_each(self, {**call, **several}):
             listed |= several
-        own = [{name: values[i] for name, values in listed.items()} for i in range(len(prompts))]
-        each = zip(prompts, own, strict=True)
-        split = [replace(prompt, inputs={**prompt.inputs, **more}) for prompt, more in each]
+        split = []
+        for i, prompt in enumerate(prompts):
+            own = {name: values[i] for name, values in listed.items()}
+            split.append(replace(prompt, inputs={**prompt.inputs, **own}))
         texts = {name: "" for name in listed if "prompt" in name}
         return split, {**call, **blanks(split[0].inputs), **texts}
 
@@ -80,9 +84,16 @@ class SearchCallsMixin(SearchMixin):
         return twin.denoiser(**{name: value for name, value in call.items() if name in takes})
 
     def _from_text(self, call: Mapping[str, Any]) -> Any | None:
-        """The search twin for images of text over the same parts, where a call lacks the picture that its own class
-        redraws; None where it does not, or diffusers has no such class."""
-        if self.task is None or "image" not in self.stock_arguments() or call.get("image") is not None:
+        """The search twin for images of text over the same parts.
+
+        That is where a call lacks the picture that its own class redraws; None where it does not,
+        or diffusers has no such class.
+        """
+        if (
+            self.task is None
+            or "image" not in self.stock_arguments()
+            or call.get("image") is not None
+        ):
             return None
         kind = class_for(self.stock_class(), TEXT_TO_IMAGE)
         return None if kind is self.stock_class() else search_class(kind).from_pipe(self)
@@ -105,8 +116,9 @@ class SearchCallsMixin(SearchMixin):
 
 
 class SearchModularMixin(SearchCallsMixin):
-    """The same of a modular pipeline. A search takes the inputs of its blocks and the settings of its guiders.
+    """The same of a modular pipeline.
 
+    A search takes the inputs of its blocks and the settings of its guiders.
     It returns images or frames, as classic pipelines do, in place of the state of the blocks.
     """
 
@@ -116,13 +128,16 @@ class SearchModularMixin(SearchCallsMixin):
     def stock_arguments(self) -> Mapping[str, Any]:
         inputs = self.blocks.inputs  # type: ignore[attr-defined]
         empty = inspect.Parameter.empty
-        own = {each.name: empty if each.required else each.default for each in inputs if each.name is not None}
+        named = [each for each in inputs if each.name is not None]
+        own = {each.name: empty if each.required else each.default for each in named}
         return {**dict.fromkeys(guiders.settings(self)), **own}
 
     def needs_picture(self) -> bool:
         blocks: Any = self.blocks  # type: ignore[attr-defined]
         ways = getattr(blocks, "_workflow_map", None) or {}
-        return super().needs_picture() or (bool(ways) and all("image" in given for given in ways.values()))
+        return super().needs_picture() or (
+            bool(ways) and all("image" in given for given in ways.values())
+        )
 
     @property
     def name_or_path(self) -> str | None:
@@ -135,8 +150,10 @@ class SearchModularMixin(SearchCallsMixin):
 
 
 def calls_search_class(stock: Any) -> Any:
-    """The search twin of a pipeline class of diffusers. ValueError for one whose call no search can suspend, and for a
-    missing package."""
+    """The search twin of a pipeline class of diffusers.
+
+    ValueError for one whose call no search can suspend, and for a missing package.
+    """
     twin = _search_class(stock)
     _check_installed(stock)
     return twin
@@ -146,23 +163,29 @@ def calls_search_class(stock: Any) -> Any:
 def _search_class(stock: Any) -> Any:
     if loops.is_modular(stock):
         return twin_class(stock, SearchModularMixin, output_class=_modular_output(stock))
-    parameters = inspect.signature(stock.__call__).parameters if issubclass(stock, DiffusionPipeline) else {}
+    known = issubclass(stock, DiffusionPipeline)
+    parameters = inspect.signature(stock.__call__).parameters if known else {}
     if missing := [name for name in NEEDS if name not in parameters]:
-        raise ValueError(f"search cannot use {stock.__name__}: it is no pipeline of diffusers whose call takes "
-                         f"{' and '.join(missing)}")  # fmt: skip
+        raise ValueError(
+            f"search cannot use {stock.__name__}: it is no pipeline of diffusers whose call takes "
+            f"{' and '.join(missing)}"
+        )
     return twin_class(stock, SearchCallsMixin)
 
 
 def _check_installed(stock: Any) -> None:
-    """ValueError that says what to install where the code of a class cleans prompts by a package that is missing.
+    """ValueError where a class cleans prompts by a package that is missing.
 
-    diffusers imports that package where it is there, and fails with a NameError in the middle of a call where not.
+    diffusers imports that package where it is there. Where not, it fails with a NameError in the
+    middle of a call.
     """
-    folder = stock.__module__.rpartition(".")[0]
-    beside = [module for name, module in list(sys.modules.items()) if name.startswith(f"{folder}.")]
+    folder = stock.__module__.rpartition(".")[0] + "."
+    beside = [module for name, module in list(sys.modules.items()) if name.startswith(folder)]
     asks = [module.is_ftfy_available for module in beside if "is_ftfy_available" in vars(module)]
     if not all(available() for available in asks):
-        raise ValueError(f"{stock.__name__} cleans prompts by ftfy, which is missing: {install('video')}")
+        raise ValueError(
+            f"{stock.__name__} cleans prompts by ftfy, which is missing: {install('video')}"
+        )
 
 
 def _modular_output(stock: Any) -> type[Any]:

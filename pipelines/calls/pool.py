@@ -1,32 +1,28 @@
-"""The frames of a denoiser that wait for rows, by what they are begun for and where they stand."""
+"""The frames of a denoiser that wait for rows, by what they are begun for and where they stand.
+
+A frame is a cursor: any frame of a row's condition that stands at the row's step takes its latents.
+Where none does, one is begun, and led there without the network.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from torch import Generator
+from torch import Generator, Tensor
 
-from ttsnap.pipelines.calls.frame import CallFrame, StockCall
+from ttsnap.pipelines.calls.conditions import Condition
+from ttsnap.pipelines.calls.frame import CallFrame
 from ttsnap.pipelines.calls.hub import Hub
+from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.sampling.rng import seeded
-
-
-class Condition(NamedTuple):
-    """What a frame is begun for: frames of one condition differ in their latents alone."""
-
-    stock: StockCall
-    seed: int
-    """By which it draws what else it draws; 0 where that changes nothing."""
-
-    def key(self, index: int) -> tuple[int, int, int]:
-        """Under which its frames wait that stand at this index."""
-        return id(self.stock), self.seed, index
 
 
 class FramePool:
     """Frames that wait, and how new ones are begun.
 
-    remembers: whether a frame's steps depend on those that it has made, so that no other can take its place.
+    remembers: whether a frame's steps depend on those that it has made, so that no other can take
+    its place.
     """
 
     def __init__(self, hub: Hub, *, remembers: bool) -> None:
@@ -34,7 +30,7 @@ class FramePool:
         self._waiting: dict[tuple[int, int, int], list[CallFrame]] = {}
 
     def take(self, condition: Condition, index: int, *, ends: bool = False) -> CallFrame:
-        """A frame that waits for its latents at this index. ends: whether it comes to its end with them.
+        """A frame that waits for its latents at this index. ends: whether it ends with them.
 
         RuntimeError where it would have to remember steps that it has not made.
         """
@@ -42,16 +38,42 @@ class FramePool:
         if waiting:
             return waiting.pop()
         if self.remembers and index > 0 and not ends:
-            raise RuntimeError(f"the stock call of seed {condition.seed} is lost, whose steps depend on those before; "
-                               "search again, with a smaller batch_size where memory was short")  # fmt: skip
-        return self.begin(condition.stock, seeded(condition.seed), index)
+            raise RuntimeError(
+                f"the stock call of seed {condition.seed} is lost, whose steps depend on those "
+                "before; search again, with a smaller batch_size where memory was short"
+            )
+        return self.begin_for(condition, index)
 
-    def begin(self, stock: StockCall, generator: Generator, index: int = 0, **parts: Any) -> CallFrame:
-        """A new frame, led to this index without its networks. At 0 it has drawn its first latents or, where none can
-        be put in, waits for its network. parts: in the place of the pipeline's."""
-        frame = stock.begin(generator, parts, index)
+    def begin_for(self, condition: Condition, index: int = 0, **parts: Any) -> CallFrame:
+        """A new frame of a condition, as of `begin`."""
+        return self.begin(condition.stock, seeded(condition.seed), index, **parts)
+
+    def begin(
+        self,
+        stock: StockCall,
+        generator: Generator,
+        index: int = 0,
+        **parts: Any,
+    ) -> CallFrame:
+        """A new frame, led to this index without its networks. parts: in place of the pipeline's.
+
+        At 0 it has drawn its first latents or, where none can be put in, waits for its network.
+        """
+        frame = CallFrame(stock, generator, parts, index)
         self.hub.run([frame], networks=False)
         return frame
+
+    def go_on(
+        self,
+        frames: Sequence[CallFrame],
+        latents: Sequence[Tensor | None],
+        *,
+        networks: bool = True,
+    ) -> None:
+        """Let frames go on with these latents, until each has stepped or is at its end."""
+        for frame, each in zip(frames, latents, strict=True):
+            frame.go_on(each)
+        self.hub.run(frames, networks=networks)
 
     def keep(self, condition: Condition, frame: CallFrame) -> None:
         """Let a frame wait for another row, if it can."""
@@ -60,8 +82,11 @@ class FramePool:
         self._waiting.setdefault(condition.key(frame.index), []).append(frame)
 
     def trim(self, most: int) -> None:
-        """End frames, those of the earliest places first, until no more than so many wait. Where frames remember, none
-        can take another's place, and nothing tells whose particle is gone: all stay until none is left."""
+        """End frames, those of the earliest places first, until no more than so many wait.
+
+        Where frames remember, none can take another's place, and nothing tells whose particle is
+        gone: all stay until none is left.
+        """
         if self.remembers and most > 0:
             return
         frames = [(key, frame) for key, waiting in self._waiting.items() for frame in waiting]
@@ -70,8 +95,9 @@ class FramePool:
             frame.close()
         self._waiting = {key: waiting for key, waiting in self._waiting.items() if waiting}
 
-    def forget_others(self, calls: set[int]) -> None:
-        """End the frames of all calls but these, which go by their ids."""
-        for key in [key for key in self._waiting if key[0] not in calls]:
+    def forget_others(self, calls: Collection[StockCall]) -> None:
+        """End the frames of all calls but these."""
+        known = set(map(id, calls))
+        for key in [key for key in self._waiting if key[0] not in known]:
             for frame in self._waiting.pop(key):
                 frame.close()

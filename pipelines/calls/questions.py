@@ -1,4 +1,7 @@
-"""What a stock call asks where it is suspended, and where its latents come from."""
+"""What a stock call asks where it is suspended.
+
+Drawn ──> PartCall, PartCall, ... ──> Step ──> PartCall, ... ──> Step ──> PartCall ──> Returned
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class DrawnBy(NamedTuple):
 class Drawn(NamedTuple):
     """First latents are drawn. The answer is what the call begins with; None: what is drawn."""
 
-    place: DrawnBy
+    by: DrawnBy
     made: Any
     """The latents; in a rehearsal all that the method returned."""
     field: int = 0
@@ -36,6 +39,11 @@ class PartCall(NamedTuple):
     kwargs: dict[str, Any]
     begun: bool = False
     """Whether the call has stepped before."""
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """Its arguments, as one value."""
+        return self.args, self.kwargs
 
 
 class Step(NamedTuple):
@@ -55,29 +63,8 @@ class Step(NamedTuple):
 Question: TypeAlias = Drawn | PartCall | Step | Returned
 
 
-class LatentsPlace(NamedTuple):
-    """Where the first latents of a field come from."""
-
-    by: DrawnBy
-    entry: int | None
-    """The entry of the tuple that the method returns; None where it returns the latents alone."""
-    axes: tuple[int, ...] | None = None
-    """How the call permutes these axes before its first step, if it does (AnyFlow)."""
-
-
-NOWHERE: tuple[LatentsPlace, ...] = ()
-"""The places of a call whose first latents cannot be put in: its frames begin with those of their seeds."""
-
-
-def permuted(latents: Tensor, axes: tuple[int, ...] | None, *, back: bool = False) -> Tensor:
-    """Latents with their axes in this order; back: from this order."""
-    if axes is None:
-        return latents
-    return latents.permute(tuple(map(axes.index, range(len(axes)))) if back else axes)
-
-
 class Stepped(dict[str, Any]):
-    """What a step returns in place of the scheduler's own output: the latents, under any of its names or indices."""
+    """What a step returns in place of its scheduler's output: the latents, under any name of it."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__(prev_sample=latents, pred_original_sample=latents, denoised=latents)

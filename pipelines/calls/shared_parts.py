@@ -1,7 +1,8 @@
-"""What a stock call changes in parts that frames share, and puts back at its end, while other frames are under way.
+"""What a stock call changes in parts that frames share, and puts back at its end.
 
-Perturbed-attention guidance puts processors of its own into a network. SDXL widens its VAE to decode. The rehearsal
-finds the first, which is then held while there are frames; where it finds the second, calls end one after the other.
+Other frames are under way then. Perturbed-attention guidance puts processors of its own into a
+network. SDXL widens its VAE to decode. The rehearsal finds the first, which is then held while
+there are frames; where it finds the second, calls end one after the other.
 """
 
 from __future__ import annotations
@@ -27,19 +28,25 @@ class Processor(NamedTuple):
 
 def processors(parts: Mapping[str, nn.Module]) -> dict[str, list[Processor]]:
     """Those of each part."""
-    return {
-        name: [Processor(module, module.processor) for module in part.modules() if hasattr(module, "processor")]
-        for name, part in parts.items()
-    }
+    found: dict[str, list[Processor]] = {name: [] for name in parts}
+    for name, part in parts.items():
+        for module in part.modules():
+            if hasattr(module, "processor"):
+                found[name].append(Processor(module, module.processor))
+    return found
 
 
-def changed(before: Mapping[str, list[Processor]], after: Mapping[str, list[Processor]]) -> dict[str, list[Processor]]:
+def changed(
+    before: Mapping[str, list[Processor]],
+    after: Mapping[str, list[Processor]],
+) -> dict[str, list[Processor]]:
     """Those of parts in which any differs."""
-    return {
-        name: now
-        for name, now in after.items()
-        if any(one.processor is not other.processor for one, other in zip(before[name], now, strict=True))
-    }
+    return {name: now for name, now in after.items() if _differ(before[name], now)}
+
+
+def _differ(before: list[Processor], now: list[Processor]) -> bool:
+    pairs = zip(before, now, strict=True)
+    return any(one.processor is not other.processor for one, other in pairs)
 
 
 def dtypes(parts: Mapping[str, nn.Module]) -> dict[str, torch.dtype]:

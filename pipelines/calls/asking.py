@@ -1,0 +1,96 @@
+"""Copies of the outer objects of a pipeline's parts, over the same weights, which ask.
+
+So nothing that a frame sets shows in the user's pipeline, and no other frame sees it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ttsnap.pipelines.calls.kept import Kept
+from ttsnap.pipelines.calls.parts import METHODS
+from ttsnap.pipelines.calls.places import LatentsPlace
+from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, PartCall
+from ttsnap.pipelines.denoiser import ENCODING
+from ttsnap.pipelines.suspended import Ask
+
+
+def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
+    """A copy of a part, whose METHODS ask.
+
+    own: the pipeline's part of this name, whose methods it has as well.
+    """
+
+    def asks(method: str) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return ask(PartCall(name, method, args, kwargs))
+
+        kind = type(part) if hasattr(type(part), method) else type(own)
+        return functools.wraps(getattr(kind, method))(call)
+
+    found = [method for method in METHODS if hasattr(part, method) or hasattr(own, method)]
+    return _twin(part, {method: asks(method) for method in found})
+
+
+def locked(tokenizer: Any) -> Any:
+    """A copy of a tokenizer, which works while no other thread's does.
+
+    Each call sets it to how it pads and cuts.
+    """
+    kind = type(tokenizer)
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with ENCODING:
+            return kind.__call__(self, *args, **kwargs)
+
+    return _twin(tokenizer, {"__call__": call})
+
+
+def keeping(kept: Kept, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a pipeline, whose results are kept for equal arguments."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return kept.of(method.__name__, args, kwargs, method)
+
+    return call
+
+
+def drawing(
+    places: Sequence[LatentsPlace] | None,
+    method: Callable[..., Any],
+    ask: Ask,
+) -> Callable[..., Any]:
+    """A method of a pipeline that draws latents, which asks what the call is to begin with.
+
+    places: of the call's first latents; None in a rehearsal, which is shown all that is drawn.
+    """
+    calls = Counter[str]()
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls[method.__name__] += 1
+        by, made = DrawnBy(method.__name__, calls[method.__name__]), method(*args, **kwargs)
+        if places is None:
+            return ask(Drawn(by, made))
+        for field, place in enumerate(places):
+            if place.by == by:
+                made = place.put(ask(Drawn(by, place.latents(made), field)), made)
+        return made
+
+    return call
+
+
+def _twin(part: Any, methods: dict[str, Any]) -> Any:
+    """A copy of the outer object of a part, over the same inside, with other methods."""
+    kind = type(part)
+    own: Any = type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
+    twin = object.__new__(own)
+    vars(twin).update(vars(part))
+    return twin

@@ -1,0 +1,105 @@
+"""How a frame is led to a later step: it answers itself until the call waits for its latents there.
+
+    led to 2:   Drawn  PartCall  Step  PartCall  Step     PartCall  Step     ...
+    answered    by itself ........................ asks    asks      asks
+
+A round of the loop is one question. Where it steps several fields, latents are put in at the first,
+from which the others have theirs. Guided outputs are known at the last, before which steps leave
+latents as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
+from ttsnap.pipelines.calls.stock_call import Parts, StockCall
+from ttsnap.pipelines.suspended import Ask
+
+
+class Led:
+    """What a stock call asks by. to: the index of the latents that it first waits for."""
+
+    def __init__(self, stock: StockCall, parts: Parts, to: int, ask: Ask) -> None:
+        self.stock, self.parts, self.to, self.ask = stock, parts, to, ask
+        self.index = 0
+        """Rounds begun."""
+        self._round = list[Step]()
+        """Steps of the round that is under way."""
+        self._given = list[Tensor]()
+        """The latents of all fields that were put in last."""
+        self._late = list[Tensor]()
+        """What steps of the round made, which is written when its last one is known."""
+
+    def __call__(self, question: Any) -> Any:
+        if isinstance(question, Drawn):
+            return self._drawn(question)
+        if isinstance(question, PartCall):
+            return self._called(question)
+        if self.stock.fields is None:
+            self.index += 1
+            return self.ask(question)
+        return self._stepped(question, self.stock.fields)
+
+    def _called(self, call: PartCall) -> Any:
+        stock = self.stock
+        if self.index < self.to:
+            does_without = stock.networks
+        else:
+            does_without = stock.asleep if self.index else frozenset()
+        if call.part in does_without:
+            return stock.dummies.of(stock.real(call, self.parts), call)
+        return self.ask(call._replace(begun=self.index > 0))
+
+    def _drawn(self, question: Drawn) -> Any:
+        if self.to > 0:
+            return question.made
+        if self.stock.fields is None:
+            return self.ask(question)
+        if question.field == 0:
+            latents = self.ask(question)
+            self._given = [] if latents is None else self.stock.fields.parted(latents)
+        return self._given[question.field] if self._given else question.made
+
+    def _stepped(self, step: Step, fields: Fields) -> Tensor:
+        if not self._round:
+            self.index += 1
+        self._round.append(step)
+        steps = self._round
+        whole = len(steps) == fields.count
+        if whole:
+            self._round = []
+        if self.index < self.to:
+            return step.sample
+        if self.index == self.to:
+            if len(steps) == 1:
+                self._given = fields.parted(self.ask(step))
+            return self._given[len(steps) - 1]
+        return self._moved(steps, fields) if whole else self._unmoved(step, fields)
+
+    def _unmoved(self, step: Step, fields: Fields) -> Tensor:
+        """What a step makes before the last of its round is known."""
+        made = torch.zeros_like(step.sample) if fields.late else step.sample
+        self._late.append(made)
+        return made
+
+    def _moved(self, steps: Sequence[Step], fields: Fields) -> Tensor:
+        """What the last step of a round makes, with which those before it are known."""
+        parts = fields.parted(self.ask(_joined(fields, steps)))
+        if fields.late:
+            for made, part in zip(self._late, parts, strict=False):
+                made.copy_(part)
+        self._late = []
+        return parts[-1]
+
+
+def _joined(fields: Fields, steps: Sequence[Step]) -> Step:
+    """The steps of a round as one."""
+    out = fields.joined([step.out for step in steps])
+    sample = fields.joined([step.sample for step in steps])
+    return steps[0]._replace(out=out, sample=sample)

@@ -1,0 +1,109 @@
+"""A stock call opened for a search: its arguments, in the form in which it returns its images, and
+what a rehearsal found of it."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ttsnap.pipelines.calls import guiders, loops
+from ttsnap.pipelines.calls.dummies import Dummies
+from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
+from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
+from ttsnap.pipelines.calls.run import first_shapes
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.memory import flops
+from ttsnap.pipelines.pipeline_copy import shared_copy
+from ttsnap.pipelines.quiet import quiet
+
+FORMS = ("pt", "np", "pil")
+"""Of pictures that stock calls return, the exact ones first; a call may make others than those."""
+
+
+class OpenedCall(NamedTuple):
+    """One that was rehearsed."""
+
+    given: GivenCall
+    typical: StockCall
+    """Of the prompt of the rehearsal."""
+    rehearsed: Rehearsal
+    hooks: bool
+    """Whether guiders hook the network's layers around some of its calls."""
+
+
+def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
+    """Rehearse a call. What it sets in parts, it sets in copies, which `pipe` then has.
+
+    ValueError for what no search can suspend, and for several pictures where the call takes one for
+    each image.
+    """
+    check_lists(pipe, call)
+    given, typical, rehearsed = _in_a_form_that_it_makes(GivenCall.of(pipe, call))
+    hooks = any(guiders.puts_hooks(part) for part in pipe.components.values())
+    changed = set(rehearsed.held).union(rehearsed.networks if hooks else ())
+    if changed:
+        # Frames put processors and hooks into parts, which no other search may see.
+        vars(pipe).update({name: shared_copy(getattr(pipe, name)) for name in changed})
+        typical, rehearsed = _rehearsed(given)
+    return OpenedCall(given, typical, rehearsed, hooks)
+
+
+def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Rehearsal]:
+    """The call with the first of FORMS that it does not refuse, and its rehearsal."""
+    for form in FORMS:
+        formed = given.returning(form)
+        try:
+            with quiet(loops.LOGGER):
+                return formed, *_rehearsed(formed)
+        except ValueError as refused:
+            if "output_type" not in str(refused) or form == FORMS[-1]:
+                raise
+    raise AssertionError("each form is refused or made")
+
+
+@torch.no_grad()
+def _rehearsed(given: GivenCall) -> tuple[StockCall, Rehearsal]:
+    call = given.for_prompt(TYPICAL)
+    typical = replace(call, dummies=Dummies(_shown(call)))
+    return typical, rehearse(typical)
+
+
+def _shown(call: StockCall) -> dict[Any, Any]:
+    """What calls of the pipeline's parts make, kept with it while its parts are the same."""
+    parts = list(call.modules.values())
+    memo: flops.Memo = call.pipe._search_memo
+    return memo.of(("shown", *map(weakref.ref, parts), *map(flops.filling, parts)))
+
+
+# --- lists of pictures ----------------------------------------------------------------------------
+
+
+def takes_one_each(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Whether lists of pictures in a call are for an image each, and not all for one.
+
+    With a single prompt the stock call then makes several images, or fails.
+    """
+    own, made = copy.copy(pipe), []
+    first = {name: value[0] for name, value in pictures_for(call).items()}
+    with quiet(loops.LOGGER), torch.no_grad():
+        for arguments in (call, {**call, **first}):
+            try:
+                given = GivenCall.of(own, arguments).returning(FORMS[0])
+                made.append(first_shapes(given.for_prompt(TYPICAL)))
+            except Exception:
+                return True
+    return made[0] != made[1]
+
+
+def check_lists(pipe: Any, call: Mapping[str, Any]) -> None:
+    """ValueError for several pictures where the call takes one for each image."""
+    several = pictures_for(call)
+    if several and takes_one_each(pipe, call):
+        counts = [f"one {name}, got {len(values)}" for name, values in several.items()]
+        raise ValueError(f"{pipe.task_of(call)} takes for each prompt {' and '.join(counts)}")

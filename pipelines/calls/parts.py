@@ -1,0 +1,101 @@
+"""What the parts of a pipeline are: which of them ask, denoise, step, guide or read prompts.
+
+Pipelines say it nowhere, so that it is seen by what parts have. All such probes stand here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+ENCODE, DECODE = "encode", "decode"
+METHODS = ("__call__", ENCODE, DECODE)
+"""Of parts: those that ask."""
+MAIN = ("transformer", "unet")
+"""What pipelines call the network that denoises, where they have several."""
+UNASKED = "safety_checker"
+"""The part that does not ask: finished images are checked where they go to people."""
+ENCODES = ("encode_prompt", "encode_image")
+"""Methods of pipelines whose results frames of one prompt share."""
+LATENTS = re.compile(r"prepare_(\w+_)?latents")
+"""What methods of pipelines are called that may draw first latents."""
+
+
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """The parts that ask, by name."""
+    found = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    found.pop(UNASKED, None)
+    return found
+
+
+def schedulers_of(pipe: Any) -> dict[str, Any]:
+    """The schedulers, by name."""
+    return {name: part for name, part in pipe.components.items() if _is_scheduler(part)}
+
+
+def guiders_of(pipe: Any) -> dict[str, Any]:
+    """The guiders of a modular pipeline, by name."""
+    return {name: part for name, part in pipe.components.items() if is_guider(part)}
+
+
+def tokenizers_of(pipe: Any) -> dict[str, Any]:
+    """The parts that read prompts before encoders do, by name."""
+    kinds = PreTrainedTokenizerBase | ProcessorMixin
+    return {name: part for name, part in pipe.components.items() if isinstance(part, kinds)}
+
+
+def pipelines_in(pipe: Any) -> list[str]:
+    """The names of pipelines inside a pipeline."""
+    return [name for name, part in vars(pipe).items() if isinstance(part, DiffusionPipeline)]
+
+
+def drawing_methods(pipe: Any) -> list[str]:
+    """The methods of a pipeline that may draw first latents."""
+    return [name for name in dir(type(pipe)) if LATENTS.fullmatch(name)]
+
+
+def encoding_methods(pipe: Any) -> list[str]:
+    """The methods of a pipeline that encode for all frames of a prompt."""
+    return [name for name in ENCODES if hasattr(pipe, name)]
+
+
+def _is_scheduler(part: Any) -> bool:
+    return hasattr(part, "step") and hasattr(part, "set_timesteps")
+
+
+def is_guider(part: Any) -> bool:
+    """Whether a part is a guider, which keeps the step of a call, and perhaps earlier results."""
+    return hasattr(part, "set_state") and hasattr(part, "prepare_inputs")
+
+
+def _may_denoise(part: Any) -> bool:
+    """Whether a part may be a network that denoises: diffusers' own, which does not decode."""
+    return isinstance(part, ModelMixin) and not hasattr(part, DECODE)
+
+
+def denoisers_of(parts: Mapping[str, Any]) -> frozenset[str]:
+    """The names of parts that may denoise."""
+    return frozenset(name for name, part in parts.items() if _may_denoise(part))
+
+
+def main_first(networks: Iterable[str]) -> tuple[str, ...]:
+    """Names of networks, that of the one first which others, as ControlNets, lead."""
+    return tuple(sorted(networks, key=lambda name: (name not in MAIN, name)))
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether there are hooks in a part that look at its results."""
+    return any(inside._forward_hooks for inside in part.modules())
+
+
+def drops_values(part: nn.Module) -> bool:
+    """Whether a part has dropout in training mode. Encoders of transformers have some unseen."""
+    if part.training and not isinstance(part, ModelMixin):
+        return True
+    dropouts = [inside for inside in part.modules() if isinstance(inside, nn.Dropout)]
+    return any(inside.training and inside.p > 0 for inside in dropouts)

@@ -1,0 +1,204 @@
+"""One run of a rehearsal: a stock call without its networks and decoders, and what is seen of it.
+
+    run = run_of(stock, Setting(asleep={"transformer"}))
+    run.times      # the timesteps of its steps
+    run.calls      # which part was called, between which steps, with how many rows
+
+Runs are compared by marks: two sums over each tensor that a network, a decoder or a step is given.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ttsnap.pipelines.calls.frame import CallFrame
+from ttsnap.pipelines.calls.joining import rows_of
+from ttsnap.pipelines.calls.parts import DECODE, denoisers_of, has_hooks
+from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.places import LatentsPlace, place_of
+from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
+from ttsnap.pipelines.calls.shared_parts import Processor, dtypes, processors
+from ttsnap.pipelines.calls.stock_call import StockCall
+from ttsnap.pipelines.calls.values import holds_memory, tensors_in, version_of
+from ttsnap.pipelines.suspended import Returned
+from ttsnap.sampling.rng import seeded
+
+Mark: TypeAlias = tuple[tuple[float, float], ...]
+"""Two sums over each of some tensors, by which they are known again."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run goes."""
+
+    asleep: Collection[str]
+    """The parts that dummies answer for, beside decoders."""
+    seed: int = 0
+    start: Sequence[Tensor] | None = None
+    """The latents of the first round; None: those of the seed."""
+    fills: Callable[[int], float] = lambda index: 0.0
+    """An index -> with what dummies are filled there, and latents after it."""
+    from_index: int = 0
+    """The first index at which they are; before it, all are left as they come."""
+
+    def fill(self, index: int) -> float:
+        """With what dummies are filled."""
+        return self.fills(index) if index >= self.from_index else 0.0
+
+
+class Called(NamedTuple):
+    """A call of a part."""
+
+    at: int
+    """How often the scheduler had stepped."""
+    part: str
+    rows: int
+
+
+@dataclass
+class Run:
+    """What was seen of one."""
+
+    drawn: list[Drawn] = field(default_factory=list)
+    calls: list[Called] = field(default_factory=list)
+    """Of networks and decoders."""
+    flops: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Of the networks' calls before each step, by its index."""
+    times: list[float] = field(default_factory=list)
+    schedulers: list[Any] = field(default_factory=list)
+    """Of each step."""
+    firsts: list[Step] = field(default_factory=list)
+    """The first step of each scheduler, with copies of the latents: calls may change them."""
+    places: list[LatentsPlace | None] = field(default_factory=list)
+    """Where these latents come from."""
+    stepped: list[tuple[Tensor, int]] = field(default_factory=list)
+    """These latents, and their version then, which counts changes in place."""
+    marks: list[tuple[int, Mark]] = field(default_factory=list)
+    """Of what networks, steps and decoders were given, in order, and of what the call returned;
+    each with its index."""
+    given: list[Mark] = field(default_factory=list)
+    """Those of what networks and decoders were given."""
+    hooked: set[str] = field(default_factory=set)
+    """Parts in which there were hooks."""
+    filling: set[str] = field(default_factory=set)
+    """Parts that were given objects of their own kind, which they may fill for later calls."""
+    processors: dict[str, list[Processor]] = field(default_factory=dict)
+    """At the first step."""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """At the last decode."""
+    draws: bool = False
+    """Whether a decoder draws noise."""
+    made: Any = None
+    """What the call returned."""
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of what the first round steps."""
+        return tuple(step.sample.shape for step in self.firsts)
+
+    def marks_from(self, index: int) -> list[Mark]:
+        """The marks of this index and later ones."""
+        return [mark for at, mark in self.marks if at >= index]
+
+    def passes(self, networks: Collection[str]) -> int:
+        """Rows that are asked between two steps of the network which is asked most, at most."""
+        rows: Counter[tuple[int, str]] = Counter()
+        for call in self.calls:
+            if call.part in networks:
+                rows[call.at, call.part] += call.rows
+        return max(rows.values())
+
+    # --- seeing -----------------------------------------------------------------------------------
+
+    def see_step(self, frame: CallFrame, step: Step) -> None:
+        """Note a step."""
+        if not self.firsts:
+            self.processors = processors(frame.stock.modules)
+        if all(step.scheduler is not known.scheduler for known in self.firsts):
+            self.firsts.append(step._replace(sample=step.sample.clone()))
+            self.places.append(place_of(step.sample, self.drawn))
+            self.stepped.append((step.sample, version_of(step.sample)))
+        self.times.append(float(step.time))
+        self.schedulers.append(step.scheduler)
+        self.mark(frame.index - 1, (step.out, step.sample))
+
+    def see_call(self, index: int, call: PartCall) -> None:
+        """Note a call of a network or a decoder."""
+        if holds_memory(call.given):
+            self.filling.add(call.part)
+        self.calls.append(Called(index, call.part, rows_of(call)))
+        self.given.append(self.mark(index, tensors_in(call.given)))
+
+    def mark(self, index: int, tensors: Sequence[Tensor]) -> Mark:
+        """Mark what was seen at an index."""
+        mark = tuple(map(_sums, tensors))
+        self.marks.append((index, mark))
+        return mark
+
+
+def run_of(stock: StockCall, setting: Setting) -> Run:
+    """Run a call without the parts that are asleep, and without decoders."""
+    run = Run()
+    with closing(CallFrame(stock, seeded(setting.seed))) as frame:
+        while not isinstance(asked := frame.question, Returned):
+            if isinstance(asked, Drawn):
+                run.drawn.append(asked)
+                start = setting.start
+                frame.go_on(asked.made if start is None else start[asked.field])
+            elif isinstance(asked, Step):
+                _step(run, frame, asked, setting)
+            elif asked.part in setting.asleep or asked.method == DECODE:
+                _answer_dummy(run, frame, asked, setting)
+            else:
+                _answer(run, frame, asked)
+        run.made = asked.value
+        run.mark(frame.index, [images_of(run.made)])
+    return run
+
+
+def first_shapes(stock: StockCall) -> tuple[torch.Size, ...]:
+    """The shapes of what the first round of a call steps."""
+    return run_of(stock, Setting(asleep=denoisers_of(stock.modules))).shapes
+
+
+def _step(run: Run, frame: CallFrame, step: Step, setting: Setting) -> None:
+    run.see_step(frame, step)
+    if frame.index < setting.from_index:
+        return frame.go_on(step.sample)
+    frame.go_on(torch.full_like(step.sample, setting.fills(frame.index)))
+
+
+def _answer(run: Run, frame: CallFrame, call: PartCall) -> None:
+    """Let a part answer that is awake."""
+    part = frame.real(call)
+    if has_hooks(part):
+        run.hooked.add(call.part)
+    stock = replace(frame.stock, hooked=frozenset(run.hooked))
+    frame.answer(stock.encoded(call, getattr(part, call.method)))
+
+
+def _answer_dummy(run: Run, frame: CallFrame, call: PartCall, setting: Setting) -> None:
+    index = frame.index
+    # Passes of one step differ, as momentum of guidance is seen in their difference alone.
+    passes = 1 + sum(known.at == index for known in run.calls)
+    run.see_call(index, call)
+    if call.method == DECODE:
+        run.dtypes = dtypes(frame.stock.modules)
+    shown = frame.answer_dummy(setting.fill(index) * passes)
+    if call.method == DECODE:
+        run.draws |= shown.draws
+    else:
+        run.flops[index] += shown.flops
+
+
+def _sums(tensor: Tensor) -> tuple[float, float]:
+    wide = tensor.detach().double().nan_to_num().flatten()
+    weights = torch.linspace(1, 2, wide.numel(), dtype=torch.float64, device=wide.device)
+    return float(wide.abs().sum()), float((wide * weights).sum())

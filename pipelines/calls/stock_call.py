@@ -1,0 +1,85 @@
+"""The stock call of a pipeline, for one prompt: what frames are begun of.
+
+It says what the call is given, and how its frames go: which parts they do without, where latents
+are put in, what their schedulers say. Frames of one call differ in their latents alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from ttsnap.pipelines.calls.dummies import Dummies
+from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.kept import Kept
+from ttsnap.pipelines.calls.parts import ENCODE, modules_of
+from ttsnap.pipelines.calls.places import LatentsPlace
+from ttsnap.pipelines.calls.questions import PartCall
+from ttsnap.pipelines.calls.told import Told
+
+Parts: TypeAlias = Mapping[str, nn.Module]
+"""Parts of a pipeline, by name."""
+
+
+@dataclass(frozen=True)
+class StockCall:
+    """The stock call of a pipeline, for one prompt."""
+
+    pipe: Any
+    """A pipeline object of this call alone."""
+    function: Callable[..., Any]
+    """The stock `__call__`."""
+    arguments: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    """By name. All frames share them: `encode_prompt` may set one, and is called once."""
+    places: Sequence[LatentsPlace] | None = None
+    """Where the first latents of each field come from. None in a rehearsal, which finds it."""
+    fields: Fields | None = None
+    """What a round steps, asked as one. None in a rehearsal, where each step asks by itself."""
+    told: Told | None = None
+    """What its schedulers say; None: what is their own."""
+    scaled: Callable[[Tensor, int], Tensor] | None = None
+    """The network's input of latents at an index; None: what the scheduler makes of them."""
+    networks: frozenset[str] = frozenset()
+    """The parts that denoise, which a frame that is led to a later step does without."""
+    asleep: frozenset[str] = frozenset()
+    """The parts that a frame does without at its end."""
+    hooked: frozenset[str] = frozenset()
+    """The parts in which the call puts hooks."""
+    dummies: Dummies = field(default_factory=Dummies)
+    """What networks and others answer where a frame does without them."""
+    kept: Kept = field(default_factory=Kept)
+    """What methods and encoders made for its frames."""
+
+    @functools.cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that ask, by name."""
+        return modules_of(self.pipe)
+
+    @property
+    def takes(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments that the call takes."""
+        return inspect.signature(self.function).parameters
+
+    def real(self, call: PartCall, parts: Parts) -> nn.Module:
+        """The part that answers a call. parts: in the place of the pipeline's.
+
+        A preview VAE decodes alone: pictures are encoded by the pipeline's own.
+        """
+        own = self.modules[call.part]
+        return own if call.method == ENCODE else parts.get(call.part, own)
+
+    def encoded(self, call: PartCall, make: Callable[..., Any]) -> Any:
+        """What `make` makes of a call of a part that does not denoise.
+
+        It is kept where it is made before the first step. Of parts that the call hooks it is not,
+        since their hooks look at more than results.
+        """
+        if call.begun or call.part in self.hooked:
+            return make(*call.args, **call.kwargs)
+        return self.kept.of((call.part, call.method), call.args, call.kwargs, make)
