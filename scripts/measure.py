@@ -7,14 +7,16 @@ python scripts/measure.py --trace    # and what a live search enters (trace_sear
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from imports import APART, ROOT, arrows, between_rooms, circles, modules, named, room_of, tree_of
+from imports import APART, ROOT, arrows, between_rooms, circles, modules, room_of, tree_of
 
 CORE = ("core", "loop", "algorithms", "engine", "sampling")
 """The rooms in which a search is decided and run."""
@@ -22,17 +24,32 @@ PROGRAMS = ("scenes", "demo", "cli")
 """Rooms that are left out of the counts of probes: the embedded world and what people run."""
 DOORS = ("cli", "service", "demo", "cluster", "comfyui")
 """Rooms by which people come in: they hold how users type, a listener, and how a result is shown."""
-FRAMEWORKS = ("files/settings", "options/option", "cli/parser", "cli/arguments", "cli/help", "cli/configs",
-              "request/limits", "request/offer", "service/requests", "service/bodies", "service/sizes")  # fmt: skip
-"""Modules of ttsnap that check values, declare options and parse them."""
+REACH = {
+    "finish": "finish finishes Finish finish_drafts DraftStart FromDrafts begin_calls begin_nfe image_nfe",
+    "variety": "variety repel Repel SeedGroups GroupStart CoupledStart couple_seeds coupled COUPLE",
+    "require": "require Requirement Gate gate",
+    "diverse": "diverse diversity likeness Likeness make_likeness",
+}
+"""Names in the code by which a feature is built, by feature: what mentions one must know of it."""
+SEARCHES = ("SearchRequest", "EngineSpec", "Prepared", "LoopSearch")
+"""Classes that say what a search does. The room `request` makes them."""
+WIDE = 100
+"""Columns of a line of code."""
 SENTENCE = re.compile(r'match=r?f?"(?:[^"\s]+\s+){3}')
 """What a test matches in four words or more."""
-GRADIENTS = re.compile(r"gradient", re.IGNORECASE)
-FEWEST_LINES, MOST_LINES, MOST_PARAMETERS, MOST_WORDS = 60, 300, 6, 20
+MOST_LINES, MOST_PARAMETERS, MOST_WORDS = 300, 6, 20
 FILES = modules()
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-MADE_BY = {"model", "sampler", "call"}
-"""Keys of what PNGs, traces and recordings note of how an image was made."""
+SPACE = {
+    tokenize.COMMENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+    tokenize.INDENT,
+    tokenize.NEWLINE,
+    tokenize.NL,
+}
+"""Tokens that say nothing."""
 
 
 def nodes(paths: Iterable[Path]) -> Iterator[ast.AST]:
@@ -65,25 +82,63 @@ def parameters(function: ast.AST) -> int:
     return sum(argument.arg not in ("self", "cls") for argument in given)
 
 
-def is_short(function: ast.AST) -> bool:
-    """Whether a function has one statement or none beside its docstring."""
-    if not isinstance(function, DEFINITIONS):
-        return False
-    return len(function.body) - (ast.get_docstring(function) is not None) <= 1
+def identifiers(path: Path) -> set[str]:
+    """The names that a file's code uses or defines, and texts that are names, as keys are."""
+    found: set[str | None] = set()
+    for node in ast.walk(tree_of(path)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                found.add(name)
+            case ast.keyword(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.alias(name=name):
+                found.add(name.rpartition(".")[2])
+            case ast.Constant(value=str() as name):
+                found.add(name)
+    return {name for name in found if name is not None}
 
 
-def unpackings(node: ast.AST) -> int:
-    """How often a call or a dict unpacks an options object, by `**values(options)`."""
-    unpacked = [node.value] if isinstance(node, ast.keyword) and node.arg is None else []
-    if isinstance(node, ast.Dict):
-        unpacked = [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
-    return sum(isinstance(value, ast.Call) and ast.unparse(value.func) == "values" for value in unpacked)
+def reach(feature: str) -> set[str]:
+    """The rooms whose code mentions what a feature is built by."""
+    names = set(REACH[feature].split())
+    return {room_of(module) for module, path in FILES.items() if names & identifiers(path)}
 
 
-def notes_how(node: ast.AST) -> bool:
-    """Whether this writes out how an image was made."""
-    keys = {key.value for key in node.keys if isinstance(key, ast.Constant)} if isinstance(node, ast.Dict) else set()
-    return keys >= MADE_BY
+def tokens(path: Path) -> tuple[int, int]:
+    """Tokens of a file, and the lines that hold them: without comments and docstrings."""
+    told: set[int] = set()
+    for node in ast.walk(tree_of(path)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=last):
+                told.update(range(first, (last or first) + 1))
+    count, held = 0, set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text_of(path)).readline):
+        if token.type not in SPACE and token.start[0] not in told:
+            count += 1
+            held.update(range(token.start[0], token.end[0] + 1))
+    return count, len(held)
+
+
+def fields() -> set[str]:
+    """The fields of the classes of a search."""
+    found = [node for name in SEARCHES for node in classes()[name]]
+    return {
+        statement.target.id
+        for node in found
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def replaces(known: set[str]) -> Callable[[ast.AST], bool]:
+    """Whether a node is a `replace(...)` of nothing but such fields."""
+
+    def matches(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "replace":
+            return False
+        return bool(node.keywords) and all(keyword.arg in known for keyword in node.keywords)
+
+    return matches
 
 
 def classes() -> dict[str, list[ast.ClassDef]]:
@@ -93,21 +148,6 @@ def classes() -> dict[str, list[ast.ClassDef]]:
         if isinstance(node, ast.ClassDef):
             found[node.name].append(node)
     return found
-
-
-def chain(name: str, found: dict[str, list[ast.ClassDef]], root: str) -> int:
-    """How many classes stand in line from this one down to `root`, both counted; 0 where it is not one of its bases."""
-    if name == root:
-        return 1
-    bases = {ast.unparse(base).split("[")[0].split(".")[-1] for one in found.get(name, ()) for base in one.bases}
-    longest = max((chain(base, found, root) for base in bases - {name}), default=0)
-    return longest + 1 if longest else 0
-
-
-def inside(kind: type[ast.AST], path: str, name: str) -> int:
-    """How many nodes of this kind a class defines."""
-    (found,) = (node for node in nodes([ROOT / path]) if isinstance(node, ast.ClassDef) and node.name == name)
-    return sum(isinstance(node, kind) for node in found.body)
 
 
 def longest_entry() -> int:
@@ -125,73 +165,56 @@ def long_sentences(page: str) -> int:
     return sum(len(re.findall(r"\w[\w'’.-]*", re.sub(r"`[^`]*`", "code", part))) > MOST_WORDS for part in sentences)
 
 
-def measures() -> dict[str, int]:
+def measures() -> dict[str, float]:
     """What is counted, and how much of it there is."""
     every = list(FILES.values())
     own = [path for module, path in FILES.items() if room_of(module) not in APART]
     core = [path for module, path in FILES.items() if room_of(module) in CORE]
+    asking = [path for module, path in FILES.items() if room_of(module) != "request"]
     checked = [path for path in own if not set(path.relative_to(ROOT).parts) & set(PROGRAMS)]
+    doors = [path for path in own if set(path.relative_to(ROOT).parts) & set(DOORS)]
     families = [path for path in every if path.parent.name == "families" and path.stem != "__init__"]
-    homes, every_arrow = classes(), arrows()
-    by_name = {module: {room_of(other) for other in named(path)} for module, path in FILES.items()}
-    all_functions = count(every, lambda node: isinstance(node, DEFINITIONS))
-    doors = [path for path in every if path.relative_to(ROOT).parts[:2] in {("ttsnap", door) for door in DOORS}]
     tests = sorted((ROOT / "tests").rglob("*.py"))
-    journal = [path for folder in ("journal", "evidence") for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
-    made = ROOT / "docs" / "reference" / "commands"  # by the build of the site
-    prose = [
-        ROOT / "README.md",
-        *(p for p in (ROOT / "docs").rglob("*.md") if p not in journal and made not in p.parents),
-    ]
+    docs = set((ROOT / "docs").rglob("*.md"))
+    made = set((ROOT / "docs" / "reference" / "commands").glob("*.md"))  # by the build of the site
+    journal = {path for path in docs if path.parent.name in ("journal", "evidence")}
+    prose = [ROOT / "README.md", *sorted(docs - made - journal)]
+    counted = [tokens(path) for path in every]
+    count_of_tokens, held = (sum(column) for column in zip(*counted, strict=True))
+    texts = [line for path in every for line in text_of(path).splitlines()]
     return {
-        "lines": sum(map(lines, every)),
+        **{f"rooms that {feature} reaches": len(reach(feature)) for feature in REACH},
+        "tokens of code": count_of_tokens,
+        "tokens a line of code": round(count_of_tokens / held, 1),
+        f"lines over {WIDE} columns": sum(len(line) > WIDE for line in texts),
+        "# fmt: skip": sum("# fmt: skip" in line for line in texts),
+        "replace(...) of a search, outside of request": count(asking, replaces(fields())),
+        "class names with several homes": sum(len(found) > 1 for found in classes().values()),
+        "lines": len(texts),
         "lines of the doors": sum(map(lines, doors)),
-        "lines of own checks, options and parsers": sum(
-            lines(path) for name in FRAMEWORKS if (path := ROOT / "ttsnap" / f"{name}.py").is_file()
-        ),
-        "files that mention gradients": sum(bool(GRADIENTS.search(text_of(path))) for path in every),
-        "functions called request_of": count(
-            every, lambda node: isinstance(node, DEFINITIONS) and node.name == "request_of"
-        ),
         "lines of the tests": sum(map(lines, tests)),
+        "lines of a family's file, on average": round(sum(map(lines, families)) / len(families)),
+        "files": len(every),
+        f"files over {MOST_LINES} lines": sum(lines(path) > MOST_LINES for path in every),
+        "functions": count(every, lambda node: isinstance(node, DEFINITIONS)),
+        f"functions in ttsnap/ with more than {MOST_PARAMETERS} parameters": count(
+            own, lambda node: parameters(node) > MOST_PARAMETERS
+        ),
         "places where a test matches four words or more": sum(len(SENTENCE.findall(text_of(path))) for path in tests),
         "words of README and docs": sum(len(text_of(path).split()) for path in prose),
         f"sentences there of more than {MOST_WORDS} words": sum(long_sentences(text_of(path)) for path in prose),
         "words of the journal and the evidence": sum(len(text_of(path).split()) for path in journal),
         "lines of the longest entry of the changelog": longest_entry(),
-        "files": len(every),
-        f"files under {FEWEST_LINES} lines": sum(lines(path) < FEWEST_LINES for path in every),
-        f"files over {MOST_LINES} lines": sum(lines(path) > MOST_LINES for path in every),
-        "modules flat in ttsnap/": len(list((ROOT / "ttsnap").glob("*.py"))),
-        "functions": all_functions,
-        "% of them of one statement or none": round(100 * count(every, is_short) / all_functions),
-        f"functions in ttsnap/ with more than {MOST_PARAMETERS} parameters": count(
-            own, lambda node: parameters(node) > MOST_PARAMETERS
-        ),
-        "options unpacked into keywords by **values(": count(every, unpackings),
-        "places that write how an image was made": count(every, notes_how),
-        "classes named Asked, Wanted or Configuration": sum(
-            len(homes[name]) for name in ("Asked", "Wanted", "Configuration")
-        ),
-        "class names with several homes": sum(len(found) > 1 for found in homes.values()),
-        "longest chain of denoiser classes": max(chain(name, homes, "Denoiser") for name in list(homes)),
-        "methods of Denoiser": inside(ast.FunctionDef, "ttsnap/sampling/denoiser.py", "Denoiser"),
-        "fields of Move": inside(ast.AnnAssign, "ttsnap/core/moves.py", "Move"),
-        "import circles between modules": len(circles(arrows(without=FILES))),
-        "import circles between rooms, imports by name included": len(circles(between_rooms(every_arrow))),
-        "modules that name modules of another room in texts": sum(
-            bool(rooms - {room_of(module)}) for module, rooms in by_name.items()
-        ),
+        "import circles between rooms, imports by name included": len(circles(between_rooms(arrows()))),
         "getattr and hasattr in ttsnap/, outside scenes, demo and cli": count(checked, reads("getattr", "hasattr")),
         "uses of Any in ttsnap/, outside scenes, demo and cli": count(checked, reads("Any")),
         f"uses of Any in {', '.join(CORE)}": count(core, reads("Any")),
-        "type: ignore": sum(len(re.findall(r"#\s*type:\s*ignore", text_of(path))) for path in every),
-        "lines of a family's file, on average": round(sum(map(lines, families)) / len(families)),
+        "type: ignore": sum(len(re.findall(r"#\s*type:\s*ignore", line)) for line in texts),
     }
 
 
 if __name__ == "__main__":
     for what, number in measures().items():
-        print(f"{number:>7,}  {what}")
+        print(f"{number:>9,}  {what}")
     if "--trace" in sys.argv[1:]:
         subprocess.run([sys.executable, str(Path(__file__).with_name("trace_search.py"))], check=True)
