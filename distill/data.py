@@ -128,7 +128,7 @@ class Frames:
             raise ValueError(f"level {level} was not recorded; these were: {there}")
         return min(near, key=lambda step: abs(self.levels[step] - level))
 
-    def require(self, space: str, steps: Sequence[int]) -> None:
+    def check_stored(self, space: str, steps: Sequence[int]) -> None:
         """ValueError unless every estimate at these steps is stored in this space."""
         extension = EXTENSIONS[space]
         for part in self._parts:

@@ -106,7 +106,7 @@ def evaluate(
         for name, given in rewards.items():
             reward = make_reward(given)
             score, space = (reward if reward.estimates == "pixels" else reward.score_estimates), reward.estimates
-            frames.require(space, ordered)
+            frames.check_stored(space, ordered)
             scores = score_entries(
                 score, frames, entries, space, batch_size=batch_size, member=member, bar=bar, name=name
             )

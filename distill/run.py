@@ -87,7 +87,7 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     frames = open_frames(config, out, member)
     steps = frames.select(config.steps, config.levels)
     space = config.student.space
-    frames.require(space, steps)
+    frames.check_stored(space, steps)
     kept, tested = curriculum.held_out(frames.prompts, config.validation, config.seed)
     fewest = int(frames.seeds.min())
     if config.group_size > fewest:

@@ -88,7 +88,7 @@ def final_scores(
     ValueError for targets of another base or other data, and for a score that is nan or infinite.
     """
     entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
-    frames.require("pixels", [frames.last])
+    frames.check_stored("pixels", [frames.last])
     about: dict[str, Json] = {"reward": reward, "data": frames.identity, "entries": len(entries)}
     with (
         KeptNumbers(out / TARGETS, "targets", about, len(entries), writes=member.is_main) as kept,

@@ -50,7 +50,7 @@ def record_of(pipe: Any, search: Prepared, rewards: Sequence[str]) -> SearchReco
         budget=str(search.budget),
         dtype=dtype,
         pictures=pictures if any(pictures) else None,
-        require=None if search.selection.gate is None else search.selection.gate.named(rewards).words,
+        require=search.selection.named(rewards).words,
         diversity=None if measure is None else search.selection.diversity,
         likeness=None if measure is None else getattr(measure, "__name__", str(measure)),
         shared=search.shared or None,

@@ -55,9 +55,9 @@ def test_steps_and_levels(recording: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             frames.select(**wrong)
-    frames.require("latents", [0, 2, 4])
+    frames.check_stored("latents", [0, 2, 4])
     with pytest.raises(ValueError, match=r"\('prompt 0'\), seed 5, step 1, .*17"):
-        frames.require("pixels", [1])
+        frames.check_stored("pixels", [1])
 
 
 def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
     assert joined.steps == (0, 2)  # what both have
     torch.testing.assert_close(joined.load([Frame(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"more .*latents"):
-        joined.require("latents", [0])
+        joined.check_stored("latents", [0])
     copy = write_recording(tmp_path / "moved", prompts=6, seeds=3, steps=(0, 2, 4), latents=True)
     assert joined.identity != Frames([recording]).identity == Frames([copy]).identity
     other = write_recording(tmp_path / "other", prompts=1, levels=(1.0, 0.6, 0.0), steps=(0, 1, 2))

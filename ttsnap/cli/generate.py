@@ -158,6 +158,5 @@ def _generate(a: Arguments, searches: Mapping[str, Prepared], videos: VideoOptio
     if count > 1:
         tabulate(out, runs)
     print(f"\ntrace in {out / 'trace.json'}; {CLOCK}")
-    return int(
-        bool(first.selection.gate) and not all(result.images for found in runs.values() for result in found.results)
-    )
+    every = all(result.images for found in runs.values() for result in found.results)
+    return int(first.selection.gated and not every)

@@ -49,6 +49,16 @@ class Selection:
         return self if self.gate is None else replace(self, gate=self.gate.named(rewards))
 
     @property
+    def gated(self) -> bool:
+        """Whether finished images may be refused, so that a search may return none."""
+        return self.gate is not None
+
+    @property
+    def words(self) -> list[str] | None:
+        """What is required, as users write it; None where nothing is."""
+        return None if self.gate is None else self.gate.words
+
+    @property
     def differing(self) -> bool:
         """Whether the images that come back are to be unlike each other."""
         return self.diversity > 0 and self.keep > 1

@@ -107,7 +107,7 @@ class Job:
     def goes_on(self) -> bool:
         """Whether what its algorithm leaves of a budget goes to further images, as none so far may be returned."""
         particles = self.particles
-        if particles.selection.gate is None or (particles.finished & ~particles.refused).any():
+        if not particles.selection.gated or (particles.finished & ~particles.refused).any():
             return False
         return self.ledger.capped and particles.seeds < MOST_SEEDS
 

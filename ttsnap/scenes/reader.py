@@ -75,10 +75,10 @@ class GatedLook(nn.Module):
         q = self.query(self.norm(words)).view(split).transpose(1, 2)
         k, v = self.key(cells).view(split).transpose(1, 2), self.value(cells).view(split).transpose(1, 2)
         # Few cells hold an object: the gates start mostly shut.
-        gate = torch.sigmoid(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 - 2)
-        mass = gate.sum(-1, keepdim=True)
-        place = gate @ grid.to(gate.dtype) / (mass + 0.1)
-        seen = (gate @ v).transpose(1, 2).reshape(n, t, d)
+        weight = torch.sigmoid(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 - 2)
+        mass = weight.sum(-1, keepdim=True)
+        place = weight @ grid.to(weight.dtype) / (mass + 0.1)
+        seen = (weight @ v).transpose(1, 2).reshape(n, t, d)
         what = torch.cat([place, mass.log1p()], -1).transpose(1, 2).reshape(n, t, -1)
         return words + self.out(seen) + self.place(what), place.transpose(1, 2).reshape(n, t, -1)
 

@@ -224,7 +224,7 @@ class PooledEngine:
         outcome = finished(found, told, self.engine, self.pipe)
         (result,) = outcome.results
         if not result.images:
-            if self.run.lost or request.selection.gate is None:
+            if self.run.lost or not request.selection.gated:
                 return devices_fail() if self.run.lost else RequestError(500, "no image was finished")
             said = [notice.sentence for notice in notices(running.jobs[0], self.engine, ())]
             return RequestError(422, "; ".join(said), "require", "requirement_not_met")

@@ -124,10 +124,10 @@ class Progress:
             self._under_way = dict.fromkeys(event.uids, event.nfe / max(1, len(event.uids)))
         elif event.kind == "score":
             self._arrive(event.uids)
-            scores, gate = np.array([event.scores]), self.selection.gate
+            scores = np.array([event.scores])
             value = float(self.selection.values(scores)[0])
             # An estimate may become an image that is refused.
-            shown = gate is None or (not event.look and bool(gate.admits(scores)[0]))
+            shown = bool(self.selection.admits(scores)[0]) and not (self.selection.gated and event.look)
             shown = shown and self.ticket.partials > 0 and event.picture is not None
             if shown and math.isfinite(value) and value > self.best:
                 self.best, self.picture = value, event.picture

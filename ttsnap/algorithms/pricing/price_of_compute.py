@@ -185,7 +185,7 @@ class PriceOfCompute:
                 mean, cov = np.where(learn[..., None], new[0], mean), np.where(learn[..., None, None], new[1], cov)
                 squares, seen = squares + np.where(learn, new[2], 0.0), seen + learn
             done = went & ~failed & (j == d - 1)
-            if particles.selection.gate is not None:
+            if particles.selection.gated:
                 done &= ~particles.refused[(*lead, uid[..., 0])]
             best = np.where(done, np.fmax(best, last), best)
             reached = np.where(failed, -1, j + 1)
