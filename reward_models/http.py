@@ -24,13 +24,14 @@ from typing import TypeVar
 
 import httpx
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ttsnap.files.reading import parse_json, parse_object, printable, reason
 from ttsnap.files.settings import Json
 from ttsnap.reward_models.preprocess import check_images, to_pictures
 from ttsnap.reward_models.registry import refuse_credentials, without_queries
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import ELSEWHERE, RewardModel
 
 T = TypeVar("T")
 PAUSES = (0.25, 1.0)
@@ -51,6 +52,8 @@ class HttpReward(RewardModel):
     images per request, or fewer by the server's max_images. ValueError where no reward server answers at the start.
     Later failures raise RuntimeError, and a search loses the scores of that batch. Redirects are not followed.
     """
+
+    runs_on = ELSEWHERE
 
     def __init__(self, url: str, *, name: str | None = None, timeout: float = 120.0, batch_size: int = 16) -> None:
         refuse_credentials(url)
@@ -88,7 +91,7 @@ class HttpReward(RewardModel):
         scores: list[Tensor] = []
         for i in range(0, len(images), self.batch_size):
             rows = slice(i, i + self.batch_size)
-            pictures = [encode_image(image) for image in images[rows]]
+            pictures = encode_images(images[rows])
             body: dict[str, Json] = {"prompts": list(prompts[rows]), "levels": levels[rows], "images": pictures}
             reply = self._ask(body, len(pictures)).get("scores")
             scores.append(self._read(reply, len(pictures)))
@@ -248,8 +251,12 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def encode_image(image: Tensor) -> str:
-    """(3, H, W) in [0, 1] -> PNG in base64."""
+def encode_images(images: Tensor) -> list[str]:
+    """(N, 3, H, W) in [0, 1] -> PNGs in base64. The images leave their device together."""
+    return [_encoded(picture) for picture in to_pictures(images)]
+
+
+def _encoded(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    to_pictures(image[None])[0].save(buffer, format="PNG", compress_level=1)
+    picture.save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -91,6 +91,7 @@ class OCR(RewardModel):
     """
 
     name = "ocr"
+    runs_on = "cpu"
     example = 'a sign that says "HELLO"'
 
     def __init__(self, reads: str = "picture") -> None:

@@ -24,6 +24,7 @@ class Safe(RewardModel):
     """P(safe for work). Images are read on the processor, one after the other, by as many threads as torch has."""
 
     name = "safe"
+    runs_on = "cpu"
 
     def __init__(self) -> None:
         try:

@@ -74,6 +74,10 @@ class NetworkReward(RewardModel):
         device: torch.device = next(self.network.parameters()).device
         return device
 
+    @property
+    def runs_on(self) -> torch.device:  # type: ignore[override]
+        return self.device
+
     @torch.no_grad()
     def __call__(
         self, images: Tensor, prompts: Sequence[str], level: Tensor | None = None, source: Tensor | None = None

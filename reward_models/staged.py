@@ -33,6 +33,10 @@ class Staged(RewardModel):
     def scores_estimates_apart(self) -> bool:
         return True
 
+    def leaves_free(self, device: torch.device, *, early: bool) -> bool:
+        asked = (self.final, self.early) if early else (self.final,)
+        return all(reward.leaves_free(device, early=early) for reward in asked)
+
     @cached_property
     def flops(self) -> float:
         """FLOPs of an estimate."""

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ttsnap.files.settings import check
-from ttsnap.reward_models.http import encode_image
+from ttsnap.reward_models.http import encode_images
 from ttsnap.reward_models.judge.client import Client
 from ttsnap.reward_models.judge.options import JudgeOptions
 from ttsnap.reward_models.judge.questions import CRITERIA, PAIR, Either, Marks, Question, rubric
 from ttsnap.reward_models.preprocess import check_images
 from ttsnap.reward_models.tournament import TournamentReward
 from ttsnap.reward_models.vqa import QUESTION
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import ELSEWHERE, RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class Judge(RewardModel):
     fail, RuntimeError says why, and a search loses the scores of that batch. `usage` adds up tokens and money.
     ValueError where no model is named or a key is missing.
     """
+
+    runs_on = ELSEWHERE
 
     def __init__(
         self, kind: str = "yes", options: JudgeOptions | None = None, criteria: Mapping[str, str] = CRITERIA
@@ -50,7 +52,8 @@ class Judge(RewardModel):
         """images (N, 3, H, W) float in [0, 1], N prompts -> (N,) float64 on the CPU, nan where a question failed."""
         self.tokens_taken = ()
         check_images(images, prompts)
-        questions = [self._question(encode_image(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        pictures = encode_images(images)
+        questions = [self._question(image, prompt) for image, prompt in zip(pictures, prompts, strict=True)]
         verdicts = self.client.ask(questions)
         self.tokens_taken = [verdict.tokens for verdict in verdicts]
         errors = [verdict.error for verdict in verdicts if verdict.error is not None]
@@ -71,6 +74,8 @@ class PairJudge(TournamentReward):
 
     The judge's answer is the probability of A against B.
     """
+
+    runs_on = ELSEWHERE
 
     def __init__(self, options: JudgeOptions | None = None) -> None:
         self.client = Client(options or JudgeOptions())
@@ -93,7 +98,7 @@ class PairJudge(TournamentReward):
             self.tokens_taken = whole
 
     def _prefer(self, a: Tensor, b: Tensor, prompt: str) -> float:
-        pair = Question((encode_image(a), encode_image(b)), PAIR.format(prompt=prompt), Either("a", "b"))
+        pair = Question(tuple(encode_images(torch.stack([a, b]))), PAIR.format(prompt=prompt), Either("a", "b"))
         (verdict,) = self.client.ask([pair])
         self._taken[prompt] += verdict.tokens
         if verdict.error is not None:

@@ -30,7 +30,7 @@ from tests import bombs
 from ttsnap.cli import main
 from ttsnap.reward_models import http, serve
 from ttsnap.reward_models.closed_form import Brightness
-from ttsnap.reward_models.http import HttpReward, encode_image
+from ttsnap.reward_models.http import HttpReward, encode_images
 from ttsnap.reward_models.registry import make_reward
 from ttsnap.reward_models.serve import Limits, RewardServer, parse, score
 from ttsnap.rewards.reward_model import FunctionReward
@@ -96,7 +96,7 @@ def small() -> Iterator[str]:
         yield url
 
 
-ONE = encode_image(IMAGES[0])
+ONE = encode_images(IMAGES[:1])[0]
 
 
 UNREADABLE = (
@@ -116,7 +116,7 @@ UNREADABLE = (
     *((asking(x), 400, "not a PNG") for x in ("", ONE[:60], ONE[: len(ONE) // 8 * 4], png(0, 5))),
     *((asking(ONE, levels=[x]), 400, "levels.0: ") for x in ("x", True, float("nan"))),
     (asking("", "", ""), 413, "3 images in one request; at most 2"),
-    (asking(encode_image(torch.zeros(3, 20, 20))), 413, "an image of 400 pixels"),
+    (asking(*encode_images(torch.zeros(1, 3, 20, 20))), 413, "an image of 400 pixels"),
     (asking(png(8, 8), png(8, 8)), 413, "and 128 in all; at most .* and 100 in a request"),
     (b"x" * 40_000, 413, "a request of 40000 bytes or more; at most 32768"),
 ])  # fmt: skip
@@ -238,7 +238,8 @@ def test_images_of_several_sizes_and_fewer_at_a_time_where_memory_runs_out() -> 
         return images.mean((1, 2, 3))
 
     pictures = [torch.full((3, *size), x) for size, x in (((4, 4), 0.2), ((8, 2), 0.4), ((4, 4), 0.6), ((4, 4), 0.8))]
-    scores = score(FunctionReward(large), parse(asking(*map(encode_image, pictures)), Limits()), Limits())
+    sent = [encode_images(picture[None])[0] for picture in pictures]
+    scores = score(FunctionReward(large), parse(asking(*sent), Limits()), Limits())
     assert scores == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert calls == [*((n, 3, 4) for n in (3, 1, 2, 1, 1)), (1, 3, 8)]
 

@@ -133,9 +133,10 @@ class EngineActor(Actor):
         """Run one batch; the rows that are done."""
         return list(map(on_cpu, self.engine.tick()))
 
-    def cancel(self, job: int) -> Outcome:
-        """Take a job's rows off the queue and say how far each got."""
-        return on_cpu(self.engine.cancel(job))
+    def cancel(self, job: int) -> tuple[list[Outcome], Outcome]:
+        """Take a job's rows off the queue: what is done by then, and how far each other row got."""
+        rest = self.engine.cancel(job)
+        return list(map(on_cpu, self.engine.arrived())), on_cpu(rest)
 
     def submit(self, job: int, plan: Plan) -> None:
         """Queue the rows of a part of a plan."""

@@ -206,7 +206,9 @@ class ClusterEngine(Engine):
         return merged(job, [part for part in self._cancelling.pop(job).values() if part is not None])
 
     def _cancel(self, actor: int, job: int) -> None:
-        def cancelled(outcome: Outcome) -> None:
+        def cancelled(answer: tuple[list[Outcome], Outcome]) -> None:
+            arrived, outcome = answer
+            self._completed(actor, arrived)
             self._rest(actor, outcome, cancelled=True)
             self._cancelling[job][actor] = outcome
 

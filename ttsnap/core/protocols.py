@@ -227,7 +227,7 @@ class Engine(ABC):
 
     @abstractmethod
     def pending(self) -> int:
-        """Rows queued or under way."""
+        """Rows queued or under way, but for those that only wait for their scores."""
 
     @abstractmethod
     def tick(self) -> list[Outcome]:

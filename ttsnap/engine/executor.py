@@ -15,7 +15,7 @@ from ttsnap.engine.batch_sizes import BatchSizes, bucket_of, buckets
 from ttsnap.engine.groups import LANE
 from ttsnap.engine.rows import Row
 from ttsnap.engine.scheduler import ScheduledBatch
-from ttsnap.engine.scoring import RowScorer, ScoredRows
+from ttsnap.engine.scoring import BegunScores, Later, RowScorer, ScoredRows
 from ttsnap.engine.shared_denoiser import InitialNoise, Peer, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Mixed, Node
@@ -99,11 +99,17 @@ class Executor:
             if row.at_stop:
                 row.look.begin(row.node)
 
-    def score(self, rows: Sequence[Row]) -> tuple[ScoredRows, int]:
-        """The scores of these rows, or of the first of them where memory runs out; and of how many."""
-        scored, n = self.sizes.run(rows, lambda some: self.scorer(some, self.prompts, self.watch), decoding=True)
+    def begin_scores(self, rows: Sequence[Row], later: Later | None) -> tuple[BegunScores, int]:
+        """Begin to score these rows, or the first of them where memory runs out (RowScorer.begin); and how many."""
+        begin = self.scorer.begin
+        return self.sizes.run(rows, lambda some: begin(some, self.prompts, self.watch, later), decoding=True)
+
+    def end_scores(self, begun: BegunScores) -> ScoredRows:
+        """Their scores, which are waited for."""
+        with self.watch("reward", None):
+            scored = self.scorer.end(begun)
         self.count(scored.cost)
-        return scored, n
+        return scored
 
     def _evaluate(self, pending: Sequence[PendingEval]) -> None:
         """One call of the denoiser on these nodes."""

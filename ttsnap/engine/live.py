@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from weakref import proxy
 
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 
 from ttsnap.core.cost import NAMES, Cost, Price
-from ttsnap.core.memory import NotEnoughMemoryError
+from ttsnap.core.memory import NotEnoughMemoryError, lacks_memory
 from ttsnap.core.needs import Gradient, Need
 from ttsnap.core.outcome import Outcome
 from ttsnap.core.plans import Plan
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import Engine, Reward
+from ttsnap.engine.background import Asked, Background
 from ttsnap.engine.batch_sizes import BatchSizes, seconds_of, sizes_for
 from ttsnap.engine.executor import Executor
 from ttsnap.engine.fair import FairTurns
@@ -31,13 +33,14 @@ from ttsnap.engine.gradient_steppers import AscentStepper, GuidedStepper
 from ttsnap.engine.looks import check_drafts
 from ttsnap.engine.rows import Row, RowBuilder
 from ttsnap.engine.scheduler import ScheduledBatch, Scheduler, by_job, next_batch
-from ttsnap.engine.scoring import RowScorer
+from ttsnap.engine.scoring import BegunScores, Later, RowScorer
 from ttsnap.engine.shared_denoiser import EncodedPrompts, InitialNoise, PendingEval, SharedDenoiser
 from ttsnap.engine.stepper import Stepper
 from ttsnap.engine.store import Node, Particle, Store
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.meter import Meter
 from ttsnap.reward_models.registry import make_rewards
+from ttsnap.rewards.reward_model import turn_of
 from ttsnap.sampling.denoiser import Capability, Denoiser
 from ttsnap.sampling.guided_steps import RewardGuidance
 from ttsnap.sampling.kernels import Kernel
@@ -90,6 +93,8 @@ class LiveEngine(Engine):
         self.reward_names, self.keep = self.scorer.names, tuple(options.keep)
         self.executor = Executor(self.network, self.noise, self.scorer, self._sizes, self.stats, padded=options.padded)
         self.scheduler: Scheduler[Row] = Scheduler(FairTurns() if options.fair else None)
+        self.later: Later | None = Background().submit
+        self.asked, self._arrived = Asked(), list[Outcome]()
         self.row_builder = RowBuilder(self.noise, self.store)
         self.gradient_batch_size = options.gradient_batch_size
         self.stepper = Stepper(denoiser, self.kernel)
@@ -97,6 +102,7 @@ class LiveEngine(Engine):
             if self.noise.lane:
                 raise ValueError("guidance by gradients starts from noise; set finish to noise and leave variety out, "
                                  "or leave guide out")  # fmt: skip
+            self.later = None  # steps ask rewards, too
             self.stepper = GuidedStepper(guidance, self.kernel, denoiser, self.rewards, self.gradient_batch_size)
         self.calibration_cost += self.stepper.tried
         self._price: Price | None = None
@@ -200,6 +206,7 @@ class LiveEngine(Engine):
         ValueError for a sampler or reward that cannot be differentiated."""
         if self.network.denoiser is not self.denoiser:
             raise ValueError("an engine that shares its network follows no gradients; let it have its own")
+        self.later = None
         self.stepper = AscentStepper(self.noise, self.rewards, gradient, self.gradient_batch_size)
         self.calibration_cost, self._price = self.calibration_cost + self.stepper.tried, None
 
@@ -207,10 +214,13 @@ class LiveEngine(Engine):
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         for reward in self.rewards:
-            reward.check([prompt.read for prompt in prompts])
+            with turn_of(reward):
+                reward.check([prompt.read for prompt in prompts])
 
     def start(self) -> None:
         self.scheduler = Scheduler(FairTurns() if self.scheduler.turns is not None else None)
+        self.asked.drop()
+        self._arrived = []
         self.store.clear()
         self.noise.forget()
         self.executor.prompts.clear()
@@ -232,7 +242,7 @@ class LiveEngine(Engine):
         self.store.remove(job, [uid for of, uid in self.store if of == job])
         self.executor.prompts.release(job)
         self.noise.forget(job)
-        self.denoiser.trim(len(self.store) + len(self.scheduler))
+        self.denoiser.trim(len(self.store) + len(self.scheduler) + self.asked.row_count)
         if self.scheduler.turns is not None:
             self.scheduler.turns.share.weights.pop(job, None)
 
@@ -251,22 +261,37 @@ class LiveEngine(Engine):
     def drop(self, job: int, uids: Sequence[int]) -> None:
         self.store.remove(job, uids)
 
+    def arrived(self) -> list[Outcome]:
+        told, self._arrived = self._arrived, []
+        return told
+
+    @torch.no_grad()
     def cancel(self, job: int) -> Outcome:
+        if job in self.asked.jobs:
+            self._hear_all()
         return self._rest(job, self.scheduler.remove_job(job))
 
     @torch.no_grad()
     def tick(self) -> list[Outcome]:
         """NotEnoughMemoryError where one row is too many; first all rows are scored that can be, and told."""
         try:
-            return self._tick()
-        except Exception:
-            self.denoiser.trim(0)  # errors are kept for long, and with them all that waits here
+            self._tick()
+            return self.arrived()
+        except BaseException as error:
+            if lacks_memory(error):
+                self._hear_all()
+            else:
+                self.asked.drop()
+            if isinstance(error, Exception):
+                self.denoiser.trim(0)  # errors are kept for long, and with them all that waits here
             raise
 
-    def _tick(self) -> list[Outcome]:
+    def _tick(self) -> None:
         scheduler, executor = self.scheduler, self.executor
         executor.ascend(scheduler.going, self.stepper)
         executor.advance(scheduler.going, self.stepper)
+        if self.asked and self._wait_for_scores():
+            return
         batch = next_batch(scheduler.first(self.batch_size), self.batch_size)
         full = True
         try:
@@ -277,20 +302,11 @@ class LiveEngine(Engine):
             full = False
         executor.advance(scheduler.going, self.stepper)
         through = scheduler.collect()
-        done = [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
+        self._arrived += [self._rest(job, [through[i] for i in at]) for job, at in by_job(through).items()]
         due = scheduler.due(self.decode_batch_size, hold=self.denoiser.offloaded) if full else [*scheduler.arrived]
-        while due:
-            try:
-                outcomes, n = self._score(due)
-            except NotEnoughMemoryError:
-                if not done:
-                    raise
-                break
-            scheduler.finish(due[:n])
-            done, due = done + outcomes, due[n:]
-        self.denoiser.trim(len(self.store) + len(scheduler))
+        self._score(due, self.later)
+        self.denoiser.trim(len(self.store) + len(scheduler) + self.asked.row_count)
         self.calibration_cost += self.denoiser.tried()
-        return done
 
     def _from_peers(self, batch: ScheduledBatch[Node]) -> list[PendingEval]:
         """Nodes of other engines on this network that fill up a batch which is evaluated by it."""
@@ -304,13 +320,69 @@ class LiveEngine(Engine):
         self.executor.advance(self.scheduler.going, self.stepper)
         return next_batch(self.scheduler.first(most), most).evaluations
 
-    def _score(self, rows: Sequence[Row]) -> tuple[list[Outcome], int]:
-        """Score the first of these rows, as many as are decoded at once; and how many that were."""
-        scored, n = self.executor.score(rows)
-        return [
+    def _score(self, due: Sequence[Row], later: Later | None) -> None:
+        """Score these arrived rows, or begin to, where rewards are asked by `later`."""
+        while due:
+            try:
+                begun, n = self.executor.begin_scores(due, later)
+            except NotEnoughMemoryError:
+                if not self._arrived:
+                    raise
+                return
+            due = due[n:]
+            if begun.waits:
+                self.asked.append(begun)
+                self.scheduler.finish(begun.rows)
+            else:
+                self._end_scores(begun)
+            while len(self.asked) > 1 and self.asked.row_count > self.capacity:
+                self._hear_first()
+
+    def _end_scores(self, begun: BegunScores) -> None:
+        """These rows are done once they have their scores."""
+        scored, rows = self.executor.end_scores(begun), begun.rows
+        self.scheduler.finish(rows)
+        self._arrived += [
             scored.added_to(self._rest(job, [rows[i] for i in at]), at, latents=bool(self.keep))
-            for job, at in by_job(rows[:n]).items()
-        ], n
+            for job, at in by_job(rows).items()
+        ]
+
+    def _wait_for_scores(self) -> bool:
+        """Wait for those without which the next batch would lack rows; whether there were any.
+
+        They are those of prompts that wait for scores alone, where the others do not fill a batch. So all batches of
+        one prompt are as if rewards were asked at once. Where jobs take turns, what is there is told, and waited for is
+        only where nothing goes on.
+        """
+        scheduler, before = self.scheduler, len(self.asked)
+        alone = self.asked.jobs - {row.job for row in (*scheduler.going, *scheduler.arrived)}
+        lacking = not scheduler.going
+        if scheduler.turns is None:
+            lacking = not scheduler.fills(self.batch_size)
+        else:
+            while self.asked and all(future.done() for future in self.asked[0].waits):
+                self._hear_first()
+        while lacking and alone and alone <= self.asked.jobs:
+            self._hear_first()
+        return len(self.asked) < before
+
+    def _hear_first(self) -> None:
+        """Wait for the rows that were asked about first. Where memory was short, they are scored in parts, here."""
+        begun = self.asked.popleft()
+        self.scheduler.arrived[:0] = begun.rows
+        try:
+            self._end_scores(begun)
+            return
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+        self._score(begun.rows, None)
+
+    def _hear_all(self) -> None:
+        """Wait for all rows that were asked about. Those that fail have arrived again, and fail in the next tick."""
+        while self.asked:
+            with suppress(Exception):
+                self._hear_first()
 
     def _rest(self, job: int, rows: Sequence[Row]) -> Outcome:
         """These rows stop here, without scores; their particles keep their state, ready for another move."""

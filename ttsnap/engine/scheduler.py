@@ -99,6 +99,11 @@ class Scheduler(Generic[RowT]):
             return list(self.arrived)
         return [] if hold else self.arrived[: len(self.arrived) // size * size]
 
+    def fills(self, size: int) -> bool:
+        """Whether rows that go on wait for as many nodes as a batch of `size` has."""
+        waiting = (row.waiting for row in self.going)
+        return len({id(node) for node in waiting if node is not None}) >= size
+
     def finish(self, rows: Collection[RowT]) -> None:
         """These arrived rows have their scores."""
         through = {id(row) for row in rows}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from ttsnap.engine.shared_denoiser import EncodedPrompts
 from ttsnap.options.option import Spec
 from ttsnap.profiling.meter import Stopwatch
 from ttsnap.reward_models.likeness import make_likeness
-from ttsnap.rewards.reward_model import RewardModel, said
-from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, ask, explained
+from ttsnap.rewards.reward_model import RewardModel, said, turn_of
+from ttsnap.rewards.scoring import NOT_FINITE, Call, RewardHealthCheck, Shown, answered, as_float64, explained, landed
 from ttsnap.sampling.denoiser import Capability, Denoiser, begin_calls
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,32 @@ class RewardBatch(NamedTuple):
     """(n, 3, h, w) that the rows edit, where a reward is to see them."""
 
 
+Column: TypeAlias = tuple[Tensor | FloatArray, Exception | None, IntArray]
+"""What a reward says of n rows: scores (n,), nan where it failed, why it failed, and tokens (n,) that it took."""
+Later: TypeAlias = Callable[[Callable[[], Column]], "Future[Column]"]
+"""Has a reward asked in the background."""
+
+
+class BegunScores(NamedTuple):
+    """n rows that were decoded, with what rewards say of them, or will."""
+
+    rows: Sequence[Row]
+    columns: Mapping[str, Column | Future[Column]]
+    broken: BoolArray
+    """(n,) which hold nan or inf already."""
+    pictures: Sequence[Decoded | None]
+    latents: Tensor
+    features: FloatArray | None
+    """These three as in ScoredRows."""
+    cost: Cost
+    """Of decoding."""
+
+    @property
+    def waits(self) -> list[Future[Column]]:
+        """What is asked in the background."""
+        return [column for column in self.columns.values() if isinstance(column, Future)]
+
+
 class RowScorer:
     """Scores rows with every reward.
 
@@ -123,6 +151,10 @@ class RowScorer:
         self.shown = shown_of(denoiser, frames)
         self.shown.check(rewards)
         self._first = RewardHealthCheck(rewards)
+        self._turns: dict[str, AbstractContextManager[object]] = {
+            r.name: turn_of(r) if r.leaves_free(denoiser.device, early=False) else nullcontext() for r in rewards
+        }
+        """Of rewards that are asked in the background, and may be asked here meanwhile."""
         # Whoever wants the images kept pays for their decodes, too.
         seen = any(r.estimates == "pixels" for r in rewards)
         self.tokens = sum(r.tokens * self.shown.calls(r) for r in rewards)
@@ -185,8 +217,13 @@ class RowScorer:
         """What these prompts (N,) edit, where a reward is to see it."""
         return self.denoiser.sources(cond) if any("source" in r.needs for r in self.rewards) else None
 
-    def __call__(self, batch: Sequence[Row], prompts: EncodedPrompts, watch: Stopwatch) -> ScoredRows:
-        """prompts: those of all jobs."""
+    def begin(
+        self, batch: Sequence[Row], prompts: EncodedPrompts, watch: Stopwatch, later: Later | None
+    ) -> BegunScores:
+        """Decode these rows and ask the rewards, those that leave the device free by `later`, if there is one.
+
+        prompts: those of all jobs.
+        """
         latents = torch.stack([row.look.scored(row.node).x0 for row in batch])
         levels = [row.look.level(row.stop, self.grid) for row in batch]
         last = [i for i, row in enumerate(batch) if row.last]
@@ -196,25 +233,21 @@ class RowScorer:
         with watch("reward", latents.device):
             texts, sources = prompts.texts(batch), self.sources(prompts.rows([row.node for row in batch]))
             asked = RewardBatch(batch, latents, images, texts, torch.tensor(levels, device=latents.device), sources)
-            columns = [self._column(reward, asked) for reward in self.rewards]
+            away = [r for r in self.rewards if later is not None and self._is_away(r, early=bool(early))]
+            here = {r.name: self._column(r, asked) for r in self.rewards if r not in away}
             features = self.features(images)
-        broken, finished = _broken(latents, images), np.array([row.last for row in batch])
-        scores, taken = np.full((len(batch), len(self.rewards)), np.nan), np.zeros(len(batch), int)
-        causes: dict[str, str | None] = {}
-        for r, (reward, (column, error, tokens)) in enumerate(zip(self.rewards, columns, strict=True)):
-            column[broken] = np.nan
-            self._first.check(reward.name, column, finished, broken, error)
-            scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
-            taken += tokens
-        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(scores, broken, strict=True)]
+            broken, *found = landed([_broken(latents, images), *(scores for scores, _, _ in here.values())])
+        columns: dict[str, Column | Future[Column]] = {}
+        for (name, (_, error, tokens)), scores in zip(here.items(), found, strict=True):
+            columns[name] = scores, error, tokens
+        if later is not None:
+            columns |= {reward.name: later(partial(self._alone, reward, asked)) for reward in away}
+        shown = list(images)
         # Estimates stay on the device for whoever listens; finished images leave it, in one transfer.
         if last:
             for i, image in zip(last, _pictures(images, last).cpu(), strict=True):
-                images[i] = image
-        described = self.features_taken * sum(image is not None for image in images)
-        bases = len(last) * self.bases
-        cost += Cost(0, 0, len(batch) * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
-        copies = SmallCopies(images, early)
+                shown[i] = image
+        copies = SmallCopies(shown, early)
 
         def picture(image: Tensor | None, row: int) -> Decoded | None:
             if image is None:
@@ -222,8 +255,32 @@ class RowScorer:
             here = batch[row].last or image.device.type == "cpu"
             return Here(image, levels[row]) if here else OnDevice(image, levels[row], copies, row)
 
-        pictures = [picture(image, row) for row, image in enumerate(images)]
-        return ScoredRows(scores, errors, pictures, latents, cost, self.tokens - taken, features)
+        pictures = [picture(image, row) for row, image in enumerate(shown)]
+        return BegunScores(batch, columns, broken > 0, pictures, latents, features, cost)
+
+    def end(self, begun: BegunScores) -> ScoredRows:
+        """Wait for the scores. A lack of memory of a reward that was asked later is raised."""
+        n, finished = len(begun.rows), np.array([row.last for row in begun.rows])
+        scores, taken = np.full((n, len(self.rewards)), np.nan), np.zeros(n, int)
+        causes: dict[str, str | None] = {}
+        for r, reward in enumerate(self.rewards):
+            answer = begun.columns[reward.name]
+            found, error, tokens = answer.result() if isinstance(answer, Future) else answer
+            column = np.where(begun.broken, np.nan, np.asarray(found))
+            self._first.check(reward.name, column, finished, begun.broken, error)
+            scores[:, r], causes[reward.name] = column, said(reward.name, error) if error else None
+            taken += tokens
+        errors = [NOT_FINITE if bad else explained(row, causes) for row, bad in zip(scores, begun.broken, strict=True)]
+        described = self.features_taken * sum(picture is not None for picture in begun.pictures)
+        bases = int(finished.sum()) * self.bases
+        asked = Cost(0, 0, n * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
+        cost, left = begun.cost + asked, self.tokens - taken
+        return ScoredRows(scores, errors, begun.pictures, begun.latents, cost, left, begun.features)
+
+    def _is_away(self, reward: RewardModel, *, early: bool) -> bool:
+        """Whether a reward leaves the denoiser's device free, and is not asked for features here."""
+        free = reward.leaves_free(self.denoiser.device, early=early)
+        return free and (self.likeness is None or reward.embed_images is None)
 
     def _images(
         self, latents: Tensor, cond: Tensor, last: list[int], early: list[int]
@@ -238,26 +295,39 @@ class RowScorer:
             images[i] = image
         return images, Cost(0, len(decoded), 0, len(previewed))
 
-    def _column(self, reward: RewardModel, of: RewardBatch) -> tuple[FloatArray, Exception | None, IntArray]:
-        """A reward's scores (N,), why some failed, and tokens taken (N,): estimates in its own space, the rest
-        decoded."""
+    def _column(self, reward: RewardModel, of: RewardBatch) -> Column:
+        """A reward's answer: estimates in its own space, the rest decoded. It may still be on the device."""
         n, ahead = len(of.batch), [i for i, row in enumerate(of.batch) if reward.estimates != "pixels" and not row.last]
         seen = [i for i in range(n) if i not in set(ahead)]
-        scores, tokens = np.full(n, np.nan), np.zeros(n, int)
-        errors: list[Exception] = []
+        tokens, errors = np.zeros(n, int), list[Exception]()
+        found: list[tuple[list[int], Tensor | FloatArray]] = []
 
         def score(rows: list[int], call: Call, x: Tensor) -> None:
-            scores[rows], error = ask(call, x, [of.prompts[i] for i in rows], of.levels[rows])
+            scores, error = answered(call, x, [of.prompts[i] for i in rows], of.levels[rows])
+            found.append((rows, scores))
             errors.extend([error] if error else [])
 
-        for rows in _alike(of.images, seen):
-            sources = None if of.sources is None else of.sources[rows]
-            score(rows, self.shown.by(reward, sources), _pictures(of.images, rows))
-            for i, taken in zip(rows, self.shown.tokens(reward), strict=False):
-                tokens[i] = taken
-        if ahead:
-            score(ahead, reward.score_estimates, of.latents[ahead])
-        return scores, errors[0] if errors else None, tokens
+        with self._turns[reward.name]:
+            for rows in _alike(of.images, seen):
+                sources = None if of.sources is None else of.sources[rows]
+                score(rows, self.shown.by(reward, sources), _pictures(of.images, rows))
+                for i, taken in zip(rows, self.shown.tokens(reward), strict=False):
+                    tokens[i] = taken
+            if ahead:
+                score(ahead, reward.score_estimates, of.latents[ahead])
+        error = errors[0] if errors else None
+        if len(found) == 1 and len(found[0][0]) == n:
+            return found[0][1], error, tokens
+        whole = np.full(n, np.nan)
+        for rows, scores in found:
+            whole[rows] = as_float64(scores)
+        return whole, error, tokens
+
+    @torch.no_grad()  # which is a thread's own
+    def _alone(self, reward: RewardModel, of: RewardBatch) -> Column:
+        """The same in the background."""
+        scores, error, tokens = self._column(reward, of)
+        return landed([scores])[0], error, tokens
 
 
 def shown_of(denoiser: Denoiser, frames: int) -> Shown:
@@ -279,9 +349,9 @@ def _alike(images: Sequence[Tensor | None], rows: Sequence[int]) -> list[list[in
     return list(groups.values())
 
 
-def _broken(latents: Tensor, images: list[Tensor | None]) -> BoolArray:
-    """(N,) bool, whether a row's latent or its image holds nan or inf. One transfer."""
+def _broken(latents: Tensor, images: Sequence[Tensor | None]) -> Tensor:
+    """(N,) float32, 1 where a row's latent or its image holds nan or inf."""
     broken = ~torch.isfinite(latents).flatten(1).all(1)
     for seen in _alike(images, range(len(images))):
         broken[seen] |= ~torch.isfinite(_pictures(images, seen)).flatten(1).all(1)
-    return np.asarray(broken.cpu().numpy())
+    return broken.float()

@@ -108,7 +108,7 @@ class Run(Submission):
     def _tick(self) -> None:
         """One batch of the engine, and what came of it."""
         engine, nfe, ran, pending = self.engine, self.engine.nfe, self.engine.ran, max(1, self.engine.pending())
-        paced = [(request, request.pace, request.waiting / pending) for request in self.requests if request.pace]
+        paced = [(one, one.pace, min(1.0, one.waiting / pending)) for one in self.requests if one.pace]
         outcomes = engine.tick()
         if engine.nfe > nfe:
             for request in self.requests:

@@ -26,7 +26,7 @@ from ttsnap.options.engine import BatchOptions
 from ttsnap.results.media import save_png, still
 from ttsnap.results.outputs import ENLARGED
 from ttsnap.reward_models.registry import make_reward
-from ttsnap.rewards.reward_model import RewardModel
+from ttsnap.rewards.reward_model import RewardModel, turn_of
 from ttsnap.rewards.scoring import Shown, score_in_parts
 
 SUFFIXES, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".mp4"), ("PNG", "JPEG", "WEBP")
@@ -184,7 +184,8 @@ def scored(
         shown.check([reward])
     except ValueError as error:
         return np.full(len(prompts), np.nan), str(error)
-    return score_in_parts(shown.by(reward, source), images, prompts, levels, reward.name)
+    with turn_of(reward):
+        return score_in_parts(shown.by(reward, source), images, prompts, levels, reward.name)
 
 
 def _pixels(path: Path, alpha: bool = False) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sysconfig
+import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from ttsnap.core.protocols import Reward, Scores
 
@@ -24,6 +26,10 @@ SPACES = ("pixels", "latents")
 """What a reward may read of an unfinished x0 estimate: its image, or its latent."""
 NEEDS = ("source", "video")
 """What a reward may need besides images and prompts: the image that was edited, or whole videos."""
+ELSEWHERE = "elsewhere"
+"""Where a reward runs that waits for another machine or process."""
+_TURNS: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
+_TURNS_LOCK = threading.Lock()
 _CORE = Path(__file__).parent
 """The folder of the code that calls rewards, which is never a reward's own."""
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -55,6 +61,9 @@ class RewardModel(ABC):
     """A valid prompt, for trial calls."""
     network: nn.Module | None = None
     """Its network, if any: weights do not count as memory of a gradient."""
+    runs_on: torch.device | str | None = None
+    """The device that its calls keep busy, or ELSEWHERE; None for that of the images. Where it is not the denoiser's,
+    searches denoise other rows meanwhile: calls then come from another thread, one at a time."""
     embed_images: Callable[[Tensor], Tensor] | None = None
     """Features (N, D) of images (N, 3, H, W), by which a search compares images; None for a reward without."""
     base: Reward | None = None
@@ -94,6 +103,11 @@ class RewardModel(ABC):
         """FLOPs that a finished image takes beyond `flops`, where a dearer base scores it."""
         return 0.0
 
+    def leaves_free(self, device: torch.device, *, early: bool) -> bool:
+        """Whether calls leave this device free. early: those that see estimates, too."""
+        there, here = (f"{place}:0".split(":")[:2] for place in (self.runs_on, device))
+        return self.runs_on is not None and there != here
+
     @property
     def scores_estimates_apart(self) -> bool:
         """Whether estimates and finished images are scored by different code, of which one alone may be broken."""
@@ -123,7 +137,7 @@ class FunctionReward(RewardModel):
 
     device: torch.device | str = "cpu"
     """Of the trial image."""
-    _OPTIONAL = ("estimates", "example", "device", "network", "base", "embed_images",
+    _OPTIONAL = ("estimates", "example", "device", "network", "base", "runs_on", "embed_images",
                  "score_estimates", "differentiable", "check", "without_alpha")  # fmt: skip
 
     def __init__(self, given: Callable[..., Scores], name: str | None = None) -> None:
@@ -173,6 +187,13 @@ def stated(given: object, name: str, default: T) -> T:
     """An optional attribute of a user's reward, function or class, of the default's type."""
     value: T = getattr(given, name, default)
     return value
+
+
+def turn_of(reward: RewardModel) -> threading.RLock:
+    """The lock of whoever asks this reward in the background, or beside that. It belongs to what a user gave, which
+    several rewards may wrap; who keeps the lock keeps the reward as well."""
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(id(stated(reward, "given", reward)), threading.RLock())
 
 
 def said(name: str, error: Exception) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ttsnap.core.arrays import BoolArray, FloatArray
@@ -23,6 +24,8 @@ NOT_FINITE = "the latent or its image is nan or inf; in half precision, try bflo
 SILENT = 8
 """First images without a score, and without an exception, that mark a reward as broken. Fewer may be chance where a
 reward returns nan now and then."""
+EXACT = (torch.float16, torch.bfloat16, torch.float32)
+"""Of scores that float32 holds as they are."""
 Call = Callable[[Tensor, list[str], Tensor], Scores]
 """(images, videos or latents (N, ...), N prompts, levels (N,)) -> N scores."""
 
@@ -42,18 +45,39 @@ def ask(reward: Call, images: Tensor, prompts: list[str], levels: Tensor) -> tup
     cost a long search its other images. A reward may write into its images: pass a copy of images that are needed
     later. A lack of memory alone is raised: fewer images may fit, and where one does not, none will.
     """
+    scores, error = answered(reward, images, prompts, levels)
+    return landed([scores])[0], error
+
+
+def answered(
+    reward: Call, images: Tensor, prompts: list[str], levels: Tensor
+) -> tuple[Tensor | FloatArray, Exception | None]:
+    """As `ask`, with scores that may still be on a device: they wait for `landed`."""
     n = len(prompts)
     try:
-        scores = as_float64(reward(images, list(prompts), levels))
-        if scores.shape != (n,):
-            raise ValueError(f"returned shape {scores.shape} for {n} images; it must be ({n},)")
+        scores = reward(images, list(prompts), levels)
+        scores = scores.detach() if isinstance(scores, Tensor) and scores.dtype in EXACT else as_float64(scores)
+        if tuple(scores.shape) != (n,):
+            raise ValueError(f"returned shape {tuple(scores.shape)} for {n} images; it must be ({n},)")
     except Exception as error:
         if lacks_memory(error):
             raise
         logger.debug("reward %r failed", reward, exc_info=True)
         return np.full(n, np.nan), error
-    scores[np.isinf(scores)] = np.nan
     return scores, None
+
+
+def landed(parts: Sequence[Tensor | FloatArray]) -> list[FloatArray]:
+    """Scores (n,) of each part, nan for inf. All leave the device of the first one together, in one wait."""
+    ahead, found = [part for part in parts if isinstance(part, Tensor)], list[FloatArray]()
+    if ahead:
+        whole = torch.cat([part.to(ahead[0].device).float() for part in ahead]).cpu().double().numpy()
+    for part in parts:
+        scores = part
+        if isinstance(part, Tensor):
+            scores, whole = whole[: len(part)], whole[len(part) :]
+        found.append(np.where(np.isinf(scores), np.nan, scores))
+    return found
 
 
 def score_in_parts(

@@ -29,6 +29,7 @@ from ttsnap.pipelines.output import judged
 from ttsnap.pipelines.record import model_name
 from ttsnap.pipelines.run import finished
 from ttsnap.request.request import EngineSpec, Prepared
+from ttsnap.rewards.reward_model import turn_of
 from ttsnap.service.engines import Engines
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import Batch
@@ -146,7 +147,8 @@ class PooledEngine:
 
     def _check(self, name: str, prompt: Prompt) -> None:
         try:
-            self.rewards[name].check([prompt.read])
+            with turn_of(self.rewards[name]):
+                self.rewards[name].check([prompt.read])
         except ValueError as error:
             logger.warning("the reward %s cannot read a prompt: %s", name, type(error).__name__)  # it quotes the prompt
             said = f"the reward {name} cannot score this prompt; write another one, or ask for another reward"
