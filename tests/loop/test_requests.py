@@ -16,6 +16,7 @@ from tests.counted import Brightness, Counted
 from ttsnap import BestOfN, Budget, Prompt, Result, SeedPruning, search
 from ttsnap.algorithms.rbf import RBF
 from ttsnap.core.protocols import RunUsage
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
@@ -58,7 +59,7 @@ specs = st.builds(
     ),
     st.builds(Budget, nfe=st.integers(8, 70)),
     seed=st.integers(0, 5),
-    keep=st.integers(1, 3),
+    selection=st.builds(Selection, keep=st.integers(1, 3)),
     shared=st.booleans(),
 )
 ask_for = st.tuples(specs, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True), st.integers(0, 12),
