@@ -18,6 +18,7 @@ from tests.counted import Brightness
 from ttsnap import Budget, Result, make_algorithm, search
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.protocols import RunUsage
+from ttsnap.core.selection import Selection
 from ttsnap.engine.live import LiveEngine
 from ttsnap.loop.clock import RequestClock
 from ttsnap.loop.report import report
@@ -94,7 +95,8 @@ def test_winners_ledgers_and_traces_are_those_of_rewards_that_are_waited_for(eng
         "fair": number % 4 == 3,
         "features": "pixels" if number % 3 == 0 else None,
     }
-    how = {"seed": number, "keep": 2, "shared": number % 5 == 4, "diversity": 0.5 * (number % 3 == 0)}
+    selection = Selection(keep=2, diversity=0.5 * (number % 3 == 0))
+    how: dict[str, Any] = {"seed": number, "shared": number % 5 == 4, "selection": selection}
     budget, prompts = Budget(nfe=int(rng.integers(60, 160))), PROMPTS[: 1 + number % 3]
     found, beside = list[str](), list[int]()
     for away in (None, "elsewhere"):
