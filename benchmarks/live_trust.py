@@ -30,7 +30,7 @@ from prompt_difficulty import Found, arguments, compared, recordings, run, setti
 from ttsnap import Budget, __version__
 from ttsnap.algorithms.pricing.fitting import regressions
 from ttsnap.algorithms.pricing.forecast import Forecast
-from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, PriceOfComputeState
 from ttsnap.core import utility as utilities
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.cost import Price, Rates
@@ -43,7 +43,9 @@ from ttsnap.simulation.calibrate import calibrate
 from ttsnap.simulation.orders import Orders
 from ttsnap.simulation.simulate import best_of_n_curve, compare, curve, lead
 
-TrustState = NamedTuple("TrustState", [*State.__annotations__.items(), ("worth", FloatArray), ("pull", FloatArray)])
+TrustState = NamedTuple(
+    "TrustState", [*PriceOfComputeState.__annotations__.items(), ("worth", FloatArray), ("pull", FloatArray)]
+)
 """The same beliefs, and of each trust (B, d): its precision, and precision times how far it is from 1."""
 SURE = 1e12
 
@@ -54,14 +56,14 @@ class Trusting(PriceOfCompute):
     variance: FloatArray
     known: FloatArray | None = None
 
-    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+    def _begin(self, state: PriceOfComputeState, shape: tuple[int, ...]) -> PriceOfComputeState:
         wide = (shape[0], len(self.variance))
         worth, pull = np.broadcast_to(1 / self.variance, wide).copy(), np.zeros(wide)
         if self.known is not None:
             worth, pull = np.full(wide, SURE), SURE * (self.known[np.arange(shape[0]) % len(self.known)] - 1)
         return TrustState(*super()._begin(state, shape), worth, pull)
 
-    def _learn(self, state: State, particles: Particles) -> State:
+    def _learn(self, state: PriceOfComputeState, particles: Particles) -> PriceOfComputeState:
         f, rows = self.forecast, np.arange(len(state.stage))
         uid = particles.moved[:, 0]
         j = np.clip(state.stage[rows, uid], 0, len(f.checks) - 1)

@@ -30,7 +30,7 @@ from distilled_drafts import with_looks
 from embedded_curve import REWARDS, SOFT
 
 from ttsnap import Budget, SeedPruning, __version__
-from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, State
+from ttsnap.algorithms.pricing.price_of_compute import PriceOfCompute, PriceOfComputeState
 from ttsnap.core.arrays import FloatArray, IntArray
 from ttsnap.core.looks import ESTIMATE, EstimatorAt
 from ttsnap.core.protocols import Algorithm
@@ -227,7 +227,7 @@ class Told(PriceOfCompute):
 
     recording: Recording
 
-    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+    def _begin(self, state: PriceOfComputeState, shape: tuple[int, ...]) -> PriceOfComputeState:
         s, sure = super()._begin(state, shape), 1e9
         mean = np.stack([SOFT(self.recording.seen(*check)).mean(1) for check in self.forecast.checks], 1)
         prompt = np.arange(shape[0]) % len(mean)
@@ -240,7 +240,7 @@ class DraftsFirst(PriceOfCompute):
 
     count: int
 
-    def _choose(self, state: State) -> tuple[IntArray, IntArray, FloatArray, State]:
+    def _choose(self, state: PriceOfComputeState) -> tuple[IntArray, IntArray, FloatArray, PriceOfComputeState]:
         uid, stop, value, paid = super()._choose(state)
         drafted = (state.stage != 0).sum(-1)
         first = drafted < self.count
@@ -250,7 +250,7 @@ class DraftsFirst(PriceOfCompute):
         return np.where(first, drafted, uid), np.where(first, 0, stop), start, paid._replace(**held)
 
 
-PacedState = NamedTuple("PacedState", [*State.__annotations__.items(), ("share", FloatArray)])
+PacedState = NamedTuple("PacedState", [*PriceOfComputeState.__annotations__.items(), ("share", FloatArray)])
 """The same beliefs, and each search's share of the pot, in equal ones."""
 
 
@@ -259,13 +259,13 @@ class Paced(DraftsFirst):
 
     share: FloatArray
 
-    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+    def _begin(self, state: PriceOfComputeState, shape: tuple[int, ...]) -> PriceOfComputeState:
         return PacedState(*super()._begin(state, shape), self.share.copy())
 
-    def _level(self, s: State, spread: FloatArray) -> FloatArray:
+    def _level(self, s: PriceOfComputeState, spread: FloatArray) -> FloatArray:
         return super()._level(s._replace(spent=s.spent / s.share), spread)
 
-    def _fall(self, s: State, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _fall(self, s: PriceOfComputeState, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
         return super()._fall(s._replace(spent=s.spent / s.share), limit)
 
 

@@ -40,7 +40,7 @@ class UserCommand(NamedTuple):
         return int(found[0]) if len(found) else -1
 
 
-class State(NamedTuple):
+class ByHandState(NamedTuple):
     """What the search remembers between moves."""
 
     inner: AlgorithmState
@@ -79,8 +79,8 @@ class ByHand:
     wishes: Callable[[], Sequence[UserCommand]] = field(default=tuple, compare=False)
     """Called before each move; gives every wish so far, in order."""
     script: tuple[tuple[int, UserCommand], ...] = ()
-    """Wishes by the turn at which they were taken (`State.taken` of a search, which its trace notes). The same search
-    with this script makes the same moves again."""
+    """Wishes by the turn at which they were taken (`ByHandState.taken` of a search, which its trace notes). The same
+    search with this script makes the same moves again."""
     rows: int = ROWS
     """The most candidates of a piece."""
     lockstep: ClassVar[bool] = False
@@ -98,10 +98,12 @@ class ByHand:
         inner: Any = self.algorithm
         return inner if self.n == inner.n else replace(inner, n=self.n)
 
-    def init(self, task: Task) -> State:
-        return State(self._sized.init(task), self.n)
+    def init(self, task: Task) -> ByHandState:
+        return ByHandState(self._sized.init(task), self.n)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: ByHandState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, ByHandState]:
         """The next piece, what was wished, or the algorithm's next move."""
         end = particles.scores.shape[-2] - 1
         state = self._hear(self._settle(state, particles), particles)
@@ -122,14 +124,14 @@ class ByHand:
             state = self._begun(state._replace(inner=inner), move, particles)
         return self._end(state, particles, end)
 
-    def _end(self, state: State, particles: Particles, end: int) -> tuple[Move | None, State]:
+    def _end(self, state: ByHandState, particles: Particles, end: int) -> tuple[Move | None, ByHandState]:
         """Nothing more; but a fresh seed where the loop, which wants one image, would finish who is to be dropped."""
         drops = np.array([uid for uid in state.drops if particles.alive[uid]], int)
         if not len(drops) or particles.finished.any():
             return None, state
         return replace(fresh(1, end), drop=drops), state._replace(sent=(-1,), turn=state.turn + 1, drops=())
 
-    def _settle(self, state: State, particles: Particles) -> State:
+    def _settle(self, state: ByHandState, particles: Particles) -> ByHandState:
         """Note how far the last piece came. What the budget cut off ends the algorithm's move, as it would alone."""
         uids, stops = state.uids.copy(), () if state.move is None else state.move.rows.stop
         cut = False
@@ -143,7 +145,7 @@ class ByHand:
             uids[row] = uids[row] if row in arrived else -1
         return state._replace(uids=uids, todo=todo, sent=())
 
-    def _hear(self, state: State, particles: Particles) -> State:
+    def _hear(self, state: ByHandState, particles: Particles) -> ByHandState:
         """Take the wishes that are due: note them, forget the rows of who is dropped or finished instead."""
         said = tuple(self.wishes())[state.read :]
         due = [*(wish for turn, wish in self.script if turn == state.turn), *said]
@@ -161,7 +163,7 @@ class ByHand:
             state = state._replace(taken=(*state.taken, (state.turn, wish)))
         return state
 
-    def _without(self, state: State, uid: int, instead: int) -> State:
+    def _without(self, state: ByHandState, uid: int, instead: int) -> ByHandState:
         """The algorithm's move without the rows of a candidate, which become `instead` for the algorithm."""
         if state.move is None:
             return state
@@ -171,7 +173,9 @@ class ByHand:
             uids[row] = instead
         return state._replace(uids=uids, todo=tuple(row for row in state.todo if row not in mine))
 
-    def _wished(self, state: State, particles: Particles, rows: Sequence[int], end: int) -> tuple[Move | None, State]:
+    def _wished(
+        self, state: ByHandState, particles: Particles, rows: Sequence[int], end: int
+    ) -> tuple[Move | None, ByHandState]:
         """Finish these candidates at once."""
         if not rows:
             return None, state
@@ -179,7 +183,7 @@ class ByHand:
         move = advance(particles, rows, end, drop=drops)
         return move, state._replace(sent=(-1,) * len(rows), turn=state.turn + 1, drops=())
 
-    def _begun(self, state: State, move: Move, particles: Particles) -> State:
+    def _begun(self, state: ByHandState, move: Move, particles: Particles) -> ByHandState:
         """A move of the algorithm, without the rows that start from who is gone or done."""
         rows = move.rows
         gone = ~particles.alive.copy()
@@ -195,7 +199,7 @@ class ByHand:
         todo = tuple(np.flatnonzero(~lost & ~done).tolist())
         return state._replace(move=move, uids=uids, todo=todo, drops=drops)
 
-    def _piece(self, state: State, particles: Particles) -> tuple[Move, State]:
+    def _piece(self, state: ByHandState, particles: Particles) -> tuple[Move, ByHandState]:
         """The first rows of the algorithm's move that are not done, a few steps further.
 
         Where some of them branch, or start from others, all of them go to their ends.

@@ -19,7 +19,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, NotNegative, Settings
 
 
-class State(NamedTuple):
+class CoDeState(NamedTuple):
     """What the search remembers between moves."""
 
     streams: int
@@ -50,11 +50,11 @@ class CoDe(Settings):
     needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> CoDeState:
         steps = task.grid.steps
-        return State(max(self.streams, task.keep), (*range(self.block, steps, self.block), steps))
+        return CoDeState(max(self.streams, task.keep), (*range(self.block, steps, self.block), steps))
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: CoDeState, uids: IntArray, particles: Particles) -> CoDeState:
         """Start from these living particles, best first, in place of noises of its own: one stream from each.
 
         Blocks end where they always do, the next one after the particle that is furthest.
@@ -63,7 +63,7 @@ class CoDe(Settings):
         ahead = tuple(stop for stop in state.stops if stop > particles.step[parents].max())
         return state._replace(parents=tuple(parents.tolist()), stops=ahead)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(self, state: CoDeState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, CoDeState]:
         if not len(particles):
             return fresh(state.streams, 0, score=False), state
         if not state.stops:
@@ -78,7 +78,7 @@ class CoDe(Settings):
         # By turns, so that a budget that runs out costs no stream all its children.
         drop = particles.others(parents)
         move = advance(particles, np.tile(parents, n), stop, drop=drop)
-        return move, State(state.streams, tuple(later), parents, True)
+        return move, CoDeState(state.streams, tuple(later), parents, True)
 
     def _choose(self, children: IntArray, particles: Particles, rng: np.random.Generator) -> int:
         """Which child of a stream goes on."""

@@ -20,7 +20,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Fraction, Natural, Settings, Share
 
 
-class State(NamedTuple):
+class DepthFirstState(NamedTuple):
     """What the search remembers between moves."""
 
     task: Task
@@ -63,16 +63,18 @@ class DepthFirst(Settings):
     def n(self) -> int:
         return 1
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> DepthFirstState:
         if self.tries is None and not np.isfinite(task.allowance):
             raise ValueError("depth-first goes on until the budget is used up: give tries, or a budget in evaluations, "
                              "FLOPs or seconds")  # fmt: skip
         steps = [task.grid.step_at(level + 1e-6) for level in self.levels]
         if len(set(steps)) < len(steps):
             raise ValueError(f"levels {self.levels} fall on one step of a grid of {task.grid.steps}: give fewer")
-        return State(task, (*steps, task.grid.steps), math.inf if self.tries is None else self.tries)
+        return DepthFirstState(task, (*steps, task.grid.steps), math.inf if self.tries is None else self.tries)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: DepthFirstState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, DepthFirstState]:
         task, j, end = state.task, state.j, state.task.grid.steps
         if j < 0:
             return self._start(state, particles, 0)
@@ -91,7 +93,7 @@ class DepthFirst(Settings):
         best = resting[[np.argmax(particles.value(resting))]]
         return advance(particles, best, end), state._replace(j=len(self.levels))
 
-    def _passes(self, state: State, particles: Particles, uid: int) -> bool:
+    def _passes(self, state: DepthFirstState, particles: Particles, uid: int) -> bool:
         """Whether the particle's score is up to the threshold of its check."""
         seen = particles.scores[:, state.checks[state.j]]
         known = np.flatnonzero(~np.isnan(seen).any(axis=-1))
@@ -101,7 +103,7 @@ class DepthFirst(Settings):
         least = np.quantile(values, self.quantile) if self.thresholds is None else self.thresholds[state.j]
         return bool(values[known == uid][0] >= least)
 
-    def _affords(self, state: State, particles: Particles, step: int) -> bool:
+    def _affords(self, state: DepthFirstState, particles: Particles, step: int) -> bool:
         """Whether a particle can be started at `step`, looked at at its first check, and finished."""
         task, end = state.task, state.task.grid.steps
         there = next(s for s in state.checks if s > step)
@@ -109,7 +111,7 @@ class DepthFirst(Settings):
         cost += task.evaluations(there, end, paid=True) if there < end else 0.0
         return bool(cost <= particles.left + 1e-9)
 
-    def _start(self, state: State, particles: Particles, step: int) -> tuple[Move, State]:
+    def _start(self, state: DepthFirstState, particles: Particles, step: int) -> tuple[Move, DepthFirstState]:
         """A new particle to the first check after `step`: the last one noised forward to it, or a fresh seed at 0."""
         j, to = next((j, s) for j, s in enumerate(state.checks) if s > step)
         return (renoise(particles.moved, step, to) if step > 0 else fresh(1, to)), state._replace(j=j)

@@ -30,7 +30,7 @@ class PivotStream(NamedTuple):
     """Uid of the best candidate of the present step so far, or -1."""
 
 
-class State(NamedTuple):
+class EpsilonGreedyState(NamedTuple):
     """What the search remembers between moves."""
 
     steps: int
@@ -63,10 +63,10 @@ class EpsilonGreedy(Settings):
     needs = frozenset({Need.BRANCH, Need.NEAR})
     lockstep: ClassVar[bool] = False
 
-    def init(self, task: Task) -> State:
-        return State(task.grid.steps, max(self.streams, task.keep))
+    def init(self, task: Task) -> EpsilonGreedyState:
+        return EpsilonGreedyState(task.grid.steps, max(self.streams, task.keep))
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: EpsilonGreedyState, uids: IntArray, particles: Particles) -> EpsilonGreedyState:
         """Start from these living particles, best first, in place of noises of its own: one stream from each.
 
         Streams go together, so that of particles at several steps only those that are furthest are taken.
@@ -74,7 +74,9 @@ class EpsilonGreedy(Settings):
         uids = uids[particles.step[uids] == particles.step[uids].max()]
         return state._replace(streams=tuple(PivotStream(u) for u in uids[: state.paths].tolist()), left=self.n or 1)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: EpsilonGreedyState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, EpsilonGreedyState]:
         if not len(particles):
             return fresh(state.paths, 0), state
         if not state.streams:
@@ -95,7 +97,7 @@ class EpsilonGreedy(Settings):
         move = self._round(state.streams, step, tries, particles, rng)
         return move, state._replace(left=state.left - tries, tried=True)
 
-    def _learn(self, state: State, tried: IntArray, particles: Particles) -> State:
+    def _learn(self, state: EpsilonGreedyState, tried: IntArray, particles: Particles) -> EpsilonGreedyState:
         """Take in the last round, whose candidates (n,) are by turns of the streams, -1 where the budget ended. After
         the last round of a step, streams go on from their best candidates."""
         if not state.tried:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.algorithms.seed_pruning import SeedPruning, State
+from ttsnap.algorithms.seed_pruning import PruningState, SeedPruning
 from ttsnap.core.grid import Task
 from ttsnap.core.moves import Move, fresh, perturb
 from ttsnap.core.needs import Need
@@ -53,12 +53,14 @@ class Evolution(Settings):
         """What becomes of all noises; it refuses checks and shares that cannot be meant."""
         return SeedPruning(self.n, self.keep, self.levels, draft_share=self.draft_share, draft_calls=self.draft_calls)
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> PruningState:
         """The first check once for each generation, then the others."""
         least, (first, *others) = self._pruning().init(task)
-        return State(least, (*[first] * self.generations, *others))
+        return PruningState(least, (*[first] * self.generations, *others))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: PruningState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, PruningState]:
         check, *ahead = state.checks
         if not len(particles):
             return fresh(self.n or 1, check.step, look=check.look), state
@@ -67,4 +69,4 @@ class Evolution(Settings):
         ranked = particles.ranked()
         parents = ranked[: max(1, math.floor(self.parents * len(ranked) + 0.5))]
         move = perturb(np.resize(parents, self.n or 1), self.mix, check.step)
-        return dataclasses.replace(move, look=check.look), State(state.least, tuple(ahead))
+        return dataclasses.replace(move, look=check.look), PruningState(state.least, tuple(ahead))

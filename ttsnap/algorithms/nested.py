@@ -20,7 +20,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Adopting, Algorithm, AlgorithmState
 
 
-class State(NamedTuple):
+class NestedState(NamedTuple):
     """What the search remembers between moves."""
 
     task: Task
@@ -70,12 +70,12 @@ class Nested:
     def needs(self) -> Needs:
         return self.first.needs | self.second.needs
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> NestedState:
         self.second.init(task)  # complains now, not when the survivors are paid
         first = self.first
         if isinstance(first, SeedPruning) and first.n is None:
             first = self._sized(first, task)
-        return State(task, first, first.init(task))
+        return NestedState(task, first, first.init(task))
 
     def _sized(self, first: SeedPruning, task: Task) -> SeedPruning:
         """With as many seeds as `share` of the budget prunes, at least one."""
@@ -89,7 +89,9 @@ class Nested:
             n += 1
         return dataclasses.replace(first, n=n)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: NestedState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, NestedState]:
         move, inner = state.algorithm.step(state.inner, particles, rng)
         if state.adopted:
             return move, state._replace(inner=inner)
@@ -108,4 +110,4 @@ class Nested:
         move, inner = second.step(second.adopt(second.init(state.task), left.ranked(), left), left, rng)
         if move is not None:
             move = dataclasses.replace(move, drop=np.union1d(move.drop, np.flatnonzero(particles.alive & ~ready)))
-        return move, State(state.task, second, inner, True)
+        return move, NestedState(state.task, second, inner, True)

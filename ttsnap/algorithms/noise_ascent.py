@@ -23,7 +23,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Natural, Settings
 
 
-class State(NamedTuple):
+class NoiseAscentState(NamedTuple):
     """What the search remembers between moves."""
 
     end: int
@@ -80,17 +80,19 @@ class NoiseAscent(Settings):
     def needs(self) -> Needs:
         return frozenset({Gradient(self.ascends, self.weights)})
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> NoiseAscentState:
         if self.rounds is None and not np.isfinite(task.allowance):
             raise ValueError("noise-ascent goes on until the budget is used up: give rounds, or a budget in "
                              "evaluations, FLOPs or seconds")  # fmt: skip
-        return State(task.grid.steps, math.inf if self.rounds is None else self.rounds, self.angle)
+        return NoiseAscentState(task.grid.steps, math.inf if self.rounds is None else self.rounds, self.angle)
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: NoiseAscentState, uids: IntArray, particles: Particles) -> NoiseAscentState:
         """Go on from these living particles, best first, finished or not, in place of fresh seeds."""
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
-    def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, s: NoiseAscentState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, NoiseAscentState]:
         if not s.phase:
             particles.selection.check_scores_each(name_of(self))
             return self._start(s, particles)
@@ -118,7 +120,7 @@ class NoiseAscent(Settings):
             move, s = ascend([s.pivot], math.cos(s.angle), s.end), s._replace(phase="step")
         return dataclasses.replace(move, drop=drop, reject=reject), s
 
-    def _start(self, s: State, particles: Particles) -> tuple[Move, State]:
+    def _start(self, s: NoiseAscentState, particles: Particles) -> tuple[Move, NoiseAscentState]:
         if not s.given:
             return fresh(1, s.end), s._replace(phase="start", strikes=0)
         pivot, s = s.given[0], s._replace(phase="start", pivot=s.given[0], given=s.given[1:], strikes=0)

@@ -33,7 +33,7 @@ class Stream(NamedTuple):
     """Uid of this step's best candidate, or -1."""
 
 
-class State(NamedTuple):
+class RBFState(NamedTuple):
     """What the search remembers between moves."""
 
     task: Task
@@ -68,12 +68,12 @@ class RBF(Settings):
     def n(self) -> int:
         return self.streams * self.initial
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> RBFState:
         if task.allowance == float("inf"):
             raise ValueError(f"{name_of(self)} plans by its budget; give one in NFE, FLOPs or seconds")
-        return State(task)
+        return RBFState(task)
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: RBFState, uids: IntArray, particles: Particles) -> RBFState:
         """Start from these living particles, best first, in place of noises of its own: one stream from each.
 
         The quota is of the steps that they still have before them.
@@ -84,7 +84,7 @@ class RBF(Settings):
         streams = tuple(Stream(u, v, base) for u, v in zip(at.tolist(), particles.value(at).tolist(), strict=True))
         return state._replace(streams=streams, base=base)
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(self, state: RBFState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, RBFState]:
         task, now = state.task, len(particles)
         particles.selection.check_scores_each(name_of(self))
         if state.done:
@@ -111,13 +111,13 @@ class RBF(Settings):
         move = advance(particles, rows, particles.step[rows] + child, score=child, drop=drop)
         return move, state._replace(drew=True)
 
-    def _learn(self, state: State, candidates: IntArray, particles: Particles) -> State:
+    def _learn(self, state: RBFState, candidates: IntArray, particles: Particles) -> RBFState:
         """Take in the last move's candidates, as far as they were carried out."""
         new = {int(particles.parent[u]): u for u in candidates.tolist()}
         streams = tuple(self._judge(s, new[s.at], state, particles) if s.at in new else s for s in state.streams)
         return state._replace(streams=streams)
 
-    def _judge(self, s: Stream, uid: int, state: State, particles: Particles) -> Stream:
+    def _judge(self, s: Stream, uid: int, state: RBFState, particles: Particles) -> Stream:
         score, step = float(particles.value([uid])[0]), int(particles.step[uid])
         top = uid if s.top < 0 or score > particles.value([s.top])[0] else s.top
         s = s._replace(top=top, quota=s.quota - 1)
@@ -127,17 +127,17 @@ class RBF(Settings):
             return Stream(uid, score, max(s.quota, 0) + state.base)
         return s if s.quota > 0 else Stream(top, s.best, state.base)
 
-    def _accepts(self, score: float, step: int, stream: Stream, state: State) -> bool:
+    def _accepts(self, score: float, step: int, stream: Stream, state: RBFState) -> bool:
         return score > stream.best
 
-    def _finalists(self, state: State, particles: Particles) -> list[int]:
+    def _finalists(self, state: RBFState, particles: Particles) -> list[int]:
         """What would be finished now, best first; "published" by the score at each stream's present step."""
         if self.finish == "best":
             return [int(u) for u in particles.ranked()[: state.task.keep]]
         present = np.array([s.top if s.top >= 0 else s.at for s in state.streams])
         return [int(u) for u in particles.ranked(present)]
 
-    def _affordable(self, state: State, finalists: list[int], particles: Particles) -> list[int]:
+    def _affordable(self, state: RBFState, finalists: list[int], particles: Particles) -> list[int]:
         """States that can have one more candidate, with enough left to finish whatever may then have to be."""
         task, end = state.task, state.task.grid.steps
         open_ = [s.at for s in state.streams if particles.step[s.at] + 1 < end]

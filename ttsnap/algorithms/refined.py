@@ -18,7 +18,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.core.protocols import Algorithm, AlgorithmState, Refining
 
 
-class State(NamedTuple):
+class RefinedState(NamedTuple):
     """What the search remembers between moves."""
 
     task: Task
@@ -60,11 +60,13 @@ class Refined:
     def needs(self) -> Needs:
         return self.first.needs | self.second.needs
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> RefinedState:
         self.second.init(task)  # complains now, not when the search is paid
-        return State(task, self.first.init(task))
+        return RefinedState(task, self.first.init(task))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: RefinedState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, RefinedState]:
         if not state.refining:
             move, inner = self.first.step(state.inner, particles, rng)
             if move is not None and len(move):
@@ -74,7 +76,7 @@ class Refined:
             if not len(done):
                 return move, state
             best = done[[int(np.argmax(particles.value(done)))]]
-            state = State(state.task, self.second.adopt(self.second.init(state.task), best, particles), True)
+            state = RefinedState(state.task, self.second.adopt(self.second.init(state.task), best, particles), True)
             move, inner = self.second.step(state.inner, particles, rng)
             if move is not None and len(rejected):
                 move = dataclasses.replace(move, reject=np.union1d(move.reject, rejected))

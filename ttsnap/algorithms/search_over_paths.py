@@ -23,7 +23,7 @@ _EPS = 1e-6
 """Levels of a grid come from float32 times, and sums of them are to meet them again."""
 
 
-class State(NamedTuple):
+class PathsState(NamedTuple):
     """What the search remembers between moves."""
 
     grid: Grid
@@ -65,17 +65,17 @@ class SearchOverPaths(Settings):
         if self.legs is not None and self.legs[0] <= self.legs[1]:
             raise ValueError(f"legs must go further than they go back, got {list(self.legs)}")
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> PathsState:
         if task.grid.steps < 3:
             raise ValueError(f"search over paths needs 3 steps, to have one to go back to; got {task.grid.steps}")
-        return State(task.grid, max(self.streams, task.keep))
+        return PathsState(task.grid, max(self.streams, task.keep))
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: PathsState, uids: IntArray, particles: Particles) -> PathsState:
         """Go on from these living particles, best first, in place of fresh seeds: first to the level `start`, or where
         they are beyond it, a step further than the foremost."""
         return state._replace(given=tuple(np.asarray(uids, int)[: state.streams].tolist()))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(self, state: PathsState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, PathsState]:
         grid, at, end = state.grid, state.at, state.grid.steps
         if not at:
             first = self.legs[0] - 1 if self.legs else grid.step_at(self.start + _EPS)
@@ -95,7 +95,7 @@ class SearchOverPaths(Settings):
         parents = np.tile(kept, self.n or 1)
         gone = np.concatenate([ranked[state.streams :], np.array(state.kept, int)])
         move = renoise(parents, start, stop, drop=gone)
-        return move, State(grid, state.streams, stop, kept=tuple(kept.tolist()))
+        return move, PathsState(grid, state.streams, stop, kept=tuple(kept.tolist()))
 
     def _leg(self, grid: Grid, at: int) -> tuple[int, int]:
         """The steps that streams at this one are noised to, and denoised to from there."""

@@ -37,7 +37,7 @@ class Check(NamedTuple):
     """How particles are scored."""
 
 
-class State(NamedTuple):
+class PruningState(NamedTuple):
     """What the search remembers between moves."""
 
     least: int
@@ -108,7 +108,7 @@ class SeedPruning(Settings):
             default.draft_share if self.draft_share is None else self.draft_share,
         )
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> PruningState:
         """The checks to come; on a coarse grid those of one step are merged, and those by level at its end dropped."""
         keep, levels, draft_share = self.settled(finishing=task.begin_calls > 0)
         grid = task.grid
@@ -125,7 +125,7 @@ class SeedPruning(Settings):
             merged[step] = merged.get(step, 1.0) * share
         checks = [Check(step, keep, ESTIMATE) for step, keep in merged.items() if step < grid.steps]
         checks.append(Check(grid.steps, 1.0, ESTIMATE))
-        return State(task.keep, (*self._drafts(checks, task, draft_share), *checks))
+        return PruningState(task.keep, (*self._drafts(checks, task, draft_share), *checks))
 
     def _drafts(self, checks: Sequence[Check], task: Task, share: float) -> Sequence[Check]:
         """The check by drafts before these, which keeps so few that drafts take this share of all costs."""
@@ -157,7 +157,9 @@ class SeedPruning(Settings):
         n = self.n or 1
         return dataclasses.replace(self, n=n + more, shares_of=min(n, self.shares_of or n))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: PruningState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, PruningState]:
         if not len(particles):
             return fresh(self.n or 1, state.checks[0].step, look=state.checks[0].look), state
         check, *ahead = state.checks
@@ -169,7 +171,7 @@ class SeedPruning(Settings):
         kept = max(state.least, self.survivors(ranked.shape[-1], check.keep))
         ranked = particles.spread(ranked, kept)
         move = advance(particles, ranked[..., :kept], ahead[0].step, drop=ranked[..., kept:], look=ahead[0].look)
-        return move, State(state.least, tuple(ahead))
+        return move, PruningState(state.least, tuple(ahead))
 
 
 _LATE_CUT = Settled(keep=(0.3,), levels=(0.6,), draft_share=0.2)

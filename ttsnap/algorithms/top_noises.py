@@ -17,7 +17,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Settings
 
 
-class State(NamedTuple):
+class TopNoisesState(NamedTuple):
     steps: int
     keep: int
     done: bool = False
@@ -34,10 +34,12 @@ class TopNoises(Settings):
     needs = NOTHING
     lockstep: ClassVar[bool] = True
 
-    def init(self, task: Task) -> State:
-        return State(task.grid.steps, max(self.keep, task.keep))
+    def init(self, task: Task) -> TopNoisesState:
+        return TopNoisesState(task.grid.steps, max(self.keep, task.keep))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: TopNoisesState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, TopNoisesState]:
         if not len(particles):
             return fresh(self.n or 1, 0), state
         if state.done:

@@ -21,7 +21,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, NotNegative, Settings
 
 
-class State(NamedTuple):
+class TreeState(NamedTuple):
     """What the search remembers between moves."""
 
     task: Task
@@ -71,19 +71,19 @@ class BestFirst(Settings):
     needs = frozenset({Need.BRANCH})
     lockstep: ClassVar[bool] = False
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> TreeState:
         if not np.isfinite(task.allowance):
             raise ValueError("best-first plans by its budget: give one in evaluations, FLOPs or seconds")
-        return State(task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps))
+        return TreeState(task, min(self.block or max(1, round(task.grid.steps / 5)), task.grid.steps))
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: TreeState, uids: IntArray, particles: Particles) -> TreeState:
         """Take these living particles, best first, for roots in place of fresh seeds.
 
         Those at step 0 are taken a block further before they are nodes; those that were scored later are nodes.
         """
         return state._replace(given=tuple(np.asarray(uids, int).tolist()), born=len(particles))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(self, state: TreeState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, TreeState]:
         tree = self._grow(state, particles)
         if len(tree.uids) == state.nodes:
             return None, state  # nothing could be paid for: another cap than the one that the allowance is of
@@ -125,7 +125,7 @@ class BestFirst(Settings):
         tries = np.log1p(tree.children[uid]) + np.log1p(tree.tree[tree.root[uid]])
         return float(tree.value[uid] - self.bonus * tries)
 
-    def _stop(self, state: State, at: int, left: float) -> int:
+    def _stop(self, state: TreeState, at: int, left: float) -> int:
         """Where a child from step `at` goes: a block ahead if it can be finished from there, to the end, or 0."""
         end = state.task.grid.steps
         ahead = min(at + state.block, end)
@@ -133,7 +133,7 @@ class BestFirst(Settings):
         whole = state.task.evaluations(at, ahead) + state.task.evaluations(ahead, end) if ahead < end else straight
         return ahead if whole <= left + 1e-9 else end if straight <= left + 1e-9 else 0
 
-    def _grow(self, state: State, particles: Particles) -> Tree:
+    def _grow(self, state: TreeState, particles: Particles) -> Tree:
         """The tree as it is, from the particles. A score counts in standard deviations from the mean at its depth, as
         estimates at noisy steps spread less. Those at one depth are children of chosen nodes: the mean value of their
         parents is added, so that an average child is worth its parent.

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ttsnap.algorithms.rbf import RBF, State, Stream
+from ttsnap.algorithms.rbf import RBF, RBFState, Stream
 from ttsnap.core.arrays import IntArray
 from ttsnap.core.grid import Task
 from ttsnap.core.particles import Particles
@@ -30,17 +30,17 @@ class VerifierThreshold(RBF):
     [ours]."""
     exhaustive: ClassVar[bool] = False
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> RBFState:
         if self.thresholds is not None and len(self.thresholds) != task.grid.steps - 1:
             raise ValueError(f"{len(self.thresholds)} thresholds for {task.grid.steps - 1} steps before the image")
         return super().init(task)
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: RBFState, uids: IntArray, particles: Particles) -> RBFState:
         noises = particles.value(np.flatnonzero(particles.scored == particles.step[uids].min()))
         noises = noises[np.isfinite(noises)]
         at = np.linspace(*self.quantiles, state.task.grid.steps - 1)
         relative = np.quantile(noises, at).tolist() if len(noises) else [-np.inf] * len(at)
         return super().adopt(state, uids, particles)._replace(bars=self.thresholds or tuple(relative))
 
-    def _accepts(self, score: float, step: int, stream: Stream, state: State) -> bool:
+    def _accepts(self, score: float, step: int, stream: Stream, state: RBFState) -> bool:
         return bool(np.isfinite(score)) and score >= state.bars[step - 1]

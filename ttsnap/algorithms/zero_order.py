@@ -21,7 +21,7 @@ from ttsnap.core.particles import Particles
 from ttsnap.files.settings import Count, Decay, Fraction, Natural, Settings, Share
 
 
-class State(NamedTuple):
+class ZeroOrderState(NamedTuple):
     """What the search remembers between moves."""
 
     check: int
@@ -59,19 +59,21 @@ class ZeroOrder(Settings):
     needs = frozenset({Need.MIX})
     lockstep: ClassVar[bool] = False
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> ZeroOrderState:
         if self.rounds is None and not np.isfinite(task.allowance):
             raise ValueError("zero-order goes on until the budget is used up: give rounds, or a budget in evaluations, "
                              "FLOPs or seconds")  # fmt: skip
         end = task.grid.steps
         check = end if self.check is None else task.grid.step_at(self.check)
-        return State(check, end, math.inf if self.rounds is None else self.rounds)
+        return ZeroOrderState(check, end, math.inf if self.rounds is None else self.rounds)
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: ZeroOrderState, uids: IntArray, particles: Particles) -> ZeroOrderState:
         """Go on from these living particles, at step 0 or finished, best first, in place of fresh seeds."""
         return state._replace(given=tuple(np.asarray(uids, int).tolist()))
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: ZeroOrderState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, ZeroOrderState]:
         if not state.phase:
             return self._begin(state, particles, rng)
         new = np.sort(particles.moved[particles.moved >= 0])
@@ -94,7 +96,9 @@ class ZeroOrder(Settings):
             return None, state
         return self._round(state, pivot, rng, lost)
 
-    def _round(self, state: State, pivot: int, rng: np.random.Generator, drop: IntArray) -> tuple[Move, State]:
+    def _round(
+        self, state: ZeroOrderState, pivot: int, rng: np.random.Generator, drop: IntArray
+    ) -> tuple[Move, ZeroOrderState]:
         """Neighbours of a pivot, up to the check."""
         phase = "end" if state.check == state.end else "check"
         share = np.where(rng.random(self.n) < self.eps, 0.0, self.mix) if self.eps else self.mix
@@ -102,8 +106,8 @@ class ZeroOrder(Settings):
         return move, state._replace(phase=phase, pivot=pivot)
 
     def _begin(
-        self, state: State, particles: Particles, rng: np.random.Generator, drop: IntArray | None = None
-    ) -> tuple[Move, State]:
+        self, state: ZeroOrderState, particles: Particles, rng: np.random.Generator, drop: IntArray | None = None
+    ) -> tuple[Move, ZeroOrderState]:
         """A pivot that is no one's neighbour. Finished images stay when their particles are given up."""
         gone = np.empty(0, int) if drop is None else drop
         if state.given:

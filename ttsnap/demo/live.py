@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ttsnap.algorithms.by_hand import ByHand, State, UserCommand
+from ttsnap.algorithms.by_hand import ByHand, ByHandState, UserCommand
 from ttsnap.algorithms.options import options_of
 from ttsnap.core.grid import Grid
 from ttsnap.core.results import Event, Result, Spent
@@ -169,7 +169,7 @@ def _rows(pipe: Any, budget: Budget) -> int | None:
 
 def by_hand(result: Result) -> tuple[tuple[int, UserCommand], ...]:
     """The wishes that were carried out, with their turns."""
-    return result.state.taken if isinstance(result.state, State) else ()
+    return result.state.taken if isinstance(result.state, ByHandState) else ()
 
 
 def why_unspent(request: Prepared, grid: Grid, spent: Spent) -> str:

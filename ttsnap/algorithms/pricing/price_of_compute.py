@@ -33,7 +33,7 @@ _Kind = TypeVar("_Kind", bound=np.generic)
 _RUNG, _LOWER, _LEAST = 0.93, 0.8, 1e-3
 
 
-class State(NamedTuple):
+class PriceOfComputeState(NamedTuple):
     """Beliefs about the prompt; every array may have a leading axis of searches in lockstep."""
 
     tariff: Tariff
@@ -101,7 +101,7 @@ class PriceOfCompute:
         looks = self.forecast.looks
         return ByStep(looks) if looks else ESTIMATE
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> PriceOfComputeState:
         f = self.forecast
         if len(f.levels) != task.grid.steps + 1 or not np.allclose(f.levels, task.grid.levels, atol=1e-3):
             raise ValueError(
@@ -121,9 +121,13 @@ class PriceOfCompute:
         zero = np.zeros(())
         none, worst = np.empty(0), zero - np.inf
         prices = tariff_of(f, task, self.price, self.cap)
-        return State(prices, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1)
+        return PriceOfComputeState(
+            prices, f.mean, f.cov, zero, zero, none.astype(int), none, worst, zero, zero, zero + 1
+        )
 
-    def step(self, state: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(
+        self, state: PriceOfComputeState, particles: Particles, rng: np.random.Generator
+    ) -> tuple[Move | None, PriceOfComputeState]:
         lead = particles.step.shape[:-1]
         if not len(particles):
             particles.selection.check_scores_each("price-of-compute")
@@ -152,7 +156,7 @@ class PriceOfCompute:
         rows = Rows(kind, uid, at, stop, np.ones(uid.shape, bool), np.ones(uid.shape))
         return Move(rows, self._look, value=value[..., 0] if lead else float(value[0])), state
 
-    def _begin(self, state: State, shape: tuple[int, ...]) -> State:
+    def _begin(self, state: PriceOfComputeState, shape: tuple[int, ...]) -> PriceOfComputeState:
         """A state with room for the particles of `shape` (..., n), and a copy of each belief for every search."""
         beliefs: dict[str, Any] = {
             name: np.array(np.broadcast_to(belief, (*shape[:-1], *belief.shape)))
@@ -161,7 +165,7 @@ class PriceOfCompute:
         }
         return state._replace(**beliefs, stage=np.zeros(shape, int), evidence=np.full(shape, -np.inf))
 
-    def _learn(self, state: State, particles: Particles) -> State:
+    def _learn(self, state: PriceOfComputeState, particles: Particles) -> PriceOfComputeState:
         """Take in the scores of the last move's rows that were carried out."""
         f = self.forecast
         checks, d = f.steps, len(f.checks)
@@ -197,7 +201,7 @@ class PriceOfCompute:
         f = self.forecast
         return np.asarray((f.spread_count * f.prior_variance(mean[..., -1]) + squares) / (f.spread_count + seen))
 
-    def _choose(self, state: State) -> tuple[IntArray, IntArray, FloatArray, State]:
+    def _choose(self, state: PriceOfComputeState) -> tuple[IntArray, IntArray, FloatArray, PriceOfComputeState]:
         """The candidate with the highest reservation value, where it goes, at what price; -inf when none is worth it.
 
         Also the state as if the choice had been paid for, to choose another one beside it.
@@ -238,7 +242,7 @@ class PriceOfCompute:
         paid = state._replace(stage=stage, spent=state.spent + cost, rung=rung, lower=lower)
         return uid, stop, value, paid
 
-    def _level(self, s: State, spread: FloatArray) -> FloatArray:
+    def _level(self, s: PriceOfComputeState, spread: FloatArray) -> FloatArray:
         """A price of 1 in the unit of the table, per evaluation over s; kappa over what is left of an own budget."""
         task = s.tariff.task
         if not task.shared:
@@ -249,7 +253,7 @@ class PriceOfCompute:
         """By whole rungs, so that it is the same number for every prompt on a rung; 1 with an own budget."""
         return np.asarray((tariff.price if tariff.task.shared else 1.0) * _RUNG**rung)
 
-    def _fall(self, s: State, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _fall(self, s: PriceOfComputeState, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The first rung and `lower` whose price is below `limit`, falling from the present ones.
 
         On every rung, `lower` dips in steps to a floor of its own before the price falls to the next. Where nothing is

@@ -28,7 +28,7 @@ Potential = Literal["difference", "max", "sum", "current"]
 Temper = Literal["constant", "linear", "increase", "adaptive"]
 
 
-class State(NamedTuple):
+class SMCState(NamedTuple):
     """Weighted lineages (n,) on the way to steps[at]."""
 
     steps: tuple[int, ...]
@@ -61,7 +61,7 @@ class State(NamedTuple):
     def last(self) -> bool:
         return self.at == len(self.steps) - 1
 
-    def of(self, rows: IntArray) -> State:
+    def of(self, rows: IntArray) -> SMCState:
         """Those at these rows alone."""
         return self._replace(
             uids=self.uids[rows],
@@ -123,18 +123,18 @@ class SMC(Settings):
         if not 0 <= self.last <= self.first <= 1:
             raise ValueError(f"levels must be 0 <= last <= first <= 1; got {self}")
 
-    def init(self, task: Task) -> State:
+    def init(self, task: Task) -> SMCState:
         # Not before the last step: samplers draw no noise in it, and the estimate there is the image already.
         levels, end = np.asarray(task.grid.levels[:-2]), task.grid.steps
         if self.steps is not None:
             if not all(a < b for a, b in pairwise((*self.steps, end - 1))):
                 raise ValueError(f"checks at steps {list(self.steps)} must rise and be below {end - 1}, of {end} steps")
-            return State((*self.steps, end), task.keep, self.n or 1)
+            return SMCState((*self.steps, end), task.keep, self.n or 1)
         inside = np.flatnonzero((levels <= self.first + 1e-9) & (levels >= self.last - 1e-9))
         checks = inside[:: self.every or max(1, round(end / 5))].tolist()
-        return State((*checks, end), task.keep, self.n or 1)
+        return SMCState((*checks, end), task.keep, self.n or 1)
 
-    def adopt(self, state: State, uids: IntArray, particles: Particles) -> State:
+    def adopt(self, state: SMCState, uids: IntArray, particles: Particles) -> SMCState:
         """Go on from these living particles, best first, repeated up to n, in place of fresh seeds.
 
         There is no check where they are: they were chosen by their scores there.
@@ -145,7 +145,7 @@ class SMC(Settings):
         ahead = tuple(s for s in state.steps if s > particles.step[uids].max())
         return state._replace(steps=ahead, n=n, uids=np.resize(uids, n))
 
-    def step(self, s: State, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, State]:
+    def step(self, s: SMCState, particles: Particles, rng: np.random.Generator) -> tuple[Move | None, SMCState]:
         if s.at < 0:
             if len(s.uids):
                 move = advance(particles, s.uids, s.steps[0], drop=particles.others(s.uids))
@@ -162,12 +162,12 @@ class SMC(Settings):
             move = advance(particles, s.uids, s.steps[s.at + 1], drop=particles.others(s.uids))
         return move, s._replace(at=s.at + 1)
 
-    def _size(self, s: State, at: int) -> int:
+    def _size(self, s: SMCState, at: int) -> int:
         """How many particles go to steps[at]."""
         share = float(self.shrink ** (at / max(1, len(s.steps) - 1)))
         return max(1, min(s.n, s.least), round(s.n * share))
 
-    def _weighed(self, s: State, particles: Particles) -> State:
+    def _weighed(self, s: SMCState, particles: Particles) -> SMCState:
         """The weights times the potentials of the scores at this check; 0 where a score is missing."""
         r = particles.value(s.uids)
         known = np.isfinite(r)
@@ -175,7 +175,7 @@ class SMC(Settings):
             return s  # nothing was learnt
         r, ratio = np.where(known, r, 0.0), particles.log_ratio[s.uids]
 
-        def weighed(lam: float) -> State:
+        def weighed(lam: float) -> SMCState:
             stat = running(self.potential, s.stat, r)
             log_g = self._log_potential(s, r, lam, stat)
             logw = np.where(known, s.logw + log_g + ratio - s.ratio, -np.inf)
@@ -186,13 +186,13 @@ class SMC(Settings):
             return weighed(temper_by_ess(lambda lam: weighed(lam).logw, s.lam, self.lam, least))
         return weighed(self.lam if s.last else self.lam * self._share(s))
 
-    def _share(self, s: State) -> float:
+    def _share(self, s: SMCState) -> float:
         """The inverse temperature at this check, as a share of the last one's."""
         if self.temper == "increase":
             return rising(s.steps[s.at], s.steps[-1], self.gamma)
         return (s.at + 1) / len(s.steps) if self.temper == "linear" else 1.0
 
-    def _log_potential(self, s: State, r: FloatArray, lam: float, stat: FloatArray) -> FloatArray:
+    def _log_potential(self, s: SMCState, r: FloatArray, lam: float, stat: FloatArray) -> FloatArray:
         """Of a lineage at this check: exp(lam stat), but for "difference", of which that is the product.
 
         The last makes the product over a lineage exp(lam r), whatever it was so far and whoever was resampled.
@@ -201,7 +201,7 @@ class SMC(Settings):
             return lam * r - s.total
         return lam * stat - (s.total if self.potential == "difference" else 0.0)
 
-    def _resampled(self, s: State, rng: np.random.Generator) -> State:
+    def _resampled(self, s: SMCState, rng: np.random.Generator) -> SMCState:
         """Who goes on, the heaviest first: drawn by weight where weights are uneven or fewer are to go on."""
         m, now = self._size(s, s.at + 1), self._size(s, s.at)
         rows, logw = np.asarray(np.flatnonzero(s.logw > -np.inf), int), s.logw
@@ -213,7 +213,7 @@ class SMC(Settings):
         return s._replace(logw=logw).of(rows)
 
 
-def arrived(s: State, moved: IntArray) -> State:
+def arrived(s: SMCState, moved: IntArray) -> SMCState:
     """Of the rows of the last move, those carried out (`moved`, -1 where the budget cut one off).
 
     Those left take over the weight of the others.
