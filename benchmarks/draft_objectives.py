@@ -40,7 +40,7 @@ from ttsnap.distill.draft import trajectories
 from ttsnap.distill.draft.config import TrainingConfig, TrajectoryConfig
 from ttsnap.distill.draft.prompts import SceneCaptions
 from ttsnap.distill.draft.student import DraftStudent, export, start_from
-from ttsnap.distill.draft.train import Batch, DrawnRows, batch_of, draw, factor, loss, validate
+from ttsnap.distill.draft.train import DraftBatch, DrawnRows, batch_of, draw, factor, loss, validate
 from ttsnap.distill.draft.trajectories import Trajectories
 from ttsnap.distill.training import Weights
 from ttsnap.options.model import EMBEDDED
@@ -62,7 +62,7 @@ class Lesson:
     student: DraftStudent
     data: Trajectories
     rows: DrawnRows
-    batch: Batch
+    batch: DraftBatch
     found: Tensor
     decode: Decode
 

@@ -43,7 +43,7 @@ from ttsnap.core.cost import Rates
 from ttsnap.core.looks import EstimatorAt
 from ttsnap.core.prompt import Prompt
 from ttsnap.core.utility import weighted
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.scoring import score_entries
 from ttsnap.engine.live import LiveEngine
 from ttsnap.files.writing import markdown
@@ -127,7 +127,7 @@ def judged(recording: Recording, folder: Path, reward: RewardModel) -> Recording
     frames, steps = Frames([folder]), np.flatnonzero(recording.scored[:-1])
     cells = [(p, s, int(k)) for p in range(len(frames.prompts)) for s in range(frames.seeds[p]) for k in steps]
     score = reward if reward.estimates == "pixels" else reward.score_estimates
-    found = score_entries(score, frames, [Frame(*cell) for cell in cells], reward.estimates, batch_size=64)
+    found = score_entries(score, frames, [FrameAt(*cell) for cell in cells], reward.estimates, batch_size=64)
     scores = recording.scores.copy()
     scores[:, :, steps, 0] = found.reshape(len(frames.prompts), -1, len(steps))
     return replace(recording, scores=scores)

@@ -25,7 +25,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparedSeeds:
     """Estimates of one prompt at one recorded step, whose scores are compared."""
 
     prompt: int
@@ -66,7 +66,7 @@ def stage_at(plan: Sequence[Stage], step: int) -> Stage:
 def draw(
     step: int, stage: Stage, prompts: Sequence[int], seeds: Sequence[int], *, groups: int, group_size: int,
     earlier: float, seed: int,
-) -> list[Group]:  # fmt: skip
+) -> list[ComparedSeeds]:  # fmt: skip
     """The groups of an optimiser step, the same for the same seed and data.
 
     prompts: those to train on, which differ within a batch where there are enough. seeds: how many each of them has.
@@ -79,7 +79,7 @@ def draw(
     at += [] if stage.at is None else [stage.at] * (groups - old)
     order = rng.permutation(groups)
     return [
-        Group(prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist()))
+        ComparedSeeds(prompts[row], at[k], tuple(rng.choice(seeds[row], group_size, replace=False).tolist()))
         for row, k in zip(rows, order, strict=True)
     ]
 

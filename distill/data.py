@@ -32,7 +32,7 @@ FLAGS = {"pixels": "images", "latents": "latents"}
 """The flag of `ttsnap record` that stores each space."""
 
 
-class Frame(NamedTuple):
+class FrameAt(NamedTuple):
     """A recorded estimate: positions of its prompt and its seed, and the step."""
 
     prompt: int
@@ -104,7 +104,7 @@ class Frames:
         self.identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.info = [dict(p.header.info) for p in self._parts]
         self._where = [(p, i) for p in self._parts for i in range(len(p.header.prompts))]
-        self._cache: dict[tuple[Frame, str], bytes] = {}
+        self._cache: dict[tuple[FrameAt, str], bytes] = {}
         self._left = cache
 
     def select(self, steps: Sequence[int] | None = None, levels: Sequence[float] | None = None) -> tuple[int, ...]:
@@ -143,12 +143,12 @@ class Frames:
                     f"seed {part.header.first_seed + s}, step {list(steps)[k]}, and {len(missing) - 1} others"
                 )
 
-    def named(self, entry: Frame) -> str:
+    def named(self, entry: FrameAt) -> str:
         """The prompt and the seed of an entry, for messages."""
         seed = self._where[entry.prompt][0].header.first_seed + entry.seed
         return f"prompt {self.prompts[entry.prompt]!r}, seed {seed}"
 
-    def read(self, entry: Frame, extension: str) -> bytes:
+    def read(self, entry: FrameAt, extension: str) -> bytes:
         """The bytes of an entry, from memory or from its tar."""
         part, row = self._where[entry.prompt]
         if (entry, extension) in self._cache:
@@ -165,7 +165,7 @@ class Frames:
             self._left -= size
         return data
 
-    def load(self, entries: Sequence[Frame], space: str) -> Tensor:
+    def load(self, entries: Sequence[FrameAt], space: str) -> Tensor:
         """(N, ...) float32: pixels (N, 3, H, W) in [0, 1], latents (N, C, h, w)."""
         rows = [decode(self.read(entry, EXTENSIONS[space]), space) for entry in entries]
         shapes = {tuple(row.shape) for row in rows}

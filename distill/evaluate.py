@@ -14,7 +14,7 @@ import numpy as np
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.metrics import rank_correlation, top_fraction
 from ttsnap.core.protocols import Reward
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.scoring import progress, score_entries
 from ttsnap.files import reading as files
@@ -101,7 +101,7 @@ def evaluate(
     final = np.stack([scores[:seeds] for scores in finals])
     ordered = sorted(steps, reverse=True)
     rows: list[dict[str, Any]] = [{"step": step, "level": frames.levels[step]} for step in ordered]
-    entries = [Frame(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
+    entries = [FrameAt(p, s, step) for step in ordered for p in prompts for s in range(seeds)]
     with progress(len(entries) * len(rewards), "evaluate", "image", member.shown) as bar:
         for name, given in rewards.items():
             reward = make_reward(given)

@@ -14,7 +14,7 @@ import torch
 from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum, processes, report
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.evaluate import Evaluation, evaluate
 from ttsnap.distill.processes import Member
 from ttsnap.distill.scoring import TARGETS, final_scores, score_entries, spread
@@ -99,7 +99,7 @@ def _distill(config: DistillConfig, out: Path, member: Member) -> Evaluation:
     student = make_student(
         base, config.student, spec=config.reward, levels=[frames.levels[step] for step in steps],
         seed=config.seed,
-        channels=frames.load([Frame(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
+        channels=frames.load([FrameAt(0, 0, steps[0])], space).shape[1], batch_size=config.batch_size,
         device=member.device,
     )  # fmt: skip
     targets = final_scores(frames, student.base, config.reward, out, batch_size=config.batch_size, member=member)
@@ -130,7 +130,7 @@ def _match(
     student: NoiseAware, frames: Frames, prompts: list[int], targets: list[FloatArray], batch_size: int, member: Member
 ) -> None:
     """Bring the scorer's scores to the targets' units, by two finished images of each of the first prompts."""
-    entries = [Frame(p, s, frames.last) for p in prompts[:MATCHED] for s in range(min(2, len(targets[p])))]
+    entries = [FrameAt(p, s, frames.last) for p in prompts[:MATCHED] for s in range(min(2, len(targets[p])))]
     scores = score_entries(
         lambda x, texts, level: student.scorer(x, texts), frames, entries, "pixels", batch_size=batch_size,
         member=member,

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ttsnap.core.arrays import FloatArray
 from ttsnap.core.protocols import Reward
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.files.settings import Json
 from ttsnap.files.unbroken import Unbroken
@@ -31,7 +31,7 @@ Score = Callable[[Tensor, list[str], Tensor], Any]
 
 @torch.no_grad()
 def score_entries(
-    score: Score, frames: Frames, entries: Sequence[Frame], space: str, *, batch_size: int, member: Member = ALONE,
+    score: Score, frames: Frames, entries: Sequence[FrameAt], space: str, *, batch_size: int, member: Member = ALONE,
     bar: Bar | None = None, name: str = "", kept: KeptNumbers | None = None,
 ) -> FloatArray:  # fmt: skip
     """Scores (N,) float64 of N entries. Each process scores its share, and all get all scores.
@@ -63,7 +63,7 @@ def score_entries(
     return kept.numbers
 
 
-def _one_batch(score: Score, frames: Frames, entries: Sequence[Frame], space: str) -> Tensor:
+def _one_batch(score: Score, frames: Frames, entries: Sequence[FrameAt], space: str) -> Tensor:
     """Scores (N,) float64 on the CPU. ValueError for scores of another shape."""
     x = frames.load(entries, space)
     prompts = [frames.prompts[entry.prompt] for entry in entries]
@@ -87,7 +87,7 @@ def final_scores(
     out/targets.safetensors keeps the scores so far, so that an interrupted run resumes. reward: what names the base.
     ValueError for targets of another base or other data, and for a score that is nan or infinite.
     """
-    entries = [Frame(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
+    entries = [FrameAt(p, s, frames.last) for p, n in enumerate(frames.seeds) for s in range(n)]
     frames.check_stored("pixels", [frames.last])
     about: dict[str, Json] = {"reward": reward, "data": frames.identity, "entries": len(entries)}
     with (

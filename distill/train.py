@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from ttsnap.core.arrays import FloatArray
 from ttsnap.distill import curriculum
 from ttsnap.distill.config import DistillConfig
-from ttsnap.distill.curriculum import Group, Stage
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.curriculum import ComparedSeeds, Stage
+from ttsnap.distill.data import FrameAt, Frames
 from ttsnap.distill.losses import group_loss
 from ttsnap.distill.processes import ALONE, Member
 from ttsnap.distill.student import Student
@@ -58,7 +58,7 @@ class Batches(Dataset[Part]):
     def __len__(self) -> int:
         return self._plan.steps * self._config.accumulation
 
-    def groups(self, index: int) -> list[Group]:
+    def groups(self, index: int) -> list[ComparedSeeds]:
         """The groups of a part."""
         c, plan = self._config, self._plan
         step, part = divmod(index, c.accumulation)
@@ -70,7 +70,7 @@ class Batches(Dataset[Part]):
 
     def __getitem__(self, index: int) -> Part:
         groups = self.groups(index)
-        entries = [Frame(g.prompt, s, g.step) for g in groups for s in g.seeds]
+        entries = [FrameAt(g.prompt, s, g.step) for g in groups for s in g.seeds]
         x = self._frames.load(entries, self._config.student.space)
         level = torch.tensor([self._frames.levels[e.step] for e in entries], dtype=torch.float32)
         target = np.stack([self._plan.targets[g.prompt][list(g.seeds)] for g in groups])

@@ -145,7 +145,7 @@ class Loop:
         rates, main, silent = self.rates, self.member.is_main, not self.member.shown
         saved = time.monotonic()
         bar = tqdm(total=self.steps, initial=first, desc="train", unit="step", disable=silent, dynamic_ncols=True)
-        logged = Metrics(self.out / METRICS, first) if main else contextlib.nullcontext()
+        logged = MetricsFile(self.out / METRICS, first) if main else contextlib.nullcontext()
         with bar, logged as metrics, Unbroken() as asked:
             for step in range(first, self.steps):
                 for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -193,7 +193,7 @@ class Loop:
         return mean
 
 
-class Metrics:
+class MetricsFile:
     """metrics.jsonl: one line a step, in order. Lines after step `first` are removed."""
 
     def __init__(self, path: Path, first: int) -> None:
@@ -210,7 +210,7 @@ class Metrics:
         """Write to the disk, before a checkpoint that counts on these lines."""
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:

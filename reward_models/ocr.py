@@ -38,7 +38,7 @@ _LINE, _PICTURE = (48, 320), 736
 side of a picture at least."""
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line of text that was read in an image."""
 
     text: str
@@ -127,7 +127,7 @@ class OCR(RewardModel):
         ]
         return torch.tensor(scores, dtype=torch.float32)
 
-    def read(self, images: Tensor) -> list[list[Line]]:
+    def read(self, images: Tensor) -> list[list[TextLine]]:
         """images (N, 3, H, W) in [0, 1] -> the lines of text in each, from top to bottom."""
         check_images(images)
         colours = to_levels(images.flip(1)).byte().permute(0, 2, 3, 1).cpu().numpy()  # blue first, as OpenCV
@@ -142,16 +142,18 @@ class OCR(RewardModel):
         found = count_onnx(Path(self._weights("det")), (1, 3, small, small)) * (_PICTURE / small) ** 2
         return line if self.reads == "line" else line + found
 
-    def _lines(self, picture: Any) -> list[Line]:
+    def _lines(self, picture: Any) -> list[TextLine]:
         """The lines in levels (H, W, 3). Detection misses a text that fills the picture: it is read as a line then."""
         found = self._reader(picture) if self.reads == "picture" else None
         if found is not None and found.txts:
             corners = [(*box.min(0).tolist(), *box.max(0).tolist()) for box in found.boxes]
-            return [Line(text, box) for text, box in zip(found.txts, corners, strict=True)]
+            return [TextLine(text, box) for text, box in zip(found.txts, corners, strict=True)]
         line = self._reader.recognize_txt([picture])
         sure = found is None or line.scores[0] >= self._reader.text_score
+        if not (sure and line.txts[0].strip()):
+            return []
         height, width = picture.shape[:2]
-        return [Line(line.txts[0], (0.0, 0.0, float(width), float(height)))] if line.txts[0].strip() and sure else []
+        return [TextLine(line.txts[0], (0.0, 0.0, float(width), float(height)))]
 
     @cached_property
     def _reader(self) -> Any:

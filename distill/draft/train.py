@@ -135,7 +135,7 @@ def draw(step: int, count: int, states: int, config: TrainingConfig) -> DrawnRow
     return DrawnRows(chosen, steps, second)
 
 
-class Batch(NamedTuple):
+class DraftBatch(NamedTuple):
     """N rows as the network takes them."""
 
     x: Tensor
@@ -148,7 +148,7 @@ class Batch(NamedTuple):
     """Ends to guess, (N, ...)."""
 
 
-def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> Batch:
+def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config: TrainingConfig) -> DraftBatch:
     """These rows, with the network's own first guesses where second calls begin."""
     at, k, n = torch.from_numpy(drawn.trajectories), torch.from_numpy(drawn.steps), drawn.second
     texts = [data.prompts[int(i)] for i in drawn.trajectories]
@@ -164,7 +164,7 @@ def batch_of(student: DraftStudent, data: Trajectories, drawn: DrawnRows, config
                 student.path, student.estimate, x[:n], cond[:n], float(student.times[0]), student.first_time
             )
         x, time = torch.cat([half, x[n:]]), torch.cat([torch.full((n,), student.second_time).double(), time[n:]])
-    return Batch(x, time, cond, end)
+    return DraftBatch(x, time, cond, end)
 
 
 def second_calls(path: Interpolant, estimate: Estimate, x: Tensor, cond: Tensor, t: float, first_time: float) -> Tensor:

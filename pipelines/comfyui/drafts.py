@@ -99,7 +99,7 @@ class FromDrafts:
         return guess, drafts.denoiser.begin_from(guess, noise, cond)
 
 
-def finishing(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
+def finishing_sigmas(finish: Finish, schedule: Callable[[int], Tensor], steps: int, model: Any) -> tuple[int, Tensor]:
     """Where drafts are finished: a number of steps N, and the sigmas (R+1,) at the end of this schedule of so many.
 
     N is `steps` or, where `finish` says how many are left, one that leaves as many. ValueError where

@@ -41,7 +41,7 @@ class GuiderDrafter(NamedTuple):
     first_time: float = 1.0
     """What it is told at its first call, as a share of the true time; below 1 for the model as its own drafter."""
     finish: Finish | None = None
-    """From where a guess is denoised in place of noise (`drafts.finishing`); None: nowhere."""
+    """From where a guess is denoised in place of noise (`drafts.finishing_sigmas`); None: nowhere."""
 
 
 class Inside(NamedTuple):

@@ -105,7 +105,7 @@ class StockSampler:
         return seen["denoised"]
 
 
-class Rehearsal(NamedTuple):
+class SamplerCalls(NamedTuple):
     """The calls that a sampler makes, which depend on its steps alone."""
 
     sigmas: Tensor
@@ -116,7 +116,7 @@ class Rehearsal(NamedTuple):
     """Whether the sampler reads both passes of an evaluation."""
 
 
-def rehearse(stock: StockSampler) -> Rehearsal:
+def rehearse(stock: StockSampler) -> SamplerCalls:
     """Run a sampler without the model, on a corner of the latent, to see when it calls that.
 
     ValueError for a sampler that draws noise from torch's global generator, and for one that chooses its noise levels
@@ -134,7 +134,7 @@ def rehearse(stock: StockSampler) -> Rehearsal:
                          "s_churn to 0, or choose another one")  # fmt: skip
     hooks = len(stock.guided.options.get(HOOKS, []))
     hooked = any(len(call.options.get(HOOKS, [])) > hooks for call in calls)
-    return Rehearsal(torch.tensor(levels), starts, hooked)
+    return SamplerCalls(torch.tensor(levels), starts, hooked)
 
 
 def _rehearsed(stock: StockSampler, most: float = 0.0, state: int = 1) -> tuple[list[ModelCall], list[int]]:

@@ -39,7 +39,7 @@ MEANT = {
 """What a status means for a judge. No message quotes a server: it may repeat the key that it was sent."""
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """The answer to one question. score: nan where it failed; tokens: that it took; error: why it failed."""
 
     score: float
@@ -75,17 +75,17 @@ class Client:
         ours = urlsplit(self.options.base_url).hostname == urlsplit(OPENAI).hostname
         self._most = "max_completion_tokens" if ours else "max_tokens"
 
-    def ask(self, questions: Sequence[Question]) -> list[Verdict]:
+    def ask(self, questions: Sequence[Question]) -> list[Judgement]:
         """A verdict for each question; equal ones are asked once, and the second pays nothing."""
         o = self.options
         tokens = self._most, o.answer_tokens
         bodies = [question.body(o.model, o.detail, o.temperature, tokens) for question in questions]
         keys = [key_of(body, o.base_url) for body in bodies]
-        found: dict[str, Verdict] = {}
+        found: dict[str, Judgement] = {}
         for key, question in zip(keys, questions, strict=True):
             score = self.cache.get(key, question.answer.low, question.answer.high) if self.cache else None
             if score is not None:
-                found[key] = Verdict(score, 0)
+                found[key] = Judgement(score, 0)
         self.usage.known += sum(key in found for key in keys)
         new: dict[str, int] = {}
         for at, key in enumerate(keys):
@@ -98,7 +98,7 @@ class Client:
                 self.cache.put(key, verdict.score)
         return [found[key] if new.get(key, at) == at else found[key]._replace(tokens=0) for at, key in enumerate(keys)]
 
-    async def _all(self, questions: Sequence[tuple[Question, dict[str, Json]]]) -> list[Verdict]:
+    async def _all(self, questions: Sequence[tuple[Question, dict[str, Json]]]) -> list[Judgement]:
         o = self.options
         turns = asyncio.Semaphore(o.concurrency)
         with read_proxies():
@@ -108,13 +108,13 @@ class Client:
             api_key=key, base_url=o.base_url, timeout=o.timeout, max_retries=o.retries, http_client=http
         ) as client:
 
-            async def one(question: Question, body: dict[str, Json]) -> Verdict:
+            async def one(question: Question, body: dict[str, Json]) -> Judgement:
                 async with turns:
                     return await self._one(client, question, body)
 
             return await asyncio.gather(*(one(question, body) for question, body in questions))
 
-    async def _one(self, client: openai.AsyncOpenAI, question: Question, body: dict[str, Json]) -> Verdict:
+    async def _one(self, client: openai.AsyncOpenAI, question: Question, body: dict[str, Json]) -> Judgement:
         """One question, and further attempts where the openai package makes some."""
         text = b""
         try:
@@ -144,14 +144,14 @@ class Client:
             if tokens > most:
                 logger.warning("%s took %d tokens for a question, above image_tokens=%d an image; raise it",
                                self.options.model, tokens, self.options.image_tokens)  # fmt: skip
-            return Verdict(read_reply(reply, question.answer), tokens)
+            return Judgement(read_reply(reply, question.answer), tokens)
         except ValueError as error:
             return self._failed(f"gave an answer that cannot be used: {error}", tokens)
 
-    def _failed(self, why: str, tokens: int) -> Verdict:
+    def _failed(self, why: str, tokens: int) -> Judgement:
         """A verdict without a score."""
         self.usage.failed += 1
-        return Verdict(float("nan"), tokens, f"{self.options.model} {why}")
+        return Judgement(float("nan"), tokens, f"{self.options.model} {why}")
 
 
 async def _reply(client: openai.AsyncOpenAI, body: dict[str, Json]) -> bytes:

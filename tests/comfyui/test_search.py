@@ -22,7 +22,7 @@ from ttsnap.loop.budget import Budget
 from ttsnap.options.engine import EngineOptions
 from ttsnap.options.model import ModelOptions
 from ttsnap.options.sampler import Finish, SamplerOptions
-from ttsnap.pipelines.comfyui.drafts import finishing
+from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.fields import fields_of
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch, rows_that_fit
 from ttsnap.request.request import EngineSpec, ModelDefaults, Prepared, SearchRequest, prepare
@@ -191,14 +191,14 @@ def test_mixed_noise_begins_from_its_own_draft(model: Model) -> None:
 def test_where_drafts_are_finished(model: Model) -> None:
     levels = sigmas(model, 12) / (1 if isinstance(model.model_sampling, Const) else 1 + sigmas(model, 12))
     for level in (0.1, 0.5, 0.9):
-        steps, rest = finishing(Finish(level), partial(sigmas, model), 12, model)
+        steps, rest = finishing_sigmas(Finish(level), partial(sigmas, model), 12, model)
         assert (steps, rest[0]) == (12, sigmas(model, 12)[(levels[:-1] - level).abs().argmin()])
         if level < 0.9:
-            steps, rest = finishing(Finish(level, 3), partial(sigmas, model), 12, model)
+            steps, rest = finishing_sigmas(Finish(level, 3), partial(sigmas, model), 12, model)
             assert torch.equal(rest, sigmas(model, steps)[-4:])
     for nothing in (Finish(1.0), Finish(0.999), Finish(0.9, 3)):
         with pytest.raises(ValueError, match=f"{nothing}.*as 0\\.[0-9]+"):
-            finishing(nothing, partial(sigmas, model), 12, model)
+            finishing_sigmas(nothing, partial(sigmas, model), 12, model)
     drafter = GuiderDrafter(Guider(Model(model.model_sampling), 1.0))
     plain, begun = (searching(model, wanted(), drafter=drafter, rest=rest).run() for rest in (None, sigmas(model)))
     assert torch.equal(plain.latents, begun.latents)  # from pure noise: a draft changes nothing

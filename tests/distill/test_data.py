@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ttsnap.distill import data
-from ttsnap.distill.data import Frame, Frames
+from ttsnap.distill.data import FrameAt, Frames
 
 from .kills import calls
 from .world import LEVELS, estimate, write_recording
@@ -31,14 +31,14 @@ def test_entries_are_what_was_written(recording: Path, cache: int) -> None:
     frames = Frames([recording], cache=cache)
     assert frames.prompts == tuple(f"prompt {p}" for p in range(6))
     assert (frames.steps, frames.last, frames.levels) == ((0, 2), 4, LEVELS)
-    entries = [Frame(5, 0, 2), Frame(0, 2, 4), Frame(3, 1, 0), Frame(4, 1, 0)]
+    entries = [FrameAt(5, 0, 2), FrameAt(0, 2, 4), FrameAt(3, 1, 0), FrameAt(4, 1, 0)]
     for _ in range(2):
         pixels = frames.load(entries, "pixels")
         torch.testing.assert_close(pixels, torch.stack([rounded(*e) for e in entries]), rtol=0, atol=1e-6)
         latents = frames.load(entries, "latents")
         expected = np.stack([2 * estimate(*e)[:2] - 1 for e in entries])
         torch.testing.assert_close(latents, torch.from_numpy(expected).float(), rtol=0, atol=1e-3)
-    assert frames.named(Frame(0, 2, 0)) == "prompt 'prompt 0', seed 7"
+    assert frames.named(FrameAt(0, 2, 0)) == "prompt 'prompt 0', seed 7"
     again = pickle.loads(pickle.dumps(frames))  # as to a spawned worker
     torch.testing.assert_close(again.load(entries, "pixels"), pixels)
 
@@ -66,7 +66,7 @@ def test_recordings_are_joined_and_told_apart(recording: Path, tmp_path: Path) -
     assert joined.prompts[-2:] == ("prompt 20", "prompt 21")
     assert joined.seeds.tolist() == [3] * 6 + [2] * 2
     assert joined.steps == (0, 2)  # what both have
-    torch.testing.assert_close(joined.load([Frame(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(joined.load([FrameAt(7, 1, 2)], "pixels")[0], rounded(21, 1, 2), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"more .*latents"):
         joined.check_stored("latents", [0])
     copy = write_recording(tmp_path / "moved", prompts=6, seeds=3, steps=(0, 2, 4), latents=True)
@@ -99,7 +99,7 @@ def test_damaged_shards_are_named_and_left_as_they_are(tmp_path: Path) -> None:
     frames = Frames([folder])
     shard.write_bytes(whole[:600])
     with pytest.raises(ValueError, match=r"unit-00001\.tar .*cut"):
-        frames.load([Frame(4, 1, 4)], "pixels")
+        frames.load([FrameAt(4, 1, 4)], "pixels")
 
 
 def test_folders_that_hold_no_images(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ttsnap.cli.parser import Arguments
 from ttsnap.cli.serve import store_of
 from ttsnap.request.offer import ServingCatalog
 from ttsnap.service.engines import OneDevice
-from ttsnap.service.job_store import Job, JobStore
+from ttsnap.service.job_store import JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, ServiceLimits
 from ttsnap.service.monitoring import JsonLines
@@ -34,12 +34,12 @@ def store_in(folder: Path, *database: str, **limits: Any) -> closing[JobStore]:
     return closing(JobStore(folder, ServiceLimits(**limits), *database))
 
 
-def added(store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = (), **fields: object) -> Job:
+def added(store: JobStore, owner: str = "anybody", ignored: tuple[str, ...] = (), **fields: object) -> StoredJob:
     body: dict[str, Any] = {"fields": {"prompt": PROMPT, **fields}, "ignored": list(ignored)}
     return store.add(owner, "image_generation", "embedded", body, {})
 
 
-def stored(store: JobStore, size: int, job: Job | None = None) -> Job:
+def stored(store: JobStore, size: int, job: StoredJob | None = None) -> StoredJob:
     """A job that is done, with a file of so many bytes."""
     job = job or added(store)
     (store.files(job) / "1.png").write_bytes(b"0" * size)

@@ -53,7 +53,7 @@ def run(a: Arguments) -> int:
     import numpy as np
 
     from ttsnap.distill import report
-    from ttsnap.distill.data import Frame, Frames
+    from ttsnap.distill.data import FrameAt, Frames
     from ttsnap.distill.evaluate import evaluate
     from ttsnap.distill.processes import Member
     from ttsnap.distill.scoring import progress, score_entries
@@ -72,7 +72,7 @@ def run(a: Arguments) -> int:
     if base is None:
         raise ValueError(f"the reward {named} has no base of its own; name the reward that counts with --base")
     try:
-        entries = [Frame(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
+        entries = [FrameAt(p, s, frames.last) for p in prompts for s in range(frames.seeds[p])]
         with progress(len(entries), "final images", "image", True) as bar:
             final = score_entries(
                 lambda x, texts, level: base(x, texts, level * 0), frames, entries, "pixels", batch_size=a.batch_size,

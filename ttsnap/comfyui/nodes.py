@@ -22,7 +22,7 @@ from ttsnap.core.results import Event
 from ttsnap.core.selection import Selection
 from ttsnap.loop.budget import Budget
 from ttsnap.options.sampler import Finish
-from ttsnap.pipelines.comfyui.drafts import finishing
+from ttsnap.pipelines.comfyui.drafts import finishing_sigmas
 from ttsnap.pipelines.comfyui.latents import GuiderDrafter, LatentSearch
 from ttsnap.request.allowlist import OFFERED
 from ttsnap.request.offer import SearchFields
@@ -46,7 +46,7 @@ def node(
     """Makes a node of a function: keywords, each checked, -> outputs in order."""
 
     def made(work: Callable[..., Sequence[Any]]) -> type[io.ComfyNode]:
-        class Node(io.ComfyNode):
+        class TtsnapNode(io.ComfyNode):
             @classmethod
             def define_schema(cls) -> io.Schema:
                 key = f"Ttsnap{name.replace(' ', '')}"
@@ -56,7 +56,7 @@ def node(
             def execute(cls, **given: Any) -> io.NodeOutput:
                 return io.NodeOutput(*work(**inputs.checked(takes(), given)))
 
-        return Node
+        return TtsnapNode
 
     return made
 
@@ -67,7 +67,7 @@ def of_ksampler(*names: str) -> list[Any]:
     return [KINDS[stock[name][0]].Input(name, **stock[name][1]) for name in names]
 
 
-class Progress:
+class NodeProgress:
     """Shows a search on the node that runs, and hears that the user has cancelled it.
 
     returns: whether it then ends with its best image. A second time it is stopped even so.
@@ -156,10 +156,10 @@ def search_sampler(
     rest: Tensor | None = None
     again: str | None = inputs.STOCK
     if drafter and drafter.finish:
-        whole, rest = finishing(drafter.finish, sigmas, steps, model.model)
+        whole, rest = finishing_sigmas(drafter.finish, sigmas, steps, model.model)
         again = inputs.of_draft(drafter, whole, len(sigmas(whole)) - len(rest)) if denoise == 1 else None
     drafts = drafter and drafter._replace(guider=guider(drafter.guider.model_patcher, drafter.guider.cfg))
-    progress = Progress(request.selection, returns=on_cancel == RETURN)
+    progress = NodeProgress(request.selection, returns=on_cancel == RETURN)
     result, latents = LatentSearch(
         request, guider(model, cfg), comfy.samplers.sampler_object(name), sigmas(steps), latent, vae,
         latent_image.get("noise_mask"), drafts, rest, previewer,

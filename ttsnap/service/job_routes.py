@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ttsnap.files.settings import Json
-from ttsnap.service.job_store import COMPLETED, FAILED, Job
+from ttsnap.service.job_store import COMPLETED, FAILED, StoredJob
 from ttsnap.service.jobs import REMIXED, Jobs, read
 from ttsnap.service.limits import RequestError
 from ttsnap.service.replies import reply_of, stills_of
@@ -36,7 +36,7 @@ def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Req
     """The addresses of jobs of one kind."""
     path, store = PATHS[kind], jobs.store
 
-    async def job_of(request: Request, name: str) -> Job:
+    async def job_of(request: Request, name: str) -> StoredJob:
         return await asyncio.to_thread(store.get, caller_of(request), kind, name)
 
     @app.get(path, dependencies=dependencies)
@@ -85,7 +85,7 @@ def add_job_routes(app: FastAPI, jobs: Jobs, kind: str, caller_of: Callable[[Req
         return JSONResponse({"id": job.id, "object": f"{OBJECTS[kind]}.deleted", "deleted": True})
 
 
-def file_of(job: Job, jobs: Jobs, variant: str, rank: str) -> Response:
+def file_of(job: StoredJob, jobs: Jobs, variant: str, rank: str) -> Response:
     """A file of a completed job. RequestError (404) for a rank that there is not."""
     if variant in STILLS:
         name, media = f"{variant}.webp", MEDIA["webp"]
@@ -97,7 +97,7 @@ def file_of(job: Job, jobs: Jobs, variant: str, rank: str) -> Response:
     return FileResponse(jobs.store.files(job) / name, media_type=media, filename=f"{job.id}-{name}")
 
 
-def shown(job: Job, jobs: Jobs) -> dict[str, Any]:
+def shown(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     """A job, without what it made."""
     wanted, outcome = job.body["fields"], job.outcome or {}
     done = job.status == COMPLETED
@@ -126,7 +126,7 @@ def _seconds(wanted: Any) -> str:
     return f"{wanted['seconds']:g}" if "seconds" in wanted else "auto"
 
 
-def whole(job: Job, jobs: Jobs) -> dict[str, Any]:
+def whole(job: StoredJob, jobs: Jobs) -> dict[str, Any]:
     """A job with what it made: the scores of videos, and images themselves."""
     told = shown(job, jobs)
     if job.status != COMPLETED or job.outcome is None:

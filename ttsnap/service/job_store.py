@@ -59,7 +59,7 @@ TABLE = sa.Table(
 
 
 @dataclass(frozen=True)
-class Job:
+class StoredJob:
     """A request that is answered later."""
 
     id: str
@@ -83,7 +83,7 @@ class Job:
     """How often a server ended without notice while it ran."""
 
 
-COLUMNS = tuple(TABLE.c[name] for name in Job.__dataclass_fields__)
+COLUMNS = tuple(TABLE.c[name] for name in StoredJob.__dataclass_fields__)
 
 
 class JobStore:
@@ -132,7 +132,7 @@ class JobStore:
             connection.execute(sa.update(TABLE).where(lost, TABLE.c.attempts >= ATTEMPTS).values(**failed))
             connection.execute(sa.update(TABLE).where(lost).values(status=QUEUED))
 
-    def files(self, job: Job) -> Path:
+    def files(self, job: StoredJob) -> Path:
         """The folder of a job's files."""
         return self._folder / "jobs" / job.id
 
@@ -142,11 +142,13 @@ class JobStore:
 
     # --- for callers ------------------------------------------------------------------------------------------
 
-    def add(self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures) -> Job:
+    def add(self, owner: str, kind: str, model: str, body: Mapping[str, Json], pictures: Pictures) -> StoredJob:
         """Queue a job, whose pictures are on the disk before it is. RequestError where its owner has too many (429), or
         too much on the disk, and where all owners together have too much (503)."""
         now, limits = time.time(), self.limits
-        job = Job(f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None)
+        job = StoredJob(
+            f"{PREFIXES[kind]}_{secrets.token_hex(16)}", owner, kind, model, QUEUED, now, None, None, body, None
+        )
         mine = sa.and_(self._mine, TABLE.c.owner == owner)
         with self._adding:
             with self._connected() as connection:
@@ -169,7 +171,7 @@ class JobStore:
                 raise storage_failed() from None
         return job
 
-    def _insert(self, job: Job, pictures: Pictures) -> None:
+    def _insert(self, job: StoredJob, pictures: Pictures) -> None:
         folder = self.files(job)
         folder.mkdir()
         for argument, given in pictures.items():
@@ -179,19 +181,21 @@ class JobStore:
         with self._connected() as connection:
             connection.execute(sa.insert(TABLE).values(**row))
 
-    def get(self, owner: str, kind: str, name: str) -> Job:
+    def get(self, owner: str, kind: str, name: str) -> StoredJob:
         """A job by its id. RequestError (404) where this owner has none of this kind."""
         found = None
         if name.isascii() and name.isprintable():  # not every database can be asked for others
             there = sa.select(*COLUMNS).where(*self._owned(owner, kind), TABLE.c.id == name)
             with self._connected() as connection:
                 found = connection.execute(there).first()
-        if found is None or not self.files(Job(**found._mapping)).is_dir():
+        if found is None or not self.files(StoredJob(**found._mapping)).is_dir():
             what = f"no {'video' if kind == 'video' else 'job'} {name[:100]!r} here"
             raise RequestError(404, f"{what}; it may have expired", "id", "not_found")
-        return Job(**found._mapping)
+        return StoredJob(**found._mapping)
 
-    def page(self, owner: str, kind: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
+    def page(
+        self, owner: str, kind: str, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[StoredJob], bool]:
         """So many jobs of an owner after that of an id, and whether there are more. RequestError for an unknown id."""
         number = TABLE.c.number
         found = sa.select(*COLUMNS).where(*self._owned(owner, kind)).limit(limit + 1)
@@ -204,10 +208,10 @@ class JobStore:
             found = found.where(number < at if newest_first else number > at)
         with self._connected() as connection:
             rows = connection.execute(found.order_by(number.desc() if newest_first else number)).all()
-        jobs = [Job(**row._mapping) for row in rows[:limit]]
+        jobs = [StoredJob(**row._mapping) for row in rows[:limit]]
         return [job for job in jobs if self.files(job).is_dir()], len(rows) > limit
 
-    def delete(self, job: Job) -> None:
+    def delete(self, job: StoredJob) -> None:
         """Remove a job and its files."""
         self._remove(TABLE.c.id == job.id)
 
@@ -220,27 +224,27 @@ class JobStore:
 
     # --- for what runs them -----------------------------------------------------------------------------------
 
-    def waiting(self, model: str, owners: Collection[str]) -> list[Job]:
+    def waiting(self, model: str, owners: Collection[str]) -> list[StoredJob]:
         """The oldest queued job for this model of each of these owners, oldest first."""
         queued = TABLE.c.status == QUEUED, TABLE.c.model == model, TABLE.c.owner.in_(owners)
         oldest = sa.select(sa.func.min(TABLE.c.number)).where(self._mine, *queued).group_by(TABLE.c.owner)
         found = sa.select(*COLUMNS).where(TABLE.c.number.in_(oldest)).order_by(TABLE.c.number)
         with self._connected() as connection:
-            return [Job(**row._mapping) for row in connection.execute(found)]
+            return [StoredJob(**row._mapping) for row in connection.execute(found)]
 
-    def begin(self, job: Job) -> bool:
+    def begin(self, job: StoredJob) -> bool:
         """Note that a job is under way. False where it is not queued any more."""
         return self._change(job, QUEUED, status=RUNNING, attempts=TABLE.c.attempts + 1)
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, job: StoredJob) -> None:
         """Queue a job again that is under way, as it is ended by no fault of its own."""
         self._change(job, RUNNING, status=QUEUED, attempts=TABLE.c.attempts - 1)
 
-    def end(self, job: Job, status: str, outcome: Mapping[str, Json]) -> None:
+    def end(self, job: StoredJob, status: str, outcome: Mapping[str, Json]) -> None:
         """Note what became of a job that was under way, whose files are written."""
         self._change(job, RUNNING, status=status, outcome=outcome, bytes=_size(self.files(job)), **self._times())
 
-    def _change(self, job: Job, before: str, **values: Any) -> bool:
+    def _change(self, job: StoredJob, before: str, **values: Any) -> bool:
         """Whether the job was there, with the status `before`."""
         there = TABLE.c.id == job.id, TABLE.c.status == before
         with self._connected() as connection:
@@ -261,7 +265,7 @@ class JobStore:
         counts = {status: count for status, count, _ in rows}
         return {**dict.fromkeys(STATES, 0), **counts, "bytes": sum(int(size) for _, _, size in rows)}
 
-    def pictures(self, job: Job) -> Pictures:
+    def pictures(self, job: StoredJob) -> Pictures:
         """The pictures of a job's request."""
         found: dict[str, tuple[Picture, ...]] = {}
         for path in sorted(self.files(job).glob(f"{GIVEN}-*")):

@@ -15,7 +15,7 @@ from ttsnap.files.settings import Json, plain
 from ttsnap.files.writing import write_bytes
 from ttsnap.options.option import changed, values
 from ttsnap.service.edits import Edit, Pictures
-from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
+from ttsnap.service.job_store import COMPLETED, FAILED, QUEUED, RUNNING, JobStore, StoredJob
 from ttsnap.service.keys import Keys
 from ttsnap.service.limits import RequestError, stopping
 from ttsnap.service.loras import BUSY
@@ -39,17 +39,17 @@ def written(wanted: Body) -> dict[str, Json]:
     return {"fields": fields, "ignored": list(wanted.ignored)}
 
 
-def read(job: Job) -> Generation | Video:
+def read(job: StoredJob) -> Generation | Video:
     """The request of a job, checked as when it came. RequestError where that is no longer taken."""
     wanted = validated(KINDS[job.kind], job.body["fields"])
     return replace(wanted, ignored=tuple(map(str, job.body["ignored"])))
 
 
 @dataclass(eq=False)
-class _Run:
+class _JobRun:
     """A job that is under way."""
 
-    job: Job
+    job: StoredJob
     ticket: PendingRequest | None = None
     preview: Partial | None = None
     task: asyncio.Task[None] | None = None
@@ -64,7 +64,7 @@ class Jobs:
 
     def __init__(self, store: JobStore, worker: Worker, desk: RequestParser, keys: Keys) -> None:
         self.store, self.worker, self.desk, self.keys = store, worker, desk, keys
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _JobRun] = {}
         self._wake = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
@@ -72,7 +72,7 @@ class Jobs:
 
     async def submit(
         self, wanted: Generation | Video, caller: str, pictures: Pictures, remixed: str | None = None
-    ) -> Job:
+    ) -> StoredJob:
         """Store a request. remixed: the id of the job that it is made of. RequestError for what is not offered here;
         what the model refuses fails the job."""
         if self.worker.draining:
@@ -85,18 +85,18 @@ class Jobs:
         self._wake.set()
         return job
 
-    def progress(self, job: Job) -> int:
+    def progress(self, job: StoredJob) -> int:
         """Percent of the budget that is spent."""
         run = self._runs.get(job.id)
         share = run.ticket.share if run is not None and run.ticket is not None else 0.0
         return 100 if job.status == COMPLETED else min(99, int(100 * share))
 
-    def preview(self, job: Job) -> Partial | None:
+    def preview(self, job: StoredJob) -> Partial | None:
         """The best estimate so far of a job that is under way."""
         run = self._runs.get(job.id)
         return None if run is None else run.preview
 
-    async def delete(self, job: Job) -> None:
+    async def delete(self, job: StoredJob) -> None:
         """End a job before the next batch, and remove all that is known of it."""
         run = self._runs.get(job.id)
         if run is not None and run.task is not None:
@@ -156,18 +156,18 @@ class Jobs:
             if job is None or (busy and (job.attempts or any(run.job.attempts for run in self._runs.values()))):
                 return
             if await asyncio.to_thread(self.store.begin, job):
-                run = self._runs[job.id] = _Run(job)
+                run = self._runs[job.id] = _JobRun(job)
                 run.task = asyncio.create_task(self._run(run))
                 run.task.add_done_callback(partial(self._ended, run))
 
-    def _ended(self, run: _Run, task: asyncio.Task[None]) -> None:
+    def _ended(self, run: _JobRun, task: asyncio.Task[None]) -> None:
         """Also of a task that was cancelled before its first step."""
         self._runs.pop(run.job.id, None)
         if run.ticket is not None:
             self.worker.cancel(run.ticket)
         self._wake.set()
 
-    async def _run(self, run: _Run) -> None:
+    async def _run(self, run: _JobRun) -> None:
         job, begin = run.job, time.monotonic()
         try:
             outcome = await self._outcome(run)
@@ -196,7 +196,7 @@ class Jobs:
                 self.store.log.error("what became of a job cannot be noted", error)
             await asyncio.sleep(AGAIN)
 
-    async def _outcome(self, run: _Run) -> dict[str, Json]:
+    async def _outcome(self, run: _JobRun) -> dict[str, Json]:
         """What a job's search found, whose files are written. RequestError where it ends without."""
         wanted, pictures = await asyncio.to_thread(lambda: (read(run.job), self.store.pictures(run.job)))
         ticket = run.ticket = self.desk.ticket(wanted, run.job.owner, pictures, job=True)
@@ -217,7 +217,7 @@ class Jobs:
             elif isinstance(news, RequestError):
                 raise news
 
-    def _write(self, job: Job, wanted: Generation | Video, done: Done) -> dict[str, Json]:
+    def _write(self, job: StoredJob, wanted: Generation | Video, done: Done) -> dict[str, Json]:
         best, made = done.result.images[0].pixels, files_of(done, wanted, self.desk.offer)
         files = {f"{rank}.{wanted.output_format}": data for rank, data in enumerate(made, 1)}
         files |= {f"{name}.webp": data for name, data in stills_of(best).items()}

@@ -77,7 +77,7 @@ class Method(NamedTuple):
     """How searches are billed: "honest", or "published", as notebooks of arXiv 2511.22242 bill (`published_seeds`)."""
 
 
-class Place(NamedTuple):
+class StudyPlace(NamedTuple):
     """A point of a curve of a Study."""
 
     method: int
@@ -91,7 +91,7 @@ class Study:
     """Methods over a recording: each searches every prompt `repeats` times at each of the budgets.
 
     Each search sees the recorded seeds in an order of its own, drawn from `seed`: the same orders for all methods.
-    Called with a Place, a study makes that point. Raises ValueError where a method cannot run on this recording.
+    Called with a StudyPlace, a study makes that point. Raises ValueError where a method cannot run on this recording.
     """
 
     recording: Recording
@@ -114,7 +114,7 @@ class Study:
         digit. on_progress: called with (done, of) points."""
         orders = draw_orders(self.recording, self.budgets, self.repeats, self.seed)
         places = [
-            Place(method, *at)  # the largest budgets first: they take longest, and none is left for the end
+            StudyPlace(method, *at)  # the largest budgets first: they take longest, and none is left for the end
             for at in reversed(list(zip(self.budgets, orders, strict=True)))
             for method in range(len(self.methods))
         ]
@@ -126,7 +126,7 @@ class Study:
                     on_progress(done, len(places))
         return [Curve.joined(points[::-1]) for points in found]
 
-    def __call__(self, place: Place) -> Curve:
+    def __call__(self, place: StudyPlace) -> Curve:
         r, (algorithm, shared, ledger), orders = self.recording, self.methods[place.method], place.orders
         costs = self._costs[place.method]
         task, sized = sized_for(r, algorithm, place.budget, shared=shared, ledger=ledger, costs=costs)
@@ -166,7 +166,7 @@ def curve(
     study = Study(recording, (Method(algorithm, shared, ledger),), caps, repeats, utility, seed)
     if orders is None:
         return study.curves()[0]
-    return Curve.joined([study(Place(0, *at)) for at in zip(caps, orders, strict=True)])
+    return Curve.joined([study(StudyPlace(0, *at)) for at in zip(caps, orders, strict=True)])
 
 
 def _require_simulable(recording: Recording, method: Method) -> None:
