@@ -176,15 +176,6 @@ def test_stopping_and_comparing_with_pictures_that_are_large_and_open_larger(vis
     assert "seed" in page.inner_text(".tt-zoom p")
     page.keyboard.press("Escape")
     page.wait_for_selector(".tt-zoom", state="hidden")
-    choose(page, "20nfe")
-    page.click("#others")
-    page.wait_for_selector("#tally .tt-pair2")
-    assert page.locator("#stage .tt-winner").count() == 2  # the comparison stays
-    page.click("#stop")
-    wait_for(page, "#status", "other seeds")
-    page.wait_for_selector("#stop[disabled]")
-    page.click("#compare")
-    page.wait_for_selector("#tally .tt-pair2", state="detached")
 
 
 def test_closing_the_page_stops_its_search(visit: Opener) -> None:

@@ -24,7 +24,6 @@ from ttsnap.demo.form import DemoLimits, read, read_wish
 from ttsnap.demo.handlers import Handlers, Running, _shown
 from ttsnap.demo.live import Turns
 from ttsnap.demo.stream import PERIOD, Frame, stream
-from ttsnap.demo.tally import Pair, Side, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files.pictured import Picture
 from ttsnap.pipelines import load, recommended
@@ -240,26 +239,6 @@ def test_a_comparison_that_is_stopped_gives_both_images(tmp_path: Path) -> None:
 def test_the_stop_button_works_while_a_search_runs(tmp_path: Path) -> None:
     frames = Frame("", fresh=True), Frame(""), Frame("", files=(tmp_path,))
     assert [_shown(frame)[-1].get("interactive") for frame in frames] == [True, None, False]
-
-
-def test_other_seeds_are_tallied(tmp_path: Path) -> None:
-    asked, models = known(budget="15nfe", steps=5, rewards=["brightness"])
-    pages = list(tally(asked, [7, 70, 700], models, DemoLimits(), threading.Event()))
-    assert pages[-1][1] == "done: 3 of 3 other seeds"
-    counts = [int(n) for n in re.findall(r"<b class=\"tt-p-\w+\">(\d+)</b>", pages[-1][0])]
-    assert sum(counts) == 3
-    two = [Side(1, reward, None, "") for reward in (0.2, 0.5)]
-    assert [Pair(1, a, b).outcome for a in two for b in two] == ["tied", "won", "lost", "tied"]
-    assert "Best-of-N <b>3</b> of 3" in pages[-1][0], "the judge sees best-of-N's image first"
-    assert [f"from {first}" in pages[-1][0] for first in (7, 70, 700)] == [True] * 3
-    stop = threading.Event()
-    pages_ = tally(asked, range(20), models, DemoLimits(), stop)
-    next(pages_), next(pages_)
-    stop.set()
-    assert "stopped: " in list(pages_)[-1][1]
-    assert not models.lock.locked()
-    late = list(tally(asked, range(20), models, DemoLimits(seconds=0.01), threading.Event()))
-    assert "the most that this demo allows" in late[-1][1]
 
 
 def test_wishes_by_hand_are_carried_out_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

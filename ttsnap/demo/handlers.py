@@ -21,7 +21,6 @@ from ttsnap.demo import form
 from ttsnap.demo.html import line
 from ttsnap.demo.panels import render_plain
 from ttsnap.demo.stream import Frame, stream
-from ttsnap.demo.tally import PAIRS, tally
 from ttsnap.demo.worker import Models
 from ttsnap.files import reading as files
 from ttsnap.pipelines.packaged import MODELS
@@ -78,29 +77,28 @@ class Handlers:
     def search(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Search for the best image under the budget; streams the board, and ends with files and lines to repeat it."""
         wishes: list[UserCommand] = []
-        yield from self._run(request, values, partial(self._searched, wishes=wishes), _NOTHING, wishes)
+        yield from self._run(request, values, partial(self._searched, wishes=wishes), wishes)
 
     @_of_the_form
     def compare(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Best-of-N and the chosen algorithm on the same budget and seeds, evaluation by evaluation."""
-        yield from self._run(request, values, partial(self._searched, compare=True), _NOTHING)
-
-    def tally(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """The comparison from 20 random first seeds; streams the tally and a line."""
-        yield from self._run(request, values, self._tallied, ())
+        yield from self._run(request, values, partial(self._searched, compare=True))
 
     def _run(
-        self, request: gr.Request, values: tuple[Any, ...], frames: Callable[..., Iterator[Any]],
-        cleared: tuple[Any, ...], wishes: list[UserCommand] | None = None,
-    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        """Stream frames(request, stop). cleared: what an error leaves between the line of status and the button."""
+        self,
+        request: gr.Request,
+        values: tuple[Any, ...],
+        frames: Callable[..., Iterator[Any]],
+        wishes: list[UserCommand] | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Stream frames(request, stop)."""
         session = str(request.session_hash)
         mine = self.running[session] = Running(wishes)
         try:
             yield from frames(self._read(values), mine.stop)
         except Exception as error:
             stage, raised = _failed(error)
-            yield stage, line("word", ""), *cleared, gr.update(interactive=False)
+            yield stage, line("word", ""), *_NOTHING, gr.update(interactive=False)
             raise raised from None
         finally:
             mine.stop.set()
@@ -111,13 +109,6 @@ class Handlers:
         with tempfile.TemporaryDirectory(prefix="run-", dir=self.root) as folder:  # downloads are copied to the cache
             for frame in stream(wanted, self.models, self.limits, stop, Path(folder), **how):
                 yield _shown(frame)
-
-    def _tallied(self, wanted: SearchRequest, stop: threading.Event) -> Iterator[tuple[Any, ...]]:
-        draw = random.SystemRandom()
-        firsts = [draw.randrange(2**31) for _ in range(PAIRS)]
-        for page, status in tally(wanted, firsts, self.models, self.limits, stop):
-            yield page, line("word", status), gr.update(interactive=True)
-        yield gr.skip(), gr.skip(), gr.update(interactive=False)
 
     def _read(self, values: tuple[Any, ...]) -> SearchRequest:
         """The search request. ValueError for fields that are not allowed."""

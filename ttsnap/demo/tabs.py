@@ -25,8 +25,8 @@ LED = """element.addEventListener("click", ({ target }) => {
 });"""
 """Of the stage: a click on a candidate's button is a wish."""
 BEGUN = """() => (matchMedia("(max-width: 860px)").matches
-  && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" })) || '' """
-"""The tally goes. On a phone, where what a search shows stands below its form, it comes into view."""
+  && document.querySelector(".tt-show").scrollIntoView({ behavior: "smooth" }))"""
+"""On a phone, where what a search shows stands below its form, it comes into view."""
 WITH_PLACE = """(file, names) => [[...names.filter((name) => name !== "place"), ...(file ? ["place"] : [])]]"""
 """A picture that is changed brings the reward that looks whether things stay where they are."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -49,7 +49,6 @@ def search_form(handlers: Handlers) -> None:
                 surprise = gr.Button("Surprise me", size="sm", min_width=0, elem_id="surprise")
             compare = gr.Button("Compare with best-of-N", variant="primary", elem_id="compare")
             with gr.Row(elem_classes="tt-buttons"):
-                others = gr.Button("20 other seeds", min_width=110, elem_id="others")
                 go = gr.Button("Search", min_width=64, elem_id="search")
                 stop = gr.Button("Stop", variant="stop", min_width=56, elem_id="stop", interactive=False)
             status = html(line("word", ""), elem_classes="tt-state", elem_id="status",
@@ -60,7 +59,6 @@ def search_form(handlers: Handlers) -> None:
             for chip, example in zip(chips, offered, strict=True):
                 _fills(chip, [form[name] for name in example], list(example.values()))
         with gr.Column(elem_classes="tt-show"):
-            tally = html("", elem_id="tally")
             stage = html(intro(), elem_id="stage", label="Board", js_on_load=LED)
             winner = gr.DownloadButton("Download the image", visible=False, variant="primary", elem_id="download")
             with gr.Accordion("Files, and how to repeat this search", open=False, elem_id="after"):
@@ -74,10 +72,9 @@ def search_form(handlers: Handlers) -> None:
     device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "trigger_mode": "once"}
     outputs = [stage, status, winner, files, python, command, stop]
     # The first of a click's functions: gradio runs one after the other, and a search is long.
-    gr.on([go.click, compare.click, prompt.submit, others.click], None, None, tally, js=BEGUN, **PRIVATE)
+    gr.on([go.click, compare.click, prompt.submit], None, None, None, js=BEGUN, **PRIVATE)
     go.click(handlers.search, inputs, outputs, api_name="search", **shown, **device)
     gr.on([compare.click, prompt.submit], handlers.compare, inputs, outputs, api_name="compare", **shown, **device)
-    others.click(handlers.tally, inputs, [tally, status, stop], api_visibility="private", **shown, **device)
     stage.click(handlers.lead, None, None, queue=False, **PRIVATE)
     stop.click(handlers.stop, None, None, queue=False, api_name="stop")
     surprise.click(handlers.surprise, form["model"], [prompt, form["seed"]], queue=False, **PRIVATE)
