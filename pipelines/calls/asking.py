@@ -13,11 +13,14 @@ from typing import Any
 from torch import nn
 
 from ttsnap.pipelines.calls.kept import Kept
-from ttsnap.pipelines.calls.parts import METHODS
+from ttsnap.pipelines.calls.parts import METHODS, forget_own_methods
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import Drawn, DrawnBy, PartCall
 from ttsnap.pipelines.denoiser import ENCODING
 from ttsnap.pipelines.suspended import Ask
+
+ASKS = "_asks"
+"""The attribute of a part by which it asks."""
 
 
 def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
@@ -26,15 +29,28 @@ def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
     own: the pipeline's part of this name, whose methods it has as well.
     """
 
+    def asks(method: str, args: Any, kwargs: Any) -> Any:
+        return ask(PartCall(name, method, args, kwargs))
+
+    twin = _copied(part, _asking_class(type(part), type(own)))
+    forget_own_methods(twin)
+    vars(twin)[ASKS] = asks
+    return twin
+
+
+@functools.cache
+def _asking_class(kind: Any, own: Any) -> Any:
+    """A class of parts whose METHODS ask. Classes of models are slow to make."""
+
     def asks(method: str) -> Callable[..., Any]:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return ask(PartCall(name, method, args, kwargs))
+            return vars(self)[ASKS](method, args, kwargs)
 
-        kind = type(part) if hasattr(type(part), method) else type(own)
-        return functools.wraps(getattr(kind, method))(call)
+        home = kind if hasattr(kind, method) else own
+        return functools.wraps(getattr(home, method))(call)
 
-    found = [method for method in METHODS if hasattr(part, method) or hasattr(own, method)]
-    return _twin(part, {method: asks(method) for method in found})
+    found = [method for method in METHODS if hasattr(kind, method) or hasattr(own, method)]
+    return _class_like(kind, {method: asks(method) for method in found})
 
 
 def locked(tokenizer: Any) -> Any:
@@ -42,14 +58,17 @@ def locked(tokenizer: Any) -> Any:
 
     Each call sets it to how it pads and cuts.
     """
-    kind = type(tokenizer)
+    return _copied(tokenizer, _locked_class(type(tokenizer)))
 
+
+@functools.cache
+def _locked_class(kind: Any) -> Any:
     @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ENCODING:
             return kind.__call__(self, *args, **kwargs)
 
-    return _twin(tokenizer, {"__call__": call})
+    return _class_like(kind, {"__call__": call})
 
 
 def keeping(kept: Kept, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,10 +106,13 @@ def drawing(
     return call
 
 
-def _twin(part: Any, methods: dict[str, Any]) -> Any:
-    """A copy of the outer object of a part, over the same inside, with other methods."""
-    kind = type(part)
-    own: Any = type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
-    twin = object.__new__(own)
+def _class_like(kind: Any, methods: dict[str, Any]) -> Any:
+    """A class of the same name and place, with other methods."""
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
+
+
+def _copied(part: Any, kind: Any) -> Any:
+    """A copy of the outer object of a part, over the same inside, of this class."""
+    twin = object.__new__(kind)
     vars(twin).update(vars(part))
     return twin

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ttsnap.pipelines.calls.parts import forget_own_methods
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.values import holds_memory, leaves, mapped, size_of
 from ttsnap.profiling.flops import count_flops, on_meta
@@ -78,6 +79,7 @@ class Dummies:
         """A part without weights."""
         if id(part) not in self._copies:
             self._copies[id(part)] = part, on_meta(part)
+            forget_own_methods(self._copies[id(part)][1])
         return self._copies[id(part)][1]
 
 

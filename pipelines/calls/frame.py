@@ -23,7 +23,9 @@ from ttsnap.pipelines.calls.dummies import Shown
 from ttsnap.pipelines.calls.led import Led
 from ttsnap.pipelines.calls.loops import TREE, begun_by
 from ttsnap.pipelines.calls.parts import (
+    DEVICE,
     UNASKED,
+    Parts,
     drawing_methods,
     encoding_methods,
     guiders_of,
@@ -31,7 +33,7 @@ from ttsnap.pipelines.calls.parts import (
 )
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Question, Step
 from ttsnap.pipelines.calls.stepping import stepping
-from ttsnap.pipelines.calls.stock_call import Parts, StockCall
+from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.values import owned
 from ttsnap.pipelines.suspended import Ask, Returned, Suspended
 
@@ -151,14 +153,15 @@ def _program(
         vars(pipe)[UNASKED] = None
     for name, part in stock.modules.items():
         vars(pipe)[name] = asking(name, part, parts.get(name, part), ask)
-    for name, scheduler in schedulers_of(stock.pipe).items():
+    for name, scheduler in schedulers_of(stock.parts).items():
         vars(pipe)[name] = stepping(scheduler, stock, ask)
     vars(pipe).update(
         maybe_free_model_hooks=_nothing,
         _progress_bar_config={"disable": True},
         _internal_dict=copy.copy(vars(pipe).get("_internal_dict")),
         **stock.tokenizers,
-        **copy.deepcopy(guiders_of(stock.pipe)),
+        **copy.deepcopy(guiders_of(stock.parts)),
+        **{DEVICE: stock.device},
     )
     with torch.no_grad():  # a new thread does not inherit it
         return stock.function(pipe, **owned(dict(stock.arguments)), generator=generator)
@@ -170,10 +173,12 @@ def _methods(pipe: Any, stock: StockCall, ask: Ask) -> dict[str, Any]:
     def draws(method: Callable[..., Any]) -> Callable[..., Any]:
         return drawing(stock.places, method, ask)
 
-    found = {name: keeping(stock.kept, getattr(pipe, name)) for name in encoding_methods(pipe)}
-    found |= {name: draws(getattr(pipe, name)) for name in drawing_methods(pipe)}
+    found = {
+        name: keeping(stock.kept, getattr(pipe, name)) for name in encoding_methods(type(pipe))
+    }
+    found |= {name: draws(getattr(pipe, name)) for name in drawing_methods(type(pipe))}
     if TREE in vars(pipe):
-        found[TREE] = begun_by(vars(pipe)[TREE], draws)
+        found[TREE] = begun_by(pipe, draws)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -31,10 +32,10 @@ class GivenCall:
         """Of these arguments. Those that set guiders of a modular pipeline set those of `pipe`."""
         given = opened(call)
         vars(pipe).update(guiders.set_by(pipe, given))
-        if not loops.is_modular(pipe.stock_class()):
-            return cls(pipe, given)
-        takes = pipe.blocks.input_names
-        return cls(pipe, {name: value for name, value in given.items() if name in takes})
+        if loops.is_modular(pipe.stock_class()):
+            takes = {each.name for each in loops.inputs_of(pipe)}
+            given = {name: value for name, value in given.items() if name in takes}
+        return cls(pipe, given)
 
     def returning(self, form: str) -> Self:
         """The same, which returns what it makes in this form: pt, np, pil."""
@@ -47,16 +48,21 @@ class GivenCall:
             own |= {"negative_prompt": prompt.negative}
         if "prompt" in self.pipe.stock_arguments():
             own |= {"prompt": prompt.text}
-        tokenizers = {name: locked(part) for name, part in tokenizers_of(self.pipe).items()}
-        arguments = {**self.arguments, **own}
-        return StockCall(self.pipe, self.pipe.stock_call(), arguments, tokenizers)
+        pipe, tokenizers = self.pipe, tokenizers_of(self.pipe.components)
+        return StockCall(
+            pipe,
+            pipe.stock_call(),
+            {**self.arguments, **own},
+            pipe._execution_device,
+            {name: locked(part) for name, part in tokenizers.items()},
+        )
 
     @property
     def edits(self) -> bool:
         """Whether it changes a picture."""
         return "image" in self.arguments
 
-    @property
+    @functools.cached_property
     def redraws(self) -> bool:
         """Whether first latents are a noised picture, which each prompt may have of its own."""
         pictured = any(self.arguments.get(name) is not None for name in PICTURES)

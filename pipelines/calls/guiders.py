@@ -58,7 +58,7 @@ def set_by(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guiders(pipe: Any) -> dict[str, Any]:
-    found = guiders_of(pipe)
+    found = guiders_of(pipe.components)
     return {name: found[name] for name in PLACES if name in found}
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.parts import Parts
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
-from ttsnap.pipelines.calls.stock_call import Parts, StockCall
+from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.suspended import Ask
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from diffusers.modular_pipelines.modular_pipeline import (
     LoopSequentialPipelineBlocks,
@@ -28,6 +29,11 @@ LOGGER = "diffusers.modular_pipelines.modular_pipeline"
 """The logger that prints the traceback of what blocks raise, which is raised anyway."""
 
 
+Asking: TypeAlias = Callable[[Callable[[], Any]], Callable[[], Any]]
+_INPUTS: MutableMapping[Any, list[Any]] = WeakKeyDictionary()
+"""Of trees of blocks, which pipelines show in copies alone, so that no user changes them."""
+
+
 def is_modular(kind: type[Any]) -> bool:
     """Whether pipelines of this class are sequences of blocks."""
     return issubclass(kind, ModularPipeline)
@@ -40,20 +46,43 @@ def called(pipe: Any, **given: Any) -> Any:
     return SimpleNamespace(**{name: value for name, value in made.items() if value is not None})
 
 
-def begun_by(blocks: Any, asking: Callable[[Callable[[], Any]], Callable[[], Any]]) -> Any:
-    """A copy of a tree of blocks, whose loops ask what latents to begin with.
+def inputs_of(pipe: Any) -> list[Any]:
+    """The inputs of a pipeline's blocks, to find which takes longer than the rest of a call."""
+    blocks = vars(pipe)[TREE]
+    if blocks not in _INPUTS:
+        _INPUTS[blocks] = blocks.inputs
+    return _INPUTS[blocks]
+
+
+def begun_by(pipe: Any, asking: Asking) -> Any:
+    """A copy of a pipeline's tree of blocks, whose loops ask what latents to begin with.
 
     asking: makes of a function that returns the loop's own one that asks.
     """
+    tree = _begun_by(vars(pipe)[TREE], asking)
+    kind: Any = type(tree)
+    tree.__class__ = _knowing_class(kind)
+    tree.known_inputs = inputs_of(pipe)
+    return tree
+
+
+def _begun_by(blocks: Any, asking: Asking) -> Any:
     twin = copy.copy(blocks)
     if isinstance(blocks, LoopSequentialPipelineBlocks):
         kind: Any = type(blocks)
         twin.__class__ = _loop_class(kind)
         twin.asking, twin._progress_bar_config = asking, {"disable": True}
     elif blocks.sub_blocks:
-        inside = {name: begun_by(block, asking) for name, block in blocks.sub_blocks.items()}
+        inside = {name: _begun_by(block, asking) for name, block in blocks.sub_blocks.items()}
         twin.sub_blocks = type(blocks.sub_blocks)(inside)
     return twin
+
+
+@functools.cache
+def _knowing_class(kind: Any) -> Any:
+    """A class of trees whose inputs are known."""
+    known = property(lambda tree: tree.known_inputs)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "inputs": known})
 
 
 @functools.cache

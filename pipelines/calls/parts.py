@@ -5,19 +5,24 @@ Pipelines say it nowhere, so that it is seen by what parts have. All such probes
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+Parts: TypeAlias = Mapping[str, Any]
+"""Parts of a pipeline, by name."""
 ENCODE, DECODE = "encode", "decode"
 METHODS = ("__call__", ENCODE, DECODE)
 """Of parts: those that ask."""
 MAIN = ("transformer", "unet")
 """What pipelines call the network that denoises, where they have several."""
+DEVICE = "_device_of_call"
+"""The attribute of a frame's pipeline with its device, to find which walks through all modules."""
 UNASKED = "safety_checker"
 """The part that does not ask: finished images are checked where they go to people."""
 ENCODES = ("encode_prompt", "encode_image")
@@ -26,27 +31,27 @@ LATENTS = re.compile(r"prepare_(\w+_)?latents")
 """What methods of pipelines are called that may draw first latents."""
 
 
-def modules_of(pipe: Any) -> dict[str, nn.Module]:
+def modules_of(parts: Parts) -> dict[str, nn.Module]:
     """The parts that ask, by name."""
-    found = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    found = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     found.pop(UNASKED, None)
     return found
 
 
-def schedulers_of(pipe: Any) -> dict[str, Any]:
+def schedulers_of(parts: Parts) -> dict[str, Any]:
     """The schedulers, by name."""
-    return {name: part for name, part in pipe.components.items() if _is_scheduler(part)}
+    return {name: part for name, part in parts.items() if _is_scheduler(part)}
 
 
-def guiders_of(pipe: Any) -> dict[str, Any]:
+def guiders_of(parts: Parts) -> dict[str, Any]:
     """The guiders of a modular pipeline, by name."""
-    return {name: part for name, part in pipe.components.items() if is_guider(part)}
+    return {name: part for name, part in parts.items() if is_guider(part)}
 
 
-def tokenizers_of(pipe: Any) -> dict[str, Any]:
+def tokenizers_of(parts: Parts) -> dict[str, Any]:
     """The parts that read prompts before encoders do, by name."""
     kinds = PreTrainedTokenizerBase | ProcessorMixin
-    return {name: part for name, part in pipe.components.items() if isinstance(part, kinds)}
+    return {name: part for name, part in parts.items() if isinstance(part, kinds)}
 
 
 def pipelines_in(pipe: Any) -> list[str]:
@@ -54,14 +59,16 @@ def pipelines_in(pipe: Any) -> list[str]:
     return [name for name, part in vars(pipe).items() if isinstance(part, DiffusionPipeline)]
 
 
-def drawing_methods(pipe: Any) -> list[str]:
-    """The methods of a pipeline that may draw first latents."""
-    return [name for name in dir(type(pipe)) if LATENTS.fullmatch(name)]
+@functools.cache
+def drawing_methods(kind: type[Any]) -> list[str]:
+    """The methods of a class of pipelines that may draw first latents."""
+    return [name for name in dir(kind) if LATENTS.fullmatch(name)]
 
 
-def encoding_methods(pipe: Any) -> list[str]:
-    """The methods of a pipeline that encode for all frames of a prompt."""
-    return [name for name in ENCODES if hasattr(pipe, name)]
+@functools.cache
+def encoding_methods(kind: type[Any]) -> list[str]:
+    """The methods of a class of pipelines that encode for all frames of a prompt."""
+    return [name for name in ENCODES if hasattr(kind, name)]
 
 
 def _is_scheduler(part: Any) -> bool:
@@ -78,7 +85,7 @@ def _may_denoise(part: Any) -> bool:
     return isinstance(part, ModelMixin) and not hasattr(part, DECODE)
 
 
-def denoisers_of(parts: Mapping[str, Any]) -> frozenset[str]:
+def denoisers_of(parts: Parts) -> frozenset[str]:
     """The names of parts that may denoise."""
     return frozenset(name for name, part in parts.items() if _may_denoise(part))
 
@@ -86,6 +93,12 @@ def denoisers_of(parts: Mapping[str, Any]) -> frozenset[str]:
 def main_first(networks: Iterable[str]) -> tuple[str, ...]:
     """Names of networks, that of the one first which others, as ControlNets, lead."""
     return tuple(sorted(networks, key=lambda name: (name not in MAIN, name)))
+
+
+def forget_own_methods(part: nn.Module) -> None:
+    """Take out methods that were set on a copy of a part, as a compiled decode of that."""
+    for method in METHODS:
+        vars(part).pop(method, None)
 
 
 def has_hooks(part: nn.Module) -> bool:

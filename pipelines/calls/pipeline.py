@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from diffusers import DiffusionPipeline
 
 from ttsnap.core.prompt import Prompt
@@ -19,7 +20,7 @@ from ttsnap.pipelines import search_class, twin_class
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.calls.opening import takes_one_each
-from ttsnap.pipelines.calls.parts import denoisers_of, main_first
+from ttsnap.pipelines.calls.parts import DEVICE, denoisers_of, main_first
 from ttsnap.pipelines.calls.pictures import pictures_for
 from ttsnap.pipelines.calls.tasks import TEXT_TO_IMAGE, class_for, task_of
 from ttsnap.pipelines.mixin import SearchMixin
@@ -54,6 +55,13 @@ class SearchCallsMixin(SearchMixin):
     def call_arguments(self) -> Collection[str]:
         names = self.stock_arguments().keys() - NOT_TAKEN
         return {name for name in names if not name.endswith("prompt_embeds")}
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """As the stock class finds it, but in frames, for which it is known."""
+        stock: Any = super()
+        found: torch.device = vars(self).get(DEVICE) or stock._execution_device
+        return found
 
     def denoising_network(self) -> str:
         parts: Any = self
@@ -126,9 +134,8 @@ class SearchModularMixin(SearchCallsMixin):
         return loops.called
 
     def stock_arguments(self) -> Mapping[str, Any]:
-        inputs = self.blocks.inputs  # type: ignore[attr-defined]
         empty = inspect.Parameter.empty
-        named = [each for each in inputs if each.name is not None]
+        named = [each for each in loops.inputs_of(self) if each.name is not None]
         own = {each.name: empty if each.required else each.default for each in named}
         return {**dict.fromkeys(guiders.settings(self)), **own}
 
@@ -179,13 +186,18 @@ def _check_installed(stock: Any) -> None:
     diffusers imports that package where it is there. Where not, it fails with a NameError in the
     middle of a call.
     """
-    folder = stock.__module__.rpartition(".")[0] + "."
-    beside = [module for name, module in list(sys.modules.items()) if name.startswith(folder)]
-    asks = [module.is_ftfy_available for module in beside if "is_ftfy_available" in vars(module)]
-    if not all(available() for available in asks):
+    if not all(module.is_ftfy_available() for module in _cleaning(stock)):
         raise ValueError(
             f"{stock.__name__} cleans prompts by ftfy, which is missing: {install('video')}"
         )
+
+
+@functools.cache
+def _cleaning(stock: Any) -> list[Any]:
+    """The modules beside a class that ask for the package by which prompts are cleaned."""
+    folder = stock.__module__.rpartition(".")[0] + "."
+    beside = [module for name, module in list(sys.modules.items()) if name.startswith(folder)]
+    return [module for module in beside if "is_ftfy_available" in vars(module)]
 
 
 def _modular_output(stock: Any) -> type[Any]:

@@ -10,20 +10,18 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.kept import Kept
-from ttsnap.pipelines.calls.parts import ENCODE, modules_of
+from ttsnap.pipelines.calls.parts import ENCODE, Parts, modules_of
 from ttsnap.pipelines.calls.places import LatentsPlace
 from ttsnap.pipelines.calls.questions import PartCall
 from ttsnap.pipelines.calls.told import Told
-
-Parts: TypeAlias = Mapping[str, nn.Module]
-"""Parts of a pipeline, by name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class StockCall:
     function: Callable[..., Any]
     """The stock `__call__`."""
     arguments: Mapping[str, Any]
+    device: torch.device
+    """Where it computes."""
     tokenizers: Mapping[str, Any]
     """By name. All frames share them: `encode_prompt` may set one, and is called once."""
     places: Sequence[LatentsPlace] | None = None
@@ -57,9 +57,14 @@ class StockCall:
     """What methods and encoders made for its frames."""
 
     @functools.cached_property
+    def parts(self) -> Parts:
+        """Those of the pipeline."""
+        return dict(self.pipe.components)
+
+    @functools.cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The parts that ask, by name."""
-        return modules_of(self.pipe)
+        return modules_of(self.parts)
 
     @property
     def takes(self) -> Mapping[str, inspect.Parameter]:
@@ -72,7 +77,8 @@ class StockCall:
         A preview VAE decodes alone: pictures are encoded by the pipeline's own.
         """
         own = self.modules[call.part]
-        return own if call.method == ENCODE else parts.get(call.part, own)
+        found: nn.Module = own if call.method == ENCODE else parts.get(call.part, own)
+        return found
 
     def encoded(self, call: PartCall, make: Callable[..., Any]) -> Any:
         """What `make` makes of a call of a part that does not denoise.

@@ -24,7 +24,8 @@ from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.calls.shared_parts import processors as all_processors
-from ttsnap.pipelines.pipeline_copy import copied
+from ttsnap.pipelines.memory.flops import Memo
+from ttsnap.pipelines.pipeline_copy import copied, shared_copy
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
@@ -184,6 +185,25 @@ def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None
     assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
     costs = twin.denoiser(**call).costs()
     assert 0 < costs.preview < costs.decode
+
+
+def test_a_decode_that_was_compiled_by_itself_is_asked_and_priced(real_flops: None) -> None:
+    pipe, call = copy.copy(stock("PixArtAlphaPipeline")), CASES["PixArtAlphaPipeline"].call
+    pipe.vae, calls = shared_copy(pipe.vae), list[int]()
+    pipe._search_memo = Memo()
+
+    def compiled(z: Tensor, *args: Any, decode: Any = pipe.vae.decode, **kwargs: Any) -> Any:
+        calls.append(len(z))
+        return decode(z, *args, **kwargs)
+
+    pipe.vae.decode = compiled
+    denoiser = upgrade(pipe).denoiser(**call)
+    assert denoiser.costs().decode > 0
+    assert calls == []
+    denoiser.encode(PROMPTS[:1])
+    x = denoiser.init_latents([seeded(seed) for seed in range(4)])
+    denoiser.decode(x)
+    assert calls == [1, 1, 2, 2]  # two apart, then together; the others
 
 
 def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
