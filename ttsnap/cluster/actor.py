@@ -47,7 +47,15 @@ class EngineActor(Actor):
 
     def _turn(self, answer: object) -> m.Turn:
         engine = self.engine
-        return m.Turn(answer, self._all() - self._counted, engine.nfe, engine.room, dict(engine.timings))
+        return m.Turn(
+            answer,
+            self._all() - self._counted,
+            engine.nfe,
+            engine.room,
+            dict(engine.timings),
+            engine.calibration_cost,
+            engine.notices,
+        )
 
     def _all(self) -> Cost:
         """All that the engine has ever counted."""
@@ -74,9 +82,7 @@ class EngineActor(Actor):
         """What the engine is."""
         e = self.engine
         sizes = e.batch_sizes if e.executor.prompts.living else {}  # which take a prompt to measure
-        return m.Description(
-            e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, e.calibration_cost, sizes
-        )
+        return m.Description(e.grid, e.reward_names, e.keep, e.draft_calls, e.offers, e.price, sizes)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """ValueError for prompts that the rewards cannot score."""

@@ -78,7 +78,7 @@ class ActorGroup:
         """The last answer of each actor that lives."""
         self.gone = Cost()
         """What actors had counted that died."""
-        self.gone_nfe, self.gone_room = 0, 0
+        self.gone_nfe, self.gone_room, self.gone_calibration = 0, 0, Cost()
 
     def __len__(self) -> int:
         return len(self.flights)
@@ -178,6 +178,7 @@ class ActorGroup:
         self.gone += self.last[actor].ran
         self.gone_nfe += self.last[actor].nfe
         self.gone_room += self.last[actor].room
+        self.gone_calibration += self.last[actor].calibration
         self.last[actor] = Turn()
         self.pool.restart(actor)
         self.revived(actor)

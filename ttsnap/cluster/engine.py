@@ -59,7 +59,6 @@ class ClusterEngine(Engine):
     def _describe(self, descriptions: Sequence[Description]) -> None:
         self._description = one = agreed(descriptions)
         self.grid, self.keep, self.draft_calls = one.grid, one.keep, one.draft_calls
-        self.calibration_cost = one.calibration_cost
         self.batches = [one.batch_sizes.get("batch_size", SOME) for one in descriptions]
 
     # --- what it can do and what that costs -----------------------------------------------------------------------
@@ -88,6 +87,17 @@ class ClusterEngine(Engine):
     @property
     def room(self) -> int:
         return self.group.gone_room + sum(turn.room for turn in self.group.last)
+
+    @property
+    def calibration_cost(self) -> Cost:  # type: ignore[override]
+        """That of all actors, also what they find while a search runs."""
+        return self.group.gone_calibration.plus(*(turn.calibration for turn in self.group.last))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What any of the actors says."""
+        said = [notice for turn in self.group.last for notice in turn.notices]
+        return tuple(dict.fromkeys(said))
 
     @property
     def batch_sizes(self) -> dict[str, int]:

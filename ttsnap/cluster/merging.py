@@ -32,9 +32,8 @@ def agreed(engines: Sequence[Description]) -> Description:
                 raise ValueError(f"the engines of the devices differ: the {name} of actor 0 are {mine}, those of actor "
                                  f"{number} {its}; give all devices the same model and options")  # fmt: skip
     seconds = [d.price.seconds for d in engines if d.price.seconds is not None]
-    spent = Cost().plus(*(d.calibration_cost for d in engines))
     price = replace(one.price, seconds=slowest(seconds) if seconds else None)
-    return replace(one, price=price, calibration_cost=spent)
+    return replace(one, price=price)
 
 
 def slowest(rates: Sequence[Rates]) -> Rates:

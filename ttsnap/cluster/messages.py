@@ -44,6 +44,10 @@ class Turn:
     """Evaluations that its batches had room for, in the same time."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase since the actor was started."""
+    calibration: Cost = field(default_factory=Cost)
+    """What it has computed to find how to compute, since its process began."""
+    notices: tuple[str, ...] = ()
+    """What results should say of how it computes."""
 
 
 @dataclass(frozen=True)
@@ -77,5 +81,4 @@ class Description:
     draft_calls: int
     offers: frozenset[Need]
     price: Price
-    calibration_cost: Cost
     batch_sizes: Mapping[str, int]
