@@ -21,6 +21,7 @@ from ttsnap.engine.live import LiveEngine
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.hub import Hub
 from ttsnap.pipelines.calls.joining import Arguments
+from ttsnap.pipelines.memory.flops import Memo
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.profiling.flops import count_flops
 from ttsnap.sampling.rng import seeded
@@ -71,7 +72,9 @@ def made(name: str) -> Case:
     """A stock pipeline that no test changes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return stock(name)
+        case = stock(name)
+    case.pipe._search_memo = Memo()  # what one rehearsal sees of the parts, others need not
+    return case
 
 
 def threads_of_frames() -> int:
@@ -90,8 +93,13 @@ class Drawn(NamedTuple):
     seed: int
 
 
-def drawn(rng: random.Random, ways: Sequence[dict[str, Any]] = ALGORITHMS) -> Drawn:
-    return Drawn(rng.choice(ways), nfe=rng.randint(6, 40), prompts=rng.randint(1, 3), seed=rng.randint(0, 99))
+def drawn(
+    rng: random.Random,
+    ways: Sequence[dict[str, Any]] = ALGORITHMS,
+    most: int = 40,
+) -> Drawn:
+    how, nfe = rng.choice(ways), rng.randint(6, most)
+    return Drawn(how, nfe, prompts=rng.randint(1, 3), seed=rng.randint(0, 99))
 
 
 class Seen:
@@ -183,7 +191,7 @@ def charged(engine: LiveEngine, rows: dict[str, float], asked: Drawn, *, flops: 
 def test_ledgers_are_what_the_parts_were_called_for(name: str) -> None:
     rng = random.Random(0)
     engine, rows = engine_of(name, rng)
-    assert sum(charged(engine, rows, drawn(rng, ALGORITHMS[:3])) for _ in range(4)) == 4
+    assert all(charged(engine, rows, drawn(rng, ALGORITHMS[:3], most=20)) for _ in range(2))
 
 
 @pytest.mark.slow
@@ -243,16 +251,18 @@ def test_20_mixed_searches_from_4_threads_on_one_pipe_are_what_each_is_alone(nam
 # Failures
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the part is broken"), torch.OutOfMemoryError("out of memory")])
+BROKEN, SHORT = RuntimeError("the part is broken"), torch.OutOfMemoryError("out of memory")
+
+
 @pytest.mark.parametrize(
-    ("part", "method", "after"),
+    ("part", "method", "after", "error"),
     [
-        ("transformer", "forward", 0),
-        ("transformer", "forward", 3),
-        (VAE, "decode", 0),
-        (VAE, "decode", 3),
-        (VAE, "encode", 3),
-        ("text_encoder", "forward", 0),
+        ("transformer", "forward", 0, BROKEN),
+        ("transformer", "forward", 3, SHORT),
+        (VAE, "decode", 0, SHORT),
+        (VAE, "decode", 3, BROKEN),
+        (VAE, "encode", 3, BROKEN),
+        ("text_encoder", "forward", 0, SHORT),
     ],
 )
 def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(
@@ -261,7 +271,8 @@ def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(
     pipe = upgrade(made("FluxInpaintPipeline").pipe)
     call = {**made("FluxInpaintPipeline").call, "num_inference_steps": 3}
     engine = pipe.engine(reward, batch_size=2, **call)
-    real, calls = getattr(type(getattr(pipe, part)), method), list[int]()
+    kind = type(getattr(pipe, part))
+    real, calls = getattr(kind, method), list[int]()
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -269,7 +280,7 @@ def test_what_a_part_raises_ends_its_search_and_leaves_no_thread(
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(type(getattr(pipe, part)), method, broken)
+    monkeypatch.setattr(kind, method, broken)
     with pytest.raises((RuntimeError, NotEnoughMemoryError), match=str(error)):
         search(PROMPTS[:2], make_algorithm("ttsnap"), engine, Budget(nfe=30), seed=0)
     assert threads_of_frames() == 0

@@ -12,6 +12,7 @@ import diffusers
 from tests.pipelines import tiny
 from tests.pipelines.modular import tiny as modular
 from tests.pipelines.modular import tiny_videos as videos
+from ttsnap.pipelines.memory.flops import Memo
 
 STEPS = {"num_inference_steps": 4}
 
@@ -73,6 +74,7 @@ def flow_map(parts: Mapping[str, Any]) -> dict[str, Any]:
 SEEN = {"image": modular.picture(size=(24, 16))}
 REDRAWN = {**SEEN, "strength": 0.6}
 SIZE = {**tiny.SIZE, **STEPS}
+PAINTED = {**REDRAWN, "mask_image": modular.mask().resize((24, 16))}
 CASES = {
     "StableDiffusionImg2ImgPipeline": Case("sd15", {**STEPS, **REDRAWN}),
     "StableDiffusionControlNetPipeline": Case("sd15", {**STEPS, **SEEN}, controlnet),
@@ -81,12 +83,8 @@ CASES = {
     "AnimateDiffPipeline": Case("sd15", {**SIZE, "num_frames": 3}, motion),
     "AnyFlowPipeline": Case("sd15", {**modular.CLIP, **STEPS, "height": 16}, flow_map),
     "StableDiffusionXLPAGPipeline": Case("sdxl", SIZE),
-    "StableDiffusion3InpaintPipeline": Case(
-        "sd3", {**SIZE, **tiny.SHORT, **REDRAWN, "mask_image": modular.mask().resize((24, 16))}, sixteen
-    ),
-    "FluxInpaintPipeline": Case(
-        "flux", {**SIZE, **tiny.SHORT, **REDRAWN, "mask_image": modular.mask().resize((24, 16))}
-    ),
+    "StableDiffusion3InpaintPipeline": Case("sd3", {**SIZE, **tiny.SHORT, **PAINTED}, sixteen),
+    "FluxInpaintPipeline": Case("flux", {**SIZE, **tiny.SHORT, **PAINTED}),
     "PixArtAlphaPipeline": Case("pixart_sigma", {**SIZE, "use_resolution_binning": False}),
     "Flux2KleinInpaintPipeline": Case(
         "flux2_klein",
@@ -102,13 +100,15 @@ CASES = {
 
 @functools.cache
 def stock(name: str) -> Any:
-    """The stock pipeline of a case, which no test changes."""
+    """The stock pipeline of a case, which no test changes, and what rehearsals saw of its parts."""
     case, cls = CASES[name], getattr(diffusers, name)
     parts = dict(tiny.FAMILIES[case.family].build().components)
     parts |= {"requires_safety_checker": False, "safety_checker": None, "feature_extractor": None}
     parts |= case.more(parts)
     takes = inspect.signature(cls.__init__).parameters
-    return tiny.quiet(cls(**{part: value for part, value in parts.items() if part in takes}))
+    pipe = tiny.quiet(cls(**{part: value for part, value in parts.items() if part in takes}))
+    pipe._search_memo = Memo()
+    return pipe
 
 
 @functools.cache
@@ -116,7 +116,8 @@ def with_sound() -> Any:
     """A stock pipeline for a picture that goes on as a video with its sound."""
     takes = inspect.signature(diffusers.LTX2ImageToVideoPipeline.__init__).parameters
     parts = videos.ltx2().components
-    return tiny.quiet(diffusers.LTX2ImageToVideoPipeline(**{part: parts[part] for part in parts if part in takes}))
+    given = {part: parts[part] for part in parts if part in takes}
+    return tiny.quiet(diffusers.LTX2ImageToVideoPipeline(**given))
 
 
 SOUND = {**STEPS, "image": modular.picture(size=(64, 32)), "height": 32, "width": 64, "num_frames": 5, "image_crf": 0}
