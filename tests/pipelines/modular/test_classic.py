@@ -1,4 +1,4 @@
-"""Classic pipelines after `upgrade`: without search= what they were; with it, arguments are honoured, or refused."""
+"""Classic pipelines after `upgrade`: arguments of a search are honoured, or refused."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from .tiny import CASES, ONE, bright, picture
 class Classic(NamedTuple):
     """A classic pipeline: its class, parts and settings, and the arguments of a small call.
 
-    slow: whether its calls are. other: values of its own, in place of those in OTHER; None: none that its own call
-    takes.
+    slow: whether its calls are. other: values of its own, in place of those in OTHER; None: none
+    that its own call takes.
     """
 
     kind: str
@@ -55,10 +55,25 @@ SOUND = {**CLIP, "spatio_temporal_guidance_blocks": [0]}
 SEEN = {"image": picture(size=(64, 32))}
 LAST = {"last_image": picture(1, (20, 40))}
 ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
-    "sdxl img2img": ("StableDiffusionXLImg2Img", tiny.sdxl, {**cases.STEPS, **REDRAWN, **NEGATIVE}, {}),
+    "sdxl img2img": (
+        "StableDiffusionXLImg2Img",
+        tiny.sdxl,
+        {**cases.STEPS, **REDRAWN, **NEGATIVE},
+        {},
+    ),
     "sdxl inpaint": ("StableDiffusionXLInpaint", tiny.sdxl, {**SDXL, **PAINTED}, {}),
-    "sdxl controlnet": ("StableDiffusionXLControlNet", cases.sdxl_controlled, {**SDXL, "image": picture()}, {}),
-    "sd3 img2img": ("StableDiffusion3Img2Img", tiny.sd3, {**cases.GUIDED, **REDRAWN, **NEGATIVE}, {}),
+    "sdxl controlnet": (
+        "StableDiffusionXLControlNet",
+        cases.sdxl_controlled,
+        {**SDXL, "image": picture()},
+        {},
+    ),
+    "sd3 img2img": (
+        "StableDiffusion3Img2Img",
+        tiny.sd3,
+        {**cases.GUIDED, **REDRAWN, **NEGATIVE},
+        {},
+    ),
     "flux img2img": ("FluxImg2Img", tiny.flux, {**cases.LONG, **REDRAWN}, {}),
     # _auto_resize makes pictures of a megapixel.
     "flux kontext": ("FluxKontext", tiny.flux, cases.KONTEXT, {"other": {"_auto_resize": None}}),
@@ -68,29 +83,65 @@ ROWS: dict[str, tuple[str, Callable[[], Any], dict[str, Any], dict[str, Any]]] =
     "qwen controlnet": ("QwenImageControlNet", cases.qwen_controlled, {**QWEN, **CONTROLLED}, {}),
     "qwen edit": ("QwenImageEdit", cases.qwen_edit, EDITED, {"slow": True}),
     "qwen edit plus": ("QwenImageEditPlus", cases.qwen_edit, EDITED, {"slow": True}),
-    "z_image img2img": ("ZImageImg2Img", tiny.z_image, {**cases.LONG, **REDRAWN, **NEGATIVE}, RESIZED),
+    "z_image img2img": (
+        "ZImageImg2Img",
+        tiny.z_image,
+        {**cases.LONG, **REDRAWN, **NEGATIVE},
+        RESIZED,
+    ),
     "wan": ("Wan", videos.wan, CLIP, {"other": TALL}),
     "wan22": ("Wan", videos.wan22, CLIP, {"settings": {"boundary_ratio": 0.875}, "other": TALL}),
-    "wan image": ("WanImageToVideo", videos.wan_image, {**CLIP, **SEEN}, {"other": {**TALL, "last_image": None}}),
-    "wan last": ("WanImageToVideo", videos.wan_last, {**CLIP, **SEEN, **LAST}, {"slow": True, "other": TALL}),
+    "wan image": (
+        "WanImageToVideo",
+        videos.wan_image,
+        {**CLIP, **SEEN},
+        {"other": {**TALL, "last_image": None}},
+    ),
+    "wan last": (
+        "WanImageToVideo",
+        videos.wan_last,
+        {**CLIP, **SEEN, **LAST},
+        {"slow": True, "other": TALL},
+    ),
     "ltx": ("LTX", videos.ltx, CLIP, {"other": TALL}),
     "ltx image": ("LTXImageToVideo", videos.ltx, {**CLIP, **SEEN}, {"other": TALL}),
     "ltx2": ("LTX2", videos.ltx2, SOUND, {"slow": True, "other": {**TALL, "num_frames": 3}}),
-    "ltx2 image": ("LTX2ImageToVideo", videos.ltx2, {**SOUND, **SEEN, "image_crf": 0}, {"slow": True, "other": TALL}),
+    "ltx2 image": (
+        "LTX2ImageToVideo",
+        videos.ltx2,
+        {**SOUND, **SEEN, "image_crf": 0},
+        {"slow": True, "other": TALL},
+    ),
 }
-CLASSIC = {name: Classic(f"{kind}Pipeline", parts, call, **more) for name, (kind, parts, call, more) in ROWS.items()}
+CLASSIC = {
+    name: Classic(f"{kind}Pipeline", parts, call, **more)
+    for name, (kind, parts, call, more) in ROWS.items()
+}
 """Those whose searches suspend their calls."""
 TEXT_TO_IMAGE = {
-    name: Classic(family.pipeline.__name__, family.build, {**family.call, **cases.STEPS},
-                  other={"clip_skip": None, "use_resolution_binning": None, "width": 64})
-    for name, family in tiny.FAMILIES.items() if name != "flux_schnell"
-}  # fmt: skip
-"""Those with a search class of their own, of which test_families.py tells, too, what is honoured."""
+    name: Classic(
+        family.pipeline.__name__,
+        family.build,
+        {**family.call, **cases.STEPS},
+        other={"clip_skip": None, "use_resolution_binning": None, "width": 64},
+    )
+    for name, family in tiny.FAMILIES.items()
+    if name != "flux_schnell"
+}
+"""Those with a search class of their own, of which test_families.py tells what is honoured."""
 ALL = {**CLASSIC, **TEXT_TO_IMAGE}
 
 EMBEDS = ("prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_mask", "prompt_attention_mask")
 ELSEWHERE = {
-    *("self", "prompt", "generator", "num_images_per_prompt", "num_videos_per_prompt", "output_type", "return_dict"),
+    *(
+        "self",
+        "prompt",
+        "generator",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "output_type",
+        "return_dict",
+    ),
     *("image", "mask_image", "control_image"),
     *EMBEDS,
     *(f"negative_{name}" for name in EMBEDS),
@@ -98,41 +149,115 @@ ELSEWHERE = {
 """What every search takes, and what stands in place of prompts: other tests try them."""
 OTHER: dict[str, Any] = {
     **SIZES,
-    **dict.fromkeys(("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "system_prompt"), "a house"),
-    **dict.fromkeys(("latents", "audio_latents", "image_embeds", "masked_image_latents"), torch.zeros(1, 4, 8, 16)),
+    **dict.fromkeys(
+        ("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "system_prompt"), "a house"
+    ),
+    **dict.fromkeys(
+        ("latents", "audio_latents", "image_embeds", "masked_image_latents"),
+        torch.zeros(1, 4, 8, 16),
+    ),
     **{f"{kind}attention_kwargs": {"scale": 0.5} for kind in ("", "cross_", "joint_")},
     **{f"{sign}ip_adapter_image": picture() for sign in ("", "negative_")},
     **{f"{sign}ip_adapter_image_embeds": [torch.zeros(1, 1, 4)] for sign in ("", "negative_")},
-    "negative_prompt_3": "mud", "strength": 0.9, "num_inference_steps": 3, "timesteps": [900, 600, 300, 100],
-    "sigmas": [1.0, 0.6, 0.3, 0.1], "eta": 0.7, "mu": 0.9, "guidance_scale": 2.5, "guidance_scale_2": 2.0,
-    "true_cfg_scale": 2.5, "guidance_rescale": 0.5, "cfg_normalization": True, "cfg_truncation": 0.5,
-    "cfg_trunc_ratio": 0.5, "stg_scale": 2.0, "modality_scale": 2.0, "audio_guidance_scale": 3.0,
-    "audio_stg_scale": 2.0, "audio_modality_scale": 2.0, "audio_guidance_rescale": 0.3,
-    "spatio_temporal_guidance_blocks": [], "denoising_start": 0.3, "denoising_end": 0.7,
-    "original_size": (20, 40), "target_size": (22, 44), "crops_coords_top_left": (3, 5),
-    "negative_original_size": (20, 41), "negative_target_size": (9, 9), "negative_crops_coords_top_left": (2, 4),
-    "aesthetic_score": 3.0, "negative_aesthetic_score": 5.0, "clip_skip": 1, "max_sequence_length": 20,
-    "text_encoder_out_layers": (2,), "controlnet_conditioning_scale": 0.4, "guess_mode": True,
-    "control_guidance_start": 0.3, "control_guidance_end": 0.6, "padding_mask_crop": 4, "skip_guidance_layers": [0],
-    "skip_layer_guidance_scale": 1.0, "skip_layer_guidance_stop": 0.9, "skip_layer_guidance_start": 0.1,
-    "callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["prompt_embeds"], "callback": print,
-    "callback_steps": 2, "max_area": 16 * 16, "_auto_resize": True, "caption_upsample_temperature": 0.3,
-    "clean_caption": True, "use_resolution_binning": True, "complex_human_instruction": ["draw"],
-    "last_image": picture(1, (64, 32)), "num_frames": 9, "frame_rate": 10, "decode_timestep": 0.1,
-    "decode_noise_scale": 0.1, "min_seconds": 1.0, "max_seconds": 2.0, "motion_speed": 0.5, "noise_scale": 0.5,
-    "use_cross_timestep": True, "enable_prompt_enhancement": True, "prompt_max_new_tokens": 7,
-    "prompt_enhancement_kwargs": {"do_sample": False}, "prompt_enhancement_seed": 3, "image_crf": 20,
-}  # fmt: skip
+    "negative_prompt_3": "mud",
+    "strength": 0.9,
+    "num_inference_steps": 3,
+    "timesteps": [900, 600, 300, 100],
+    "sigmas": [1.0, 0.6, 0.3, 0.1],
+    "eta": 0.7,
+    "mu": 0.9,
+    "guidance_scale": 2.5,
+    "guidance_scale_2": 2.0,
+    "true_cfg_scale": 2.5,
+    "guidance_rescale": 0.5,
+    "cfg_normalization": True,
+    "cfg_truncation": 0.5,
+    "cfg_trunc_ratio": 0.5,
+    "stg_scale": 2.0,
+    "modality_scale": 2.0,
+    "audio_guidance_scale": 3.0,
+    "audio_stg_scale": 2.0,
+    "audio_modality_scale": 2.0,
+    "audio_guidance_rescale": 0.3,
+    "spatio_temporal_guidance_blocks": [],
+    "denoising_start": 0.3,
+    "denoising_end": 0.7,
+    "original_size": (20, 40),
+    "target_size": (22, 44),
+    "crops_coords_top_left": (3, 5),
+    "negative_original_size": (20, 41),
+    "negative_target_size": (9, 9),
+    "negative_crops_coords_top_left": (2, 4),
+    "aesthetic_score": 3.0,
+    "negative_aesthetic_score": 5.0,
+    "clip_skip": 1,
+    "max_sequence_length": 20,
+    "text_encoder_out_layers": (2,),
+    "controlnet_conditioning_scale": 0.4,
+    "guess_mode": True,
+    "control_guidance_start": 0.3,
+    "control_guidance_end": 0.6,
+    "padding_mask_crop": 4,
+    "skip_guidance_layers": [0],
+    "skip_layer_guidance_scale": 1.0,
+    "skip_layer_guidance_stop": 0.9,
+    "skip_layer_guidance_start": 0.1,
+    "callback_on_step_end": print,
+    "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+    "callback": print,
+    "callback_steps": 2,
+    "max_area": 16 * 16,
+    "_auto_resize": True,
+    "caption_upsample_temperature": 0.3,
+    "clean_caption": True,
+    "use_resolution_binning": True,
+    "complex_human_instruction": ["draw"],
+    "last_image": picture(1, (64, 32)),
+    "num_frames": 9,
+    "frame_rate": 10,
+    "decode_timestep": 0.1,
+    "decode_noise_scale": 0.1,
+    "min_seconds": 1.0,
+    "max_seconds": 2.0,
+    "motion_speed": 0.5,
+    "noise_scale": 0.5,
+    "use_cross_timestep": True,
+    "enable_prompt_enhancement": True,
+    "prompt_max_new_tokens": 7,
+    "prompt_enhancement_kwargs": {"do_sample": False},
+    "prompt_enhancement_seed": 3,
+    "image_crf": 20,
+}
 """Another value of each argument than its default, which changes the image where it can."""
 ALONE = {
-    *("timesteps", "sigmas", "eta", "clip_skip", "clean_caption", "use_resolution_binning", "last_image"),
-    *("min_seconds", "max_seconds", "system_prompt", "enable_prompt_enhancement", "prompt_max_new_tokens"),
+    *(
+        "timesteps",
+        "sigmas",
+        "eta",
+        "clip_skip",
+        "clean_caption",
+        "use_resolution_binning",
+        "last_image",
+    ),
+    *(
+        "min_seconds",
+        "max_seconds",
+        "system_prompt",
+        "enable_prompt_enhancement",
+        "prompt_max_new_tokens",
+    ),
     *("prompt_enhancement_kwargs", "prompt_enhancement_seed", "spatio_temporal_guidance_blocks"),
-    *("masked_image_latents", "image_embeds", "padding_mask_crop", "denoising_start", "skip_guidance_layers"),
+    *(
+        "masked_image_latents",
+        "image_embeds",
+        "padding_mask_crop",
+        "denoising_start",
+        "skip_guidance_layers",
+    ),
     *(f"{sign}ip_adapter_image{form}" for sign in ("", "negative_") for form in ("", "_embeds")),
     *("guess_mode", "text_encoder_out_layers", "caption_upsample_temperature", "guidance_scale_2"),
 }
-"""Arguments that cannot be changed together with all others, or not with every scheduler, tokenizer and part."""
+"""Arguments that cannot be changed together with all others, or not with every part."""
 
 
 def named(names: Iterable[str]) -> list[Any]:
@@ -161,7 +286,13 @@ def made(output: Any) -> Tensor:
 
 def classic(name: str, pipe: Any = None, **more: Any) -> Tensor:
     """What the stock call makes."""
-    given = {"prompt": "a cat", "generator": seeded(2), "output_type": "pt", **ALL[name].call, **more}
+    given = {
+        "prompt": "a cat",
+        "generator": seeded(2),
+        "output_type": "pt",
+        **ALL[name].call,
+        **more,
+    }
     return made((pipe or stock(name))(**given))
 
 
@@ -171,7 +302,7 @@ def found(pipe: Any, name: str, **more: Any) -> Tensor:
 
 
 def others(name: str) -> dict[str, Any]:
-    """Another value of each argument of this pipeline's call that a table has to tell of and that has one."""
+    """Another value of each argument of this pipeline's call that a table has to tell of."""
     parameters = inspect.signature(getattr(diffusers, ALL[name].kind).__call__).parameters.values()
     told = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ELSEWHERE]
     values = {**OTHER, **ALL[name].other}
@@ -218,7 +349,10 @@ def refuses(name: str, change: Mapping[str, Any]) -> bool:
 
 @pytest.mark.parametrize("name", named(ALL))
 def test_arguments_are_honoured_as_in_the_classic_call_or_refused_by_name(name: str) -> None:
-    """Those that are honoured are changed at once, but for some. What the classic call refuses, a search does."""
+    """Those that are honoured are changed at once, but for some.
+
+    What the classic call refuses, a search does.
+    """
     pipe, changed = twin(name), others(name)
     taken = pipe.call_arguments()
     together = {argument: value for argument, value in changed.items() if argument in taken - ALONE}
@@ -242,11 +376,17 @@ def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline() -> N
     name = "sdxl img2img"
     pipe, call = twin(name), dict(CLASSIC[name].call)
     pipe.enable_model_cpu_offload(device="cpu")
-    more = {"generator": seeded(2), "output_type": "pt", **{n: v for n, v in call.items() if n != "image"}}
+    more = {
+        "generator": seeded(2),
+        "output_type": "pt",
+        **{n: v for n, v in call.items() if n != "image"},
+    }
     assert torch.equal(pipe("a cat", None, call["image"], **more).images, classic(name))
     check_same(name, found(pipe, name), classic(name))
     pipe.remove_all_hooks()
-    pipe.scheduler = EulerDiscreteScheduler.from_config(stock(name).scheduler.config, timestep_spacing="trailing")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        stock(name).scheduler.config, timestep_spacing="trailing"
+    )
     images = classic(name, pipe)
     assert not torch.equal(images, classic(name))
     check_same(name, found(pipe, name), images)
@@ -254,9 +394,15 @@ def test_positions_offloading_and_parts_are_those_of_the_classic_pipeline() -> N
     assert Capability.PREVIEW in pipe.denoiser(**call).can
 
 
-def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_pipeline(tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_classic_call_and_those_that_were_set_on_the_pipeline(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "ttsnap.json").write_text(json.dumps(NEGATIVE))
-    for name in ("sd3 img2img", "qwen controlnet", "sdxl img2img"):  # of the first two one guides by an empty text
+    for name in (
+        "sd3 img2img",
+        "qwen controlnet",
+        "sdxl img2img",
+    ):  # of the first two one guides by an empty text
         short = {"prompt": "a cat", "output_type": "pt", **CLASSIC[name].call}
         del short["negative_prompt"]
         pipe, plain = twin(name), stock(name)(**short, generator=seeded(2)).images
@@ -298,9 +444,16 @@ def test_a_first_frame_of_any_shape_is_taken_as_in_the_classic_call(name: str) -
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("ltx image", "array"), ("sd3 img2img", "array"), ("flux kontext", "array"),
-     *((name, "tensor") for name in ("sdxl img2img", "sd3 img2img", "flux kontext", "wan image", "ltx image"))],
-)  # fmt: skip
+    [
+        ("ltx image", "array"),
+        ("sd3 img2img", "array"),
+        ("flux kontext", "array"),
+        *(
+            (name, "tensor")
+            for name in ("sdxl img2img", "sd3 img2img", "flux kontext", "wan image", "ltx image")
+        ),
+    ],
+)
 def test_a_picture_may_be_a_tensor_or_an_array_as_in_the_classic_call(name: str, form: str) -> None:
     tensor = to_tensor(CLASSIC[name].call["image"])[None]
     image = tensor if form == "tensor" else tensor.permute(0, 2, 3, 1).numpy()
@@ -320,7 +473,9 @@ def test_a_tensor_of_several_pictures_has_one_for_each_prompt() -> None:
     name, frames = "ltx image", [picture(seed, (64, 32)) for seed in range(2)]
     tensor = torch.stack([to_tensor(frame) for frame in frames])
     more = {"prompt": ["a cat", "a dog"], "negative_prompt": ["snow", "mud"]}
-    assert torch.equal(*(found(twin(name), name, image=image, **more) for image in (frames, tensor)))
+    assert torch.equal(
+        *(found(twin(name), name, image=image, **more) for image in (frames, tensor))
+    )
 
 
 def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it() -> None:
@@ -328,10 +483,13 @@ def test_an_image_may_be_as_small_as_the_classic_pipeline_makes_it() -> None:
     check_same(name, found(twin(name), name, **small), classic(name, **small))
 
 
-@pytest.mark.parametrize(("name", "given", "words"), [
-    ("flux2", {"joint_attention_kwargs": {}}, "'joint_attention_kwargs'; did you mean"),
-    ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("flux2", {"joint_attention_kwargs": {}}, "'joint_attention_kwargs'; did you mean"),
+        ("wan", {"guidance_scale_2": 2.0}, "guidance_scale_2"),
+    ],
+)
 def test_what_is_refused_says_what_to_use(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         found(twin(name), name, **given)

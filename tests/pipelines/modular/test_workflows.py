@@ -1,4 +1,4 @@
-"""Every workflow of a modular pipeline that search runs, against the stock one; what is refused, what rewards see."""
+"""Every workflow of a modular pipeline that search runs, beside the stock one; what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
-from diffusers import AdaptiveProjectedGuidance, AutoencoderTiny, ClassifierFreeGuidance, SmoothedEnergyGuidance
+from diffusers import (
+    AdaptiveProjectedGuidance,
+    AutoencoderTiny,
+    ClassifierFreeGuidance,
+    SmoothedEnergyGuidance,
+)
 from torchvision.transforms.functional import to_tensor
 
 from tests.pipelines import tiny
@@ -29,43 +34,66 @@ PROMPTS = ["a cat", "two dogs in snow"]
 PRUNING = SeedPruning(4, (0.5,), steps=(1,))
 FIRST = {
     *{case.pipeline: name for name, case in reversed(CASES.items()) if name not in SLOW}.values(),
-    *("sd3 image2image", "sdxl inpainting", "qwen_image inpainting", "sdxl controlnet", "ltx image2video"),
+    *(
+        "sd3 image2image",
+        "sdxl inpainting",
+        "qwen_image inpainting",
+        "sdxl controlnet",
+        "ltx image2video",
+    ),
 }
 """A case of each class, and those whose conditions differ by candidate or by frame."""
 
 
 def found(name: str, prompts: Any, algorithm: Any, **options: Any) -> Any:
     """The results of a search of this workflow, with all images that it finished."""
-    how = {"search": algorithm, "reward": bright, "seed": 2, "output_type": "pt", **CASES[name].call, **options}
+    how = {
+        "search": algorithm,
+        "reward": bright,
+        "seed": 2,
+        "output_type": "pt",
+        **CASES[name].call,
+        **options,
+    }
     return twin(name)(prompt=prompts, **how).search
 
 
 @pytest.mark.parametrize("name", named({*CASES} - FIRST))
 def test_one_candidate_is_the_image_of_the_stock_pipeline(name: str) -> None:
     (result,) = found(name, PROMPTS[1], BestOfN(1), batch_size=1)
-    assert (result.images[0].image - image_of(name, 2, PROMPTS[1])).abs().max() <= CASES[name].single
+    assert (result.images[0].image - image_of(name, 2, PROMPTS[1])).abs().max() <= CASES[
+        name
+    ].single
 
 
 @pytest.mark.parametrize("name", named(FIRST))
 def test_pruned_winners_in_mixed_batches_are_made_again_from_their_seeds(name: str) -> None:
-    """Rows of two prompts at different steps share batches, and each image is still that of its seed alone. The ledger
-    is what the networks were called for."""
+    """Rows of two prompts at different steps share batches, and each image is that of its seed.
+
+    The ledger is what the networks were called for.
+    """
     engine = twin(name).engine(bright, batch_size=5, **CASES[name].call)
     results = search(PROMPTS, PRUNING, engine, seed=2)
     hub = engine.denoiser.hub
     answered = sum(hub.rows[part] for part in hub.networks - {"controlnet"})
     assert answered == sum(each.spent.forward_passes for each in results) > 0
     for result in results:
-        difference = (result.best.image - image_of(name, result.best.seed, result.prompt)).abs().max()
+        difference = (
+            (result.best.image - image_of(name, result.best.seed, result.prompt)).abs().max()
+        )
         assert difference < CASES[name].tolerance, (name, result.best.seed, float(difference))
 
 
-def denoiser(name: str, *, pipe: dict[str, Any] | None = None, without: str = "", **given: Any) -> Any:
+def denoiser(
+    name: str, *, pipe: dict[str, Any] | None = None, without: str = "", **given: Any
+) -> Any:
     """Of a case's call with these changes, by a pipeline with these parts."""
     made = twin(name)
     for part, value in (pipe or {}).items():
         setattr(made, part, value)
-    return made.denoiser(**{key: value for key, value in {**CASES[name].call, **given}.items() if key != without})
+    return made.denoiser(
+        **{key: value for key, value in {**CASES[name].call, **given}.items() if key != without}
+    )
 
 
 def encode(name: str, *prompts: Prompt, **given: Any) -> None:
@@ -83,7 +111,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 GUIDERS: dict[str, Callable[[], Any]] = {
     "in part": lambda: ClassifierFreeGuidance(guidance_scale=4.0, start=0.3, stop=0.8),
-    "with momentum": lambda: AdaptiveProjectedGuidance(4.0, adaptive_projected_guidance_momentum=-0.5),
+    "with momentum": lambda: AdaptiveProjectedGuidance(
+        4.0, adaptive_projected_guidance_momentum=-0.5
+    ),
     "by hooks": lambda: SmoothedEnergyGuidance(4.0, seg_guidance_layers=[0]),
 }
 
@@ -94,12 +124,20 @@ def test_any_guider_guides_as_in_the_stock_pipeline(which: str) -> None:
     guided, name = copy.copy(stock("sd3")), "sd3"
     guided.update_components(guider=GUIDERS[which]())
     hooks = [len(vars(part)) for part in guided.transformer.modules()]
-    how = {"search": PRUNING, "reward": bright, "output_type": "pt", "batch_size": 4, **CASES[name].call}
-    twins = [tiny.quiet(upgrade(guided)) for _ in range(2)]
+    how = {
+        "search": PRUNING,
+        "reward": bright,
+        "output_type": "pt",
+        "batch_size": 4,
+        **CASES[name].call,
+    }
+    twins = [tiny.quiet(upgrade(guided)) for _ in range(1 + (which == "by hooks"))]
     with ThreadPoolExecutor() as pool:
         made = list(pool.map(lambda twin: twin(prompt=PROMPTS, seed=2, **how).search, twins))
     for result in (result for results in made for result in results):
-        assert (result.best.image - image_of(name, result.best.seed, result.prompt, guided)).abs().max() < 1e-5
+        assert (
+            result.best.image - image_of(name, result.best.seed, result.prompt, guided)
+        ).abs().max() < 1e-5
     assert [len(vars(part)) for part in guided.transformer.modules()] == hooks
 
 
@@ -109,22 +147,31 @@ def test_what_cannot_be_is_refused(said: str) -> None:
         REFUSED[said]()
 
 
-@pytest.mark.parametrize(("name", "given", "words"), [
-    ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "kernel, path"),
-    ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
-    ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
-    ("sd3 image2image", {"state": object()}, "values by name"),
-    ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "got 3"),
-])  # fmt: skip
-def test_what_a_search_cannot_honour_is_refused(name: str, given: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("sd3 image2image", {"kernel": "sde", "path": "vp"}, "kernel, path"),
+        ("sd3 image2image", {"guide": "dps:1", "kernel": "sde"}, "without gradients"),
+        ("sd3 image2image", {"latents": torch.zeros(1)}, "draws its own"),
+        ("sd3 image2image", {"state": object()}, "values by name"),
+        ("sd3 image2image", {"image": [picture(), picture(), picture()]}, "got 3"),
+    ],
+)
+def test_what_a_search_cannot_honour_is_refused(
+    name: str, given: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         twin(name)(prompt="a cat", **ONE, **{**CASES[name].call, **given})
 
 
-def test_guidance_scale_is_that_of_a_guider_of_the_call_and_settings_are_those_of_a_classic_pipeline() -> None:
+def test_guidance_scale_is_that_of_a_guider_of_the_call() -> None:
     pipe, call = twin("sd3"), CASES["sd3"].call
     guided = pipe.denoiser(guidance_scale=2.5, **call)
-    assert (guided.pipe.guider.guidance_scale, guided.passes_per_nfe, pipe.guider.guidance_scale) == (2.5, 2, 7.0)
+    assert (
+        guided.pipe.guider.guidance_scale,
+        guided.passes_per_nfe,
+        pipe.guider.guidance_scale,
+    ) == (2.5, 2, 7.0)
     assert pipe.denoiser(guidance_scale=1.0, **call).passes_per_nfe == 1
 
 
@@ -142,7 +189,9 @@ def test_several_pictures_make_one_image_where_the_model_takes_them() -> None:
     for seed in range(2):
         picture(seed, (64, 80)).save(file := io.BytesIO(), format="PNG")
         files.append(Picture(file.getvalue()))
-    engine = twin(name).engine("brightness", **{**CASES[name].call, "num_inference_steps": 1, "image": tuple(files)})
+    engine = twin(name).engine(
+        "brightness", **{**CASES[name].call, "num_inference_steps": 1, "image": tuple(files)}
+    )
     (result,) = search(["x"], BestOfN(1), engine)
     wanted = image_of(name, 0, "x", num_inference_steps=1, image=[each.opened() for each in files])
     torch.testing.assert_close(result.best.pixels, wanted.float(), atol=2e-5, rtol=0)
@@ -162,10 +211,20 @@ class Sources:
         return -(images.mean((1, 2, 3)) - source.mean((1, 2, 3))).abs()
 
 
-@pytest.mark.parametrize(("name", "shape"), [("sd3 image2image", (3, 16, 32)), ("wan image2video", (3, 8, 16))])
-def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"), [("sd3 image2image", (3, 16, 32)), ("wan image2video", (3, 8, 16))]
+)
+def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(
+    name: str, shape: tuple[int, ...]
+) -> None:
     reward, pictures = Sources(), {"one": picture(1), "two": picture(2)}
-    how = {"search": BestOfN(2), "reward": reward, "seed": 0, **CASES[name].call, "image": [*pictures.values()]}
+    how = {
+        "search": BestOfN(2),
+        "reward": reward,
+        "seed": 0,
+        **CASES[name].call,
+        "image": [*pictures.values()],
+    }
     moving = {"frames": 3, "batch_size": 1} if "wan" in name else {}
     results = twin(name)(prompt=[*pictures], **how, **moving).search
     shown = {prompt: to_tensor(image).mean((1, 2)) for prompt, image in pictures.items()}
@@ -173,7 +232,9 @@ def test_rewards_see_frames_and_the_picture_that_is_edited_or_set_in_motion(name
         assert image.shape == shape
         torch.testing.assert_close(source.mean((1, 2)).cpu(), shown[prompt], atol=1e-5, rtol=0)
     assert len(reward.seen) == 4 * moving.get("frames", 1)
-    assert [result.spent.cost.reward_calls for result in results] == [2 * moving.get("frames", 1)] * 2
+    assert [result.spent.cost.reward_calls for result in results] == [
+        2 * moving.get("frames", 1)
+    ] * 2
 
 
 def test_without_search_the_call_is_the_stock_one_and_downgrade_goes_back() -> None:
@@ -202,4 +263,10 @@ def test_a_preview_vae_that_the_blocks_cannot_use_is_refused() -> None:
     pipe = twin("flux2_klein")
     pipe.preview_vae = AutoencoderTiny(latent_channels=4)
     with pytest.raises(ValueError, match=r"Flux2KleinModularPipeline .* preview_vae: .*bn"):
-        pipe(prompt="a cat", search="seed-pruning", reward=bright, budget="12nfe", **CASES["flux2_klein"].call)
+        pipe(
+            prompt="a cat",
+            search="seed-pruning",
+            reward=bright,
+            budget="12nfe",
+            **CASES["flux2_klein"].call,
+        )

@@ -1,4 +1,4 @@
-"""Tiny modular pipelines, of the same random parts as the classic ones, and a small call of each workflow."""
+"""Tiny modular pipelines, of the parts of classic ones, and a small call of each workflow."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ from .tiny_videos import components_once
 
 
 class Case(NamedTuple):
-    """A workflow of a pipeline class: the classic pipeline whose parts it takes, and the arguments of a small call."""
+    """A workflow of a pipeline class."""
 
     pipeline: str
     parts: Callable[[], Any]
+    """Makes the classic pipeline whose parts it takes."""
     call: dict[str, Any]
+    """The arguments of a small call."""
     tolerance: float = 2e-5
     """How far images may differ between batch shapes."""
     single: float = 0.0
-    """And for one row in a batch of one: more than nothing where the last block makes pictures of 8 bits."""
+    """And for one row alone: more than nothing where the last block makes pictures of 8 bits."""
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (32, 16)) -> Image.Image:
@@ -54,7 +56,9 @@ def mask() -> Image.Image:
 @components_once
 def sdxl_controlled() -> tiny.Parts:
     parts = tiny.sdxl().components
-    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    net = diffusers.ControlNetModel.from_unet(
+        parts["unet"], conditioning_embedding_out_channels=(16, 32)
+    )
     return {**parts, "controlnet": tiny.jitter(net)}
 
 
@@ -67,7 +71,7 @@ def qwen_controlled() -> tiny.Parts:
 
 @components_once
 def qwen_edit() -> tiny.Parts:
-    """Qwen-Image's parts for edits, whose text encoder looks at the picture, too. Pictures have a megapixel."""
+    """Qwen-Image's parts for edits, whose text encoder looks at the picture, of a megapixel."""
     parts = tiny.qwen_image().components
     with tempfile.TemporaryDirectory() as folder:
         tiny_vlm.write_backbone(Path(folder), "qwen2_5_vl")
@@ -76,7 +80,12 @@ def qwen_edit() -> tiny.Parts:
         processor = transformers.AutoProcessor.from_pretrained(folder)
     net = remade(parts["transformer"], joint_attention_dim=tiny_vlm.HIDDEN)
     vae = remade(parts["vae"], dim_mult=[1, 1, 1, 1], temperal_downsample=[False, False, True])
-    own = {"text_encoder": encoder, "processor": processor, "transformer": tiny.jitter(net), "vae": vae.eval()}
+    own = {
+        "text_encoder": encoder,
+        "processor": processor,
+        "transformer": tiny.jitter(net),
+        "vae": vae.eval(),
+    }
     return {**parts, **own}
 
 
@@ -87,24 +96,34 @@ def remade(part: Any, **changes: Any) -> Any:
 
 @components_once
 def flux2_dev() -> tiny.Parts:
-    """FLUX.2 klein's parts, with Mistral as the text encoder, and a network that is told the guidance scale."""
+    """FLUX.2 klein's parts, with Mistral for the texts, and a network that reads the scale."""
     parts = tiny.FAMILIES["flux2_klein"].parts()
     shared = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Mistral3Config(
-        text_config={**shared, "vocab_size": 200, "hidden_size": 16, "num_key_value_heads": 1, "head_dim": 8},
+        text_config={
+            **shared,
+            "vocab_size": 200,
+            "hidden_size": 16,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+        },
         vision_config={**shared, "hidden_size": 16, "image_size": 8, "patch_size": 4},
         image_token_index=199,
     )
     tokenizer = tiny.character_tokenizer()
     tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
     # What the system message says, which is long, is left out.
-    template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}"
+    template = (
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}"
+    )
     net = remade(parts["transformer"], guidance_embeds=True)
     looks = transformers.PixtralImageProcessor()
     return {
         **parts,
         "text_encoder": transformers.Mistral3ForConditionalGeneration(config).eval(),
-        "tokenizer": transformers.PixtralProcessor(looks, tokenizer, patch_size=4, chat_template=template),
+        "tokenizer": transformers.PixtralProcessor(
+            looks, tokenizer, patch_size=4, chat_template=template
+        ),
         "transformer": tiny.jitter(net),
         "scheduler": tiny.flow(shift=3.0, **tiny.DYNAMIC_SHIFT)(),
     }
@@ -134,37 +153,61 @@ CALLS: list[tuple[str, Callable[[], Any], dict[str, dict[str, Any]]]] = [
     ("StableDiffusion3", tiny.sd3, {"sd3": GUIDED, "sd3 image2image": {**GUIDED, **REDRAWN}}),
     ("Flux", tiny.flux, {"flux": LONG, "flux image2image": {**LONG, **REDRAWN}}),
     ("FluxKontext", tiny.flux, {"flux kontext": KONTEXT}),
-    ("QwenImage", tiny.qwen_image, {"qwen_image": QWEN, "qwen_image image2image": {**QWEN, **REDRAWN}}),
+    (
+        "QwenImage",
+        tiny.qwen_image,
+        {"qwen_image": QWEN, "qwen_image image2image": {**QWEN, **REDRAWN}},
+    ),
     ("QwenImage", tiny.qwen_image, {"qwen_image inpainting": {**QWEN, **PAINTED}}),
     ("QwenImage", qwen_controlled, {"qwen_image controlnet": {**QWEN, **CONTROLLED}}),
     ("QwenImageEdit", qwen_edit, {"qwen_image edit": EDITED}),
     ("QwenImageEditPlus", qwen_edit, {"qwen_image edit plus": EDITED}),
     ("Flux2Klein", tiny.flux2_klein, {"flux2_klein": KLEIN, "flux2_klein edit": KLEIN_EDIT}),
-    ("Flux2KleinBase", tiny.flux2_klein, {"flux2_klein_base": KLEIN, "flux2_klein_base edit": KLEIN_EDIT}),
-    ("Flux2", flux2_dev, {"flux2_dev": {**KLEIN, "guidance_scale": 3.0}, "flux2_dev edit": KLEIN_EDIT}),
+    (
+        "Flux2KleinBase",
+        tiny.flux2_klein,
+        {"flux2_klein_base": KLEIN, "flux2_klein_base edit": KLEIN_EDIT},
+    ),
+    (
+        "Flux2",
+        flux2_dev,
+        {"flux2_dev": {**KLEIN, "guidance_scale": 3.0}, "flux2_dev edit": KLEIN_EDIT},
+    ),
     ("ZImage", tiny.z_image, {"z_image": LONG, "z_image image2image": {**LONG, **REDRAWN}}),
     ("Wan", videos.wan, {"wan": CLIP}),
     ("WanImage2Video", videos.wan_image, {"wan image2video": {**CLIP, **SEEN}}),
-    ("WanImage2Video", videos.wan_last, {"wan first and last frame": {**CLIP, **SEEN, "last_image": picture(1)}}),
+    (
+        "WanImage2Video",
+        videos.wan_last,
+        {"wan first and last frame": {**CLIP, **SEEN, "last_image": picture(1)}},
+    ),
     ("Wan22", videos.wan22, {"wan22": CLIP}),
     ("Wan22Image2Video", videos.wan22_image, {"wan22 image2video": {**CLIP, **SEEN}}),
     ("LTX", videos.ltx, {"ltx": LTX, "ltx image2video": {**LTX, **SEEN}}),
     ("LTX2", videos.ltx2, {"ltx2": CLIP, "ltx2 image2video": {**CLIP, **SEEN, "image_crf": 0}}),
 ]
 CASES = {
-    name: Case(f"{kind}ModularPipeline", parts, call) for kind, parts, calls in CALLS for name, call in calls.items()
+    name: Case(f"{kind}ModularPipeline", parts, call)
+    for kind, parts, calls in CALLS
+    for name, call in calls.items()
 }
 # Its last block makes pictures of 8 bits, whatever is asked for.
-CASES["qwen_image inpainting"] = CASES["qwen_image inpainting"]._replace(tolerance=0.6 / 255, single=0.5 / 255)
+CASES["qwen_image inpainting"] = CASES["qwen_image inpainting"]._replace(
+    tolerance=0.6 / 255, single=0.5 / 255
+)
 
 
 @functools.cache
 def built(pipeline: str, parts: Callable[[], Any]) -> Any:
-    """A stock modular pipeline of the parts of a classic one; no test changes it. FLOPs are counted once for all
-    searches with it, as that takes longer than they do."""
+    """A stock modular pipeline of the parts of a classic one; no test changes it.
+
+    FLOPs are counted once for all searches with it, as that takes longer than they do.
+    """
     pipe = getattr(diffusers, pipeline)()
     pipe._search_memo = Memo()
-    pipe.update_components(**{n: part for n, part in parts().components.items() if n in pipe.components})
+    pipe.update_components(
+        **{n: part for n, part in parts().components.items() if n in pipe.components}
+    )
     return pipe
 
 
@@ -177,7 +220,7 @@ def twin(name: str) -> Any:
 
 
 def image_of(name: str, seed: int, prompt: str, pipe: Any = None, **more: Any) -> Any:
-    """The image (3, H, W), or video (T, 3, H, W), that the stock modular pipeline makes from a seed."""
+    """The image (3, H, W), or video (T, 3, H, W), that the stock pipeline makes from a seed."""
     form = "pil" if name == "qwen_image inpainting" else "pt"
     how = {"output_type": form, "output": ["images", "videos"], **CASES[name].call, **more}
     made = (pipe or stock(name))(prompt=prompt, generator=seeded(seed), **how)
@@ -198,7 +241,11 @@ SLOW |= {name for name in CASES if "qwen_image edit" in name}
 """Those whose pictures cannot be small, and those of which other cases run all parts."""
 
 
-def named(fast: Collection[str] = CASES) -> list[Any]:
-    """The names of the cases, as parameters of a test, which is slow but for these."""
-    marks = [pytest.mark.slow, pytest.mark.timeout(1800)]
-    return [pytest.param(name, marks=marks) if name in SLOW or name not in fast else name for name in CASES]
+def named(fast: Collection[str] = CASES, names: Collection[str] = CASES) -> list[Any]:
+    """The names of cases, as parameters of a test, which is slow but for the fast ones."""
+    slow = [pytest.mark.slow, pytest.mark.timeout(1800)]
+    found = []
+    for name in names:
+        quick = name in fast and name not in SLOW
+        found.append(pytest.param(name, marks=[] if quick else slow))
+    return found
