@@ -1,11 +1,12 @@
-"""What a family gives that its suspended stock calls do not: time beside the network, and memory of waiting rows.
+"""What a family gives that its suspended stock calls do not: time beside the network, and memory.
 
-    python benchmarks/families_beside_calls.py --json families_beside_calls.json     # minutes on a CPU
+    python benchmarks/families_beside_calls.py --json families.json     # minutes on a CPU
 
-Each of the ten families is searched twice, by its own denoiser and by frames over its stock call. The network answers
-with zeros, at once after the first batch of a shape. So the time is what a search takes beside the network. It
-is given for a row and step at 1, 8 and 32 rows. Memory is that of all tensors of the process when so many rows wait in
-the middle of their calls, less what was there before. Ratios of one run on one machine.
+Each of the ten families is searched twice, by its own denoiser and by frames over its stock call.
+The network answers with zeros, at once after the first batch of a shape. So the time is what a
+search takes beside the network, for a row and step at 1, 8 and 32 rows. Memory is that of all
+tensors of the process when so many rows wait in the middle of their calls, less what was there
+before. Ratios of one run on one machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ PROMPT = "a red fox"
 
 
 def frames_over(pipe: Any) -> Any:
-    """The same pipeline, searched by its stock call. Texts come as embeddings, so that no prompt is passed on."""
+    """The same pipeline, searched by its stock call.
+
+    Texts come as embeddings, so that no prompt is passed on.
+    """
     twin = copied(pipe, calls_search_class(type(pipe)))
     takes = dict(twin.stock_arguments())
     del takes["prompt"]
@@ -81,7 +85,7 @@ def stepped(denoiser: Any, x: torch.Tensor, cond: torch.Tensor, steps: range) ->
 
 
 def measured(denoiser: Any, rows: int, repeats: int) -> dict[str, float]:
-    """Milliseconds a row and step, the best of some runs, and KiB a row that waits in the middle."""
+    """Milliseconds a row and step, the best of some runs; KiB a row that waits in the middle."""
     denoiser.encode([PROMPT])
     cond = denoiser.conditions(torch.zeros(rows, dtype=torch.long), list(range(rows)))
     x = denoiser.begin(denoiser.init_latents([seeded(seed) for seed in range(rows)]), cond)
@@ -103,7 +107,8 @@ def measured(denoiser: Any, rows: int, repeats: int) -> dict[str, float]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -1,8 +1,12 @@
 """A stock program under way for one candidate, which stops wherever it asks for something.
 
-The program runs alone, in a thread of its own, and waits there at every question until it is answered. So code that
-was written as one loop, a sampler or the call of a pipeline, is carried on step by step from outside. Of the threads
-one runs at a time: whoever answers waits for the next question.
+    call = Suspended(program)    # program(ask) runs until it asks
+    call.question                # what it asks
+    call.answer(value)           # it goes on, until its next question
+
+The program runs alone, in a thread of its own, and waits there at every question. So code that was
+written as one loop, a sampler or the call of a pipeline, is carried on step by step from outside.
+Of the threads one runs at a time: whoever answers waits for the next question.
 """
 
 from __future__ import annotations
@@ -17,8 +21,6 @@ from typing import Any, TypeAlias
 
 Ask: TypeAlias = Callable[[Any], Any]
 """A question -> its answer, as the program sees it."""
-
-
 NAME = "suspended program"
 """Of its thread."""
 
@@ -53,7 +55,7 @@ class Suspended:
         """What it waits for; `Returned` at its end."""
 
     def answer(self, value: Any) -> None:
-        """Let it go on with this answer, until its next question. Raises what the program raises."""
+        """Let it go on with this answer, until its next question; raises what the program does."""
         self._answers.put(lambda: value)
         self.question = self._next()
 
@@ -64,7 +66,11 @@ class Suspended:
         return come
 
 
-def _run(program: Callable[[Ask], Any], questions: SimpleQueue[Any], answers: SimpleQueue[Callable[[], Any]]) -> None:
+def _run(
+    program: Callable[[Ask], Any],
+    questions: SimpleQueue[Any],
+    answers: SimpleQueue[Callable[[], Any]],
+) -> None:
     """The work of the thread."""
 
     def ask(question: Any) -> Any:
