@@ -180,7 +180,7 @@ def pairs() -> dict[str, Any]:
                 name = " ".join((algorithm, *names))
                 found[name] = paired(algorithm, words, Path(name))
             if set(names) <= set(RECORDED):
-                name = " ".join(("recorded", *names))
+                name = " ".join(("recording", *names))
                 found[name] = recorded(words, Path(name))
     return found
 
