@@ -32,7 +32,9 @@ def asking(name: str, own: nn.Module, part: nn.Module, ask: Ask) -> Any:
     def asks(method: str, args: Any, kwargs: Any) -> Any:
         return ask(PartCall(name, method, args, kwargs))
 
-    twin = _copied(part, _asking_class(type(part), type(own)))
+    kind: Any = type(part)
+    own_kind: Any = type(own)
+    twin = _copied(part, _asking_class(kind, own_kind))
     forget_own_methods(twin)
     vars(twin)[ASKS] = asks
     return twin
@@ -58,7 +60,8 @@ def locked(tokenizer: Any) -> Any:
 
     Each call sets it to how it pads and cuts.
     """
-    return _copied(tokenizer, _locked_class(type(tokenizer)))
+    kind: Any = type(tokenizer)
+    return _copied(tokenizer, _locked_class(kind))
 
 
 @functools.cache

@@ -173,10 +173,9 @@ def _methods(pipe: Any, stock: StockCall, ask: Ask) -> dict[str, Any]:
     def draws(method: Callable[..., Any]) -> Callable[..., Any]:
         return drawing(stock.places, method, ask)
 
-    found = {
-        name: keeping(stock.kept, getattr(pipe, name)) for name in encoding_methods(type(pipe))
-    }
-    found |= {name: draws(getattr(pipe, name)) for name in drawing_methods(type(pipe))}
+    kind: Any = type(pipe)
+    found = {name: keeping(stock.kept, getattr(pipe, name)) for name in encoding_methods(kind)}
+    found |= {name: draws(getattr(pipe, name)) for name in drawing_methods(kind)}
     if TREE in vars(pipe):
         found[TREE] = begun_by(pipe, draws)
     return found

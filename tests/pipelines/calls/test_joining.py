@@ -10,18 +10,17 @@ from ttsnap.pipelines.calls.joining import Arguments, UnlikeError, close, joined
 
 def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() -> None:
     table = torch.arange(3.0)
-    calls = [
-        Arguments((torch.full((n, 4), float(n)), torch.tensor(7.0)), {"ids": table.clone(), "more": [torch.ones(n, 1)]})
-        for n in (1, 2)
-    ]
+
+    def call(n: int, time: float) -> Arguments:
+        more = {"ids": table.clone(), "more": [torch.ones(n, 1)]}
+        return Arguments((torch.full((n, 4), float(n)), torch.tensor(time)), more)
+
+    calls = [call(1, 7.0), call(2, 7.0)]
     one = joined(calls, aligned=True)
     assert one.args[0].tolist() == [[1.0] * 4, [2.0] * 4, [2.0] * 4]
     assert (one.args[1].ndim, one.kwargs["more"][0].shape) == (0, (3, 1))
     assert torch.equal(one.kwargs["ids"], table)
-    apart = joined(
-        [call._replace(args=(call.args[0], torch.tensor(t))) for call, t in zip(calls, (7.0, 3.0), strict=True)],
-        aligned=False,
-    )
+    apart = joined([call(1, 7.0), call(2, 3.0)], aligned=False)
     assert apart.args[1].tolist() == [7.0, 3.0, 3.0]
     first, second = parted((one.args[0], [one.args[0]] * 3), [1, 2], listed=False)
     assert (len(first[0]), len(second[1])) == (1, 3)
@@ -30,7 +29,11 @@ def test_rows_are_joined_what_all_share_is_not_and_results_come_apart_again() ->
 
 
 def test_lists_are_rows_where_the_input_is_one() -> None:
-    calls = [Arguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n}) for n in (1, 2)]
+
+    def call(n: int) -> Arguments:
+        return Arguments(([torch.ones(2, 2)] * n,), {"texts": [torch.ones(n, 3)] * n})
+
+    calls = [call(1), call(2)]
     one = joined(calls, aligned=True)
     assert (len(one.args[0]), len(one.kwargs["texts"])) == (3, 3)
     assert [len(each) for each in parted(one.args[0], [1, 2], listed=True)] == [1, 2]
@@ -45,7 +48,10 @@ def test_lists_are_rows_where_the_input_is_one() -> None:
         ({"a": 1}, {"b": 1}),
     ],
 )
-def test_what_differs_without_rows_keeps_calls_apart(first: dict[str, object], second: dict[str, object]) -> None:
+def test_what_differs_without_rows_keeps_calls_apart(
+    first: dict[str, object],
+    second: dict[str, object],
+) -> None:
     x = torch.zeros(1, 2)
     with pytest.raises(UnlikeError):
         joined([Arguments((x,), first), Arguments((x,), second)], aligned=True)

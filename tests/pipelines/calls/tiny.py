@@ -1,4 +1,4 @@
-"""Stock pipelines of classes that no family knows, over the parts of tiny ones, and a small call of each."""
+"""Stock pipelines of classes that no family knows, over tiny parts, and a small call of each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ class Case(NamedTuple):
 
 
 def controlnet(parts: Mapping[str, Any]) -> dict[str, Any]:
-    net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    channels = {"conditioning_embedding_out_channels": (16, 32)}
+    net = diffusers.ControlNetModel.from_unet(parts["unet"], **channels)
     return {"controlnet": tiny.jitter(net)}
 
 
 def sixteen(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Networks for latents of 16 channels."""
-    made = {"transformer": {"in_channels": 16, "out_channels": 16}, "vae": {"latent_channels": 16}}
-    return {name: tiny.jitter(modular.remade(parts[name], **changes)) for name, changes in made.items()}
+    transformer = modular.remade(parts["transformer"], in_channels=16, out_channels=16)
+    vae = modular.remade(parts["vae"], latent_channels=16)
+    return {"transformer": tiny.jitter(transformer), "vae": tiny.jitter(vae)}
 
 
 def motion(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def motion(parts: Mapping[str, Any]) -> dict[str, Any]:
 def lcm(parts: Mapping[str, Any]) -> dict[str, Any]:
     """A network that reads the guidance scale."""
     unet = diffusers.UNet2DConditionModel.from_config(parts["unet"].config, time_cond_proj_dim=8)
-    return {"scheduler": diffusers.LCMScheduler(**tiny.STABLE_DIFFUSION_BETAS), "unet": tiny.jitter(unet)}
+    scheduler = diffusers.LCMScheduler(**tiny.STABLE_DIFFUSION_BETAS)
+    return {"scheduler": scheduler, "unet": tiny.jitter(unet)}
 
 
 def flow_map(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,5 +123,12 @@ def with_sound() -> Any:
     return tiny.quiet(diffusers.LTX2ImageToVideoPipeline(**given))
 
 
-SOUND = {**STEPS, "image": modular.picture(size=(64, 32)), "height": 32, "width": 64, "num_frames": 5, "image_crf": 0}
+SOUND = {
+    **STEPS,
+    "image": modular.picture(size=(64, 32)),
+    "height": 32,
+    "width": 64,
+    "num_frames": 5,
+    "image_crf": 0,
+}
 """The arguments of a small call of that."""
