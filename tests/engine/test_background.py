@@ -170,7 +170,7 @@ def test_a_lack_of_memory_in_the_background_halves_the_batch(engine: Any, lastin
     (result,) = search(["a"], make_algorithm("best-of-n", n=12), live, Budget(nfe=96))
     assert result.best.reward == max(c for c in result.particles.scores[:, -1, 0] if c == c)
     assert result.spent.cost.reward_calls == (4 if lasting else 12)
-    assert result.spent.cost.decodes == live.stats["decodes"] == result.spent.finished
+    assert result.spent.cost.decodes == result.spent.finished < live.stats["decodes"]  # some in vain
     assert live.decode_batch_size == 1
     assert ("memory ran out" in str(result.warnings)) is lasting
 

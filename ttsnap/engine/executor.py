@@ -102,7 +102,9 @@ class Executor:
     def begin_scores(self, rows: Sequence[Row], later: Later | None) -> tuple[BegunScores, int]:
         """Begin to score these rows, or the first of them where memory runs out (RowScorer.begin); and how many."""
         begin = self.scorer.begin
-        return self.sizes.run(rows, lambda some: begin(some, self.prompts, self.watch, later), decoding=True)
+        begun, n = self.sizes.run(rows, lambda some: begin(some, self.prompts, self.watch, later), decoding=True)
+        self.count(begun.cost)
+        return begun, n
 
     def end_scores(self, begun: BegunScores) -> ScoredRows:
         """Their scores, which are waited for."""

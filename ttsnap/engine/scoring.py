@@ -42,7 +42,7 @@ class ScoredRows(NamedTuple):
     latents: Tensor
     """(n, ...) that were scored."""
     cost: Cost
-    """What scoring took."""
+    """What scoring took, after the decodes."""
     tokens_left: IntArray
     """(n,) tokens that each row was charged for and did not take."""
     features: FloatArray | None = None
@@ -274,8 +274,8 @@ class RowScorer:
         described = self.features_taken * sum(picture is not None for picture in begun.pictures)
         bases = int(finished.sum()) * self.bases
         asked = Cost(0, 0, n * self.calls, tokens=int(taken.sum()), features=described, base_calls=bases)
-        cost, left = begun.cost + asked, self.tokens - taken
-        return ScoredRows(scores, errors, begun.pictures, begun.latents, cost, left, begun.features)
+        left = self.tokens - taken
+        return ScoredRows(scores, errors, begun.pictures, begun.latents, asked, left, begun.features)
 
     def _is_away(self, reward: RewardModel, *, early: bool) -> bool:
         """Whether a reward leaves the denoiser's device free, and is not asked for features here."""
