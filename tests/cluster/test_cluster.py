@@ -86,8 +86,9 @@ DEATHS = [(2, 1), *(pytest.param(n, kills, marks=pytest.mark.slow) for n in (1, 
 @pytest.mark.parametrize(("actors", "kills"), DEATHS)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_same_on_engines_that_die(mixture: Any, name: str, actors: int, kills: int) -> None:
-    algorithm, how = build(name), {"budget": Budget(nfe=60), "keep": 2}
-    alone = search(PROMPTS[:2], algorithm, mixture(algorithm), **how)  # type: ignore[arg-type]
+    algorithm = build(name)
+    how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": Selection(keep=2)}
+    alone = search(PROMPTS[:2], algorithm, mixture(algorithm), **how)
     cluster, pool = on_actors(mixture, algorithm, actors, kills=kills, often=0.2)
     search_again(alone, algorithm, cluster, **how)
     assert cluster.sent == [0] * actors
@@ -103,14 +104,13 @@ def test_every_algorithm_finds_the_same_on_engines_that_die(mixture: Any, name: 
                                             ("features", "seed-pruning")])  # fmt: skip
 def test_so_do_drafts_gradients_and_images_that_differ(mixture: Any, kind: str, name: str, kills: int) -> None:
     algorithm = build(name)
-    how: dict[str, Any] = {"budget": Budget(nfe=60), "keep": 3}
+    selection = Selection(keep=3, diversity=2.0 if kind == "features" else 0.0)
+    how: dict[str, Any] = {"budget": Budget(nfe=60), "selection": selection}
     make, paid = {
         "drafts": (finishing, "draft_calls"),
         "gradients": (partial(mixture, algorithm, guide="tilted:0.2"), "gradients"),
         "features": (partial(mixture, algorithm, features="pixels"), "features"),
     }[kind]
-    if kind == "features":
-        how |= {"diversity": 2.0}
     alone = search(PROMPTS[:2], algorithm, make(), **how)
     pool = LocalPool(make, 2, kills=kills, often=0.2)
     found = search_again(alone, algorithm, ClusterEngine(pool), **how)

@@ -299,8 +299,15 @@ def test_events_tell_the_story(engine: Any) -> None:
     assert [e for e in events if e.kind == "score"][-1].best == pytest.approx(result.best.reward)
 
 
+@pytest.mark.parametrize("wrong", [{"keep": 0}, {"keep": 1.5}, {"diversity": -1.0}, {"diversity": np.inf}])
+def test_a_selection_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        Selection(**wrong)
+
+
 @pytest.mark.parametrize(("change", "said"), [
-    ({"budget": "7nfe"}, "8 NFE of 7"), ({"prompts": []}, "no prompts"), ({"keep": 0}, "keep .* got 0"),
+    ({"budget": "7nfe"}, "8 NFE of 7"), ({"prompts": []}, "no prompts"),
     ({"algorithm": BestOfN(), "budget": None}, "20images"), ({"algorithm": Wild()}, "deterministic"),
     ({"algorithm": SeedPruning(4, (0.5,), steps=(8,))}, "8 steps"),
     ({"algorithm": SimpleNamespace(n=1)}, "it has no init"), ({"algorithm": BestOfN(10**12)}, "000 seeds at once"),
