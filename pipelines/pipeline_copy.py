@@ -21,7 +21,8 @@ def copied(pipe: Any, cls: type) -> Any:
     for name in _OWN:
         if name in vars(pipe):
             vars(twin)[name] = copy.copy(vars(pipe)[name])
-    twin.scheduler = copy.deepcopy(pipe.scheduler)
+    if hasattr(pipe, "scheduler"):
+        twin.scheduler = copy.deepcopy(pipe.scheduler)
     return twin
 
 

@@ -36,6 +36,7 @@ from ttsnap.pipelines.calls.run import first_shapes
 from ttsnap.pipelines.calls.schedules import schedule_of
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.times import FrameTimes
+from ttsnap.pipelines.calls.values import version_of
 from ttsnap.pipelines.denoiser import PipelineDenoiser
 from ttsnap.pipelines.guidance import Guidance, InCall
 from ttsnap.pipelines.latents.layouts import Plain
@@ -115,7 +116,7 @@ class CallsDenoiser(PipelineDenoiser):
     @property
     def _begins_later(self) -> bool:
         """Whether the call begins later than its scheduler, with a picture under noise."""
-        return len(self.rehearsed.scheduler.timesteps) > len(self.rehearsed.times)
+        return self.rehearsed.begin > 0
 
     @property
     def _begins_by_seed(self) -> bool:
@@ -277,14 +278,16 @@ class CallsDenoiser(PipelineDenoiser):
         frames = list(map(self._frames.take, conditions, self._indices(step)))
         converted = self._times.converted
         scaled = self.schedule.scaled(x, step) if converted else x
-        given = laid_out(scaled, self.rehearsed.latents).split(1)
+        given = self._put_in(scaled)
+        before = list(map(version_of, given))
         for frame, row in zip(frames, given, strict=True):
             if not isinstance(frame.question, PartCall):  # else it has begun with those of its seed
                 frame.go_on(row)
         self.hub.run(frames)
         out = torch.cat([frame.step.out for frame in frames])
         samples = [frame.step.sample for frame in frames]
-        changed = any(sample is not row for sample, row in zip(samples, given, strict=True))
+        kept = [sample is row for sample, row in zip(samples, given, strict=True)]
+        changed = not all(kept) or before != list(map(version_of, given))
         seen = torch.cat(samples) if changed and not converted else x
         for condition, frame in zip(conditions, frames, strict=True):
             self._frames.keep(condition, frame)
@@ -331,7 +334,9 @@ class CallsDenoiser(PipelineDenoiser):
         for index, timestep, number in zip(
             self._indices(step), t.tolist(), at.tolist(), strict=True
         ):
-            told = self._times.told_at(scheduler, index, timestep, arrives=self._arrives)
+            told = self._times.told_at(
+                scheduler, index, timestep, begin=self.rehearsed.begin, arrives=self._arrives
+            )
             rows.append(DraftRow(self._conditions.followed(number), index, told))
         return _mean(self._draft.evaluate(rows, laid_out(x, self.rehearsed.latents)), x)
 
@@ -358,11 +363,15 @@ class CallsDenoiser(PipelineDenoiser):
 
     def _images(self, frames: Sequence[CallFrame], x0: Tensor) -> Tensor:
         """Images in [0, 1] of finished latents (N, ...), by the ends of frames."""
-        latents = laid_out(self._settled(x0), self.rehearsed.latents).split(1)
-        images = self.ends.images(frames, latents)
+        images = self.ends.images(frames, self._put_in(self._settled(x0)))
         self.image_dtype = images[0].dtype
         wide = torch.promote_types(self.image_dtype, torch.float32)
         return torch.stack(images).to(x0.device, wide)
+
+    def _put_in(self, x: Tensor) -> Sequence[Tensor]:
+        """Latents (N, ...) as frames get them: copies where their calls write into them."""
+        made = laid_out(x, self.rehearsed.latents)
+        return (made.clone() if self.rehearsed.overwrites else made).split(1)
 
     def _settled(self, latents: Tensor) -> Tensor:
         """Latents in the dtype in which steps leave them."""

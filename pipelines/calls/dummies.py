@@ -11,7 +11,7 @@ import weakref
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttsnap.pipelines.calls.parts import forget_own_methods
@@ -20,6 +20,9 @@ from ttsnap.pipelines.calls.values import holds_memory, leaves, mapped, size_of
 from ttsnap.profiling.flops import count_flops, on_meta
 
 logger = logging.getLogger(__name__)
+
+FLEX = "flex"
+"""What diffusers calls the backend of attention that is compiled."""
 
 
 class Shown(NamedTuple):
@@ -59,6 +62,8 @@ class Dummies:
         return shown
 
     def _show(self, part: nn.Module, call: PartCall) -> Shown:
+        if _compiles(part):
+            return _seen(part, call)
         found, draws = list[Any](), _Draws()
 
         def run(by: nn.Module, given: tuple[Any, Any]) -> None:
@@ -81,6 +86,33 @@ class Dummies:
             self._copies[id(part)] = part, on_meta(part)
             forget_own_methods(self._copies[id(part)][1])
         return self._copies[id(part)][1]
+
+
+def _compiles(part: nn.Module) -> bool:
+    """Whether a part has flex attention, as LTX-2.5's decoder and AnyFlow's causal networks.
+
+    torch compiles it at once, so that it is neither traced without weights nor counted.
+    """
+    processors = [getattr(module, "processor", None) for module in part.modules()]
+    return any(getattr(processor, "_attention_backend", None) == FLEX for processor in processors)
+
+
+def _seen(part: nn.Module, call: PartCall) -> Shown:
+    """What a real call makes that is not counted.
+
+    Its FLOPs are those of each weight at each position.
+    """
+    own = [leaf for leaf in leaves(call.given) if isinstance(leaf, Generator)]
+    generators = [torch.default_generator, *own]
+    args, kwargs = call.given
+    before = [generator.get_state() for generator in generators]
+    made = getattr(part, call.method)(*args, **kwargs)
+    after = [generator.get_state() for generator in generators]
+    draws = any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+    read = [each for each in leaves(call.given) if isinstance(each, Tensor) and each.ndim]
+    positions = max(each.numel() // each.shape[-1] for each in read)
+    weights = sum(each.numel() for each in part.parameters())
+    return Shown(_on_meta(made), 2.0 * weights * positions, draws)
 
 
 class _Draws(TorchDispatchMode):

@@ -20,8 +20,8 @@ class Fields:
     shapes: tuple[torch.Size, ...]
     """Of each, with its rows."""
     late: bool = False
-    """Whether nobody reads what the first ones' steps make before the last one's is known, so that
-    it may be written then."""
+    """Whether what the first ones' steps make may be written when the last one's is known, with all
+    that was made of it since (between.py)."""
 
     @property
     def count(self) -> int:

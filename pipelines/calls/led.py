@@ -4,8 +4,8 @@
     answered    by itself ........................ asks    asks      asks
 
 A round of the loop is one question. Where it steps several fields, latents are put in at the first,
-from which the others have theirs. Guided outputs are known at the last, before which steps leave
-latents as they are.
+from which the others have theirs. Guided outputs are known at the last. Until then steps leave
+latents as they are, or return stand-ins for them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ttsnap.pipelines.calls.between import Between
 from ttsnap.pipelines.calls.fields import Fields
 from ttsnap.pipelines.calls.parts import Parts
 from ttsnap.pipelines.calls.questions import Drawn, PartCall, Step
@@ -34,8 +34,8 @@ class Led:
         """Steps of the round that is under way."""
         self._given = list[Tensor]()
         """The latents of all fields that were put in last."""
-        self._late = list[Tensor]()
-        """What steps of the round made, which is written when its last one is known."""
+        self._between: Between | None = None
+        """What sees the operators of the round, from its first step to its last."""
 
     def __call__(self, question: Any) -> Any:
         if isinstance(question, Drawn):
@@ -85,17 +85,21 @@ class Led:
 
     def _unmoved(self, step: Step, fields: Fields) -> Tensor:
         """What a step makes before the last of its round is known."""
-        made = torch.zeros_like(step.sample) if fields.late else step.sample
-        self._late.append(made)
-        return made
+        if not fields.late:
+            return step.sample
+        if self._between is None:
+            self._between = Between()
+            self._between.__enter__()
+        return self._between.stand_in(step.sample)
 
     def _moved(self, steps: Sequence[Step], fields: Fields) -> Tensor:
         """What the last step of a round makes, with which those before it are known."""
+        between, self._between = self._between, None
+        if between is not None:
+            between.__exit__(None, None, None)
         parts = fields.parted(self.ask(_joined(fields, steps)))
-        if fields.late:
-            for made, part in zip(self._late, parts, strict=False):
-                made.copy_(part)
-        self._late = []
+        if between is not None:
+            between.settle(parts)
         return parts[-1]
 
 

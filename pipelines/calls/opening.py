@@ -14,7 +14,7 @@ import torch
 from ttsnap.pipelines.calls import guiders, loops
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.given import TYPICAL, GivenCall
-from ttsnap.pipelines.calls.pictures import pictures_for
+from ttsnap.pipelines.calls.pictures import NoPictureError, pictures_for
 from ttsnap.pipelines.calls.rehearsal import Rehearsal, rehearse
 from ttsnap.pipelines.calls.run import first_shapes
 from ttsnap.pipelines.calls.stock_call import StockCall
@@ -55,14 +55,15 @@ def open_call(pipe: Any, call: Mapping[str, Any]) -> OpenedCall:
 
 
 def _in_a_form_that_it_makes(given: GivenCall) -> tuple[GivenCall, StockCall, Rehearsal]:
-    """The call with the first of FORMS that it does not refuse, and its rehearsal."""
+    """The call with the first of FORMS in which it makes pictures, and its rehearsal."""
     for form in FORMS:
         formed = given.returning(form)
         try:
             with quiet(loops.LOGGER):
                 return formed, *_rehearsed(formed)
         except ValueError as refused:
-            if "output_type" not in str(refused) or form == FORMS[-1]:
+            other = isinstance(refused, NoPictureError) or "output_type" in str(refused)
+            if not other or form == FORMS[-1]:
                 raise
     raise AssertionError("each form is refused or made")
 

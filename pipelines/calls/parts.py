@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 Parts: TypeAlias = Mapping[str, Any]
 """Parts of a pipeline, by name."""
 ENCODE, DECODE = "encode", "decode"
-METHODS = ("__call__", ENCODE, DECODE)
-"""Of parts: those that ask."""
+METHODS = ("__call__", ENCODE, "generate", DECODE)
+"""Of parts: those that ask. Language models generate prompts of prompts, as FLUX.3's do."""
 MAIN = ("transformer", "unet")
 """What pipelines call the network that denoises, where they have several."""
 DEVICE = "_device_of_call"

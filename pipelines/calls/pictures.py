@@ -12,20 +12,40 @@ from torch import Tensor
 
 from ttsnap.pipelines.calls.tasks import PICTURES
 
+VIDEO = "video"
 FIELDS = ("images", "frames", "videos")
 """What output classes call the field with what was made."""
 
 
+class NoPictureError(ValueError):
+    """What a stock call returned is no picture, or none in the form that was asked for."""
+
+
 def pictures_for(call: Mapping[str, Any], n: int | None = None) -> dict[str, Sequence[Any]]:
-    """Arguments that are several pictures, n of them: lists, or tensors and arrays (n, ...)."""
+    """Arguments that are several pictures or videos, n of them.
+
+    They are lists, or tensors and arrays (n, ...). Frames are one video.
+    """
     found: dict[str, Sequence[Any]] = {}
     for name in PICTURES:
         value: Any = call.get(name)
+        moves = name == VIDEO
         if isinstance(value, list | tuple) and n in (None, len(value)):
-            found[name] = value
-        elif getattr(value, "ndim", 0) == 4 and len(value) > 1 and n in (None, len(value)):
+            if not moves or any(_is_video(each) for each in value):
+                found[name] = value
+        elif _axes(value) == 4 + moves and len(value) > 1 and n in (None, len(value)):
             found[name] = [value[i : i + 1] for i in range(len(value))]
     return found
+
+
+def _is_video(value: Any) -> bool:
+    """Whether an entry of a list has several frames."""
+    return isinstance(value, list | tuple) or _axes(value) > 3
+
+
+def _axes(value: Any) -> int:
+    """Of a tensor or array; 0 of anything else."""
+    return getattr(value, "ndim", 0)
 
 
 def source_of(image: Any) -> Tensor:
@@ -38,7 +58,7 @@ def source_of(image: Any) -> Tensor:
 def images_of(made: Any) -> Tensor:
     """The image (3, H, W), or video (T, 3, H, W), in [0, 1] that a stock call returned.
 
-    Where it is transparent, it lies on white. ValueError for anything else, as sound or depth.
+    Where it is transparent, it lies on white. NoPictureError for anything else, as sound or depth.
     """
     named = [getattr(made, name) for name in FIELDS if hasattr(made, name)]
     try:
@@ -49,7 +69,7 @@ def images_of(made: Any) -> Tensor:
         colour, alpha = image.split([3, 1], dim=-3)
         image = colour * alpha + 1 - alpha
     if image.ndim not in (3, 4) or image.shape[-3] != 3:
-        raise ValueError(
+        raise NoPictureError(
             "a search ranks images and videos in colour, and this call returns neither, but a "
             f"{type(made).__name__}"
         )

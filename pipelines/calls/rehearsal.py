@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttsnap.pipelines.calls.dependence import dependence, reads_late
 from ttsnap.pipelines.calls.dummies import Dummies
 from ttsnap.pipelines.calls.fields import Fields
+from ttsnap.pipelines.calls.histories import remembering
 from ttsnap.pipelines.calls.parts import denoisers_of, drops_values, main_first, pipelines_in
 from ttsnap.pipelines.calls.places import NOWHERE, LatentsPlace
 from ttsnap.pipelines.calls.run import Run, Setting, run_of
@@ -41,6 +42,8 @@ class Rehearsal:
     """The schedulers of further fields."""
     times: Tensor
     """(P,) the timesteps of its rounds, on the CPU."""
+    begin: int
+    """The scheduler's position at the first of them: a later one where a picture is redrawn."""
     step_arguments: Mapping[str, Any]
     """Further arguments of the scheduler's step, without the generator."""
     passes: int
@@ -54,7 +57,9 @@ class Rehearsal:
     draws_last: bool
     """Whether the call draws noise after its last step, as where its decoder does."""
     overwrites: bool
-    """Whether it writes into latents that it has stepped, which schedulers with a history keep."""
+    """Whether it writes into latents that it has stepped, so that it is given copies."""
+    writes_steps: bool
+    """Whether it writes what steps make of them, which schedulers with a history then keep."""
     nfe_flops: float
     """Of an evaluation, as the dearest step makes it."""
     made: Any
@@ -114,14 +119,16 @@ def rehearse(stock: StockCall) -> Rehearsal:
             f"search cannot use {name} yet: a step of its {count} schedulers depends on more of "
             "those before than on the latents"
         )
-    schedulers = [stock_scheduler(step.scheduler) for step in whole.firsts]
+    schedulers = [remembering(stock_scheduler(step.scheduler)) for step in whole.firsts]
+    times = torch.tensor(whole.times[::count], dtype=torch.float64)
     return Rehearsal(
         places=places,
         fields=fields,
         networks=main_first(networks),
         scheduler=schedulers[0],
         others=tuple(schedulers[1:]),
-        times=_times(whole, schedulers[0], name),
+        times=times,
+        begin=_begin(schedulers[0], times, name),
         step_arguments=step_arguments,
         passes=whole.passes(networks),
         latents=fields.joined([step.sample for step in whole.firsts]),
@@ -129,6 +136,7 @@ def rehearse(stock: StockCall) -> Rehearsal:
         remembers=remembers,
         draws_last=draws_last,
         overwrites=any(version_of(latents) != then for latents, then in whole.stepped),
+        writes_steps=whole.writes_steps,
         nfe_flops=max(whole.flops.values()),
         made=whole.made,
         dummies=stock.dummies,
@@ -157,7 +165,8 @@ def _run_by_seed(stock: StockCall, asleep: Collection[str], name: str) -> Run:
     if not torch.equal(before, torch.default_generator.get_state()):
         raise ValueError(
             f"search cannot use this call of {name}: it draws noise from torch's global generator, "
-            "which no seed makes again"
+            "which no seed makes again, as where it samples what its VAE encodes without "
+            "`generator`; search with a subclass that passes it on"
         )
     return whole
 
@@ -226,13 +235,14 @@ def _step_arguments(run: Run, name: str) -> dict[str, Any]:
     return more
 
 
-def _times(run: Run, scheduler: Any, name: str) -> Tensor:
-    """The timesteps of the rounds, which are the last that the scheduler lists."""
-    times = torch.tensor(run.times[:: len(run.firsts)], dtype=torch.float64)
-    steps = torch.as_tensor(scheduler.timesteps).double().cpu()[-len(times) :]
-    if len(steps) != len(times) or not torch.allclose(steps.float(), times.float(), rtol=1e-5):
-        raise ValueError(
-            f"search cannot use {name} yet: it steps its scheduler {len(times)} times, at other "
-            f"timesteps than the {len(steps)} that are listed"
-        )
-    return times
+def _begin(scheduler: Any, times: Tensor, name: str) -> int:
+    """Where these timesteps begin among those that a scheduler lists, as late as they may."""
+    listed = torch.as_tensor(scheduler.timesteps).float().cpu()
+    if len(times) <= len(listed):
+        fit = torch.isclose(listed.unfold(0, len(times), 1), times.float(), rtol=1e-5).all(1)
+        if fit.any():
+            return int(fit.nonzero()[-1])
+    raise ValueError(
+        f"search cannot use {name} yet: it steps its scheduler {len(times)} times, at other "
+        f"timesteps than the {len(listed)} that are listed"
+    )

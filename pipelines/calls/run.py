@@ -80,6 +80,8 @@ class Run:
     """Where these latents come from."""
     stepped: list[tuple[Tensor, int]] = field(default_factory=list)
     """These latents, and their version then, which counts changes in place."""
+    writes_steps: bool = True
+    """Whether these latents are, at later steps, the latents of those."""
     marks: list[tuple[int, Mark]] = field(default_factory=list)
     """Of what networks, steps and decoders were given, in order, and of what the call returned;
     each with its index."""
@@ -125,6 +127,9 @@ class Run:
             self.firsts.append(step._replace(sample=step.sample.clone()))
             self.places.append(place_of(step.sample, self.drawn))
             self.stepped.append((step.sample, version_of(step.sample)))
+        for known, (first, _) in zip(self.firsts, self.stepped, strict=True):
+            if known.scheduler is step.scheduler:
+                self.writes_steps &= torch.equal(first, step.sample)
         self.times.append(float(step.time))
         self.schedulers.append(step.scheduler)
         self.mark(frame.index - 1, (step.out, step.sample))

@@ -41,10 +41,7 @@ def schedule_of(rehearsed: Rehearsal) -> Schedule:
     """
     schedule = _of(rehearsed.scheduler, rehearsed)
     if rehearsed.overwrites and getattr(schedule.kernel, "copied", False):
-        raise ValueError(
-            f"search cannot use this call's {type(schedule.scheduler).__name__} yet: it keeps "
-            "latents that the call changes in place; set pipe.scheduler to one without a history"
-        )
+        schedule = _overwritten(schedule, rehearsed)
     for scheduler in rehearsed.others:
         other = _of(scheduler, rehearsed)
         alike = torch.allclose(other.sigma, schedule.sigma, atol=1e-6)
@@ -56,16 +53,31 @@ def schedule_of(rehearsed: Rehearsal) -> Schedule:
     return schedule
 
 
+def _overwritten(schedule: Schedule, rehearsed: Rehearsal) -> Schedule:
+    """The schedule of a call that writes into latents which its scheduler keeps.
+
+    ValueError unless it is known what it writes.
+    """
+    if not rehearsed.writes_steps:
+        raise ValueError(
+            f"search cannot use this call's {type(schedule.scheduler).__name__} yet: it keeps "
+            "latents that the call changes in place; set pipe.scheduler to one without a history"
+        )
+    kernel: Any = schedule.kernel
+    return replace(schedule, kernel=replace(kernel, overwritten=True))
+
+
 def _of(scheduler: Any, rehearsed: Rehearsal) -> Schedule:
     """The schedule of one scheduler of a rehearsed call."""
-    name, begin = type(scheduler).__name__, len(scheduler.timesteps) - len(rehearsed.times)
+    name, begin = type(scheduler).__name__, rehearsed.begin
     known = name in SUPPORTED | WHY_NOT.keys()
     if known:
         check_scheduler(scheduler)
     steps = _Steps(scheduler, begin, rehearsed)
     try:
         arguments = rehearsed.step_arguments
-        schedule = laid_open(scheduler, begin=begin, step_arguments=arguments)
+        count = len(rehearsed.times)
+        schedule = laid_open(scheduler, begin=begin, count=count, step_arguments=arguments)
         if known or steps.agree_with(schedule):
             return schedule
         measured = steps.measured(schedule)
@@ -153,8 +165,10 @@ def _pair(values: Tensor, at: int, last: float) -> list[float]:
 
 
 def _noised(schedule: Schedule, n: int) -> tuple[Tensor, Tensor]:
-    """alpha and sigma (n,) of what the scheduler makes of an image and of noise."""
+    """alpha and sigma (n,) of what the scheduler makes of an image and of noise, or is known to."""
     scheduler, times = copy.deepcopy(schedule.scheduler), schedule.timesteps
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        return schedule.alpha, schedule.sigma
 
     def noised(image: Tensor, noise: Tensor) -> Tensor:
         if hasattr(scheduler, "add_noise"):

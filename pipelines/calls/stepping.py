@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ttsnap.pipelines.calls.histories import GIVEN
 from ttsnap.pipelines.calls.questions import Step, Stepped
 from ttsnap.pipelines.calls.stock_call import StockCall
 from ttsnap.pipelines.calls.told import Told
@@ -70,9 +71,10 @@ class _Steps:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         own, told = self.scheduler, self.stock.told
         if told is None and getattr(own, POSITION, 0) is None:
-            own._init_step_index(given["timestep"])
+            _begin_stepping(own, given["timestep"])
         out, time, sample = (given.pop(name) for name in ("model_output", "timestep", "sample"))
-        moved = self.ask(Step(out, time, sample, given, own))
+        more = {name: value for name, value in given.items() if name not in GIVEN}
+        moved = self.ask(Step(out, time, sample, more, own))
         self.index += 1
         if hasattr(own, POSITION):
             at = self.index if told is not None else getattr(own, POSITION) + 1
@@ -94,6 +96,16 @@ class _Steps:
             if name in vars(own):
                 vars(twin)[name] = vars(own)[name]
         return _Steps(twin, self.stock, self.ask, self.index).scheduler
+
+
+def _begin_stepping(own: Any, timestep: Any) -> None:
+    """Put a scheduler to the position of its first step, by its own method if it has one."""
+    if hasattr(own, "_init_step_index"):
+        own._init_step_index(timestep)
+    elif own._begin_index is None:
+        setattr(own, POSITION, own.index_for_timestep(timestep))
+    else:
+        setattr(own, POSITION, own._begin_index)
 
 
 def _telling(own: Any, told: Told) -> dict[str, Any]:

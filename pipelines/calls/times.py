@@ -55,13 +55,15 @@ class FrameTimes:
             return call
         return replace(call, scaled=functools.partial(_scaled, self.whole))
 
-    def told_at(self, scheduler: Any, index: int, timestep: float, *, arrives: bool) -> Told:
+    def told_at(
+        self, scheduler: Any, index: int, timestep: float, *, begin: int, arrives: bool
+    ) -> Told:
         """What a frame's scheduler says that evaluates at an index, but is told this timestep.
 
-        scheduler: the call's own. arrives: whether the step is to arrive at the end.
+        scheduler: the call's own. begin: its position at the call's first step. arrives: whether the step is to arrive at the end.
         """
         own = self._told() if self.converted else Told.of(scheduler)
-        position = len(own.times) - self.last + index
+        position = index if self.converted else begin + index
         told = own.at(position, timestep)
         return told.arriving(position) if arrives else told._replace(sigmas=None)
 

@@ -55,6 +55,8 @@ NARROWING = {
 }  # fmt: skip
 FLOW_MAP = "FlowMap"
 """How the names of schedulers of flow maps begin."""
+TRIGFLOW = "trigflow"
+"""What schedulers predict whose timesteps are angles between data and noise, as those of Sana-Sprint."""
 FLOWS = ("FlowMatch", FLOW_MAP)
 """How those begin whose networks predict velocities, or means of them."""
 WHY_NOT = {"DPMSolverSDEScheduler": "it draws its noise apart from the generator, so no seed makes a winner again"}
@@ -189,17 +191,24 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def laid_open(
-    scheduler: Any, *, begin: int = 0, scaled: bool = True, step_arguments: Mapping[str, Any] | None = None
+    scheduler: Any,
+    *,
+    begin: int = 0,
+    count: int | None = None,
+    scaled: bool = True,
+    step_arguments: Mapping[str, Any] | None = None,
 ) -> Schedule:
     """The schedule of a scheduler whose timesteps are set, from position `begin` on, as where an image is redrawn.
 
+    count: of its positions; None: all of them, though some schedulers list where the last step arrives.
     scaled, step_arguments: see make_schedule. ValueError for a scheduler that cannot begin there.
     """
     name = type(scheduler).__name__
     # Blocks of modular pipelines leave them on the device.
-    at = torch.as_tensor(scheduler.timesteps).cpu()[begin:]
+    at = torch.as_tensor(scheduler.timesteps).cpu()[begin:][:count]
     full = _full(scheduler, len(at))
-    alpha, sigma = (values[begin:] for values in _coefficients(scheduler, begin + len(at)))
+    end = begin + len(at)
+    alpha, sigma = (values[begin:end] for values in _coefficients(scheduler, end))
     prediction = _prediction(scheduler)
     levels = (sigma.double() / (alpha.double() + sigma.double()))[full]
     if not bool(levels.isfinite().all()):  # one step, say, that `shift_terminal` would end in two places
@@ -280,6 +289,9 @@ def _coefficients(scheduler: Any, positions: int) -> tuple[Tensor, Tensor]:
             alpha, scaled = scheduler._sigma_to_alpha_sigma_t(sigma)
             return torch.as_tensor(alpha).float().expand_as(sigma), torch.as_tensor(scaled).float()
         return torch.ones_like(sigma), sigma
+    if scheduler.config.get("prediction_type") == TRIGFLOW:
+        angles = torch.as_tensor(scheduler.timesteps).cpu().float()
+        return angles.cos().clamp(min=0), scheduler.config.sigma_data * angles.sin()
     kept = scheduler.alphas_cumprod[torch.as_tensor(scheduler.timesteps).long().cpu()].float()
     return kept.sqrt(), (1 - kept).sqrt()
 
@@ -296,7 +308,13 @@ def _prediction(scheduler: Any) -> str:
             return "reverse_flow"
         return "epsilon" if _grows(scheduler) else "flow"
     kind = str(scheduler.config.get("prediction_type", "epsilon"))
-    known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
+    known = {
+        "epsilon": "epsilon",
+        "v_prediction": "v_prediction",
+        "sample": "sample",
+        "flow_prediction": "flow",
+        TRIGFLOW: "v_prediction",
+    }
     if kind not in known:
         raise ValueError(f"search cannot use prediction_type {kind!r}; known are {', '.join(known)}")
     return known[kind]

@@ -83,6 +83,8 @@ class SchedulerKernel:
     one evaluation a step, and keep nothing but the generator of their noise (DDIM, Euler ancestral)."""
     apart: bool = False
     """Whether rows step one by one, by copies of a scheduler of which little is known."""
+    overwritten: bool = False
+    """Whether a step's latents become what it makes of them, also where the scheduler keeps them, as in SkyReels V2."""
 
     @property
     def keeps_history(self) -> bool:
@@ -148,7 +150,10 @@ class SchedulerKernel:
         more = dict(self.arguments)
         if generators is not None and "generator" in inspect.signature(scheduler.step).parameters:
             more["generator"] = list(generators) if len(generators) > 1 else generators[0]
-        moved: Tensor = scheduler.step(out, scheduler.timesteps[position], x, return_dict=False, **more)[0]
+        kept = x.clone() if self.overwritten else x
+        moved: Tensor = scheduler.step(out, scheduler.timesteps[position], kept, return_dict=False, **more)[0]
+        if self.overwritten:
+            kept.copy_(moved)
         return moved
 
 

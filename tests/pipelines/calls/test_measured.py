@@ -45,6 +45,8 @@ def test_five_lines_are_measured_again(support: Any) -> None:
     [
         "BriaPipeline",  # it asks for the very class of its scheduler
         "QwenImage21Pipeline",  # its pictures are transparent
+        "ConsisIDPipeline",  # it hands its scheduler what that made a step before
+        "SanaSprintImg2ImgPipeline",  # its scheduler lists where it arrives, and begins later
     ],
 )
 def test_calls_that_were_refused_once(name: str, support: Any) -> None:

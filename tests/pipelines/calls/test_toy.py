@@ -20,11 +20,11 @@ from ttsnap.pipelines.calls.denoiser import CallsDenoiser
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .toy import ToyCombined, ToyVae, toy
+from .toy import ToyCombined, ToyFlexNet, ToyVae, ToyWriter, toy
 
 PROMPTS = ["a fox", "three red hens"]
 ALONE = ("", "inline", "veil", "first", "momentum", "cache", "mask", "inline veil first momentum mask")
-BEHAVIOURS = (*ALONE, "duet", "duet first", "duet inline mask", "rows")
+BEHAVIOURS = (*ALONE, "duet", "duet first", "duet inline mask", "duet peek", "rows")
 
 
 SEEDED = ("inline", "veil", "first", "rows")
@@ -64,6 +64,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "inverted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),  # Mochi, OmniGen
     "growing": growing,
     "flow map": lambda: diffusers.FlowMapEulerDiscreteScheduler(shift=2.0),
+    "minimax h3": diffusers.MiniMaxH3Scheduler,
     "edm": lambda: diffusers.EDMEulerScheduler(sigma_max=3.0),
     "edm multistep": lambda: diffusers.EDMDPMSolverMultistepScheduler(sigma_max=3.0),
 }
@@ -88,6 +89,16 @@ def test_schedulers_that_no_family_knows_are_measured(name: str) -> None:
         found(twin, kernel="sde")
 
 
+def test_a_scheduler_keeps_latents_that_the_call_changes_in_place_as_that_does() -> None:
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe, how = toy(scheduler), {"num_inference_steps": 5, "does": "over"}
+    out = found(upgrade(pipe), batch_size=3, **how)
+    made = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), **how).images[0]
+    assert torch.allclose(out.images[0], made, atol=1e-6)
+    with pytest.raises(ValueError, match="changes in place"):
+        found(upgrade(pipe), num_inference_steps=5, does="over mask")
+
+
 @pytest.mark.parametrize(("vae", "does"), [(ToyVae().eval(), ""), (None, "late")])
 def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae: ToyVae | None, does: str) -> None:
     pipe = toy(vae=vae)
@@ -99,6 +110,38 @@ def test_what_is_drawn_after_the_last_step_is_the_stock_calls(vae: ToyVae | None
     draws = toy(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), vae)
     with pytest.raises(ValueError, match="after its last step"):
         found(upgrade(draws), does=does)
+
+
+def test_a_language_model_writes_once_for_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, calls, forward = toy(writer=ToyWriter().eval()), Counter[float](), ToyWriter.forward
+
+    def counted(self: ToyWriter, length: Tensor, cache: Any) -> Tensor:
+        if length.device.type != "meta":
+            calls[float(length)] += 1
+        return forward(self, length, cache)
+
+    monkeypatch.setattr(ToyWriter, "forward", counted)
+    out = found(upgrade(pipe), batch_size=3)
+    asked = list(calls.values())
+    stock = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed)).images[0]
+    assert torch.allclose(out.images[0], stock, atol=1e-6)
+    assert asked == [1] * 5 * (1 + len(PROMPTS))  # of the rehearsal's prompt, too
+
+
+def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None:
+    pipe = toy()
+    out = found(upgrade(pipe), does="raw")
+    made = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed), does="raw", output_type="np").images
+    assert torch.allclose(out.images[0], made[0], atol=1e-6)
+
+
+def test_what_torch_compiles_is_neither_traced_nor_counted() -> None:
+    pipe = toy()
+    pipe.transformer = ToyFlexNet().eval()
+    out = found(upgrade(pipe))
+    made = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed)).images[0]
+    assert torch.allclose(out.images[0], made, atol=1e-6)
+    assert out.search[0].spent.flops_by["denoise"] > 0
 
 
 def test_what_a_call_changes_of_its_arguments_is_its_own() -> None:
@@ -169,8 +212,8 @@ def test_pipelines_in_a_pipeline_are_named() -> None:
         found(upgrade(ToyCombined(**toy().components)))
 
 
-@pytest.mark.parametrize(("does", "late"), [("duet", True), ("duet first", False), ("duet inline mask", False)])
-def test_frames_that_step_several_fields_stay_where_nobody_reads_between_their_steps(does: str, late: bool) -> None:
+@pytest.mark.parametrize(("does", "late"), [("duet", True), ("duet first", True), ("duet peek", False)])
+def test_frames_that_step_several_fields_stay_where_tensors_alone_are_made_between(does: str, late: bool) -> None:
     assert upgrade(toy()).denoiser(does=does).rehearsed.fields.late == late
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteSche
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 from torch import Generator, Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 @dataclass
@@ -53,6 +55,19 @@ class ToyNet(ModelMixin, ConfigMixin):
         return moved + 0.5 * heard[:, None, None, None], torch.tanh(sound + seen[:, None, None])
 
 
+class ToyFlexNet(ToyNet):
+    """The same by an operator that torch compiles, and no mode may see."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__(channels)
+        self.layer.processor = SimpleNamespace(_attention_backend="flex")
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert hidden_states.device.type != "meta"
+        assert not _get_current_dispatch_mode_stack()
+        return super().forward(hidden_states, *args, **kwargs)
+
+
 class ToyVae(ModelMixin, ConfigMixin):
     """Latents -> an image with grain, as LTX-2.5's diffusion decoder makes it."""
 
@@ -66,12 +81,32 @@ class ToyVae(ModelMixin, ConfigMixin):
         return made + self.grain * torch.randn(z.shape, generator=generator, device=z.device)
 
 
-class ToyPipeline(DiffusionPipeline):
-    _optional_components = ("vae",)
+class ToyWriter(ModelMixin, ConfigMixin):
+    """The length of a prompt -> that of a better one, by a call a letter, as language models write."""
 
-    def __init__(self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None) -> None:
+    @register_to_config
+    def __init__(self) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, length: Tensor, cache: ToyCache) -> Tensor:
+        written: Tensor = self.layer(length)
+        return written
+
+    def generate(self, length: Tensor) -> Tensor:
+        for _ in range(5):
+            length = self(length, ToyCache())
+        return length
+
+
+class ToyPipeline(DiffusionPipeline):
+    _optional_components = ("vae", "writer")
+
+    def __init__(
+        self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None, writer: ToyWriter | None = None
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, writer=writer)
 
     def prepare_latents(self, generator: Generator) -> Tensor:
         return torch.randn(1, 3, 8, 8, generator=generator)
@@ -104,7 +139,8 @@ class ToyPipeline(DiffusionPipeline):
             x = x + shift.add_(0.1)  # in place, as no call should
         if "rows" in does:
             x = torch.cat([x, x])  # as DiT does for its guidance
-        text = torch.tensor([len(prompt) / 10]).expand(len(x))
+        length = torch.tensor([len(prompt) / 10])
+        text = (length if self.writer is None else self.writer.generate(length)).expand(len(x))
         cache = ToyCache() if "cache" in does else None
         sound = self.prepare_sound_latents(generator) if "duet" in does else None
         for t, beside in zip(self.scheduler.timesteps, other.timesteps, strict=True):
@@ -114,11 +150,14 @@ class ToyPipeline(DiffusionPipeline):
             if "rows" in does:
                 out = out.mean(0, keepdim=True).expand_as(out)
             kept = 0.5 * kept + out if "momentum" in does else out
-            x = self.scheduler.step(kept, t, x, return_dict=False)[0]
+            stepped = self.scheduler.step(kept, t, x, return_dict=False)[0]
+            x = x.copy_(stepped) if "over" in does else stepped  # as SkyReels V2, whose scheduler keeps x
             if "mask" in does:
                 x = torch.where(mask, 0.1 * len(prompt), x)
             if "first" in does:
                 x = torch.cat([x[..., :4], x[..., 4:]], dim=-1)  # read before the sound is stepped
+            if "peek" in does:
+                x = x + 0.1 * x.mean().item()
             if sound is not None:
                 sound = other.step(heard, beside, sound, return_dict=False)[0]
             if "twice" in does:
@@ -127,6 +166,8 @@ class ToyPipeline(DiffusionPipeline):
             x = x + 0.3 * torch.randn(x.shape, generator=generator)
         if self.vae is not None:
             x = self.vae.decode(x, generator=generator)
+        if "raw" in does and output_type != "np":
+            return ToyOutput(x.movedim(1, -1))
         if "mute" in does:
             return ToyOutput(audio=x)
         return ToyOutput((x[:1] / 4 + 0.5).clamp(0, 1), sound)
@@ -135,8 +176,10 @@ class ToyPipeline(DiffusionPipeline):
 class ToyCombined(ToyPipeline):
     """Two loops, as Kandinsky's combined pipelines have them."""
 
-    def __init__(self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None) -> None:
-        super().__init__(transformer, scheduler, vae)
+    def __init__(
+        self, transformer: ToyNet, scheduler: Any, vae: ToyVae | None = None, writer: ToyWriter | None = None
+    ) -> None:
+        super().__init__(transformer, scheduler, vae, writer)
         self.prior_pipe, self.decoder_pipe = (ToyPipeline(transformer, scheduler, vae) for _ in range(2))
 
     def __call__(self, prompt: str, generator: Generator | None = None, output_type: str = "pt") -> Any:
@@ -144,10 +187,10 @@ class ToyCombined(ToyPipeline):
         return self.decoder_pipe(prompt, generator=generator)
 
 
-def toy(scheduler: Any = None, vae: ToyVae | None = None) -> ToyPipeline:
+def toy(scheduler: Any = None, vae: ToyVae | None = None, writer: ToyWriter | None = None) -> ToyPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = ToyNet().eval()
-    pipe = ToyPipeline(net, scheduler or FlowMatchEulerDiscreteScheduler(shift=2.0), vae)
+    pipe = ToyPipeline(net, scheduler or FlowMatchEulerDiscreteScheduler(shift=2.0), vae, writer)
     pipe.set_progress_bar_config(disable=True)
     return pipe
