@@ -38,7 +38,7 @@ from unittest.mock import patch
 import diffusers
 import torch
 import transformers
-from support_parts import Case, stock
+from support_parts import Case, small_pictures, stock
 from torch import Tensor
 
 from ttsnap import Budget, search
@@ -73,9 +73,9 @@ NEWEST = (
 """Beginnings of names, of the models that came last; the others follow by their names."""
 OTHERS = re.compile(
     "AceStep|Audio|MusicLDM|MiniMaxMusic|StableAudio|LongCatAudio|LLaDA|DiffusionGemma|RFD4|ShapE|DanceDiff|Onnx|Auto|.*Prior|"
-    ".*LatentUpsample|LTX2VideoDiffusionDecode"
+    ".*LatentUpsample|LTX2VideoDiffusionDecode|LTX2DFRTemporalRefine|MarigoldDepth"
 )
-"""Names of classes that make no picture of noise: sound, text, proteins, meshes, embeddings, larger latents."""
+"""Names of classes that make no picture of noise: sound, text, proteins, meshes, depth, embeddings, larger latents."""
 PROMPT = "a red fox"
 LIMIT = 150
 """Seconds for a class."""
@@ -121,6 +121,11 @@ def measure(name: str) -> Measured:
         raise
     except Exception as error:
         return Measured(name, f"not measured: {_sentence(error)}")
+    with small_pictures():
+        return _measured(name, case)
+
+
+def _measured(name: str, case: Case) -> Measured:
     scheduler = type(getattr(case.pipe, "scheduler", None)).__name__
     try:
         _alone(case, 0)

@@ -6,11 +6,15 @@ what PIPELINES says of it in one pipeline. Text encoders are 32 wide, tokenizers
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import diffusers
 import numpy as np
@@ -18,7 +22,7 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 
 WIDTH = 32
 """Of what text encoders make."""
@@ -463,7 +467,21 @@ OF_CLASS: dict[str, dict[str, Any]] = {
         "min_sequence_length": 16,
     },
     "Flux3Transformer2DModel": {"axes_dims_rope": (4, 4, 4, 4)},
-    "MiniMaxH3Transformer3DModel": {"time_embed_hidden_dim": WIDTH, "rope_freq_dim": 4},
+    "MiniMaxH3Transformer3DModel": {"time_embed_hidden_dim": WIDTH, "rope_freq_dim": 2},
+    "LTX2VideoDiffusionDecoderModel": {
+        "latent_channels": 4,
+        "patch_size": 1,
+        "decoder_head_dim": 8,
+        "decoder_stage_channels": (16,) * 5,
+        "decoder_stage_depths": (1,) * 5,
+        "decoder_stage_kernels": ((1, 3, 3),) * 4,
+        "decoder_upsample_strides": ((1, 1, 1),) * 3 + ((2, 2, 2),),
+        "decoder_upsample_channel_reductions": (1,) * 4,
+        "decoder_stage5_kernel": (1, 3, 3),
+        "decoder_t_emb_dim": 16,
+        "spatial_compression_ratio": 2,
+        "temporal_compression_ratio": 2,
+    },
     "AutoencoderKLMiniMaxH3": {
         "block_out_channels": (8,) * 6,
         "decoder_num_layers": 1,
@@ -472,6 +490,8 @@ OF_CLASS: dict[str, dict[str, Any]] = {
         "decoder_ffn_mult": 1,
     },
     "AutoencoderKLMiniMaxH3Audio": {
+        "latents_mean": [0.1] * 32,
+        "latents_std": [0.9] * 32,
         "encoder_dim": 4,
         "latent_dim": 64,
         "num_attention_heads": 2,
@@ -576,10 +596,27 @@ OF_ENCODER: dict[str, dict[str, Any]] = {
 }
 
 
+RESIZING = "calculate_dimensions"
+"""The function of diffusers' modules by which they choose the size of a picture."""
 LEFT_OUT = object()
 """In the place of an argument that a pipeline takes and a call does not give."""
 FROM_NOISE = dict.fromkeys(("image", "mask_image", "control_image", "strength", "video"), LEFT_OUT)
 """For modular pipelines, whose blocks do all tasks, without a picture."""
+
+
+@contextmanager
+def small_pictures() -> Iterator[None]:
+    """Pictures that classes make a megapixel large by themselves are small here, as long as their modules are there."""
+    loaded = [module for name, module in sys.modules.items() if name.startswith("diffusers.")]
+    with ExitStack() as changed:
+        for module in loaded:
+            if real := vars(module).get(RESIZING):
+                changed.enter_context(patch.object(module, RESIZING, functools.partial(_smaller, real)))
+        yield
+
+
+def _smaller(real: Callable[..., Any], area: float, ratio: float) -> Any:
+    return real(min(area, 4 * SIZE[0] * SIZE[1]), ratio)
 
 
 class Case(NamedTuple):
@@ -598,7 +635,8 @@ def stock(name: str) -> Case:
         specs = pipe._component_specs.items()
         pretrained = {part: spec for part, spec in specs if spec.default_creation_method == "from_pretrained"}
         made = {part: part_of(spec.type_hint, parts.get(part, {})) for part, spec in pretrained.items()}
-        pipe.update_components(**made)
+        values = {name: parts[name] for name in pipe._config_specs if name in parts}
+        pipe.update_components(**made, **values)
         takes = set(pipe.blocks.input_names)
     else:
         given = dict(inspect.signature(kind.__init__).parameters)
@@ -660,7 +698,8 @@ def part_of(annotation: Any, given: Any) -> Any:
 
 def classes_in(annotation: Any) -> list[Any]:
     """The classes that an annotation names, in order."""
-    inside = [kind for each in typing.get_args(annotation) for kind in classes_in(each)]
+    named = annotation.split(" | ") if isinstance(annotation, str) and " | " in annotation else ()
+    inside = [kind for each in named or typing.get_args(annotation) for kind in classes_in(each)]
     return inside or [annotation if isinstance(annotation, type) else found_class(str(annotation).split(".")[-1])]
 
 
@@ -783,6 +822,19 @@ class Passing(diffusers.ModelMixin, diffusers.ConfigMixin):
         return video
 
 
+class Repeating(transformers.PreTrainedModel):
+    """A language model that writes the end of what it has read."""
+
+    config_class = transformers.PretrainedConfig
+
+    def __init__(self) -> None:
+        super().__init__(transformers.PretrainedConfig())
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def generate(self, input_ids: Tensor, **_: Any) -> Tensor:
+        return torch.cat([input_ids, input_ids[:, -16:]], dim=1)
+
+
 def jitter(model: nn.Module) -> nn.Module:
     """Zero-initialised output layers would make the network trivial: move every parameter a little."""
     generator = torch.Generator().manual_seed(1)
@@ -820,6 +872,7 @@ SPECIAL = (
     "[CLS]",
     "[SEP]",
     "[MASK]",
+    "<|end_header_id|>",
 )
 IMAGE_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 CHAT = (
@@ -886,6 +939,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "GemmaPreTrainedModel": lambda **own: encoder(transformers.GemmaModel, **own),
     "LDMBertModel": ldm_bert,
     "MultilingualCLIP": multilingual_clip,
+    "Qwen3_5ForConditionalGeneration": lambda **own: Repeating().eval(),
     "ShapERenderer": lambda **own: None,
     "T5GemmaEncoder": t5_gemma,
     "T5Gemma2Encoder": t5_gemma2,
@@ -935,6 +989,14 @@ SIXTEEN = {"latent_channels": 16, "shift_factor": 0.0609, "scaling_factor": 1.50
 FRAMES = [picture(i) for i in range(5)]
 SIX = {"in_channels": 6, "out_channels": 6}
 SEES_LATENTS = {"in_channels": 36}
+SEES_PICTURE: dict[str, Any] = {
+    "template": "<image><|end_header_id|><|end_header_id|>{}<|end_header_id|>",
+    "crop_start": 3,
+    "image_emb_len": 576,
+    "image_emb_start": 0,
+    "image_emb_end": 576,
+}
+"""The template of a prompt about a picture, which comes first."""
 DEEP = {"text_config": {**LANGUAGE, "num_hidden_layers": 36}}
 """Of encoders of which a pipeline takes certain layers."""
 PIPELINES: list[Any] = [
@@ -950,7 +1012,7 @@ PIPELINES: list[Any] = [
     ),
     (".*XL.*", {"unet": SDXL_UNET, "controlnet": SDXL_UNET}, {}),
     (
-        "(Flux(?!2)|Bria|Chroma|CogView|StableDiffusion3|ZImage|LongCat|Ovis|HiDream|Glm|VisualCloze|PRX|Kandinsky5.2I|Lumina2).*",
+        "(Flux(?!2|3)|Bria|Chroma|CogView|StableDiffusion3|ZImage|LongCat|Ovis|HiDream|Glm|VisualCloze|PRX|Kandinsky5.2I|Lumina2).*",
         {"vae": SIXTEEN},
         {},
     ),
@@ -968,7 +1030,12 @@ PIPELINES: list[Any] = [
         {"video": FRAMES},
     ),
     ("AnyFlowFAR", {}, {"chunk_partition": [1, 1]}),
-    ("BriaFibo2", {}, {"image": LEFT_OUT}, {"text_encoder_out_layers": ((0, 1, 2), (0, 1, 2))}),
+    (
+        "BriaFibo2",
+        {"vae": {"latent_channels": 32}},
+        {"image": LEFT_OUT},
+        {"text_encoder_out_layers": ((0, 1, 2), (0, 1, 2))},
+    ),
     (
         "BriaFibo(Edit)?",
         {"transformer": {"joint_attention_dim": 2 * WIDTH, "in_channels": 16}},
@@ -982,6 +1049,8 @@ PIPELINES: list[Any] = [
         {"control_video": FRAMES},
     ),
     ("Cosmos.*", {"safety_checker": "CosmosSafetyChecker"}, {}),
+    ("Cosmos3.*", {}, {}, {"_is_safety_checker_enabled": False}),
+    ("Cosmos3Distilled", {"distilled_sigmas": [1.0, 0.9, 0.7, 0.4]}, {}),
     (
         "Cosmos2(TextTo|VideoTo).*",
         {"scheduler": {"use_karras_sigmas": True, "shift": 1.0}},
@@ -1005,6 +1074,7 @@ PIPELINES: list[Any] = [
         },
     ),
     ("Helios.*", {"scheduler": {"stages": 1}}, {"num_latent_frames_per_chunk": 2}),
+    ("HeliosPyramid.*", {"scheduler": {"stages": 3}}, {"height": 64, "width": 128}),
     ("FluxKontext.*", {}, {"max_area": SIZE[0] * SIZE[1], "_auto_resize": False}),
     (
         "FluxControl(|Img2Img|Inpaint)",
@@ -1016,6 +1086,19 @@ PIPELINES: list[Any] = [
     ("Flux2", {"tokenizer": "GemmaTokenizer"}, {}),
     ("Flux2Klein", {}, {"image": LEFT_OUT}),
     ("HunyuanDiT.*", {"vae": EIGHT, "text_encoder_2": {}, "tokenizer_2": {}}, {}),
+    (
+        "HunyuanImageRefiner",
+        {
+            "transformer": {
+                "in_channels": 128,
+                "out_channels": 64,
+                "patch_size": (1, 1, 1),
+                "rope_axes_dim": AXES,
+                "text_embed_2_dim": None,
+            }
+        },
+        {},
+    ),
     ("HunyuanVideoFramepack", {"feature_extractor": {}}, {}),
     ("HunyuanVideo15Image.*", {"feature_extractor": {}}, {}),
     ("HunyuanSkyreels.*", {"transformer": {"in_channels": 32}}, {}),
@@ -1025,7 +1108,7 @@ PIPELINES: list[Any] = [
             "image_processor": transformers.CLIPImageProcessor(size=336, crop_size=336),
             "transformer": {"image_condition_type": "token_replace"},
         },
-        {},
+        {"prompt_template": SEES_PICTURE},
     ),
     (
         "Ideogram4",
@@ -1038,6 +1121,15 @@ PIPELINES: list[Any] = [
             "unconditional_transformer": {"llm_features_dim": 13 * WIDTH},
         },
         {"guidance_schedule": (7.0,) * 4, "max_sequence_length": 64},
+    ),
+    (
+        "GlmImage",
+        {
+            "processor": None,
+            "vision_language_encoder": None,
+            "vae": {"latents_mean": [0.1] * 16, "latents_std": [0.9] * 16},
+        },
+        {"image": LEFT_OUT, "prior_token_ids": torch.arange(96)[None]},
     ),
     ("HiDreamImage", {}, {}, {"default_sample_size": 8}),
     (
@@ -1094,7 +1186,8 @@ PIPELINES: list[Any] = [
             "hint": torch.ones(1, 3, 128, 128),
         },
     ),
-    ("Kandinsky5I2.", {"transformer": {"visual_cond": True}}, {"num_frames": 13}),
+    ("Kandinsky5I2.", {"transformer": {"visual_cond": True}}, {"num_frames": 17}),
+    ("Kandinsky5I2I", {}, {}, {"resolutions": [SIZE[::-1]]}),
     ("Kandinsky6TI2VA", {}, {"sample_audio": False, "image": LEFT_OUT}),
     (
         "(LongCatImageEdit|Kandinsky5I2I|QwenImageEdit.*|QwenImageLayered|JoyImageEdit.*)",
@@ -1103,10 +1196,24 @@ PIPELINES: list[Any] = [
     ),
     ("Krea2.*", {"text_encoder": DEEP, "transformer": {"num_text_layers": 12}}, {}),
     ("Anima", {"transformer": {"in_channels": 16}}, {}),
-    ("Flux3.*", {"prompt_upsampler": None, "prompt_upsampler_processor": None, "tokenizer": "GemmaTokenizer"}, {}),
-    ("MiniMaxH3", {"text_encoder": {"text_config": {**LANGUAGE, "num_hidden_layers": 52}}}, {"width": 64}),
     (
-        "LTX2(5)?",
+        "Flux3.*",
+        {
+            "text_encoder": DEEP,
+            "tokenizer": "Qwen3VLProcessor",
+            "transformer": {"joint_attention_dim": 8 * WIDTH},
+            "prompt_upsampler": "Qwen3_5ForConditionalGeneration",
+            "prompt_upsampler_processor": "Qwen3VLProcessor",
+        },
+        {"max_new_tokens": 4},
+    ),
+    (
+        "MiniMaxH3",
+        {"text_encoder": {"text_config": {**LANGUAGE, "num_hidden_layers": 52}}},
+        {"width": 64, "num_frames": 124},
+    ),
+    (
+        "LTX2(5)?|Echo",
         {
             "text_encoder": "Gemma3ForConditionalGeneration",
             **dict.fromkeys(("prompt_enhancer", "processor", "duration_head")),
@@ -1128,7 +1235,9 @@ PIPELINES: list[Any] = [
     ("Motif.*", {"guider": "ClassifierFreeGuidance"}, {}),
     ("NucleusMoE.*", {}, {"return_index": -1}),
     ("PRXPixel", {"text_encoder": "Qwen3Model", "transformer": {"in_channels": 3}}, {}),
+    ("OmniGen", {"vae": EIGHT, "scheduler": {"invert_sigmas": True, "num_train_timesteps": 1}}, {}),
     ("QwenImage21", {}, {"image": LEFT_OUT}),
+    ("QwenImageEdit(Plus)?", {}, dict.fromkeys(("mask_image", "strength"), LEFT_OUT)),
     (
         "QwenImageControlNetInpaint",
         {"controlnet": {"extra_condition_channels": 4}},
@@ -1146,6 +1255,11 @@ PIPELINES: list[Any] = [
         {},
     ),
     ("SanaVideo|SanaImageToVideo", {"vae": "AutoencoderKLWan"}, {}),
+    (
+        "SanaWM",
+        {"transformer": {"in_channels": 4, "out_channels": 4, "chunk_plucker_channels": 12}},
+        {"action": "w-4", "intrinsics": [50.0, 50.0, 24.0, 16.0]},
+    ),
     (
         "SkyReelsV2Image.*",
         {
@@ -1167,6 +1281,11 @@ PIPELINES: list[Any] = [
     ("StableDiffusionDepth2Img", {"unet": {"in_channels": 5}, "feature_extractor": {}}, {}),
     ("StableDiffusion(XL)?InstructPix2Pix", {"unet": {"in_channels": 8}}, {}),
     ("StableDiffusionImageVariation", {"feature_extractor": {}}, {}),
+    (
+        "StableDiffusionLatentUpscale",
+        {"unet": {"in_channels": 8, "out_channels": 5, "time_cond_proj_dim": 128 + WIDTH}},
+        {},
+    ),
     ("StableDiffusionUpscale", {"unet": {"in_channels": 7, "num_class_embeds": 1000}}, {}),
     (
         "StableUnCLIP.*",
@@ -1203,7 +1322,16 @@ PIPELINES: list[Any] = [
         },
         {},
     ),
-    ("WanAnimate", {"image_processor": {}}, {"pose_video": FRAMES, "face_video": FRAMES}),
+    (
+        "Wan22Vace",
+        dict.fromkeys(("transformer", "transformer_2"), "WanVACETransformer3DModel"),
+        {},
+    ),
+    (
+        "WanAnimate",
+        {"image_processor": {}},
+        {"pose_video": FRAMES, "face_video": FRAMES, "segment_frame_length": 5},
+    ),
     (".*ControlNetUnion.*", {}, {"control_mode": 0}),
     (
         "ZImageControlNet.*",
@@ -1220,7 +1348,7 @@ PIPELINES: list[Any] = [
     (
         "ZImageOmni",
         {"transformer": {"siglip_feat_dim": WIDTH}},
-        {"image": picture().resize((96, 64))},
+        {"image": LEFT_OUT},
     ),
     ("ZImage.*", {"text_encoder": "Qwen3Model"}, {}),
 ]
