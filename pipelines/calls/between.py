@@ -1,7 +1,8 @@
-"""What a call makes between the steps of one round, of latents that are known at the end of the round alone.
+"""What a call makes between the steps of one round, of latents that are known at its end alone.
 
-LTX-2 steps its video and then its sound, and a search steps both at once. Until then the call goes on with stand-ins.
-What it has made of them, as where it puts a given first frame before the others, is made again of the latents.
+LTX-2 steps its video and then its sound, and a search steps both at once. Until then the call goes
+on with stand-ins. What it has made of them, as where it puts a given first frame before the others,
+is made again of the latents.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Between(TorchDispatchMode):
         super().__init__()
         self.stand_ins: list[Tensor] = []
         self._made: list[tuple[Any, Any, Any, Any]] = []
-        """The operator, its arguments and what it made, of each that read a stand-in or what was made of one."""
+        """The operator, its arguments and what it made, of each that read a stand-in."""
         self._read = set[int]()
-        """The memory of all of these."""
+        """The memory of stand-ins, and of what was made of them."""
 
     def stand_in(self, sample: Tensor) -> Tensor:
         """In the place of the latents that a step makes of these."""
@@ -42,7 +43,7 @@ class Between(TorchDispatchMode):
         return made
 
     def settle(self, latents: Sequence[Tensor]) -> None:
-        """Write latents into their stand-ins, and what is made of them over what was made of these."""
+        """Write latents into their stand-ins, and make again what was made of these."""
         for stand_in, moved in zip(self.stand_ins, latents, strict=False):
             stand_in.copy_(moved)
         for func, args, kwargs, made in self._made:

@@ -1,6 +1,7 @@
-"""Schedulers that a stock call hands what they made a step before, as schedulers that keep it themselves.
+"""Schedulers that a stock call hands what they made a step before, as ones that keep it themselves.
 
-CogVideoX's DPM solver is of two steps and has no history: its call gives each step the last x0 estimate.
+CogVideoX's DPM solver is of two steps and has no history: its call gives each step the last x0
+estimate.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ GIVEN = ("old_pred_original_sample", "timestep_back")
 
 
 def remembering(scheduler: Any) -> Any:
-    """A scheduler over the same inside that keeps GIVEN, of which there is none; itself where its step takes none."""
+    """A scheduler over the same inside that keeps GIVEN; itself where its step takes none of it.
+
+    It has made no step.
+    """
     if not set(GIVEN) <= inspect.signature(scheduler.step).parameters.keys():
         return scheduler
     own = copy.copy(scheduler)

@@ -60,7 +60,8 @@ class FrameTimes:
     ) -> Told:
         """What a frame's scheduler says that evaluates at an index, but is told this timestep.
 
-        scheduler: the call's own. begin: its position at the call's first step. arrives: whether the step is to arrive at the end.
+        scheduler: the call's own. begin: its position at the call's first step. arrives: whether
+        the step is to arrive at the end.
         """
         own = self._told() if self.converted else Told.of(scheduler)
         position = index if self.converted else begin + index

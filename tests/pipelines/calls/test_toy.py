@@ -17,6 +17,7 @@ from torch import Tensor
 from ttsnap.core.needs import Need
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.denoiser import CallsDenoiser
+from ttsnap.pipelines.calls.pictures import pictures_for
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
@@ -126,6 +127,14 @@ def test_a_language_model_writes_once_for_each_prompt(monkeypatch: pytest.Monkey
     stock = pipe(PROMPTS[0], generator=seeded(out.search[0].best.seed)).images[0]
     assert torch.allclose(out.images[0], stock, atol=1e-6)
     assert asked == [1] * 5 * (1 + len(PROMPTS))  # of the rehearsal's prompt, too
+
+
+def test_frames_are_one_video_and_several_pictures() -> None:
+    frame = torch.zeros(3, 8, 8)
+    videos = [[frame] * 5, torch.zeros(5, 3, 8, 8)], torch.zeros(2, 5, 3, 8, 8)
+    assert pictures_for({"video": [frame] * 5}) == pictures_for({"video": torch.zeros(5, 3, 8, 8)}) == {}
+    assert [len(pictures_for({"video": each})["video"]) for each in videos] == [2, 2]
+    assert len(pictures_for({"image": [frame] * 5})["image"]) == 5
 
 
 def test_pictures_are_asked_for_in_a_form_in_which_the_call_makes_them() -> None:
