@@ -1,4 +1,4 @@
-"""Searches with pipelines that no family knows: winners, ledgers, threads, refusals."""
+"""Searches with pipelines that no family knows: winners beside stock calls, ledgers, threads, refusals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from ttsnap.pipelines.calls.pictures import images_of
 from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.calls.shared_parts import processors as all_processors
-from ttsnap.pipelines.memory.flops import Memo
-from ttsnap.pipelines.pipeline_copy import copied, shared_copy
+from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .tiny import CASES, SIZE, SOUND, stock, with_sound
+from .tiny import NAMES, call_of, stock
 
 PROMPTS = ["a fox", "two red hens"]
 
@@ -39,13 +38,8 @@ def reward(images: Tensor, prompts: list[str]) -> list[float]:
 
 
 def found(pipe: Any, prompts: list[str], **how: Any) -> Any:
-    asked = {"search": "ttsnap", "reward": reward, "seed": 3, "budget": "4images", **how}
-    return pipe(prompt=prompts, output_type="pt", **asked)
-
-
-def twin_of(pipe: Any) -> Any:
-    """A family's pipeline as one that no family knows."""
-    return copied(pipe, calls_search_class(type(pipe)))
+    asked = {"search": "ttsnap", "reward": reward, "seed": 3, "budget": "4images", "output_type": "pt", **how}
+    return pipe(prompt=prompts, **asked)
 
 
 def pictures(out: Any) -> Tensor:
@@ -58,19 +52,13 @@ def alone(pipe: Any, prompt: str, seed: int, **call: Any) -> Tensor:
     return images_of(pipe(prompt=prompt, generator=seeded(seed), output_type="pt", **call))
 
 
-def first_winner_alone(pipe: Any, out: Any, **call: Any) -> Tensor:
-    """What the stock call makes of the first prompt and its winner's seed."""
-    return alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call)
-
-
 def processors(parts: dict[str, Any]) -> Any:
-    modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-    return all_processors(modules)
+    return all_processors({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None:
-    pipe, call = stock(name), CASES[name].call
+    pipe, call = stock(name), call_of(name)
     before = processors(pipe.components)
     out = found(upgrade(pipe), PROMPTS, **call)
     for prompt, result, made in zip(PROMPTS, out.search, pictures(out), strict=True):
@@ -79,15 +67,16 @@ def test_winners_are_what_the_stock_call_makes_of_their_seeds(name: str) -> None
 
 
 def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
-    pipe = with_sound()
-    twin = twin_of(pipe)
-    out = found(twin, PROMPTS[:1], budget="2images", **SOUND)
+    pipe, call = stock("LTX2ImageToVideoPipeline"), call_of("LTX2ImageToVideoPipeline")
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    out = found(twin, PROMPTS[:1], budget="2images", **call)
     generator = seeded(out.search[0].best.seed)
-    made = pipe(prompt=PROMPTS[0], generator=generator, output_type="pt", **SOUND)
+    made = pipe(prompt=PROMPTS[0], generator=generator, output_type="pt", **call)
     assert torch.allclose(out.frames, made.frames, atol=1e-5)
     assert torch.allclose(out.audio, made.audio, atol=1e-5)
     assert made.audio.std() > 0.01
-    denoiser = twin.denoiser(**SOUND)
+    denoiser = twin.denoiser(**call)
+    assert denoiser.rehearsed.fields.late  # so that frames go on, where the call puts the picture before the others
     denoiser.encode(PROMPTS[:1])
     latents = denoiser.init_latents([seeded(0)])
     denoiser.decode(latents)
@@ -98,28 +87,29 @@ def test_a_video_comes_with_its_sound_which_estimates_do_without() -> None:
 
 
 def test_rows_that_go_alone_are_equal_to_the_last_bit_and_no_thread_is_left() -> None:
-    pipe, call = stock("PixArtAlphaPipeline"), CASES["PixArtAlphaPipeline"].call
+    pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     out = found(upgrade(pipe), PROMPTS[:1], batch_size=1, decode_batch_size=1, **call)
-    assert torch.equal(pictures(out)[0], first_winner_alone(pipe, out, **call))
+    assert torch.equal(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call))
     del out
     gc.collect()
     assert [thread for thread in threading.enumerate() if thread.name == NAME] == []
 
 
-@pytest.mark.parametrize("how", [{"search": "rbf", "path": "vp"}, {"search": "smc"}])
+@pytest.mark.parametrize("how", [{"search": "rbf", "kernel": "sde", "path": "vp"}, {"search": "smc", "kernel": "sde"}])
 def test_kernels_and_paths_find_what_a_family_finds(how: dict[str, Any]) -> None:
     pipe, call = families.shared("sd3"), {**families.FAMILIES["sd3"].call, "num_inference_steps": 4}
-    pipes = twin_of(pipe), upgrade(pipe)
-    ours, theirs = (found(each, PROMPTS, kernel="sde", **how, **call) for each in pipes)
-    for one, other in zip(ours.search, theirs.search, strict=True):
-        assert (one.spent.nfe, one.images[0].uid) == (other.spent.nfe, other.images[0].uid)
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    ours, theirs = (found(each, PROMPTS, **how, **call) for each in (twin, upgrade(pipe)))
+    assert [result.spent.nfe for result in ours.search] == [result.spent.nfe for result in theirs.search]
+    assert [result.images[0].uid for result in ours.search] == [result.images[0].uid for result in theirs.search]
     assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
 
 
 def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flops: None) -> None:
     family = families.FAMILIES["sdxl"]
     pipe, call = families.shared("sdxl"), {**family.call, "num_inference_steps": 4}
-    engine, known = twin_of(pipe).engine(reward, **call), upgrade(pipe).engine(reward, **call)
+    twin = copied(pipe, calls_search_class(type(pipe)))
+    engine, known = twin.engine(reward, **call), upgrade(pipe).engine(reward, **call)
     assert engine.price.passes_per_nfe == known.price.passes_per_nfe == 2
     assert engine.price.flops.nfe == pytest.approx(known.price.flops.nfe, rel=0.02)
     assert engine.price.flops.decodes == pytest.approx(known.price.flops.decodes, rel=0.02)
@@ -128,10 +118,11 @@ def test_the_ledger_counts_what_networks_answer_and_costs_are_a_familys(real_flo
 
 
 def test_joining_is_tried_and_perturbed_attention_stays_apart() -> None:
-    pag, plain = upgrade(stock("StableDiffusionPAGPipeline")), twin_of(families.shared("sd15"))
+    pag, plain = stock("StableDiffusionPAGPipeline"), families.shared("sd15")
+    size = {**families.SIZE, "num_inference_steps": 4}
     joins = Counter[str]()
-    for name, pipe in (("pag", pag), ("plain", plain)):
-        denoiser = pipe.denoiser(**SIZE)
+    for name, pipe in (("pag", upgrade(pag)), ("plain", copied(plain, calls_search_class(type(plain))))):
+        denoiser = pipe.denoiser(**size)
         denoiser.encode([PROMPTS[0]])
         x = denoiser.init_latents([seeded(seed) for seed in range(3)])
         with torch.no_grad():
@@ -168,7 +159,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
 
     monkeypatch.setattr(frame, "_program", watched)
     pipe, call = families.shared(name), {**families.FAMILIES[name].call, "num_inference_steps": 4}
-    denoiser = twin_of(pipe).denoiser(**call)
+    denoiser = copied(pipe, calls_search_class(type(pipe))).denoiser(**call)
     denoiser.encode(PROMPTS[:1])
     x, cond = denoiser.init_latents([seeded(seed) for seed in range(3)]), torch.zeros(3).long()
     with torch.no_grad(), Waits():
@@ -176,8 +167,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
             step = torch.full((3,), k)
             if k == 2:  # before it, joining is tried, and what frames keep is compared
                 Waits.counts.clear()
-            made = denoiser.predict(x, step, cond)
-            x, _ = denoiser.kernel.step(x, made, step, [(0, 0, k)] * 3, [None] * 3)
+            x, _ = denoiser.kernel.step(x, denoiser.predict(x, step, cond), step, [(0, 0, k)] * 3, [None] * 3)
         ours = Waits.counts.total()
         Waits.counts.clear()
         pipe(prompt=PROMPTS[0], generator=seeded(0), output_type="latent", **call)
@@ -185,7 +175,7 @@ def test_steps_wait_for_the_device_no_more_than_those_of_stock_calls(
 
 
 def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None:
-    pipe, call = copy.copy(stock("PixArtAlphaPipeline")), CASES["PixArtAlphaPipeline"].call
+    pipe, call = copy.copy(stock("PixArtAlphaPipeline")), call_of("PixArtAlphaPipeline")
     blocks = len(pipe.vae.config.block_out_channels)
     widths = {f"{side}_block_out_channels": (4,) * blocks for side in ("encoder", "decoder")}
     depths = {f"num_{side}_blocks": (1,) * blocks for side in ("encoder", "decoder")}
@@ -193,44 +183,20 @@ def test_a_preview_vae_decodes_estimates_and_is_priced(real_flops: None) -> None
     twin.preview_vae = diffusers.AutoencoderTiny(latent_channels=4, **widths, **depths).eval()
     out = found(twin, PROMPTS, **call)
     assert out.search[0].spent.cost.previews > 0
-    assert torch.allclose(pictures(out)[0], first_winner_alone(pipe, out, **call), atol=1e-5)
+    assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
     costs = twin.denoiser(**call).costs()
     assert 0 < costs.preview < costs.decode
 
 
-def test_a_decode_that_was_compiled_by_itself_is_asked_and_priced(real_flops: None) -> None:
-    pipe, call = copy.copy(stock("PixArtAlphaPipeline")), CASES["PixArtAlphaPipeline"].call
-    pipe.vae, calls = shared_copy(pipe.vae), list[int]()
-    pipe._search_memo = Memo()
-
-    def compiled(z: Tensor, *args: Any, decode: Any = pipe.vae.decode, **kwargs: Any) -> Any:
-        calls.append(len(z))
-        return decode(z, *args, **kwargs)
-
-    pipe.vae.decode = compiled
-    denoiser = upgrade(pipe).denoiser(**call)
-    assert denoiser.costs().decode > 0
-    assert calls == []
-    denoiser.encode(PROMPTS[:1])
-    x = denoiser.init_latents([seeded(seed) for seed in range(4)])
-    denoiser.decode(x)
-    assert calls == [1, 1, 2, 2]  # two apart, then together; the others
-
-
 def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
-    names = ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")
-    twins = {name: upgrade(stock(name)) for name in names}
+    twins = {name: upgrade(stock(name)) for name in ("StableDiffusionPAGPipeline", "FluxInpaintPipeline")}
     asked = [(name, seed) for name in twins for seed in (0, 5)]
 
     def run(name: str, seed: int) -> Tensor:
-        return pictures(found(twins[name], PROMPTS[:1], **{**CASES[name].call, "seed": seed}))
+        return pictures(found(twins[name], PROMPTS[:1], **{**call_of(name), "seed": seed}))
 
     expected, made = {each: run(*each) for each in asked}, dict[Any, Tensor]()
-
-    def work(each: tuple[str, int]) -> None:
-        made[each] = run(*each)
-
-    threads = [threading.Thread(target=work, args=[each]) for each in asked]
+    threads = [threading.Thread(target=lambda each=each: made.update({each: run(*each)})) for each in asked]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -242,23 +208,23 @@ def test_searches_from_two_threads_find_what_each_finds_alone() -> None:
 def test_the_stock_calls_own_errors_and_what_cannot_be_suspended() -> None:
     pipe = upgrade(stock("PixArtAlphaPipeline"))
     with pytest.raises(ValueError, match="divisible by 8"):
-        found(pipe, PROMPTS, **{**CASES["PixArtAlphaPipeline"].call, "height": 17})
+        found(pipe, PROMPTS, **{**call_of("PixArtAlphaPipeline"), "height": 17})
     training = copy.copy(stock("PixArtAlphaPipeline"))
     training.text_encoder = copy.copy(training.text_encoder).train()
     try:
         with pytest.raises(ValueError, match="text_encoder"):
-            found(upgrade(training), PROMPTS, **CASES["PixArtAlphaPipeline"].call)
+            found(upgrade(training), PROMPTS, **call_of("PixArtAlphaPipeline"))
     finally:
         training.text_encoder.eval()
     for given, why in (({"variety": "repel"}, "couple"), ({"latents": 1}, "its seed")):
         with pytest.raises(ValueError, match=why):
-            found(pipe, PROMPTS, **given, **CASES["PixArtAlphaPipeline"].call)
-    guided = {"reward": lambda images, prompts: images.mean((1, 2, 3)), "guide": "dps:1"}
+            found(pipe, PROMPTS, **given, **call_of("PixArtAlphaPipeline"))
+    mean = {"reward": lambda images, prompts: images.mean((1, 2, 3))}
     with pytest.raises(ValueError, match="gradients"):
-        found(pipe, PROMPTS, kernel="sde", **guided, **CASES["PixArtAlphaPipeline"].call)
+        found(pipe, PROMPTS, guide="dps:1", kernel="sde", **mean, **call_of("PixArtAlphaPipeline"))
 
 
 def test_a_call_without_search_is_the_stock_one() -> None:
-    pipe, call = stock("PixArtAlphaPipeline"), CASES["PixArtAlphaPipeline"].call
+    pipe, call = stock("PixArtAlphaPipeline"), call_of("PixArtAlphaPipeline")
     made = upgrade(pipe)(prompt=PROMPTS[0], generator=seeded(0), output_type="pt", **call).images
     assert torch.equal(made[0], alone(pipe, PROMPTS[0], 0, **call))

@@ -1,4 +1,4 @@
-"""A drafter in the place of a stock call's network; and flow maps that draft for themselves."""
+"""A drafter in the place of the network of a stock call, beside a family's; and flow maps that draft for themselves."""
 
 from __future__ import annotations
 
@@ -17,22 +17,15 @@ from ttsnap.algorithms import make_algorithm
 from ttsnap.loop.budget import Budget
 from ttsnap.pipelines import upgrade
 from ttsnap.pipelines.calls.pictures import images_of
+from ttsnap.pipelines.calls.pipeline import calls_search_class
 from ttsnap.pipelines.calls.shared_parts import changed
 from ttsnap.pipelines.drafting.drafting import use_drafter
+from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.pipelines.suspended import NAME
 from ttsnap.sampling.rng import seeded
 
-from .test_calls import (
-    PROMPTS,
-    alone,
-    first_winner_alone,
-    found,
-    pictures,
-    processors,
-    reward,
-    twin_of,
-)
-from .tiny import CASES, stock
+from .test_calls import PROMPTS, alone, found, pictures, processors, reward
+from .tiny import call_of, stock
 from .toy import toy
 
 
@@ -46,25 +39,25 @@ def figures(out: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("name", "how"),
     [
+        ("sd3", {"draft": "lora"}),
         ("sd3", {"draft": "lora", "finish": 0.6}),
         ("sdxl", {"draft": "hot:2", "finish": 0.6, "kernel": "ode"}),
     ],
 )
-@pytest.mark.usefixtures("real_flops")
-def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path) -> None:
-    family = families.FAMILIES[name]
-    pipe, call = family.build(), {**family.call, "num_inference_steps": 5}
+def test_drafts_find_what_a_family_finds(name: str, how: dict[str, Any], tmp_path: Path, real_flops: None) -> None:
+    pipe, call = families.FAMILIES[name].build(), {**families.FAMILIES[name].call, "num_inference_steps": 5}
     if how["draft"] == "lora":
         how = {**how, "draft": str(families.save_lora(pipe, tmp_path))}
+    twin = copied(pipe, calls_search_class(type(pipe)))
     asked = {**how, **call, "budget": "20nfe"}
-    ours, theirs = (found(each, PROMPTS, **asked) for each in (twin_of(pipe), upgrade(pipe)))
+    ours, theirs = (found(each, PROMPTS, **asked) for each in (twin, upgrade(pipe)))
     assert figures(ours) == figures(theirs)
     assert all(result.spent.cost.draft_calls > 4 for result in ours.search)
     assert torch.allclose(pictures(ours), pictures(theirs), atol=2e-5)
 
 
 def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:
-    pipe, call = stock("StableDiffusionPAGPipeline"), CASES["StableDiffusionPAGPipeline"].call
+    pipe, call = stock("StableDiffusionPAGPipeline"), call_of("StableDiffusionPAGPipeline")
     before = processors(pipe.components)
     engine = upgrade(pipe).engine(reward, draft="hot", **call)
     denoiser: Any = engine.denoiser
@@ -83,14 +76,13 @@ def test_a_drafter_answers_in_frames_of_its_own_which_go_at_once() -> None:
 
 
 def test_the_network_that_others_lead_is_drafted_by_another() -> None:
-    name = "StableDiffusionControlNetPipeline"
-    pipe, how = stock(name), {"finish": 0.6, "kernel": "ode", **CASES[name].call}
-    out = found(upgrade(pipe), PROMPTS[:1], draft=pipe.unet, **how)
+    pipe, call = stock("StableDiffusionControlNetPipeline"), call_of("StableDiffusionControlNetPipeline")
+    out = found(upgrade(pipe), PROMPTS[:1], draft=pipe.unet, finish=0.6, kernel="ode", **call)
     assert out.search[0].spent.cost.draft_calls > 0
 
 
 def test_flow_maps_draft_for_themselves_as_the_stock_call_of_one_step() -> None:
-    pipe, call = stock("AnyFlowPipeline"), CASES["AnyFlowPipeline"].call
+    pipe, call = stock("AnyFlowPipeline"), call_of("AnyFlowPipeline")
     for scale in (1.0, 4.0):
         denoiser = upgrade(pipe).denoiser(**{**call, "guidance_scale": scale})
         denoiser.encode(PROMPTS)
@@ -102,20 +94,19 @@ def test_flow_maps_draft_for_themselves_as_the_stock_call_of_one_step() -> None:
         for seed, prompt in enumerate(PROMPTS):
             one = {**call, "num_inference_steps": 1, "guidance_scale": scale}
             assert torch.allclose(made[seed], alone(pipe, prompt, seed, **one), atol=1e-5)
-    out = found(upgrade(pipe), PROMPTS[:1], draft="self:2", finish=0.5, budget="8nfe", **call)
+    out = found(upgrade(pipe), PROMPTS, draft="self:2", finish=0.5, budget="8nfe", **call)
     assert all(result.spent.cost.draft_calls > 0 for result in out.search)
 
 
 def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
-    sd3, name = families.shared("sd3"), "StableDiffusionImg2ImgPipeline"
-    redrawn = {"draft": "hot", "finish": 0.04, **CASES[name].call}
+    sd3, redrawn = families.shared("sd3"), "StableDiffusionImg2ImgPipeline"
     for pipe, how, why in (
         (toy(), {"draft": "self"}, "flow map"),
         (sd3, {"draft": "self", **families.FAMILIES["sd3"].call}, "flow map"),
         (toy(), {"draft": "hot", "does": "momentum"}, "steps depend"),
         (toy(), {"draft": "hot", "does": "inline"}, "no latents"),
         (toy(diffusers.EDMEulerScheduler(sigma_max=3.0)), {"draft": "hot"}, "EDMEulerScheduler"),
-        (stock(name), redrawn, "picture under noise"),
+        (stock(redrawn), {"draft": "hot", "finish": 0.04, **call_of(redrawn)}, "picture under noise"),
     ):
         with pytest.raises(ValueError, match=why):
             found(upgrade(pipe), PROMPTS, **how)
@@ -123,7 +114,7 @@ def test_what_is_no_flow_map_and_what_cannot_be_drafted_is_refused() -> None:
 
 def test_a_picture_that_is_redrawn_is_ranked_by_drafts() -> None:
     name = "StableDiffusionImg2ImgPipeline"
-    pipe, call = stock(name), CASES[name].call
+    pipe, call = stock(name), call_of(name)
     out = found(upgrade(pipe), PROMPTS[:1], draft="hot", search=BestOfN(3), **call)
-    assert torch.allclose(pictures(out)[0], first_winner_alone(pipe, out, **call), atol=1e-5)
-    assert images_of(out).shape == (3, 16, 24)
+    assert torch.allclose(pictures(out)[0], alone(pipe, PROMPTS[0], out.search[0].images[0].seed, **call), atol=1e-5)
+    assert images_of(out).shape == (3, 32, 48)
