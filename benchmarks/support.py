@@ -1,7 +1,7 @@
 """What a search does with every pipeline class of diffusers: one on tiny parts, beside the stock call of its seed.
 
     python benchmarks/support.py        # all of them, the newest models first, into docs/reference/support.csv
-    python benchmarks/support.py Krea2Pipeline Flux2Pipeline --print
+    python benchmarks/support.py Krea2Pipeline Flux2Pipeline    # the lines of these
 
 A class is supported where the winner is the image that the stock call makes of the winner's seed. The columns:
 
@@ -28,7 +28,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,12 +73,12 @@ NEWEST = (
 """Beginnings of names, of the models that came last; the others follow by their names."""
 OTHERS = re.compile(
     "AceStep|Audio|MusicLDM|MiniMaxMusic|StableAudio|LongCatAudio|LLaDA|DiffusionGemma|RFD4|ShapE|DanceDiff|Onnx|Auto|.*Prior|"
-    ".*LatentUpsample|LTX2VideoDiffusionDecode|LTX2DFRTemporalRefine|MarigoldDepth"
+    ".*LatentUpsample|LTX2VideoDiffusionDecode|LTX2DFRTemporalRefine|MarigoldDepth|Kandinsky6SR"
 )
 """Names of classes that make no picture of noise: sound, text, proteins, meshes, depth, embeddings, larger latents."""
 PROMPT = "a red fox"
 LIMIT = 150
-"""Seconds for a class."""
+"""Seconds of a core for a class."""
 
 
 class Measured(NamedTuple):
@@ -200,6 +200,19 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def read(file: Path) -> dict[str, Measured]:
+    """The lines of a table, by their classes."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {line["pipeline"]: Measured(**line) for line in csv.DictReader(lines)}
+
+
+def write(file: Path, lines: Mapping[str, Measured]) -> None:
+    """Write the lines of the classes that there are, the newest first."""
+    known = [lines[name] for name in names() if name in lines]
+    with file.open("w", encoding="utf-8", newline="") as table:
+        csv.writer(table, lineterminator="\n").writerows([Measured._fields, *known])
+
+
 def _late(*_: Any) -> None:
     raise TimeoutError(f"{LIMIT} s were not enough")
 
@@ -208,28 +221,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="classes; all of them where none is named")
     parser.add_argument("--print", action="store_true", help="print, and leave the page as it is")
-    parser.add_argument("--file", type=Path, default=PAGE, help="where the table goes")
+    parser.add_argument("--file", type=Path, default=PAGE, help="where the table goes, by a line as it is measured")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _late)
-    lines = []
+    signal.signal(signal.SIGPROF, _late)
+    lines = read(args.file) if args.names else {}
     for name in args.names or names():
-        began = time.monotonic()
-        signal.alarm(LIMIT)
+        began = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         try:
-            lines.append(measure(name))
+            lines[name] = measure(name)
         except TimeoutError as error:
-            lines.append(Measured(name, f"not measured: {error}"))
+            lines[name] = Measured(name, f"not measured: {error}")
         finally:
-            signal.alarm(0)
-        print(*lines[-1], f"{time.monotonic() - began:.0f} s", sep=" | ", flush=True)
-    if not args.print:
-        with args.file.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([Measured._fields, *lines])
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        print(*lines[name], f"{time.process_time() - began:.0f} s", sep=" | ", flush=True)
+        if not args.print:
+            write(args.file, lines)
 
 
 if __name__ == "__main__":
