@@ -88,18 +88,25 @@ def _shown(call: StockCall) -> dict[Any, Any]:
 def takes_one_each(pipe: Any, call: Mapping[str, Any]) -> bool:
     """Whether lists of pictures in a call are for an image each, and not all for one.
 
-    With a single prompt the stock call then makes several images, or fails.
+    With a single prompt the stock call then makes several images, or fails. Where it needs all of
+    them, as VisualCloze needs its grid, it fails with the first alone.
     """
-    own, made = copy.copy(pipe), []
+    own = copy.copy(pipe)
     first = {name: value[0] for name, value in pictures_for(call).items()}
+
+    def shapes(arguments: Mapping[str, Any]) -> Any:
+        given = GivenCall.of(own, arguments).returning(FORMS[0])
+        return first_shapes(given.for_prompt(TYPICAL))
+
     with quiet(loops.LOGGER), torch.no_grad():
-        for arguments in (call, {**call, **first}):
-            try:
-                given = GivenCall.of(own, arguments).returning(FORMS[0])
-                made.append(first_shapes(given.for_prompt(TYPICAL)))
-            except Exception:
-                return True
-    return made[0] != made[1]
+        try:
+            several = shapes(call)
+        except Exception:
+            return True
+        try:
+            return bool(several != shapes({**call, **first}))
+        except Exception:
+            return False
 
 
 def check_lists(pipe: Any, call: Mapping[str, Any]) -> None:

@@ -45,6 +45,7 @@ def test_five_lines_are_measured_again(support: Any) -> None:
     [
         "BriaPipeline",  # it asks for the very class of its scheduler
         "QwenImage21Pipeline",  # its pictures are transparent
+        "VisualClozeGenerationPipeline",  # its pictures are rows of one grid
         "ConsisIDPipeline",  # it hands its scheduler what that made a step before
         "SanaSprintImg2ImgPipeline",  # its scheduler lists where it arrives, and begins later
     ],
