@@ -371,7 +371,8 @@ class CallsDenoiser(PipelineDenoiser):
     def _put_in(self, x: Tensor) -> Sequence[Tensor]:
         """Latents (N, ...) as frames get them: copies where their calls write into them."""
         made = laid_out(x, self.rehearsed.latents)
-        return (made.clone() if self.rehearsed.overwrites else made).split(1)
+        rows: Sequence[Tensor] = (made.clone() if self.rehearsed.overwrites else made).split(1)
+        return rows
 
     def _settled(self, latents: Tensor) -> Tensor:
         """Latents in the dtype in which steps leave them."""

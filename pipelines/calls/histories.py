@@ -27,7 +27,8 @@ def remembering(scheduler: Any) -> Any:
         return scheduler
     own = copy.copy(scheduler)
     if GIVEN[0] not in vars(own):
-        own.__class__ = _kind(type(scheduler))
+        kind: Any = type(scheduler)
+        own.__class__ = _kind(kind)
     vars(own).update(dict.fromkeys(GIVEN))
     return own
 
