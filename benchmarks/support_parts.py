@@ -1075,6 +1075,7 @@ PIPELINES: list[Any] = [
     ),
     ("Helios.*", {"scheduler": {"stages": 1}}, {"num_latent_frames_per_chunk": 2}),
     ("HeliosPyramid.*", {"scheduler": {"stages": 3}}, {"height": 64, "width": 128}),
+    ("HeliosPyramidDistilled", {"scheduler": ("HeliosDMDScheduler", {"stages": 3})}, {}),
     ("FluxKontext.*", {}, {"max_area": SIZE[0] * SIZE[1], "_auto_resize": False}),
     (
         "FluxControl(|Img2Img|Inpaint)",
