@@ -12,7 +12,7 @@ SEED ?= 71
 # The processes of a run share what Python compiles, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-system test-slow test-comfyui lowest notebooks lint docs measure format release clean
+.PHONY: demo test test-system test-slow test-gpu test-comfyui lowest notebooks lint docs measure format release clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ test-system: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m "slow and not gpu"
+
+# On this machine's accelerator; it ends with what to send.
+test-gpu: $(VENV)/.installed
+	$(BIN)/pytest tests/gpu -m gpu
 
 # Searches inside ComfyUI itself: make test-comfyui COMFYUI_PATH=/path/to/ComfyUI. Installs nothing, neither ComfyUI nor what it
 # requires.

@@ -74,7 +74,7 @@ def _changed(h: Tensor, how: Repel, image: slice, key: rng.Key) -> Tensor:
     halves = h[:, image].split(how.size)
     kept = torch.rand(halves[0].shape[:2], generator=rng.generator(key)) >= how.drop
     out = h.clone()
-    out[:, image] = torch.cat([repelled(half, kept.to(h.device), how) for half in halves])
+    out[:, image] = torch.cat([repelled(half, kept.to(h.device, non_blocking=True), how) for half in halves])
     return out
 
 

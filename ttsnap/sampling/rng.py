@@ -62,4 +62,4 @@ def noise(sources: Sequence[Source], like: torch.Tensor) -> torch.Tensor:
         for share, key in source.more if isinstance(source, Mixture) else ():
             row = share * row + math.sqrt(1 - share * share) * draw(key)
         rows.append(row)
-    return torch.stack(rows).to(like.device)
+    return torch.stack(rows).to(like.device, non_blocking=True)
