@@ -22,8 +22,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
-from weakref import finalize
 
 import torch
 from diffusers import (
@@ -32,14 +30,12 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     WanTransformer3DModel,
 )
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from ttsnap.files.writing import markdown
 from ttsnap.pipelines.latents.tiny_video_vae import TinyVideoVAE
 from ttsnap.profiling.memory import SHARE
+from ttsnap.profiling.on_paper import peak
 
 GIB = 2**30
 GPUS = (24, 80)
@@ -124,50 +120,10 @@ class Paper:
         return max(0, int((SHARE * gib * GIB - self.weights) // each))
 
 
-class Live(TorchDispatchMode):
-    """Adds up the storages of tensors that operators make and that still live; `peak` is the most of a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage(), given)
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def _count(self, storage: Any, given: set[int]) -> None:
-        if storage in self._seen or id(storage) in given:  # a view, or a tensor that was changed in place
-            return
-        self._seen[storage] = True
-        self.now += storage.nbytes()
-        finalize(storage, self._freed, storage.nbytes())
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-
-def peak(run: Callable[[], object]) -> int:
-    """The most bytes that this run holds at a time of what it makes itself."""
-    with torch.no_grad(), Live() as live:
-        run()
-    return live.peak
-
-
-def fused(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
-    """Attention as GPUs compute it: the matrix of scores is never kept."""
-    return torch.empty_like(query)
-
-
 def worked_out(model: Model, size: Size) -> Paper:
     """Build the model on the meta device, evaluate one row, decode one video, and count."""
     latent = model.latent(size)
-    with torch.device("meta"), mock.patch.object(nn.functional, "scaled_dot_product_attention", fused):
+    with torch.device("meta"):
         network = model.network().to(torch.bfloat16).eval()
         call = model.call(latent)
         row = peak(lambda: network(**call))

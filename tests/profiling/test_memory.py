@@ -30,6 +30,7 @@ from ttsnap.engine.batch_sizes import buckets
 from ttsnap.engine.live import LiveEngine
 from ttsnap.options.engine import EngineOptions
 from ttsnap.profiling.memory import Gauge, fit_rows
+from ttsnap.profiling.on_paper import peak
 from ttsnap.rewards.reward_model import FunctionReward
 
 
@@ -263,10 +264,10 @@ def test_the_peak_on_paper_is_what_lives_at_a_time(device: str, monkeypatch: pyt
     with torch.device(device):
         x, inplace = torch.zeros(1, 4, 16, 16), nn.ReLU(inplace=True)
         wide, narrow = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
-        assert paper.peak(lambda: narrow(nn.functional.relu(wide(x)))) == 16 * kib
-        assert paper.peak(lambda: narrow(inplace(wide(x)))) == 12 * kib
-        assert paper.peak(lambda: x.view(4, 256).T[1:]) == 0
-        assert paper.peak(lambda: [x + 1 for _ in range(3)]) == 12 * kib
-        assert paper.peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3))) == 4 * kib
+        assert peak(lambda: narrow(nn.functional.relu(wide(x))), device) == 16 * kib
+        assert peak(lambda: narrow(inplace(wide(x))), device) == 12 * kib
+        assert peak(lambda: x.view(4, 256).T[1:], device) == 0
+        assert peak(lambda: [x + 1 for _ in range(3)], device) == 12 * kib
+        assert peak(lambda: sum(float(0 * len(x + 1)) for _ in range(3)), device) == 4 * kib
     big = paper.Paper("big", 10 * paper.GIB, 0, paper.GIB, 3 * paper.GIB, paper.GIB, None, 0)
     assert " 10 / 3 / 10 |" in paper.table([big], gpus=(24,))  # rows and decodes in 0.85 x 24 - 10 GiB
