@@ -136,7 +136,7 @@ def load(model: str | Path = EMBEDDED, *, task: str | None = None, **options: An
 
     where, ours = located(model), _packaged(model)
     if where is not None:  # diffusers asks for every part, also for those that were saved as absent (SD3 without T5)
-        index = _index(where, set(options), trusted=bool(options.get("trust_remote_code")))
+        index = index_of(where, set(options), trusted=bool(options.get("trust_remote_code")))
         if (kind := index.get("_class_name")) in dir(diffusers) and "custom_pipeline" not in options:
             # What searches do not support is refused before anything is loaded.
             _search_class_for(getattr(diffusers, kind), task)
@@ -166,7 +166,7 @@ def _search_class_for(stock: Any, task: str | None) -> Any:
     return load_object(CALLS)(load_object(CLASS_FOR)(stock, task))
 
 
-def _index(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:
+def index_of(folder: Path, given: Collection[str], trusted: bool) -> dict[str, Any]:
     """model_index.json: the parts of a model. ValueError for a part, not `given`, from a library other than usual.
 
     diffusers imports the library by the name in the file, which may lie in the working directory.
@@ -193,7 +193,7 @@ def makes_videos(model: str | Path) -> bool:
     from diffusers import DiffusionPipeline
 
     where = located(model)
-    kind = None if where is None else _index(where, (), trusted=True).get("_class_name")
+    kind = None if where is None else index_of(where, (), trusted=True).get("_class_name")
     stock = getattr(diffusers, str(kind), DiffusionPipeline)
     return "num_frames" in inspect.signature(stock.__call__).parameters
 

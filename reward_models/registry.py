@@ -182,6 +182,11 @@ def suits_drafts(specs: Spec | Sequence[Spec]) -> bool:
     return not judged and not any(stated(what, "tokens", 0) for what in _here(specs))
 
 
+def have_weights(specs: Spec | Sequence[Spec]) -> bool:
+    """Whether rewards that run in this process load weights. Their files or modules are imported, that is, executed."""
+    return any(stated(what, "from_pretrained", None) is not None for what in _here(specs))
+
+
 def _stages(specs: Any) -> list[Any]:
     """The single specs of a list, and both of "A then B"."""
     many = specs if isinstance(specs, list | tuple) else [specs]

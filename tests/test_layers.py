@@ -41,7 +41,7 @@ MAY_IMPORT = {room: set(others.split()) for room, others in {
     "distill": "core files options rewards reward_models recordings results sampling pipelines engine scenes "
                "simulation",
     "check": "core files options algorithms loop results recordings simulation sampling engine pipelines request "
-             "reward_models",
+             "reward_models profiling",
     "service": "core files options algorithms loop engine results pipelines reward_models cluster rewards "
                "sampling scenes request",
     "comfyui": "core files options loop results pipelines reward_models rewards request",

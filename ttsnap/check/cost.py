@@ -56,7 +56,7 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
         title = f"an evaluation in a batch of {size}"
         setup.say(f"timing {title}")
         try:
-            each = Figure.of_seconds(lambda size=size: _evaluate(denoiser, size), size)  # type: ignore[misc]
+            each = Figure.of_seconds(lambda size=size: evaluate(denoiser, size), size)  # type: ignore[misc]
         except Exception as error:
             if not lacks_memory(error):
                 raise
@@ -72,7 +72,8 @@ def _batches(setup: Setup, rung: Rung, denoiser: Any, most: int) -> int:
     return best
 
 
-def _evaluate(denoiser: Any, size: int) -> torch.Tensor:
+def evaluate(denoiser: Any, size: int) -> torch.Tensor:
+    """The estimates (N, ...) of so many rows of noise, on the CPU."""
     zeros = torch.zeros(size, dtype=torch.long)
     guess: torch.Tensor = denoiser.predict(denoiser.init_latents([rng.seeded(i) for i in range(size)]), zeros, zeros).x0
     return guess.cpu()
@@ -92,7 +93,7 @@ def _kernels(setup: Setup, rung: Rung, denoiser: Any, size: int) -> None:
                 with warnings.catch_warnings(record=True) as told:
                     warnings.simplefilter("always")
                     if use_attention(setup.pipe, name) == name:
-                        each = Figure.of_seconds(lambda: _evaluate(denoiser, size), size)
+                        each = Figure.of_seconds(lambda: evaluate(denoiser, size), size)
                 why = str(told[-1].message) if told else why
             except (ValueError, RuntimeError) as error:
                 why = in_short(error)

@@ -22,7 +22,7 @@ from ttsnap.options.engine import BatchOptions, DeviceOptions
 from ttsnap.options.model import EMBEDDED, PACKAGED, TEXT, ModelOptions
 from ttsnap.options.sampler import SamplerOptions
 from ttsnap.options.search import SearchOptions
-from ttsnap.request.request import SearchRequest
+from ttsnap.request.request import SearchRequest, prepare
 
 if TYPE_CHECKING:
     from ttsnap.check.ladder import Setup
@@ -41,6 +41,9 @@ With a model, a ladder that fits into --minutes; each rung is useful if it stops
   signal     how well early scores rank seeds, and what searches gain
   verdict    GO, NO-GO (the exit status is 1) or undecided, why, what to run
 
+With --dry-run, nothing is loaded but the model's config.json files: what its parts, a row, a decode and a search take
+of memory and FLOPs, and which cards that fits. All of it is on paper, and nothing is measured.
+
 With --url, a service: latency, images a second and how full batches are at 1, 4 and 16 clients, and whether an image
 among others is the one that is made alone. The environment's TTSNAP_API_KEY is its key.
 
@@ -50,11 +53,16 @@ examples:
   ttsnap check
   ttsnap check embedded --minutes 5
   ttsnap check stabilityai/stable-diffusion-3.5-medium --reward imagereward
+  ttsnap check stabilityai/stable-diffusion-3.5-medium --dry-run
   ttsnap check --url http://127.0.0.1:8000
 """
 SHARES = {"parity": 0.1, "cost": 0.3, "denoising": 0.05, "signal": 0.55}
 """Of the minutes, by rung; what one leaves, those after it may take."""
 ABOUT = "about.json"
+OUTPUTS = ("out", "json")
+"""Options that say where to write."""
+DRY_BUDGET = "16images"
+"""Of the search that is priced on paper."""
 PROMPTS = 12
 """How many prompts of a packaged model's world, of kinds that few seeds get right."""
 
@@ -68,6 +76,8 @@ def parser() -> Parser:
     what.add_argument(
         "--url", type=str | None, metavar="URL", help=Common("a service in place of a model, by its address")
     )
+    what.add_argument("--dry-run", action="store_true",
+                      help=Common("only say what it takes, by the model's config.json files"))  # fmt: skip
     arguments.add_options(what, SearchOptions, "reward")
     what.add_argument("--minutes", type=Positive, default=10.0, help=Common("that all of it may take, without loading"))
     what.add_argument("--prompts-file", type=str | None, metavar="FILE",
@@ -77,9 +87,11 @@ def parser() -> Parser:
     model = p.add_argument_group("model and memory")
     arguments.add_options(model, ModelOptions, without=("model", "task"))
     arguments.add_options(model, BatchOptions, "batch_size", "decode_batch_size")
-    p.add_argument_group("output").add_argument(
+    output = p.add_argument_group("output")
+    output.add_argument(
         "--out", type=str, default="evidence", metavar="FOLDER", help=Common("where to write, and to go on from")
     )
+    output.add_argument("--json", type=str | None, metavar="FILE", help="file for the figures of --dry-run")
     return p
 
 
@@ -87,6 +99,8 @@ def run(a: Arguments) -> int:
     """Say what is here; then climb the ladder, where a model is named. 1 where something is broken, and for NO-GO."""
     if a.url is not None:
         return _service(a)
+    if a.dry_run:
+        return _dry_run(a)
     place, _ = common.opening().placement(a.device, a.dtype)
     load_libraries()
     from ttsnap.check.environment import environment
@@ -115,8 +129,41 @@ def _service(a: Arguments) -> int:
     found = service.check(_prompts(a))
     _say("\n".join(f"  {line}" for line in found.lines()))
     about = {"model": a.model, "device": "a service", "dtype": "", "use": "", "versions": versions(),
-             "command": shlex.join(["ttsnap", "check", *_typed(a, "out")])}  # fmt: skip
+             "command": shlex.join(["ttsnap", "check", *_typed(a, *OUTPUTS)])}  # fmt: skip
     return _judged(Path(a.out), about, {"service": found}, of_service(found))
+
+
+def _dry_run(a: Arguments) -> int:
+    """Say what a search takes on paper, and which cards it fits."""
+    if a.model is None:
+        raise ValueError("--dry-run is of a model: ttsnap check MODEL --dry-run")
+    _, kind = common.opening().placement("gpu" if a.device == "auto" else a.device, a.dtype)
+    load_libraries()
+    from ttsnap.check.dry_run import lines, record, worked_out
+    from ttsnap.files.writing import write_json
+    from ttsnap.pipelines.model_defaults import defaults_of
+    from ttsnap.pipelines.on_paper import on_paper
+    from ttsnap.reward_models.registry import have_weights
+
+    vars(a)["task"] = TEXT
+    prompts = _prompts(a)[:1]
+    engine = common.engine_spec(a, prompts, arguments.read(SamplerOptions, a).drafted_by(None))
+    unknown = have_weights(engine.rewards)
+    pipe, networks = on_paper(a.model, kind)
+    defaults = defaults_of(pipe)
+    if unknown or not (engine.rewards or defaults.reward):
+        engine = replace(engine, rewards=("brightness",))  # which takes nothing
+    request = SearchRequest(tuple(prompts), engine, "seed-pruning", Budget.parse(DRY_BUDGET))
+    paper = worked_out(pipe, networks, prepare(request, defaults), a.model)
+    _say("\n".join(lines(paper)))
+    if unknown:
+        _say(f"without what {a.reward} takes, which is not known on paper")
+    words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", DRY_BUDGET]
+    words += _typed(a, "minutes", "prompts_file", "dry_run", "offload", *OUTPUTS)
+    _say(f"\nwith the option of your card\n\n    {shlex.join(words)}")
+    if a.json is not None:
+        write_json(Path(a.json), record(paper))
+    return 0
 
 
 def _climb(a: Arguments, place: Any) -> int:
@@ -180,7 +227,7 @@ def _setup(a: Arguments, work: Path) -> tuple[Setup, dict[str, Any]]:
     own, spec, texts = own_draft(pipe), search.engine, [prompt.text for prompt in search.prompts]
     named = draft.draft if not draft.left_open else own.name if own is not None else None
     about = {"model": a.model, "dtype": spec.model.dtype, "prompts": texts, "rewards": rewards, "draft": named,
-             "call": plain(dict(spec.call)), "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, "out")]),
+             "call": plain(dict(spec.call)), "command": shlex.join(["ttsnap", "check", a.model, *_typed(a, *OUTPUTS)]),
              "versions": versions("torch", "diffusers", "transformers")}  # fmt: skip
     made = replace(spec, sampler=replace(spec.sampler, finish=draft.finish))
     return Setup(pipe, made, tuple(search.prompts), work, named, len(rewards) > len(chosen), _say), about
@@ -227,7 +274,7 @@ def _use(a: Arguments, setup: Setup, best: str | None) -> str:
     from ttsnap.check.signal import FINISHED, PRUNING
 
     words = ["ttsnap", "generate", "PROMPT", "--model", a.model, "--budget", "4images"]
-    words += _typed(a, "out", "minutes", "prompts_file", "draft", "finish")
+    words += _typed(a, *OUTPUTS, "minutes", "prompts_file", "draft", "finish")
     if best in (None, PRUNING):
         return shlex.join([*words, "--draft", "none", *([] if best else ["--algorithm", "best-of-n"])])
     finish = "noise" if best != FINISHED else "draft" if a.finish == "auto" else str(a.finish)

@@ -1,0 +1,109 @@
+"""`ttsnap check --dry-run`: a model on paper is what it is with its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPAGPipeline
+
+from tests.pipelines.tiny import FAMILIES
+from ttsnap.check.cost import evaluate
+from ttsnap.check.dry_run import CARDS, GIB, Batch, Paper, worked_out
+from ttsnap.cli import main
+from ttsnap.core.prompt import Prompt
+from ttsnap.loop.budget import Budget
+from ttsnap.options.model import ModelOptions
+from ttsnap.pipelines import upgrade
+from ttsnap.pipelines.on_paper import on_paper as made
+from ttsnap.profiling.on_paper import Live
+from ttsnap.request.request import EngineSpec, ModelDefaults, SearchRequest, prepare
+
+pytestmark = pytest.mark.usefixtures("real_flops")
+PROMPT = Prompt("a red circle")
+
+
+def configurations(pipe: Any, folder: Path) -> Path:
+    """The folder of a model without its weights and the words of its tokenizers."""
+    pipe.save_pretrained(folder)
+    for file in folder.rglob("*"):
+        if file.is_file() and file.suffix != ".json":
+            file.unlink()
+        if file.name in ("tokenizer.json", "vocab.json"):
+            file.unlink()
+    return folder
+
+
+def on_paper(stock: Any, folder: Path, call: Mapping[str, Any]) -> Paper:
+    """The model on paper. It gets the tokenizers of paper, so that texts are as long."""
+    pipe, networks = made(configurations(stock, folder), torch.float32)
+    stock.register_modules(**{name: part for name, part in pipe.components.items() if "tokenizer" in name})
+    if hasattr(pipe, "prompt_template_encode"):
+        stock.prompt_template_encode = pipe.prompt_template_encode
+    spec = EngineSpec(ModelOptions(str(folder)), ("brightness",), call=call)
+    request = SearchRequest((PROMPT,), spec, "best-of-n", Budget.parse("4images"))
+    return worked_out(pipe, networks, prepare(request, ModelDefaults()), "model")
+
+
+def watched(network: Any) -> list[int]:
+    """What each call of a network on the CPU will hold."""
+    found, forward = list[int](), network.forward
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), Live("cpu") as live:
+            made = forward(*args, **kwargs)
+        found.append(live.peak)
+        return made
+
+    network.forward = watch
+    return found
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "no family"])
+def test_a_model_takes_on_paper_what_it_takes_with_its_weights(name: str, tmp_path: Path) -> None:
+    family = FAMILIES.get(name, FAMILIES["sd15"])
+    stock, call = family.build(), {**family.call, "num_inference_steps": 4}
+    if name not in FAMILIES:
+        stock = StableDiffusionPAGPipeline(**stock.components)
+    paper = on_paper(stock, tmp_path, call)
+    networks = {part: net for part, net in stock.components.items() if isinstance(net, torch.nn.Module)}
+    assert paper.weights == {part: sum(p.nbytes for p in net.parameters()) for part, net in networks.items()}
+    (network,) = paper.denoisers
+    denoiser = upgrade(stock).denoiser(**call)
+    # A network that leaves padding out takes less: on paper texts are as long as their mask.
+    more = 10.0 if name == "lumina2" else 1.0
+    nfe = denoiser.costs().nfe
+    assert 0.99 * nfe <= paper.flops["an evaluation"] <= 1.01 * more * nfe
+    assert paper.flops["a decode"] == denoiser.costs().decode
+    denoiser.encode([PROMPT])
+    peaks = watched(getattr(denoiser.pipe, network))
+    evaluate(denoiser, 2)
+    assert 0.9 * max(peaks) <= paper.row.first + paper.row.more <= 1.1 * more * max(peaks)
+
+
+def test_a_card_holds_what_fits() -> None:
+    row, decode = Batch(GIB, GIB // 2), Batch(2 * GIB, 2 * GIB)
+    weights = {"transformer": 10 * GIB, "vae": GIB, "text_encoder": 8 * GIB}
+    paper = Paper("m", "bfloat16", 8, 8, 4, 2, weights, ("transformer",), GIB // 4, {"text_encoder": GIB}, row, decode,
+                  {}, "best-of-n")  # fmt: skip
+    assert [paper.on(gb).offload for gb in (2, 8, 16, 24)] == [None, "group", "model", "none"]
+    assert [card.gb for card in paper.cards()] == list(CARDS)
+    assert all(1 <= paper.on(gb).decodes <= paper.on(gb).rows <= 64 for gb in (8, 12, 16, 24, 48, 80))
+
+
+def test_the_command_needs_nothing_but_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = configurations(FAMILIES["sdxl"].build(), tmp_path / "model"), tmp_path / "paper.json"
+    size = ["--steps", "4", "--height", "16", "--width", "24"]
+    words = ["check", str(folder), "--dry-run", "--reward", "imagereward", "--json", str(file), *size]
+    assert main(words) == 0
+    said, found = capsys.readouterr().out, json.loads(file.read_text())
+    assert (found["dtype"], found["height"], found["width"], found["steps"]) == ("bfloat16", 16, 24, 4)
+    assert [card["offload"] for card in found["cards"]] == ["none"] * len(CARDS)
+    assert "--reward imagereward --height 16 --width 24 --steps 4" in said
+    assert "--dry-run" not in said
+    (folder / "unet" / "config.json").unlink()
+    assert main(words) == 2
