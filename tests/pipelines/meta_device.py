@@ -84,8 +84,8 @@ class Device(Live):
 
 
 def _made_up(like: Tensor) -> Tensor:
-    """Scores that differ; nothing is true: no image is broken."""
-    made = torch.zeros(like.shape) if like.dtype == torch.bool else torch.rand(like.shape)
+    """Scores that differ, below 0: what is above 0, or true, marks an image as broken."""
+    made = torch.zeros(like.shape) if like.dtype == torch.bool else -torch.rand(like.shape)
     return made.to(like.dtype)
 
 

@@ -26,12 +26,8 @@ from ttsnap.pipelines.pipeline_copy import copied
 from ttsnap.request.request import EngineSpec
 from ttsnap.rewards.reward_model import RewardModel
 
-DECIDE: dict[Site, int] = {
-    ("engine/scoring.py", "_broken"): 3,
-    ("rewards/scoring.py", "as_float64"): 3,
-    ("engine/scoring.py", "RowScorer.__call__"): 1,
-}
-"""What is read of each of three batches: whether images are finite, and scores. Finished images go once."""
+DECIDE: dict[Site, int] = {("rewards/scoring.py", "landed"): 3, ("engine/scoring.py", "RowScorer.begin"): 1}
+"""What is read of each of three batches: scores, and whether images are finite. Finished images go once."""
 ENCODE, FORWARD = (
     ("pipelines/denoiser.py", f"PipelineDenoiser.{name}") for name in ("_encode.<locals>.encode", "forward")
 )
