@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ttsnap.files.hub import require_repository
 from ttsnap.files.reading import foreign, read_object
 from ttsnap.pipelines import index_of, located, upgrade
-from ttsnap.pipelines.calls.dummies import mapped
-from ttsnap.pipelines.calls.joining import tensors_in
+from ttsnap.pipelines.calls.values import mapped, tensors_in
 from ttsnap.profiling.on_paper import Fused, Live
 
 CONFIGS = ("model_index.json", "*/config.json", "*/scheduler_config.json", "*/tokenizer_config.json", "ttsnap.json")
