@@ -33,7 +33,7 @@ ENCODE, FORWARD = (
 )
 COPIES_OF_ALL = {("pipelines/denoiser.py", "PipelineDenoiser.init_latents"), ENCODE}
 """Noise, which stock pipelines draw on the CPU, and what their encoders read."""
-REMEMBERED = {("pipelines/calls/joining.py", "Alike._same"), ("pipelines/calls/joining.py", "_near")}
+REMEMBERED = {("pipelines/calls/alike.py", "Alike._same"), ("pipelines/calls/joining.py", "_near")}
 """Whether calls join is tried once."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("sd15", "sdxl", "pixart_sigma", "sana", "qwen_image", "z_image", "lumina2")},
@@ -44,6 +44,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "variety": ("sdxl", {"variety": "repel:4:0.5"}),
     "sde": ("sd3", {"kernel": "sde"}),
     "ddim": ("sdxl", {"kernel": "ddim"}),
+    "unipc": ("sdxl", {"scheduler": UniPCMultistepScheduler}),
+    "dpm++": ("sdxl", {"scheduler": DPMSolverMultistepScheduler}),
+}
+LEFT: dict[str, set[Site]] = {"qwen_image": {ENCODE}, "lumina2": {FORWARD}, "suspended flux": REMEMBERED}
+"""What else is read: by networks and encoders that read lengths of texts, and by trials."""
+COPIES: dict[str, set[Site]] = {
+    "sdxl": {("pipelines/families/stable_diffusion_xl.py", "StableDiffusionXLDenoiser._sized")},
+    "flux": {("pipelines/families/flux.py", "FluxDenoiser.encode")},
+    "flux2_klein": {("pipelines/families/flux2_klein.py", "Flux2KleinDenoiser.encode")},
+    "qwen_image": {FORWARD, ("pipelines/families/qwen_image.py", "QwenImageDenoiser.pixels.<locals>.<genexpr>")},
+    "z_image": {FORWARD},
+    "lumina2": {FORWARD},
+    "suspended flux": {
+        ("pipelines/calls/asking.py", "drawing.<locals>.call"),
+        ("pipelines/calls/frame.py", "_program"),
+        ("pipelines/calls/kept.py", "Kept.of"),
+    },
     "unipc": ("sdxl", {"scheduler": UniPCMultistepScheduler}),
     "dpm++": ("sdxl", {"scheduler": DPMSolverMultistepScheduler}),
 }
