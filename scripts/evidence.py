@@ -34,7 +34,7 @@ WANTED = """
 CLAIM = """
 
 **To claim an open cell**, open an issue named `evidence: MODEL on CARD`; it is yours for two weeks. Run
-`ttsnap check MODEL`, and [send what it wrote](contributing.md).
+`ttsnap check MODEL` (`--dry-run` says what fits), and [send what it wrote](contributing.md).
 GO, NO-GO and undecided count alike. Other models and cards are as welcome.
 
 **A maintainer looks** at the sheet, the parity rung and the versions. Tests ask whether the verdict follows from the
