@@ -61,21 +61,6 @@ COPIES: dict[str, set[Site]] = {
         ("pipelines/calls/frame.py", "_program"),
         ("pipelines/calls/kept.py", "Kept.of"),
     },
-    "unipc": ("sdxl", {"scheduler": UniPCMultistepScheduler}),
-    "dpm++": ("sdxl", {"scheduler": DPMSolverMultistepScheduler}),
-}
-LEFT: dict[str, set[Site]] = {"qwen_image": {ENCODE}, "lumina2": {FORWARD}, "suspended flux": REMEMBERED}
-"""What else is read: by networks and encoders that read lengths of texts, and by trials."""
-COPIES: dict[str, set[Site]] = {
-    "sdxl": {("pipelines/families/stable_diffusion_xl.py", "StableDiffusionXLDenoiser._sized")},
-    "flux": {("pipelines/families/flux.py", "FluxDenoiser.encode")},
-    "flux2_klein": {("pipelines/families/flux2_klein.py", "Flux2KleinDenoiser.encode")},
-    "qwen_image": {FORWARD, ("pipelines/families/qwen_image.py", "QwenImageDenoiser.pixels.<locals>.<genexpr>")},
-    "z_image": {FORWARD},
-    "lumina2": {FORWARD},
-    "suspended flux": {
-        ("pipelines/calls/frame.py", name) for name in ("StockCall.keep", "_drawing.<locals>.call", "_program")
-    },
     "unipc": {("pipelines/latents/scheduler_kernel.py", "SchedulerKernel._step")},
 }
 """What else is copied to the device with the host waiting: once a call, or in networks and schedulers of diffusers."""
